@@ -1,0 +1,189 @@
+"""A recipe: one YAML file that names data, stages, training, judging, gate and serving; everything else follows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A section of a recipe: frozen, and a typo is an error that names the field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Resources(Strict):
+    """What a training asks of the cluster. `num_workers: 0` trains in this process, without Ray."""
+
+    num_workers: Annotated[int, Field(ge=0)] = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = (
+        "auto"  # auto: one where found
+    )
+
+
+class Optimizer(Strict):
+    """AdamW, warmed up linearly and annealed by a cosine to `final_fraction` of the rate."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    final_fraction: Fraction = 0.05
+
+
+class Training(Strict):
+    """How one network is trained; a step is one optimiser step over `batch_size` samples, all workers together."""
+
+    steps: Positive
+    batch_size: Positive = 64
+    accumulate: Positive = 1
+    optimizers: dict[str, Optimizer] = Field(
+        default_factory=dict
+    )  # by player; the default where absent
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Fraction = 0.999
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    compile: bool = False
+    log_every: Positive = 20
+    sample_every: Positive | None = None  # sample grids; None: at the end only
+    checkpoint_every: Positive = 200
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    shuffle_captions: bool = False  # the broken control: pictures learn other pictures' captions
+
+
+class Stage(Strict):
+    """One network of the pipeline: a family, its sizes, its training, and how it is sampled."""
+
+    family: str
+    preset: str = "base"
+    config: dict[str, Any] = Field(default_factory=dict)  # over the preset
+    image_size: Positive | None = None  # learned at this size; None: the dataset's
+    training: Training
+    resources: Resources = Resources()
+    steps: Positive | None = None  # sampler steps; None: the family's default
+    guidance: Annotated[float, Field(ge=0)] | None = None
+
+
+class Data(Strict):
+    """Which prepared dataset; one of params.yaml's `datasets`."""
+
+    name: str
+
+
+class Evaluation(Strict):
+    """The fixed prompts x seeds that every version of this recipe is judged on."""
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    samples: Positive = 512  # drawn where there are no prompts
+    bootstrap: Positive = 1000
+    gallery: Positive = 32
+
+
+class Bound(Strict):
+    """A condition on one metric: its interval's point value must lie inside."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_side(self) -> "Bound":
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("give at_least, at_most or both")
+        return self
+
+
+class Gate(Strict):
+    """What a version must show before it may be promoted."""
+
+    metrics: dict[str, Bound] = Field(default_factory=dict)
+    no_worse_than: Literal["production"] | None = None
+    judge_accuracy: Annotated[float, Field(ge=0.95, le=1)] = 0.95
+
+
+class Recipe(Strict):
+    """The whole way of one model: what `atelier run` walks from left to right."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: Data
+    stages: Annotated[dict[str, Stage], Field(min_length=1, max_length=4)]
+    judge: Stage | None = None
+    evaluation: Evaluation = Evaluation()
+    gate: Gate = Gate()
+    try_prompts: tuple[str, ...] = ()
+
+
+class TrainingSpec(Strict):
+    """All that fixes one training's outcome; passed whole to the workers as JSON."""
+
+    name: str  # the registered model: "shapes.base"
+    family: str
+    preset: str
+    config: dict[str, Any]
+    image_size: int | None
+    seed: int
+    training: Training
+    resources: Resources
+    dataset: str  # its name
+    prepared: Path  # its folder, absolute
+    data_identity: str
+    code_identity: str
+
+    @property
+    def identity(self) -> str:
+        """The run's name: equal work has an equal one and resumes; how many CPUs it was lent does not count."""
+        document = self.model_dump(mode="json", exclude={"prepared"})
+        document["resources"] = {"num_workers": max(1, self.resources.num_workers)}
+        text = json.dumps(document, sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used, in one line that says which field and why."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe at `path` with `a.b=value` overrides (values are YAML).
+
+    Raises:
+        RecipeError: no such file, bad YAML, an unknown field or a value outside its range; names the field.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path} must hold a mapping, like flows/recipes/shapes.yaml")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set takes a.b=value, got {override!r}")
+        _set(document, key.split("."), yaml.safe_load(value), override)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise RecipeError(
+            f"{path}: {where}: {first['msg']}, got {first['input']!r}{more}"
+        ) from None
+
+
+def _set(document: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        document = document.setdefault(key, {})
+        if not isinstance(document, dict):
+            raise RecipeError(f"--set {override}: {key!r} is a value, not a section")
+    document[keys[-1]] = value

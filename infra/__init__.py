@@ -1,0 +1,1 @@
+"""The outside world, one module a system; imports nothing of ours."""

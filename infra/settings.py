@@ -1,0 +1,98 @@
+"""Where the outside world is: one class, read from `ATELIER_*`, with defaults that need no server beforehand."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, computed_field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Addresses, folders and ports; a laptop needs none of them set, a cluster sets the first five."""
+
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", extra="forbid", frozen=True)
+
+    tracking_uri: str | None = None  # MLflow; None: the local server on mlflow_port
+    prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
+    ray_address: str | None = None  # None: the local cluster that `atelier up` starts
+    database_url: str | None = None  # ledger; None: SQLite in home
+    storage_uri: str | None = None  # runs and checkpoints; None: home / "runs"
+
+    project: Path = Field(default_factory=Path.cwd)  # the folder with dvc.yaml
+    home: Path = Path(".atelier")  # state of this installation, relative to project
+
+    host: str = "127.0.0.1"
+    gateway_port: int = 8000
+    mlflow_port: int = 5000
+    prefect_port: int = 4200
+    ray_port: int = 6379
+    dashboard_port: int = 8265
+    api_key_file: Path | None = None  # for clients: the key is the file's content
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def state(self) -> Path:
+        """The absolute folder of everything this installation keeps."""
+        return (self.project / self.home).resolve()
+
+    @property
+    def mlflow_uri(self) -> str:
+        """MLflow's tracking and registry address."""
+        return self.tracking_uri or f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def prefect_url(self) -> str:
+        """Prefect's API address."""
+        return self.prefect_api_url or f"http://127.0.0.1:{self.prefect_port}/api"
+
+    @property
+    def ray_url(self) -> str:
+        """The address that `ray.init` takes."""
+        return self.ray_address or f"127.0.0.1:{self.ray_port}"
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy's address of the ledger."""
+        return self.database_url or f"sqlite:///{self.state / 'atelier.db'}"
+
+    @property
+    def runs(self) -> Path:
+        """Where runs keep their checkpoints: local, or a mount that every node shares."""
+        return Path(self.storage_uri) if self.storage_uri else self.state / "runs"
+
+    @property
+    def gateway_url(self) -> str:
+        """The OpenAI-compatible base address."""
+        return f"http://{self.host}:{self.gateway_port}/v1"
+
+    @property
+    def api_key(self) -> SecretStr:
+        """The client's key: from its file, or a word that a gateway without keys accepts."""
+        if self.api_key_file is None:
+            return SecretStr("none")
+        return SecretStr(self.api_key_file.read_text().strip())
+
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What every process of ours sets before it imports a tool: no call home, no pickled results."""
+
+
+@lru_cache
+def settings() -> Settings:
+    """Return this process's settings, read once, and hand them on to the processes it starts."""
+    found = Settings()
+    os.environ["ATELIER_PROJECT"] = str(found.project.resolve())
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    return found

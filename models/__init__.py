@@ -1,0 +1,95 @@
+"""Generative models in pure PyTorch; FAMILIES is the table of contents."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+from models.family import Family, Trainable
+
+FAMILIES: Final[Mapping[str, str]] = {
+    "ddpm": "models.diffusion.ddpm:DDPM",
+    "vae": "models.variational.vae:VAE",
+}
+JUDGES: Final[Mapping[str, str]] = {
+    "attribute-judge": "models.judges.attribute_judge:AttributeJudge"
+}
+
+
+def trainable(name: str) -> type[Trainable]:
+    """Return the class of a family or judge by its name.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    table = {**FAMILIES, **JUDGES}
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown family {name!r}{hint}; choose one of {', '.join(sorted(table))}")
+    module, _, attribute = table[name].partition(":")
+    found: type[Trainable] = getattr(import_module(module), attribute)
+    return found
+
+
+def configure(
+    name: str, preset: str, overrides: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Any:
+    """Return a family's Config: its preset, then the dataset's facts, then the recipe's overrides.
+
+    A fact (image_size, channels, vocabulary, max_words, attributes) counts where Config has a field of that name.
+
+    Raises:
+        ValueError: unknown family, preset or field, or a value that Config refuses.
+    """
+    cls = trainable(name)
+    if preset not in cls.presets:
+        raise ValueError(f"{name} has no preset {preset!r}; choose one of {', '.join(cls.presets)}")
+    fields = {field.name for field in dataclasses.fields(cls.Config)}
+    if unknown := sorted(set(overrides) - fields):
+        raise ValueError(
+            f"{name} has no setting {unknown[0]!r}; choose from {', '.join(sorted(fields))}"
+        )
+    known = {key: value for key, value in facts.items() if key in fields}
+    return dataclasses.replace(cls.presets[preset], **{**known, **overrides})
+
+
+def describe(model: Trainable) -> dict[str, Any]:
+    """Return the JSON document from which `build` makes the same network."""
+    table = {**FAMILIES, **JUDGES}
+    path = f"{type(model).__module__}:{type(model).__qualname__}"
+    name = next(name for name, target in table.items() if target == path)
+    return {"family": name, "config": dataclasses.asdict(model.config)}
+
+
+def build(document: Mapping[str, Any]) -> Trainable:
+    """Return a freshly initialised network from `describe`'s document; JSON lists become tuples.
+
+    Raises:
+        ValueError: unknown family or a config that it refuses.
+    """
+    cls = trainable(document["family"])
+    config = {key: _tuples(value) for key, value in document["config"].items()}
+    try:
+        return cls(cls.Config(**config))
+    except TypeError as error:
+        raise ValueError(f"{document['family']} cannot be built from its config: {error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+__all__ = [
+    "FAMILIES",
+    "JUDGES",
+    "Family",
+    "Trainable",
+    "build",
+    "configure",
+    "describe",
+    "trainable",
+]

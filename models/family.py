@@ -1,0 +1,108 @@
+"""The contract between a generative family and everything that trains, judges or serves it.
+
+Shape letters: B rows of a batch, C channels, H and W pixels. Pixels are in [0, 1] at every public edge.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""`pixels` (B, C, H, W) in [0, 1]; `tokens` (B, T) int64 where captions are learned;
+`attributes` (B, A) int64, one column an attribute of the caption, where the dataset names any."""
+
+Rows: TypeAlias = dict[str, Tensor]
+"""Samples under way: every tensor has one row a sample, so rows join and part by `cat` and index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The scalar to minimise and the named scalars to log beside it."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asks a sampler for: one row a seed, each row drawn from its own seed alone."""
+
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...] = ()  # one a seed; empty for an unconditional sampler
+    steps: int | None = None  # None: the family's own default
+    guidance: float | None = None  # classifier-free guidance scale; 1 is none
+    low_BCHW: Tensor | None = None  # in [0, 1], for a family that upscales
+
+    def __post_init__(self) -> None:
+        for name, value in (("prompts", self.prompts), ("low_BCHW", self.low_BCHW)):
+            if value is not None and len(value) not in {0, len(self.seeds)}:
+                raise ValueError(
+                    f"{len(self.seeds)} seeds but {len(value)} {name}: give one a seed"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a model can do; endpoints, metrics, gates and contract tests are derived from it."""
+
+    modality: Literal["image"] = "image"
+    condition: Literal["none", "text"] = "none"
+    likelihood: bool = False  # has log_prob
+    upscales: bool = False  # wants Request.low_BCHW
+    stepwise: bool = False  # has begin, step, done, preview, finish
+
+
+class Trainable(nn.Module, ABC):
+    """A network that the training loop can fit; `forward` is the loss, so that DDP hooks surround it.
+
+    A model with several optimisers (a GAN) names them in `players`: the loop calls `forward` once a
+    player and steps the optimiser over `player_parameters(player)`.
+    """
+
+    Config: ClassVar[type[Any]]  # a frozen dataclass that round-trips through JSON
+    presets: ClassVar[Mapping[str, Any]]  # named Configs; always has "tiny"
+    players: ClassVar[tuple[str, ...]] = ("model",)
+    config: Any
+
+    @abstractmethod
+    def forward(self, batch: Batch, player: str = "model") -> Losses:
+        """Return `player`'s losses on one batch; randomness comes from torch's global generator."""
+
+    def player_parameters(self, player: str) -> list[nn.Parameter]:  # noqa: ARG002 - one player
+        """Return the parameters that `player`'s optimiser owns."""
+        return list(self.parameters())
+
+    def encode(self, captions: Sequence[str]) -> Tensor | None:  # noqa: ARG002 - no text
+        """Return the captions as `tokens` (B, T), or None for a model that learns no text.
+
+        Raises:
+            ValueError: a caption is too long or has a word outside the vocabulary.
+        """
+        return None
+
+
+class Family(Trainable):
+    """A trainable sampler."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Return what this model, with this config, can do."""
+
+    @abstractmethod
+    def sample(self, request: Request) -> Tensor:
+        """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared."""
+        raise NotImplementedError(f"{type(self).__name__} declares no likelihood")
+
+
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return (len(seeds), *shape) standard normal noise, each row from its own CPU generator."""
+    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+
+from flows.recipe import RecipeError, Resources, TrainingSpec, load
+
+RECIPES = sorted((Path(__file__).parents[2] / "flows/recipes").glob("*.yaml"))
+SHAPES = next(path for path in RECIPES if path.stem == "shapes")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_in_the_box_is_valid(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+def test_an_override_reaches_its_field() -> None:
+    recipe = load(SHAPES, ["stages.base.training.shuffle_captions=true", "seed=3"])
+    assert recipe.stages["base"].training.shuffle_captions
+    assert recipe.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.base.training.step=3", r"stages\.base\.training\.step: Extra inputs"),
+        ("stages.base.training.steps=0", r"stages\.base\.training\.steps: .*greater than 0, got 0"),
+        ("gate.judge_accuracy=0.5", r"gate\.judge_accuracy: .*0\.95, got 0\.5"),
+        ("name=Bad Name", r"name: "),
+        ("nonsense", r"--set takes a\.b=value, got 'nonsense'"),
+        ("seed.deep=1", r"'seed' is a value, not a section"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
+    override: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message) as refused:
+        load(SHAPES, [override])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*none\.yaml: No such file"):
+        load(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: [")
+    with pytest.raises(RecipeError, match=r"broken\.yaml is not YAML"):
+        load(broken)
+    broken.write_text("just words")
+    with pytest.raises(RecipeError, match="must hold a mapping"):
+        load(broken)
+
+
+def _spec(**changes: object) -> TrainingSpec:
+    stage = load(SHAPES).stages["base"]
+    values = {
+        "name": "shapes.base",
+        "family": stage.family,
+        "preset": stage.preset,
+        "config": stage.config,
+        "image_size": stage.image_size,
+        "seed": 0,
+        "training": stage.training,
+        "resources": stage.resources,
+        "dataset": "shapes",
+        "prepared": Path("/anywhere"),
+        "data_identity": "d",
+        "code_identity": "c",
+    }
+    return TrainingSpec.model_validate({**values, **changes})
+
+
+def test_equal_work_has_an_equal_identity_wherever_the_data_lie_and_however_many_cpus_are_lent() -> (
+    None
+):
+    assert _spec().identity == _spec(prepared=Path("/elsewhere")).identity
+    assert _spec().identity == _spec(resources=Resources(cpus_per_worker=3)).identity
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"data_identity": "other"},
+        {"code_identity": "other"},
+        {"config": {"width": 8}},
+        {"resources": Resources(num_workers=2)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_different_work_has_a_different_identity(changes: dict[str, object]) -> None:
+    assert _spec().identity != _spec(**changes).identity
+
+
+def test_a_spec_survives_json() -> None:
+    assert TrainingSpec.model_validate_json(_spec().model_dump_json()) == _spec()
