@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 MANIFEST: Final = "MANIFEST.json"
+OWN: Final = frozenset({"format", "files", "seal"})  # of a manifest's fields, not the caller's
 
 
 class IntegrityError(ValueError):
@@ -35,9 +37,10 @@ def faultpoint(name: str) -> None:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that appears at `path` only when the block ends well (temp, fsync, rename, fsync)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
+            faultpoint("storage.write")
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -60,7 +63,7 @@ def sync_directory(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON, atomically."""
     with atomic_write(path) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+        file.write(_json(value))
 
 
 def sha256_of(path: Path) -> str:
@@ -73,44 +76,42 @@ def seal(directory: Path, facts: Mapping[str, Any]) -> str:
     """Write MANIFEST.json over every file below `directory`, last; return the manifest's own sha256 (the digest).
 
     `facts` (step, seed, data identity, ...) stand beside the files. A directory without a manifest does not exist.
+    What an interrupted `atomic_write` left behind is removed.
+
+    Raises:
+        ValueError: a fact has the name of one of the manifest's own fields, or is no JSON value.
     """
+    if taken := sorted(OWN & facts.keys()):
+        raise ValueError(f"{taken[0]!r} is a field of every manifest; give the fact another name")
+    for leftover in directory.rglob(".*.tmp"):
+        leftover.unlink()
     files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            name = path.relative_to(directory).as_posix()
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    write_json(directory / MANIFEST, {"format": 1, "files": files, **facts})
+    for name, path in sorted(_files(directory).items()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    for folder in {path.parent for path in _files(directory).values()}:
+        sync_directory(folder)
+    document = {"format": 1, "files": files, **facts}
+    write_json(directory / MANIFEST, {**document, "seal": _seal_of(document)})
     return sha256_of(directory / MANIFEST)
 
 
 def verify(directory: Path, digest: str | None = None) -> dict[str, Any]:
     """Return the manifest after comparing every file's size and sha256 with it, before anything is parsed.
 
+    The manifest itself is held by `digest`, or by its own `seal` where no digest is known.
+
     Raises:
         IntegrityError: no manifest, another digest than `digest`, or a missing, extra or altered file (named).
     """
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise IntegrityError(f"{directory} has no {MANIFEST}: it was never finished")
-    if digest is not None and sha256_of(path) != digest:
-        raise IntegrityError(f"{path} has sha256 {sha256_of(path)[:12]}, expected {digest[:12]}")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        files: dict[str, Any] = manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} is not a manifest: {error}") from None
-    present = {
-        file.relative_to(directory).as_posix()
-        for file in directory.rglob("*")
-        if file.is_file() and file.name != MANIFEST
-    }
-    if odd := sorted(present ^ files.keys()):
-        side = "missing" if odd[0] in files else "not in the manifest"
+    manifest = _manifest(directory / MANIFEST, digest)
+    expected, present = manifest["files"], _files(directory)
+    if odd := sorted(present.keys() ^ expected.keys()):
+        side = "missing" if odd[0] in expected else "not in the manifest"
         raise IntegrityError(f"{directory / odd[0]} is {side}")
-    for name, facts in files.items():
-        file = directory / name
+    for name, facts in expected.items():
+        file = present[name]
         if file.stat().st_size != facts["bytes"]:
             raise IntegrityError(
                 f"{file} has {file.stat().st_size} bytes, expected {facts['bytes']}"
@@ -118,3 +119,42 @@ def verify(directory: Path, digest: str | None = None) -> dict[str, Any]:
         if sha256_of(file) != facts["sha256"]:
             raise IntegrityError(f"{file} was altered: its sha256 is not the manifest's")
     return manifest
+
+
+def _manifest(path: Path, digest: str | None) -> dict[str, Any]:
+    """Read a manifest whose bytes are the ones that `seal` wrote."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise IntegrityError(f"{path.parent} has no {MANIFEST}: it was never finished") from None
+    found = hashlib.sha256(content).hexdigest()
+    if digest is not None and found != digest:
+        raise IntegrityError(f"{path} has sha256 {found[:12]}, expected {digest[:12]}")
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        document = {name: value for name, value in manifest.items() if name != "seal"}
+        whole = manifest["seal"] == _seal_of(document) and content == _json(manifest)
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not a manifest: {error!r}") from None
+    if not whole:
+        raise IntegrityError(f"{path} was altered: it does not match its own seal")
+    return manifest
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Return every file below a directory but its manifest, by its name with slashes."""
+    found = {
+        path.relative_to(directory).as_posix(): path
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+    found.pop(MANIFEST, None)
+    return found
+
+
+def _seal_of(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json(document)).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

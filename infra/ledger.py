@@ -1,0 +1,389 @@
+"""The ledger: an append-only, hash-chained table of every promotion and rollback, with compare-and-swap.
+
+It is the truth about what is served: `head(name, "production")` names the version, and MLflow's aliases only follow it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from infra.database import METADATA, open_engine, reading, writing
+from infra.storage import faultpoint
+
+Stage: TypeAlias = Literal["staging", "production"]
+STAGES: Final[tuple[str, ...]] = get_args(Stage)
+GENESIS: Final = "0" * 64
+SEEN: Final = 1000  # rows kept in memory for head()
+
+TRANSITIONS: Final = sa.Table(
+    "transitions",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("stage", sa.String(20), nullable=False),
+    sa.Column("from_version", sa.Integer),
+    sa.Column("to_version", sa.Integer),
+    sa.Column("to_digest", sa.String(64)),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("key", sa.String(200), nullable=False, unique=True),
+    sa.Column("body", sa.String(64), nullable=False),  # sha256 of what was asked under the key
+    sa.Column("actor", sa.String(200), nullable=False),
+    # UTC in ISO 8601 as text: the very bytes that are hashed, and sorted alike on every database
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("report", sa.Text),
+    sa.Column("forced", sa.Boolean, nullable=False),
+    sa.Column("prev_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.UniqueConstraint("name", "stage", "epoch"),
+)
+TIP: Final = sa.Table(
+    "ledger_tip",  # how many rows there are and the last one's hash: a cut tail shows
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+
+class LedgerError(ValueError):
+    """A transition that cannot be made."""
+
+
+class Conflict(LedgerError):
+    """Somebody else moved this stage first; `winner` is the row that stands (None: there is none yet)."""
+
+    def __init__(self, message: str, winner: "Row | None") -> None:
+        super().__init__(message)
+        self.winner = winner
+
+
+class KeyReused(LedgerError):
+    """The idempotency key was used before, for something else."""
+
+
+class Broken(LedgerError):
+    """The table is not what was written: a row was altered, inserted or removed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One transition: at `epoch`, `stage` of `name` moved from one version to another (None: to none)."""
+
+    id: int
+    name: str
+    stage: str
+    from_version: int | None
+    to_version: int | None
+    to_digest: str | None
+    epoch: int
+    actor: str
+    at: datetime
+    reason: str
+    report: Mapping[str, Any] | None
+    forced: bool
+    prev_hash: str
+    hash: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row as a document of plain JSON values."""
+        return {**asdict(self), "at": self.at.isoformat()}
+
+
+class Ledger:
+    """The transitions in one database (SQLite or Postgres, by SQLAlchemy's address)."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_engine(url)
+        # asked for every request: compiled once, and a row that was read once is known by its hash
+        compiled = _newest(TRANSITIONS.c.hash).compile(self._engine)
+        self._head_sql, self._head_order = str(compiled), compiled.positiontup
+        self._head_values = compiled.params
+        self._seen: dict[str, Row] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; the ledger may be used again and reopens them."""
+        self._engine.dispose()
+
+    def transition(
+        self,
+        *,
+        name: str,
+        stage: Stage,
+        to_version: int | None,
+        to_digest: str | None,
+        expected_epoch: int,
+        key: str,
+        actor: str,
+        reason: str = "",
+        report: Mapping[str, Any] | None = None,
+        forced: bool = False,
+    ) -> Row:
+        """Move a stage to a version if nobody moved it since `expected_epoch`; return the durable row.
+
+        Args:
+            name: The pipeline.
+            stage: Which of its stages moves.
+            to_version: Its new version; None takes the stage out of service.
+            to_digest: That version's digest; None with it.
+            expected_epoch: The head's epoch when the decision was made; 0 where there was no head.
+            key: Names this attempt: a repeated call with the same key and body returns the row of the first.
+            actor: Who moves it.
+            reason: Why, in words.
+            report: The gate's report; JSON values.
+            forced: Moved against the gate.
+
+        Raises:
+            Conflict: another transition came first; the message says whose, when and to what.
+            KeyReused: `key` was used for another transition.
+            LedgerError: a value that no transition can have.
+            Busy: the database was locked for 20 s; repeat the call with the same key.
+        """
+        asked = {
+            "name": name,
+            "stage": stage,
+            "to_version": to_version,
+            "to_digest": to_digest,
+            "actor": actor,
+            "reason": reason,
+            "report": None if report is None else _canonical(report),
+            "forced": forced,
+        }
+        _check(asked, key, expected_epoch)
+        body = _sha256(_canonical({**asked, "expected_epoch": expected_epoch}))
+        with writing(self._engine) as connection:
+            # on Postgres the tip's row lock makes writers take turns; SQLite's lock is held already
+            tip = connection.execute(sa.select(TIP).with_for_update()).one()
+            if earlier := _first(
+                connection, sa.select(TRANSITIONS).where(TRANSITIONS.c.key == key)
+            ):
+                return _replay(earlier, key, body)
+            head = _first(connection, _newest(TRANSITIONS), {"n": name, "s": stage})
+            if (head["epoch"] if head else 0) != expected_epoch:
+                raise _conflict(head, name, stage, expected_epoch)
+            row = _append(connection, tip, head, {**asked, "key": key, "body": body})
+            faultpoint("ledger.commit")
+        faultpoint("ledger.committed")
+        return _row(row)
+
+    def head(self, name: str, stage: Stage) -> Row | None:
+        """Return the newest transition of a stage, or None where there never was one."""
+        asked = {**self._head_values, "n": name, "s": stage}
+        order = self._head_order
+        with reading(self._engine) as connection:
+            digest = connection.exec_driver_sql(
+                self._head_sql, tuple(asked[which] for which in order) if order else asked
+            ).scalar()
+            if digest is None:
+                return None
+            if digest not in self._seen:
+                found = _first(
+                    connection, sa.select(TRANSITIONS).where(TRANSITIONS.c.hash == digest)
+                )
+                assert found is not None, "rows are never removed"
+                if len(self._seen) >= SEEN:
+                    self._seen.clear()
+                self._seen[digest] = _row(found)
+            return self._seen[digest]
+
+    def heads(self) -> list[Row]:
+        """Return every stage's newest transition, by name and stage."""
+        newest = (
+            sa.select(sa.func.max(TRANSITIONS.c.id))
+            .group_by(TRANSITIONS.c.name, TRANSITIONS.c.stage)
+            .scalar_subquery()
+        )
+        order = (TRANSITIONS.c.name, TRANSITIONS.c.stage)
+        return self._rows(
+            sa.select(TRANSITIONS).where(TRANSITIONS.c.id.in_(newest)).order_by(*order)
+        )
+
+    def history(self, name: str) -> list[Row]:
+        """Return every transition of `name`, oldest first."""
+        here = TRANSITIONS.c.name == name
+        return self._rows(sa.select(TRANSITIONS).where(here).order_by(TRANSITIONS.c.id))
+
+    def at(self, name: str, stage: Stage, when: datetime) -> Row | None:
+        """Return the transition that was in force at a moment (with a time zone), or None before the first.
+
+        Raises:
+            LedgerError: `when` has no time zone.
+        """
+        if when.tzinfo is None:
+            raise LedgerError(f"{when.isoformat()} has no time zone; add one, as in +00:00")
+        here = (TRANSITIONS.c.name == name) & (TRANSITIONS.c.stage == stage)
+        query = (
+            sa.select(TRANSITIONS)
+            .where(here, TRANSITIONS.c.at <= _stamp(when))
+            .order_by(TRANSITIONS.c.epoch.desc())
+            .limit(1)
+        )
+        found = self._rows(query)
+        return found[0] if found else None
+
+    def verify(self) -> int:
+        """Return how many rows there are after recomputing the whole chain.
+
+        Raises:
+            Broken: a row was altered, inserted, moved or removed; names the first such row.
+        """
+        with reading(self._engine) as connection:
+            # the tip first: rows that are appended meanwhile come after it
+            tip = connection.execute(sa.select(TIP)).one()
+            query = (
+                sa.select(TRANSITIONS)
+                .where(TRANSITIONS.c.id <= tip.rows)
+                .order_by(TRANSITIONS.c.id)
+            )
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+        return _verify_chain(rows, tip.rows, tip.hash)
+
+    def _rows(self, query: sa.Select[Any]) -> list[Row]:
+        with reading(self._engine) as connection:
+            return [_row(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _check(asked: Mapping[str, Any], key: str, expected_epoch: int) -> None:
+    if asked["stage"] not in STAGES:
+        raise LedgerError(f"unknown stage {asked['stage']!r}; choose one of {', '.join(STAGES)}")
+    for what, value, most in (
+        ("name", asked["name"], 100),
+        ("key", key, 200),
+        ("actor", asked["actor"], 200),
+    ):
+        if not 0 < len(value) <= most:
+            raise LedgerError(f"a transition's {what} has 1 to {most} characters, got {len(value)}")
+    version, digest = asked["to_version"], asked["to_digest"]
+    if (version is None) != (digest is None):
+        raise LedgerError(f"give a version and its digest, or neither; got {version} and {digest}")
+    if version is not None and version < 1:
+        raise LedgerError(f"versions count from 1, got {version}")
+    if expected_epoch < 0:
+        raise LedgerError(f"epochs count from 0, got {expected_epoch}")
+
+
+def _newest(*columns: sa.Table | sa.Column[Any]) -> sa.Select[Any]:
+    """Select these columns of the newest transition of name `n` and stage `s`."""
+    here = (TRANSITIONS.c.name == sa.bindparam("n")) & (TRANSITIONS.c.stage == sa.bindparam("s"))
+    return sa.select(*columns).where(here).order_by(TRANSITIONS.c.epoch.desc()).limit(1)
+
+
+def _first(
+    connection: Connection, query: sa.Select[Any], values: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
+    found = connection.execute(query, values).mappings().first()
+    return dict(found) if found else None
+
+
+def _replay(earlier: Mapping[str, Any], key: str, body: str) -> Row:
+    if earlier["body"] != body:
+        raise KeyReused(
+            f"key {key!r} was used at {earlier['at']} for {_move(earlier)}, not for this; take a new key"
+        )
+    return _row(earlier)
+
+
+def _conflict(head: Mapping[str, Any] | None, name: str, stage: str, expected: int) -> Conflict:
+    if head is None:
+        return Conflict(
+            f"{name} has no {stage} yet (epoch 0), but epoch {expected} was expected; "
+            f"look at `atelier history {name}`",
+            None,
+        )
+    return Conflict(
+        f"{head['actor']} was first: {_move(head)} at {head['at']} (epoch {head['epoch']}, "
+        f"you expected {expected}); look at `atelier history {name}` and decide again",
+        _row(head),
+    )
+
+
+def _move(row: Mapping[str, Any]) -> str:
+    before, after = (
+        "nothing" if row[side] is None else f"{row['name']}:{row[side]}"
+        for side in ("from_version", "to_version")
+    )
+    return f"{row['stage']} from {before} to {after}"
+
+
+def _append(
+    connection: Connection,
+    tip: sa.Row[Any],
+    head: Mapping[str, Any] | None,
+    asked: Mapping[str, Any],
+) -> dict[str, Any]:
+    last = connection.scalar(sa.select(TRANSITIONS.c.at).where(TRANSITIONS.c.id == tip.rows))
+    row: dict[str, Any] = {
+        **asked,
+        "id": tip.rows + 1,
+        "from_version": head["to_version"] if head else None,
+        "epoch": head["epoch"] + 1 if head else 1,
+        # a clock that was set back does not reorder history
+        "at": max(_stamp(datetime.now(UTC)), last or ""),
+        "prev_hash": tip.hash,
+    }
+    row["hash"] = _hash(row)
+    connection.execute(sa.insert(TRANSITIONS), row)
+    connection.execute(sa.update(TIP).values(rows=row["id"], hash=row["hash"]))
+    return row
+
+
+def _verify_chain(rows: Sequence[Mapping[str, Any]], count: int, last: str) -> int:
+    before = GENESIS
+    epochs: dict[tuple[str, str], int] = {}
+    held: dict[tuple[str, str], int | None] = {}
+    for expected, row in enumerate(rows, start=1):
+        at, place = row["id"], (row["name"], row["stage"])
+        if at != expected:
+            raise Broken(f"ledger row {expected} is missing: row {at} comes in its place")
+        if row["prev_hash"] != before:
+            raise Broken(f"ledger row {at} does not follow row {at - 1}: its prev_hash differs")
+        if row["hash"] != _hash(row):
+            raise Broken(f"ledger row {at} ({_move(row)}) was altered: its hash differs")
+        if row["epoch"] != epochs.get(place, 0) + 1 or row["from_version"] != held.get(place):
+            raise Broken(f"ledger row {at} ({_move(row)}) skips an epoch of {row['name']}")
+        before, epochs[place], held[place] = row["hash"], row["epoch"], row["to_version"]
+    if (len(rows), before) != (count, last):
+        raise Broken(f"ledger row {len(rows) + 1} is missing: {count} rows were written")
+    return len(rows)
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    fields = {name: values[name] for name in Row.__dataclass_fields__}
+    report = values["report"]
+    fields["report"] = None if report is None else json.loads(report)
+    fields["at"] = datetime.fromisoformat(values["at"])
+    return Row(**fields)
+
+
+def _hash(row: Mapping[str, Any]) -> str:
+    return _sha256(_canonical({name: value for name, value in row.items() if name != "hash"}))
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamp(when: datetime) -> str:
+    return when.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,390 @@
+"""Model versions and runs on MLflow: sealed directories go in, verified ones come out, and no pickle passes.
+
+A version is an MLflow model version; its bytes are a LoggedModel's artifacts, its digest is the sha256 of their
+MANIFEST.json. MLflow's client repeats a POST whose answer was lost, so whatever is created carries a key as a tag,
+is searched for before it is created, and is reduced to the first of its key afterwards.
+"""
+
+import difflib
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.mlflow_client import KEY, Mlflow, RegistryError, Unreachable, pages, require
+from infra.runs import Runs, Status
+from infra.storage import MANIFEST, IntegrityError, faultpoint, sha256_of, verify
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+PUBLISHABLE: Final = frozenset({".safetensors", ".json", ".md", ".txt", ".png", ".wav", ".html"})
+LINEAGE: Final = ("run_id", "data_identity", "code_identity", "git_commit", "seed")
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,60}(\.[a-z][a-z0-9_-]{0,60})?")
+_REF: Final = re.compile(r"(?P<name>[^:@]+)(:(?P<number>[1-9][0-9]{0,8})|@(?P<alias>[a-z]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a model: its number counts from 1, its digest names its bytes."""
+
+    name: str
+    number: int
+    digest: str
+    kind: str
+    tags: dict[str, str]
+    created: datetime
+
+    @property
+    def ref(self) -> str:
+        """What people type: `shapes:3`."""
+        return f"{self.name}:{self.number}"
+
+
+class Registry(Runs):
+    """MLflow at `uri` (a server's address or sqlite:///...), with verified copies of versions below `cache`."""
+
+    def __init__(self, uri: str, cache: Path) -> None:
+        super().__init__(Mlflow(uri))
+        self._cache = cache
+        self._verified: set[str] = set()
+
+    def publish(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        key: str,
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+    ) -> Version:
+        """Upload a sealed directory as the next version of `name`; the same key again returns the same version.
+
+        Args:
+            name: The model: a recipe, or `recipe.stage`.
+            directory: Sealed by `infra.storage.seal`, whose facts give the kind and the lineage tags.
+            key: Names this publication; search for it with `find` before doing the work again.
+            tags: Further tags, e.g. `atelier.parents`.
+            run_id: The MLflow run that made it.
+
+        Raises:
+            IntegrityError: the directory is not what its manifest says.
+            RegistryError: a file that may not be published, a key that was used for other bytes, or MLflow's refusal.
+            Unreachable: MLflow does not answer; call again with the same key.
+        """
+        require(_NAME, "model name", name)
+        require(KEY, "key", key)
+        manifest = verify(directory)
+        digest = sha256_of(directory / MANIFEST)
+        _check_files(name, manifest)
+        lineage = {f"atelier.{fact}": str(manifest[fact]) for fact in LINEAGE if fact in manifest}
+        ours = {"atelier.key": key, "atelier.digest": digest, "atelier.kind": str(manifest["kind"])}
+        with self._mlflow.calling() as client:
+            if found := _settled(client, name, key, digest):
+                return found
+            _create_name(client, name)
+            logged = self._log(client, name, directory, {**lineage, **tags, **ours}, run_id)
+            faultpoint("registry.logged")
+            self._register(client, name, logged, {**lineage, **tags, **ours}, run_id)
+            faultpoint("registry.registered")
+            published = _settled(client, name, key, digest)
+        if published is None:
+            raise RegistryError(f"{name} was published but is not listed; publish it again")
+        return published
+
+    def find(self, name: str, key: str) -> Version | None:
+        """Return the version that was published under a key, or None."""
+        require(KEY, "key", key)
+        with self._mlflow.calling() as client:
+            found = _by_key(client, name, key)
+        return _version(found[0]) if found else None
+
+    def get(self, ref: str) -> Version:
+        """Return a version by `name` (its newest), `name:3` or `name@staging`.
+
+        Raises:
+            RegistryError: no such name (the message lists near ones), version or alias.
+        """
+        match = _REF.fullmatch(ref)
+        if match is None:
+            raise RegistryError(f"{ref!r} names no version; write NAME, NAME:3 or NAME@staging")
+        name, number, alias = match["name"], match["number"], match["alias"]
+        with self._mlflow.calling() as client:
+            if number:
+                query = f"name = '{_quoted(name)}' and version_number = {number}"
+                found = list(client.search_model_versions(query, max_results=1))
+            elif alias:
+                found = self._by_alias(client, name, alias)
+            else:
+                newest = ["version_number DESC"]
+                query = f"name = '{_quoted(name)}'"
+                found = list(client.search_model_versions(query, max_results=1, order_by=newest))
+        if not found:
+            raise RegistryError(self._unknown(name, ref))
+        return _version(found[0])
+
+    def fetch(
+        self, version: Version | str, number: int | None = None, *, digest: str | None = None
+    ) -> Path:
+        """Return a verified local directory of a version, downloaded once and then kept by digest.
+
+        With `digest` (a pinned stage's, a ledger row's) a copy on this disk is served without asking MLflow.
+
+        Args:
+            version: A Version, a reference as in `get`, or a name together with `number`.
+            number: The version's number, where `version` is a name.
+            digest: What it must be.
+
+        Raises:
+            RegistryError: no such version, or its digest is not `digest`.
+            IntegrityError: what was downloaded is not what was published.
+        """
+        if isinstance(version, Version):
+            digest = digest or version.digest
+        if digest is not None and (kept := self._kept(digest)):
+            return kept
+        if isinstance(version, str):
+            version = self.get(version if number is None else f"{version}:{number}")
+        if digest is not None and version.digest != digest:
+            raise RegistryError(
+                f"{version.ref} has digest {version.digest[:12]}, but {digest[:12]} is pinned"
+            )
+        return self._kept(version.digest) or self._download(version)
+
+    def names(self) -> list[str]:
+        """Return the names of all models that have a version or had one."""
+        with self._mlflow.calling() as client:
+            return sorted(model.name for model in pages(client.search_registered_models))
+
+    def versions(self, name: str) -> list[Version]:
+        """Return every version of a name, oldest first.
+
+        Raises:
+            RegistryError: the name is unknown; the message lists near ones.
+        """
+        with self._mlflow.calling() as client:
+            found = pages(client.search_model_versions, f"name = '{_quoted(name)}'")
+        if not found:
+            raise RegistryError(self._unknown(name, name))
+        return sorted((_version(one) for one in found), key=lambda version: version.number)
+
+    def project(self, name: str, aliases: Mapping[str, int]) -> None:
+        """Make MLflow's aliases of a name equal to these (the ledger's heads); safe to repeat."""
+        with self._mlflow.calling() as client:
+            held = {
+                alias: int(number)
+                for alias, number in client.get_registered_model(name).aliases.items()
+            }
+            for alias in sorted(held.keys() - aliases.keys()):
+                client.delete_registered_model_alias(name, alias)
+            for alias, number in sorted(aliases.items()):
+                if held.get(alias) != number:
+                    client.set_registered_model_alias(name, alias, str(number))
+
+    def _log(
+        self,
+        client: "MlflowClient",
+        name: str,
+        directory: Path,
+        tags: Mapping[str, str],
+        run_id: str | None,
+    ) -> "LoggedModel":
+        """Upload the files as a LoggedModel; one that an interrupted publication finished is taken."""
+        where = (
+            client.get_run(run_id).info.experiment_id
+            if run_id
+            else self.experiment(client, name.partition(".")[0])
+        )
+        query = " and ".join(
+            f"tags.`{tag}` = '{tags[tag]}'" for tag in ("atelier.key", "atelier.digest")
+        )
+        for earlier in client.search_logged_models([where], query):
+            if earlier.status == "READY":
+                return earlier
+        logged = client.create_logged_model(
+            where,
+            name=name.replace(".", "-"),
+            source_run_id=run_id,
+            tags=dict(tags),
+            model_type=tags["atelier.kind"],
+        )
+        client.log_model_artifacts(logged.model_id, str(directory))
+        return client.finalize_logged_model(logged.model_id, "READY")
+
+    def _register(
+        self,
+        client: "MlflowClient",
+        name: str,
+        logged: "LoggedModel",
+        tags: Mapping[str, str],
+        run_id: str | None,
+    ) -> None:
+        from mlflow.exceptions import MlflowException
+
+        # a store in this process would look the model up at mlflow's global address, not at ours
+        model_id = logged.model_id if self._mlflow.is_server or run_id else None
+        try:
+            client.create_model_version(
+                name,
+                logged.artifact_location,
+                run_id=run_id,
+                tags={**tags, "atelier.model_id": logged.model_id},
+                await_creation_for=0,
+                model_id=model_id,
+            )
+        except MlflowException:
+            # the answer may be lost and the version there
+            if not _by_key(client, name, tags["atelier.key"]):
+                raise
+
+    def _kept(self, digest: str) -> Path | None:
+        """Return the cached directory of a digest, verified once by this process; set a damaged one aside."""
+        kept = self._cache / digest
+        if digest in self._verified and kept.is_dir():
+            return kept
+        if not kept.is_dir():
+            return None
+        try:
+            verify(kept, digest)
+        except IntegrityError:
+            with suppress(FileNotFoundError):  # another process set it aside
+                kept.rename(self._cache / f"{digest}.damaged-{secrets.token_hex(4)}")
+            return None
+        self._verified.add(digest)
+        return kept
+
+    def _download(self, version: Version) -> Path:
+        self._cache.mkdir(parents=True, exist_ok=True)
+        arriving = self._cache / f"{version.digest}.tmp-{secrets.token_hex(4)}"
+        arriving.mkdir()
+        kept = self._cache / version.digest
+        try:
+            with self._mlflow.calling() as client:
+                from mlflow.store.artifact.artifact_repository_registry import (
+                    get_artifact_repository,
+                )
+
+                source = client.get_model_version_download_uri(version.name, str(version.number))
+                repository: Any = get_artifact_repository(source, tracking_uri=self._mlflow.uri)
+                repository.download_artifacts("", str(arriving))
+            try:
+                verify(arriving, version.digest)
+            except IntegrityError as error:
+                raise IntegrityError(f"{version.ref} is damaged in the store: {error}") from None
+            faultpoint("registry.cache")
+            try:
+                arriving.rename(kept)
+            except OSError:  # not empty: another process brought the same bytes
+                verify(kept, version.digest)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+        self._verified.add(version.digest)
+        return kept
+
+    def _by_alias(self, client: "MlflowClient", name: str, alias: str) -> "list[ModelVersion]":
+        models = pages(client.search_registered_models, f"name = '{_quoted(name)}'")
+        if not models:
+            return []
+        aliases = {str(key): str(value) for key, value in models[0].aliases.items()}
+        if alias not in aliases:
+            held = ", ".join(sorted(aliases)) or "none"
+            raise RegistryError(f"{name} has no version at {alias!r} (it has: {held}); promote one")
+        return [client.get_model_version(name, aliases[alias])]
+
+    def _unknown(self, name: str, ref: str) -> str:
+        names = self.names()
+        if name in names:
+            numbers = [version.number for version in self.versions(name)]
+            return f"{name} has no version {ref.rpartition(':')[2]}; it has {_ranges(numbers)}"
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else f"there are: {', '.join(names) or 'none yet'}"
+        )
+        return f"no model is called {name!r}; {hint}"
+
+
+def _quoted(name: str) -> str:
+    """Return a name as it may stand in MLflow's search language, which has no escapes."""
+    require(_NAME, "model name", name)
+    return name
+
+
+def _check_files(name: str, manifest: Mapping[str, Any]) -> None:
+    if "kind" not in manifest:
+        raise RegistryError(f"{name}: the manifest has no `kind`; seal the directory with one")
+    for file in manifest["files"]:
+        if Path(file).suffix not in PUBLISHABLE:
+            raise RegistryError(
+                f"{name}: {file} may not be published; take it out, only "
+                f"{', '.join(sorted(PUBLISHABLE))} are stored (weights as .safetensors)"
+            )
+
+
+def _create_name(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _by_key(client: "MlflowClient", name: str, key: str) -> "list[ModelVersion]":
+    query = f"name = '{_quoted(name)}' and tags.`atelier.key` = '{key}'"
+    return sorted(client.search_model_versions(query), key=lambda found: int(found.version))
+
+
+def _settled(client: "MlflowClient", name: str, key: str, digest: str) -> Version | None:
+    """Return the first version of a key, after deleting any that a repeated request made beside it."""
+    from mlflow.exceptions import MlflowException
+
+    found = _by_key(client, name, key)
+    if not found:
+        return None
+    for double in found[1:]:
+        try:
+            client.delete_model_version(name, double.version)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # another process deleted it
+                raise
+    version = _version(found[0])
+    if version.digest != digest:
+        raise RegistryError(
+            f"key {key!r} published {version.ref} with digest {version.digest[:12]}, not {digest[:12]}; "
+            "take a new key for other files"
+        )
+    return version
+
+
+def _version(found: "ModelVersion") -> Version:
+    tags = {str(name): str(value) for name, value in found.tags.items()}
+    if not {"atelier.digest", "atelier.kind"} <= tags.keys():
+        raise RegistryError(
+            f"{found.name}:{found.version} was not published by atelier: it has no digest; delete it in MLflow"
+        )
+    return Version(
+        name=str(found.name),
+        number=int(found.version),
+        digest=tags["atelier.digest"],
+        kind=tags["atelier.kind"],
+        tags=tags,
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    shown = [str(number) for number in numbers]
+    return ", ".join(shown if len(shown) <= 10 else [*shown[:3], "...", *shown[-3:]])
+
+
+__all__ = ["Registry", "RegistryError", "Status", "Unreachable", "Version"]

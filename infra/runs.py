@@ -1,0 +1,93 @@
+"""Runs on MLflow: one for equal work, however often it is interrupted; logged by id, never by a global state."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from infra.mlflow_client import KEY, Mlflow, require
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
+BATCH = 1000  # metrics a request, MLflow's limit
+PARAMS = 100  # parameters a request, MLflow's limit
+
+
+class Runs:
+    """The runs of one MLflow."""
+
+    def __init__(self, mlflow: Mlflow) -> None:
+        self._mlflow = mlflow
+
+    def start_run(self, experiment: str, run_name: str, tags: Mapping[str, str]) -> str:
+        """Return the id of the unfinished run of this identity, or of a new one.
+
+        The identity is the tag `atelier.identity`, or `run_name` where the tags have none. A run that failed or
+        was killed is opened again: equal work is one run.
+        """
+        identity = tags.get("atelier.identity", run_name)
+        require(KEY, "run identity", identity)
+        with self._mlflow.calling() as client:
+            where = self.experiment(client, experiment)
+            if not (found := _open_runs(client, where, identity)):
+                client.create_run(
+                    where, tags={**tags, "atelier.identity": identity}, run_name=run_name
+                )
+                found = _open_runs(client, where, identity)
+            first, *rest = found
+            for run in rest:
+                client.delete_run(run.info.run_id)
+            if first.info.status != "RUNNING":
+                client.update_run(first.info.run_id, status="RUNNING")
+        return str(first.info.run_id)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics at a step, a thousand a request."""
+        from mlflow.entities import Metric
+
+        now = time.time_ns() // 1_000_000
+        rows = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        with self._mlflow.calling() as client:
+            for start in range(0, len(rows), BATCH):
+                client.log_batch(run_id, metrics=rows[start : start + BATCH], synchronous=True)
+
+    def log_params(self, run_id: str, params: Mapping[str, object]) -> None:
+        """Log parameters, which may be logged again with equal values only."""
+        from mlflow.entities import Param
+
+        rows = [Param(name, str(value)) for name, value in params.items()]
+        with self._mlflow.calling() as client:
+            for start in range(0, len(rows), PARAMS):
+                client.log_batch(run_id, params=rows[start : start + PARAMS], synchronous=True)
+
+    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Add a file to a run's artifacts, below `folder`."""
+        with self._mlflow.calling() as client:
+            client.log_artifact(run_id, str(path), folder)
+
+    def end_run(self, run_id: str, status: Status = "FINISHED") -> None:
+        """Mark a run as over."""
+        with self._mlflow.calling() as client:
+            client.set_terminated(run_id, status)
+
+    def experiment(self, client: "MlflowClient", name: str) -> str:
+        """Return the id of an experiment, made where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        if found := client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name, self._mlflow.artifacts_of(name)))
+        except MlflowException:
+            if found := client.get_experiment_by_name(name):  # another process was first
+                return str(found.experiment_id)
+            raise
+
+
+def _open_runs(client: "MlflowClient", experiment: str, identity: str) -> "list[Run]":
+    query = f"tags.`atelier.identity` = '{identity}' and attributes.status != 'FINISHED'"
+    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    return list(client.search_runs([experiment], query, order_by=order))

@@ -1,0 +1,90 @@
+"""API keys pass until they are revoked, and are kept nowhere."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.keys import KeyNotFound, Keys
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'atelier.db'}"
+
+
+@pytest.fixture
+def keys(url: str) -> Keys:
+    return Keys(url)
+
+
+def test_a_key_passes_and_others_do_not(keys: Keys) -> None:
+    key = keys.create("laptop")
+    assert key.startswith("sk-atelier-")
+    assert len(key) == len("sk-atelier-") + 43
+    assert keys.check(key)
+    for other in ("", "sk-atelier-", key[:-1], key + "x", key.swapcase(), "clé", "\ud800"):
+        assert not keys.check(other)
+
+
+def test_two_keys_with_equal_first_letters_both_pass(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = iter(["AAAAAAAA" + "b" * 35, "AAAAAAAA" + "c" * 35])
+    monkeypatch.setattr("secrets.token_urlsafe", lambda _bytes: next(drawn))
+    first, second = keys.create("one"), keys.create("two")
+    assert keys.check(first)
+    assert keys.check(second)
+    assert not keys.check("sk-atelier-AAAAAAAA" + "d" * 35)
+
+
+def test_a_revoked_key_is_refused_at_once_by_every_process(keys: Keys, url: str) -> None:
+    key, other = keys.create("laptop"), keys.create("phone")
+    elsewhere = Keys(url)
+    assert elsewhere.check(key)
+    revoked = keys.revoke("laptop")
+    assert revoked.revoked is not None
+    assert not elsewhere.check(key)
+    assert elsewhere.check(other)
+    assert keys.revoke("laptop") == revoked
+
+
+def test_after_the_first_key_requests_need_one_even_when_all_are_revoked(keys: Keys) -> None:
+    assert not keys.any()
+    keys.create("laptop")
+    assert keys.any()
+    keys.revoke("1")
+    assert keys.any()
+
+
+def test_a_listing_tells_when_but_not_what(keys: Keys, tmp_path: Path) -> None:
+    key = keys.create("laptop")
+    [made] = keys.list()
+    assert (made.label, made.revoked, made.used) == ("laptop", None, None)
+    assert key.startswith(made.prefix)
+    assert len(made.prefix) == len("sk-atelier-") + 8
+    keys.check(key)
+    assert keys.list()[0].used == made.created.date().isoformat()
+    keys.close()
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert key[20:].encode() not in stored
+
+
+def test_only_its_owner_reads_the_database(keys: Keys, tmp_path: Path) -> None:
+    assert (tmp_path / "atelier.db").stat().st_mode & 0o077 == 0
+
+
+def test_revoking_names_the_choices(keys: Keys) -> None:
+    for _ in range(2):
+        keys.create("laptop")
+    with pytest.raises(
+        KeyNotFound, match=r"'laptop' does not name one key; give one id of: 1 .*2 "
+    ):
+        keys.revoke("laptop")
+    assert keys.revoke("2").id == 2
+    with pytest.raises(KeyNotFound, match="'phone'"):
+        keys.revoke("phone")
+
+
+def test_a_label_is_needed(keys: Keys) -> None:
+    with pytest.raises(ValueError, match="1 to 100 characters"):
+        keys.create(" ")

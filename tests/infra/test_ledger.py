@@ -1,0 +1,427 @@
+"""The ledger keeps every transition once, in order, and shows it when somebody changes one."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import infra.database
+from infra.database import REVISION, Busy, DatabaseError, open_engine
+from infra.keys import Keys
+from infra.ledger import METADATA, Broken, Conflict, KeyReused, Ledger, LedgerError, Row
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh database, for tests that need many: a copy costs less than a migration."""
+    path = tmp_path_factory.mktemp("ledger") / "atelier.db"
+    Ledger(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+def path(migrated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(migrated, tmp_path / "atelier.db"))
+
+
+@pytest.fixture
+def ledger(path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{path}")
+
+
+def move(ledger: Ledger, version: int | None, expected_epoch: int, **other: Any) -> Row:
+    asked = {
+        "name": "shapes",
+        "stage": "production",
+        "to_version": version,
+        "to_digest": None if version is None else f"{version:064x}",
+        "key": f"{version}-{expected_epoch}",
+        "actor": "anna",
+    }
+    return ledger.transition(expected_epoch=expected_epoch, **{**asked, **other})
+
+
+def test_a_transition_becomes_the_head(ledger: Ledger) -> None:
+    assert ledger.head("shapes", "production") is None
+    row = move(ledger, 3, 0, reason="first", report={"alignment": 0.9}, forced=True)
+    assert ledger.head("shapes", "production") == row
+    assert (row.id, row.epoch, row.from_version, row.to_version) == (1, 1, None, 3)
+    assert (row.report, row.reason, row.forced) == ({"alignment": 0.9}, "first", True)
+    assert ledger.head("shapes", "staging") is None
+    assert ledger.history("shapes") == [row]
+    assert ledger.verify() == 1
+
+
+def test_a_rollback_and_a_withdrawal_are_transitions(ledger: Ledger) -> None:
+    moves = [move(ledger, version, epoch) for epoch, version in enumerate([3, 4, 3, None])]
+    assert [row.from_version for row in moves] == [None, 3, 4, 3]
+    head = ledger.head("shapes", "production")
+    assert head is not None
+    assert (head.to_version, head.to_digest, head.epoch) == (None, None, 4)
+
+
+def test_the_loser_is_told_who_won_when_and_what(ledger: Ledger) -> None:
+    move(ledger, 3, 0)
+    won = move(ledger, 4, 1, actor="berta")
+    with pytest.raises(Conflict) as lost:
+        move(ledger, 5, 1, actor="carl")
+    assert lost.value.winner == won
+    for part in ("berta was first", "shapes:3 to shapes:4", won.at.isoformat(), "epoch 2"):
+        assert part in str(lost.value)
+    assert ledger.verify() == 2
+
+
+def test_an_epoch_that_never_was_is_a_conflict_without_a_winner(ledger: Ledger) -> None:
+    with pytest.raises(Conflict, match="shapes has no production yet") as lost:
+        move(ledger, 3, 2)
+    assert lost.value.winner is None
+
+
+def test_a_repeated_call_returns_the_first_row_even_after_later_ones(ledger: Ledger) -> None:
+    first = move(ledger, 3, 0, report={"b": 1, "a": [2.5]})
+    move(ledger, 4, 1)
+    assert move(ledger, 3, 0, report={"a": [2.5], "b": 1}) == first
+    assert ledger.verify() == 2
+
+
+@pytest.mark.parametrize(
+    "other", [{"actor": "berta"}, {"forced": True}, {"report": {}}, {"name": "b"}]
+)
+def test_a_key_stands_for_one_body(ledger: Ledger, other: dict[str, Any]) -> None:
+    move(ledger, 3, 0, key="once")
+    with pytest.raises(KeyReused, match="'once' was used at"):
+        move(ledger, 3, 0, key="once", **other)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"stage": "prod"}, "unknown stage 'prod'; choose one of staging, production"),
+        ({"to_digest": None}, "a version and its digest, or neither"),
+        ({"to_version": 0}, "count from 1"),
+        ({"key": ""}, "key has 1 to 200"),
+        ({"name": "n" * 101}, "name has 1 to 100"),
+    ],
+)
+def test_what_cannot_be_is_refused(ledger: Ledger, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(LedgerError, match=message):
+        move(ledger, 3, 0, **wrong)
+    assert ledger.verify() == 0
+
+
+def test_the_ledger_answers_what_was_in_production_at_a_moment(ledger: Ledger) -> None:
+    first, second = move(ledger, 3, 0), move(ledger, 4, 1)
+    instant = timedelta(microseconds=1)
+    for when, row in [
+        (first.at - instant, None),
+        (first.at, first),
+        (second.at - instant, first),
+        (datetime.now(UTC) + timedelta(days=1), second),
+    ]:
+        assert ledger.at("shapes", "production", when) == row
+    with pytest.raises(LedgerError, match="no time zone"):
+        ledger.at("shapes", "production", datetime(2026, 11, 20))
+
+
+def test_a_clock_that_is_set_back_does_not_reorder_history(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = move(ledger, 3, 0)
+
+    class Back(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return (first.at - timedelta(hours=1)).astimezone(tz)
+
+    monkeypatch.setattr("infra.ledger.datetime", Back)
+    second = move(ledger, 4, 1)
+    monkeypatch.undo()
+    assert second.at == first.at
+    assert ledger.at("shapes", "production", first.at) == second
+
+
+def test_heads_lists_the_newest_of_every_stage(ledger: Ledger) -> None:
+    move(ledger, 1, 0, name="shapes", stage="staging", key="a")
+    move(ledger, 1, 0, name="shapes", key="b")
+    last = move(ledger, 2, 1, name="shapes", key="c")
+    other = move(ledger, 7, 0, name="digits", key="d")
+    assert [(row.name, row.stage) for row in ledger.heads()] == [
+        ("digits", "production"),
+        ("shapes", "production"),
+        ("shapes", "staging"),
+    ]
+    assert ledger.heads()[:2] == [other, last]
+
+
+def test_another_process_sees_a_transition_at_once(ledger: Ledger, path: Path) -> None:
+    elsewhere = Ledger(f"sqlite:///{path}")
+    for epoch in range(5):
+        row = move(ledger, epoch + 1, epoch)
+        assert elsewhere.head("shapes", "production") == row
+
+
+def tamper(path: Path, *statements: str) -> None:
+    with sqlite3.connect(path) as connection:
+        for verb in ("update", "delete"):
+            connection.execute(f"DROP TRIGGER IF EXISTS transitions_no_{verb}")
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE transitions SET to_version = 9 WHERE id = 2", "row 2 .*was altered"),
+        ("UPDATE transitions SET actor = 'eve' WHERE id = 1", "row 1 .*was altered"),
+        ("UPDATE transitions SET report = '{}' WHERE id = 3", "row 3 .*was altered"),
+        ("DELETE FROM transitions WHERE id = 2", "row 2 is missing: row 3"),
+        ("DELETE FROM transitions WHERE id = 3", "row 3 is missing: 3 rows were written"),
+        ("UPDATE transitions SET prev_hash = hash WHERE id = 2", "row 2 does not follow row 1"),
+    ],
+)
+def test_a_changed_table_is_detected_and_the_row_named(
+    ledger: Ledger, path: Path, statement: str, message: str
+) -> None:
+    for epoch in range(3):
+        move(ledger, epoch + 1, epoch)
+    tamper(path, statement)
+    with pytest.raises(Broken, match=message):
+        ledger.verify()
+
+
+@pytest.mark.parametrize(
+    "verb", ["UPDATE transitions SET actor = 'eve'", "DELETE FROM transitions"]
+)
+def test_the_database_refuses_to_change_a_row(ledger: Ledger, path: Path, verb: str) -> None:
+    move(ledger, 3, 0)
+    with (
+        sqlite3.connect(path) as connection,
+        pytest.raises(sqlite3.IntegrityError, match="append-only"),
+    ):
+        connection.execute(verb)
+    connection.close()
+    assert ledger.verify() == 1
+
+
+@pytest.mark.parametrize("place", ["ledger.commit", "ledger.committed"])
+def test_an_ambiguous_failure_is_settled_by_the_same_call(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("ATELIER_FAULT", f"{place}:enospc")
+    with pytest.raises(OSError, match="No space left"):
+        move(ledger, 3, 0)
+    monkeypatch.delenv("ATELIER_FAULT")
+    assert ledger.verify() == (1 if place == "ledger.committed" else 0)
+    assert move(ledger, 3, 0).id == ledger.verify() == 1
+
+
+def test_a_locked_database_is_busy_after_a_while_and_well_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.database, "BUSY_MS", 100)
+    ledger = Ledger(f"sqlite:///{path}")
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Busy, match="was locked by another process"):
+        move(ledger, 3, 0)
+    assert ledger.head("shapes", "production") is None
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert move(ledger, 3, 0).epoch == 1
+
+
+def test_the_migrations_make_the_tables_that_the_code_declares(path: Path) -> None:
+    assert Keys.__module__ == "infra.keys"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(infra.database.__file__).parent / "migrations")
+    )
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_heads() == [REVISION]
+
+
+def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'deep' / 'atelier.db'}"
+    failed: list[BaseException] = []
+
+    def opens() -> None:
+        try:
+            Ledger(url).close()
+        except DatabaseError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=opens) for _ in range(4)]
+    code = f"from infra.ledger import Ledger; Ledger({url!r})"
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [other.wait(timeout=60) for other in others] == [0, 0]
+    assert failed == []
+    assert Ledger(url).verify() == 0
+
+
+def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(DatabaseError, match=r"another version of atelier.*9999"):
+        Ledger(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite://", "needs a file"),
+        ("shapes.db", "cannot use the database address"),
+        ("oracular://x", "cannot use the database address"),
+        ("sqlite:////proc/nowhere/atelier.db", "cannot create the database"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(url: str, message: str) -> None:
+    with pytest.raises(DatabaseError, match=message):
+        open_engine(url)
+
+
+VERSIONS = st.integers(1, 5)
+PLACES = st.sampled_from(
+    [(name, stage) for name in ("a", "b") for stage in ("staging", "production")]
+)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Any order of moves, stale moves and repeated moves leaves what a list of rows would hold."""
+
+    template: Path
+
+    @initialize()
+    def opens(self) -> None:
+        self.path = self.template.with_name(f"machine-{os.urandom(6).hex()}.db")
+        shutil.copy(self.template, self.path)
+        self.ledger = Ledger(f"sqlite:///{self.path}")
+        self.rows: list[Row] = []
+        self.calls: list[dict[str, Any]] = []
+
+    def expected(self, name: str, stage: str) -> Row | None:
+        return next(
+            (row for row in reversed(self.rows) if (row.name, row.stage) == (name, stage)), None
+        )
+
+    @rule(place=PLACES, version=VERSIONS | st.none(), forced=st.booleans())
+    def moves(self, place: tuple[str, str], version: int | None, forced: bool) -> None:
+        head = self.expected(*place)
+        call = {
+            "name": place[0],
+            "stage": place[1],
+            "to_version": version,
+            "to_digest": None if version is None else "d" * version,
+            "expected_epoch": head.epoch if head else 0,
+            "key": f"call-{len(self.calls)}",
+            "actor": "anna",
+            "report": {"metrics": {"alignment": 0.5}} if forced else None,
+            "forced": forced,
+        }
+        row = self.ledger.transition(**call)  # type: ignore[arg-type]
+        assert row.from_version == (head.to_version if head else None)
+        self.rows.append(row)
+        self.calls.append(call)
+
+    @rule(place=PLACES, off=st.sampled_from([-2, -1, 1, 3]))
+    def moves_on_a_stale_view(self, place: tuple[str, str], off: int) -> None:
+        head = self.expected(*place)
+        epoch = max(0, (head.epoch if head else 0) + off)
+        if epoch != (head.epoch if head else 0):
+            with pytest.raises(Conflict) as lost:
+                move(self.ledger, 1, epoch, name=place[0], stage=place[1], key="stale")
+            assert lost.value.winner == head
+
+    @precondition(lambda self: self.calls)
+    @rule(which=st.integers(0))
+    def repeats(self, which: int) -> None:
+        index = which % len(self.calls)
+        assert self.ledger.transition(**self.calls[index]) == self.rows[index]
+
+    @precondition(lambda self: self.calls)
+    @rule(which=st.integers(0))
+    def takes_a_key_again(self, which: int) -> None:
+        with pytest.raises(KeyReused):
+            self.ledger.transition(**{**self.calls[which % len(self.calls)], "actor": "eve"})
+
+    @invariant()
+    def agrees_with_the_list(self) -> None:
+        places = [(name, stage) for name in ("a", "b") for stage in ("production", "staging")]
+        expected = {place: self.expected(*place) for place in places}
+        for (name, stage), row in expected.items():
+            assert self.ledger.head(name, stage) == row  # type: ignore[arg-type]
+        assert self.ledger.heads() == [row for row in expected.values() if row]
+        assert self.ledger.verify() == len(self.rows)
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        for file in self.path.parent.glob(f"{self.path.name}*"):
+            file.unlink()
+
+
+def test_any_order_of_calls_leaves_a_whole_ledger(migrated: Path) -> None:
+    machine = type("Machine", (LedgerMachine,), {"template": migrated})
+    quick = settings(
+        max_examples=25,
+        stateful_step_count=20,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    machine.TestCase.settings = quick
+    machine.TestCase().runTest()
+
+
+PROMOTERS = Path(__file__).with_name("promoters.py")
+
+
+@pytest.mark.slow
+def test_four_racing_promoters_lose_and_double_nothing_while_they_are_killed(
+    path: Path, tmp_path: Path, record_property: Any
+) -> None:
+    url, seconds = f"sqlite:///{path}", 12
+    command = [sys.executable, str(PROMOTERS), url, str(tmp_path), str(seconds)]
+    kills = int(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
+    ledger = Ledger(url)
+    rows = {row.id: row for row in ledger.history("shapes")}
+    answered, conflicts = 0, 0
+    for log in tmp_path.glob("promoter-*.log"):
+        # a line that a kill cut short was no answer
+        for line in log.read_text().split("\n")[:-1]:
+            verb, *rest = line.split()
+            conflicts += verb == "conflict"
+            if verb == "moved":
+                version, row = int(rest[0]), rows[int(rest[1])]
+                assert row.to_version == version, "an answered transition is lost or altered"
+                answered += 1
+    versions = [row.to_version for row in rows.values()]
+    assert len(versions) == len(set(versions)), "a transition was made twice"
+    assert ledger.verify() == len(rows) >= answered > 0
+    assert kills > 20
+    record_property("kills", kills)
+    record_property("transitions", len(rows))
+    record_property("conflicts", conflicts)
+    print(f"{kills} kills, {len(rows)} transitions, {conflicts} conflicts")  # noqa: T201
