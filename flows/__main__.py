@@ -1,0 +1,45 @@
+"""`atelier`: the command line. Exit code 0 done, 1 failed, 2 wrong usage."""
+
+import sys
+import traceback
+
+import typer
+
+from flows.command_line import data_verbs, stack_verbs, training_verbs, version_verbs
+from flows.command_line.terminal import console
+from infra.settings import settings
+
+app = typer.Typer(
+    help="Train, judge, promote and serve generative models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for verbs in (training_verbs, version_verbs, stack_verbs, data_verbs):
+    verbs.register(app)
+
+
+def main() -> None:
+    """Run the command line; what a user can cause ends in one line, not a traceback."""
+    try:
+        settings()
+        app()
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last checkpoint")
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError, LookupError) as error:
+        _keep_traceback()
+        message = " ".join(str(error).split()) or type(error).__name__
+        console.print(f"error: {message}", style="red", markup=False)
+        sys.exit(1)
+
+
+def _keep_traceback() -> None:
+    """Keep what a developer would want to see of the last error under the state folder."""
+    folder = settings().state / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "last-error.txt").write_text(traceback.format_exc())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Pictures through the front door: the `openai` client against the gateway, as any user would."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.command_line.terminal import console
+from infra.settings import settings
+from infra.storage import atomic_write
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+
+class Unanswered(RuntimeError):
+    """The gateway refused or did not answer; the message is its own."""
+
+
+def client() -> "OpenAI":
+    """Return a client of the settings' gateway."""
+    from openai import OpenAI
+
+    here = settings()
+    return OpenAI(
+        base_url=here.gateway_url,
+        api_key=here.api_key.get_secret_value(),
+        timeout=120,
+        max_retries=2,
+    )
+
+
+def paint(
+    model: str,
+    prompt: str,
+    *,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> bytes:
+    """Return one picture as PNG, with its receipt.
+
+    Raises:
+        Unanswered: the gateway's refusal in its own words, or that it is not there.
+    """
+    from openai import APIConnectionError, APIError
+
+    wishes = {"seed": seed, "num_inference_steps": steps, "guidance_scale": guidance}
+    body = {name: value for name, value in wishes.items() if value is not None}
+    try:
+        answer = client().images.generate(
+            model=model, prompt=prompt, response_format="b64_json", extra_body=body
+        )
+    except APIConnectionError:
+        address = settings().gateway_url
+        raise Unanswered(f"no gateway at {address}: start it with `atelier up`") from None
+    except APIError as error:
+        raise Unanswered(error.message) from None
+    if not answer.data or answer.data[0].b64_json is None:
+        raise Unanswered(f"{model} answered without a picture")
+    return base64.b64decode(answer.data[0].b64_json)
+
+
+def paint_sheet(model: str, prompts: Sequence[str], path: Path) -> None:
+    """Paint every prompt through the API and write one sheet of all of them."""
+    import numpy as np
+    import torch
+    from models.judges.gallery import gallery
+    from PIL import Image
+
+    pictures = []
+    for index, prompt in enumerate(prompts):
+        image = Image.open(io.BytesIO(paint(model, prompt, seed=index))).convert("RGB")
+        pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
+        console.print(f"  painted: {prompt}", style="dim")
+    with atomic_write(path) as file:
+        gallery(torch.stack(pictures), columns=4, labels=list(prompts)).save(file, format="PNG")

@@ -1,0 +1,114 @@
+"""`up`, `down`, `status`, `logs`, `doctor`, `deploy`, `keys`: the verbs about the installation."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from flows.command_line.terminal import AsJson, console, ready, show_json, show_table, use_stack
+from infra.settings import settings
+
+keys = typer.Typer(help="API keys of the gateway.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    for verb in (up, down, status, logs, doctor, deploy):
+        app.command()(verb)
+    keys.command("add")(add_key)
+    keys.command("list")(list_keys)
+    keys.command("revoke")(revoke_key)
+    app.add_typer(keys, name="keys")
+
+
+def up() -> None:
+    """Start the local stack (Prefect, MLflow, Ray) and serve what the ledger names."""
+    ready()
+    from flows.deploy import serve_wanted
+
+    loaded = serve_wanted()
+    console.print(
+        f"serving at {settings().gateway_url}: {', '.join(loaded) or 'nothing promoted yet'}"
+    )
+
+
+def down() -> None:
+    """Stop everything that `up` started; no process stays behind."""
+    from infra.stack import down as stop
+
+    for line in stop():
+        console.print(f"  {line}", style="dim")
+    console.print("the local stack is down")
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show each part of the stack: address, health, memory."""
+    from infra.stack import status as look
+
+    parts = [dataclasses.asdict(part) for part in look()]
+    if as_json:
+        show_json(parts)
+    elif parts:
+        show_table("stack", list(parts[0]), [list(part.values()) for part in parts])
+
+
+def logs(
+    part: Annotated[str, typer.Argument(help="prefect, mlflow or ray")],
+    follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
+) -> None:
+    """Print a part's log."""
+    from infra.stack import logs as read
+
+    for line in read(part, follow=follow):
+        console.print(line, markup=False, end="")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check the machine, the settings and every part; says what to do about what is wrong."""
+    use_stack()
+    from infra.doctor import doctor as check
+
+    checks = [dataclasses.asdict(one) for one in check()]
+    if as_json:
+        show_json(checks)
+    elif checks:
+        show_table("doctor", list(checks[0]), [list(one.values()) for one in checks])
+    if any(one.get("verdict") == "fail" for one in checks):
+        raise typer.Exit(1)
+
+
+def deploy() -> None:
+    """Make the gateway serve what the ledger names."""
+    ready()
+    from flows.deploy import deploy as deploy_flow
+
+    loaded = deploy_flow()
+    console.print(
+        f"serving at {settings().gateway_url}: {', '.join(loaded) or 'nothing promoted yet'}"
+    )
+
+
+def add_key(label: str) -> None:
+    """Make a key; it is shown once. From then on every request needs one."""
+    from infra.keys import Keys
+
+    console.print(Keys(settings().database).create(label))
+
+
+def list_keys(as_json: AsJson = False) -> None:
+    """List the keys' labels; the keys themselves are not kept."""
+    from infra.keys import Keys
+
+    found = [dataclasses.asdict(key) for key in Keys(settings().database).list()]
+    if as_json:
+        show_json(found)
+    else:
+        show_table("keys", list(found[0]) if found else [], [list(key.values()) for key in found])
+
+
+def revoke_key(label: str) -> None:
+    """Revoke a key by its label, at once."""
+    from infra.keys import Keys
+
+    Keys(settings().database).revoke(label)
+    console.print(f"{label} is revoked")

@@ -1,0 +1,106 @@
+"""How the command line speaks: tables or JSON, progress bars or lines, and a stack that is up before work starts."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from infra.settings import settings
+
+if TYPE_CHECKING:
+    from flows.training.journal import Progress
+
+console = Console(highlight=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Override a recipe field (YAML value)."),
+]
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON, for another program."""
+    console.print_json(json.dumps(value, default=str))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows as a table, or say that there are none."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table if table.row_count else f"{title}: none")
+
+
+def use_stack() -> None:
+    """Give this process the addresses and tokens of the stack, before a tool that reads them is imported."""
+    from infra.stack import environment
+
+    os.environ.update(environment())
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def ready() -> None:
+    """Start whatever part of the local stack is not up, and say so; a running stack costs about a second."""
+    from infra.stack import up
+
+    began = time.monotonic()
+    started = up(lambda event: console.print(f"  {event}", style="dim"))
+    if started:
+        console.print(f"the local stack is up ({time.monotonic() - began:.0f} s)")
+    use_stack()
+    settings().state.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def training_progress() -> Iterator[None]:
+    """Show every training of the block: one bar each on a terminal, a line every ten seconds elsewhere."""
+    from flows import progress
+
+    if not console.is_terminal:
+        with progress.shown_by(_Lines().show):
+            yield
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} samples/s"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, now: "Progress") -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=now.steps, loss=0.0, speed=0.0)
+            bars.update(tasks[name], completed=now.step, loss=now.loss, speed=now.samples_per_s)
+
+        with progress.shown_by(show):
+            yield
+
+
+class _Lines:
+    """Progress for logs: a line a training every ten seconds and at its end."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+
+    def show(self, name: str, now: "Progress") -> None:
+        if time.monotonic() - self.last.get(name, 0) < 10 and now.step < now.steps:
+            return
+        self.last[name] = time.monotonic()
+        console.print(
+            f"  {name}: step {now.step} of {now.steps}, loss {now.loss:.4f}, "
+            f"{now.samples_per_s:.0f} samples/s, {now.seconds_left:.0f} s left"
+        )

@@ -1,0 +1,146 @@
+"""`train`, `run`, `evaluate`, `demo`: the verbs that make versions."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.command_line.terminal import (
+    AsJson,
+    Overrides,
+    console,
+    ready,
+    show_json,
+    show_table,
+    training_progress,
+)
+from infra.settings import settings
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. flows/recipes/shapes.yaml")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    app.command()(train)
+    app.command()(run)
+    app.command()(evaluate)
+    app.command()(demo)
+
+
+def train(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Prepare the data, train every stage and the judge, and register them."""
+    from flows.recipe import load
+
+    wanted = load(recipe, overrides or [])
+    ready()
+    from flows.train import train as train_flow
+
+    with training_progress():
+        trained = train_flow(wanted)
+    if as_json:
+        show_json(trained)
+        return
+    for name, version in trained.items():
+        console.print(f"{name}: [bold]{version['name']}:{version['version']}[/]")
+    console.print(f"next: atelier run {recipe}   (judges and promotes; nothing is trained twice)")
+
+
+def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Walk a recipe the whole way: prepare, train, evaluate, promote, deploy."""
+    from flows.recipe import load
+
+    wanted = load(recipe, overrides or [])
+    ready()
+    found = _walk(wanted)
+    if as_json:
+        show_json(found)
+        return
+    ref = f"{found['version']['name']}:{found['version']['version']}"
+    console.print(f"[bold]{ref}[/] is in production")
+    _show_metrics(ref)
+    console.print(
+        f'next: atelier generate {wanted.name} "{(wanted.try_prompts or ("",))[0]}" -o picture.png'
+    )
+
+
+def evaluate(
+    ref: Annotated[str, typer.Argument(metavar="NAME[:v|@alias]")], as_json: AsJson = False
+) -> None:
+    """Judge a pipeline version anew on today's data."""
+    ready()
+    from flows.evaluation import evaluate as evaluate_flow
+
+    found = evaluate_flow(ref)
+    if as_json:
+        show_json(found)
+        return
+    _metrics_table(ref, found["evaluation"]["metrics"])
+    for condition in found["report"]["conditions"]:
+        console.print(f"  {'pass' if condition['passed'] else '[red]FAIL[/]'}  {condition['says']}")
+
+
+def demo(overrides: Overrides = None) -> None:
+    """From nothing to a served picture: the shapes recipe, then eight prompts through the HTTP API."""
+    from flows.recipe import load
+
+    began = time.monotonic()
+    wanted = load(settings().project / "flows/recipes/shapes.yaml", overrides or [])
+    ready()
+    found = _walk(wanted)
+    ref = f"{found['version']['name']}:{found['version']['version']}"
+    _show_metrics(ref)
+    from flows.command_line.client import paint_sheet
+
+    sheet = settings().state / "demo" / "sheet.png"
+    paint_sheet(wanted.name, wanted.try_prompts, sheet)
+    here = settings()
+    dashboard = f"http://127.0.0.1:{here.dashboard_port}"
+    show_table(
+        "where to look",
+        ("page", "address"),
+        [
+            ("the sheet", sheet),
+            ("flows (Prefect)", here.prefect_url.removesuffix("/api")),
+            ("runs and versions (MLflow)", here.mlflow_uri),
+            ("cluster (Ray)", dashboard),
+            ("API", f"{here.gateway_url}  (docs: {here.gateway_url.removesuffix('/v1')}/docs)"),
+            ("data report", here.state / "reports" / f"{wanted.data.name}.html"),
+        ],
+    )
+    console.print(
+        f"\n{ref} paints in production, {time.monotonic() - began:.0f} s after the start. Try next:"
+    )
+    console.print(
+        f'  .venv/bin/atelier generate {wanted.name} "a large yellow cross on the right" -o cross.png'
+    )
+    console.print(f"  .venv/bin/atelier history {wanted.name}")
+    console.print("  .venv/bin/atelier down")
+
+
+def _walk(wanted: Any) -> dict[str, Any]:
+    from flows.lifecycle import lifecycle
+
+    with training_progress():
+        found: dict[str, Any] = lifecycle(wanted)
+    return found
+
+
+def _show_metrics(ref: str) -> None:
+    import json
+
+    from flows.workshop import registry
+
+    directory = registry().fetch(registry().get(ref))
+    found = json.loads((directory / "evaluation.json").read_text())
+    _metrics_table(ref, found["metrics"])
+
+
+def _metrics_table(ref: str, metrics: dict[str, Any]) -> None:
+    rows = [
+        (name, f"{m['value']:.4g}", f"{m['low']:.4g} .. {m['high']:.4g}", m["count"])
+        for name, m in metrics.items()
+    ]
+    show_table(f"{ref}, judged", ("metric", "value", "95 % interval", "samples"), rows)

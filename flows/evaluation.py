@@ -1,0 +1,198 @@
+"""Evaluate a pipeline: pin its stages, check that they fit, judge what it draws, register it with the findings."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+
+from flows.cards import pipeline_card
+from flows.judging.evaluate import Order, evaluate_on_ray
+from flows.judging.gate import Evaluation, check
+from flows.judging.pipeline import PinnedStage, Pipeline, check_fit, interface
+from flows.prepare import prepare_dataset
+from flows.recipe import Recipe
+from flows.workshop import ROOT, fingerprint, git_commit, named, registry
+from infra.settings import settings
+from infra.storage import seal
+
+
+def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipeline:
+    """Return the pipeline that pins these stage versions.
+
+    Raises:
+        StageMismatch: two stages do not fit; the message names both.
+    """
+    stages = []
+    for name, stage in recipe.stages.items():
+        version = trained[name]
+        directory = registry().fetch(registry().get(f"{version['name']}:{version['version']}"))
+        config = json.loads((directory / "config.json").read_text())
+        accepts, gives = interface(config)
+        stages.append(
+            PinnedStage(
+                stage=name,
+                name=version["name"],
+                version=version["version"],
+                sha256=version["digest"],
+                family=config["family"],
+                accepts=accepts,
+                gives=gives,
+                steps=stage.steps,
+                guidance=stage.guidance,
+            )
+        )
+    check_fit(stages)
+    _, height, width = stages[-1].gives.picture
+    return Pipeline(
+        endpoint=recipe.name,
+        stages=tuple(stages),
+        vocabulary=tuple(facts["vocabulary"]),
+        image_size=(width, height),
+        try_prompts=recipe.try_prompts,
+    )
+
+
+def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str, Any]) -> str:
+    """Return the key under which equal judging of equal stages is found again."""
+    document = {
+        "recipe": recipe.model_dump(
+            mode="json", include={"name", "description", "evaluation", "gate", "try_prompts"}
+        ),
+        "sampling": {name: [stage.steps, stage.guidance] for name, stage in recipe.stages.items()},
+        "trained": trained,
+        "data": prepared["identity"],
+        "code": fingerprint(sorted((ROOT / "flows/judging").glob("*.py"))),
+        "metrics": fingerprint(sorted((ROOT / "models/judges").glob("*.py"))),
+    }
+    text = json.dumps(document, sort_keys=True)
+    return f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _key(_: Any, parameters: dict[str, Any]) -> str:
+    return judging_identity(parameters["recipe"], parameters["trained"], parameters["prepared"])
+
+
+@task(task_run_name="judge {recipe.name}", cache_key_fn=_key, persist_result=True)
+def judge_pipeline(
+    recipe: Recipe, trained: dict[str, Any], prepared: dict[str, Any]
+) -> dict[str, Any]:
+    """Judge these stages as one pipeline and register it; returns {"name", "version", "digest"}."""
+    from infra.cluster import connect
+
+    key = judging_identity(recipe, trained, prepared)
+    if found := registry().find(recipe.name, key):
+        return named(found)
+    facts = json.loads((Path(prepared["path"]) / "dataset.json").read_text())
+    pipeline = pin(recipe, trained, facts)
+    connect(settings().ray_url)
+    order = order_of(recipe, pipeline, trained.get("judge"), prepared)
+    evaluation, picture = evaluate_on_ray(order, facts["captions"])
+    run_id = record(recipe.name, key, evaluation, picture)
+    version = _publish(recipe, pipeline, prepared, evaluation, picture, run_id=run_id, key=key)
+    return named(version)
+
+
+def order_of(
+    recipe: Recipe, pipeline: Pipeline, judge: dict[str, Any] | None, prepared: dict[str, Any]
+) -> Order:
+    """Return what the judging workers need, addresses and digests only."""
+    import ray
+
+    return Order(
+        pipeline=pipeline.model_dump(mode="json"),
+        judge=judge,
+        prepared=prepared["path"],
+        data_identity=prepared["identity"],
+        spec=recipe.evaluation.model_dump(mode="json"),
+        tracking_uri=settings().mlflow_uri,
+        cache=str(settings().state / "versions"),
+        num_gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0,
+    )
+
+
+def record(experiment: str, key: str, evaluation: Evaluation, picture: bytes) -> str:
+    """Write metrics and the gallery to an MLflow run of their own; returns its id."""
+    run_id = registry().start_run(experiment, key, {"atelier.identity": key})
+    values = {name: metric.value for name, metric in evaluation.metrics.items()}
+    registry().log_metrics(run_id, values, step=0)
+    with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
+        path = Path(folder) / "gallery.png"
+        path.write_bytes(picture)
+        registry().log_file(run_id, path, "gallery")
+    registry().end_run(run_id, "FINISHED")
+    return run_id
+
+
+def _publish(
+    recipe: Recipe,
+    pipeline: Pipeline,
+    prepared: dict[str, Any],
+    evaluation: Evaluation,
+    picture: bytes,
+    *,
+    run_id: str,
+    key: str,
+) -> Any:
+    report = check(recipe.gate, evaluation, production=None)
+    with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
+        directory = Path(folder) / "version"
+        directory.mkdir()
+        card = pipeline_card(recipe, pipeline, prepared["identity"], evaluation, report)
+        texts = {
+            "pipeline.json": pipeline.model_dump_json(indent=1),
+            "recipe.json": recipe.model_dump_json(indent=1),
+            "evaluation.json": evaluation.model_dump_json(),
+            "report.json": report.model_dump_json(indent=1),
+            "card.md": card,
+        }
+        for name, text in texts.items():
+            (directory / name).write_text(text)
+        (directory / "gallery.png").write_bytes(picture)
+        metrics = {name: metric.value for name, metric in evaluation.metrics.items()}
+        facts = {
+            "kind": "pipeline",
+            "name": recipe.name,
+            "data_identity": prepared["identity"],
+            "git_commit": git_commit(),
+            "run_id": run_id,
+            "metrics": metrics,
+        }
+        seal(directory, facts)
+        stages = " ".join(f"{stage.name}:{stage.version}" for stage in pipeline.stages)
+        tags = {
+            "atelier.kind": "pipeline",
+            "atelier.data_identity": prepared["identity"],
+            "atelier.stages": stages,
+            "atelier.gate": "passed" if report.passed else "failed",
+        }
+        return registry().publish(recipe.name, directory, key=key, tags=tags, run_id=run_id)
+
+
+@flow(flow_run_name="evaluate {ref}")
+def evaluate(ref: str) -> dict[str, Any]:
+    """Judge a registered pipeline version anew, on today's data; returns {"evaluation", "report"}."""
+    from infra.cluster import connect
+
+    version = registry().get(ref)
+    directory = registry().fetch(version)
+    recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
+    pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
+    before = Evaluation.model_validate_json((directory / "evaluation.json").read_text())
+    prepared = prepare_dataset(recipe.data.name)
+    judge = None
+    if before.judge is not None:
+        found = registry().get(before.judge.version)
+        judge = named(found)
+    connect(settings().ray_url)
+    facts = json.loads((Path(prepared["path"]) / "dataset.json").read_text())
+    order = order_of(recipe, pipeline, judge, prepared)
+    evaluation, picture = evaluate_on_ray(order, facts["captions"])
+    record(recipe.name, f"evaluate-{version.ref}-{evaluation.evaluation_set}", evaluation, picture)
+    report = check(recipe.gate, evaluation, production=None)
+    return {
+        "evaluation": evaluation.model_dump(mode="json", exclude={"outcomes"}),
+        "report": report.model_dump(mode="json"),
+    }

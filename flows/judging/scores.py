@@ -1,0 +1,172 @@
+"""The numbers of one evaluation: what the judge says of the drawn pictures, against real ones never trained on."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from data.loaders import everything
+from models.judges.gallery import gallery
+from torch import Tensor
+from torch.nn import functional as F
+
+from flows.judging.gate import Interval
+from flows.judging.pipeline import Pipeline
+from flows.recipe import Evaluation as EvaluationSpec
+from models.family import Family, Request
+from models.judges import metrics as m
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from models.judges.attribute_judge import AttributeJudge
+
+PAIRS = 192  # real pictures on which an upsampler is measured
+
+
+def score(
+    drawn: "NDArray[np.uint8]",
+    prompts: Sequence[str],
+    *,
+    judge: "AttributeJudge | None",
+    prepared: Path,
+    spec: EvaluationSpec,
+    models: Sequence[Family],
+    pipeline: Pipeline,
+) -> tuple[dict[str, Interval], dict[str, list[float]], bytes]:
+    """Return every metric with its interval, per-sample outcomes for paired comparison, and the gallery PNG."""
+    facts = json.loads((prepared / "dataset.json").read_text())
+    pictures = torch.from_numpy(drawn).float() / 255
+    side = pictures.shape[-1]
+    train, _, _ = everything(prepared, "train", image_size=side)
+    test, captions, _ = everything(prepared, "test", image_size=side)
+    held_out = set(facts["held_out"])
+    familiar = torch.tensor([caption not in held_out for caption in captions])
+    scores = _Scores(spec)
+    if judge is not None:
+        if prompts and facts["attributes"]:
+            _alignment(scores, judge, pictures, prompts, facts)
+        seen = torch.tensor(
+            [prompt not in held_out for prompt in prompts] or [True] * len(pictures)
+        )
+        _distribution(scores, judge, pictures[seen], test[familiar])
+    _memorisation(scores, pictures, train, test[familiar])
+    for model, stage in zip(models, pipeline.stages, strict=True):
+        if model.capabilities.upscales:
+            _upsampling(scores, model, stage.stage, test, captions, stage.steps)
+        if model.capabilities.likelihood:
+            _likelihood(scores, model, stage.stage, test)
+    return scores.metrics, scores.outcomes, sheet(pictures, prompts, spec.gallery)
+
+
+class _Scores:
+    """Collects per-sample values as means with bootstrap intervals."""
+
+    def __init__(self, spec: EvaluationSpec) -> None:
+        self.metrics: dict[str, Interval] = {}
+        self.outcomes: dict[str, list[float]] = {}
+        self.resamples = spec.bootstrap
+
+    def mean(self, name: str, values: Tensor, *, keep: bool = False) -> None:
+        found = m.bootstrap(values.float(), count=self.resamples, seed=0)
+        self.add(name, found.value, found.low, found.high, len(values))
+        if keep:
+            self.outcomes[name] = [float(value) for value in values]
+
+    def add(self, name: str, value: float, low: float, high: float, count: int) -> None:
+        self.metrics[name] = Interval(value=value, low=low, high=high, count=count)
+
+
+def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:
+    """Return (N, A) the index of the value that each prompt asks for, attribute by attribute."""
+    rows = []
+    for prompt in prompts:
+        words = prompt.split()
+        rows.append(
+            [
+                next(i for i, value in enumerate(values) if value == prompt or value in words)
+                for values in attributes.values()
+            ]
+        )
+    return torch.tensor(rows)
+
+
+def _alignment(
+    scores: _Scores,
+    judge: "AttributeJudge",
+    pictures: Tensor,
+    prompts: Sequence[str],
+    facts: dict[str, Any],
+) -> None:
+    with torch.no_grad():
+        predicted = judge.predict(pictures)
+    wanted = wanted_attributes(prompts, facts["attributes"])
+    joint, single = m.alignment(predicted, wanted)
+    scores.mean("alignment", joint, keep=True)
+    held_out = torch.tensor([prompt in set(facts["held_out"]) for prompt in prompts])
+    if held_out.any():
+        scores.mean("alignment_trained", joint[~held_out])
+        scores.mean("alignment_held_out", joint[held_out])
+    for column, name in enumerate(facts["attributes"]):
+        scores.mean(f"alignment_{name}", single[:, column])
+
+
+def _distribution(scores: _Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:
+    with torch.no_grad():
+        fake_features, real_features = judge.features(pictures), judge.features(real)
+    value = m.frechet_distance(real_features, fake_features)
+    scores.add("fd_judge", value, value, value, len(pictures))
+    precision, recall = m.precision_recall(real_features, fake_features)
+    scores.add("precision", precision, precision, precision, len(pictures))
+    scores.add("recall", recall, recall, recall, len(real))
+
+
+def _memorisation(scores: _Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
+    scores.mean("memorised", m.memorisation(pictures, train, test))
+
+
+def _upsampling(
+    scores: _Scores,
+    model: Family,
+    stage: str,
+    test: Tensor,
+    captions: Sequence[str],
+    steps: int | None,
+) -> None:
+    """PSNR of upscaled real pictures over bicubic interpolation's, in dB, picture by picture."""
+    step = max(1, len(test) // PAIRS)
+    high, chosen = test[::step][:PAIRS], list(captions)[::step][:PAIRS]
+    low = F.adaptive_avg_pool2d(high, model.config.low_size)
+    request = Request(
+        seeds=tuple(range(len(high))),
+        prompts=tuple(chosen) if model.capabilities.condition == "text" else (),
+        steps=steps,
+        guidance=1.0,
+        low_BCHW=low,
+    )
+    with torch.no_grad():
+        ours = model.sample(request).cpu()
+    cubic = F.interpolate(low, size=high.shape[-2:], mode="bicubic", align_corners=False).clamp(
+        0, 1
+    )
+    scores.mean(f"{stage}_gain_db", m.psnr(ours, high) - m.psnr(cubic, high))
+
+
+def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
+    """Negative log-likelihood, or its upper bound, in nats a picture, over the whole test split."""
+    torch.manual_seed(0)  # one latent sample a picture: the same ones for every version
+    with torch.no_grad():
+        nats = torch.cat([-model.log_prob({"pixels": part}).cpu() for part in test.split(500)])
+    scores.mean(f"{stage}_nats", nats)
+
+
+def sheet(pictures: Tensor, prompts: Sequence[str], count: int) -> bytes:
+    """Return a gallery of `count` pictures, evenly taken, as PNG."""
+    step = max(1, len(pictures) // count)
+    image = gallery(pictures[::step][:count], columns=8, labels=list(prompts)[::step][:count])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

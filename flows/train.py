@@ -1,0 +1,128 @@
+"""Train every stage of a recipe, and its judge, at the same time as far as the cluster has room; register each."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefect import flow, task
+
+from flows import progress
+from flows.cards import model_card
+from flows.prepare import prepare_dataset
+from flows.recipe import Recipe, Stage, TrainingSpec
+from flows.workshop import code_identity, environment, git_commit, named, registry
+from infra.settings import settings
+from infra.storage import MANIFEST, seal
+
+if TYPE_CHECKING:
+    from infra.registry import Version
+
+
+def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> TrainingSpec:
+    """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge)."""
+    chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
+    assert chosen is not None
+    return TrainingSpec(
+        name=f"{recipe.name}.{stage}",
+        family=chosen.family,
+        preset=chosen.preset,
+        config=chosen.config,
+        image_size=chosen.image_size,
+        seed=recipe.seed,
+        training=chosen.training,
+        resources=chosen.resources,
+        dataset=recipe.data.name,
+        prepared=Path(prepared["path"]),
+        data_identity=prepared["identity"],
+        code_identity=code_identity(chosen.family),
+    )
+
+
+def _identity(_: Any, parameters: dict[str, Any]) -> str:
+    spec: TrainingSpec = parameters["spec"]
+    return spec.identity
+
+
+@task(task_run_name="train {spec.name}", cache_key_fn=_identity, persist_result=True)
+def train_stage(spec: TrainingSpec, experiment: str) -> dict[str, Any]:
+    """Train one network on Ray and register it; equal work done before is found by its identity."""
+    from flows.training.ray_train import fit
+
+    if found := registry().find(spec.name, spec.identity):
+        return named(found)
+    here = settings()
+    tags = {"atelier.identity": spec.identity, "atelier.git_commit": git_commit()}
+    run_id = registry().start_run(experiment, spec.identity, tags)
+    registry().log_params(run_id, _flat(spec))
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        trained = fit(
+            spec,
+            run_id=run_id,
+            tracking_uri=here.mlflow_uri,
+            runs=here.runs,
+            ray_url=here.ray_url if spec.resources.num_workers else None,
+            on_progress=progress.reporter(spec.name),
+        )
+        status = "FINISHED"
+    finally:
+        registry().end_run(run_id, status)
+    return named(publish(spec, trained.directory, trained.metrics, run_id))
+
+
+def publish(spec: TrainingSpec, final: Path, metrics: dict[str, float], run_id: str) -> "Version":
+    """Register the weights with their card and lineage; the identity is the idempotency key."""
+    facts = {
+        "kind": "model",
+        "name": spec.name,
+        "data_identity": spec.data_identity,
+        "code_identity": spec.code_identity,
+        "seed": spec.seed,
+        "run_id": run_id,
+        "git_commit": git_commit(),
+        "environment": environment(),
+        "metrics": metrics,
+    }
+    with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
+        directory = Path(folder) / "version"
+        shutil.copytree(final, directory, ignore=shutil.ignore_patterns(MANIFEST))
+        (directory / "card.md").write_text(model_card(spec, facts))
+        (directory / "training.json").write_text(
+            spec.model_dump_json(indent=1, exclude={"prepared"})
+        )
+        seal(directory, facts)
+        tags = {
+            "atelier.kind": "model",
+            "atelier.family": spec.family,
+            "atelier.dataset": spec.dataset,
+            "atelier.data_identity": spec.data_identity,
+            "atelier.code_identity": spec.code_identity,
+        }
+        return registry().publish(spec.name, directory, key=spec.identity, tags=tags, run_id=run_id)
+
+
+@flow(flow_run_name="train {recipe.name}")
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Prepare the data and train all stages and the judge; returns {stage: {"name", "version", "digest"}}."""
+    return train_stages(recipe, prepare_dataset(recipe.data.name))
+
+
+def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
+    """Start every training at once; Ray decides which has room."""
+    names = [*recipe.stages, *(["judge"] if recipe.judge else [])]
+    futures = {
+        name: train_stage.submit(training_spec(recipe, name, prepared), recipe.name)
+        for name in names
+    }
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _flat(spec: TrainingSpec) -> dict[str, str]:
+    document = spec.model_dump(mode="json", exclude={"prepared"})
+    flat: dict[str, str] = {}
+    for key, value in document.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{key}.{name}".rstrip("."): json.dumps(item)[:500] for name, item in inner}
+    return flat

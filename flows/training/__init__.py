@@ -1,0 +1,1 @@
+"""The training loop, its checkpoints, and Ray Train around it; code that runs on workers."""

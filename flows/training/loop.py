@@ -1,0 +1,357 @@
+"""The training loop of every family: several players in turn, accumulation, clipping, averaging, checkpoints.
+
+It runs in one process of `Ranks`, and reads everything it needs from the spec, the prepared data and the run's folder.
+With equal seeds and ranks, an interrupted training ends with the same bits as an undisturbed one on a CPU.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.loaders import Loader
+from flows.recipe import Optimizer, TrainingSpec
+from flows.training import pictures
+from flows.training.checkpoints import State, all_generators, detached, seed_generators
+from flows.training.gradients import Gradients
+from flows.training.journal import Journal, repeated_steps, sign_in
+from flows.training.optimizers import AdamW, Average, clip, rate_at
+from flows.training.ranks import Ranks
+from flows.training.run_folder import Fenced, RunFolder
+from infra.storage import IntegrityError, faultpoint, write_json
+from models import configure, describe, trainable
+
+
+class Diverged(ArithmeticError):
+    """The loss or a gradient is no longer a finite number; trying again would give the same."""
+
+
+PERMANENT: Final = (
+    Diverged,
+    Fenced,
+    IntegrityError,
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""What would happen again: no worker is started anew for these."""
+
+
+def train(
+    spec: TrainingSpec,
+    folder: RunFolder,
+    ranks: Ranks,
+    *,
+    lease: str,
+    seconds: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Train to the end from the newest good checkpoint, and publish the result in `folder.final`.
+
+    Raises:
+        Diverged: loss or gradient became NaN or infinite; says at which step and which checkpoint is good.
+        flows.training.run_folder.Fenced: a newer attempt has taken over.
+        infra.storage.IntegrityError: there were checkpoints and all of them are damaged.
+    """
+    loop = Loop(spec, folder, ranks, lease, seconds)
+    try:
+        loop.run()
+    finally:
+        loop.close()
+
+
+class Loop:
+    """One attempt at a training, on one rank."""
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        folder: RunFolder,
+        ranks: Ranks,
+        lease: str,
+        seconds: Mapping[str, float],
+    ) -> None:
+        began = time.monotonic()
+        self.spec, self.folder, self.ranks, self.lease = spec, folder, ranks, lease
+        self.seconds = {**seconds, "checkpoints": 0.0, "pictures": 0.0}
+        self.rows = rows_of(spec, ranks.world)
+        self.state = self._fresh()
+        self.attempt = self._resume()
+        first = ranks.rank == 0
+        self.journal = Journal(folder.journal, self.attempt, self.state.step) if first else None
+        sign_in(folder.journal, self.attempt, ranks.rank)
+        self.model: Any = self.state.model
+        if spec.training.compile:
+            self.model = torch.compile(self.state.model)
+        self.gradients = {
+            player: Gradients(optimizer.parameters, ranks.world)
+            for player, optimizer in self.state.optimizers.items()
+        }
+        self.window: list[Tensor] = []  # one row of scalars a step since the last flush
+        self.names: list[str] = []
+        self.seconds["prepare"] = time.monotonic() - began
+
+    def _fresh(self) -> State:
+        spec = self.spec
+        facts = self._loader(None).facts
+        config = configure(spec.family, spec.preset, spec.config, facts)
+        torch.manual_seed(spec.seed)  # the same first weights on every rank
+        model = trainable(spec.family)(config).to(self.ranks.device)
+        if self.ranks.device.type == "cuda":
+            for parameter in model.parameters():
+                if parameter.ndim == 4:  # filters
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        seed_generators(spec.seed, self.ranks.rank)
+        self.loader = self._loader(model.encode)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        optimizers = {
+            player: AdamW(
+                [
+                    (names[id(parameter)], parameter)
+                    for parameter in model.player_parameters(player)
+                ],
+                spec.training.optimizers.get(player, Optimizer()),
+            )
+            for player in model.players
+        }
+        average = Average(model, spec.training.ema_decay) if self.ranks.rank == 0 else None
+        return State(model, optimizers, average)
+
+    def _loader(self, encode: Any) -> Loader:
+        return Loader(
+            self.spec.prepared,
+            "train",
+            batch_size=self.rows,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            seed=self.spec.seed,
+            image_size=self.spec.image_size,
+            encode=encode,
+            shuffle_captions=self.spec.training.shuffle_captions,
+        )
+
+    def _resume(self) -> int:
+        """Claim the run, take the newest good checkpoint's state on every rank; returns the attempt's number."""
+        attempt, written_by, step = 0, 0, 0
+        if self.ranks.rank == 0:
+            try:
+                attempt = self.folder.claim(self.lease)
+                newest = self.folder.newest()
+            except (Fenced, IntegrityError):
+                self.ranks.told([0, 0, 0])
+                raise
+            if newest is not None:
+                written_by, step = (int(part) for part in newest.name.split("-")[1:])
+        attempt, written_by, step = self.ranks.told([attempt, written_by, step])
+        if not attempt:
+            raise Fenced(f"rank 0 did not get {self.folder.path}")
+        if step:
+            faultpoint("checkpoint.read")
+            self.state.read(self.folder.path / f"ckpt-{written_by}-{step}", self.ranks)
+        return attempt
+
+    def run(self) -> None:
+        """Do the steps that are left, then publish."""
+        rules = self.spec.training
+        self.state.model.train()
+        began, first = time.monotonic(), self.state.step
+        self._since = began, first
+        for batch in self._batches():
+            self._step(batch)
+            step = self.state.step
+            if step == first + 1:
+                self.seconds["first_step"] = time.monotonic() - began
+            if self.journal:
+                self.journal.count(step)
+            saves = step % rules.checkpoint_every == 0 or step == rules.steps
+            if step % rules.log_every == 0 or saves:
+                self._flush()
+            if saves:
+                self._save()
+            if rules.sample_every and step % rules.sample_every == 0 and step < rules.steps:
+                self._draw(batch)
+        self.seconds["loop"] = time.monotonic() - began
+        if self.journal:
+            self._publish()
+
+    def close(self) -> None:
+        """Close the journal's files."""
+        if self.journal:
+            self.journal.close()
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches from the current step on; a GPU's next one is read while it works."""
+        steps = range(self.state.step, self.spec.training.steps)
+        if self.ranks.device.type == "cpu":
+            yield from map(self.loader.batch, steps)
+            return
+        with ThreadPoolExecutor(1, "batches") as reader:
+            coming: Future[dict[str, Tensor]] | None = None
+            for step in steps:
+                batch = coming.result() if coming else self._pinned(step)
+                coming = reader.submit(self._pinned, step + 1) if step + 1 < steps.stop else None
+                yield {k: v.to(self.ranks.device, non_blocking=True) for k, v in batch.items()}
+
+    def _pinned(self, step: int) -> dict[str, Tensor]:
+        return {name: value.pin_memory() for name, value in self.loader.batch(step).items()}
+
+    def _step(self, batch: Mapping[str, Tensor]) -> None:
+        """One optimiser step of every player on this rank's rows of the batch."""
+        rules, state = self.spec.training, self.state
+        parts = [
+            {name: value[piece :: rules.accumulate] for name, value in batch.items()}
+            for piece in range(rules.accumulate)
+        ]
+        row: dict[str, Tensor] = {}
+        for player, optimizer in state.optimizers.items():
+            prefix = "" if len(state.optimizers) == 1 else f"{player}."
+            self._only(player)
+            gradients = self.gradients[player]
+            gradients.start()
+            for part in parts:
+                if part is parts[-1]:
+                    gradients.last()
+                with self._precision():
+                    losses = self.model(part, player)
+                (losses.total / len(parts)).backward()
+                scalars = {"loss": losses.total, **losses.parts}
+                for name, value in scalars.items():
+                    value = value.detach() / len(parts)
+                    row[prefix + name] = (
+                        row[prefix + name] + value if part is not parts[0] else value
+                    )
+            norm = clip(gradients.finish(), rules.clip_norm)
+            row[f"{prefix}gradient_norm"] = norm
+            optimizer.step(rate_at(state.step, rules.steps, optimizer.rule))
+        if state.average is not None:
+            state.average.update(state.step)
+        state.step += 1
+        self.names = list(row)
+        self.window.append(torch.stack([value.float() for value in row.values()]))
+
+    def _only(self, player: str) -> None:
+        """Let gradients reach this player's parameters alone."""
+        if len(self.state.optimizers) == 1:
+            return
+        for name, optimizer in self.state.optimizers.items():
+            for parameter in optimizer.parameters:
+                parameter.requires_grad_(name == player)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        wanted, kind = self.spec.training.precision, self.ranks.device.type
+        if wanted == "bf16" or (wanted == "auto" and kind == "cuda"):
+            return torch.autocast(kind, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _flush(self) -> None:
+        """Average the window over steps and ranks, refuse what is not finite, note it."""
+        if not self.window:
+            return
+        rules, step = self.spec.training, self.state.step
+        table = self.ranks.mean(torch.stack(self.window)).cpu()
+        first = step - len(self.window) + 1
+        self.window = []
+        if not bool(table.isfinite().all()):
+            bad_row, bad_column = (int(index) for index in (~table.isfinite()).nonzero()[0])
+            good = self.folder.checkpoints()
+            raise Diverged(
+                f"{self.names[bad_column]} is {float(table[bad_row, bad_column])} at step {first + bad_row} of"
+                f" {rules.steps}; the last good checkpoint is {good[0] if good else 'none'}; lower"
+                " training.optimizers.*.learning_rate or training.clip_norm"
+            )
+        means = dict(zip(self.names, table.mean(0).tolist(), strict=True))
+        if "loss" not in means:
+            means["loss"] = sum(means[f"{player}.loss"] for player in self.state.optimizers)
+        now = time.monotonic()
+        then, done = self._since
+        self._since = now, step
+        means["samples_per_s"] = (step - done) * rules.batch_size / max(now - then, 1e-9)
+        rule = next(iter(self.state.optimizers.values())).rule
+        means["learning_rate"] = rate_at(step - 1, rules.steps, rule)
+        self.state.means = means
+        if self.journal:
+            self.journal.metrics(step, means)
+
+    def _save(self) -> None:
+        """Commit a checkpoint; no rank goes on before it is durable."""
+        began = time.monotonic()
+        generators = all_generators(self.ranks)
+        if self.journal:
+            facts = {"seed": self.spec.seed, "identity": self.spec.identity}
+            self.folder.save(
+                self.attempt,
+                self.state.step,
+                lambda directory: self.state.write(directory, generators),
+                facts,
+                self.spec.training.keep_checkpoints,
+            )
+        self.ranks.told([self.state.step])
+        self.seconds["checkpoints"] += time.monotonic() - began
+
+    def _draw(self, batch: Mapping[str, Tensor]) -> None:
+        if self.journal:
+            began = time.monotonic()
+            if picture := self._picture(batch):
+                self.journal.picture(self.state.step, picture)
+            self.seconds["pictures"] += time.monotonic() - began
+        self.ranks.told([self.state.step])
+
+    def _picture(self, batch: Mapping[str, Tensor]) -> bytes | None:
+        assert self.state.average is not None
+        with self.state.average.swapped_in():
+            return pictures.png_of_samples(self.state.model, self.spec.prepared, batch)
+
+    def _publish(self) -> None:
+        """Seal the averaged weights, the config and a last grid as the result."""
+        assert self.state.average is not None
+        assert self.journal is not None
+        batch = self.loader.batch(0)
+        on_device = {name: value.to(self.ranks.device) for name, value in batch.items()}
+        began = time.monotonic()
+        picture = self._picture(on_device)
+        self.seconds["pictures"] += time.monotonic() - began
+        if picture:
+            self.journal.picture(self.state.step, picture)
+        with self.state.average.swapped_in():
+            weights = detached(self.state.model.state_dict())
+
+        def write(directory: Path) -> None:
+            write_json(directory / "config.json", describe(self.state.model))
+            save_file(weights, directory / "model.safetensors")
+            if picture:
+                (directory / "samples.png").write_bytes(picture)
+
+        facts = {
+            "identity": self.spec.identity,
+            "seed": self.spec.seed,
+            "steps": self.state.step,
+            "metrics": self.state.means,
+            "attempts": self.attempt,
+            "repeated_steps": repeated_steps(self.folder.journal),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "ended": time.time(),
+        }
+        self.folder.finish(self.attempt, write, facts)
+
+
+def rows_of(spec: TrainingSpec, world: int) -> int:
+    """Return how many rows of a batch each of `world` ranks has.
+
+    Raises:
+        ValueError: the batch cannot be divided evenly.
+    """
+    rules = spec.training
+    if rules.batch_size % (world * rules.accumulate):
+        raise ValueError(
+            f"batch_size {rules.batch_size} must be a multiple of {world * rules.accumulate}"
+            f" ({world} workers x {rules.accumulate} accumulated parts)"
+        )
+    return rules.batch_size // world

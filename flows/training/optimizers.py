@@ -1,0 +1,122 @@
+"""AdamW with its schedule, gradient clipping, and the averaged copy of the weights that is published.
+
+The fused AdamW is called as a function: `torch.optim.AdamW` imports torch._dynamo, 4 s of CPU in every worker.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from flows.recipe import Optimizer
+
+
+def rate_at(step: int, steps: int, rule: Optimizer) -> float:
+    """Return the learning rate of step 0, 1, ... `steps`-1: linear warm-up, then a cosine to the final fraction."""
+    if step < rule.warmup_steps:
+        return rule.learning_rate * (step + 1) / rule.warmup_steps
+    progress = (step - rule.warmup_steps) / max(1, steps - rule.warmup_steps)
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return rule.learning_rate * (rule.final_fraction + (1 - rule.final_fraction) * cosine)
+
+
+@torch.no_grad()
+def clip(gradients: Sequence[Tensor], limit: float) -> Tensor:
+    """Scale the gradients to a common norm of at most `limit`; returns the norm before, a scalar tensor."""
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+    torch._foreach_mul_(list(gradients), (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+class AdamW:
+    """Loshchilov & Hutter 2019 (arXiv:1711.05101); matrices and filters decay, vectors (biases, norms) do not."""
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], rule: Optimizer) -> None:
+        self.rule = rule
+        trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        self.names = [name for name, _ in trained]
+        self.parameters = [parameter for _, parameter in trained]
+        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.counts = [
+            torch.zeros((), dtype=torch.float32, device=parameter.device)
+            for parameter in self.parameters
+        ]
+        self._decays = [parameter.ndim >= 2 for parameter in self.parameters]
+
+    def step(self, rate: float) -> None:
+        """Move the parameters along their `.grad`."""
+        for decays, weight_decay in ((True, self.rule.weight_decay), (False, 0.0)):
+            self._step([i for i, d in enumerate(self._decays) if d == decays], rate, weight_decay)
+
+    @torch.no_grad()
+    def _step(self, chosen: list[int], rate: float, weight_decay: float) -> None:
+        parameters = [self.parameters[i] for i in chosen]
+        if not parameters:
+            return
+        adamw(
+            list[Tensor](parameters),
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [self.means[i] for i in chosen],
+            [self.squares[i] for i in chosen],
+            [],
+            [self.counts[i] for i in chosen],
+            foreach=False,
+            fused=True,
+            amsgrad=False,
+            beta1=self.rule.betas[0],
+            beta2=self.rule.betas[1],
+            lr=rate,
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the state by name, to be written to or read from in place."""
+        for index, name in enumerate(self.names):
+            yield f"{name}/mean", self.means[index]
+            yield f"{name}/square", self.squares[index]
+            yield f"{name}/count", self.counts[index]
+
+
+class Average:
+    """The exponential moving average of a model's weights, warmed up; buffers are copied."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._live = dict(model.named_parameters())
+        self._live_buffers = dict(model.named_buffers())
+        self._kept = [parameter.detach().clone() for parameter in self._live.values()]
+        self._kept_buffers = [buffer.detach().clone() for buffer in self._live_buffers.values()]
+        self._sources = [parameter.detach() for parameter in self._live.values()]
+
+    def update(self, step: int) -> None:
+        """Take in the weights after step 0, 1, ...; early steps count more: decay <= (1 + n) / (10 + n)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._kept, self._sources, 1 - decay)
+        for kept, buffer in zip(self._kept_buffers, self._live_buffers.values(), strict=True):
+            kept.copy_(buffer)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return the averaged weights and buffers by their names in the model, to be read or written in place."""
+        weights = dict(zip(self._live, self._kept, strict=True))
+        return weights | dict(zip(self._live_buffers, self._kept_buffers, strict=True))
+
+    @contextmanager
+    @torch.no_grad()
+    def swapped_in(self) -> Iterator[None]:
+        """Let the model have the averaged weights inside the block."""
+        live = [*self._sources, *self._live_buffers.values()]
+        kept = [*self._kept, *self._kept_buffers]
+        aside = [tensor.detach().clone() for tensor in live]
+        for tensor, value in zip(live, kept, strict=True):
+            tensor.copy_(value)
+        try:
+            yield
+        finally:
+            for tensor, value in zip(live, aside, strict=True):
+                tensor.copy_(value)

@@ -1,0 +1,51 @@
+"""Who trains beside this process: its rank, its device, and the few things that ranks tell one another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE: Final = timedelta(minutes=30)
+"""How long ranks wait where rank 0 writes or draws; a step's own collectives have the process group's limit."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process of a training; `Ranks()` trains alone. A larger world needs `torch.distributed` started."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    control: Any = None  # a process group of CPU tensors with PATIENCE
+
+    @classmethod
+    def joined(cls, device: torch.device) -> "Ranks":
+        """Return this process's place in the process group that stands."""
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), dist.get_world_size(), device, control)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over ranks, the same on each."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values = values / self.world
+        return values
+
+    def told(self, values: Sequence[int]) -> list[int]:
+        """Return rank 0's integers on every rank; waits for it."""
+        message = torch.tensor(values, dtype=torch.int64)
+        if self.world > 1:
+            dist.broadcast(message, 0, group=self.control)
+        return [int(value) for value in message]
+
+    def gathered(self, values: Tensor) -> list[Tensor]:
+        """Return every rank's CPU tensor, in the order of ranks; all have one shape."""
+        if self.world == 1:
+            return [values]
+        rows = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(rows, values, group=self.control)
+        return rows

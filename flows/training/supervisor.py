@@ -1,0 +1,183 @@
+"""A training on Ray that ends by itself: Ray replaces workers, this replaces Ray's controller, both within budgets."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flows.recipe import TrainingSpec
+from flows.training.journal import Reporter
+from flows.training.run_folder import RunFolder
+from infra.cluster import capacity, connect, require
+
+WORKER_FAILURES: Final = 3
+CONTROLLER_FAILURES: Final = 3
+"""Budgets of one controller; a controller that brought training further is replaced without counting."""
+STARTS_WITHOUT_PROGRESS: Final = 3
+NOTE_EVERY_S: Final = 10.0
+POLL_S: Final = 0.5
+RAY_TRAIN_SETTINGS: Final = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the poll that sees an end or a death; Ray's own: 2
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # a stopped process; Ray's own: 600
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # a busy cluster is waited for, an impossible one refused before
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+
+class TrainingFailed(RuntimeError):
+    """Training did not reach its end, and trying again did not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What every worker of a training is given."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{self.workers} x {self.cpus:g} CPUs{gpus}"
+
+
+def train_on_ray(
+    spec: TrainingSpec, folder: RunFolder, url: str | None, reporter: Reporter
+) -> dict[str, float]:
+    """Train to the end on the cluster at `url`; returns the seconds of joining it.
+
+    Raises:
+        infra.cluster.Unreachable, infra.cluster.TooSmall: no such cluster, or one that could never do it.
+        TrainingFailed: workers or controllers died more often than the budgets allow.
+        flows.training.loop.Diverged, flows.training.run_folder.Fenced, infra.storage.IntegrityError, ValueError:
+            as in `flows.training.loop.train`.
+    """
+    began = time.monotonic()
+    connect(url)
+    request = _request(spec)
+    require(request.workers, request.cpus, request.gpus)
+    joined = time.monotonic() - began
+    left, reached = STARTS_WITHOUT_PROGRESS, folder.step()
+    while not folder.final.is_dir():
+        trouble = _one_controller(spec, folder, request, reporter)
+        shutil.rmtree(
+            folder.path / "ray", ignore_errors=True
+        )  # what Ray keeps of a run, which nobody reads
+        if trouble:
+            left = STARTS_WITHOUT_PROGRESS if folder.step() > reached else left - 1
+            reached = folder.step()
+            if not left:
+                raise TrainingFailed(
+                    f"{spec.name} failed {STARTS_WITHOUT_PROGRESS} times without a new checkpoint, the last at"
+                    f" step {reached}: {trouble}"
+                )
+            reporter.note(f"{trouble}; going on from step {reached}")
+    return {"connect": joined}
+
+
+def _request(spec: TrainingSpec) -> Request:
+    asked = spec.resources
+    gpus = asked.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if capacity().gpus >= asked.num_workers else 0.0
+    return Request(asked.num_workers, asked.cpus_per_worker, gpus)
+
+
+def _one_controller(
+    spec: TrainingSpec, folder: RunFolder, request: Request, reporter: Reporter
+) -> str:
+    """Run one Ray Train controller to its end; returns why another must follow, or nothing."""
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray.exceptions import RayActorError
+
+    from flows.training.lean_trainer import is_waiting, release
+
+    _wait_for_room(request, reporter)
+
+    lease = folder.lease()
+    controller, end = _trainer(spec, folder, request, lease).start()
+    told = time.monotonic()
+    try:
+        while not ray.wait([end], timeout=1.0)[0]:
+            late = time.monotonic() - told > NOTE_EVERY_S
+            if late and is_waiting(lease):
+                told = time.monotonic()
+                reporter.note(f"waiting for room: {_free(request)}")
+        ray.get(end)
+        result = ray.get(controller.get_result.remote())
+    except RayActorError:
+        return "the Ray Train controller died"
+    finally:
+        release(controller, lease)
+    if result.error is not None:
+        return _last_words(result.error)
+    if failed := (result.return_value or {}).get("failed"):
+        raise _permanent(failed, result.return_value["why"])
+    return "" if folder.final.is_dir() else "the workers ended without a result"
+
+
+def _trainer(spec: TrainingSpec, folder: RunFolder, request: Request, lease: str) -> Any:
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+
+    from flows.training.lean_trainer import LeanTrainer
+    from flows.training.worker import work
+
+    resources = {"CPU": request.cpus, **({"GPU": request.gpus} if request.gpus else {})}
+    return LeanTrainer(
+        lease,
+        ScalingConfig(
+            num_workers=request.workers,
+            use_gpu=bool(request.gpus),
+            resources_per_worker=resources,
+        ),
+        train_loop_per_worker=work,
+        train_loop_config={
+            "spec": spec.model_dump_json(),
+            "folder": str(folder.path),
+            "lease": lease,
+            "gpus": request.gpus,
+            "submitted": time.time(),
+        },
+        run_config=RunConfig(
+            name=lease,  # a fresh name: Ray keeps no state of ours, and must not find an old one
+            storage_path=str(folder.path / "ray"),
+            failure_config=FailureConfig(
+                max_failures=WORKER_FAILURES, controller_failure_limit=CONTROLLER_FAILURES
+            ),
+        ),
+    )
+
+
+def _wait_for_room(request: Request, reporter: Reporter) -> None:
+    """Wait until the workers fit beside what runs now, saying so; a request that could never fit was refused before."""
+    told = 0.0
+    while not require(request.workers, request.cpus, request.gpus):
+        if time.monotonic() - told > NOTE_EVERY_S:
+            told = time.monotonic()
+            reporter.note(f"waiting for room: {_free(request)}")
+        time.sleep(POLL_S)
+
+
+def _free(request: Request) -> str:
+    has = capacity()
+    gpus = f" and {has.free_gpus:g} of {has.gpus:g} GPUs" if has.gpus else ""
+    return f"asked for {request}, free are {has.free_cpus:g} of {has.cpus:g} CPUs{gpus}"
+
+
+def _last_words(error: Any) -> str:
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, failure = next(iter(failures.items()))
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__}"
+
+
+def _permanent(kind: str, why: str) -> Exception:
+    from flows.training.loop import PERMANENT
+
+    return next((cls for cls in PERMANENT if cls.__name__ == kind), TrainingFailed)(why)

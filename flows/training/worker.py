@@ -1,0 +1,76 @@
+"""What a Ray Train worker runs: join the others, train, say how it ended. Imports are few: they are the start."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+STEP_LIMIT: Final = timedelta(seconds=60)
+"""How long a rank waits for the others in a step before it takes them for hung."""
+
+
+def work(config: dict[str, Any]) -> dict[str, str]:
+    """Train as this worker's rank; returns {} or, where trying again cannot help, what failed.
+
+    Args:
+        config: {"spec": JSON of the TrainingSpec, "folder": the run's, "lease": the caller's, "submitted": its clock}.
+
+    Raises:
+        RuntimeError: a peer was lost; Ray starts all workers again.
+    """
+    seconds = {"workers_start": time.time() - config["submitted"]}
+    began = time.monotonic()
+    import torch
+
+    from flows.recipe import TrainingSpec
+    from flows.training.loop import PERMANENT, train
+    from flows.training.run_folder import RunFolder
+
+    seconds["imports"] = time.monotonic() - began
+    spec = TrainingSpec.model_validate_json(config["spec"])
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
+    device = _device(config["gpus"])
+    ranks = _join(device)
+    seconds["process_group"] = time.monotonic() - began - seconds["imports"]
+    try:
+        train(
+            spec, RunFolder(Path(config["folder"])), ranks, lease=config["lease"], seconds=seconds
+        )
+    except PERMANENT as error:
+        return {"failed": type(error).__name__, "why": str(error)}
+    if ranks.world > 1:
+        torch.distributed.destroy_process_group()
+    return {}
+
+
+def _device(gpus: float) -> Any:
+    import torch
+
+    if not gpus:
+        return torch.device("cpu")
+    from ray.train.torch import get_device
+
+    device = get_device()
+    torch.cuda.set_device(device)
+    return device
+
+
+def _join(device: Any) -> Any:
+    from ray.train import get_context
+
+    from flows.training.ranks import Ranks
+
+    context = get_context()
+    if context.get_world_size() == 1:
+        return Ranks(device=device)
+    import torch.distributed as dist
+
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        timeout=STEP_LIMIT,
+    )
+    return Ranks.joined(device)

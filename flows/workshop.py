@@ -1,0 +1,88 @@
+"""What every flow reaches for: the registry, the ledger, the identity of code and of the one who asks."""
+
+import getpass
+import hashlib
+import subprocess
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.settings import settings
+
+if TYPE_CHECKING:
+    from infra.ledger import Ledger
+    from infra.registry import Registry
+
+ROOT: Final = Path(__file__).parents[1]
+TRAINING_CODE: Final = ("models/family.py", "models/parts", "data/loaders.py", "flows/training")
+
+
+@lru_cache
+def registry() -> "Registry":
+    """Return this process's registry at the settings' tracking server."""
+    from infra.registry import Registry
+
+    return Registry(settings().mlflow_uri, settings().state / "versions")
+
+
+@lru_cache
+def ledger() -> "Ledger":
+    """Return this process's ledger at the settings' database."""
+    from infra.ledger import Ledger
+
+    return Ledger(settings().database)
+
+
+def named(version: "Version") -> dict[str, Any]:
+    """Return how a version passes from step to step: its name, number and digest."""
+    return {"name": version.name, "version": version.number, "digest": version.digest}
+
+
+def code_identity(family: str) -> str:
+    """Return a hash of the sources that decide what training `family` gives: its folder, the loop, the loader."""
+    from models import trainable
+
+    module = import_module(trainable(family).__module__)
+    assert module.__file__ is not None
+    folder = Path(module.__file__).parent
+    files = sorted(folder.glob("*.py"))
+    for name in TRAINING_CODE:
+        path = ROOT / name
+        files += sorted(path.glob("*.py")) if path.is_dir() else [path]
+    return fingerprint(files)
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Return a short hash over the names and bytes of source files."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(
+            path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+        )
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def git_commit() -> str:
+    """Return the checkout's commit, or "unknown" outside a repository."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def actor() -> str:
+    """Return who asks, as the ledger will name them."""
+    return getpass.getuser()
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("torch", "ray", "mlflow", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,1 @@
+"""Diffusion and flow models: the family in `ddpm`, its noise `schedules`, its `samplers`."""

@@ -1,0 +1,393 @@
+"""Diffusion and rectified flow in pixels, with captions, guidance and a low-resolution picture.
+
+Diffusion: Ho et al. 2020 (arXiv:2006.11239); v-prediction: Salimans & Ho 2022 (arXiv:2202.00512);
+rectified flow: Liu et al. 2022 (arXiv:2209.03003), with the times of Esser et al. 2024
+(arXiv:2403.03206); guidance: Ho & Salimans 2022 (arXiv:2207.12598); super-resolution with noise
+augmentation: Ho et al. 2021 (arXiv:2106.15282), of the residual: Li et al. 2021 (arXiv:2104.14951).
+
+Shape letters: B rows, C channels, H and W pixels, T words, D text width, E embedding width, S
+sampler steps. Pixels are [0, 1] outside and [-1, 1] inside; networks are told times 0..1000.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.diffusion import samplers, schedules
+from models.diffusion.unet import TextEncoder, UNet, sinusoids
+from models.family import Batch, Capabilities, Family, Losses, Request, Rows
+from models.parts import words
+
+BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
+    **dict.fromkeys(("low_noise", "low_noise_sampling", "caption_drop", "eta"), (0, 1)),
+    **dict.fromkeys(("low_gain", "data_std", "shift"), (0.01, 100)),
+    **{
+        "text_layers": (0, 64),
+        "steps": (1, schedules.TIMES),
+        "guidance": (0, 50),
+        "t_mean": (-3, 3),
+    },
+}
+Low: TypeAlias = tuple[Tensor, Tensor]
+"""A low-resolution picture (B, C, h, w) in [-1, 1] and the strength (B,) of the noise in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DDPMConfig:
+    """What is learned and how, how it is sampled, and the sizes of the network."""
+
+    image_size: int = 16  # pixels a side
+    channels: int = 3
+    vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
+    max_words: int = 8
+    text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
+    low_size: int | None = None  # side of the low-resolution picture that is upscaled
+    low_noise: float = 0.05  # strongest noise in the low picture, in training
+    low_noise_sampling: float = 0.0  # noise to expect, and remove, in the low picture
+    low_gain: float = 8.0  # the picture less the enlarged low one is learned, times this
+
+    objective: Literal["eps", "v", "flow"] = "flow"
+    schedule: Literal["cosine", "linear"] = "cosine"  # of eps and v
+    zero_terminal_snr: bool = False
+    data_std: float = 0.5  # deviation of what is learned
+    shift: float = 1.0  # of flow's sampling times; above 1 for large pictures
+    t_mean: float = 0.0  # of the logit of flow's training times; above 0 is nearer to noise
+    caption_drop: float = 0.1
+
+    sampler: Literal["ddpm", "ddim", "euler", "dpmpp"] = "euler"
+    eta: float = 0.0  # of ddim
+    variance: Literal["small", "large"] = "small"  # of ddpm
+    steps: int = 12
+    guidance: float = 3.0
+
+    patch: int = 2  # the network sees patch x patch pixels as channels
+    widths: tuple[int, ...] = (64, 96)  # by resolution, halving from image_size / patch
+    blocks: int = 1  # residual blocks a resolution, on the way down and on the way up
+    attention: int = 1  # resolutions with attention, counted from the lowest
+    heads: int = 4
+    text_width: int = 64
+    text_layers: int = 0  # of attention among the words; 0 composes best where captions are short
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        for name in BOUNDS:
+            _check_range(name, getattr(self, name))
+        _check_sizes(self)
+        _check_sampling(self)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions condition the pictures."""
+        return self.text == "caption" and bool(self.vocabulary)
+
+
+def _check_range(name: str, value: float) -> None:
+    least, most = BOUNDS[name]
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be between {least} and {most}, got {value}")
+
+
+def _check_sizes(c: DDPMConfig) -> None:
+    unit = c.patch * 2 ** (len(c.widths) - 1)
+    if not c.widths or c.image_size % unit:
+        raise ValueError(
+            f"image_size must be a multiple of {unit} (patch {c.patch}, {len(c.widths)} widths),"
+            f" got {c.image_size}"
+        )
+    for width in (*c.widths, c.text_width):
+        if width < 8 or width % 8 or width % c.heads:
+            raise ValueError(f"widths must be multiples of 8 and of heads {c.heads}, got {width}")
+    if not 0 <= c.attention <= len(c.widths):
+        raise ValueError(f"attention must be 0 to {len(c.widths)} resolutions, got {c.attention}")
+    if c.low_size is not None and (c.low_size < 1 or c.image_size % c.low_size):
+        raise ValueError(f"low_size must divide image_size {c.image_size}, got {c.low_size}")
+
+
+def _check_sampling(c: DDPMConfig) -> None:
+    allowed = ("euler", "dpmpp") if c.objective == "flow" else ("ddpm", "ddim", "dpmpp")
+    if c.sampler not in allowed:
+        raise ValueError(
+            f"objective {c.objective!r} cannot use sampler {c.sampler!r};"
+            f" choose one of {', '.join(allowed)}"
+        )
+    if c.zero_terminal_snr and c.objective != "v":
+        raise ValueError(
+            f"zero_terminal_snr needs objective 'v', got {c.objective!r}:"
+            " eps says nothing about pure noise, and flow starts from it anyway"
+        )
+    if c.eta and c.sampler != "ddim":
+        raise ValueError(f"eta belongs to sampler 'ddim', got eta {c.eta} with {c.sampler!r}")
+    if c.low_noise_sampling > c.low_noise:
+        raise ValueError(f"low_noise_sampling {c.low_noise_sampling} exceeds {c.low_noise=}")
+
+
+class Denoiser(nn.Module):
+    """The network: noisy picture, time, text and low-resolution picture to eps, v or flow."""
+
+    def __init__(self, config: DDPMConfig) -> None:
+        super().__init__()
+        self.config, embedding = config, 2 * config.widths[0]
+        pixels = config.channels * config.patch**2
+        self.low_patch = max(1, (config.low_size or 0) * config.patch // config.image_size)
+        low = config.channels * self.low_patch**2 if config.low_size else 0
+        context = config.text_width if config.reads_text else 0
+        self.time1, self.time2 = nn.Linear(64, embedding), nn.Linear(embedding, embedding)
+        self.level = nn.Linear(64, embedding) if low else None
+        self.caption = nn.Linear(context, embedding) if context else None
+        self.unet = UNet(
+            inputs=pixels + low,
+            outputs=pixels,
+            widths=config.widths,
+            blocks=config.blocks,
+            attention=config.attention,
+            heads=config.heads,
+            embedding=embedding,
+            context=context,
+        )
+
+    def forward(
+        self, x_BCHW: Tensor, times_B3: Tensor, context_BTD: Tensor | None, low: Low | None
+    ) -> Tensor:
+        """Return the prediction (B, C, H, W) for noisy x and its (time 0..1000, alpha, sigma)."""
+        time_B, alpha, sigma = times_B3[:, 0], *_columns(times_B3[:, 1:])
+        scale, keep, gain = schedules.precondition(
+            self.config.objective, alpha, sigma, self.config.data_std
+        )
+        h = F.pixel_unshuffle(scale * x_BCHW, self.config.patch)
+        embedding_BE = self.time2(F.silu(self.time1(sinusoids(time_B))))
+        if self.caption is not None and context_BTD is not None:
+            embedding_BE = embedding_BE + self.caption(context_BTD.mean(1))
+        if self.level is not None and low is not None:
+            picture_BCHW, level_B = low
+            embedding_BE = embedding_BE + self.level(sinusoids(level_B * schedules.TIMES))
+            folded = F.pixel_unshuffle(picture_BCHW, self.low_patch)
+            h = torch.cat([h, F.interpolate(folded, h.shape[2:])], 1)
+        h = self.unet(h, F.silu(embedding_BE), context_BTD).float()
+        return keep * x_BCHW + gain * F.pixel_shuffle(h, self.config.patch)
+
+
+class DDPM(Family):
+    """Pictures from noise, captions and, where `low_size` is set, their low-resolution copies."""
+
+    Config = DDPMConfig
+    presets: ClassVar[Mapping[str, DDPMConfig]] = {
+        "tiny": DDPMConfig(image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4),
+        "base": DDPMConfig(),
+        "upsampler": DDPMConfig(
+            image_size=32, low_size=16, text="none", widths=(32, 48), attention=0, t_mean=1, steps=4
+        ),
+        "large": DDPMConfig(
+            image_size=64, widths=(192, 384, 512), blocks=3, heads=8, text_width=512, text_layers=4
+        ),
+    }
+    config: DDPMConfig
+
+    def __init__(self, config: DDPMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text: TextEncoder | None = None
+        if config.reads_text:
+            sizes = (config.max_words, config.text_width, config.text_layers, config.heads)
+            self.text = TextEncoder(len(config.vocabulary), *sizes)
+        self.network = Denoiser(config)
+        beta_T = schedules.betas(config.schedule, zero_terminal_snr=config.zero_terminal_snr)
+        self._alpha_T = schedules.alphas(beta_T)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        return Capabilities(
+            condition="text" if self.config.reads_text else "none",
+            upscales=self.config.low_size is not None,
+            stepwise=True,
+        )
+
+    def encode(self, captions: Sequence[str]) -> Tensor | None:
+        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
+
+        Raises:
+            ValueError: a caption is empty, longer than max_words or has a word never learned.
+        """
+        if not self.config.reads_text:
+            return None
+        return words.encode(captions, self.config.vocabulary, self.config.max_words)
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the mean squared error of the prediction at random times.
+
+        Flow's times are logit-normal, the others uniform; both are spread evenly over the batch,
+        which lowers the loss's variance (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+        """
+        x0, low = self._training_pair(2 * batch["pixels"] - 1)
+        count, device = len(x0), x0.device
+        spread_B = (torch.rand((), device=device) + torch.arange(count, device=device) / count) % 1
+        if self.config.objective == "flow":
+            normal_B = torch.special.ndtri(spread_B.clamp(1e-4, 1 - 1e-4))
+            sigma_B = torch.sigmoid(normal_B + self.config.t_mean)
+            alpha_B, time_B = 1 - sigma_B, sigma_B * schedules.TIMES
+        else:
+            index_B = (spread_B * schedules.TIMES).long()
+            alpha_B = self._alpha_T.to(device)[index_B].float()
+            sigma_B, time_B = (1 - alpha_B.square()).sqrt(), index_B.float()
+        times_B3 = torch.stack([time_B, alpha_B, sigma_B], 1)
+        alpha, sigma = _columns(times_B3[:, 1:])
+        eps = torch.randn_like(x0)
+        x = alpha * x0 + sigma * eps
+        prediction = self.network(x, times_B3, self._training_context(batch), low)
+        target = {"eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0}
+        return Losses(F.mse_loss(prediction, target[self.config.objective]))
+
+    def _training_context(self, batch: Batch) -> Tensor | None:
+        if self.text is None:
+            return None
+        context_BTD: Tensor = self.text(batch["tokens"])
+        draw_B = torch.rand(len(context_BTD), device=context_BTD.device)
+        dropped = (draw_B < self.config.caption_drop)[:, None, None]
+        return torch.where(dropped, self.text.null_1TD, context_BTD)
+
+    def _training_pair(self, picture: Tensor) -> tuple[Tensor, Low | None]:
+        """Return what is learned, and the noisy low-resolution picture it is learned from."""
+        if self.config.low_size is None:
+            return picture, None
+        low = F.interpolate(picture, self.config.low_size, mode="area")
+        level_B = torch.rand(len(low), device=low.device) * self.config.low_noise
+        noisy = low + level_B[:, None, None, None] * torch.randn_like(low)
+        return self.config.low_gain * (picture - self._enlarged(noisy)), (noisy, level_B)
+
+    def _enlarged(self, low: Tensor) -> Tensor:
+        side = self.config.image_size
+        return F.interpolate(low, (side, side), mode="bicubic").clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
+        rows = self.begin(request)
+        while not self.done(rows).all():
+            rows = self.step(rows)
+        return self.finish(rows)
+
+    @torch.no_grad()
+    def begin(self, request: Request) -> Rows:
+        """Return rows of pure noise, each with its own table of sampler steps.
+
+        Book-keeping (table, index, count, seed, guidance) stays on the CPU, so that a step waits
+        for no device.
+
+        Raises:
+            ValueError: steps, guidance, a caption or the low picture is missing or out of range.
+        """
+        config, count = self.config, len(request.seeds)
+        steps = config.steps if request.steps is None else request.steps
+        guidance = config.guidance if request.guidance is None else request.guidance
+        _check_range("steps", steps)
+        _check_range("guidance", guidance)
+        side, device = config.image_size, next(self.parameters()).device
+        blank = torch.zeros(count, config.channels, side, side, device=device)
+        rows: Rows = {
+            "x": samplers.row_noise(request.seeds, [0] * count, blank),
+            "x0": blank,
+            "table": self._table(steps).expand(count, -1, -1),
+            "index": torch.zeros(count, dtype=torch.long),
+            "count": torch.full((count,), steps),
+            "seed": torch.tensor(request.seeds, dtype=torch.long),
+            "guidance": torch.ones(count),
+        }
+        if self.text is not None:
+            rows["context"] = self.text.null_1TD.expand(count, -1, -1)
+            if request.prompts:
+                tokens_BT = words.encode(request.prompts, config.vocabulary, config.max_words)
+                rows["context"] = self.text.apart(tokens_BT.to(device))
+                rows["guidance"] = torch.full((count,), float(guidance))
+        if config.low_size is not None:
+            rows["low"] = self._low(request).to(device)
+            rows["enlarged"] = self._enlarged(rows["low"])
+        return rows
+
+    def _low(self, request: Request) -> Tensor:
+        side = self.config.low_size or 0
+        wanted = (len(request.seeds), self.config.channels, side, side)
+        found = None if request.low_BCHW is None else tuple(request.low_BCHW.shape)
+        if request.low_BCHW is None or found != wanted:
+            raise ValueError(f"this model upscales pictures {wanted}, got {found}")
+        return 2 * request.low_BCHW - 1
+
+    def _table(self, steps: int) -> Tensor:
+        c = self.config
+        if c.objective == "flow":
+            return samplers.flow_table(c.sampler, schedules.flow_times(steps, c.shift))
+        return samplers.table(
+            c.sampler, self._alpha_T, schedules.trailing(steps), c.eta, c.variance
+        )
+
+    def done(self, rows: Rows) -> Tensor:
+        """Return (B,) bool: the rows that have taken all their steps."""
+        return rows["index"] >= rows["count"]
+
+    @torch.no_grad()
+    def step(self, rows: Rows) -> Rows:
+        """Return the rows one sampler step further, each by its own table; finished rows stay."""
+        x, before, live_B = rows["x"], rows["x0"], ~self.done(rows)
+        index_B = rows["index"].clamp(max=rows["table"].shape[1] - 1)
+        step_B7 = rows["table"][torch.arange(len(x)), index_B]
+        noise = None
+        if step_B7[:, 6].any():
+            noise = samplers.row_noise(rows["seed"].tolist(), (index_B + 1).tolist(), x)
+        on_device = step_B7.to(x.device, non_blocking=True)
+        prediction = self._guided(rows, on_device[:, :3])
+        x0 = samplers.clean(self.config.objective, prediction, x, *_columns(on_device[:, 1:3]))
+        x0 = self._latent(self._picture(x0, rows), rows)
+        moved = samplers.advance(on_device[:, 3:], x, x0, before, noise)
+        live = live_B.to(x.device, non_blocking=True)[:, None, None, None]
+        return {
+            **rows,
+            "x": torch.where(live, moved, x),
+            "x0": torch.where(live, x0, before),
+            "index": rows["index"] + live_B,
+        }
+
+    def _guided(self, rows: Rows, times_B3: Tensor) -> Tensor:
+        """Return eps, v or flow with classifier-free guidance.
+
+        The unconditional pass is a second call and not a doubled batch: a row's arithmetic then
+        does not depend on whether its neighbours are guided.
+        """
+        x, context, low = rows["x"], rows.get("context"), None
+        if "low" in rows:
+            low = (rows["low"], torch.full_like(times_B3[:, 0], self.config.low_noise_sampling))
+        prediction: Tensor = self.network(x, times_B3, context, low)
+        if self.text is None or bool((rows["guidance"] == 1).all()):
+            return prediction
+        null = self.text.null_1TD.expand(len(x), -1, -1)
+        without: Tensor = self.network(x, times_B3, null, low)
+        scale = rows["guidance"].to(x.device)[:, None, None, None]
+        return torch.where(scale == 1, prediction, without + scale * (prediction - without))
+
+    def preview(self, rows: Rows) -> Tensor:
+        """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""
+        return (self._picture(rows["x0"], rows) + 1) / 2
+
+    def finish(self, rows: Rows) -> Tensor:
+        """Return the samples (B, C, H, W) in [0, 1] of rows that are done."""
+        return (self._picture(rows["x"], rows) + 1) / 2
+
+    def _picture(self, x: Tensor, rows: Rows) -> Tensor:
+        """Return the pictures in [-1, 1] that x stands for."""
+        if "enlarged" in rows:
+            x = rows["enlarged"] + x / self.config.low_gain
+        return x.clamp(-1, 1)
+
+    def _latent(self, picture: Tensor, rows: Rows) -> Tensor:
+        """Return the x that stands for pictures in [-1, 1]."""
+        if "enlarged" in rows:
+            return self.config.low_gain * (picture - rows["enlarged"])
+        return picture
+
+
+def _columns(values_BK: Tensor) -> tuple[Tensor, ...]:
+    """Return K tensors (B, 1, 1, 1), one a column."""
+    return values_BK[:, :, None, None, None].unbind(1)

@@ -1,0 +1,123 @@
+"""Samplers as tables: a step of each is x' = keep x + new x0 + old x0_before + noise z.
+
+x0 is the network's estimate of the clean picture at this step, x0_before that of the step before,
+z fresh standard normal noise. A sampler is thus a pure function from the (alpha, sigma) it visits
+to four columns of coefficients, and rows at different steps of different samplers advance together.
+
+Shape letters: B rows, S sampler steps. alpha and sigma have S + 1 entries: the times visited and
+the end, (1, 0).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.diffusion.schedules import TIMES
+from models.family import seeded_noise
+
+
+def ddpm(alpha: Tensor, variance: str = "small") -> Tensor:
+    """Return the (S, 4) table of ancestral sampling (Ho et al. 2020, arXiv:2006.11239, eqs. 6, 7).
+
+    `variance` is the posterior's ("small") or beta ("large"), section 3.2; the last step adds none.
+    """
+    bar, bar_after = alpha[:-1].square(), alpha[1:].square()
+    beta = 1 - bar / bar_after
+    new = alpha[1:] * beta / (1 - bar)
+    keep = (1 - beta).sqrt() * (1 - bar_after) / (1 - bar)
+    noise = (beta if variance == "large" else beta * (1 - bar_after) / (1 - bar)).sqrt()
+    noise[-1] = 0
+    return torch.stack([keep, new, torch.zeros_like(new), noise], 1)
+
+
+def ddim(alpha: Tensor, sigma: Tensor, eta: float = 0.0) -> Tensor:
+    """Return the (S, 4) table of DDIM (Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16).
+
+    `eta` 0 is deterministic, 1 has the variance of ancestral sampling.
+    """
+    bar, bar_after = alpha[:-1].square(), alpha[1:].square()
+    noise = eta * ((1 - bar_after) / (1 - bar) * (1 - bar / bar_after)).sqrt()
+    direction = (1 - bar_after - noise.square()).clamp(min=0).sqrt()
+    keep = direction / sigma[:-1]
+    return torch.stack([keep, alpha[1:] - keep * alpha[:-1], torch.zeros_like(keep), noise], 1)
+
+
+def euler(sigma: Tensor) -> Tensor:
+    """Return the (S, 4) table of Euler's method on a rectified flow.
+
+    x' = x + (t' - t)(x - x0) / t with t = sigma.
+    """
+    keep = sigma[1:] / sigma[:-1]
+    return torch.stack([keep, 1 - keep, torch.zeros_like(keep), torch.zeros_like(keep)], 1)
+
+
+def dpmpp(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return the (S, 4) table of DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
+
+    The first and the last step are first-order, and so is the second after a start from pure noise,
+    whose log-SNR is infinitely far away.
+    """
+    log_snr = alpha.log() - sigma.log()
+    h = log_snr.diff()
+    shrink = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])  # exp(-h), also where h is infinite
+    slope = torch.zeros_like(h)  # 1 / (2 r), r = h_before / h
+    slope[1:-1] = h[1:-1] / h[:-2] / 2
+    new = alpha[1:] * (1 - shrink)
+    return torch.stack(
+        [sigma[1:] / sigma[:-1], new * (1 + slope), -new * slope, torch.zeros_like(h)], 1
+    )
+
+
+def table(
+    sampler: str, alpha_T: Tensor, times_S: Tensor, eta: float = 0.0, variance: str = "small"
+) -> Tensor:
+    """Return a diffusion row's (S, 7) float32 table: time, alpha, sigma and the sampler's four."""
+    alpha = torch.cat([alpha_T[times_S], torch.ones(1, dtype=alpha_T.dtype)])
+    sigma = (1 - alpha.square()).sqrt()
+    moves = {
+        "ddpm": lambda: ddpm(alpha, variance),
+        "ddim": lambda: ddim(alpha, sigma, eta),
+        "dpmpp": lambda: dpmpp(alpha, sigma),
+    }[sampler]()
+    return torch.cat([torch.stack([times_S, alpha[:-1], sigma[:-1]], 1), moves], 1).float()
+
+
+def flow_table(sampler: str, sigma: Tensor) -> Tensor:
+    """Return a flow row's (S, 7) float32 table for the times sigma (S + 1,), as `table` does."""
+    moves = euler(sigma) if sampler == "euler" else dpmpp(1 - sigma, sigma)
+    now = sigma[:-1]
+    return torch.cat([torch.stack([now * TIMES, 1 - now, now], 1), moves], 1).float()
+
+
+def clean(objective: str, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return the x0 that a network's `eps`, `v` or `flow` stands for."""
+    if objective == "flow":
+        return x - sigma * prediction
+    if objective == "v":
+        return alpha * x - sigma * prediction
+    return (x - sigma * prediction) / alpha
+
+
+def advance(step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor, noise: Tensor | None) -> Tensor:
+    """Return the next x (B, C, H, W): each row by its own (keep, new, old, noise) coefficients."""
+    keep, new, old, fresh = (column.view(-1, *[1] * (x.dim() - 1)) for column in step_B4.unbind(1))
+    moved = keep * x + new * x0 + old * before
+    return moved if noise is None else moved + fresh * noise
+
+
+def row_noise(seeds: Sequence[int], draws: Sequence[int], like: Tensor) -> Tensor:
+    """Return noise shaped like `like`: row i from (seeds[i], draws[i]) alone.
+
+    torch's CPU generator uses only the low 32 bits of a seed, so both numbers are mixed first.
+    """
+    mixed = [_mix(_mix(seed) + draw) for seed, draw in zip(seeds, draws, strict=True)]
+    return seeded_noise(mixed, like.shape[1:], like.device)
+
+
+def _mix(value: int) -> int:
+    """Return a 63-bit hash of an integer: the finaliser of splitmix64 (Steele et al. 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+    return (value ^ (value >> 31)) >> 1

@@ -1,0 +1,74 @@
+"""Noise schedules: the picture (alpha) and noise (sigma) in x = alpha x0 + sigma eps at each time.
+
+Diffusion has 1000 discrete times, rectified flow the line alpha = 1 - t, sigma = t. Shape letters:
+T times, S sampler steps. Tables are float64, so that 1 - alpha^2 is exact near the clean end.
+"""
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+TIMES: Final = 1000
+"""Discrete times of a diffusion, and the scale on which every network is told its time."""
+
+
+def betas(schedule: str, *, zero_terminal_snr: bool = False) -> Tensor:
+    """Return the (T,) variances added at each time.
+
+    `linear` is 1e-4..0.02 (Ho et al. 2020, arXiv:2006.11239, section 4); `cosine` is eq. 17 of
+    Nichol & Dhariwal 2021 (arXiv:2102.09672). `zero_terminal_snr` rescales them so that the last
+    time is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+    """
+    if schedule == "linear":
+        beta_T = torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64)
+    else:
+        time = torch.arange(TIMES + 1, dtype=torch.float64) / TIMES
+        kept = torch.cos((time + 0.008) / 1.008 * math.pi / 2).square()
+        beta_T = (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+    if not zero_terminal_snr:
+        return beta_T
+    alpha_T = (1 - beta_T).cumprod(0).sqrt()
+    first, last = alpha_T[0].clone(), alpha_T[-1].clone()
+    bar_T = ((alpha_T - last) * first / (first - last)).square()
+    return 1 - torch.cat([bar_T[:1], bar_T[1:] / bar_T[:-1]])
+
+
+def alphas(beta_T: Tensor) -> Tensor:
+    """Return the (T,) share of the picture left at each time: the root of the product of 1 - beta."""
+    return (1 - beta_T).cumprod(0).sqrt()
+
+
+def trailing(steps: int) -> Tensor:
+    """Return the (S,) discrete times that `steps` sampler steps visit, from 999 downwards.
+
+    "Trailing" spacing (Lin et al. 2023, table 2): the first step sees the last time of training.
+    """
+    return torch.arange(TIMES, 0, -TIMES / steps, dtype=torch.float64)[:steps].round().long() - 1
+
+
+def flow_times(steps: int, shift: float = 1.0) -> Tensor:
+    """Return the (S + 1,) times 1..0 that `steps` Euler steps pass through.
+
+    `shift` > 1 spends more of them near the noise (Esser et al. 2024, arXiv:2403.03206, eq. 23).
+    """
+    time = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def precondition(
+    objective: str, alpha: Tensor, sigma: Tensor, data_std: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (scale, keep, gain): the prediction is keep x + gain network(scale x).
+
+    keep x is the best linear guess of the target, for data of deviation `data_std`; network input
+    and target then have unit variance, and the network need not copy the noise it is given (Karras
+    et al. 2022, arXiv:2206.00364, section 5, worked out for eps, v and flow).
+    """
+    power = data_std**2
+    scale = ((alpha * data_std).square() + sigma.square()).rsqrt()
+    if objective == "eps":
+        return scale, sigma * scale.square(), alpha * data_std * scale
+    keep = alpha * sigma * (1 - power) if objective == "v" else sigma - alpha * power
+    return scale, keep * scale.square(), data_std * scale

@@ -1,0 +1,163 @@
+"""The U-Net of the diffusion families (Ronneberger et al. 2015, arXiv:1505.04597) and their text encoder.
+
+Made for few channels on a CPU as well as for many on a GPU: it works on pixels folded into channels, in channels_last,
+joins the two ways by addition, and reads text in one attention over picture and words (as GLIDE, arXiv:2112.10741).
+
+Shape letters: B rows, W width, h and w places, N tokens, T words, D context width, E embedding width.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def sinusoids(time_B: Tensor, width: int = 64) -> Tensor:
+    """Return (B, width) sines and cosines of times 0..1000."""
+    index = torch.arange(width // 2, device=time_B.device)
+    angle = time_B[:, None].float() * torch.exp(index * (-math.log(1e4) / (width // 2)))
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class Attention(nn.Module):
+    """Tokens attend to one another and to a context; the identity at first."""
+
+    def __init__(self, width: int, heads: int, context_width: int = 0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.context = nn.Linear(context_width, 2 * width) if context_width else None
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x_BNW: Tensor, context_BTD: Tensor | None = None) -> Tensor:
+        """Return the tokens (B, N, W) with what they read added."""
+        query, key, value = self.qkv(self.norm(x_BNW)).chunk(3, dim=-1)
+        if self.context is not None and context_BTD is not None:
+            more_key, more_value = self.context(context_BTD).chunk(2, dim=-1)
+            key, value = torch.cat([key, more_key], 1), torch.cat([value, more_value], 1)
+        split = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]
+        mixed = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        out: Tensor = x_BNW + self.out(mixed)
+        return out
+
+
+class TextEncoder(nn.Module):
+    """Words to vectors: embeddings with places, then attention layers; token 0 fills short captions."""
+
+    def __init__(self, words: int, max_words: int, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words + 1, width)
+        self.places = nn.Parameter(torch.randn(max_words, width) * 0.1)
+        self.layers = nn.ModuleList(Attention(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.null_1TD = nn.Parameter(torch.randn(1, max_words, width))  # "no caption"
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Return the context (B, T, D)."""
+        context_BTD = self.words(tokens_BT) + self.places
+        for layer in self.layers:
+            context_BTD = layer(context_BTD)
+        normed: Tensor = self.norm(context_BTD)
+        return normed
+
+    def apart(self, tokens_BT: Tensor) -> Tensor:
+        """Return the context (B, T, D), each row read alone: no bit of it depends on the others."""
+        rows = [self.forward(tokens_1T) for tokens_1T in torch.split(tokens_BT, 1)]
+        return torch.cat(rows)
+
+
+class Block(nn.Module):
+    """A residual block, scaled and shifted by the embedding (FiLM, arXiv:1709.07871)."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * width)
+        self.norm2 = nn.GroupNorm(8, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x_BWhw: Tensor, embedding_BE: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        scale, shift = self.film(embedding_BE)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm1(x_BWhw)))
+        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        out: Tensor = x_BWhw + self.conv2(h)
+        return out
+
+
+class Level(nn.Module):
+    """Blocks at one resolution, each followed by attention where `heads` is not 0."""
+
+    def __init__(self, width: int, blocks: int, embedding: int, heads: int, context: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, embedding) for _ in range(blocks))
+        self.attentions = nn.ModuleList(
+            Attention(width, heads, context) for _ in range(blocks if heads else 0)
+        )
+
+    def forward(self, x_BWhw: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
+        """Return features of the same shape."""
+        for index, block in enumerate(self.blocks):
+            x_BWhw = block(x_BWhw, embedding_BE)
+            if len(self.attentions):
+                x_BNW = x_BWhw.flatten(2).transpose(1, 2)
+                x_BNW = self.attentions[index](x_BNW, context_BTD)
+                x_BWhw = x_BNW.transpose(1, 2).unflatten(2, x_BWhw.shape[2:])
+        return x_BWhw
+
+
+class UNet(nn.Module):
+    """Features down through `widths`, halving the side each time, and up again; almost zero at first.
+
+    Attention stands at the `attention` lowest resolutions.
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: int,
+        outputs: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention: int,
+        heads: int,
+        embedding: int,
+        context: int,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for depth, width in enumerate(widths):
+            here = heads if depth >= len(widths) - attention else 0
+            self.down.append(Level(width, blocks, embedding, here, context))
+            self.up.append(Level(width, blocks, embedding, here, context))
+        steps = list(itertools.pairwise(widths))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in steps)
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in steps)
+        self.norm = nn.GroupNorm(8, widths[0])
+        self.out = nn.Conv2d(widths[0], outputs, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x_BWhw: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
+        """Return (B, outputs, h, w) from (B, inputs, h, w)."""
+        h = self.stem(x_BWhw.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for depth, level in enumerate(self.down):
+            h = level(h, embedding_BE, context_BTD)
+            if depth < len(self.shrink):
+                skips.append(h)
+                h = self.shrink[depth](h)
+        for depth in reversed(range(len(self.up))):
+            if depth < len(self.grow):
+                h = self.grow[depth](h) + skips[depth]
+            h = self.up[depth](h, embedding_BE, context_BTD)
+        out: Tensor = self.out(F.silu(self.norm(h)))
+        return out

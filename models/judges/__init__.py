@@ -1,0 +1,1 @@
+"""Judge networks and the metrics computed with them."""

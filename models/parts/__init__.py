@@ -1,0 +1,1 @@
+"""Building blocks that two families use unchanged; a block moves here when the second needs it."""

@@ -1,0 +1,38 @@
+"""Joining and parting rows of stepwise samplers: requests at different steps share a batch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.family import Rows
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """Return all rows of `parts` in order; shorter tables are padded with zeros along dimension 1.
+
+    Raises:
+        ValueError: no parts, or parts of different models (their keys differ).
+    """
+    if not parts:
+        raise ValueError("join needs at least one part")
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise ValueError("rows of different models cannot be joined")
+    return {key: _cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def take(rows: Rows, index: Sequence[int] | Tensor) -> Rows:
+    """Return the rows at `index`, in that order: positions (repeats allowed) or a bool mask."""
+    wanted = torch.as_tensor(index, device="cpu")
+    if wanted.dtype != torch.bool:
+        wanted = wanted.long()
+    return {key: value[wanted.to(value.device)] for key, value in rows.items()}
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    if tensors[0].dim() < 2:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[1] for tensor in tensors)
+    pad = [0, 0] * (tensors[0].dim() - 2)
+    return torch.cat([F.pad(tensor, [*pad, 0, longest - tensor.shape[1]]) for tensor in tensors])

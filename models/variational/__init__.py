@@ -1,0 +1,1 @@
+"""Variational families: approximate density by a lower bound."""

@@ -1,0 +1,79 @@
+import dataclasses
+
+import pytest
+import torch
+
+from flows.judging.evaluate import fixed_requests
+from flows.judging.pipeline import Pipeline, PinnedStage, StageMismatch, check_fit, draw, interface
+from flows.judging.scores import wanted_attributes
+from flows.recipe import Evaluation
+from models import describe
+from models.diffusion.ddpm import DDPM
+
+TINY = DDPM.presets["tiny"]
+WORDS = ("red", "square")
+
+
+def model(**changes: object) -> DDPM:
+    torch.manual_seed(0)
+    return DDPM(dataclasses.replace(TINY, **changes)).eval()
+
+
+def pinned(stage: str, of: DDPM, **changes: object) -> PinnedStage:
+    accepts, gives = interface(describe(of))
+    values = {
+        "stage": stage, "name": f"toy.{stage}", "version": 1, "sha256": "0" * 64, "family": "ddpm",
+        "accepts": accepts, "gives": gives, "steps": 2, "guidance": 1.0,
+    }  # fmt: skip
+    return PinnedStage.model_validate({**values, **changes})
+
+
+BASE = model(vocabulary=WORDS)
+UPSAMPLER = model(image_size=16, low_size=8, text="none", attention=0)
+
+
+def test_what_a_stage_accepts_and_gives_follows_from_its_config() -> None:
+    assert pinned("base", BASE).accepts.prompt == "text"
+    assert pinned("base", BASE).gives.picture == (3, 8, 8)
+    assert pinned("upsampler", UPSAMPLER).accepts.picture == (3, 8, 8)
+    assert pinned("upsampler", UPSAMPLER).accepts.prompt == "none"
+
+
+def test_stages_that_do_not_fit_are_refused_by_naming_both() -> None:
+    other = pinned("upsampler", model(image_size=32, low_size=16, text="none", attention=0))
+    with pytest.raises(
+        StageMismatch, match=r"toy\.base:1 gives 8x8 .* but toy\.upsampler:1 takes 16x16"
+    ):
+        check_fit([pinned("base", BASE), other])
+    with pytest.raises(StageMismatch, match="no stage stands before it"):
+        check_fit([other])
+    check_fit([pinned("base", BASE), pinned("upsampler", UPSAMPLER)])
+
+
+def test_a_cascade_draws_upscaled_pictures_that_a_seed_fixes() -> None:
+    stages = [pinned("base", BASE), pinned("upsampler", UPSAMPLER)]
+    prompts = ["red square", "red red", "square"]
+    first = draw([BASE, UPSAMPLER], stages, prompts, [1, 2, 3])
+    assert first.shape == (3, 3, 16, 16)
+    assert first.isfinite().all()
+    again = draw([BASE, UPSAMPLER], stages, prompts, [1, 2, 3], rows_at_once=2)
+    torch.testing.assert_close(first, again, atol=1e-4, rtol=0)
+    other = draw([BASE, UPSAMPLER], stages, prompts, [4, 5, 6])
+    assert (first - other).abs().max() > 0.05
+
+
+def test_every_caption_is_asked_with_every_seed_in_a_fixed_order() -> None:
+    pipeline = Pipeline(
+        endpoint="toy", stages=(pinned("base", BASE),), vocabulary=WORDS, image_size=(8, 8)
+    )
+    captions = ["red square", "square"]
+    prompts, seeds = fixed_requests(pipeline, captions, Evaluation(seeds=(0, 1)))
+    assert prompts == ["red square", "square"] * 2
+    assert len(set(seeds)) == 4
+    assert fixed_requests(pipeline, captions, Evaluation(seeds=(0, 1))) == (prompts, seeds)
+
+
+def test_a_prompt_asks_for_one_value_of_each_attribute() -> None:
+    attributes = {"size": ["small", "large"], "colour": ["red", "blue"]}
+    wanted = wanted_attributes(["a large red dot", "a small blue dot"], attributes)
+    assert wanted.tolist() == [[1, 0], [0, 1]]

@@ -1,0 +1,191 @@
+"""A small prepared dataset, a spec over it, and a world of processes without Ray to compare with.
+
+Run as a script it is one rank of such a world: `training_kit.py SPEC_JSON RUN_FOLDER RANK WORLD STORE_FILE`.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+import models
+from flows.recipe import Resources, Training, TrainingSpec
+from models.family import Batch, Losses, Trainable
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("dark", "light")
+
+
+TOY = "tests.flows.training_kit:Toy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    image_size: int = 8
+    channels: int = 3
+
+
+class Toy(Trainable):
+    """Two players without noise, a buffer that counts, a parameter that nothing reaches."""
+
+    Config = ToyConfig
+    presets: ClassVar[Mapping[str, ToyConfig]] = {"tiny": ToyConfig()}
+    players = ("critic", "generator")
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.channels * config.image_size**2
+        self.generator, self.critic = nn.Linear(4, size), nn.Linear(size, 1)
+        self.critic.register_parameter("idle", nn.Parameter(torch.ones(3, 3)))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def player_parameters(self, player: str) -> list[nn.Parameter]:
+        return list(getattr(self, player).parameters())
+
+    def forward(self, batch: Batch, player: str = "critic") -> Losses:
+        self.seen += 1
+        real = batch["pixels"].flatten(1)
+        fake: Tensor = self.generator(real[:, :4])
+        if player == "generator":
+            assert not self.critic.weight.requires_grad
+            return Losses(-self.critic(fake).mean())
+        assert not fake.requires_grad
+        return Losses((self.critic(fake) - self.critic(real)).square().mean())
+
+
+def prepare(folder: Path, rows: int = 64, side: int = 8) -> Path:
+    """Write `rows` pictures, dark or light with a gradient, as the data contract says."""
+    generator = np.random.default_rng(0)
+    table = []
+    for index in range(rows):
+        light = index % 2
+        ramp = np.linspace(0, 60, side)[:, None, None] + generator.integers(0, 40, (1, 1, 3))
+        pixels = np.broadcast_to(ramp + 150 * light, (side, side, 3)).astype(np.uint8)
+        row = {"pixels": pixels.tobytes(), "caption": WORDS[light], "attributes": [light]}
+        table.append({"id": hashlib.sha256(row["pixels"] + bytes([index])).hexdigest(), **row})
+    folder.mkdir(parents=True)
+    path = folder / "train-00000.parquet"
+    pq.write_table(pa.Table.from_pylist(table), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    shard = {"file": path.name, "rows": rows, "sha256": digest}
+    nothing = {"rows": 0, "shards": []}
+    document = {
+        "format": 1,
+        "name": "shades",
+        "maker": "shades",
+        "modality": "image",
+        "image_size": side,
+        "channels": 3,
+        "vocabulary": list(WORDS),
+        "max_words": 1,
+        "attributes": {"shade": list(WORDS)},
+        "captions": list(WORDS),
+        "held_out": [],
+        "splits": {"train": {"rows": rows, "shards": [shard]}, "validation": nothing, "test": nothing},
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(document))
+    return folder
+
+
+def spec_of(
+    prepared: Path,
+    *,
+    family: str = "ddpm",
+    config: dict[str, Any] | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    **training: Any,
+) -> TrainingSpec:
+    """Return a spec of a tiny network; `training` overrides twelve steps of eight rows."""
+    rules = {"steps": 12, "batch_size": 8, "log_every": 2, "checkpoint_every": 4, **training}
+    return TrainingSpec(
+        name="shades.base",
+        family=family,
+        preset="tiny",
+        config=config or {},
+        image_size=8,
+        seed=seed,
+        training=Training(**rules),
+        resources=Resources(num_workers=workers, gpus_per_worker=0),
+        dataset="shades",
+        prepared=prepared,
+        data_identity="0" * 32,
+        code_identity="1" * 12,
+    )
+
+
+def weights_of(directory: Path) -> str:
+    """Return the sha256 of a result's weights."""
+    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Return the condition's first true value; fail after `seconds`."""
+    end, pause = time.monotonic() + seconds, threading.Event()
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s"
+        pause.wait(0.02)
+    return found
+
+
+def train_without_ray(spec: TrainingSpec, runs: Path) -> Path:
+    """Train in `num_workers` plain processes; returns the sealed result."""
+    folder = runs / spec.identity
+    folder.mkdir(parents=True)
+    document, store = folder / "spec.json", folder / "store"
+    document.write_text(spec.model_dump_json())
+    world = spec.resources.num_workers
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, document, folder, str(rank), str(world), store],
+            env=environment,
+        )
+        for rank in range(world)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0] * world
+    return folder / "final"
+
+
+def _rank(document: Path, folder: Path, rank: int, world: int, store: Path) -> None:
+    import torch.distributed as dist
+
+    from flows.training.loop import train
+    from flows.training.ranks import Ranks
+    from flows.training.run_folder import RunFolder
+
+    torch.set_num_threads(1)
+    vars(models)["FAMILIES"]["toy"] = TOY
+    dist.init_process_group(
+        "gloo", f"file://{store}", timedelta(seconds=60), rank=rank, world_size=world
+    )
+    run = RunFolder(folder)
+    lease = run.lease() if rank == 0 else ""
+    train(
+        TrainingSpec.model_validate_json(document.read_text()),
+        run,
+        Ranks.joined(torch.device("cpu")),
+        lease=lease,
+    )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank(
+        Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+    )

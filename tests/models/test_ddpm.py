@@ -1,0 +1,300 @@
+"""The diffusion family: its configs, its text, its schedules, its steps and its rows."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from data.makers import folder
+from models.diffusion import schedules
+from models.diffusion.ddpm import DDPM, DDPMConfig
+from models.family import Request
+from models.parts import words
+from models.parts.rows import join, take
+
+TINY = DDPM.presets["tiny"]
+WORDS = ("a", "dark", "bright", "picture", "red")
+BETWEEN_BATCHES = 2e-5  # oneDNN rounds differently at another batch size; measured below 2e-6
+
+
+def model(**changes: object) -> DDPM:
+    """A tiny model whose weights are all away from zero, so that text and time matter."""
+    torch.manual_seed(0)
+    made = DDPM(dataclasses.replace(TINY, **changes))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made.eval()
+
+
+def painter(**changes: object) -> DDPM:
+    return model(**{"vocabulary": WORDS, "max_words": 4, "text_layers": 1, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "flow", "sampler": "ddpm"}, "cannot use sampler 'ddpm'; choose one of eul"),
+        ({"objective": "eps", "sampler": "euler"}, "cannot use sampler 'euler'; choose one of dd"),
+        (
+            {"objective": "eps", "sampler": "ddim", "zero_terminal_snr": True},
+            "needs objective 'v', got 'eps'",
+        ),
+        ({"eta": 0.5}, "eta belongs to sampler 'ddim'"),
+        ({"image_size": 15}, "image_size must be a multiple of 4 .*got 15"),
+        ({"widths": (20, 24)}, "widths must be multiples of 8 .*got 20"),
+        ({"low_size": 3}, "low_size must divide image_size 8, got 3"),
+        ({"caption_drop": 1.5}, "caption_drop must be between 0 and 1, got 1.5"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"guidance": float("nan")}, "guidance must be between 0 and 50, got nan"),
+        ({"low_noise_sampling": 0.9}, "low_noise_sampling 0.9 exceeds"),
+        ({"attention": 3}, "attention must be 0 to 2 resolutions, got 3"),
+    ],
+)
+def test_a_config_that_would_fail_late_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)  # type: ignore[arg-type]
+
+
+def test_zero_terminal_snr_ends_in_pure_noise_and_the_plain_schedules_do_not() -> None:
+    for schedule in ("linear", "cosine"):
+        plain = schedules.alphas(schedules.betas(schedule))
+        rescaled = schedules.alphas(schedules.betas(schedule, zero_terminal_snr=True))
+        assert plain[-1] > 0
+        assert rescaled[-1] == 0
+        assert rescaled[0] == pytest.approx(plain[0].item(), abs=1e-12)
+        assert (rescaled.diff() < 0).all()
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 1000))
+def test_trailing_times_start_at_the_last_time_and_fall(steps: int) -> None:
+    times = schedules.trailing(steps)
+    assert len(times) == steps
+    assert times[0] == 999
+    assert (times.diff() < 0).all()
+    assert times[-1] >= 0
+
+
+@pytest.mark.parametrize("objective", ["eps", "v", "flow"])
+@settings(max_examples=50, deadline=None)
+@given(sigma=st.floats(0.05, 0.95), data_std=st.floats(0.1, 2.0))
+def test_preconditioning_gives_the_network_unit_variance(
+    objective: str, sigma: float, data_std: float
+) -> None:
+    """Closed form for Gaussian data: variance of target - keep x is gain^2, uncorrelated with x."""
+    s = torch.tensor(sigma, dtype=torch.float64)
+    alpha = 1 - s if objective == "flow" else (1 - s.square()).sqrt()
+    scale, keep, gain = schedules.precondition(objective, alpha, s, data_std)
+    picture, noise = {"eps": (0, 1), "v": (-s, alpha), "flow": (-1, 1)}[objective]
+    left = torch.tensor([(picture - keep * alpha) * data_std, noise - keep * s]).double()
+    x = torch.tensor([alpha * data_std, s]).double()
+    torch.testing.assert_close(left.norm(), gain.to(left), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((x * scale).norm(), torch.ones(()).double(), rtol=1e-5, atol=0)
+    assert abs(float(left @ x)) < 1e-5 * (1 + data_std**2)
+
+
+def test_words_become_tokens_and_an_unknown_one_is_named_with_its_neighbours() -> None:
+    made = painter()
+    tokens = made.encode(["A dark picture.", "red"])
+    assert tokens is not None
+    assert tokens.tolist() == [[1, 2, 4, 0], [5, 0, 0, 0]]
+    with pytest.raises(ValueError, match=r"'brigt'; did you mean 'bright'\?"):
+        made.encode(["a brigt picture"])
+    with pytest.raises(ValueError, match="unknown word 'zzz'; the model knows a, dark"):
+        made.encode(["zzz"])
+    with pytest.raises(ValueError, match="the caption has 5 words, the model reads 4"):
+        made.encode(["a dark dark dark picture"])
+    with pytest.raises(ValueError, match=r"the caption ' \.' has no words"):
+        made.encode([" ."])
+    assert model().encode(["anything"]) is None
+    assert painter(text="none").encode(["anything"]) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(caption=st.text(max_size=40))
+def test_a_prompt_is_split_as_captions_are_when_they_are_prepared(caption: str) -> None:
+    assert words.split(caption) == folder.normal(caption).split()
+
+
+def test_capabilities_follow_the_config() -> None:
+    assert painter().capabilities.condition == "text"
+    assert not painter().capabilities.upscales
+    upscaler = painter(text="none", low_size=4).capabilities
+    assert (upscaler.condition, upscaler.upscales, upscaler.stepwise) == ("none", True, True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "flow", "sampler": "euler"},
+        {"objective": "flow", "sampler": "dpmpp"},
+        {"objective": "v", "sampler": "ddim", "zero_terminal_snr": True},
+        {"objective": "v", "sampler": "dpmpp", "zero_terminal_snr": True},
+        {"objective": "eps", "sampler": "ddpm", "schedule": "linear"},
+        {"objective": "eps", "sampler": "ddim", "eta": 1.0},
+        {"objective": "flow", "low_size": 4, "low_noise": 0.2, "low_noise_sampling": 0.1},
+    ],
+)
+def test_rows_joined_at_different_steps_end_as_they_do_alone(changes: dict[str, object]) -> None:
+    made = painter(**changes)
+    low = torch.rand(3, 3, 4, 4) if "low_size" in changes else None
+    orders = [
+        Request(seeds=(5,), prompts=("a dark picture",), steps=6, guidance=3.0),
+        Request(seeds=(6,), prompts=("red",), steps=3, guidance=1.0),
+        Request(seeds=(7,), prompts=("a bright picture",), steps=4, guidance=0.0),
+    ]
+    if low is not None:
+        orders = [
+            dataclasses.replace(order, low_BCHW=low[row : row + 1])
+            for row, order in enumerate(orders)
+        ]
+    alone = [made.sample(order) for order in orders]
+    engine = made.step(made.step(made.begin(orders[0])))
+    engine = made.step(join([engine, made.begin(orders[1])]))
+    engine = join([engine, made.begin(orders[2])])
+    while not made.done(engine).all():
+        assert 0 <= made.preview(engine).min() <= made.preview(engine).max() <= 1
+        engine = made.step(engine)
+    assert engine["index"].tolist() == [6, 3, 4]
+    torch.testing.assert_close(made.finish(engine), torch.cat(alone), rtol=0, atol=BETWEEN_BATCHES)
+    assert made.finish(engine).std() > 0.01
+
+
+def test_in_a_batch_of_one_size_a_row_is_bit_equal_whatever_its_neighbours() -> None:
+    made = painter(objective="v", sampler="ddim", eta=1.0)
+    first = Request(seeds=(1, 2, 3, 4), prompts=("red",) * 4, guidance=2.0)
+    second = Request(seeds=(9, 4, 1, 8), prompts=("red", "red", "red", "a dark red"), guidance=2.0)
+    one, two = made.sample(first), made.sample(second)
+    assert torch.equal(one[0], two[2])
+    assert torch.equal(one[3], two[1])
+    apart = join([made.begin(Request((s,), ("red",), guidance=2.0)) for s in first.seeds])
+    while not made.done(apart).all():
+        apart = made.step(apart)
+    assert torch.equal(made.finish(apart), one)
+    unguided = dataclasses.replace(first, guidance=1.0)
+    mixed = join([take(made.begin(unguided), [0, 1]), take(made.begin(second), [0, 1])])
+    while not made.done(mixed).all():
+        mixed = made.step(mixed)
+    assert torch.equal(made.finish(mixed)[:2], made.sample(unguided)[:2])
+
+
+def test_finished_rows_stay_as_they_are() -> None:
+    made = painter()
+    rows = made.begin(Request(seeds=(1,), prompts=("red",), steps=2))
+    for _ in range(2):
+        rows = made.step(rows)
+    again = made.step(rows)
+    assert all(torch.equal(rows[key], again[key]) for key in rows)
+
+
+def test_taking_rows_keeps_their_order_and_a_mask_selects() -> None:
+    made = painter()
+    rows = made.begin(Request(seeds=(1, 2, 3), prompts=("red",) * 3))
+    assert take(rows, [2, 0, 0])["seed"].tolist() == [3, 1, 1]
+    assert take(rows, torch.tensor([False, True, True]))["seed"].tolist() == [2, 3]
+    assert torch.equal(join([take(rows, [0]), take(rows, [1, 2])])["x"], rows["x"])
+    with pytest.raises(ValueError, match="different models"):
+        join([rows, model().begin(Request(seeds=(1,)))])
+    with pytest.raises(ValueError, match="at least one"):
+        join([])
+
+
+def test_guidance_one_is_one_pass_a_step_and_more_are_two() -> None:
+    made = painter()
+    calls: list[int] = []
+    made.network.register_forward_hook(lambda *_: calls.append(1))
+    for guidance, passes in ((1.0, 1), (2.0, 2)):
+        calls.clear()
+        made.step(made.begin(Request(seeds=(1,), prompts=("red",), guidance=guidance)))
+        assert len(calls) == passes
+
+
+def test_guidance_moves_away_from_the_unconditional_prediction_along_the_line() -> None:
+    made = painter()
+    start = {
+        guidance: made.begin(Request(seeds=(1,), prompts=("red",), steps=50, guidance=guidance))
+        for guidance in (0.0, 1.0, 2.0)
+    }
+    x = {guidance: made.step(rows)["x"] for guidance, rows in start.items()}
+    blank = made.step(made.begin(Request(seeds=(1,), steps=50)))["x"]
+    torch.testing.assert_close(x[0.0], blank, rtol=0, atol=1e-6)
+    torch.testing.assert_close(x[2.0] - x[1.0], x[1.0] - x[0.0], rtol=0, atol=1e-5)
+    assert (x[1.0] - x[0.0]).abs().max() > 1e-5
+
+
+def test_seeds_that_agree_in_their_low_bits_give_different_pictures() -> None:
+    made = model()
+    pictures = made.sample(Request(seeds=(0, 2**32, 1, 2**62)))
+    for one, other in itertools.combinations(pictures, 2):
+        assert (one - other).abs().max() > 1e-3
+
+
+def test_a_request_out_of_range_is_refused() -> None:
+    made = painter()
+    with pytest.raises(ValueError, match="steps must be between 1 and 1000, got 1001"):
+        made.begin(Request(seeds=(1,), steps=1001))
+    with pytest.raises(ValueError, match="guidance must be between 0 and 50, got -1"):
+        made.begin(Request(seeds=(1,), guidance=-1.0))
+    upscaler = model(low_size=4)
+    with pytest.raises(ValueError, match=r"upscales pictures \(1, 3, 4, 4\), got None"):
+        upscaler.begin(Request(seeds=(1,)))
+    with pytest.raises(ValueError, match=r"got \(1, 3, 8, 8\)"):
+        upscaler.begin(Request(seeds=(1,), low_BCHW=torch.rand(1, 3, 8, 8)))
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**63 - 1), fill=st.floats(0, 1))
+def test_an_untrained_upscaler_starts_from_the_enlarged_picture(seed: int, fill: float) -> None:
+    """The residual is what is learned: a network at zero leaves the picture nearly alone."""
+    made = DDPM(dataclasses.replace(TINY, low_size=4, low_gain=100.0))
+    low = torch.full((1, 3, 4, 4), fill)
+    out = made.sample(Request(seeds=(seed,), low_BCHW=low))
+    torch.testing.assert_close(out, torch.full((1, 3, 8, 8), fill), rtol=0, atol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "flow"}, {"objective": "v", "sampler": "ddim", "zero_terminal_snr": True}],
+)
+def test_captions_are_learned(changes: dict[str, object]) -> None:
+    """Dark or bright as told, which shuffled captions cannot give."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(TINY, vocabulary=WORDS, max_words=4, **changes)  # type: ignore[arg-type]
+    made = DDPM(config)
+    captions = ["a dark picture", "a bright picture"] * 16
+    tokens = made.encode(captions)
+    assert tokens is not None
+    level = torch.tensor([0.2, 0.8]).repeat(16)[:, None, None, None]
+    optimizer = torch.optim.AdamW(made.parameters(), lr=5e-3)
+    for _ in range(200):
+        pixels = (level + 0.05 * torch.randn(32, 1, 1, 1)).clamp(0, 1).expand(32, 3, 8, 8)
+        optimizer.zero_grad()
+        made({"pixels": pixels, "tokens": tokens}).total.backward()
+        optimizer.step()
+    drawn = made.sample(
+        Request(seeds=tuple(range(16)), prompts=tuple(captions[:16]), steps=8, guidance=1.0)
+    )
+    means = drawn.mean((1, 2, 3))
+    assert (means[0::2] - 0.2).abs().max() < 0.15
+    assert (means[1::2] - 0.8).abs().max() < 0.15
+
+
+def test_low_resolution_is_the_mean_of_the_pixels() -> None:
+    """What the upscaler is trained on is what a base model at half the side learns."""
+    picture = torch.rand(2, 3, 8, 8)
+    folded = picture.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    torch.testing.assert_close(F.interpolate(picture, 4, mode="area"), folded)
+
+
+def test_every_preset_can_be_made() -> None:
+    for name, config in DDPM.presets.items():
+        assert isinstance(config, DDPMConfig)
+        with torch.device("meta"):
+            size = sum(p.numel() for p in DDPM(config).network.parameters())
+        assert size > 1000, name
