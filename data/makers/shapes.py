@@ -6,10 +6,15 @@ picture is the 2x2 mean of the 32-pixel one, so one dataset serves a base model 
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pydantic import Field
+
+from data.makers import Entry, Made, Picture
+from data.pictures import png
 
 SIZES: Final[Mapping[str, float]] = {"small": 0.17, "large": 0.27}  # radius over side
 COLOURS: Final[Mapping[str, tuple[int, int, int]]] = {
@@ -42,6 +47,32 @@ HELD_OUT: Final = frozenset(
     caption for index, caption in enumerate(CAPTIONS) if (index + index // 20) % 10 == 3
 )
 SUPERSAMPLING: Final = 4
+
+
+class Config(Entry):
+    """The entry of params.yaml."""
+
+    maker: Literal["shapes"]
+    path: Path = Path("data/makers/shapes.py")
+    count: Annotated[int, Field(ge=1, le=10_000_000)] = 9600
+    image_size: Annotated[int, Field(ge=8, le=512)] = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def made(config: Config, project: Path) -> Made:  # noqa: ARG001 - drawn, not read
+    """Return the drawn pictures."""
+    drawn = enumerate(make(config.count, config.seed, config.image_size))
+    return Made(
+        pictures=(
+            Picture(f"{index:06d}.png", png(np.asarray(image)), caption)
+            for index, (image, caption) in drawn
+        ),
+        image_size=config.image_size,
+        channels=3,
+        attributes=ATTRIBUTES,
+        vocabulary=sorted({word for caption in CAPTIONS for word in caption.split()}),
+        held_out=sorted(HELD_OUT),
+    )
 
 
 def draw(caption: str, generator: np.random.Generator, side: int = 32) -> Image.Image:

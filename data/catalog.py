@@ -1,0 +1,199 @@
+"""The datasets: which there are, preparing one, and where its prepared bytes are.
+
+A dataset's identity is the DVC hash of its prepared folder, so equal bytes have equal identities on every machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.makers import MAKERS, MakerError, maker
+from data.makers.folder import read_captions
+from data.params import CatalogError, add, entries, entry
+from data.repro import PrepareError, locked, repair_locks, reproduce
+from data.stages import report_path
+
+__all__ = [
+    "MAKERS",
+    "CatalogError",
+    "Listed",
+    "PrepareError",
+    "Prepared",
+    "add_folder",
+    "datasets",
+    "identity",
+    "point",
+    "prepare",
+    "prepared",
+    "repair_locks",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A dataset that can be learned from."""
+
+    name: str
+    path: Path  # absolute, with dataset.json
+    identity: str
+    report: Path | None  # the validation's HTML page, where it was made on this machine
+    ran: tuple[str, ...] = ()  # the stages that had to run
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What dataset.json says."""
+        found: dict[str, Any] = json.loads((self.path / "dataset.json").read_bytes())
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A row of `atelier data list`."""
+
+    name: str
+    maker: str
+    path: Path
+    image_size: int
+    identity: str | None  # None: not prepared here
+    rows: dict[str, int]  # by split; empty where not prepared
+    problem: str = ""  # why it could not be prepared from the files as they are
+
+
+def datasets(project: Path) -> list[Listed]:
+    """Return params.yaml's datasets with their state.
+
+    Raises:
+        CatalogError: params.yaml or dvc.lock cannot be used.
+    """
+    found = []
+    for name, values in entries(project).items():
+        known, rows, problem = None, {}, ""
+        try:
+            ready = prepared(name, project)
+            known = ready.identity
+            rows = {split: facts["rows"] for split, facts in ready.header["splits"].items()}
+        except CatalogError:
+            try:
+                maker(values.maker).made(values, project)
+            except MakerError as error:
+                problem = str(error)
+        side: int = getattr(values, "image_size")  # noqa: B009 - each maker's Config has it
+        found.append(Listed(name, values.maker, values.path, side, known, rows, problem))
+    return found
+
+
+def prepare(name: str, project: Path, on_line: Callable[[str], None] | None = None) -> Prepared:
+    """Run the stages of a dataset whose inputs changed, and return it; DVC's lines go to `on_line`.
+
+    Raises:
+        CatalogError: unknown dataset, or files it is made from are missing or cannot be used (named).
+        PrepareError: a stage failed; where pictures are refused the message has a line for each.
+    """
+    values = entry(name, project)
+    try:
+        maker(values.maker).made(values, project)
+    except MakerError as error:
+        raise CatalogError(f"{name}: {error}") from None
+    ran = reproduce(name, project, on_line)
+    found = prepared(name, project)
+    return Prepared(found.name, found.path, found.identity, found.report, tuple(ran))
+
+
+def prepared(name: str, project: Path) -> Prepared:
+    """Return a dataset that is prepared already.
+
+    Raises:
+        CatalogError: unknown, never prepared, or its folder is not the one that dvc.lock names.
+    """
+    entry(name, project)
+    known = identity(name, project)
+    folder = project.resolve() / "data" / "prepared" / name
+    again = f"run `atelier data prepare {name}`"
+    if not (folder / "dataset.json").is_file():
+        raise CatalogError(f"{folder} holds no prepared dataset: {again}")
+    if not _is_locked(folder, known, project):
+        raise CatalogError(f"{folder} is not what dvc.lock names ({known[:12]}): {again}")
+    page = report_path(name, project)
+    return Prepared(name, folder, known, page if page.is_file() else None)
+
+
+def identity(name: str, project: Path) -> str:
+    """Return the DVC hash of a dataset's prepared folder.
+
+    Raises:
+        CatalogError: never prepared.
+    """
+    known = locked(name, project)
+    if known is None:
+        raise CatalogError(f"{name} was never prepared: run `atelier data prepare {name}`")
+    return known
+
+
+def add_folder(name: str, path: Path, image_size: int, project: Path) -> None:
+    """Add a user's own captioned pictures to params.yaml; adding the same again changes nothing.
+
+    Raises:
+        CatalogError: a bad name or size, no such folder, no list of captions, or a line of it that cannot be used.
+    """
+    folder = path.expanduser().resolve()
+    if project.resolve().is_relative_to(folder):
+        raise CatalogError(f"{folder} holds the project itself: give the folder of your pictures")
+    values = {"maker": "folder", "path": _shown(folder, project), "image_size": image_size}
+    try:
+        read_captions(folder)
+    except MakerError as error:
+        raise CatalogError(str(error)) from None
+    add(name, values, project)
+
+
+def point(name: str, path: Path, project: Path) -> None:
+    """Let a dataset of params.yaml be made from other files: MNIST from where you keep it.
+
+    Raises:
+        CatalogError: unknown dataset, or the files are not there (named).
+    """
+    values = entry(name, project).model_dump(mode="json") | {"path": _shown(path, project)}
+    config = maker(values["maker"])
+    try:
+        config.made(config.Config.model_validate(values), project)
+    except MakerError as error:
+        raise CatalogError(f"{name}: {error}") from None
+    add(name, values, project)
+
+
+def _shown(path: Path, project: Path) -> str:
+    """Return a path as params.yaml keeps it: relative to the project if inside, else absolute."""
+    found, root = path.expanduser().resolve(), project.resolve()
+    return (found.relative_to(root) if found.is_relative_to(root) else found).as_posix()
+
+
+def _is_locked(folder: Path, known: str, project: Path) -> bool:
+    """Return whether the folder's dataset.json is the one of the hash; dataset.json in turn has every shard's.
+
+    The hash is over DVC's list of files, which its cache keeps; where it was cleaned all bytes are hashed instead.
+    """
+    listed = project / ".dvc" / "cache" / "files" / "md5" / known[:2] / known[2:]
+    try:
+        content = listed.read_bytes()
+    except OSError:
+        content = _listing(folder)
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != known.removesuffix(".dir"):
+        return False
+    files = {item["relpath"]: item["md5"] for item in json.loads(content)}
+    return files.get("dataset.json") == _md5(folder / "dataset.json")
+
+
+def _listing(folder: Path) -> bytes:
+    """Return DVC's list of a folder's files, byte for byte."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    items = [{"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    items.sort(key=lambda item: tuple(item["relpath"].split("/")))
+    return json.dumps(items, sort_keys=True).encode()
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

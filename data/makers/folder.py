@@ -1,0 +1,165 @@
+"""A user's own captioned pictures, in a folder.
+
+Either Hugging Face's imagefolder layout, `metadata.csv` or `metadata.jsonl` with `file_name` and `text` (or `caption`),
+or a `captions.tsv` of lines `file<TAB>caption`. Names are relative to the folder and stay inside it. What is wrong with
+one picture becomes a fact about it, so that validation can name them all at once; what is wrong with the list is an
+error. The `datasets` library reads the same layout, but takes seconds to import, keeps a cache of its own and stops at
+the first missing file: the format is kept, the reader is not (a test compares the two).
+"""
+
+import csv
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from statistics import median
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from data.makers import Entry, Made, MakerError, Picture
+
+LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
+MAX_BYTES: Final = 64 << 20  # of one picture's file
+MAX_CLASSES: Final = 256
+PICTURES_PER_CLASS: Final = 8  # in the median, before captions count as classes
+
+
+class Config(Entry):
+    """The entry of params.yaml."""
+
+    maker: Literal["folder"]
+    image_size: Annotated[int, Field(ge=8, le=512)] = 32
+
+
+def made(config: Config, project: Path) -> Made:
+    """Return the pictures that the folder's list names.
+
+    Raises:
+        MakerError: no folder, no list, or a line of the list that cannot be used (file and line are named).
+    """
+    folder = project / config.path
+    captions = read_captions(folder)
+    counts = Counter(normal(caption) for _, caption in captions)
+    counts.pop("", None)
+    classes = sorted(counts)
+    few = 1 < len(classes) <= MAX_CLASSES and median(counts.values()) >= PICTURES_PER_CLASS
+    return Made(
+        pictures=_pictures(folder, captions),
+        image_size=config.image_size,
+        channels=3,
+        attributes={"caption": classes} if few else {},
+        vocabulary=sorted({word for caption in classes for word in caption.split()}),
+    )
+
+
+def normal(caption: str) -> str:
+    """Return a caption as it is learned: lower case, words of letters, digits, ' and -, one space between."""
+    return " ".join(
+        re.findall(r"[^\W_]+(?:['-][^\W_]+)*", unicodedata.normalize("NFC", caption).lower())
+    )
+
+
+def read_captions(folder: Path) -> list[tuple[str, str]]:
+    """Return (file, caption) in the order of the folder's list.
+
+    Raises:
+        MakerError: as `made`.
+    """
+    if not folder.is_dir():
+        raise MakerError(f"no folder {folder}: give the folder of your pictures with --path")
+    lists = [folder / name for name in LISTS if (folder / name).is_file()]
+    if not lists:
+        raise MakerError(
+            f"{folder} has none of {', '.join(LISTS)}: list every picture with its caption in one"
+        )
+    if len(lists) > 1:
+        raise MakerError(f"{folder} has {lists[0].name} and {lists[1].name}: keep one list")
+    rows = list(_lines(lists[0]))
+    if not rows:
+        raise MakerError(f"{lists[0]} lists no picture")
+    for number, file, _ in rows:
+        _check_name(lists[0], number, file)
+    return [(file, caption) for _, file, caption in rows]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield (line number, file, caption)."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MakerError(f"cannot read {path} as UTF-8: {error}") from None
+    if path.suffix == ".tsv":
+        yield from _tab_separated(path, text)
+        return
+    for number, row in _records(path, text):
+        file = row.get("file_name")
+        caption = row.get("text", row.get("caption"))
+        if not isinstance(file, str) or not isinstance(caption, str | None):
+            raise MakerError(
+                f"{path}:{number}: `file_name` and `text` must be text, got {row!r:.80}"
+            )
+        if "text" not in row and "caption" not in row:
+            raise MakerError(f"{path}:{number}: no column `text` or `caption`")
+        yield number, file, caption or ""
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+    if path.suffix == ".csv":
+        reader = csv.DictReader(text.splitlines(keepends=True))
+        if "file_name" not in (reader.fieldnames or ()):
+            raise MakerError(f"{path}:1: no column `file_name`")
+        for row in reader:
+            yield reader.line_num, row
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise MakerError(f"{path}:{number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise MakerError(f"{path}:{number}: not an object with `file_name` and `text`")
+        yield number, row
+
+
+def _tab_separated(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        file, tab, caption = line.partition("\t")
+        if not line.strip():
+            continue
+        if not tab:
+            raise MakerError(f"{path}:{number}: no tab between file and caption: {line!r:.80}")
+        yield number, file.strip(), caption.strip()
+
+
+def _check_name(path: Path, number: int, file: str) -> None:
+    name = PurePosixPath(file)
+    if not file or "\0" in file or "\\" in file or name.is_absolute() or ".." in name.parts:
+        raise MakerError(f"{path}:{number}: {file!r} does not stay inside the folder")
+
+
+def _pictures(folder: Path, captions: Sequence[tuple[str, str]]) -> Iterator[Picture]:
+    root = folder.resolve()
+    for file, caption in captions:
+        content, problem = _read(root, file)
+        yield Picture(file, content, normal(caption), problem=problem)
+
+
+def _read(root: Path, file: str) -> tuple[bytes, str]:
+    """Return a file's bytes, or none and the reason."""
+    try:
+        path = (root / file).resolve()
+        if not path.is_relative_to(root):
+            return b"", "a link that leaves the folder"
+        if not path.is_file():
+            return b"", "no such file"
+        if path.stat().st_size > MAX_BYTES:
+            return b"", f"{path.stat().st_size} bytes, at most {MAX_BYTES}"
+        content = path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        return b"", f"cannot be read: {error}"
+    return content, "" if content else "empty file"

@@ -1,0 +1,131 @@
+"""Encoded pictures from anywhere into square uint8 arrays, with bounds, or the reason why not."""
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+MAX_SIDE: Final = 4096  # pixels; Pillow's own bound, 179 million, is too high
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+BROKEN: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders are known to raise on damaged files."""
+
+MAGIC: Final = {
+    "JPEG": (b"\xff\xd8\xff", b"\xff\xd9"),
+    "PNG": (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"),
+    "GIF": (b"GIF8", b";"),
+}
+"""How files of a format begin and end."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; the message is the reason, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture as it will be learned from, and as it was found."""
+
+    pixels: Any  # (image_size, image_size, channels) uint8
+    width: int
+    height: int
+    mode: str
+
+
+def decode(content: bytes, image_size: int, channels: int) -> Decoded:
+    """Return the picture decoded to its last byte, turned upright, cropped to its central square and resized.
+
+    Raises:
+        PictureError: unknown format, larger than 4096 pixels a side, or damaged.
+    """
+    image = _open(content)
+    width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        raise PictureError(f"{width}x{height} pixels, at most {MAX_SIDE}x{MAX_SIDE} are decoded")
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        flat = _flatten(upright, "L" if channels == 1 else "RGB")
+    except BROKEN as error:
+        cut = "truncated" in str(error).lower() or _is_cut(content)
+        raise _undecodable(image.format or "picture", cut=cut) from None
+    pixels = np.asarray(_square(flat, image_size)).reshape(image_size, image_size, channels)
+    return Decoded(pixels, width, height, image.mode)
+
+
+def png(pixels: Pixels) -> bytes:
+    """Return (H, W) grey or (H, W, 3) colour bytes as a PNG file, quickly rather than small."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise PictureError(f"more pixels than {MAX_SIDE}x{MAX_SIDE}") from None
+    except BROKEN:
+        for kind, (start, _) in MAGIC.items():
+            if content.startswith(start):
+                raise _undecodable(kind, cut=_is_cut(content)) from None
+        raise PictureError(f"not a picture that can be read ({', '.join(FORMATS)})") from None
+
+
+def _undecodable(kind: str, *, cut: bool) -> PictureError:
+    return PictureError(f"{'truncated' if cut else 'damaged'} {kind} (cannot be decoded fully)")
+
+
+def _is_cut(content: bytes) -> bool:
+    """Return whether a file begins like one of a known format but does not end like one."""
+    return any(
+        content.startswith(start) and not content.rstrip(b"\0").endswith(end)
+        for start, end in MAGIC.values()
+    )
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    """Return the picture in `mode`, transparency over white, 16 bits as 8."""
+    if image.mode == mode:
+        return image
+    if image.mode.startswith(("I", "F")):
+        levels = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert(mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    width, height = image.size
+    edge = min(width, height)
+    if (width, height) != (edge, edge):
+        left, top = (width - edge) // 2, (height - edge) // 2
+        image = image.crop((left, top, left + edge, top + edge))
+    if edge == side:
+        return image
+    exact = edge % side == 0
+    return image.resize((side, side), Image.Resampling.BOX if exact else Image.Resampling.LANCZOS)

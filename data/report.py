@@ -1,0 +1,83 @@
+"""The validation report: one static HTML page from a verdict, its facts and a few of the pictures."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from data.expectations import Verdict
+from infra.storage import atomic_write
+
+SHOWN: Final = 200  # broken rows on the page; the quarantine file has all
+PAGE: Final = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{{ verdict.name }}: validation</title>
+<style>
+:root { color-scheme: light dark; --line: #8883; --good: #18864b; --bad: #c62f3b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .25rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+.badge { color: #fff; border-radius: 4px; padding: .1rem .5rem; font-size: .9rem; vertical-align: middle }
+.good { background: var(--good) } .bad { background: var(--bad) }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem } dt { opacity: .65; font-size: .85rem }
+dd { margin: 0; font-size: 1.15rem } table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line) }
+td.n { text-align: right; font-variant-numeric: tabular-nums } code { font-size: .85rem; opacity: .8 }
+figure { display: inline-block; margin: 0 .75rem .75rem 0; width: 96px; vertical-align: top }
+figure img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px; display: block }
+figcaption { font-size: .75rem; line-height: 1.25; opacity: .8; overflow-wrap: anywhere }
+</style>
+{% macro badge(ok, yes, no) %}
+<span class="badge {{ 'good' if ok else 'bad' }}">{{ yes if ok else no }}</span>{% endmacro %}
+<h1>{{ verdict.name }} {{ badge(verdict.ok, 'accepted', 'refused') }}</h1>
+<dl>
+<div><dt>samples</dt><dd>{{ '{:,}'.format(summary.samples) }}</dd></div>
+<div><dt>different captions</dt><dd>{{ '{:,}'.format(summary.captions) }}</dd></div>
+{% for split, rows in summary.splits.items() %}<div><dt>{{ split }}</dt><dd>{{ '{:,}'.format(rows) }}</dd></div>
+{% endfor %}<div><dt>encoded</dt><dd>{{ '%.1f' % (summary.bytes / 1048576) }} MiB</dd></div>
+<div><dt>mean contrast (of 255)</dt><dd>{{ summary.contrast }}</dd></div>
+</dl>
+{% if verdict.faults %}<h2>What is wrong</h2>
+<table><tr><th>file</th><th>reason</th><th>expectation</th></tr>
+{% for fault in verdict.faults[:shown] %}<tr><td>{{ fault.file }}</td><td>{{ fault.reason }}</td>
+<td>{{ fault.rule }}</td></tr>
+{% endfor %}</table>
+{% if verdict.faults|length > shown %}<p>... and {{ verdict.faults|length - shown }} more;
+{{ quarantine }} has all.</p>{% endif %}
+{% endif %}<h2>Expectations</h2>
+<table><tr><th></th><th>expectation</th><th>judged</th><th>broken</th><th>Great Expectations</th></tr>
+{% for check in verdict.checks %}<tr><td>{{ badge(check.ok, 'met', 'broken') }}</td><td>{{ check.rule }}</td>
+<td class="n">{{ '{:,}'.format(check.checked) }}</td><td class="n">{{ '{:,}'.format(check.broken) }}</td>
+<td><code>{{ check.expectation }}{% if check.column %}({{ check.column }}){% endif %}</code></td></tr>
+{% endfor %}</table>
+{% if pictures %}<h2>Some of the pictures</h2>
+{% for picture in pictures %}<figure><img alt="" src="{{ picture.source }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>
+{% endfor %}{% endif %}
+</html>
+"""
+
+
+def write(
+    path: Path,
+    verdict: Verdict,
+    summary: Mapping[str, Any],
+    pictures: Sequence[Mapping[str, Any]],
+    quarantine: str,
+) -> None:
+    """Write the page; `pictures` are {"content": PNG bytes, "caption"}."""
+    from jinja2 import Environment
+
+    page = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
+    shown = [
+        {"source": _data_uri(picture["content"]), "caption": picture["caption"]}
+        for picture in pictures
+    ]
+    text = page.render(
+        verdict=verdict, summary=summary, pictures=shown, quarantine=quarantine, shown=SHOWN
+    )
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,119 @@
+"""DVC, driven through its command line: one `repro` a preparation, its lock file read, its errors in one line."""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from data.params import CatalogError
+
+FAILED: Final = re.compile(r"failed to reproduce '(\w[\w-]*)@([\w-]+)'")
+
+
+class PrepareError(CatalogError):
+    """A preparation that failed, in one line, or a line for each refused picture."""
+
+
+def reproduce(name: str, project: Path, on_line: Callable[[str], None] | None = None) -> list[str]:
+    """Run the dataset's changed stages, waiting for whoever else does; returns the verbs that ran.
+
+    Raises:
+        PrepareError: no DVC, no repository, a full disk, or a stage that failed, with the stage's own reason.
+    """
+    repair_locks(project)
+    environment = {
+        **os.environ,
+        "ATELIER_PROJECT": str(project.resolve()),
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", f"shards@{name}"]
+    lines = []
+    with subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if on_line is not None:
+                on_line(lines[-1])
+    if process.returncode:
+        raise PrepareError(reason(name, lines))
+    return re.findall(rf"Running stage '(\w+)@{re.escape(name)}'", "\n".join(lines))
+
+
+def reason(name: str, lines: list[str]) -> str:
+    """Return why a `repro` failed: the stage's own words, else DVC's."""
+    ours = [line.removeprefix("atelier: ") for line in lines if line.startswith("atelier: ")]
+    if ours:
+        return "\n".join(ours)
+    text = "\n".join(lines)
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    if "No module named dvc" in text:
+        return f"DVC is not installed beside {sys.executable}: install the project again"
+    if "No space left on device" in text:
+        return f"{name}: no space left on the disk: free some and prepare again"
+    if failed := FAILED.search(text):
+        errors.insert(0, f"stage {failed[1]} of {failed[2]}")
+        traceback = [
+            line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)
+        ]
+        errors = [errors[0], *traceback[-1:]] if traceback else errors
+    return f"cannot prepare {name}: " + (": ".join(errors) or (lines or ["no word from DVC"])[-1])
+
+
+def repair_locks(project: Path) -> bool:
+    """Remove a `rwlock` that a killed DVC left half-written, which DVC itself refuses for ever; returns whether it did.
+
+    DVC writes that file only while it holds `rwlock.lock`, so nobody is writing while we hold it.
+    """
+    path = project / ".dvc" / "tmp" / "rwlock"
+    if not path.is_file():
+        return False
+    with (path.with_name("rwlock.lock")).open("a+") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False  # a living DVC writes it just now
+        try:
+            json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            path.unlink()
+            return True
+    return False
+
+
+def locked(name: str, project: Path) -> str | None:
+    """Return the identity of a dataset's prepared bytes as dvc.lock has it, or None where it has none.
+
+    Raises:
+        CatalogError: dvc.lock cannot be read.
+    """
+    path = project / "dvc.lock"
+    try:
+        document: Any = yaml.load(
+            path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+        stage = ((document or {}).get("stages") or {}).get(f"shards@{name}")
+        return None if stage is None else str(stage["outs"][0]["md5"])
+    except FileNotFoundError:
+        return None
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, IndexError, TypeError) as error:
+        raise CatalogError(
+            f"cannot read {path}: {' '.join(str(error).split())}; delete it and prepare again"
+        ) from None

@@ -1,0 +1,232 @@
+"""The four stages of preparation, as dvc.yaml runs them: `python -m data.stages make|facts|validate|shards NAME`.
+
+data/made/NAME/samples (make) -> facts.parquet (facts) -> verdict.json (validate) -> data/prepared/NAME (shards).
+"""
+
+import errno
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.makers import MakerError, Picture, maker
+from data.params import CatalogError, entry
+from infra.settings import settings
+from infra.storage import write_json
+
+PART_ROWS: Final = 2048
+PART_BYTES: Final = 64 << 20
+EXAMPLES: Final = 24  # pictures on the report
+SCHEMA: Final = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("file", pa.string()),
+        ("content", pa.binary()),
+        ("caption", pa.string()),
+        ("split", pa.string()),
+        ("problem", pa.string()),
+    ]
+)
+
+
+class Refused(ValueError):
+    """Pictures that break an expectation; a line for each."""
+
+
+def make(name: str, project: Path) -> None:
+    """Bring the pictures and captions in, as found: parts of at most 64 MiB, and what the maker says of them all."""
+    from data.shards import write_table
+
+    config = entry(name, project)
+    made = maker(config.maker).made(config, project)
+    folder = _made(name, project) / "samples"
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, part in enumerate(_parts(made.pictures)):
+        write_table(folder / f"part-{number:05d}.parquet", part)
+    document = {
+        "maker": config.maker,
+        "image_size": made.image_size,
+        "channels": made.channels,
+        "attributes": [[key, list(values)] for key, values in made.attributes.items()],
+        "vocabulary": list(made.vocabulary),
+        "held_out": list(made.held_out),
+        "captioned": made.captioned,
+        "validation_rows": made.validation_rows,
+    }
+    write_json(folder / "made.json", document)
+
+
+def facts(name: str, project: Path) -> None:
+    """Look at every picture, on the Ray cluster at hand or here, and write a row of facts each."""
+    from data.facts import cluster, gather, relate
+    from data.shards import write_table
+
+    folder = _made(name, project)
+    made = _read_made(folder)
+    looked = gather(
+        _samples(folder),
+        cluster(),
+        image_size=made["image_size"],
+        channels=made["channels"],
+        vocabulary=made["vocabulary"],
+    )
+    related = relate(looked, made["held_out"], made["validation_rows"], bool(made["attributes"]))
+    write_table(folder / "facts.parquet", related)
+
+
+def validate(name: str, project: Path) -> None:
+    """Judge the facts; writes the report, and the verdict where they pass.
+
+    Raises:
+        Refused: an expectation is broken; expectations and rows are named, all of them in the quarantine file.
+        CatalogError: there are no facts yet.
+    """
+    from data import report
+    from data.expectations import judge, write_quarantine
+    from data.facts import summary
+
+    folder = _made(name, project)
+    if not (folder / "facts.parquet").is_file():
+        raise CatalogError(f"{name} has no facts here: run `atelier data prepare {name}`")
+    table = pq.read_table(folder / "facts.parquet")
+    verdict = judge(name, table, _read_made(folder))
+    page, quarantine = report_path(name, project), quarantine_path(name, project)
+    write_quarantine(quarantine, verdict)
+    relative = quarantine.relative_to(project.resolve()).as_posix()
+    report.write(page, verdict, summary(table), _examples(folder), relative)
+    if not verdict.ok:
+        lines = [f"{name} is refused", *verdict.lines()]
+        lines.append(f"all of them: {relative}; report: {page}")
+        raise Refused("\n".join(lines))
+    write_json(folder / "verdict.json", verdict.document())
+
+
+def shards(name: str, project: Path) -> None:
+    """Cut the accepted samples into splits and shards."""
+    from pyarrow import compute
+
+    from data.pictures import decode
+    from data.shards import SPLITS, Header, samples, write
+
+    folder = _made(name, project)
+    made, table = _read_made(folder), pq.read_table(folder / "facts.parquet")
+    attributes = dict(made["attributes"])
+    pictures = pa.concat_tables(
+        pq.read_table(part, columns=["content"]) for part in _samples(folder)
+    )
+    pixels = [
+        decode(content.as_py(), made["image_size"], made["channels"]).pixels.tobytes()
+        for content in pictures["content"]
+    ]
+    captions, files = table["caption"].to_pylist(), table["file"].to_pylist()
+    rows = samples(pixels, captions, attributes, files).append_column("split", table["split"])
+    rows = rows.sort_by("id")
+    splits = {
+        split: rows.filter(compute.field("split") == split).drop_columns("split")
+        for split in SPLITS
+    }
+    header = Header(
+        name=name,
+        maker=made["maker"],
+        image_size=made["image_size"],
+        channels=made["channels"],
+        vocabulary=made["vocabulary"],
+        max_words=max(table["words"].to_pylist()) + 1,
+        attributes=attributes,
+        held_out=made["held_out"],
+    )
+    write(project / "data" / "prepared" / name, header, splits)
+
+
+def report_path(name: str, project: Path) -> Path:
+    """Return where the HTML report is."""
+    return (project / settings().home).resolve() / "reports" / f"{name}.html"
+
+
+def quarantine_path(name: str, project: Path) -> Path:
+    """Return where the broken rows are listed."""
+    return project.resolve() / "data" / "quarantine" / f"{name}.csv"
+
+
+def _made(name: str, project: Path) -> Path:
+    return project / "data" / "made" / name
+
+
+def _samples(folder: Path) -> list[Path]:
+    return sorted((folder / "samples").glob("part-*.parquet"))
+
+
+def _read_made(folder: Path) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((folder / "samples" / "made.json").read_bytes())
+    return made
+
+
+def _parts(pictures: Iterable[Picture]) -> Iterator[pa.Table]:
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for index, picture in enumerate(pictures):
+        if rows and (len(rows) >= PART_ROWS or size + len(picture.content) > PART_BYTES):
+            yield pa.Table.from_pylist(rows, SCHEMA)
+            rows, size = [], 0
+        rows.append(
+            {
+                "index": index,
+                "file": picture.file,
+                "content": picture.content,
+                "caption": picture.caption,
+                "split": picture.split,
+                "problem": picture.problem,
+            }
+        )
+        size += len(picture.content)
+    if rows:
+        yield pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _examples(folder: Path) -> list[dict[str, Any]]:
+    """Return the first pictures that decode, as small PNG files, with their captions."""
+    from data.pictures import PictureError, decode, png
+
+    made = _read_made(folder)
+    found = []
+    first = pq.read_table(_samples(folder)[0], columns=["content", "caption"])
+    for row in islice(first.to_pylist(), 4 * EXAMPLES):
+        try:
+            x_HWC = decode(row["content"], made["image_size"], made["channels"]).pixels
+        except PictureError:
+            continue
+        found.append({"content": png(x_HWC.squeeze()), "caption": row["caption"]})
+    return found[:EXAMPLES]
+
+
+VERBS: Final = {"make": make, "facts": facts, "validate": validate, "shards": shards}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one stage in the current folder; returns the exit code."""
+    if len(arguments) != 2 or arguments[0] not in VERBS:
+        sys.stderr.write(f"usage: python -m data.stages {'|'.join(VERBS)} NAME\n")
+        return 2
+    verb, name = arguments
+    try:
+        VERBS[verb](name, Path.cwd())
+    except (MakerError, CatalogError, Refused) as error:
+        reason = str(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        reason = "no space left on the disk: free some and prepare again; nothing was published"
+    else:
+        return 0
+    sys.stderr.write("".join(f"atelier: {line}\n" for line in reason.splitlines()))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,257 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from data import stages
+from data.catalog import (
+    CatalogError,
+    PrepareError,
+    add_folder,
+    datasets,
+    identity,
+    point,
+    prepare,
+    prepared,
+    repair_locks,
+)
+from data.loaders import everything
+from data.repro import reason
+
+ROOT = Path(__file__).parents[2]
+OWN = "  # our own\n"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of its own: our code, our dvc.yaml, an empty DVC repository without git."""
+    folder = tmp_path_factory.mktemp("project")
+    ignore = shutil.ignore_patterns("made", "prepared", "raw", "quarantine", "__pycache__")
+    shutil.copytree(ROOT / "data", folder / "data", ignore=ignore)
+    shutil.copytree(ROOT / "infra", folder / "infra", ignore=ignore)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=folder, check=True, timeout=120)
+    subprocess.run([*dvc, "config", "core.analytics", "false"], cwd=folder, check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATELIER_RAY_ADDRESS", raising=False)
+
+
+def pictures(folder: Path, count: int = 20) -> dict[str, str]:
+    """Draw soft colourful photographs; returns their captions."""
+    (folder / "pictures").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    captions = {}
+    for number in range(count):
+        name = f"pictures/{number:03d}.jpg"
+        corners = generator.integers(0, 256, (3, 4, 3), np.uint8)
+        Image.fromarray(corners).resize((80, 60), Image.Resampling.BICUBIC).save(folder / name)
+        captions[name] = f"my picture {number % 4}"
+    return captions
+
+
+def list_them(folder: Path, captions: dict[str, str]) -> None:
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in captions.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.slow
+def test_own_pictures_are_prepared_and_a_second_time_costs_no_stage(
+    project: Path, tmp_path: Path
+) -> None:
+    list_them(tmp_path, pictures(tmp_path))
+    add_folder("mine", tmp_path, 32, project)
+    with pytest.raises(CatalogError, match="mine was never prepared: run `atelier data prepare"):
+        prepared("mine", project)
+    first = prepare("mine", project)
+    assert first.ran == ("make", "facts", "validate", "shards")
+    assert first.report is not None
+    assert "accepted" in first.report.read_text()
+    rows = {split: entry["rows"] for split, entry in first.header["splits"].items()}
+    assert sum(rows.values()) == 20
+    assert all(rows.values())
+    pixels, captions, _ = everything(first.path, "train")
+    assert pixels.shape == (rows["train"], 3, 32, 32)
+    assert set(captions) <= {f"my picture {number}" for number in range(4)}
+
+    again = prepare("mine", project)
+    assert again.ran == ()
+    assert again.identity == first.identity == identity("mine", project)
+    row = next(row for row in datasets(project) if row.name == "mine")
+    assert (row.identity, row.rows) == (first.identity, rows)
+
+    shutil.rmtree(project / ".dvc" / "cache")  # the identity can be told from the bytes alone
+    assert prepared("mine", project).identity == first.identity
+    header = first.path / "dataset.json"
+    header.write_text(header.read_text().replace("my picture", "no picture"))
+    with pytest.raises(CatalogError, match=r"mine is not what dvc.lock names"):
+        prepared("mine", project)
+
+
+@pytest.mark.slow
+def test_bad_pictures_are_refused_one_by_one(project: Path, tmp_path: Path) -> None:
+    captions = pictures(tmp_path)
+    photo = tmp_path / "pictures" / "007.jpg"
+    photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+    shutil.copy(tmp_path / "pictures/004.jpg", tmp_path / "pictures/013.jpg")
+    list_them(tmp_path, captions | {"pictures/011.jpg": ""})
+    add_folder("bad", tmp_path, 32, project)
+    with pytest.raises(PrepareError) as caught:
+        prepare("bad", project)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "bad is refused"
+    assert "expectation 'decodes fully' is broken by 1 of 20 samples" in lines
+    assert lines[4:7] == [
+        "pictures/007.jpg: truncated JPEG (cannot be decoded fully)",
+        "pictures/011.jpg: empty caption",
+        "pictures/013.jpg: duplicate of pictures/004.jpg",
+    ]
+    quarantine = (project / "data" / "quarantine" / "bad.csv").read_text()
+    assert "pictures/011.jpg,caption present,empty caption" in quarantine
+    assert "refused" in stages.report_path("bad", project).read_text()
+    with pytest.raises(CatalogError, match="never prepared"):
+        prepared("bad", project)
+
+
+@pytest.mark.slow
+def test_a_full_disk_publishes_nothing_and_a_torn_lock_is_mended(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = project / ".dvc" / "tmp" / "rwlock"
+    torn.parent.mkdir(exist_ok=True)
+    torn.write_text('{"write": {"data/made')
+    monkeypatch.setenv("ATELIER_FAULT", "storage.rename:enospc")
+    with pytest.raises(PrepareError, match=r"^no space left on the disk: free some"):
+        prepare("digits", project)
+    assert not (project / "data" / "prepared" / "digits").exists()
+    monkeypatch.delenv("ATELIER_FAULT")
+    json.loads(torn.read_text())
+
+
+def test_a_lock_that_is_whole_or_being_written_is_left_alone(tmp_path: Path) -> None:
+    import fcntl
+
+    path = tmp_path / ".dvc" / "tmp" / "rwlock"
+    assert not repair_locks(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert not repair_locks(tmp_path)
+    path.write_text("{")
+    with (path.parent / "rwlock.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        assert not repair_locks(tmp_path)
+    assert repair_locks(tmp_path)
+    assert not path.exists()
+
+
+def test_missing_files_are_named_before_anything_runs(project: Path) -> None:
+    where = project / "data" / "raw" / "mnist"
+    with pytest.raises(CatalogError, match=f"mnist: no folder {where}: put the four MNIST"):
+        prepare("mnist", project)
+    with pytest.raises(CatalogError, match="mnist: no folder /nowhere"):
+        point("mnist", Path("/nowhere"), project)
+    row = next(row for row in datasets(project) if row.name == "mnist")
+    assert row.identity is None
+    assert "no folder" in row.problem
+
+
+def test_an_unknown_dataset_lists_the_known_ones(project: Path) -> None:
+    with pytest.raises(CatalogError, match="unknown dataset 'shape'; choose one of shapes, digits"):
+        prepare("shape", project)
+    assert stages.main(["make", "shape"]) == 1
+    assert stages.main(["prepare", "shapes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("My Pictures", 32, "dataset name 'My Pictures'"),
+        ("shapes", 32, "'shapes' is already a dataset made by 'shapes'"),
+        ("mine", 7, "datasets.mine.image_size: Input should be greater than or equal to 8"),
+    ],
+)
+def test_a_folder_that_cannot_be_added_says_why(
+    project: Path, tmp_path: Path, name: str, size: int, message: str
+) -> None:
+    before = (project / "params.yaml").read_text()
+    list_them(tmp_path, {"a.png": "x"})
+    with pytest.raises(CatalogError, match=message):
+        add_folder(name, tmp_path, size, project)
+    assert (project / "params.yaml").read_text() == before
+
+
+def test_adding_keeps_the_other_lines_of_params(tmp_path: Path) -> None:
+    text = f"# mine\ndatasets:{OWN}  shapes: {{maker: shapes}}\n\nother: 3  # kept\n"
+    (tmp_path / "params.yaml").write_text(text)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    list_them(photos, {"a.png": "x"})
+    add_folder("cats", photos, 16, tmp_path)
+    add_folder("cats", photos, 32, tmp_path)
+    found = (tmp_path / "params.yaml").read_text()
+    line = "  cats: {maker: folder, path: photos, image_size: 32}\n"
+    assert found == text.replace("{maker: shapes}\n", "{maker: shapes}\n" + line)
+    assert yaml.safe_load(found)["other"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datasets: [", "is not YAML"),
+        ("models: {}", "has no section `datasets`"),
+        ("datasets: {x: {count: 3}}", r"datasets.x needs a `maker`, one of shapes"),
+        ("datasets: {x: {maker: shape}}", r"datasets.x: unknown maker 'shape'"),
+        ("datasets: {x: {maker: shapes, cout: 3}}", r"datasets.x.cout: Extra inputs are not"),
+    ],
+)
+def test_a_typo_in_params_names_dataset_and_field(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(CatalogError, match=message):
+        datasets(tmp_path)
+
+
+def test_a_damaged_lock_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("datasets: {shapes: {maker: shapes}}")
+    (tmp_path / "dvc.lock").write_text("stages: [")
+    with pytest.raises(CatalogError, match="delete it and prepare again"):
+        prepared("shapes", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["/bin/python: No module named dvc"], "DVC is not installed beside"),
+        (
+            ["ERROR: unexpected error - [Errno 28] No space left on device"],
+            "x: no space left on the disk: free some and prepare again",
+        ),
+        (
+            ["ERROR: you are not inside of a DVC repository (checked up to mount point '/')"],
+            "cannot prepare x: you are not inside of a DVC repository",
+        ),
+        (
+            [
+                "Traceback (most recent call last):",
+                "KeyError: 'caption'",
+                "ERROR: failed to reproduce 'facts@x': failed to run: python -m data.stages",
+            ],
+            "cannot prepare x: stage facts of x: KeyError: 'caption'",
+        ),
+        ([], "cannot prepare x: no word from DVC"),
+    ],
+)
+def test_what_dvc_says_becomes_one_line(lines: list[str], said: str) -> None:
+    found = reason("x", lines)
+    assert found.startswith(said)
+    assert "\n" not in found

@@ -1,0 +1,142 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from data.facts import COLUMNS, SHARES, gather, look, relate, split_of
+from data.pictures import png
+from data.stages import SCHEMA
+
+MADE = {"image_size": 8, "channels": 1, "vocabulary": ["zero", "one"]}
+digest = st.binary(min_size=32, max_size=32).map(bytes.hex)
+
+
+def raw(pictures: list[bytes], captions: list[str] | None = None) -> pa.Table:
+    rows = [
+        {
+            "index": index,
+            "file": f"{index:03d}.png",
+            "content": content,
+            "caption": captions[index] if captions else "one",
+            "split": None,
+            "problem": "",
+        }
+        for index, content in enumerate(pictures)
+    ]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def noise(count: int, seed: int = 0) -> list[bytes]:
+    generator = np.random.default_rng(seed)
+    return [png(generator.integers(0, 256, (8, 8), np.uint8)) for _ in range(count)]
+
+
+def looked(pictures: list[str], captions: list[str]) -> pa.Table:
+    rows = [
+        {
+            **dict.fromkeys(COLUMNS.names),
+            "index": index,
+            "file": f"{index}.png",
+            "problem": "",
+            "picture": picture,
+            "caption": caption,
+        }
+        for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, COLUMNS)
+
+
+@hypothesis(max_examples=60, deadline=None)
+@given(
+    pictures=st.lists(
+        st.sampled_from([f"{i * 977 % 4096:03x}" * 21 + "0" for i in range(60)]), min_size=3
+    ),
+    data=st.data(),
+)
+def test_equal_pictures_are_never_in_two_splits(pictures: list[str], data: st.DataObject) -> None:
+    captions = data.draw(
+        st.lists(st.sampled_from("abc"), min_size=len(pictures), max_size=len(pictures))
+    )
+    rows = relate(looked(pictures, captions), [], None, classed=False).to_pylist()
+    places: dict[str, set[str]] = {}
+    for row in rows:
+        places.setdefault(row["picture"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in places.values())
+    assert all(row["splits"] == 1 for row in rows)
+    if len(places) >= 4:
+        assert {row["split"] for row in rows} == set(SHARES)
+
+
+@hypothesis(max_examples=40, deadline=None)
+@given(pictures=st.lists(digest, min_size=30, max_size=60, unique=True), extra=digest)
+def test_a_picture_keeps_its_split_when_others_come(pictures: list[str], extra: str) -> None:
+    before = {picture: split_of(picture) for picture in pictures}
+    rows = relate(looked([*pictures, extra], ["a"] * (len(pictures) + 1)), [], None, classed=False)
+    moved = [
+        row for row in rows.to_pylist() if before.get(row["picture"], row["split"]) != row["split"]
+    ]
+    assert len(moved) <= 2  # those that filled an empty split
+
+
+def test_splits_have_their_shares() -> None:
+    generator = np.random.default_rng(0)
+    found = [split_of(generator.bytes(32).hex()) for _ in range(20_000)]
+    for split, share in SHARES.items():
+        assert abs(found.count(split) / len(found) - share) < 0.01  # 4 standard deviations
+
+
+def test_held_out_captions_are_tested_only() -> None:
+    pictures = [f"{i:064x}" for i in range(50)]
+    captions = ["kept" if i % 5 == 0 else "learned" for i in range(50)]
+    rows = relate(looked(pictures, captions), ["kept"], None, classed=True).to_pylist()
+    assert {row["split"] for row in rows if row["caption"] == "kept"} == {"test"}
+    assert all(row["held_out"] == (row["caption"] == "kept") for row in rows)
+
+
+def test_validation_is_taken_by_hash_from_a_sources_own_training_split() -> None:
+    table = looked([f"{i * 31 % 100:064x}" for i in range(100)], ["a"] * 100)
+    own = pa.array(["train"] * 80 + ["test"] * 20)
+    table = table.set_column(table.schema.get_field_index("split"), "split", own)
+    rows = relate(table, [], 10, classed=False).to_pylist()
+    assert [row["split"] for row in rows[80:]] == ["test"] * 20
+    chosen = {row["picture"] for row in rows if row["split"] == "validation"}
+    assert chosen == set(sorted(row["picture"] for row in rows[:80])[:10])
+
+
+def test_a_duplicate_names_the_first_file_and_a_second_caption_is_none() -> None:
+    table = looked(["aa", "bb", "aa", "bb"], ["a", "b", "c", "d"])
+    files = pa.array(["0.png", "1.png", "2.png", "1.png"])
+    rows = relate(table.set_column(1, "file", files), [], None, classed=False).to_pylist()
+    assert [row["duplicate_of"] for row in rows] == ["", "", "0.png", ""]
+    again = looked(["aa", "aa"], ["a", "a"]).set_column(1, "file", pa.array(["0.png", "0.png"]))
+    assert relate(again, [], None, classed=False)["duplicate_of"].to_pylist() == ["", "0.png"]
+
+
+def test_looking_decodes_to_the_last_byte() -> None:
+    good, cut, alien = noise(1)[0], noise(1, 1)[0][:-30], b"<html>"
+    rows = look(raw([good, cut, alien]), **MADE).to_pylist()
+    assert [row["decodes"] for row in rows] == [True, False, False]
+    assert rows[0]["width"] == rows[0]["height"] == 8
+    assert rows[0]["low"] < rows[0]["mean"] < rows[0]["high"]
+    assert rows[1]["problem"] == "truncated PNG (cannot be decoded fully)"
+    assert "not a picture" in rows[2]["problem"]
+
+
+def test_words_outside_the_vocabulary_are_named() -> None:
+    table = look(raw(noise(3), ["one", "", "one two zero two"]), **MADE)
+    assert table["words"].to_pylist() == [1, 0, 4]
+    assert table["unknown_words"].to_pylist() == ["", "", "two"]
+
+
+def test_parts_are_gathered_in_their_order(tmp_path: Path) -> None:
+    from data.shards import write_table
+
+    table = raw(noise(30))
+    paths = [tmp_path / f"part-{i}.parquet" for i in range(3)]
+    for index, path in enumerate(paths):
+        write_table(path, table.slice(index * 10, 10))
+    found = gather(list(reversed(paths)), None, **MADE)
+    assert found.equals(look(table, **MADE).sort_by("index"))
