@@ -1,0 +1,297 @@
+"""Requests a second and server CPU a request: the served model against bare FastAPI and LitServe.
+
+`python -m benchmarks.serving` serves one random text-to-image network three times (this project on a Ray of its own,
+`benchmarks.serving_peers` twice), sends the same requests to each in interleaved rounds, and prints a table row a
+server with medians. CPU is utime + stime of all processes of a server, found by an environment variable.
+OMP_NUM_THREADS=1 for all; at most 16 pictures a batch for all. Ours also looks into the ledger, checks the key and
+puts a receipt into every picture.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import secrets
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import torch
+
+from infra import probes, serving
+from infra.ledger import Ledger
+from infra.settings import QUIET, Settings
+from infra.storage import seal
+from models import describe
+from models.diffusion.ddpm import DDPM
+
+ROOT = Path(__file__).parents[1]
+MARK = "ATELIER_BENCHMARK"
+WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left", "right")
+
+
+@dataclass(frozen=True)
+class Server:
+    """One of the three."""
+
+    name: str
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all processes of the server."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.name:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds they have used."""
+        total = 0.0
+        for process in self.processes():
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            total += times.user + times.system
+        return total
+
+    def stop(self) -> None:
+        """End the server and what it started."""
+        family = self.processes()
+        self.process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of one server showed."""
+
+    requests_per_s: float
+    cpu_ms: float
+    p50_ms: float
+    p99_ms: float
+    failed: int
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def publish(cache: Path, preset: str, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put a network with random weights and a pipeline of it into the cache; returns both versions."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = DDPM(dataclasses.replace(DDPM.presets[preset], vocabulary=WORDS, steps=steps))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    making = cache / "making"
+    making.mkdir(parents=True)
+    (making / "config.json").write_text(json.dumps(describe(model)))
+    save_file(model.state_dict(), making / "model.safetensors")
+    digest = seal(making, {"kind": "model", "name": "bench.base"})
+    making.rename(cache / digest)
+    stage = {"name": "bench.base", "number": 1, "digest": digest}
+    side = model.config.image_size
+    document = {
+        "format": 1,
+        "endpoint": "bench",
+        "stages": [
+            {
+                "stage": "base",
+                "name": "bench.base",
+                "version": 1,
+                "sha256": digest,
+                "accepts": {"prompt": "text"},
+                "steps": steps,
+                "guidance": model.config.guidance,
+            }
+        ],
+        "image_size": [side, side],
+    }
+    making.mkdir()
+    (making / "pipeline.json").write_text(json.dumps(document))
+    digest = seal(making, {"kind": "pipeline", "name": "bench"})
+    making.rename(cache / digest)
+    return stage, {"name": "bench", "number": 1, "digest": digest}
+
+
+def start(name: str, command: list[str], log: Path, **variables: str) -> "subprocess.Popen[bytes]":
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        **QUIET,
+        **variables,
+        MARK: name,
+        "OMP_NUM_THREADS": "1",
+    }
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def start_ours(settings: Settings, folder: str, **variables: str) -> Server:
+    token = settings.state / "ray_token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    ports = ["--port", str(settings.ray_port), "--dashboard-port", str(settings.dashboard_port)]
+    process = start(
+        "atelier",
+        [sys.executable, "-m", "infra.servers", "ray", *ports, "--folder", folder],
+        settings.state / "ray.log",
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        **variables,
+    )
+    wait(lambda: probes.ray_answers(f"http://127.0.0.1:{settings.dashboard_port}", token), process)
+    return Server("atelier", f"http://127.0.0.1:{settings.gateway_port}", process)
+
+
+def start_peer(kind: str, directory: Path, log: Path) -> Server:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.serving_peers", kind, str(directory), str(port)]
+    process = start(kind, command, log)
+    wait(lambda: probes.answers(f"http://127.0.0.1:{port}/readyz"), process)
+    return Server(kind, f"http://127.0.0.1:{port}", process)
+
+
+def wait(ready: Any, process: "subprocess.Popen[bytes]", seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"a server did not start: {process.args!r}")
+        time.sleep(0.2)
+
+
+async def load(server: Server, requests: int, users: int) -> list[tuple[float, int]]:
+    """Send `requests` from `users` that each wait for their answer; returns (seconds, status) of each."""
+    results: list[tuple[float, int]] = []
+    numbers = iter(range(requests))
+
+    async def user(client: httpx.AsyncClient) -> None:
+        for number in numbers:
+            body = {"model": "bench", "prompt": "a small red circle", "seed": number}
+            began = time.perf_counter()
+            answer = await client.post(f"{server.url}/v1/images/generations", json=body)
+            results.append((time.perf_counter() - began, answer.status_code))
+
+    async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
+        await asyncio.gather(*(user(client) for _ in range(users)))
+    return results
+
+
+def measure(server: Server, requests: int, users: int) -> Round:
+    before, began = server.cpu_s(), time.perf_counter()
+    results = asyncio.run(load(server, requests, users))
+    elapsed, cpu = time.perf_counter() - began, server.cpu_s() - before
+    took = sorted(seconds for seconds, _ in results)
+    return Round(
+        requests_per_s=requests / elapsed,
+        cpu_ms=1000 * cpu / requests,
+        p50_ms=1000 * statistics.median(took),
+        p99_ms=1000 * took[int(0.99 * (len(took) - 1))],
+        failed=sum(status != 200 for _, status in results),
+    )
+
+
+def median(rounds: list[Round]) -> Round:
+    fields = [field.name for field in dataclasses.fields(Round)]
+    return Round(
+        **{name: statistics.median(getattr(one, name) for one in rounds) for name in fields}
+    )
+
+
+def show(users: int, found: Mapping[str, Round]) -> None:
+    bare = found["bare"]
+    for name, one in found.items():
+        rate, cpu = one.requests_per_s / bare.requests_per_s, one.cpu_ms / bare.cpu_ms
+        print(
+            f"| {users} | {name} | {one.requests_per_s:.1f} | {rate:.2f} | {one.cpu_ms:.1f} | {cpu:.2f} |"
+            f" {one.p50_ms:.0f} | {one.p99_ms:.0f} | {one.failed:.0f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="base")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--users", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--throughput", action="store_true", help="Serve's throughput mode")
+    given = parser.parse_args()
+    variables = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"} if given.throughput else {}
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short,
+    ):
+        settings = Settings(
+            project=Path(folder),
+            tracking_uri="http://127.0.0.1:9",  # everything is in the cache
+            gateway_port=free_port(),
+            ray_port=free_port(),
+            dashboard_port=free_port(),
+        )
+        stage, pipeline = publish(settings.state / "versions", given.preset, given.steps)
+        servers: list[Server] = []
+        try:
+            servers.append(start_ours(settings, short, **variables))
+            serving.deploy(settings, [stage])
+            Ledger(settings.database).transition(
+                name="bench",
+                stage="production",
+                to_version=1,
+                to_digest=pipeline["digest"],
+                expected_epoch=0,
+                key="bench",
+                actor="benchmark",
+            )
+            weights = settings.state / "versions" / stage["digest"]
+            for kind in ("bare", "litserve"):
+                servers.append(start_peer(kind, weights, settings.state / f"{kind}.log"))
+            compare(servers, given)
+        finally:
+            for server in servers:
+                server.stop()
+
+
+def compare(servers: list[Server], given: argparse.Namespace) -> None:
+    print(
+        "| users | server | requests/s | / bare | CPU-ms/request | / bare | p50 ms | p99 ms | failed |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for users in given.users:
+        rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
+        for server in servers:
+            asyncio.run(load(server, 2 * users + 8, users))  # warm
+        for number in range(given.rounds):
+            for server in servers[number % 3 :] + servers[: number % 3]:
+                requests = given.requests if users > 1 else given.requests // 3
+                rounds[server.name].append(measure(server, requests, users))
+        show(users, {name: median(found) for name, found in rounds.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The Ray cluster: join the one that runs, or start a private one for this process tree; say what it has."""
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from infra.settings import QUIET, settings
+
+NAMESPACE: Final = "atelier"
+TOKEN_FILE: Final = "ray_token"
+CONNECT_S: Final = 3.0
+
+_connecting = threading.Lock()
+
+
+class Unreachable(ConnectionError):
+    """No Ray cluster answers at the address."""
+
+
+class TooSmall(ValueError):
+    """The whole cluster, were it idle, has less than what is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a cluster has in all, and what of it is free now."""
+
+    cpus: float
+    gpus: float
+    free_cpus: float
+    free_gpus: float
+    nodes: tuple[Mapping[str, float], ...] = field(default=())  # CPU and GPU of each node alive
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs on {len(self.nodes)} nodes"
+
+
+def connect(url: str | None = None, *, cpus: int | None = None) -> str:
+    """Join the cluster at `url`, or start a private one where it is None; returns the address. Again: the same.
+
+    Args:
+        url: host:port, or ray://host:port of a client server.
+        cpus: how many CPUs a private cluster counts; None for the machine's.
+
+    Raises:
+        Unreachable: nothing answers at `url`; says how to start it.
+    """
+    with _connecting:
+        if url is not None:
+            _expect_listener(url)
+        _authenticate(private=url is None)
+        import ray
+        from ray.exceptions import RaySystemError
+
+        if not ray.is_initialized():
+            try:
+                _initialize(url, cpus)
+            except (ConnectionError, RaySystemError, RuntimeError) as error:
+                where = url or "this machine"
+                raise Unreachable(
+                    f"Ray at {where} refused: {str(error).splitlines()[0]}"
+                ) from error
+        address: str = ray.get_runtime_context().gcs_address
+        return address
+
+
+def capacity() -> Capacity:
+    """Return what the joined cluster has and what is free."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    free = ray.available_resources()
+    return Capacity(
+        cpus=sum(node.get("CPU", 0.0) for node in nodes),
+        gpus=sum(node.get("GPU", 0.0) for node in nodes),
+        free_cpus=free.get("CPU", 0.0),
+        free_gpus=free.get("GPU", 0.0),
+        nodes=tuple({"CPU": n.get("CPU", 0.0), "GPU": n.get("GPU", 0.0)} for n in nodes),
+    )
+
+
+def require(workers: int, cpus: float, gpus: float) -> bool:
+    """Return whether `workers` bundles fit beside what runs now.
+
+    Raises:
+        TooSmall: they would not fit an idle cluster; names what was asked and what there is.
+    """
+    has = capacity()
+    fit = sum(_bundles(node, cpus, gpus) for node in has.nodes)
+    if fit < workers:
+        biggest = max((node["CPU"] for node in has.nodes), default=0.0)
+        raise TooSmall(
+            f"asked for {workers} workers x {cpus:g} CPUs and {gpus:g} GPUs, but the whole cluster has {has}"
+            f" (at most {biggest:g} CPUs on one); room for {fit}: lower resources.num_workers or cpus_per_worker"
+        )
+    return has.free_cpus >= workers * cpus and has.free_gpus >= workers * gpus
+
+
+def _bundles(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    fits = [
+        int((node[name] + 1e-9) // asked) for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked
+    ]
+    return min(fits, default=0)
+
+
+def _expect_listener(url: str) -> None:
+    address = url.removeprefix("ray://")
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise Unreachable(
+            f"no Ray cluster answers at {url} ({error}): start the local one with `atelier up`,"
+            " or set ATELIER_RAY_ADDRESS"
+        ) from None
+
+
+def _initialize(url: str | None, cpus: int | None) -> None:
+    import ray
+
+    common: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": "error",
+    }
+    if url is not None:
+        ray.init(address=url, **common)
+        return
+    folder = tempfile.mkdtemp(prefix="atelier-ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **common)
+
+
+def _authenticate(*, private: bool) -> None:
+    """Let this process and its children show the cluster's token; a private cluster gets one of its own."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    token = settings().state / TOKEN_FILE
+    if "RAY_AUTH_MODE" not in os.environ:
+        if private and not token.is_file():
+            token = _private_token()
+        if token.is_file():
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")  # Ray reads its environment once, at its first import
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _private_token() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="atelier-token-"))  # mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / TOKEN_FILE
+    path.touch(0o600)
+    path.write_text(uuid.uuid4().hex)
+    return path

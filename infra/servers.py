@@ -1,0 +1,105 @@
+"""The local servers' entry points, `python -m infra.servers prefect|mlflow|ray`: one process each, quick to start.
+
+The tools' own commands start an interpreter more (MLflow) or listen where nobody asked (Ray Client). The garbage
+collector rests during the imports: they make a million objects and no garbage.
+"""
+
+import argparse
+import gc
+import os
+import sys
+from pathlib import Path
+
+
+def prefect(port: int) -> None:
+    """Run Prefect's API, UI and services on loopback; its own settings come from `PREFECT_*`."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(final=True)
+    _imported()
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=3)
+
+
+def mlflow(port: int, folder: Path) -> None:
+    """Run MLflow's tracking server and registry on loopback: SQLite and artifacts below `folder`.
+
+    Clients write artifacts to the folder themselves; nothing large passes through the server.
+    """
+    database = f"sqlite:///{folder / 'mlflow.db'}"
+    artifacts = folder / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    from mlflow.server import constants
+
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: database,
+        constants.REGISTRY_STORE_URI_ENV_VAR: database,
+        constants.ARTIFACT_ROOT_ENV_VAR: artifacts.as_uri(),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},localhost:{port}",
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    import uvicorn
+    from mlflow.server.fastapi_app import app
+    from mlflow.server.handlers import initialize_backend_stores
+
+    initialize_backend_stores(database, database, artifacts.as_uri())
+    _imported()
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=3)
+
+
+def ray(port: int, dashboard_port: int, folder: Path) -> None:
+    """Run a Ray head on loopback until it is told to end; its token comes from `RAY_AUTH_TOKEN_PATH`.
+
+    Raises:
+        SystemExit: no token would be asked for.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        sys.exit("Ray must not run without a token: whoever reaches its port may run code as you")
+    from ray.scripts import scripts
+
+    # `ray start` has no switch for the Ray Client server; it leaves it out where grpc is missing.
+    missing = ImportError("Ray Client is not served")
+    vars(scripts)["get_ray_client_dependency_error"] = lambda: missing
+    _imported()
+    options = {
+        "port": port,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard_port,
+        "dashboard-agent-listen-port": 0,
+        "min-worker-port": 0,  # 0 and 0: any free port, so that two stacks do not meet
+        "max-worker-port": 0,
+        "temp-dir": folder,
+        "num-cpus": os.cpu_count() or 1,
+        "include-log-monitor": "false",
+    }
+    flags = ["--head", "--block", "--disable-usage-stats", "--no-monitor"]
+    scripts.start.main(
+        [*flags, *(f"--{name}={value}" for name, value in options.items())], prog_name="ray start"
+    )
+
+
+def _imported() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def main() -> None:
+    """Run the server that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m infra.servers")
+    parser.add_argument("part", choices=["prefect", "mlflow", "ray"])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--dashboard-port", type=int, default=8265)
+    parser.add_argument("--folder", type=Path, required=True)
+    wanted = parser.parse_args()
+    gc.disable()
+    if wanted.part == "prefect":
+        prefect(wanted.port)
+    elif wanted.part == "mlflow":
+        mlflow(wanted.port, wanted.folder)
+    else:
+        ray(wanted.port, wanted.dashboard_port, wanted.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Ray Serve from outside: put the application "atelier" with the versions to hold loaded, and say how it is.
+
+Everything goes over the dashboard's REST API, so that a flow needs no Ray client. Sizes, replicas and GPUs that an
+operator deployed (infra/deploy/serve) stay; only what is held loaded and the addresses are ours.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
+
+APPLICATION: Final = "atelier"
+IMPORT_PATH: Final = "services.gateway:build"
+STAGES: Final = ("Generate", "Upscale")
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+ROUTE: Final = "/api/serve/applications/"
+DEPLOY_S: Final = 180.0
+CALL_S: Final = 60.0  # the first call starts Serve
+POLL_S: Final = 0.15
+
+
+class ServingError(RuntimeError):
+    """Serve cannot be reached or did not come up; one line, with the replica's own message where there is one."""
+
+
+def deploy(
+    settings: Settings, versions: Sequence[Mapping[str, Any]], timeout_s: float = DEPLOY_S
+) -> None:
+    """Make every replica hold these stage versions beside what it serves, and wait until each does.
+
+    The first call starts Serve and the application; later ones change only the replicas' `user_config`, which they
+    take over while they serve. Calling it again with the same versions changes nothing.
+
+    Args:
+        settings: Where Ray's dashboard, the ledger and MLflow are, and where the gateway listens.
+        versions: {"name", "number", "digest"} of each stage version.
+        timeout_s: When to give up.
+
+    Raises:
+        ServingError: no dashboard, no key on an open host, a version that a replica cannot load, or the time is up.
+    """
+    _check_host(settings)
+    deadline = time.monotonic() + timeout_s
+    with _dashboard(settings) as client:
+        application = _application(settings, versions, _deployed(client))
+        document = {
+            "proxy_location": "HeadOnly" if settings.ray_address is None else "EveryNode",
+            "http_options": {
+                "host": settings.host,
+                "port": settings.gateway_port,
+                "request_timeout_s": 180,  # the gateway's own comes first, with an envelope
+                "keep_alive_timeout_s": 75,
+            },
+            "applications": [application],
+        }
+        answer = _call(client, "PUT", json=document)
+        if answer.status_code != 200:
+            raise ServingError(f"Serve refuses the application: {_line(answer.text)}")
+        _wait(client, settings, [str(version["digest"]) for version in versions], deadline)
+
+
+def status(settings: Settings) -> dict[str, Any] | None:
+    """Return how the application is, or None where no dashboard or no Serve answers.
+
+    The document: `status` (RUNNING, DEPLOYING, ...), `message`, `url`, `deployments` (each with status, message and
+    the process ids of its running replicas), `versions` (what each stage is asked to hold).
+    """
+    try:
+        with _dashboard(settings) as client:
+            found = _deployed(client)
+    except ServingError:
+        return None
+    if found is None:
+        return None
+    deployments = {
+        name: {
+            "status": one["status"],
+            "message": one["message"],
+            "pids": [
+                replica["pid"] for replica in one["replicas"] if replica["state"] == "RUNNING"
+            ],
+        }
+        for name, one in found["deployments"].items()
+    }
+    config = found.get("deployed_app_config") or {}
+    held = {
+        one["name"]: one["user_config"]["versions"]
+        for one in config.get("deployments", [])
+        if one.get("user_config")
+    }
+    return {
+        "status": found["status"],
+        "message": found["message"],
+        "url": settings.gateway_url,
+        "deployments": deployments,
+        "versions": held,
+    }
+
+
+def stop(settings: Settings) -> None:
+    """Take the application and Serve down.
+
+    Raises:
+        ServingError: no dashboard answers.
+    """
+    with _dashboard(settings) as client:
+        _call(client, "DELETE")
+
+
+def _check_host(settings: Settings) -> None:
+    if settings.host in LOOPBACK:
+        return
+    from infra.keys import Keys
+
+    keys = Keys(settings.database)
+    if not keys.any():
+        raise ServingError(
+            f"the gateway would listen on {settings.host} without an API key: make one with"
+            " `atelier keys add`, or set ATELIER_HOST=127.0.0.1"
+        )
+
+
+def _application(
+    settings: Settings, versions: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the application's config: ours, over what an operator deployed."""
+    config = (before or {}).get("deployed_app_config") or {}
+    kept = {one["name"]: one for one in config.get("deployments", [])}
+    pins = [dict(version) for version in versions]
+    for name in STAGES:
+        kept[name] = {**kept.get(name, {}), "name": name, "user_config": {"versions": pins}}
+    arguments = {
+        "host": settings.host,
+        "database": settings.database,
+        "tracking_uri": settings.mlflow_uri,
+        "cache": str(settings.state / "versions"),
+        "files": str(settings.state / "files"),
+    }
+    return {
+        **{key: value for key, value in config.items() if value is not None},
+        "name": APPLICATION,
+        "route_prefix": "/",
+        "import_path": IMPORT_PATH,
+        "args": {**config.get("args", {}), **arguments},
+        "deployments": list(kept.values()),
+    }
+
+
+def _wait(
+    client: "httpx.Client", settings: Settings, digests: Sequence[str], deadline: float
+) -> None:
+    """Wait until the gateway says that every replica holds `digests`."""
+    problem = "nothing was heard of it"
+    while time.monotonic() < deadline:
+        missing = _missing(settings, digests)
+        if missing == {}:
+            return
+        found = _deployed(client)
+        state = found["status"] if found else "not started"
+        if found and state in {"DEPLOY_FAILED", "UNHEALTHY"}:
+            raise ServingError(f"Serve could not start the application: {_reason(found)}")
+        broken = [why for why in (missing or {}).values() if why != "not loaded"]
+        if broken and state == "RUNNING":
+            raise ServingError(f"a stage refuses a version: {broken[0]}")
+        problem = f"it is {state}" + (f": {_reason(found)}" if found and _reason(found) else "")
+        time.sleep(POLL_S)
+    raise ServingError(
+        f"the application was not ready in time, {problem}; look at the page of Ray, Serve"
+    )
+
+
+def _missing(settings: Settings, digests: Sequence[str]) -> dict[str, str] | None:
+    """Return which digests are not loaded and why; None while the gateway or a stage does not answer."""
+    import httpx
+
+    host = settings.host if settings.host not in {"0.0.0.0", "::"} else "127.0.0.1"
+    try:
+        answer = httpx.get(
+            f"http://{host}:{settings.gateway_port}/readyz",
+            params=[("digest", digest) for digest in digests],
+            timeout=10,
+            trust_env=False,
+        )
+        document = answer.json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    if answer.status_code == 200:
+        return {}
+    missing: dict[str, str] | None = document.get("missing")
+    return missing or None
+
+
+def _reason(found: Mapping[str, Any]) -> str:
+    """Return what the first deployment in trouble says of itself: its last line is the replica's own."""
+    for name, one in found["deployments"].items():
+        if one["message"] and one["status"] in {"DEPLOY_FAILED", "UNHEALTHY"}:
+            return f"{name}: {_line(one['message'])}"
+    return _line(found["message"])
+
+
+def _deployed(client: "httpx.Client") -> dict[str, Any] | None:
+    answer = _call(client, "GET")
+    if answer.status_code != 200:
+        raise ServingError(f"Ray's dashboard answered {answer.status_code}: {_line(answer.text)}")
+    found: dict[str, Any] | None = answer.json()["applications"].get(APPLICATION)
+    return found
+
+
+def _call(client: "httpx.Client", method: str, **options: Any) -> "httpx.Response":
+    import httpx
+
+    try:
+        return client.request(method, ROUTE, **options)
+    except httpx.HTTPError as error:
+        raise ServingError(
+            f"no Ray dashboard answers at {client.base_url} ({type(error).__name__}): start it with `atelier up`"
+        ) from None
+
+
+def _dashboard(settings: Settings) -> "httpx.Client":
+    """Return a client of the dashboard, with the cluster's token where there is one."""
+    import httpx
+
+    local = f"http://127.0.0.1:{settings.dashboard_port}"
+    token = _token(settings)
+    return httpx.Client(
+        base_url=os.environ.get("RAY_DASHBOARD_ADDRESS", local),
+        headers={"authorization": f"Bearer {token}"} if token else {},
+        timeout=CALL_S,
+        trust_env=False,
+    )
+
+
+def _token(settings: Settings) -> str:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", settings.state / "ray_token"))
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return os.environ.get("RAY_AUTH_TOKEN", "")
+
+
+def _line(text: str) -> str:
+    """Return the last lines of a message (a traceback ends with what happened) as one."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return " ".join(lines[-2:])[-600:]

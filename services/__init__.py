@@ -1,0 +1,1 @@
+"""What answers requests: the gateway, the stages behind it, the step engine."""

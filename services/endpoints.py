@@ -1,0 +1,241 @@
+"""Which version answers: a model's name is looked up in the ledger for every request.
+
+`shapes` is what the ledger has in production, `shapes@staging` and `shapes@production` its stages, `shapes:7` a
+version by number. What a version is made of stands in its pipeline.json, read once a digest.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from infra.database import DatabaseError
+from infra.ledger import Ledger, Row, Stage
+from infra.registry import Registry, RegistryError, Unreachable, Version
+from infra.storage import IntegrityError
+from services.errors import ApiError
+from services.work import Pin
+
+_MODEL: Final = re.compile(
+    r"(?P<name>[a-z][a-z0-9-]{0,40})(@(?P<stage>staging|production)|:(?P<number>[1-9][0-9]{0,8}))?"
+)
+_REMEMBERED: Final = 512  # plans, and versions by number
+
+T = TypeVar("T")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)  # a newer writer may say more
+
+
+class Accepts(_Part):
+    """What a stage starts from."""
+
+    prompt: Literal["text", "none"] = "none"
+    picture: tuple[int, int, int] | None = None
+
+
+class PinnedStage(_Part):
+    """One stage of a pipeline version."""
+
+    stage: str
+    name: str
+    version: int
+    sha256: str
+    accepts: Accepts
+    steps: int | None = None
+    guidance: float | None = None
+
+    @property
+    def pin(self) -> Pin:
+        """The version to draw with."""
+        return Pin(name=self.name, number=self.version, digest=self.sha256)
+
+
+class Plan(_Part):
+    """pipeline.json: the stages in the order they draw."""
+
+    format: Literal[1]
+    endpoint: str
+    stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]
+    vocabulary: tuple[str, ...] = ()
+    image_size: tuple[int, int]  # width, height
+    try_prompts: tuple[str, ...] = ()
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it draws what a prompt says."""
+        return self.stages[0].accepts.prompt == "text"
+
+    @property
+    def size(self) -> str:
+        """WIDTHxHEIGHT."""
+        return f"{self.image_size[0]}x{self.image_size[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A model as it is now: the version that answers and how."""
+
+    model: str  # as asked for
+    name: str
+    number: int
+    digest: str
+    stage: str | None  # production, staging, or None for a version by number
+    created: int  # unix seconds
+    plan: Plan
+
+    @property
+    def ref(self) -> str:
+        """The version: "shapes:4"."""
+        return f"{self.name}:{self.number}"
+
+    def card(self) -> dict[str, Any]:
+        """Return the model object of /v1/models."""
+        first = self.plan.stages[0]
+        return {
+            "id": self.model,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "atelier",
+            "version": self.ref,
+            "root": f"models:/{self.name}/{self.number}",
+            "digest": self.digest,
+            "alias": self.stage,
+            "capabilities": ["image_generation"],
+            "reads_text": self.plan.reads_text,
+            "size": self.plan.size,
+            "steps": first.steps,
+            "guidance": first.guidance,
+            "stages": [stage.pin.ref for stage in self.plan.stages],
+            "try_prompts": list(self.plan.try_prompts),
+        }
+
+
+class Endpoints:
+    """Finds endpoints; its methods block, briefly, and may run in any thread."""
+
+    def __init__(self, ledger: Ledger, registry: Registry) -> None:
+        self._ledger = ledger
+        self._registry = registry
+        self._plans: dict[str, Plan] = {}
+        self._numbers: dict[str, Version] = {}
+
+    def resolve(self, model: str | None) -> Endpoint:
+        """Return the endpoint that `model` names now; None: the only one in production.
+
+        Raises:
+            ApiError: 404 for an unknown model, 503 when ledger or registry cannot be reached.
+        """
+        if model is None:
+            model = self._only()
+        match = _MODEL.fullmatch(model)
+        if match is None:
+            raise unknown(model)
+        if match["number"]:
+            return self._by_number(model)
+        stage = cast(Stage, match["stage"] or "production")
+        row = _asking(lambda: self._ledger.head(match["name"], stage))
+        if row is None or row.to_version is None:
+            raise unknown(model)
+        return self._endpoint(model, row)
+
+    def everything(self) -> list[Endpoint]:
+        """Return what the ledger serves: NAME for production, NAME@staging.
+
+        Raises:
+            ApiError: 503 when ledger or registry cannot be reached.
+        """
+        rows = [row for row in _asking(self._ledger.heads) if row.to_version is not None]
+        return [
+            self._endpoint(
+                row.name if row.stage == "production" else f"{row.name}@{row.stage}", row
+            )
+            for row in rows
+        ]
+
+    def reachable(self) -> bool:
+        """Return whether the ledger answers."""
+        try:
+            self._ledger.heads()
+        except DatabaseError:
+            return False
+        return True
+
+    def _only(self) -> str:
+        names = [
+            row.name
+            for row in _asking(self._ledger.heads)
+            if row.stage == "production" and row.to_version is not None
+        ]
+        if len(names) != 1:
+            served = ", ".join(names) or "none"
+            raise ApiError(
+                400, f"say which model; served: {served}", code="invalid_value", param="model"
+            )
+        return names[0]
+
+    def _by_number(self, model: str) -> Endpoint:
+        version = self._numbers.get(model)
+        if version is None:
+            version = _asking(lambda: self._registry.get(model), model)
+            _remember(self._numbers, model, version)
+        if version.kind != "pipeline":
+            raise unknown(model)
+        plan = self._plan(version.ref, version.digest)
+        created = int(version.created.timestamp())
+        return Endpoint(model, version.name, version.number, version.digest, None, created, plan)
+
+    def _endpoint(self, model: str, row: Row) -> Endpoint:
+        assert row.to_version is not None
+        assert row.to_digest is not None
+        plan = self._plan(f"{row.name}:{row.to_version}", row.to_digest)
+        created = int(row.at.timestamp())
+        return Endpoint(model, row.name, row.to_version, row.to_digest, row.stage, created, plan)
+
+    def _plan(self, ref: str, digest: str) -> Plan:
+        if digest not in self._plans:
+            directory = _asking(lambda: self._registry.fetch(ref, digest=digest))
+            try:
+                plan = Plan.model_validate_json((directory / "pipeline.json").read_bytes())
+            except (OSError, ValidationError) as error:
+                raise _unavailable(f"{ref} cannot be served") from error
+            _remember(self._plans, digest, plan)
+        return self._plans[digest]
+
+
+def unknown(model: str) -> ApiError:
+    """Return the answer to a model that is not there."""
+    shown = model if len(model) <= 80 else f"{model[:80]}..."
+    return ApiError(
+        404,
+        f"the model {shown!r} does not exist or is not served; GET /v1/models lists what is",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def _asking(question: Callable[[], T], model: str | None = None) -> T:
+    """Return the answer of ledger or registry, or raise what the client is to hear."""
+    try:
+        return question()
+    except (DatabaseError, Unreachable) as error:
+        raise _unavailable("the registry cannot be reached") from error
+    except RegistryError as error:
+        if model is not None:
+            raise unknown(model) from error
+        raise _unavailable("a version in production is missing from the registry") from error
+    except (IntegrityError, OSError) as error:
+        raise _unavailable("a version in production is damaged") from error
+
+
+def _unavailable(message: str) -> ApiError:
+    return ApiError(503, f"{message}; try again", code="unavailable", retry_after_s=5)
+
+
+def _remember(table: dict[str, T], key: str, value: T) -> None:
+    if len(table) >= _REMEMBERED:
+        table.clear()
+    table[key] = value

@@ -1,0 +1,234 @@
+"""The gateway: OpenAI's image API over the pipelines that the ledger names, as a Ray Serve application.
+
+`services.gateway:build` is the import path of the application: the ingress `Gateway` and, behind handles, the stages
+`Generate` and `Upscale`.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import ASGIApp
+
+from services import errors
+from services.answers import Answer, plan_drawing
+from services.endpoints import Endpoints
+from services.errors import ApiError
+from services.files import Files
+from services.guard import Guard, KeyStore, require_key_off_loopback
+from services.orders import ImageOrder
+from services.readiness import Readiness
+from services.remote import Remote
+from services.stages import Stage, StageArguments
+from services.text_to_image import TextToImage
+
+if TYPE_CHECKING:
+    from ray import serve
+    from ray.serve.handle import DeploymentHandle
+
+
+class Arguments(BaseModel):
+    """What the application is built with: JSON in the declarative config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    database: str
+    tracking_uri: str
+    cache: Path  # verified copies of versions
+    files: Path  # pictures answered by url
+    timeout_s: float = Field(default=120.0, gt=0)  # of a request, all attempts together
+    max_body: int = Field(default=256 * 1024, ge=1)  # bytes
+    max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
+    max_queued: int = Field(default=256, ge=1)  # pictures that wait at a stage
+    device: str = "auto"
+    threads: int = 1
+    buckets: tuple[int, ...] = (4, 8, 16)
+
+    def for_stages(self) -> dict[str, Any]:
+        """Return the stages' own arguments."""
+        given = StageArguments.model_validate(
+            {
+                "tracking_uri": self.tracking_uri,
+                "cache": self.cache,
+                "device": self.device,
+                "threads": self.threads,
+                "buckets": self.buckets,
+                "max_waiting": self.max_queued,
+            }
+        )
+        return given.model_dump(mode="json")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the routes use."""
+
+    endpoints: Endpoints
+    painter: TextToImage
+    files: Files
+    keys: KeyStore
+    readiness: Readiness
+    arguments: Arguments
+
+
+def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
+    """Return the whole gateway as an ASGI application; `behind_proxy` is Serve's."""
+    app = FastAPI(title="Atelier", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
+    errors.install(app)
+    _health_routes(app, parts)
+    _model_routes(app, parts)
+    _image_routes(app, parts)
+    arguments = parts.arguments
+    return Guard(
+        app,
+        parts.keys,
+        host=arguments.host,
+        max_body=arguments.max_body,
+        max_under_way=arguments.max_under_way,
+        behind_proxy=behind_proxy,
+    )
+
+
+def _health_routes(app: FastAPI, parts: Parts) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Return that the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz(
+        digest: list[str] = Query(default=[], max_length=200),  # noqa: B008 - FastAPI's form
+    ) -> JSONResponse:
+        """Return 200 when stages and ledger answer and every `digest` is loaded, else 503."""
+        ready, document = await parts.readiness.report(digest)
+        return JSONResponse(document, 200 if ready else 503)
+
+
+def _model_routes(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """Return what is served."""
+        found = await asyncio.to_thread(parts.endpoints.everything)
+        return {"object": "list", "data": [endpoint.card() for endpoint in found]}
+
+    @app.get("/v1/models/{model:path}")
+    async def retrieve_model(model: str) -> dict[str, Any]:
+        """Return one model: NAME, NAME@staging, NAME@production or NAME:7."""
+        return (await asyncio.to_thread(parts.endpoints.resolve, model)).card()
+
+
+def _image_routes(app: FastAPI, parts: Parts) -> None:
+    schema = {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ImageOrder.model_json_schema()}},
+        }
+    }
+
+    @app.post("/v1/images/generations", openapi_extra=schema, response_model=None)
+    async def generate(request: Request) -> Response:
+        """Draw pictures."""
+        order = await _order(request)
+        endpoint = await asyncio.to_thread(parts.endpoints.resolve, order.model)
+        drawing = plan_drawing(order, endpoint)
+        answer = Answer(
+            parts.painter,
+            parts.files,
+            parts.arguments.timeout_s,
+            request,
+            order,
+            endpoint,
+            drawing,
+        )
+        return await (answer.stream() if order.stream else answer.whole())
+
+    @app.get("/v1/files/{name}", response_model=None)
+    async def file(name: str) -> Response:
+        """Return a picture that was answered by url."""
+        identity, dot, kind = name.partition(".")
+        found = None
+        if dot and kind == "png":
+            found = await asyncio.to_thread(parts.files.get, identity)
+        if found is None:
+            raise ApiError(404, "there is no such file, or not any more", code="file_not_found")
+        headers = {"cache-control": "private, max-age=3600, immutable"}
+        return Response(found, media_type="image/png", headers=headers)
+
+
+async def _order(request: Request) -> ImageOrder:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "send the body as application/json", code="unsupported_media_type")
+    try:
+        return ImageOrder.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise errors.from_validation(error) from None
+
+
+class Gateway:
+    """The ingress deployment."""
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        generate: "DeploymentHandle[Any]",
+        upscale: "DeploymentHandle[Any]",
+    ) -> None:
+        from infra.keys import Keys
+        from infra.ledger import Ledger
+        from infra.registry import Registry
+
+        given = Arguments.model_validate(arguments)
+        keys = Keys(given.database)
+        require_key_off_loopback(given.host, keys)
+        endpoints = Endpoints(Ledger(given.database), Registry(given.tracking_uri, given.cache))
+        stages = {"generate": Remote(generate), "upscale": Remote(upscale)}
+        self._parts = Parts(
+            endpoints=endpoints,
+            painter=TextToImage(stages["generate"], stages["upscale"]),
+            files=Files(given.files),
+            keys=keys,
+            readiness=Readiness(stages, endpoints),
+            arguments=given,
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application; Serve calls this in the replica."""
+        return create(self._parts, behind_proxy=True)
+
+
+def build(args: dict[str, Any]) -> "serve.Application":
+    """Return the Serve application "atelier"; `args` are `Arguments` as JSON.
+
+    Replicas ask for no CPUs, so that training and serving share a laptop; the deploy config of a cluster overrides
+    sizes, replicas and GPUs (infra/deploy/serve).
+    """
+    from ray import serve
+
+    given = Arguments.model_validate(args)
+    common: dict[str, Any] = {
+        "num_replicas": 1,
+        "ray_actor_options": {"num_cpus": 0},
+        "health_check_period_s": 1,
+        "health_check_timeout_s": 30,
+        "max_surge_percent": 100,
+        "graceful_shutdown_timeout_s": 20,
+    }
+    stage = {**common, "max_ongoing_requests": 1000, "max_queued_requests": 1000}
+    stage["user_config"] = {"versions": []}
+    generate, upscale = (
+        serve.deployment(name=name, **stage)(Stage).bind(name.lower(), given.for_stages())
+        for name in ("Generate", "Upscale")
+    )
+    # the gateway itself refuses beyond max_under_way, with an envelope; Serve's own refusals are plain text
+    ingress = serve.deployment(name="Gateway", max_ongoing_requests=10_000, **common)(
+        serve.ingress()(Gateway)
+    )
+    application: serve.Application = ingress.bind(given.model_dump(mode="json"), generate, upscale)
+    return application

@@ -1,0 +1,184 @@
+"""The door: what every request passes before a route sees it.
+
+A request id, headers that may not come in, the key, the number of requests under way, the size of the body. Closed
+unless opened: only the two health routes answer without a key once there is one.
+"""
+
+import asyncio
+import hashlib
+import re
+import time
+import uuid
+from typing import Final, Protocol
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infra.database import DatabaseError
+from services.errors import ApiError
+
+OPEN: Final = frozenset({"/healthz", "/readyz"})
+REFUSED_HEADERS: Final = ("x-request-timeout-", "x-request-disconnect-", "x-serve-", "serve_")
+"""Serve's proxy obeys them (no time-out, no cancelling) before we see them, so such a request is not served at all."""
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class KeyStore(Protocol):
+    """Where keys are checked; both calls may block briefly."""
+
+    def any(self) -> bool:
+        """Return whether a key was ever made and not revoked."""
+        ...
+
+    def check(self, key: str) -> bool:
+        """Return whether a key is good."""
+        ...
+
+
+class Guard:
+    """ASGI middleware around the whole gateway."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyStore,
+        *,
+        host: str,
+        max_body: int,
+        max_under_way: int,
+        behind_proxy: bool = False,
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._host = host
+        self._max_body = max_body
+        self._max_under_way = max_under_way
+        self._behind_proxy = (
+            behind_proxy  # Serve's: it gives every request its id and answers with it
+        )
+        self._under_way = 0
+        self._verdicts: dict[str, tuple[float, bool]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through to the gateway, or answer why not."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        identity = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        if self._behind_proxy:
+            identity = asked[:128]
+        scope["request_id"] = identity
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                out = MutableHeaders(scope=message)
+                if not self._behind_proxy:
+                    out["x-request-id"] = identity
+                out["x-content-type-options"] = "nosniff"
+                out.setdefault("cache-control", "no-store")
+            await send(message)
+
+        try:
+            await self._check(scope["path"], headers)
+        except ApiError as error:
+            await error.response()(scope, receive, answer)
+            return
+        self._under_way += 1
+        try:
+            await self._app(scope, _Capped(receive, self._max_body), answer)
+        finally:
+            self._under_way -= 1
+
+    async def _check(self, path: str, headers: Headers) -> None:
+        """Raise why this request may not come in."""
+        for name in headers:
+            if name.startswith(REFUSED_HEADERS):
+                raise ApiError(400, f"the header {name} is not taken", code="header", param=name)
+        if path in OPEN:
+            return
+        await self._authorize(headers)
+        if self._under_way >= self._max_under_way:
+            raise ApiError(
+                429,
+                f"{self._under_way} requests are under way, at most {self._max_under_way} may be",
+                code="queue_full",
+                retry_after_s=2,
+            )
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > self._max_body:
+            raise too_large(self._max_body)
+
+    async def _authorize(self, headers: Headers) -> None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        key = given.strip() if scheme.lower() == "bearer" else ""
+        if await self._verdict(key):
+            return
+        message = (
+            "incorrect API key; `atelier keys list` shows which are good"
+            if key
+            else "no API key; send Authorization: Bearer KEY"
+        )
+        raise ApiError(401, message, code="invalid_api_key", retry=False)
+
+    async def _verdict(self, key: str) -> bool:
+        """Return whether the request may come in, remembered for a second by the key's hash."""
+        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        now = time.monotonic()
+        found = self._verdicts.get(name)
+        if found is not None and now - found[0] < REMEMBERED_S:
+            return found[1]
+        try:
+            good = await asyncio.to_thread(self._ask, key)
+        except DatabaseError as error:
+            message = "the keys cannot be read; try again"
+            raise ApiError(503, message, code="unavailable", retry_after_s=5) from error
+        if len(self._verdicts) >= 1000:
+            self._verdicts.clear()
+        self._verdicts[name] = (now, good)
+        return good
+
+    def _ask(self, key: str) -> bool:
+        if key and self._keys.check(key):
+            return True
+        return self._host in LOOPBACK and not self._keys.any()
+
+
+class _Capped:
+    """A request body that ends with 413 where it grows too large, however it is sent."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive = receive
+        self._most = most
+        self._taken = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._taken += len(message.get("body", b""))
+            if self._taken > self._most:
+                raise too_large(self._most)
+        return message
+
+
+def too_large(most: int) -> ApiError:
+    """Return the answer to a body that is too large."""
+    return ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")
+
+
+def require_key_off_loopback(host: str, keys: KeyStore) -> None:
+    """Refuse to listen to a network without a key.
+
+    Raises:
+        ValueError: there is no key and `host` is not this machine alone.
+    """
+    if host not in LOOPBACK and not keys.any():
+        raise ValueError(
+            f"the gateway listens on {host} but there is no API key: make one with `atelier keys add`"
+        )

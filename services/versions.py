@@ -1,0 +1,162 @@
+"""Model versions in memory: fetched by digest, verified, loaded beside what runs, evicted by bytes."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models import Family, build
+from models.family import Request
+from models.parts.rows import join, take
+from services.engine import BUCKETS
+from services.work import Pin
+
+if TYPE_CHECKING:
+    from infra.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A loaded version and the batch sizes that give it equal bits."""
+
+    model: Family
+    bytes: int
+    buckets: tuple[int, ...]
+
+
+class WrongRole(ValueError):
+    """A version that this stage does not run: it upscales and the stage does not, or the other way round."""
+
+
+class Unloadable(ValueError):
+    """A version that cannot be had: not fetched, altered, or weights that do not fit their network."""
+
+
+class Versions:
+    """The versions that a stage holds, by digest; safe to use from several threads."""
+
+    def __init__(
+        self,
+        registry: "Registry",
+        *,
+        upscales: bool,
+        device: str = "cpu",
+        max_bytes: int = 4 * 2**30,
+        buckets: Sequence[int] = BUCKETS,
+        threads: int = 1,
+    ) -> None:
+        self._threads = threads
+        self._registry = registry
+        self._upscales = upscales
+        self._device = torch.device(device)
+        self._max_bytes = max_bytes
+        self._buckets = tuple(sorted(buckets))
+        self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
+        self._pinned: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+        self._loading: dict[str, threading.Lock] = {}
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests held, least recently used first."""
+        with self._lock:
+            return list(self._held)
+
+    def held(self, digest: str) -> Held | None:
+        """Return a version that is loaded already."""
+        with self._lock:
+            found = self._held.get(digest)
+            if found is not None:
+                self._held.move_to_end(digest)
+            return found
+
+    def load(self, pin: Pin) -> Held:
+        """Return a version, loaded once however many ask at a time.
+
+        Raises:
+            WrongRole: another kind of stage runs it.
+            Unloadable: it cannot be fetched, its bytes were altered, or its weights do not fit the network.
+        """
+        with self._lock:
+            turn = self._loading.setdefault(pin.digest, threading.Lock())
+        with turn:
+            if (found := self.held(pin.digest)) is not None:
+                return found
+            loaded = self._read(pin)
+            with self._lock:
+                self._held[pin.digest] = loaded
+                self._evict(keep=pin.digest)
+            return loaded
+
+    def pin(self, digests: Collection[str]) -> None:
+        """Keep these versions whatever their size; only others are evicted."""
+        with self._lock:
+            self._pinned = frozenset(digests)
+            self._evict()
+
+    def _evict(self, keep: str = "") -> None:
+        spare = [digest for digest in self._held if digest not in self._pinned and digest != keep]
+        for digest in spare:
+            if sum(held.bytes for held in self._held.values()) <= self._max_bytes:
+                return
+            del self._held[digest]  # rows under way keep the model until they are done
+
+    def _read(self, pin: Pin) -> Held:
+        from safetensors.torch import load_file
+
+        torch.set_num_threads(
+            self._threads
+        )  # as in the engine, so that the trial tells what it will do
+        try:
+            directory = self._registry.fetch(pin.ref, digest=pin.digest)
+            model = build(json.loads((directory / "config.json").read_bytes()))
+            if not isinstance(model, Family) or model.capabilities.upscales != self._upscales:
+                raise WrongRole(f"{pin.ref} is not run by this stage")
+            model.load_state_dict(load_file(directory / "model.safetensors"))
+        except WrongRole:
+            raise
+        except Exception as error:  # whatever is wrong with one version, the others go on
+            raise Unloadable(
+                f"{pin.ref} cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
+        model = model.eval().requires_grad_(requires_grad=False).to(self._device)
+        tensors = [*model.parameters(), *model.buffers()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return Held(model, size, agreeing(model, self._buckets))
+
+
+def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
+    """Return the batch sizes whose rows equal, bit for bit, those of the smallest one, on this device.
+
+    Two steps over as many rows as the largest batch has; a size that differs is left out.
+    """
+    count = buckets[-1]
+    smallest = _trial(model, count, buckets[0])
+    agreed = [size for size in buckets[1:] if torch.equal(_trial(model, count, size), smallest)]
+    return (buckets[0], *agreed)
+
+
+@torch.no_grad()
+def _trial(model: Family, count: int, size: int) -> torch.Tensor:
+    """Return `count` rows drawn two steps far in batches of `size`."""
+    low = None
+    if model.capabilities.upscales:
+        side, channels = model.config.low_size, model.config.channels
+        grey = torch.Generator().manual_seed(0)
+        low = torch.rand(1, channels, side, side, generator=grey)
+    parts = []
+    for start in range(0, count, size):
+        seeds = tuple(min(seed, count - 1) for seed in range(start, start + size))
+        if not model.capabilities.stepwise:
+            parts.append(model.sample(Request(seeds=seeds)))
+            continue
+        stepwise: Any = model
+        rows = join([stepwise.begin(Request(seeds=(seed,), low_BCHW=low)) for seed in seeds])
+        for _ in range(2):
+            rows = stepwise.step(rows)
+        parts.append(stepwise.preview(take(rows, list(range(size)))))
+    return torch.cat(parts)[:count]

@@ -1,0 +1,76 @@
+"""The run's own stack: private ports and folder, named in the environment before any tool is imported.
+
+Nothing starts until a test asks for the fixture `stack`; it is stopped at the end, and nothing of it stays.
+"""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+PORTS = ("GATEWAY", "MLFLOW", "PREFECT", "RAY", "DASHBOARD")
+OUTSIDE = ("ATELIER_TRACKING_URI", "ATELIER_RAY_ADDRESS", "PREFECT_API_URL", "RAY_ADDRESS")
+LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+"""Read by the tools at each use: set only once the stack is up, so that other tests are not drawn to it."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that were free a moment ago, all different."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in OUTSIDE:
+        os.environ.pop(name, None)
+    folder = tempfile.mkdtemp(prefix="atelier-test-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["ATELIER_HOME"] = folder
+    for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
+        os.environ[f"ATELIER_{name}_PORT"] = str(port)
+    from infra.stack import environment
+
+    os.environ.update({k: v for k, v in environment().items() if k not in LATER})
+    os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Mapping[str, float]]:
+    """One Prefect server, one MLflow server and one Ray head for the whole run; gives their seconds to start."""
+    from infra import stack as local
+
+    before = dict(os.environ)
+    try:
+        seconds = local.up()
+        os.environ.update({name: local.environment()[name] for name in LATER})
+        yield seconds
+    finally:
+        daemons = [part.daemon for part in local.parts() if part.daemon]
+        os.environ.clear()
+        os.environ.update(before)
+        local.down()
+        assert not [process for one in daemons for process in one.offspring()], "down left some"
+
+
+@pytest.fixture
+def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Settings of this test's own: an empty state folder and free ports."""
+    from infra.settings import settings
+
+    home = tmp_path / "home"
+    monkeypatch.setenv("ATELIER_HOME", str(home))
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+    for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
+        monkeypatch.setenv(f"ATELIER_{name}_PORT", str(port))
+    settings.cache_clear()
+    yield home
+    settings.cache_clear()

@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra import serving
+from infra.settings import Settings
+from services.gateway import Arguments
+
+PIN = {"name": "shapes.base", "number": 1, "digest": "a" * 64}
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    return Settings(project=folder, home=folder, **changes)
+
+
+def test_a_deploy_keeps_what_an_operator_sized(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
+    [operator] = yaml.safe_load(file.read_text())["applications"]
+    mine = settings(tmp_path)
+    application = serving._application(mine, [PIN], {"deployed_app_config": operator})
+    sizes = {one["name"]: one for one in application["deployments"]}
+    assert sizes["Generate"]["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0.5}
+    assert (
+        sizes["Generate"]["user_config"] == sizes["Upscale"]["user_config"] == {"versions": [PIN]}
+    )
+    assert sizes["Gateway"]["num_replicas"] == 2
+    assert application["args"]["buckets"] == [16]
+    assert application["args"]["database"] == mine.database
+    again = serving._application(mine, [PIN], {"deployed_app_config": application})
+    assert again == application
+
+
+def test_the_cluster_config_builds_the_application(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
+    [operator] = yaml.safe_load(file.read_text())["applications"]
+    assert operator["import_path"] == serving.IMPORT_PATH
+    given = Arguments.model_validate(operator["args"])
+    assert given.for_stages()["device"] == "cuda"
+
+
+def test_an_open_host_without_a_key_is_not_deployed(tmp_path: Path) -> None:
+    with pytest.raises(serving.ServingError, match="atelier keys add"):
+        serving.deploy(settings(tmp_path, host="0.0.0.0"), [PIN])
+
+
+def test_without_a_dashboard_one_line_says_how_to_start_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(serving.ServingError, match="atelier up"):
+        serving.deploy(settings(tmp_path), [PIN])
+    assert serving.status(settings(tmp_path)) is None

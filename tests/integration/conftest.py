@@ -1,0 +1,17 @@
+"""Integration tests speak to the run's own stack, through the clients that a user has."""
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_driver(stack: Mapping[str, float]) -> Iterator[str]:
+    """This process joined to the run's Ray cluster; gives its address."""
+    import ray
+
+    from infra.cluster import connect
+    from infra.settings import settings
+
+    yield connect(settings().ray_url)
+    ray.shutdown()

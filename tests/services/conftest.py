@@ -1,0 +1,197 @@
+"""A workshop without servers: random networks in the registry's cache, a ledger, stages in this process."""
+
+import asyncio
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from infra.keys import Keys
+from infra.ledger import Ledger
+from infra.registry import Registry
+from infra.storage import seal
+from models import describe
+from models.diffusion.ddpm import DDPM
+from models.family import Family
+from models.variational.vae import VAE
+from services.endpoints import Endpoints
+from services.files import Files
+from services.gateway import Arguments, Parts, create
+from services.readiness import Readiness
+from services.stages import Stage
+from services.text_to_image import TextToImage
+
+WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left")
+
+
+def network(kind: str, seed: int = 0) -> Family:
+    """Return a small network whose every layer counts."""
+    tiny = DDPM.presets["tiny"]
+    torch.manual_seed(seed)
+    model: Family
+    if kind == "base":
+        model = DDPM(dataclasses.replace(tiny, vocabulary=WORDS))
+    elif kind == "upscaler":
+        up = dataclasses.replace(
+            tiny, image_size=16, low_size=8, text="none", steps=3, guidance=1.0
+        )
+        model = DDPM(up)
+    else:
+        model = VAE(VAE.presets["tiny"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+class Workshop:
+    """Publishes and promotes into one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cache = folder / "versions"
+        self.database = f"sqlite:///{folder / 'atelier.db'}"
+        self.ledger = Ledger(self.database)
+        self.keys = Keys(self.database)
+        self.registry = Registry("http://127.0.0.1:9", self.cache)  # nothing is fetched
+        self.numbers: dict[str, int] = {}
+
+    def publish(
+        self, name: str, files: dict[str, Any], model: Family | None = None
+    ) -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        self.numbers[name] = self.numbers.get(name, 0) + 1
+        making = self.folder / "making"
+        making.mkdir()
+        for file, document in files.items():
+            (making / file).write_text(json.dumps(document))
+        if model is not None:
+            (making / "config.json").write_text(json.dumps(describe(model)))
+            save_file(model.state_dict(), making / "model.safetensors")
+        digest = seal(making, {"kind": "model" if model else "pipeline", "name": name})
+        shutil.move(making, self.cache / digest)
+        return {"name": name, "number": self.numbers[name], "digest": digest}
+
+    def publish_stage(self, name: str, model: Family) -> dict[str, Any]:
+        version = self.publish(name, {}, model)
+        config = model.config
+        low = config.low_size if model.capabilities.upscales else None
+        return {
+            "stage": name.partition(".")[2],
+            "name": name,
+            "version": version["number"],
+            "sha256": version["digest"],
+            "family": describe(model)["family"],
+            "accepts": {
+                "prompt": model.capabilities.condition,
+                "picture": [config.channels, low, low] if low else None,
+            },
+            "gives": {"picture": [config.channels, config.image_size, config.image_size]},
+            "steps": getattr(config, "steps", None),
+            "guidance": getattr(config, "guidance", None),
+        }
+
+    def publish_pipeline(self, name: str, *models: Family) -> dict[str, Any]:
+        stages = [
+            self.publish_stage(f"{name}.{'base' if place == 0 else f'up{place}'}", model)
+            for place, model in enumerate(models)
+        ]
+        side = models[-1].config.image_size
+        words = list(WORDS) if models[0].capabilities.condition == "text" else []
+        document = {
+            "format": 1,
+            "endpoint": name,
+            "stages": stages,
+            "vocabulary": words,
+            "image_size": [side, side],
+            "try_prompts": [],
+        }
+        return {**self.publish(name, {"pipeline.json": document}), "stages": stages}
+
+    def promote(self, version: dict[str, Any], stage: Any = "production") -> None:
+        head = self.ledger.head(version["name"], stage)
+        epoch = head.epoch if head else 0
+        self.ledger.transition(
+            name=version["name"],
+            stage=stage,
+            to_version=version["number"],
+            to_digest=version["digest"],
+            expected_epoch=epoch,
+            key=f"{version['name']}/{stage}/{epoch}",
+            actor="test",
+        )
+
+    def stage(self, role: Any, **arguments: Any) -> "Local":
+        given = {"tracking_uri": "sqlite:///none", "cache": self.cache, **arguments}
+        return Local(role, given, self.registry)
+
+    def gateway(self, generate: "Local", upscale: "Local", **arguments: Any) -> Any:
+        given = Arguments(
+            database=self.database,
+            tracking_uri="sqlite:///none",
+            cache=self.cache,
+            files=self.folder / "files",
+            **arguments,
+        )
+        endpoints = Endpoints(self.ledger, self.registry)
+        stages = {"generate": generate, "upscale": upscale}
+        parts = Parts(
+            endpoints=endpoints,
+            painter=TextToImage(generate, upscale),
+            files=Files(given.files),
+            keys=self.keys,
+            readiness=Readiness(stages, endpoints),
+            arguments=given,
+        )
+        return create(parts)
+
+
+class Local(Stage):
+    """A stage in this process, which tells of itself as a deployment would."""
+
+    async def statuses(self) -> list[dict[str, Any]]:
+        return [await self.status()]
+
+
+Ask = Callable[..., httpx.Response]
+
+
+@pytest.fixture(scope="session")
+def ask() -> Ask:
+    """Return a function that sends one request to an application."""
+    return lambda app, method, path, **options: asyncio.run(_ask(app, method, path, **options))
+
+
+@pytest.fixture(scope="session")
+def networks() -> Callable[..., Family]:
+    return network
+
+
+async def _ask(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        return await client.request(method, path, **options)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
+    workshop.cache.mkdir()
+    workshop.promote(workshop.publish_pipeline("shapes", network("base"), network("upscaler")))
+    workshop.promote(workshop.publish_pipeline("digits", network("vae")))
+    return workshop
+
+
+@pytest.fixture(scope="session")
+def app(workshop: Workshop) -> Iterator[Any]:
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    yield workshop.gateway(generate, upscale)
+    generate.close()
+    upscale.close()

@@ -1,0 +1,347 @@
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from infra import receipts
+from models.family import Family
+from services.guard import require_key_off_loopback
+
+IMAGES = "/v1/images/generations"
+Ask = Callable[..., httpx.Response]
+
+
+def pixels(encoded: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+
+
+def error(response: httpx.Response) -> tuple[int, Any, Any]:
+    body = response.json()["error"]
+    assert body.keys() == {"message", "type", "param", "code"}
+    assert body["message"]
+    assert response.headers["x-request-id"]
+    return response.status_code, body["code"], body["param"]
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line for line in response.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"model": "shapes", "prompt": "a small red circle", "seed": 7, **changes}
+
+
+def test_pictures_come_with_their_seeds_and_receipts(app: Any, ask: Ask) -> None:
+    answer = ask(app, "POST", IMAGES, json=body(n=3, steps=2, guidance=2.0)).json()
+    assert [entry["seed"] for entry in answer["data"]] == [7, 8, 9]
+    receipt = receipts.read(base64.b64decode(answer["data"][2]["b64_json"]))
+    assert (receipt.version, receipt.seed, receipt.steps, receipt.guidance) == ("shapes:1", 9, 2, 2)
+    assert [stage.name for stage in receipt.stages] == ["shapes.base", "shapes.up1"]
+    assert pixels(answer["data"][0]["b64_json"]).shape == (16, 16, 3)
+
+
+def test_the_same_seed_gives_the_same_picture_alone_and_in_a_crowd(app: Any, ask: Ask) -> None:
+    alone = ask(app, "POST", IMAGES, json=body()).json()["data"][0]
+    again = ask(app, "POST", IMAGES, json=body(n=10, seed=1)).json()["data"][6]
+    np.testing.assert_array_equal(pixels(alone["b64_json"]), pixels(again["b64_json"]))
+
+
+def test_a_stream_shows_the_picture_growing_and_then_whole(app: Any, ask: Ask) -> None:
+    response = ask(app, "POST", IMAGES, json=body(stream=True, partial_images=2))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = events(response)
+    assert [event["type"].rpartition(".")[2] for event in found] == ["partial_image"] * 2 + [
+        "completed"
+    ]
+    assert [event["partial_image_index"] for event in found[:2]] == [0, 1]
+    assert pixels(found[0]["b64_json"]).shape == (16, 16, 3)
+    whole = ask(app, "POST", IMAGES, json=body()).json()["data"][0]
+    np.testing.assert_array_equal(pixels(found[2]["b64_json"]), pixels(whole["b64_json"]))
+
+
+def test_a_picture_by_url_can_be_fetched(app: Any, ask: Ask) -> None:
+    [entry] = ask(app, "POST", IMAGES, json=body(response_format="url")).json()["data"]
+    picture = ask(app, "GET", entry["url"])
+    assert picture.headers["content-type"] == "image/png"
+    assert receipts.read(picture.content).seed == 7
+    for path in ("/v1/files/../secret", "/v1/files/secret.png", f"/v1/files/{'0' * 64}.png"):
+        assert ask(app, "GET", path).status_code == 404
+
+
+def test_a_pipeline_without_text_draws_from_an_empty_prompt(app: Any, ask: Ask) -> None:
+    answer = ask(app, "POST", IMAGES, json={"model": "digits", "prompt": "", "n": 2})
+    assert pixels(answer.json()["data"][0]["b64_json"]).ndim == 2
+    told = ask(app, "POST", IMAGES, json={"model": "digits", "prompt": "two"})
+    assert error(told) == (400, "invalid_value", "prompt")
+    steps = ask(app, "POST", IMAGES, json={"model": "digits", "prompt": "", "steps": 3})
+    assert error(steps) == (400, "invalid_value", "steps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": "nope"}, (404, "model_not_found", "model")),
+        ({"model": "shapes@staging"}, (404, "model_not_found", "model")),
+        ({"model": "shapes.base"}, (404, "model_not_found", "model")),
+        ({"model": None}, (400, "invalid_value", "model")),
+        ({"prompt": ""}, (400, "invalid_value", "prompt")),
+        ({"prompt": "a purple circle"}, (400, "invalid_value", "prompt")),
+        ({"prompt": "a\x07"}, (400, "invalid_value", "prompt")),
+        ({"prompt": 3}, (400, "invalid_type", "prompt")),
+        ({"n": 11}, (400, "integer_above_max_value", "n")),
+        ({"n": 0}, (400, "integer_below_min_value", "n")),
+        ({"n": "2"}, (400, "invalid_type", "n")),
+        ({"size": "1024x1024"}, (400, "invalid_value", "size")),
+        ({"steps": 251}, (400, "integer_above_max_value", "steps")),
+        ({"n": 10, "steps": 250}, (400, "invalid_value", "steps")),
+        ({"steps": 3, "num_inference_steps": 3}, (400, "invalid_value", None)),
+        ({"guidance": 51.0}, (400, "integer_above_max_value", "guidance")),
+        ({"output_format": "webp"}, (400, "invalid_value", "output_format")),
+        ({"background": "transparent"}, (400, "invalid_value", "background")),
+        ({"partial_images": 1}, (400, "invalid_value", None)),
+        ({"negative_prompt": "x"}, (400, "unknown_parameter", "negative_prompt")),
+        ({"seed": 2**53}, (400, "integer_above_max_value", "seed")),
+    ],
+)
+def test_what_is_wrong_is_named(app: Any, ask: Ask, changes: Any, expected: Any) -> None:
+    assert error(ask(app, "POST", IMAGES, json=body(**changes))) == expected
+
+
+def test_an_unknown_word_is_named_with_what_the_model_knows(app: Any, ask: Ask) -> None:
+    told = ask(app, "POST", IMAGES, json=body(prompt="a small gren circle", stream=True))
+    assert "'gren'; did you mean 'green'" in told.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "expected"),
+    [
+        ("GET", "/v1/nothing", {}, (404, "unknown_url", None)),
+        ("PUT", IMAGES, {}, (405, "method_not_allowed", None)),
+        ("POST", IMAGES, {"content": b"{"}, (415, "unsupported_media_type", None)),
+        ("POST", IMAGES, {"json": [1]}, (400, "invalid_type", None)),
+        ("POST", IMAGES, {"json": {}}, (400, "missing_required_parameter", "prompt")),
+        ("POST", IMAGES, {"json": "x" * 300_000}, (413, "body_too_large", None)),
+        ("GET", "/v1/models/nope", {}, (404, "model_not_found", "model")),
+        ("GET", "/v1/models/a/b", {}, (404, "model_not_found", "model")),
+        (
+            "GET",
+            "/v1/models",
+            {"headers": {"X-Request-Timeout-Seconds": "-1"}},
+            (400, "header", "x-request-timeout-seconds"),
+        ),
+        (
+            "GET",
+            "/v1/models",
+            {"headers": {"serve_multiplexed_model_id": "x"}},
+            (400, "header", "serve_multiplexed_model_id"),
+        ),
+    ],
+)
+def test_every_error_has_the_envelope(
+    app: Any, ask: Ask, method: str, path: str, options: Any, expected: Any
+) -> None:
+    assert error(ask(app, method, path, **options)) == expected
+
+
+def test_a_body_is_cut_off_while_it_streams(app: Any, ask: Ask) -> None:
+    sent = 0
+
+    async def endless() -> Any:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 1
+            yield b" " * 65536
+
+    headers = {"content-type": "application/json"}
+    told = ask(app, "POST", IMAGES, content=endless(), headers=headers)
+    assert error(told) == (413, "body_too_large", None)
+    assert sent < 10
+
+
+def test_a_request_id_is_taken_over_where_it_is_one(app: Any, ask: Ask) -> None:
+    mine = ask(app, "GET", "/healthz", headers={"x-request-id": "mine-1"})
+    assert mine.headers["x-request-id"] == "mine-1"
+    odd = ask(app, "GET", "/healthz", headers={"x-request-id": "a b" * 100})
+    assert odd.headers["x-request-id"] != "a b" * 100
+
+
+def test_models_are_listed_and_found_by_every_name(workshop: Any, app: Any, ask: Ask) -> None:
+    listed = ask(app, "GET", "/v1/models").json()["data"]
+    assert [(card["id"], card["version"]) for card in listed] == [
+        ("digits", "digits:1"),
+        ("shapes", "shapes:1"),
+    ]
+    card = ask(app, "GET", "/v1/models/shapes@production").json()
+    assert (card["size"], card["reads_text"], card["stages"]) == (
+        "16x16",
+        True,
+        ["shapes.base:1", "shapes.up1:1"],
+    )
+
+
+def test_a_promoted_version_answers_the_very_next_request(
+    workshop: Any, networks: Callable[..., Family], ask: Ask
+) -> None:
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    app = workshop.gateway(generate, upscale)
+    first, second = (workshop.publish_pipeline("fresh", networks("base", seed)) for seed in (1, 2))
+    for version in (first, second, first):
+        workshop.promote(version)
+        [entry] = ask(app, "POST", IMAGES, json=body(model="fresh")).json()["data"]
+        receipt = receipts.read(base64.b64decode(entry["b64_json"]))
+        assert receipt.digest == version["digest"]
+    generate.close()
+    upscale.close()
+
+
+def test_a_damaged_version_answers_503_and_the_others_go_on(
+    workshop: Any, networks: Callable[..., Family], ask: Ask
+) -> None:
+    version = workshop.publish_pipeline("damaged", networks("base", 3))
+    weights = workshop.cache / version["stages"][0]["sha256"] / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    workshop.promote(version)
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    app = workshop.gateway(generate, upscale)
+    told = ask(app, "POST", IMAGES, json=body(model="damaged"))
+    assert error(told) == (503, "unavailable", None)
+    assert int(told.headers["retry-after"]) >= 1
+    assert ask(app, "POST", IMAGES, json=body()).status_code == 200
+    workshop.ledger.transition(
+        name="damaged", stage="production", to_version=None, to_digest=None,
+        expected_epoch=1, key="damaged-out", actor="test",
+    )  # fmt: skip
+    generate.close()
+    upscale.close()
+
+
+def test_reconfiguring_loads_what_is_listed_and_reports_what_cannot_be(
+    workshop: Any, networks: Callable[..., Family], ask: Ask
+) -> None:
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    app = workshop.gateway(generate, upscale)
+    stages = workshop.publish_pipeline("listed", networks("base"), networks("upscaler"))["stages"]
+    pins = [{"name": s["name"], "number": s["version"], "digest": s["sha256"]} for s in stages]
+    lost = {"name": "listed.base", "number": 9, "digest": "f" * 64}
+    asyncio.run(generate.reconfigure({"versions": [*pins, lost]}))
+    asyncio.run(upscale.reconfigure({"versions": pins}))
+    wanted = "&".join(f"digest={pin['digest']}" for pin in pins)
+    assert ask(app, "GET", f"/readyz?{wanted}").status_code == 200
+    told = ask(app, "GET", f"/readyz?digest={lost['digest']}")
+    assert told.status_code == 503
+    assert "listed.base:9 cannot be loaded" in told.json()["missing"][lost["digest"]]
+    generate.close()
+    upscale.close()
+
+
+def test_a_full_queue_answers_429_with_a_time_to_come_back(workshop: Any) -> None:
+    generate, upscale = workshop.stage("generate", max_waiting=2), workshop.stage("upscale")
+    app = workshop.gateway(generate, upscale)
+
+    async def crowd() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            bodies = [body(n=4, steps=100, seed=seed) for seed in range(12)]
+            return await asyncio.gather(*(client.post(IMAGES, json=one) for one in bodies))
+
+    answers = asyncio.run(crowd())
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert error(answer) == (429, "queue_full", None)
+            assert 1 <= int(answer.headers["retry-after"]) <= 120
+    generate.close()
+    upscale.close()
+
+
+def test_a_client_that_leaves_frees_the_model(workshop: Any) -> None:
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    app = workshop.gateway(generate, upscale)
+
+    async def leave() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            long = body(n=8, steps=250)
+            tasks = [asyncio.create_task(client.post(IMAGES, json=long)) for _ in range(4)]
+            while (await generate.status())["waiting"] == 0:
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert (await generate.status())["waiting"] == 0
+            assert (await client.post(IMAGES, json=body())).status_code == 200
+
+    asyncio.run(leave())
+    generate.close()
+    upscale.close()
+
+
+def test_with_a_key_every_route_but_health_asks_for_it(
+    workshop: Any, app: Any, ask: Ask, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infra.keys import Keys
+
+    keys = Keys(f"sqlite:///{tmp_path / 'keys.db'}")
+    with pytest.raises(ValueError, match="no API key"):
+        require_key_off_loopback("0.0.0.0", keys)
+    monkeypatch.setattr(app, "_keys", keys)
+    monkeypatch.setattr(app, "_verdicts", {})
+    assert ask(app, "GET", "/v1/models").status_code == 200
+    key = keys.create("mine")
+    monkeypatch.setattr(app, "_verdicts", {})
+    require_key_off_loopback("0.0.0.0", keys)
+    routes = [(route.path, method) for route in app._app.routes for method in route.methods or ()]
+    assert ("/v1/images/generations", "POST") in routes
+    for path, method in [*routes, ("/nowhere", "GET")]:
+        if path not in {"/healthz", "/readyz"}:
+            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic x"}):
+                told = ask(app, method, path, headers=headers)
+                assert error(told) == (401, "invalid_api_key", None) if method != "HEAD" else True
+                assert told.status_code == 401
+                assert told.headers["x-should-retry"] == "false"
+    good = {"authorization": f"Bearer {key}"}
+    assert ask(app, "GET", "/v1/models", headers=good).status_code == 200
+    assert ask(app, "GET", "/healthz").status_code == 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+FIELDS = [
+    "prompt", "model", "n", "size", "response_format", "output_format", "stream", "partial_images",
+    "seed", "steps", "guidance", "num_inference_steps", "guidance_scale", "quality", "user", "extra",
+]  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5)
+    | st.fixed_dictionaries({"prompt": st.text(max_size=40), "model": st.text(max_size=12)})
+)
+def test_no_json_is_answered_with_a_server_error(app: Any, ask: Ask, document: Any) -> None:
+    told = ask(app, "POST", IMAGES, content=json.dumps(document).encode(), headers=AS_JSON)
+    if told.status_code != 200:
+        assert 400 <= error(told)[0] < 500
+
+
+AS_JSON = {"content-type": "application/json"}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=200) | st.integers(1, 60_000).map(lambda depth: b"[" * depth))
+def test_no_bytes_are_answered_with_a_server_error(app: Any, ask: Ask, content: bytes) -> None:
+    assert 400 <= error(ask(app, "POST", IMAGES, content=content, headers=AS_JSON))[0] < 500

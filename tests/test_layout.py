@@ -1,0 +1,208 @@
+"""Rules that keep the house in order: who imports whom, what no file may do, where a file may stand."""
+
+import ast
+import fnmatch
+import importlib.metadata
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT: dict[str, set[str]] = {
+    "infra": set(),
+    "models": set(),
+    "data": {"infra"},
+    "services": {"infra", "models"},
+    "flows": {"infra", "models", "data"},
+}
+TOP_LEVEL = {
+    *("flows", "services", "models", "data", "infra", "tests", "benchmarks"),
+    *("dvc.yaml", "dvc.lock", "params.yaml", "pyproject.toml", "requirements.lock", "Makefile"),
+    *("README.md", "LICENSE", "CONTRIBUTING.md", "BENCHMARKS.md"),
+}
+NO_MODELS_MAY_IMPORT = {"ray", "mlflow", "prefect", "dvc", "httpx", "requests", "os", "pathlib"}
+BANNED_MODULES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+BANNED_CALLS = {
+    *("eval", "exec", "torch.load", "torch.export.load", "torch.hub.load", "torch.save"),
+    *("yaml.load", "yaml.unsafe_load", "os.system", "*.read_webdataset", "numpy.save", "np.save"),
+}
+BANNED_ARGUMENTS = {
+    ("shell", True),
+    ("allow_pickle", True),
+    ("trust_remote_code", True),
+    ("weights_only", False),
+}
+BROAD = {"Exception", "BaseException"}
+LONGEST_FILE = 400
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def code() -> list[Path]:
+    return [path for package in (*MAY_IMPORT, "tests", "benchmarks") for path in sources(package)]
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imported(path: Path) -> set[str]:
+    """Return the first names of everything the file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return listed.stdout.splitlines()
+
+
+def offences(path: Path) -> Iterator[str]:
+    """Yield what a file does that no file may do, with its line."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            loaders = re.findall(r"\w*Loader\b(?!=)", ast.unparse(node).partition("(")[2])
+            if (
+                name == "yaml.load"
+                and loaders
+                and all(one.endswith("SafeLoader") for one in loaders)
+            ):
+                continue
+            if any(fnmatch.fnmatchcase(name, banned) for banned in BANNED_CALLS):
+                yield f"line {node.lineno}: calls {name}"
+            for argument in node.keywords:
+                value = argument.value
+                if isinstance(value, ast.Constant) and any(
+                    argument.arg == name and value.value is banned
+                    for name, banned in BANNED_ARGUMENTS
+                ):
+                    yield f"line {node.lineno}: passes {argument.arg}={value.value}"
+        elif isinstance(node, ast.ExceptHandler):
+            caught = [node.type] if not isinstance(node.type, ast.Tuple) else node.type.elts
+            if any(one is None or ast.unparse(one) in BROAD for one in caught):
+                yield f"line {node.lineno}: catches everything"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_only_downwards(package: str) -> None:
+    allowed = MAY_IMPORT[package] | {package}
+    wrong = {
+        path.relative_to(ROOT): sorted(up)
+        for path in sources(package)
+        if (up := (imported(path) & MAY_IMPORT.keys()) - allowed)
+    }
+    assert not wrong
+
+
+def test_models_are_pure_pytorch() -> None:
+    wrong = {
+        path.relative_to(ROOT): sorted(found)
+        for path in sources("models")
+        if (found := imported(path) & NO_MODELS_MAY_IMPORT)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_other_distribution_provides_our_names(package: str) -> None:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin == str(ROOT / package / "__init__.py")
+    owners = importlib.metadata.packages_distributions().get(package, [])
+    assert set(owners) <= {"atelier"}
+
+
+def test_flow_files_shadow_no_module() -> None:
+    """Prefect puts flows/ first on sys.path and registers a file entrypoint under its bare stem."""
+    ours = {path.stem for package in MAY_IMPORT for path in (ROOT / package).glob("*")}
+    for path in (ROOT / "flows").glob("*.py"):
+        if path.stem not in {"__init__", "__main__"}:
+            assert path.stem not in sys.stdlib_module_names, path
+            assert path.stem not in MAY_IMPORT, path
+            assert importlib.util.find_spec(path.stem) is None, path
+    assert "utils" not in ours
+
+
+def test_test_folders_are_not_packages() -> None:
+    """tests/models/__init__.py would make pytest import it as the package `models`."""
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_nothing_unpickles_evaluates_or_catches_everything() -> None:
+    wrong = {
+        path.relative_to(ROOT): found
+        for path in code()
+        if (
+            found := [
+                *(f"imports {name}" for name in sorted(imported(path) & BANNED_MODULES)),
+                *offences(path),
+            ]
+        )
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import torch\ntorch.load('x')", "line 2: calls torch.load"),
+        ("ray.data.read_webdataset('x')", "line 1: calls ray.data.read_webdataset"),
+        ("yaml.load(text, Loader=yaml.Loader)", "line 1: calls yaml.load"),
+        ("yaml.load(text, Loader=yaml.CSafeLoader)", None),
+        ("run('ls', shell=True)", "line 1: passes shell=True"),
+        ("try:\n  f()\nexcept (ValueError, Exception):\n  pass", "line 3: catches everything"),
+        ("try:\n  f()\nexcept:\n  pass", "line 3: catches everything"),
+        ("try:\n  f()\nexcept ValueError:\n  run('ls', shell=False)", None),
+    ],
+)
+def test_the_rule_sees_what_it_should(text: str, found: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "sample.py"
+    path.write_text(text)
+    assert list(offences(path)) == ([found] if found else [])
+
+
+def test_no_file_is_longer_than_a_reader_s_patience() -> None:
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in code()}
+    assert not {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    empty = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "base"}
+    assert not [path for path in code() if path.stem in empty]
+
+
+def test_the_top_level_holds_only_what_the_readme_names() -> None:
+    names = {Path(name).parts[0] for name in tracked()}
+    assert not {name for name in names if not name.startswith(".")} - TOP_LEVEL
+
+
+def test_tests_mirror_the_tree() -> None:
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders <= MAY_IMPORT.keys() | {"integration", "benchmarks"}
+
+
+def test_the_lock_has_names_and_versions_only() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(fnmatch.fnmatchcase(line, "?*==?*") for line in pins)
+    assert not [line for line in pins if "+" in line or "://" in line]
