@@ -48,21 +48,22 @@ def deploy(
     _check_host(settings)
     deadline = time.monotonic() + timeout_s
     with _dashboard(settings) as client:
-        application = _application(settings, versions, _deployed(client))
-        document = {
-            "proxy_location": "HeadOnly" if settings.ray_address is None else "EveryNode",
-            "http_options": {
-                "host": settings.host,
-                "port": settings.gateway_port,
-                "request_timeout_s": 180,  # the gateway's own comes first, with an envelope
-                "keep_alive_timeout_s": 75,
-            },
-            "applications": [application],
-        }
-        answer = _call(client, "PUT", json=document)
-        if answer.status_code != 200:
-            raise ServingError(f"Serve refuses the application: {_line(answer.text)}")
+        _put(client, settings, versions, _deployed(client))
         _wait(client, settings, [str(version["digest"]) for version in versions], deadline)
+
+
+def start(settings: Settings) -> None:
+    """Begin to start Serve and the application where there is none, without waiting for it.
+
+    Its processes take half a minute on two cores: called before a training, they are up when it ends.
+
+    Raises:
+        ServingError: no dashboard answers, or no key on an open host.
+    """
+    _check_host(settings)
+    with _dashboard(settings) as client:
+        if (found := _deployed(client)) is None:
+            _put(client, settings, [], found)
 
 
 def status(settings: Settings) -> dict[str, Any] | None:
@@ -111,6 +112,27 @@ def stop(settings: Settings) -> None:
     """
     with _dashboard(settings) as client:
         _call(client, "DELETE")
+
+
+def _put(
+    client: "httpx.Client",
+    settings: Settings,
+    versions: Sequence[Mapping[str, Any]],
+    before: Mapping[str, Any] | None,
+) -> None:
+    document = {
+        "proxy_location": "HeadOnly" if settings.ray_address is None else "EveryNode",
+        "http_options": {
+            "host": settings.host,
+            "port": settings.gateway_port,
+            "request_timeout_s": 180,  # the gateway's own comes first, with an envelope
+            "keep_alive_timeout_s": 75,
+        },
+        "applications": [_application(settings, versions, before)],
+    }
+    answer = _call(client, "PUT", json=document)
+    if answer.status_code != 200:
+        raise ServingError(f"Serve refuses the application: {_line(answer.text)}")
 
 
 def _check_host(settings: Settings) -> None:

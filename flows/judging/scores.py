@@ -115,13 +115,15 @@ def _alignment(
 
 
 def _distribution(scores: _Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:
+    count = min(len(pictures), len(real))  # both measures depend on it
     with torch.no_grad():
         fake_features, real_features = judge.features(pictures), judge.features(real)
+    fake_features, real_features = fake_features[:count], real_features[:count]
     value = m.frechet_distance(real_features, fake_features)
-    scores.add("fd_judge", value, value, value, len(pictures))
+    scores.add("fd_judge", value, value, value, count)
     precision, recall = m.precision_recall(real_features, fake_features)
-    scores.add("precision", precision, precision, precision, len(pictures))
-    scores.add("recall", recall, recall, recall, len(real))
+    scores.add("precision", precision, precision, precision, count)
+    scores.add("recall", recall, recall, recall, count)
 
 
 def _memorisation(scores: _Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
