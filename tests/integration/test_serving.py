@@ -347,7 +347,7 @@ def test_promotions_under_load_fail_no_request_and_receipts_agree_with_the_ledge
     house: House,
 ) -> None:
     events = {100: lambda: house.promote(2), 250: lambda: house.promote(3)}
-    outcomes = asyncio.run(steadily(house, 400, 10.0, events))
+    outcomes = asyncio.run(steadily(house, 400, 16.0, events))
     failed = [outcome for outcome in outcomes if outcome.status != 200]
     assert not failed, f"{len(failed)} failed: {failed[0].data}"
     served = {1: 0, 2: 0, 3: 0}
@@ -399,7 +399,7 @@ def test_a_version_that_cannot_be_loaded_fails_the_deploy_and_not_the_service(
     house: House,
 ) -> None:
     lost = {"name": f"{NAME}.base", "number": 99, "digest": "f" * 64}
-    with pytest.raises(serving.ServingError, match=r"{NAME}.base:99 cannot be loaded"):
+    with pytest.raises(serving.ServingError, match=f"{NAME}.base:99 cannot be loaded"):
         serving.deploy(house.settings, [*house.stages[3], lost])
     assert house.draw().data
     state = serving.status(house.settings)
