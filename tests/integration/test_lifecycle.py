@@ -1,0 +1,132 @@
+"""The command line as a stranger uses it, over the run's own stack and a project of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from infra import receipts, serving
+from infra.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Path(__file__).with_name("tiny.yaml")
+pytestmark = pytest.mark.cluster
+
+
+@dataclass(frozen=True)
+class Workshop:
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run `atelier words...`; give what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *words],
+            cwd=self.folder, env=self.environment, text=True, timeout=300,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout
+        assert "Traceback" not in done.stdout
+        return done.stdout
+
+    def json(self, *words: str) -> Any:
+        """Run a verb with --json; give the document after the progress lines."""
+        printed = self.run(*words, "--json")
+        starts = [line for line in printed.splitlines(keepends=True) if line[0] in "[{"]
+        return json.loads(printed[printed.index(starts[0]) :])
+
+
+@pytest.fixture(scope="module")
+def workshop(
+    stack: Mapping[str, float], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workshop]:
+    folder = tmp_path_factory.mktemp("project")
+    ignored = shutil.ignore_patterns("made", "prepared", "raw", "quarantine", "__pycache__")
+    for package in ("data", "infra", "models", "flows", "services"):
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
+    subprocess.run(dvc, cwd=folder, check=True, timeout=120)
+    database = f"sqlite:///{folder / 'atelier.db'}"
+    environment = {
+        **os.environ,
+        "ATELIER_PROJECT": str(folder),
+        "ATELIER_DATABASE_URL": database,
+        "COLUMNS": "200",
+    }
+    yield Workshop(folder, environment)
+    serving.stop(Settings(database_url=database))
+
+
+def test_a_recipe_goes_from_data_to_a_picture_and_back(workshop: Workshop) -> None:
+    found = workshop.json("run", str(RECIPE))
+    assert found["promoted"]["changed"]
+    first = found["version"]["version"]
+
+    again = workshop.json("run", str(RECIPE))
+    assert again["trained"] == found["trained"], "a finished step was repeated"
+    assert again["version"] == found["version"]
+    assert not again["promoted"]["changed"]
+
+    picture = workshop.folder / "three.png"
+    workshop.run("generate", "tiny", "three", "-o", str(picture), "--seed", "7")
+    assert Image.open(picture).size == (8, 8)
+    assert receipts.read(picture).version == f"tiny:{first}"
+    assert workshop.json("verify", str(picture))["run"]
+
+    other = workshop.json("run", str(RECIPE), "--set", "stages.base.steps=3")
+    assert other["trained"] == found["trained"], "a sampler setting retrained a stage"
+    assert other["version"]["version"] == first + 1
+    workshop.run("generate", "tiny", "three", "-o", str(picture))
+    assert receipts.read(picture).version == f"tiny:{first + 1}"
+
+    workshop.run("rollback", "tiny")
+    workshop.run("generate", "tiny", "three", "-o", str(picture))
+    assert receipts.read(picture).version == f"tiny:{first}"
+    rows = workshop.json("history", "tiny")
+    assert [row["to_version"] for row in rows] == [first, first + 1, first]
+
+
+def test_the_gate_refuses_and_says_why_and_a_forced_promotion_is_recorded(
+    workshop: Workshop,
+) -> None:
+    bound = "gate.metrics.alignment={at_least: 0.99}"
+    refused = workshop.run("run", str(RECIPE), "--set", bound, code=1)
+    assert "error: the gate refuses tiny:" in refused
+    assert "is below 0.99" in refused
+    candidate = workshop.json("models")[-1]
+    newest = max(row["version"] for row in workshop.json("models") if row["name"] == "tiny")
+    assert candidate["name"].startswith("tiny")
+    workshop.run("promote", f"tiny:{newest}", "--force", "a trial")
+    assert workshop.json("history", "tiny")[-1]["forced"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["generate", "tiny", "dragon", "-o", "x.png"], "unknown word 'dragon'"),
+        (["generate", "nothing", "three", "-o", "x.png"], "the model 'nothing' does not exist"),
+        (["show", "tiny:999"], "999"),
+        (["promote", "tiny.base"], "is a stage, not a pipeline"),
+        (["rollback", "nothing"], "no earlier version"),
+        (["train", "nowhere.yaml"], "cannot read recipe nowhere.yaml"),
+        (["data", "prepare", "nope"], "unknown dataset 'nope'"),
+        (["verify", "dvc.yaml"], "dvc.yaml"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_what_a_user_gets_wrong_ends_in_one_line(
+    workshop: Workshop, words: list[str], says: str
+) -> None:
+    printed = workshop.run(*words, code=1)
+    error = next(line for line in printed.splitlines() if line.startswith("error: "))
+    assert says in printed.replace("\n", " "), error
