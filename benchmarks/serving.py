@@ -1,7 +1,7 @@
 """Requests a second and server CPU a request: the served model against bare FastAPI and LitServe.
 
 `python -m benchmarks.serving` serves one random text-to-image network three times (this project on a Ray of its own,
-`benchmarks.serving_peers` twice), sends the same requests to each in interleaved rounds, and prints a table row a
+`serving_peers` and `serving_litserve`), sends the same requests to each in interleaved rounds, and prints a table row a
 server with medians. CPU is utime + stime of all processes of a server, found by an environment variable.
 OMP_NUM_THREADS=1 for all; at most 16 pictures a batch for all. Ours also looks into the ledger, checks the key and
 puts a receipt into every picture.
@@ -171,7 +171,8 @@ def start_ours(settings: Settings, folder: str, **variables: str) -> Server:
 
 def start_peer(kind: str, directory: Path, log: Path) -> Server:
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.serving_peers", kind, str(directory), str(port)]
+    module = {"bare": "benchmarks.serving_peers", "litserve": "benchmarks.serving_litserve"}[kind]
+    command = [sys.executable, "-m", module, str(directory), str(port)]
     process = start(kind, command, log)
     wait(lambda: probes.answers(f"http://127.0.0.1:{port}/readyz"), process)
     return Server(kind, f"http://127.0.0.1:{port}", process)

@@ -1,7 +1,7 @@
-"""The servers that `benchmarks.serving` compares with: bare FastAPI with a batcher of its own, and LitServe.
+"""What `benchmarks.serving` compares with: a bare FastAPI app with a batcher of its own.
 
-`python -m benchmarks.serving_peers bare|litserve DIRECTORY PORT` serves the model version in DIRECTORY. Both batch
-whole requests, up to 16 at a time: each request has one picture and the same number of steps, which is their best case.
+`python -m benchmarks.serving_peers DIRECTORY PORT` serves the model version in DIRECTORY. It batches whole
+requests, up to 16 at a time: each has one picture and the same number of steps, which is its best case.
 """
 
 import asyncio
@@ -88,35 +88,6 @@ def bare(directory: Path, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-def litserve(directory: Path, port: int) -> None:
-    import litserve
-
-    class Api(litserve.LitAPI):  # type: ignore[misc] # litserve is untyped
-        def setup(self, device: str) -> None:  # noqa: ARG002 - litserve's signature
-            self.model = load(directory)
-
-        def decode_request(self, request: Order) -> Order:
-            return request
-
-        def batch(self, inputs: list[Order]) -> list[Order]:
-            return inputs
-
-        def predict(self, inputs: list[Order]) -> list[Any]:
-            return draw(self.model, inputs)
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def encode_response(self, output: Any) -> dict[str, Any]:
-            return document(output)
-
-    api = Api(max_batch_size=CAP, batch_timeout=0.005, api_path="/v1/images/generations")
-    server = litserve.LitServer(
-        api, accelerator="cpu", timeout=120, healthcheck_path="/readyz", disable_openapi_url=True
-    )
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
-
-
 if __name__ == "__main__":
-    kind, folder, number = sys.argv[1:]
-    {"bare": bare, "litserve": litserve}[kind](Path(folder), int(number))
+    folder, number = sys.argv[1:]
+    bare(Path(folder), int(number))

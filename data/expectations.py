@@ -90,6 +90,7 @@ def rules(made: Mapping[str, Any]) -> list[Rule]:
     """Return the rules for a dataset as its maker described it."""
     side = made["image_size"]
     found = [
+        Rule("every sample has facts", *_counts(sum(made["rows"])), _incomplete),
         Rule("decodes fully", *_among("decodes", True), lambda row: str(row["problem"])),
         Rule("wide enough", *_between("width", side, MAX_SIDE), lambda row: _size(row, side)),
         Rule("high enough", *_between("height", side, MAX_SIDE), lambda row: _size(row, side)),
@@ -185,6 +186,14 @@ def _between(column: str, low: float | None, high: float | None) -> tuple[str, d
 
 def _contains(column: str, values: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return "ExpectColumnDistinctValuesToContainSet", {"column": column, "value_set": list(values)}
+
+
+def _counts(rows: int) -> tuple[str, dict[str, Any]]:
+    return "ExpectTableRowCountToEqual", {"value": rows}
+
+
+def _incomplete(_: Row) -> str:
+    return "not as many rows of facts as samples were made: prepare again"
 
 
 def _size(row: Row, side: int) -> str:

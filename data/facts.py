@@ -5,6 +5,7 @@ rows. `relate` sees all rows at once: duplicates, splits, classes.
 """
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,8 +99,8 @@ def _gather_by_ray(
     from infra.cluster import connect
 
     connect(address)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
     pictures = read_parquet([str(part.resolve()) for part in parts])
     looked = pictures.map_batches(
         cast("Any", look),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from filelock import FileLock
 
 from data.params import CatalogError
 
@@ -27,6 +28,15 @@ def reproduce(name: str, project: Path, on_line: Callable[[str], None] | None = 
     Raises:
         PrepareError: no DVC, no repository, a full disk, or a stage that failed, with the stage's own reason.
     """
+    if not (project / ".dvc").is_dir():
+        raise PrepareError(f"{project} is not a DVC repository: run `dvc init` there")
+    scratch = project / ".dvc" / "tmp"
+    scratch.mkdir(exist_ok=True)
+    with FileLock(scratch / f"prepare-{name}.lock"):  # DVC's own wait ends where a stage runs
+        return _reproduce(name, project, on_line)
+
+
+def _reproduce(name: str, project: Path, on_line: Callable[[str], None] | None) -> list[str]:
     repair_locks(project)
     environment = {
         **os.environ,
@@ -66,6 +76,8 @@ def reason(name: str, lines: list[str]) -> str:
         return f"DVC is not installed beside {sys.executable}: install the project again"
     if "No space left on device" in text:
         return f"{name}: no space left on the disk: free some and prepare again"
+    if busy := re.search(r"is busy, it is being blocked by:\s+\(PID (\d+)\)", text):
+        return f"{name} is being prepared by process {busy[1]}: wait for it and prepare again"
     if failed := FAILED.search(text):
         errors.insert(0, f"stage {failed[1]} of {failed[2]}")
         traceback = [

@@ -7,6 +7,7 @@ import errno
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.makers import MakerError, Picture, maker
+from data.makers import Made, MakerError, Picture, maker
 from data.params import CatalogError, entry
 from infra.settings import settings
 from infra.storage import write_json
@@ -46,11 +47,25 @@ def make(name: str, project: Path) -> None:
     config = entry(name, project)
     made = maker(config.maker).made(config, project)
     folder = _made(name, project) / "samples"
-    shutil.rmtree(folder, ignore_errors=True)
-    for number, part in enumerate(_parts(made.pictures)):
-        write_table(folder / f"part-{number:05d}.parquet", part)
-    document = {
-        "maker": config.maker,
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".samples-", dir=folder.parent))
+    rows = []
+    try:
+        for number, part in enumerate(_parts(made.pictures)):
+            write_table(new / f"part-{number:05d}.parquet", part)
+            rows.append(len(part))
+        write_json(new / "made.json", _document(config.maker, made, rows))
+        new.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)  # whole or not at all: two makers never mix
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _document(name: str, made: Made, rows: Sequence[int]) -> dict[str, Any]:
+    return {
+        "maker": name,
+        "rows": list(rows),  # of each part
         "image_size": made.image_size,
         "channels": made.channels,
         "attributes": [[key, list(values)] for key, values in made.attributes.items()],
@@ -59,7 +74,6 @@ def make(name: str, project: Path) -> None:
         "captioned": made.captioned,
         "validation_rows": made.validation_rows,
     }
-    write_json(folder / "made.json", document)
 
 
 def facts(name: str, project: Path) -> None:
@@ -159,7 +173,19 @@ def _made(name: str, project: Path) -> Path:
 
 
 def _samples(folder: Path) -> list[Path]:
-    return sorted((folder / "samples").glob("part-*.parquet"))
+    """Return the parts in their order.
+
+    Raises:
+        CatalogError: a part is missing, or has other rows than its maker wrote.
+    """
+    parts = sorted((folder / "samples").glob("part-*.parquet"))
+    rows = [pq.read_metadata(part).num_rows for part in parts]
+    if rows != _read_made(folder).get("rows"):
+        raise CatalogError(
+            f"{folder / 'samples'} has parts of {rows} rows, its made.json says otherwise:"
+            f" run `dvc repro --force make@{folder.name}`"
+        )
+    return parts
 
 
 def _read_made(folder: Path) -> dict[str, Any]:

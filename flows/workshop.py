@@ -12,7 +12,7 @@ from infra.settings import settings
 
 if TYPE_CHECKING:
     from infra.ledger import Ledger
-    from infra.registry import Registry
+    from infra.registry import Registry, Version
 
 ROOT: Final = Path(__file__).parents[1]
 TRAINING_CODE: Final = ("models/family.py", "models/parts", "data/loaders.py", "flows/training")

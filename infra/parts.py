@@ -169,20 +169,23 @@ def token_file(make: bool = True) -> Path:
     return path
 
 
-def ray_folder() -> Path:
+def ray_folder(make: bool = False) -> Path:
     """Return Ray's session folder: in the state, or a private one in /tmp where its socket paths would be too long.
 
-    A Unix socket's path has at most 107 characters, and Ray appends up to 66 to this folder's. Ray opens its
-    folder to everybody; the one above it stays closed.
+    Its parent is made, and checked to be private, where `make` is true. A Unix socket's path has at most 107
+    characters, and Ray appends up to 66 to this folder's. Ray opens its folder to everybody; the one above it
+    stays closed.
 
     Raises:
         StackError: the private folder in /tmp is somebody else's.
     """
-    folder = state_folder() / "ray"
+    folder = settings().state / "ray"
     if len(str(folder)) <= 107 - 66:
         return folder
     key = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
     private = Path(tempfile.gettempdir()) / f"atelier-{key}"
+    if not make:
+        return private / "ray"
     private.mkdir(mode=0o700, exist_ok=True)
     facts = private.lstat()
     if facts.st_uid != os.getuid() or facts.st_mode & 0o077 or not stat.S_ISDIR(facts.st_mode):

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from filelock import FileLock, Timeout
 
 from infra import probes
-from infra.parts import Part, StackError, environment, parts, state_folder
+from infra.parts import Part, StackError, environment, parts, ray_folder, state_folder
 from infra.processes import Daemon, listener, memory_of, recall, remember, start
 from infra.settings import settings
 
@@ -186,6 +186,8 @@ def _refuse(problems: Iterable[str]) -> None:
 def _start(part: Part) -> Daemon:
     if dead := recall(part.record):
         dead.stop()  # a killed server may have left offspring
+    if part.name == "ray":
+        ray_folder(make=True)
     command = (sys.executable, "-m", "infra.servers", part.name, *part.options)
     inherited = {**os.environ, **environment(), **part.variables}
     for own in {"prefect": ("PREFECT_API_URL",), "mlflow": ("MLFLOW_TRACKING_URI",)}.get(

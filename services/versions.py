@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,26 +107,31 @@ class Versions:
             del self._held[digest]  # rows under way keep the model until they are done
 
     def _read(self, pin: Pin) -> Held:
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError
+        from sqlalchemy.exc import SQLAlchemyError
 
-        torch.set_num_threads(
-            self._threads
-        )  # as in the engine, so that the trial tells what it will do
         try:
-            directory = self._registry.fetch(pin.ref, digest=pin.digest)
-            model = build(json.loads((directory / "config.json").read_bytes()))
-            if not isinstance(model, Family) or model.capabilities.upscales != self._upscales:
-                raise WrongRole(f"{pin.ref} is not run by this stage")
-            model.load_state_dict(load_file(directory / "model.safetensors"))
+            return self._build(self._registry.fetch(pin.ref, digest=pin.digest), pin)
         except WrongRole:
             raise
-        except Exception as error:  # whatever is wrong with one version, the others go on
-            raise Unloadable(
-                f"{pin.ref} cannot be loaded: {' '.join(str(error).split())}"
-            ) from error
+        except (
+            *(ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError),
+            *(SafetensorError, SQLAlchemyError),
+        ) as error:
+            text = " ".join(str(error).split())
+            raise Unloadable(f"{pin.ref} cannot be loaded: {text}") from error
+
+    def _build(self, directory: Path, pin: Pin) -> Held:
+        from safetensors.torch import load_file
+
+        model = build(json.loads((directory / "config.json").read_bytes()))
+        if not isinstance(model, Family) or model.capabilities.upscales != self._upscales:
+            raise WrongRole(f"{pin.ref} is not run by this stage")
+        model.load_state_dict(load_file(directory / "model.safetensors"))
         model = model.eval().requires_grad_(requires_grad=False).to(self._device)
         tensors = [*model.parameters(), *model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        torch.set_num_threads(self._threads)  # as in the engine: the trial shows what it will do
         return Held(model, size, agreeing(model, self._buckets))
 
 

@@ -66,8 +66,9 @@ def paint_sheet(model: str, prompts: Sequence[str], path: Path) -> None:
     """Paint every prompt through the API and write one sheet of all of them."""
     import numpy as np
     import torch
-    from models.judges.gallery import gallery
     from PIL import Image
+
+    from models.judges.gallery import gallery
 
     pictures = []
     for index, prompt in enumerate(prompts):

@@ -167,9 +167,8 @@ def rollback(
 def verify(file: Path, as_json: AsJson = False) -> None:
     """Read a picture's receipt and walk back to the versions, the run and the data it came from."""
     use_stack()
-    from infra.receipts import read
-
     from flows.workshop import registry
+    from infra.receipts import read
 
     receipt = read(file)
     version = registry().get(receipt.version)

@@ -99,9 +99,9 @@ def score_all(
 
 def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
     """Return the judge network and its record: its accuracy is measured here, on the held-out split."""
-    from data.loaders import everything
     from safetensors.torch import load_file
 
+    from data.loaders import everything
     from models import build
 
     judge: Any = build(json.loads((directory / "config.json").read_text()))
@@ -146,6 +146,7 @@ def _score_refs(
 
 def _models(order: Order, pipeline: Pipeline) -> "list[Family]":
     import torch
+
     from infra.registry import Registry
 
     registry = Registry(order.tracking_uri, Path(order.cache))

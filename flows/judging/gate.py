@@ -102,6 +102,7 @@ def _bound(name: str, bound: Bound, found: Evaluation) -> Condition:
 def _compare(found: Evaluation, production: Evaluation) -> list[Condition]:
     """Paired bootstrap on the same prompts, seeds and data: worse means that 95 % of resamples say so."""
     import torch
+
     from models.judges.metrics import paired
 
     if found.evaluation_set != production.evaluation_set:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from data.loaders import everything
-from models.judges.gallery import gallery
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.loaders import everything
 from flows.judging.gate import Interval
 from flows.judging.pipeline import Pipeline
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Request
 from models.judges import metrics as m
+from models.judges.gallery import gallery
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,7 +161,8 @@ def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> Non
     """Negative log-likelihood, or its upper bound, in nats a picture, over the whole test split."""
     torch.manual_seed(0)  # one latent sample a picture: the same ones for every version
     with torch.no_grad():
-        nats = torch.cat([-model.log_prob({"pixels": part}).cpu() for part in test.split(500)])
+        parts = [test[start : start + 500] for start in range(0, len(test), 500)]
+        nats = torch.cat([-model.log_prob({"pixels": part}).cpu() for part in parts])
     scores.mean(f"{stage}_nats", nats)
 
 

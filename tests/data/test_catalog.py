@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,11 @@ def test_own_pictures_are_prepared_and_a_second_time_costs_no_stage(
     add_folder("mine", tmp_path, 32, project)
     with pytest.raises(CatalogError, match="mine was never prepared: run `atelier data prepare"):
         prepared("mine", project)
-    first = prepare("mine", project)
+    with ThreadPoolExecutor() as pool:  # two at once: one prepares, the other waits for it
+        both = [pool.submit(prepare, "mine", project) for _ in range(2)]
+    second, first = sorted((done.result() for done in both), key=lambda found: len(found.ran))
     assert first.ran == ("make", "facts", "validate", "shards")
+    assert second.ran == ()
     assert first.report is not None
     assert "accepted" in first.report.read_text()
     rows = {split: entry["rows"] for split, entry in first.header["splits"].items()}
@@ -166,6 +170,30 @@ def test_missing_files_are_named_before_anything_runs(project: Path) -> None:
     assert "no folder" in row.problem
 
 
+def test_two_makers_at_once_leave_one_whole_dataset(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("datasets: {shapes: {maker: shapes, count: 480}}")
+    with ThreadPoolExecutor() as pool:
+        outcomes = [pool.submit(stages.make, "shapes", tmp_path) for _ in range(3)]
+    assert any(outcome.exception() is None for outcome in outcomes)
+    found = sorted(path.name for path in (tmp_path / "data/made/shapes/samples").iterdir())
+    assert found == ["made.json", "part-00000.parquet"]
+    assert [path.name for path in (tmp_path / "data/made/shapes").iterdir()] == ["samples"]
+
+
+def test_samples_with_a_part_missing_are_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("datasets: {digits: {maker: digits}}")
+    stages.make("digits", tmp_path)
+    next((tmp_path / "data/made/digits/samples").glob("part-*")).unlink()
+    with pytest.raises(CatalogError, match=r"run `dvc repro --force make@digits`"):
+        stages.facts("digits", tmp_path)
+
+
+def test_a_project_without_dvc_says_so(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("datasets: {shapes: {maker: shapes}}")
+    with pytest.raises(PrepareError, match="is not a DVC repository: run `dvc init`"):
+        prepare("shapes", tmp_path)
+
+
 def test_an_unknown_dataset_lists_the_known_ones(project: Path) -> None:
     with pytest.raises(CatalogError, match="unknown dataset 'shape'; choose one of shapes, digits"):
         prepare("shape", project)
@@ -237,8 +265,8 @@ def test_a_damaged_lock_file_says_what_to_do(tmp_path: Path) -> None:
             "x: no space left on the disk: free some and prepare again",
         ),
         (
-            ["ERROR: you are not inside of a DVC repository (checked up to mount point '/')"],
-            "cannot prepare x: you are not inside of a DVC repository",
+            ["ERROR: '/p/samples' is busy, it is being blocked by:", "  (PID 42): dvc repro"],
+            "x is being prepared by process 42: wait for it and prepare again",
         ),
         (
             [

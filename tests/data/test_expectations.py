@@ -10,6 +10,7 @@ from data.expectations import Verdict, judge, rules, write_quarantine
 from data.facts import COLUMNS, relate, summary
 
 MADE: dict[str, Any] = {
+    "rows": [25, 15],
     "image_size": 8,
     "captioned": True,
     "attributes": [["digit", ["zero", "one"]]],
@@ -122,6 +123,12 @@ def test_a_split_without_samples_is_refused() -> None:
     facts = relate(pa.Table.from_pylist([good(0), good(1)], COLUMNS), ["three"], None, classed=True)
     found = judge("few", facts, MADE)
     assert any("at least 3 different pictures are needed" in line for line in found.lines())
+
+
+def test_facts_of_only_some_samples_are_refused() -> None:
+    found = verdict(rows=[25, 16])
+    assert not found.ok
+    assert any("not as many rows of facts as samples" in line for line in found.lines())
 
 
 def test_good_pictures_are_accepted_by_every_rule() -> None:

@@ -1,7 +1,9 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
@@ -140,3 +142,18 @@ def test_parts_are_gathered_in_their_order(tmp_path: Path) -> None:
         write_table(path, table.slice(index * 10, 10))
     found = gather(list(reversed(paths)), None, **MADE)
     assert found.equals(look(table, **MADE).sort_by("index"))
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings(
+    "ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"
+)  # Ray Data of its own settings
+def test_ray_data_finds_the_same_facts(stack: Mapping[str, float], tmp_path: Path) -> None:
+    from data.shards import write_table
+    from infra.settings import settings
+
+    table = raw([*noise(30), b"<html>"])
+    paths = [tmp_path / f"part-{i}.parquet" for i in range(4)]
+    for index, path in enumerate(paths):
+        write_table(path, table.slice(index * 10, 10))
+    assert gather(paths, settings().ray_url, **MADE).equals(gather(paths, None, **MADE))

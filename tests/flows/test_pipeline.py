@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flows.judging.evaluate import fixed_requests
-from flows.judging.pipeline import Pipeline, PinnedStage, StageMismatch, check_fit, draw, interface
+from flows.judging.pipeline import PinnedStage, Pipeline, StageMismatch, check_fit, draw, interface
 from flows.judging.scores import wanted_attributes
 from flows.recipe import Evaluation
 from models import describe

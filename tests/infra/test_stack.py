@@ -88,7 +88,8 @@ def test_ray_s_sockets_fit_however_long_the_home_is(
 ) -> None:
     monkeypatch.setenv("ATELIER_HOME", str(tmp_path / ("x" * length)))
     settings.cache_clear()
-    folder = ray_folder()
+    settings().state.mkdir(mode=0o700)
+    folder = ray_folder(make=True)
     socket_path = folder / "session_2026-11-20_13-55-09_832000_4194304/sockets/plasma_store"
     assert len(str(socket_path)) <= 107
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700

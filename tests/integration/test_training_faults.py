@@ -1,4 +1,4 @@
-"""kill -9 of any process of a training on Ray: it ends by itself, in one MLflow run, with the bits of an undisturbed one."""
+"""kill -9 of any process of a training on Ray: it ends by itself, in one MLflow run, with an undisturbed one's bits."""
 
 import json
 import os
