@@ -1,22 +1,24 @@
 """Steps a second of the training loop under Ray Train, against the same network in a bare PyTorch DDP loop.
 
-`python -m benchmarks.train_loop [--workers 1 2] [--rounds 3] [--steps 120] [--stock]` prints table rows. A round runs
-one after the other, in fresh processes: the loop under Ray Train (checkpoints, averaging, metrics and progress on),
-and the bare loop (loader, forward, backward, clipping, fused AdamW, nothing else). Both leave out their first steps.
-Wall seconds depend on the neighbours; CPU seconds a step, of the ranks alone, hardly do. Start-up is shown apart.
+`python -m benchmarks.train_loop [--workers 1 2] [--steps 300] [--stock]` prints table rows. Both trainings live at the
+same time and take turns of a few seconds: while one runs, the processes of the other are stopped. So neighbours on
+the machine slow both alike. Ours has checkpoints, averaging, metrics, progress and Ray's controller beside it; the bare
+loop has loader, forward, backward, clipping and fused AdamW, nothing else. First steps are left out; start-up is apart.
 """
 
 import argparse
 import json
 import os
+import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,17 +29,54 @@ from flows.recipe import Resources, Training, TrainingSpec
 WARM: Final = 20  # steps that are not counted
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What one run gave in steady state."""
+@dataclass
+class Side:
+    """One of the two trainings: its processes, and what they did in their turns."""
 
-    steps_per_s: float
-    cpu_ms_per_step: float  # all ranks together
-    seconds: dict[str, float]
-    beside: float = 0.0  # CPU of everything that is no rank, as a share of the ranks' CPU
+    counter: Path  # a file with the number of steps done
+    ranks: list[psutil.Process]
+    others: list[psutil.Process] = field(default_factory=list)
+    steps: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def turn(self, seconds: float, over: Callable[[], bool]) -> None:
+        """Run for a while, and count; a turn in which training ended does not count."""
+        self.signal(signal.SIGCONT)
+        step, began, cpu = self.done(), time.monotonic(), self._cpu()
+        while time.monotonic() < began + seconds and not over():
+            time.sleep(0.02)
+        if not over():
+            self.steps += self.done() - step
+            self.wall += time.monotonic() - began
+            self.cpu += self._cpu() - cpu
+            self.signal(signal.SIGSTOP)
+
+    def done(self) -> int:
+        """Return the steps done, 0 before there is a counter."""
+        return (
+            int.from_bytes(self.counter.read_bytes()[:8], "little") if self.counter.exists() else 0
+        )
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes that are left."""
+        for process in [*self.ranks, *self.others]:
+            with suppress(psutil.Error):
+                process.send_signal(number)
+
+    def warm_up(self) -> None:
+        """Wait for the first steps, then stop."""
+        while self.done() < WARM:
+            time.sleep(0.02)
+        self.signal(signal.SIGSTOP)
+
+    def _cpu(self) -> float:
+        with suppress(psutil.Error):  # training ended: the turn will not count
+            return float(sum(sum(process.cpu_times()[:2]) for process in self.ranks))
+        return 0.0
 
 
-def spec_of(prepared: Path, workers: int, steps: int, seed: int) -> TrainingSpec:
+def spec_of(prepared: Path, workers: int, steps: int) -> TrainingSpec:
     """Return the demo's base model, batch 64 in all, with its checkpoints and metrics."""
     return TrainingSpec(
         name="benchmark.base",
@@ -45,8 +84,8 @@ def spec_of(prepared: Path, workers: int, steps: int, seed: int) -> TrainingSpec
         preset="base",
         config={},
         image_size=16,
-        seed=seed,
-        training=Training(steps=steps, batch_size=64, log_every=WARM, checkpoint_every=200),
+        seed=0,
+        training=Training(steps=steps, batch_size=64),
         resources=Resources(num_workers=workers, gpus_per_worker=0),
         dataset="shapes",
         prepared=prepared,
@@ -55,81 +94,81 @@ def spec_of(prepared: Path, workers: int, steps: int, seed: int) -> TrainingSpec
     )
 
 
-class Meter:
-    """CPU seconds of the ranks and of the rest of this process's offspring, noted at steps."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.marks: list[tuple[float, int, float, float]] = []
-
-    def mark(self, step: int) -> None:
-        """Note the time, the step and the CPU seconds."""
-        pids = {
-            json.loads(path.read_bytes())["pid"]
-            for path in self.folder.glob("*/journal/*.rank*.json")
-        }
-        ranks = rest = 0.0
-        for process in psutil.Process().children(recursive=True):
-            try:
-                used = sum(process.cpu_times()[:2])
-            except psutil.Error:
-                continue
-            ranks, rest = (ranks + used, rest) if process.pid in pids else (ranks, rest + used)
-        self.marks.append((time.monotonic(), step, ranks, rest))
-
-    def speed(self, seconds: dict[str, float]) -> Speed:
-        """Return the speed between the first and the last note."""
-        (t0, s0, c0, r0), (t1, s1, c1, r1) = self.marks[0], self.marks[-1]
-        return Speed(
-            (s1 - s0) / (t1 - t0), 1000 * (c1 - c0) / (s1 - s0), seconds, (r1 - r0) / (c1 - c0)
-        )
+def offspring(word: str) -> list[psutil.Process]:
+    """Return this process's descendants whose command line has `word` in it."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
-def under_ray(prepared: Path, workers: int, steps: int, seed: int) -> Speed:
-    """Train with `fit` on the private cluster of this process."""
-    from flows.training.ray_train import fit
-
-    with tempfile.TemporaryDirectory() as folder:
-        meter = Meter(Path(folder))
-        trained = fit(
-            spec_of(prepared, workers, steps, seed),
-            run_id=None,
-            tracking_uri=None,
-            runs=Path(folder),
-            on_progress=lambda now: meter.mark(now.step) if not now.note else None,
-        )
-        return meter.speed(trained.seconds)
-
-
-def bare(prepared: Path, workers: int, steps: int, seed: int) -> Speed:
-    """Train in `workers` plain processes with DistributedDataParallel."""
+def bare(prepared: Path, workers: int, folder: Path) -> Side:
+    """Start the bare loop in `workers` plain processes; it trains until it is killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spec = spec_of(prepared, workers, steps, seed).model_dump_json()
-    began = time.time()
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+    spec = spec_of(prepared, workers, 10**6).model_dump_json()
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen(
+        psutil.Popen(
             [sys.executable, "-m", "benchmarks.train_loop", "--rank", str(rank), "--spec", spec],
-            env=environment,
-            stdout=subprocess.PIPE,
+            env={**os.environ, **place, "COUNTER": str(folder / f"bare{rank}")},
+            stderr=subprocess.DEVNULL,  # it ends by a signal
         )
         for rank in range(workers)
     ]
-    rows = [json.loads(rank.communicate(timeout=600)[0]) for rank in ranks]
-    first = rows[0]
-    cpu = sum(row["cpu"] for row in rows) / first["steps"]
-    return Speed(first["steps"] / first["wall"], 1000 * cpu, {"start": first["began"] - began})
+    return Side(folder / "bare0", ranks)
 
 
-def one_rank(spec: TrainingSpec, rank: int) -> dict[str, float]:
-    """Be one rank of the bare loop; returns its steady seconds."""
+def ours(folder: Path) -> Side:
+    """Return the training under Ray whose processes have signed in below `folder`."""
+    while not (counters := list(folder.glob("*/journal/1.step"))):
+        time.sleep(0.02)
+    side = Side(counters[0], [])
+    while side.done() < WARM:
+        time.sleep(0.02)
+    files = counters[0].parent.glob("1.rank*.json")
+    side.ranks = [psutil.Process(json.loads(path.read_bytes())["pid"]) for path in files]
+    side.others = offspring("TrainController")
+    return side
+
+
+def take_turns(prepared: Path, workers: int, steps: int, seconds: float) -> tuple[Side, Side, Any]:
+    """Train both ways until ours has ended; returns both sides and ours' result."""
+    from flows.training.ray_train import Trained, fit
+
+    found: list[Trained] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def train() -> None:
+            spec = spec_of(prepared, workers, steps)
+            found.append(fit(spec, run_id=None, tracking_uri=None, runs=folder))
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        mine = ours(folder)
+        mine.warm_up()
+        peer = bare(prepared, workers, folder)
+        try:
+            peer.warm_up()
+            while thread.is_alive():
+                mine.turn(seconds, lambda: not thread.is_alive())
+                if thread.is_alive():
+                    peer.turn(seconds, lambda: False)
+        finally:
+            mine.signal(signal.SIGCONT)
+            peer.signal(signal.SIGKILL)
+            for rank in peer.ranks:
+                rank.wait()
+            thread.join()
+    return mine, peer, found[0]
+
+
+def one_rank(spec: TrainingSpec, rank: int) -> None:
+    """Be one rank of the bare loop."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -148,20 +187,13 @@ def one_rank(spec: TrainingSpec, rank: int) -> dict[str, float]:
     loader = Loader(spec.prepared, "train", encode=model.encode, **place)
     wrapped = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    wall = cpu = began = 0.0
+    counter = os.open(os.environ["COUNTER"], os.O_RDWR | os.O_CREAT)
     for step in range(spec.training.steps):
-        if step == 0:
-            began = time.time()
-        if step == WARM:
-            wall, cpu = time.monotonic(), time.process_time()
         optimizer.zero_grad(set_to_none=True)
         wrapped(loader.batch(step)).total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    counted = spec.training.steps - WARM
-    end = {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
-    dist.destroy_process_group()
-    return {**end, "steps": counted, "began": began}
+        os.pwrite(counter, (step + 1).to_bytes(8, "little"), 0)
 
 
 def stock_start(workers: int) -> dict[str, float]:
@@ -222,66 +254,65 @@ class Processes(threading.Thread):
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=120)
+    options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--turn", type=float, default=4.0, help="seconds a turn")
     options.add_argument("--prepared", type=Path, default=Path("data/prepared/shapes"))
     options.add_argument("--stock", action="store_true", help="time Ray's own TorchTrainer too")
     options.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options.add_argument("--spec", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.spec:
-        print(json.dumps(one_rank(TrainingSpec.model_validate_json(given.spec), given.rank)))
-        return
-    compare(given)
+        one_rank(TrainingSpec.model_validate_json(given.spec), given.rank)
+    else:
+        compare(given)
 
 
 def compare(given: argparse.Namespace) -> None:
-    """Run the rounds and print the rows."""
+    """Train in turns and print the rows, then where the seconds of start-up went."""
     from infra.cluster import connect
 
     began = time.monotonic()
     connect(None, cpus=max(given.workers))
     print(f"a private Ray cluster starts in {time.monotonic() - began:.1f} s")
-    watch, prepared = Processes(), given.prepared.resolve()
-    print(
-        "| workers | steps/s ours | bare DDP | ratio | CPU-ms a step ours | bare | ratio | CPU beside |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    starts = []
+    watch, starts = Processes(), []
+    print("| workers | steps/s ours | bare DDP | ratio | CPU-ms a step ours | bare | ratio |")
+    print("|---|---|---|---|---|---|---|")
     for workers in given.workers:
-        pairs = []
-        for seed in range(given.rounds):
-            before = dict(watch.used)
-            ours = under_ray(prepared, workers, given.steps, seed)
-            starts.append((workers, ours.seconds, watch.since(before)))
-            pairs.append((ours, bare(prepared, workers, given.steps, seed)))
-        print(_row(workers, pairs))
-    for workers, seconds, processes in starts:
+        mine, peer, trained = take_turns(given.prepared.resolve(), workers, given.steps, given.turn)
+        starts.append((workers, trained.seconds))
+        print(_row(workers, mine, peer), flush=True)
+    for workers, seconds in starts:
+        print(f"seconds, {workers} workers: {json.dumps(seconds)}")
+    for workers in given.workers:
         print(
-            f"start-up, {workers} workers: {json.dumps(seconds)}; CPU seconds: {json.dumps(processes)}"
+            f"start-up, {workers} workers: {_start(given.prepared.resolve(), workers, watch)}",
+            flush=True,
         )
     for workers in given.workers if given.stock else []:
         before = dict(watch.used)
         seconds = stock_start(workers)
         print(
-            f"stock, {workers} workers: {json.dumps(seconds)}; CPU seconds: {json.dumps(watch.since(before))}"
+            f"stock, {workers} workers: {json.dumps(seconds)}, CPU s {json.dumps(watch.since(before))}"
         )
 
 
-def _row(workers: int, pairs: list[tuple[Speed, Speed]]) -> str:
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
+def _start(prepared: Path, workers: int, watch: Processes) -> str:
+    """Return the seconds of a training of two steps, and the CPU seconds of Ray's processes."""
+    from flows.training.ray_train import fit
 
-    rate = median([ours.steps_per_s for ours, _ in pairs])
-    peer = median([other.steps_per_s for _, other in pairs])
-    cpu = median([ours.cpu_ms_per_step for ours, _ in pairs])
-    peer_cpu = median([other.cpu_ms_per_step for _, other in pairs])
-    ratio = median([ours.steps_per_s / other.steps_per_s for ours, other in pairs])
-    cpu_ratio = median([other.cpu_ms_per_step / ours.cpu_ms_per_step for ours, other in pairs])
-    beside = median([ours.beside for ours, _ in pairs])
+    before = dict(watch.used)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = spec_of(prepared, workers, 2)
+        trained = fit(spec, run_id=None, tracking_uri=None, runs=Path(folder))
+    return f"{json.dumps(trained.seconds)}, CPU s {json.dumps(watch.since(before))}"
+
+
+def _row(workers: int, mine: Side, peer: Side) -> str:
+    rate, peer_rate = mine.steps / mine.wall, peer.steps / peer.wall
+    cpu, peer_cpu = 1000 * mine.cpu / mine.steps, 1000 * peer.cpu / peer.steps
     return (
-        f"| {workers} | {rate:.2f} | {peer:.2f} | {ratio:.3f} | {cpu:.1f} | {peer_cpu:.1f}"
-        f" | {cpu_ratio:.3f} | {beside:.1%} |"
+        f"| {workers} | {rate:.2f} | {peer_rate:.2f} | {rate / peer_rate:.3f}"
+        f" | {cpu:.1f} | {peer_cpu:.1f} | {peer_cpu / cpu:.3f} |"
     )
 
 

@@ -1,7 +1,5 @@
 """The ledger keeps every transition once, in order, and shows it when somebody changes one."""
 
-import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,27 +14,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import infra.database
 from infra.database import REVISION, Busy, DatabaseError, open_engine
 from infra.keys import Keys
 from infra.ledger import METADATA, Broken, Conflict, KeyReused, Ledger, LedgerError, Row
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh database, for tests that need many: a copy costs less than a migration."""
-    path = tmp_path_factory.mktemp("ledger") / "atelier.db"
-    Ledger(f"sqlite:///{path}").close()
-    return path
-
-
-@pytest.fixture
-def path(migrated: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(migrated, tmp_path / "atelier.db"))
 
 
 @pytest.fixture
@@ -302,126 +284,3 @@ def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
 def test_an_address_that_cannot_be_is_refused(url: str, message: str) -> None:
     with pytest.raises(DatabaseError, match=message):
         open_engine(url)
-
-
-VERSIONS = st.integers(1, 5)
-PLACES = st.sampled_from(
-    [(name, stage) for name in ("a", "b") for stage in ("staging", "production")]
-)
-
-
-class LedgerMachine(RuleBasedStateMachine):
-    """Any order of moves, stale moves and repeated moves leaves what a list of rows would hold."""
-
-    template: Path
-
-    @initialize()
-    def opens(self) -> None:
-        self.path = self.template.with_name(f"machine-{os.urandom(6).hex()}.db")
-        shutil.copy(self.template, self.path)
-        self.ledger = Ledger(f"sqlite:///{self.path}")
-        self.rows: list[Row] = []
-        self.calls: list[dict[str, Any]] = []
-
-    def expected(self, name: str, stage: str) -> Row | None:
-        return next(
-            (row for row in reversed(self.rows) if (row.name, row.stage) == (name, stage)), None
-        )
-
-    @rule(place=PLACES, version=VERSIONS | st.none(), forced=st.booleans())
-    def moves(self, place: tuple[str, str], version: int | None, forced: bool) -> None:
-        head = self.expected(*place)
-        call = {
-            "name": place[0],
-            "stage": place[1],
-            "to_version": version,
-            "to_digest": None if version is None else "d" * version,
-            "expected_epoch": head.epoch if head else 0,
-            "key": f"call-{len(self.calls)}",
-            "actor": "anna",
-            "report": {"metrics": {"alignment": 0.5}} if forced else None,
-            "forced": forced,
-        }
-        row = self.ledger.transition(**call)  # type: ignore[arg-type]
-        assert row.from_version == (head.to_version if head else None)
-        self.rows.append(row)
-        self.calls.append(call)
-
-    @rule(place=PLACES, off=st.sampled_from([-2, -1, 1, 3]))
-    def moves_on_a_stale_view(self, place: tuple[str, str], off: int) -> None:
-        head = self.expected(*place)
-        epoch = max(0, (head.epoch if head else 0) + off)
-        if epoch != (head.epoch if head else 0):
-            with pytest.raises(Conflict) as lost:
-                move(self.ledger, 1, epoch, name=place[0], stage=place[1], key="stale")
-            assert lost.value.winner == head
-
-    @precondition(lambda self: self.calls)
-    @rule(which=st.integers(0))
-    def repeats(self, which: int) -> None:
-        index = which % len(self.calls)
-        assert self.ledger.transition(**self.calls[index]) == self.rows[index]
-
-    @precondition(lambda self: self.calls)
-    @rule(which=st.integers(0))
-    def takes_a_key_again(self, which: int) -> None:
-        with pytest.raises(KeyReused):
-            self.ledger.transition(**{**self.calls[which % len(self.calls)], "actor": "eve"})
-
-    @invariant()
-    def agrees_with_the_list(self) -> None:
-        places = [(name, stage) for name in ("a", "b") for stage in ("production", "staging")]
-        expected = {place: self.expected(*place) for place in places}
-        for (name, stage), row in expected.items():
-            assert self.ledger.head(name, stage) == row  # type: ignore[arg-type]
-        assert self.ledger.heads() == [row for row in expected.values() if row]
-        assert self.ledger.verify() == len(self.rows)
-
-    def teardown(self) -> None:
-        self.ledger.close()
-        for file in self.path.parent.glob(f"{self.path.name}*"):
-            file.unlink()
-
-
-def test_any_order_of_calls_leaves_a_whole_ledger(migrated: Path) -> None:
-    machine = type("Machine", (LedgerMachine,), {"template": migrated})
-    quick = settings(
-        max_examples=25,
-        stateful_step_count=20,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    machine.TestCase.settings = quick
-    machine.TestCase().runTest()
-
-
-PROMOTERS = Path(__file__).with_name("promoters.py")
-
-
-@pytest.mark.slow
-def test_four_racing_promoters_lose_and_double_nothing_while_they_are_killed(
-    path: Path, tmp_path: Path, record_property: Any
-) -> None:
-    url, seconds = f"sqlite:///{path}", 12
-    command = [sys.executable, str(PROMOTERS), url, str(tmp_path), str(seconds)]
-    kills = int(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
-    ledger = Ledger(url)
-    rows = {row.id: row for row in ledger.history("shapes")}
-    answered, conflicts = 0, 0
-    for log in tmp_path.glob("promoter-*.log"):
-        # a line that a kill cut short was no answer
-        for line in log.read_text().split("\n")[:-1]:
-            verb, *rest = line.split()
-            conflicts += verb == "conflict"
-            if verb == "moved":
-                version, row = int(rest[0]), rows[int(rest[1])]
-                assert row.to_version == version, "an answered transition is lost or altered"
-                answered += 1
-    versions = [row.to_version for row in rows.values()]
-    assert len(versions) == len(set(versions)), "a transition was made twice"
-    assert ledger.verify() == len(rows) >= answered > 0
-    assert kills > 20
-    record_property("kills", kills)
-    record_property("transitions", len(rows))
-    record_property("conflicts", conflicts)
-    print(f"{kills} kills, {len(rows)} transitions, {conflicts} conflicts")  # noqa: T201
