@@ -79,7 +79,8 @@ def test_a_recipe_goes_from_data_to_a_picture_and_back(workshop: Workshop) -> No
 
     picture = workshop.folder / "three.png"
     workshop.run("generate", "tiny", "three", "-o", str(picture), "--seed", "7")
-    assert Image.open(picture).size == (8, 8)
+    with Image.open(picture) as painted:
+        assert painted.size == (8, 8)
     assert receipts.read(picture).version == f"tiny:{first}"
     assert workshop.json("verify", str(picture))["run"]
 
