@@ -29,7 +29,8 @@ def main() -> None:
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, LookupError) as error:
         _keep_traceback()
-        message = " ".join(str(error).split()) or type(error).__name__
+        lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+        message = "\n  ".join(lines) or type(error).__name__
         console.print(f"error: {message}", style="red", markup=False)
         sys.exit(1)
 

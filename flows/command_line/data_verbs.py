@@ -47,26 +47,27 @@ def list_datasets(as_json: AsJson = False) -> None:
 def prepare(
     name: Name,
     path: Annotated[
-        Path | None, typer.Option(help="`folder`: where your captioned pictures are.")
+        Path | None,
+        typer.Option(help="Where the files are: of `folder`, or of a dataset like mnist."),
     ] = None,
     as_name: Annotated[
         str,
         typer.Option("--name", help="`folder`: what to call them; the folder's name if not given."),
     ] = "",
-    image_size: Annotated[int, typer.Option(help="`folder`: pixels a side, 8 to 1024.")] = 32,
+    image_size: Annotated[int, typer.Option(help="`folder`: pixels a side, 8 to 512.")] = 32,
 ) -> None:
     """Make, check and shard a dataset; repeats only what changed."""
-    from data.catalog import add_folder
+    from data.catalog import add_folder, point
     from data.catalog import prepare as repeat_stages
 
     project = settings().project
-    if path is not None:
-        if name != "folder":
-            raise ValueError(f"--path goes with `folder`, not with {name!r}")
+    if name == "folder":
+        if path is None:
+            raise ValueError("which folder? `atelier data prepare folder --path DIR`")
         name = as_name or re.sub(r"[^a-z0-9]+", "-", path.resolve().name.lower()).strip("-")
         add_folder(name, path, image_size, project)
-    elif name == "folder":
-        raise ValueError("which folder? `atelier data prepare folder --path DIR`")
+    elif path is not None:
+        point(name, path, project)
     ready = repeat_stages(name, project)
     splits = ", ".join(f"{split} {s['rows']}" for split, s in ready.header["splits"].items())
     did = f"ran {', '.join(ready.ran)}" if ready.ran else "nothing changed"
