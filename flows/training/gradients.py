@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET_BYTES: Final = 8 << 20
+BUCKETS: Final = 8
+SMALLEST, LARGEST = 256 << 10, 16 << 20  # bytes of a bucket
 
 
 class Bucket:
@@ -94,10 +95,12 @@ class Gradients:
 
 def _groups(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Return the parameters in the order in which backward reaches them, cut into buckets of one dtype."""
+    total = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    limit = min(max(total // BUCKETS, SMALLEST), LARGEST)
     groups: list[list[nn.Parameter]] = []
     size = 0
     for parameter in reversed(parameters):
-        full = size >= BUCKET_BYTES or (groups and groups[-1][0].dtype != parameter.dtype)
+        full = size >= limit or (groups and groups[-1][0].dtype != parameter.dtype)
         if not groups or full:
             groups.append([])
             size = 0

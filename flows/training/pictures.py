@@ -41,7 +41,8 @@ def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]
     request = Request(seeds=tuple(range(count)), prompts=prompts, low_BCHW=low)
     training = model.training
     model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
+    device = batch["pixels"].device
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         pixels = model.sample(request)
     model.train(training)
     return png(grid(pixels.float().cpu()))

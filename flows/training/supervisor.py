@@ -18,7 +18,7 @@ STARTS_WITHOUT_PROGRESS: Final = 3
 NOTE_EVERY_S: Final = 10.0
 POLL_S: Final = 0.5
 RAY_TRAIN_SETTINGS: Final = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the poll that sees an end or a death; Ray's own: 2
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the poll that sees an end or a death; Ray's own: 2
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # a stopped process; Ray's own: 600
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # a busy cluster is waited for, an impossible one refused before
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
