@@ -39,17 +39,20 @@ class Side:
     steps: int = 0
     wall: float = 0.0
     cpu: float = 0.0
+    cpu_beside: float = 0.0  # of `others`
 
     def turn(self, seconds: float, over: Callable[[], bool]) -> None:
         """Run for a while, and count; a turn in which training ended does not count."""
         self.signal(signal.SIGCONT)
-        step, began, cpu = self.done(), time.monotonic(), self._cpu()
+        step, began = self.done(), time.monotonic()
+        cpu, beside = cpu_of(self.ranks), cpu_of(self.others)
         while time.monotonic() < began + seconds and not over():
             time.sleep(0.02)
         if not over():
             self.steps += self.done() - step
             self.wall += time.monotonic() - began
-            self.cpu += self._cpu() - cpu
+            self.cpu += cpu_of(self.ranks) - cpu
+            self.cpu_beside += cpu_of(self.others) - beside
             self.signal(signal.SIGSTOP)
 
     def done(self) -> int:
@@ -70,10 +73,12 @@ class Side:
             time.sleep(0.02)
         self.signal(signal.SIGSTOP)
 
-    def _cpu(self) -> float:
-        with suppress(psutil.Error):  # training ended: the turn will not count
-            return float(sum(sum(process.cpu_times()[:2]) for process in self.ranks))
-        return 0.0
+
+def cpu_of(processes: list[psutil.Process]) -> float:
+    """Return the CPU seconds that processes have used."""
+    with suppress(psutil.Error):  # one has ended: the turn will not count
+        return float(sum(sum(process.cpu_times()[:2]) for process in processes))
+    return 0.0
 
 
 def spec_of(prepared: Path, workers: int, steps: int) -> TrainingSpec:
@@ -275,8 +280,10 @@ def compare(given: argparse.Namespace) -> None:
     connect(None, cpus=max(given.workers))
     print(f"a private Ray cluster starts in {time.monotonic() - began:.1f} s")
     watch, starts = Processes(), []
-    print("| workers | steps/s ours | bare DDP | ratio | CPU-ms a step ours | bare | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| workers | steps/s ours | bare DDP | ratio | CPU-ms a step ours | bare | ratio | controller's |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for workers in given.workers:
         mine, peer, trained = take_turns(given.prepared.resolve(), workers, given.steps, given.turn)
         starts.append((workers, trained.seconds))
@@ -309,10 +316,11 @@ def _start(prepared: Path, workers: int, watch: Processes) -> str:
 
 def _row(workers: int, mine: Side, peer: Side) -> str:
     rate, peer_rate = mine.steps / mine.wall, peer.steps / peer.wall
+    beside = 1000 * mine.cpu_beside / mine.steps
     cpu, peer_cpu = 1000 * mine.cpu / mine.steps, 1000 * peer.cpu / peer.steps
     return (
         f"| {workers} | {rate:.2f} | {peer_rate:.2f} | {rate / peer_rate:.3f}"
-        f" | {cpu:.1f} | {peer_cpu:.1f} | {peer_cpu / cpu:.3f} |"
+        f" | {cpu:.1f} | {peer_cpu:.1f} | {peer_cpu / cpu:.3f} | {beside:.1f} |"
     )
 
 

@@ -3,7 +3,6 @@
 It is the truth about what is served: `head(name, "production")` names the version, and MLflow's aliases only follow it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +13,13 @@ from typing import Any, Final, Literal, Self, TypeAlias, get_args
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from infra.chain import LedgerError, canonical, check, hash_of, move, sha256, stamp
 from infra.database import METADATA, open_engine, reading, writing
 from infra.storage import faultpoint
 
-Stage: TypeAlias = Literal["staging", "production"]
+Stage: TypeAlias = Literal["staging", "production", "canary", "shadow"]
+"""Where a version can stand. `canary` and `shadow` last as long as a rollout does: it ends with None."""
 STAGES: Final[tuple[str, ...]] = get_args(Stage)
-GENESIS: Final = "0" * 64
 SEEN: Final = 1000  # rows kept in memory for head()
 
 TRANSITIONS: Final = sa.Table(
@@ -40,6 +40,7 @@ TRANSITIONS: Final = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("report", sa.Text),
     sa.Column("forced", sa.Boolean, nullable=False),
+    sa.Column("approvals", sa.Text),
     sa.Column("prev_hash", sa.String(64), nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
     sa.UniqueConstraint("name", "stage", "epoch"),
@@ -53,10 +54,6 @@ TIP: Final = sa.Table(
 )
 
 
-class LedgerError(ValueError):
-    """A transition that cannot be made."""
-
-
 class Conflict(LedgerError):
     """Somebody else moved this stage first; `winner` is the row that stands (None: there is none yet)."""
 
@@ -67,10 +64,6 @@ class Conflict(LedgerError):
 
 class KeyReused(LedgerError):
     """The idempotency key was used before, for something else."""
-
-
-class Broken(LedgerError):
-    """The table is not what was written: a row was altered, inserted or removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +82,7 @@ class Row:
     reason: str
     report: Mapping[str, Any] | None
     forced: bool
+    approvals: Sequence[Mapping[str, Any]] | None
     prev_hash: str
     hash: str
 
@@ -103,9 +97,10 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         # asked for every request: compiled once, and a row that was read once is known by its hash
-        compiled = _newest(TRANSITIONS.c.hash).compile(self._engine)
-        self._head_sql, self._head_order = str(compiled), compiled.positiontup
-        self._head_values = compiled.params
+        compiled = sa.union_all(*(_newest(place) for place in STAGES)).compile(
+            self._engine, compile_kwargs={"render_postcompile": True}
+        )
+        self._standing_sql, self._standing_order = str(compiled), compiled.positiontup
         self._seen: dict[str, Row] = {}
 
     def __enter__(self) -> Self:
@@ -136,6 +131,7 @@ class Ledger:
         reason: str = "",
         report: Mapping[str, Any] | None = None,
         forced: bool = False,
+        approvals: Sequence[Mapping[str, Any]] | None = None,
     ) -> Row:
         """Move a stage to a version if nobody moved it since `expected_epoch`; return the durable row.
 
@@ -150,6 +146,7 @@ class Ledger:
             reason: Why, in words.
             report: The gate's report; JSON values.
             forced: Moved against the gate.
+            approvals: Who approved it, when and why; JSON values.
 
         Raises:
             Conflict: another transition came first; the message says whose, when and to what.
@@ -164,11 +161,12 @@ class Ledger:
             "to_digest": to_digest,
             "actor": actor,
             "reason": reason,
-            "report": None if report is None else _canonical(report),
+            "report": None if report is None else canonical(report),
             "forced": forced,
+            "approvals": None if approvals is None else canonical(approvals),
         }
         _check(asked, key, expected_epoch)
-        body = _sha256(_canonical({**asked, "expected_epoch": expected_epoch}))
+        body = sha256(canonical({**asked, "expected_epoch": expected_epoch}))
         with writing(self._engine) as connection:
             # on Postgres the tip's row lock makes writers take turns; SQLite's lock is held already
             tip = connection.execute(sa.select(TIP).with_for_update()).one()
@@ -176,7 +174,7 @@ class Ledger:
                 connection, sa.select(TRANSITIONS).where(TRANSITIONS.c.key == key)
             ):
                 return _replay(earlier, key, body)
-            head = _first(connection, _newest(TRANSITIONS), {"n": name, "s": stage})
+            head = _head(connection, name, stage)
             if (head["epoch"] if head else 0) != expected_epoch:
                 raise _conflict(head, name, stage, expected_epoch)
             row = _append(connection, tip, head, {**asked, "key": key, "body": body})
@@ -186,23 +184,26 @@ class Ledger:
 
     def head(self, name: str, stage: Stage) -> Row | None:
         """Return the newest transition of a stage, or None where there never was one."""
-        asked = {**self._head_values, "n": name, "s": stage}
-        order = self._head_order
+        return self.standing(name).get(stage)
+
+    def standing(self, name: str) -> dict[str, Row]:
+        """Return the newest transition of each of a name's stages, all as of one moment."""
+        order = self._standing_order
         with reading(self._engine) as connection:
-            digest = connection.exec_driver_sql(
-                self._head_sql, tuple(asked[which] for which in order) if order else asked
-            ).scalar()
-            if digest is None:
-                return None
-            if digest not in self._seen:
-                found = _first(
-                    connection, sa.select(TRANSITIONS).where(TRANSITIONS.c.hash == digest)
-                )
-                assert found is not None, "rows are never removed"
-                if len(self._seen) >= SEEN:
-                    self._seen.clear()
-                self._seen[digest] = _row(found)
-            return self._seen[digest]
+            found = connection.exec_driver_sql(
+                self._standing_sql, (name,) * len(order) if order else {"n": name}
+            )
+            return {stage: self._known(connection, digest) for stage, digest in found}
+
+    def _known(self, connection: Connection, digest: str) -> Row:
+        if digest not in self._seen:
+            query = sa.select(TRANSITIONS).where(TRANSITIONS.c.hash == digest)
+            found = _first(connection, query)
+            assert found is not None, "rows are never removed"
+            if len(self._seen) >= SEEN:
+                self._seen.clear()
+            self._seen[digest] = _row(found)
+        return self._seen[digest]
 
     def heads(self) -> list[Row]:
         """Return every stage's newest transition, by name and stage."""
@@ -232,7 +233,7 @@ class Ledger:
         here = (TRANSITIONS.c.name == name) & (TRANSITIONS.c.stage == stage)
         query = (
             sa.select(TRANSITIONS)
-            .where(here, TRANSITIONS.c.at <= _stamp(when))
+            .where(here, TRANSITIONS.c.at <= stamp(when))
             .order_by(TRANSITIONS.c.epoch.desc())
             .limit(1)
         )
@@ -254,7 +255,7 @@ class Ledger:
                 .order_by(TRANSITIONS.c.id)
             )
             rows = [dict(row) for row in connection.execute(query).mappings()]
-        return _verify_chain(rows, tip.rows, tip.hash)
+        return check(rows, tip.rows, tip.hash)
 
     def _rows(self, query: sa.Select[Any]) -> list[Row]:
         with reading(self._engine) as connection:
@@ -280,23 +281,32 @@ def _check(asked: Mapping[str, Any], key: str, expected_epoch: int) -> None:
         raise LedgerError(f"epochs count from 0, got {expected_epoch}")
 
 
-def _newest(*columns: sa.Table | sa.Column[Any]) -> sa.Select[Any]:
-    """Select these columns of the newest transition of name `n` and stage `s`."""
-    here = (TRANSITIONS.c.name == sa.bindparam("n")) & (TRANSITIONS.c.stage == sa.bindparam("s"))
-    return sa.select(*columns).where(here).order_by(TRANSITIONS.c.epoch.desc()).limit(1)
+def _newest(place: str) -> sa.Select[Any]:
+    """Select stage and hash of the newest transition of name `n` in a place: two steps into an index."""
+    row, other = TRANSITIONS.alias(), TRANSITIONS.alias()
+    name: sa.BindParameter[str] = sa.bindparam("n")
+    stage: sa.ColumnElement[str] = sa.literal_column(f"'{place}'")  # one of STAGES
+    last = sa.select(sa.func.max(other.c.epoch)).where(other.c.name == name, other.c.stage == stage)
+    return sa.select(row.c.stage, row.c.hash).where(
+        row.c.name == name, row.c.stage == stage, row.c.epoch == last.scalar_subquery()
+    )
 
 
-def _first(
-    connection: Connection, query: sa.Select[Any], values: Mapping[str, str] | None = None
-) -> dict[str, Any] | None:
-    found = connection.execute(query, values).mappings().first()
+def _head(connection: Connection, name: str, stage: str) -> dict[str, Any] | None:
+    here = (TRANSITIONS.c.name == name) & (TRANSITIONS.c.stage == stage)
+    newest = sa.select(TRANSITIONS).where(here).order_by(TRANSITIONS.c.epoch.desc()).limit(1)
+    return _first(connection, newest)
+
+
+def _first(connection: Connection, query: sa.Select[Any]) -> dict[str, Any] | None:
+    found = connection.execute(query).mappings().first()
     return dict(found) if found else None
 
 
 def _replay(earlier: Mapping[str, Any], key: str, body: str) -> Row:
     if earlier["body"] != body:
         raise KeyReused(
-            f"key {key!r} was used at {earlier['at']} for {_move(earlier)}, not for this; take a new key"
+            f"key {key!r} was used at {earlier['at']} for {move(earlier)}, not for this; take a new key"
         )
     return _row(earlier)
 
@@ -309,18 +319,10 @@ def _conflict(head: Mapping[str, Any] | None, name: str, stage: str, expected: i
             None,
         )
     return Conflict(
-        f"{head['actor']} was first: {_move(head)} at {head['at']} (epoch {head['epoch']}, "
+        f"{head['actor']} was first: {move(head)} at {head['at']} (epoch {head['epoch']}, "
         f"you expected {expected}); look at `atelier history {name}` and decide again",
         _row(head),
     )
-
-
-def _move(row: Mapping[str, Any]) -> str:
-    before, after = (
-        "nothing" if row[side] is None else f"{row['name']}:{row[side]}"
-        for side in ("from_version", "to_version")
-    )
-    return f"{row['stage']} from {before} to {after}"
 
 
 def _append(
@@ -336,54 +338,19 @@ def _append(
         "from_version": head["to_version"] if head else None,
         "epoch": head["epoch"] + 1 if head else 1,
         # a clock that was set back does not reorder history
-        "at": max(_stamp(datetime.now(UTC)), last or ""),
+        "at": max(stamp(datetime.now(UTC)), last or ""),
         "prev_hash": tip.hash,
     }
-    row["hash"] = _hash(row)
+    row["hash"] = hash_of(row)
     connection.execute(sa.insert(TRANSITIONS), row)
     connection.execute(sa.update(TIP).values(rows=row["id"], hash=row["hash"]))
     return row
 
 
-def _verify_chain(rows: Sequence[Mapping[str, Any]], count: int, last: str) -> int:
-    before = GENESIS
-    epochs: dict[tuple[str, str], int] = {}
-    held: dict[tuple[str, str], int | None] = {}
-    for expected, row in enumerate(rows, start=1):
-        at, place = row["id"], (row["name"], row["stage"])
-        if at != expected:
-            raise Broken(f"ledger row {expected} is missing: row {at} comes in its place")
-        if row["prev_hash"] != before:
-            raise Broken(f"ledger row {at} does not follow row {at - 1}: its prev_hash differs")
-        if row["hash"] != _hash(row):
-            raise Broken(f"ledger row {at} ({_move(row)}) was altered: its hash differs")
-        if row["epoch"] != epochs.get(place, 0) + 1 or row["from_version"] != held.get(place):
-            raise Broken(f"ledger row {at} ({_move(row)}) skips an epoch of {row['name']}")
-        before, epochs[place], held[place] = row["hash"], row["epoch"], row["to_version"]
-    if (len(rows), before) != (count, last):
-        raise Broken(f"ledger row {len(rows) + 1} is missing: {count} rows were written")
-    return len(rows)
-
-
 def _row(values: Mapping[str, Any]) -> Row:
     fields = {name: values[name] for name in Row.__dataclass_fields__}
-    report = values["report"]
-    fields["report"] = None if report is None else json.loads(report)
+    for name in ("report", "approvals"):
+        text = values[name]
+        fields[name] = None if text is None else json.loads(text)
     fields["at"] = datetime.fromisoformat(values["at"])
     return Row(**fields)
-
-
-def _hash(row: Mapping[str, Any]) -> str:
-    return _sha256(_canonical({name: value for name, value in row.items() if name != "hash"}))
-
-
-def _canonical(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _stamp(when: datetime) -> str:
-    return when.astimezone(UTC).isoformat(timespec="microseconds")

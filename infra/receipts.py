@@ -46,6 +46,8 @@ class Receipt(Strict):
     endpoint: str
     version: Annotated[str, Field(pattern=r"^[^:@]+:[0-9]+$")]  # the pipeline version, "shapes:4"
     digest: Digest
+    place: str | None = None  # of the ledger: "production", "canary"; None: asked for by number
+    epoch: Annotated[int, Field(ge=0)] = 0  # of the ledger's row for that place; 0 without one
     stages: tuple[StageReceipt, ...]
     prompt: str = ""
     seed: int

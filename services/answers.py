@@ -144,6 +144,8 @@ class Answer:
             endpoint=endpoint.name,
             version=endpoint.ref,
             digest=endpoint.digest,
+            place=endpoint.stage,
+            epoch=endpoint.epoch,
             stages=tuple(
                 StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
                 for stage in endpoint.plan.stages

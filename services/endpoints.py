@@ -83,7 +83,8 @@ class Endpoint:
     name: str
     number: int
     digest: str
-    stage: str | None  # production, staging, or None for a version by number
+    stage: str | None  # production, staging, canary, shadow, or None for a version by number
+    epoch: int  # of the ledger's row; 0 for a version by number
     created: int  # unix seconds
     plan: Plan
 
@@ -148,7 +149,11 @@ class Endpoints:
         Raises:
             ApiError: 503 when ledger or registry cannot be reached.
         """
-        rows = [row for row in _asking(self._ledger.heads) if row.to_version is not None]
+        rows = [
+            row
+            for row in _asking(self._ledger.heads)
+            if row.to_version is not None and row.stage in {"production", "staging"}
+        ]
         return [
             self._endpoint(
                 row.name if row.stage == "production" else f"{row.name}@{row.stage}", row
@@ -186,14 +191,16 @@ class Endpoints:
             raise unknown(model)
         plan = self._plan(version.ref, version.digest)
         created = int(version.created.timestamp())
-        return Endpoint(model, version.name, version.number, version.digest, None, created, plan)
+        return Endpoint(model, version.name, version.number, version.digest, None, 0, created, plan)
 
     def _endpoint(self, model: str, row: Row) -> Endpoint:
         assert row.to_version is not None
         assert row.to_digest is not None
         plan = self._plan(f"{row.name}:{row.to_version}", row.to_digest)
         created = int(row.at.timestamp())
-        return Endpoint(model, row.name, row.to_version, row.to_digest, row.stage, created, plan)
+        return Endpoint(
+            model, row.name, row.to_version, row.to_digest, row.stage, row.epoch, created, plan
+        )
 
     def _plan(self, ref: str, digest: str) -> Plan:
         if digest not in self._plans:

@@ -22,7 +22,7 @@ from models.parts.rows import join, take
 from services.work import Pictures
 
 BUCKETS: Final = (4, 8, 16)
-"""Batch sizes that give equal bits on CPUs; 1 to 3 rows run other kernels."""
+"""Batch sizes that give equal bits on every CPU seen; `services.versions.agreeing` finds a model's own."""
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
 
 

@@ -48,7 +48,7 @@ class Arguments(BaseModel):
     max_queued: int = Field(default=256, ge=1)  # pictures that wait at a stage
     device: str = "auto"
     threads: int = 1
-    buckets: tuple[int, ...] = (4, 8, 16)
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
 
     def for_stages(self) -> dict[str, Any]:
         """Return the stages' own arguments."""

@@ -32,7 +32,7 @@ class StageArguments(BaseModel):
     cache: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, le=64)  # of one step
-    buckets: tuple[int, ...] = (4, 8, 16)
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
     max_waiting: int = Field(default=256, ge=1)  # rows
     max_bytes: int = Field(default=4 * 2**30, ge=1)  # of loaded versions
 

@@ -136,14 +136,14 @@ class Versions:
 
 
 def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
-    """Return the batch sizes whose rows equal, bit for bit, those of the smallest one, on this device.
+    """Return the batch sizes whose rows equal, bit for bit, those of the largest one, on this device.
 
     Two steps over as many rows as the largest batch has; a size that differs is left out.
     """
     count = buckets[-1]
-    smallest = _trial(model, count, buckets[0])
-    agreed = [size for size in buckets[1:] if torch.equal(_trial(model, count, size), smallest)]
-    return (buckets[0], *agreed)
+    largest = _trial(model, count, count)
+    agreed = [size for size in buckets[:-1] if torch.equal(_trial(model, count, size), largest)]
+    return (*agreed, count)
 
 
 @torch.no_grad()

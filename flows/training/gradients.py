@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKETS: Final = 8
-SMALLEST, LARGEST = 256 << 10, 16 << 20  # bytes of a bucket
+SMALLEST, LARGEST = 1 << 20, 16 << 20  # bytes of a bucket
 
 
 class Bucket:

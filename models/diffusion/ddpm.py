@@ -351,19 +351,22 @@ class DDPM(Family):
         }
 
     def _guided(self, rows: Rows, times_B3: Tensor) -> Tensor:
-        """Return eps, v or flow with classifier-free guidance.
+        """Return eps, v or flow with classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
 
-        The unconditional pass is a second call and not a doubled batch: a row's arithmetic then
-        does not depend on whether its neighbours are guided.
+        A model with text takes both predictions in one call of twice the rows, whatever the
+        guidance: the size of the call, and with it a row's bits, does not depend on its neighbours.
         """
-        x, context, low = rows["x"], rows.get("context"), None
+        x, low = rows["x"], None
         if "low" in rows:
-            low = (rows["low"], torch.full_like(times_B3[:, 0], self.config.low_noise_sampling))
-        prediction: Tensor = self.network(x, times_B3, context, low)
-        if self.text is None or bool((rows["guidance"] == 1).all()):
-            return prediction
-        null = self.text.null_1TD.expand(len(x), -1, -1)
-        without: Tensor = self.network(x, times_B3, null, low)
+            level_B = torch.full_like(times_B3[:, 0], self.config.low_noise_sampling)
+            low = (rows["low"], level_B)
+        if self.text is None:
+            alone: Tensor = self.network(x, times_B3, None, low)
+            return alone
+        context = torch.cat([rows["context"], self.text.null_1TD.expand(len(x), -1, -1)])
+        doubled = None if low is None else (low[0].repeat(2, 1, 1, 1), low[1].repeat(2))
+        both: Tensor = self.network(x.repeat(2, 1, 1, 1), times_B3.repeat(2, 1), context, doubled)
+        prediction, without = both.chunk(2)
         scale = rows["guidance"].to(x.device)[:, None, None, None]
         return torch.where(scale == 1, prediction, without + scale * (prediction - without))
 

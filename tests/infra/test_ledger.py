@@ -16,9 +16,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import infra.database
+from infra.chain import Broken, LedgerError
 from infra.database import REVISION, Busy, DatabaseError, open_engine
 from infra.keys import Keys
-from infra.ledger import METADATA, Broken, Conflict, KeyReused, Ledger, LedgerError, Row
+from infra.ledger import METADATA, Conflict, KeyReused, Ledger, Row
 
 
 @pytest.fixture

@@ -204,14 +204,13 @@ def test_taking_rows_keeps_their_order_and_a_mask_selects() -> None:
         join([])
 
 
-def test_guidance_one_is_one_pass_a_step_and_more_are_two() -> None:
+def test_a_step_is_one_call_of_twice_the_rows_whatever_the_guidance() -> None:
     made = painter()
-    calls: list[int] = []
-    made.network.register_forward_hook(lambda *_: calls.append(1))
-    for guidance, passes in ((1.0, 1), (2.0, 2)):
-        calls.clear()
-        made.step(made.begin(Request(seeds=(1,), prompts=("red",), guidance=guidance)))
-        assert len(calls) == passes
+    sizes: list[int] = []
+    made.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    for guidance in (1.0, 2.0):
+        made.step(made.begin(Request(seeds=(1, 2), prompts=("red",) * 2, guidance=guidance)))
+    assert sizes == [4, 4]
 
 
 def test_guidance_moves_away_from_the_unconditional_prediction_along_the_line() -> None:

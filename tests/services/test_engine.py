@@ -86,9 +86,25 @@ def test_a_seed_gives_the_same_bits_alone_and_among_others(
         np.testing.assert_array_equal(inbox.pictures(len(request.seeds)), before)
 
 
-@pytest.mark.parametrize("kind", ["base", "upscaler", "vae"])
-def test_the_buckets_give_equal_bits(networks: Callable[..., Family], kind: str) -> None:
-    assert agreeing(networks(kind), (4, 8, 16)) == (4, 8, 16)
+@pytest.mark.parametrize(("kind", "least"), [("base", 2), ("upscaler", 4), ("vae", 4)])
+def test_batches_of_four_and_more_give_equal_bits_and_of_two_where_text_doubles_the_call(
+    networks: Callable[..., Family], kind: str, least: int
+) -> None:
+    agreed = agreeing(networks(kind), (1, 2, 4, 8, 16))
+    assert set(agreed) >= {size for size in (2, 4, 8, 16) if size >= least}
+
+
+def test_the_sizes_that_agree_give_a_seed_its_bits_alone_and_among_others(
+    engine: Engine, base: Family
+) -> None:
+    sizes = agreeing(base, (1, 2, 4, 8, 16))
+    pictures = []
+    for request in (order(5), order(4, 5), order(3, 4, 5), order(*range(5, 17))):
+        inbox = Inbox()
+        engine.submit(base, request, inbox.put, buckets=sizes)
+        pictures.append(inbox.pictures(len(request.seeds))[request.seeds.index(5)])
+    for picture in pictures[1:]:
+        np.testing.assert_array_equal(picture, pictures[0])
 
 
 def test_a_batch_size_that_changes_the_bits_is_left_out(base: Family) -> None:
