@@ -5,7 +5,14 @@ import traceback
 
 import typer
 
-from flows.command_line import data_verbs, stack_verbs, training_verbs, version_verbs
+from flows.command_line import (
+    data_verbs,
+    lineage_verbs,
+    promotion_verbs,
+    stack_verbs,
+    training_verbs,
+    version_verbs,
+)
 from flows.command_line.terminal import console
 from infra.settings import settings
 
@@ -15,7 +22,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verbs in (training_verbs, version_verbs, stack_verbs, data_verbs):
+for verbs in (
+    training_verbs,
+    promotion_verbs,
+    version_verbs,
+    lineage_verbs,
+    stack_verbs,
+    data_verbs,
+):
     verbs.register(app)
 
 

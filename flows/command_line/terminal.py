@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Ref = Annotated[str, typer.Argument(metavar="NAME[:v|@alias]")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=c", help="Override a recipe field (YAML value)."),

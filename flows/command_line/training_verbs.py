@@ -106,7 +106,7 @@ def demo(overrides: Overrides = None) -> None:
             ("flows (Prefect)", here.prefect_url.removesuffix("/api")),
             ("runs and versions (MLflow)", here.mlflow_uri),
             ("cluster (Ray)", dashboard),
-            ("API", f"{here.gateway_url}  (docs: {here.gateway_url.removesuffix('/v1')}/docs)"),
+            ("API", f"{here.gateway_url}  (schema: /v1/openapi.json)"),
             ("data report", here.state / "reports" / f"{wanted.data.name}.html"),
         ],
     )

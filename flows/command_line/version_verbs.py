@@ -1,19 +1,17 @@
-"""`models`, `show`, `history`, `promote`, `rollback`, `verify`, `generate`: the verbs about versions."""
+"""`models`, `show`, `generate`: the verbs about versions."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from flows.command_line.terminal import AsJson, console, ready, show_json, show_table, use_stack
-
-Ref = Annotated[str, typer.Argument(metavar="NAME[:v|@alias]")]
+from flows.command_line.terminal import AsJson, Ref, console, show_json, show_table, use_stack
 
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (models, show, history, promote, rollback, verify, generate):
+    for verb in (models, show, generate):
         app.command()(verb)
 
 
@@ -82,122 +80,6 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
 
     console.print(Markdown((directory / "card.md").read_text()))
     console.print(f"\n{version.ref}  sha256 {version.digest}\nfiles: {directory}", style="dim")
-
-
-def history(name: str, as_json: AsJson = False) -> None:
-    """Show every transition of a name: who, when, from, to, why."""
-    from flows.workshop import ledger
-
-    rows = ledger().history(name)
-    if as_json:
-        fields = (
-            "id",
-            "stage",
-            "from_version",
-            "to_version",
-            "at",
-            "actor",
-            "reason",
-            "forced",
-            "hash",
-        )
-        show_json([{field: getattr(row, field) for field in fields} for row in rows])
-        return
-    show_table(
-        f"history of {name}",
-        ("when (UTC)", "place", "from", "to", "who", "why", "hash"),
-        [
-            (
-                f"{row.at:%Y-%m-%d %H:%M:%S}",
-                row.stage,
-                row.from_version or "-",
-                row.to_version or "-",
-                row.actor,
-                f"forced: {row.reason}" if row.forced else row.reason,
-                row.hash[:10],
-            )
-            for row in rows
-        ],
-    )
-    console.print(f"chain verified: {ledger().verify()} rows", style="dim")
-
-
-def promote(
-    ref: Ref,
-    to: Annotated[Literal["staging", "production"], typer.Option(help="Where to.")] = "production",
-    force: Annotated[
-        str, typer.Option(help="A reason for passing over the gate; it is recorded.")
-    ] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Promote a pipeline version behind its gate; requests move to it without a failed one."""
-    ready()
-    from flows.promote import promote as promote_flow
-
-    found = promote_flow(ref, to, force)
-    if as_json:
-        show_json(found)
-    elif found["changed"]:
-        console.print(
-            f"[bold]{found['ref']}[/] is in {to}; take it back with: atelier rollback {ref.split(':')[0]}"
-        )
-    else:
-        console.print(f"{found['ref']} is in {to} already")
-
-
-def rollback(
-    name: str,
-    place: Annotated[
-        Literal["staging", "production"], typer.Option("--in", help="Where.")
-    ] = "production",
-    reason: Annotated[str, typer.Option(help="Why; it is recorded.")] = "rolled back",
-    as_json: AsJson = False,
-) -> None:
-    """Put the version before the present one back in its place."""
-    ready()
-    from flows.promote import rollback as rollback_flow
-
-    found = rollback_flow(name, place, reason)
-    if as_json:
-        show_json(found)
-    else:
-        console.print(f"[bold]{found['ref']}[/] is in {place} again")
-
-
-def verify(file: Path, as_json: AsJson = False) -> None:
-    """Read a picture's receipt and walk back to the versions, the run and the data it came from."""
-    use_stack()
-    from flows.workshop import registry
-    from infra.receipts import read
-
-    receipt = read(file)
-    version = registry().get(receipt.version)
-    if version.digest != receipt.digest:
-        raise ValueError(
-            f"{file} names {receipt.version} with sha256 {receipt.digest[:12]}, "
-            f"but the registry's has {version.digest[:12]}: it was made elsewhere"
-        )
-    directory = registry().fetch(version)
-    manifest = json.loads((directory / "MANIFEST.json").read_text())
-    found = {
-        **receipt.model_dump(mode="json"),
-        "run": manifest["run_id"],
-        "data_identity": manifest["data_identity"],
-        "git_commit": manifest["git_commit"],
-    }
-    if as_json:
-        show_json(found)
-        return
-    show_table(
-        f"{file}: verified",
-        ("", ""),
-        [(key, value) for key, value in found.items() if key != "stages"],
-    )
-    show_table(
-        "stages",
-        ("name", "version", "sha256"),
-        [(s.name, s.version, s.sha256) for s in receipt.stages],
-    )
 
 
 def generate(

@@ -20,6 +20,9 @@ from infra.chain import Broken, LedgerError
 from infra.database import REVISION, Busy, DatabaseError, open_engine
 from infra.keys import Keys
 from infra.ledger import METADATA, Conflict, KeyReused, Ledger, Row
+from infra.observations import OBSERVATIONS
+from infra.promotions import APPROVALS, PROMOTIONS
+from infra.votes import VOTES
 
 
 @pytest.fixture
@@ -233,6 +236,8 @@ def test_the_migrations_make_the_tables_that_the_code_declares(path: Path) -> No
     assert Keys.__module__ == "infra.keys"
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
+        for table in (PROMOTIONS, APPROVALS, OBSERVATIONS, VOTES):
+            assert table.name in METADATA.tables
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
     config = Config()
