@@ -119,11 +119,11 @@ def _distribution(scores: _Scores, judge: "AttributeJudge", pictures: Tensor, re
     with torch.no_grad():
         fake_features, real_features = judge.features(pictures), judge.features(real)
     fake_features, real_features = fake_features[:count], real_features[:count]
-    value = m.frechet_distance(real_features, fake_features)
-    scores.add("fd_judge", value, value, value, count)
+    fd = m.jackknife(real_features, fake_features, m.frechet_distance, blocks=min(20, count // 2))
+    scores.add("fd_judge", fd.value, max(0.0, fd.low), fd.high, count)
     precision, recall = m.precision_recall(real_features, fake_features)
-    scores.add("precision", precision, precision, precision, count)
-    scores.add("recall", recall, recall, recall, count)
+    scores.mean("precision", precision)
+    scores.mean("recall", recall)
 
 
 def _memorisation(scores: _Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:

@@ -64,11 +64,11 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 def precision_recall(
     real_features: Tensor, fake_features: Tensor, k: int = 5
-) -> tuple[float, float]:
-    """Return precision and recall in [0, 1] (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2).
+) -> tuple[Tensor, Tensor]:
+    """Return which fakes (N,) and which real samples (M,) are covered (Kynkäänniemi et al. 2019, arXiv:1904.06991).
 
-    Precision is the share of fakes that lie no further from some real sample than that one's k-th nearest real
-    neighbour; recall is the same with the sets exchanged. Compare at equal N and k.
+    A fake is covered when it lies no further from some real sample than that one's k-th nearest real neighbour;
+    precision (eq. 1 and 2) is the share of those. Recall is the same with the sets exchanged. Compare at equal N and k.
 
     Raises:
         ValueError: k below 1, k or fewer samples in a set, different widths, or features that are not finite.
@@ -154,6 +154,30 @@ def bootstrap(
     return _interval(statistic(values), found, level)
 
 
+def jackknife(
+    a: Tensor, b: Tensor, statistic: Callable[[Tensor, Tensor], float], blocks: int = 20
+) -> Interval:
+    """Return statistic(a, b) and its 95 % interval by leaving out one block of rows (N, ...) of each at a time.
+
+    For statistics that repeated rows would bias, as resampling does to a covariance: the spread of the leave-one-out
+    values, scaled by blocks - 1, is the standard error (Tukey 1958; Efron & Stein 1981).
+
+    Raises:
+        ValueError: fewer rows than two a block.
+    """
+    if min(len(a), len(b)) < 2 * blocks:
+        raise ValueError(f"{blocks} blocks need {2 * blocks} samples, got {len(a)} and {len(b)}")
+    found = []
+    for block in range(blocks):
+        rows = (torch.arange(len(part)) % blocks != block for part in (a, b))
+        kept_a, kept_b = (part[index] for part, index in zip((a, b), rows, strict=True))
+        found.append(statistic(kept_a, kept_b))
+    left_out = torch.tensor(found, dtype=torch.float64)
+    error = float(((blocks - 1) * left_out.var(correction=0)).sqrt())
+    value = statistic(a, b)
+    return Interval(value, value - 1.96 * error, value + 1.96 * error)
+
+
 def paired(
     a: Tensor,
     b: Tensor,
@@ -225,11 +249,11 @@ def _chunks(rows: Tensor) -> Iterator[Tensor]:
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
-def _covered(samples: Tensor, support: Tensor, k: int) -> float:
-    """Return the share of samples inside a ball around a support sample that reaches its k-th neighbour."""
+def _covered(samples: Tensor, support: Tensor, k: int) -> Tensor:
+    """Return which samples (N,) lie inside a ball around a support sample that reaches its k-th neighbour."""
     radii = torch.cat([_exact(part, support).kthvalue(k + 1).values for part in _chunks(support)])
     inside = [(_exact(part, support) <= radii).any(1) for part in _chunks(samples)]
-    return mean(torch.cat(inside))
+    return torch.cat(inside)
 
 
 def _nearest(samples: Tensor, reference: Tensor, skipped: Tensor | None = None) -> Tensor:
