@@ -1,5 +1,6 @@
 """Model cards: what a version is, what it was made of, how it was judged; Markdown, from the facts alone."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
@@ -7,6 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from flows.judging.gate import Evaluation, GateReport
 from flows.judging.pipeline import Pipeline
 from flows.recipe import Recipe, TrainingSpec
+from infra.ledger import Row
 
 MODEL: Final = """\
 # {{ spec.name }}
@@ -57,6 +59,16 @@ Gate ({{ "passed" if report.passed else "failed" }}):
 {%- endfor %}
 """
 
+STANDING: Final = """\
+
+| stands in | since (UTC) | by | why | approved by |
+|---|---|---|---|---|
+{% for row in rows -%}
+| {{ row.stage }} | {{ row.at.strftime("%Y-%m-%d %H:%M:%S") }} | {{ row.actor }} | \
+{{ "forced: " if row.forced }}{{ row.reason }} | \
+{{ (row.approvals or []) | map(attribute="actor") | join(", ") or "-" }} |
+{% endfor %}"""
+
 
 def model_card(spec: TrainingSpec, facts: dict[str, Any]) -> str:
     """Return card.md of a model version."""
@@ -79,6 +91,11 @@ def pipeline_card(
         evaluation=evaluation,
         report=report,
     )
+
+
+def standing_card(rows: Sequence[Row]) -> str:
+    """Return what follows a card on MLflow's page: where the version stands by the ledger, and who put it there."""
+    return _render(STANDING, rows=sorted(rows, key=lambda row: row.stage))
 
 
 def _render(template: str, **values: Any) -> str:

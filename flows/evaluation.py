@@ -11,7 +11,7 @@ from prefect import flow, task
 from flows.cards import pipeline_card
 from flows.judging.evaluate import Order, evaluate_on_ray
 from flows.judging.gate import Evaluation, check
-from flows.judging.pipeline import PinnedStage, Pipeline, check_fit, interface
+from flows.judging.pipeline import PinnedStage, Pipeline, check_fit, interface, interface_hash
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe
 from flows.workshop import ROOT, fingerprint, git_commit, named, registry
@@ -38,6 +38,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
                 version=version["version"],
                 sha256=version["digest"],
                 family=config["family"],
+                interface=interface_hash(config),
                 accepts=accepts,
                 gives=gives,
                 steps=stage.steps,

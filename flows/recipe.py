@@ -100,12 +100,36 @@ class Bound(Strict):
         return self
 
 
+class Wins(Strict):
+    """How often people must have preferred a version to the one in production, seeing neither's name."""
+
+    at_least: Fraction
+    votes: Positive  # so many at least; a tie is half a win
+
+
+class Approvals(Strict):
+    """Who must agree before a version goes into production: never the one who asked for it."""
+
+    count: Positive = 1
+    by: tuple[str, ...] = ()  # who may; empty: everybody else
+    hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24  # then the promotion is over
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> "Approvals":
+        if self.by and self.count > len(set(self.by)):
+            raise ValueError(f"{self.count} approvals cannot come from {len(set(self.by))} people")
+        return self
+
+
 class Gate(Strict):
     """What a version must show before it may be promoted."""
 
     metrics: dict[str, Bound] = Field(default_factory=dict)
     no_worse_than: Literal["production"] | None = None
     judge_accuracy: Annotated[float, Field(ge=0.95, le=1)] = 0.95
+    max_slowdown: Annotated[float, Field(gt=1)] = 1.5  # of served latency, over production's
+    wins: Wins | None = None
+    approvals: Approvals | None = None
 
 
 class Recipe(Strict):

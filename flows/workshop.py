@@ -1,7 +1,8 @@
 """What every flow reaches for: the registry, the ledger, the identity of code and of the one who asks."""
 
-import getpass
 import hashlib
+import os
+import pwd
 import subprocess
 from functools import lru_cache
 from importlib import import_module
@@ -12,6 +13,7 @@ from infra.settings import settings
 
 if TYPE_CHECKING:
     from infra.ledger import Ledger
+    from infra.promotions import Promotions
     from infra.registry import Registry, Version
 
 ROOT: Final = Path(__file__).parents[1]
@@ -32,6 +34,14 @@ def ledger() -> "Ledger":
     from infra.ledger import Ledger
 
     return Ledger(settings().database)
+
+
+@lru_cache
+def promotions() -> "Promotions":
+    """Return this process's journal of promotions at the settings' database."""
+    from infra.promotions import Promotions
+
+    return Promotions(settings().database)
 
 
 def named(version: "Version") -> dict[str, Any]:
@@ -75,8 +85,19 @@ def git_commit() -> str:
 
 
 def actor() -> str:
-    """Return who asks, as the ledger will name them."""
-    return getpass.getuser()
+    """Return who asks, as the ledger will name them: the API key's label, else the account that runs this process.
+
+    The account is the one of the process's uid: an environment variable cannot name another.
+    """
+    if settings().api_key_file is not None:
+        from infra.keys import Keys
+
+        if key := Keys(settings().database).find(settings().api_key.get_secret_value()):
+            return key.label
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's uid without an entry
+        return f"uid {os.getuid()}"
 
 
 def environment() -> dict[str, str]:

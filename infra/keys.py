@@ -100,8 +100,12 @@ class Keys:
 
     def check(self, key: str) -> bool:
         """Return whether a request with this key may pass; the time does not tell how much of it was right."""
+        return self.find(key) is not None
+
+    def find(self, key: str) -> Key | None:
+        """Return what is known of a key that may pass, else None; a key's use is noted once a day."""
         if not key.isascii():
-            return False
+            return None
         digest = _digest(key)
         prefix = key.removeprefix(START)[:PREFIX]
         with reading(self._engine) as connection:
@@ -113,13 +117,13 @@ class Keys:
             if same and row["revoked"] is None:
                 passed = row
         if passed is None:
-            return False
+            return None
         today = _now()[:10]
         if passed["used"] != today:
             here = API_KEYS.c.id == passed["id"]
             with writing(self._engine) as connection:
                 connection.execute(sa.update(API_KEYS).where(here).values(used=today))
-        return True
+        return _key({**passed, "used": today})
 
     def any(self) -> bool:
         """Return whether a key was ever made: from then on every request needs one, also when all are revoked."""

@@ -4,7 +4,7 @@ It is the truth about what is served: `head(name, "production")` names the versi
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -132,6 +132,7 @@ class Ledger:
         report: Mapping[str, Any] | None = None,
         forced: bool = False,
         approvals: Sequence[Mapping[str, Any]] | None = None,
+        within: Callable[[Connection], None] | None = None,
     ) -> Row:
         """Move a stage to a version if nobody moved it since `expected_epoch`; return the durable row.
 
@@ -147,6 +148,7 @@ class Ledger:
             report: The gate's report; JSON values.
             forced: Moved against the gate.
             approvals: Who approved it, when and why; JSON values.
+            within: Called in the same transaction after the row is written: what it writes stands or falls with it.
 
         Raises:
             Conflict: another transition came first; the message says whose, when and to what.
@@ -178,6 +180,8 @@ class Ledger:
             if (head["epoch"] if head else 0) != expected_epoch:
                 raise _conflict(head, name, stage, expected_epoch)
             row = _append(connection, tip, head, {**asked, "key": key, "body": body})
+            if within is not None:
+                within(connection)
             faultpoint("ledger.commit")
         faultpoint("ledger.committed")
         return _row(row)
@@ -204,6 +208,12 @@ class Ledger:
                 self._seen.clear()
             self._seen[digest] = _row(found)
         return self._seen[digest]
+
+    def before(self, row: Row) -> Row | None:
+        """Return the transition that `row` replaced, or None where it was the first."""
+        here = (TRANSITIONS.c.name == row.name) & (TRANSITIONS.c.stage == row.stage)
+        found = self._rows(sa.select(TRANSITIONS).where(here, TRANSITIONS.c.epoch == row.epoch - 1))
+        return found[0] if found else None
 
     def heads(self) -> list[Row]:
         """Return every stage's newest transition, by name and stage."""

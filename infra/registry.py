@@ -188,6 +188,11 @@ class Registry(Runs):
                 if held.get(alias) != number:
                     client.set_registered_model_alias(name, alias, str(number))
 
+    def describe(self, name: str, number: int, text: str) -> None:
+        """Write what MLflow's page shows of a version; its files stay as they were published."""
+        with self._mlflow.calling() as client:
+            client.update_model_version(name, str(number), text)
+
     def _log(
         self,
         client: "MlflowClient",

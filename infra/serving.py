@@ -6,7 +6,7 @@ operator deployed (infra/deploy/serve) stay; only what is held loaded and the ad
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,8 +29,16 @@ class ServingError(RuntimeError):
     """Serve cannot be reached or did not come up; one line, with the replica's own message where there is one."""
 
 
+class VersionRefused(ServingError):
+    """A replica cannot load a version; what it serves goes on."""
+
+
 def deploy(
-    settings: Settings, versions: Sequence[Mapping[str, Any]], timeout_s: float = DEPLOY_S
+    settings: Settings,
+    versions: Sequence[Mapping[str, Any]],
+    timeout_s: float = DEPLOY_S,
+    *,
+    needed: Collection[str] | None = None,
 ) -> None:
     """Make every replica hold these stage versions beside what it serves, and wait until each does.
 
@@ -41,15 +49,29 @@ def deploy(
         settings: Where Ray's dashboard, the ledger and MLflow are, and where the gateway listens.
         versions: {"name", "number", "digest"} of each stage version.
         timeout_s: When to give up.
+        needed: The digests to wait for; None: of all `versions`. Another version's damage stops nobody else.
 
     Raises:
-        ServingError: no dashboard, no key on an open host, a version that a replica cannot load, or the time is up.
+        VersionRefused: a replica cannot load one that is waited for.
+        ServingError: no dashboard, no key on an open host, or the time is up.
     """
     _check_host(settings)
     deadline = time.monotonic() + timeout_s
     with _dashboard(settings) as client:
         _put(client, settings, versions, _deployed(client))
-        _wait(client, settings, [str(version["digest"]) for version in versions], deadline)
+        digests = [str(version["digest"]) for version in versions] if needed is None else needed
+        _wait(client, settings, list(digests), deadline)
+
+
+def loaded(settings: Settings, digests: Collection[str]) -> bool:
+    """Return whether the gateway answers and every replica holds these stage versions."""
+    return _missing(settings, list(digests)) == {}
+
+
+def address(settings: Settings) -> str:
+    """Return where the gateway is reached from this machine, without /v1."""
+    host = settings.host if settings.host not in {"0.0.0.0", "::"} else "127.0.0.1"
+    return f"http://{host}:{settings.gateway_port}"
 
 
 def start(settings: Settings) -> None:
@@ -189,7 +211,7 @@ def _wait(
             raise ServingError(f"Serve could not start the application: {_reason(found)}")
         broken = [why for why in (missing or {}).values() if why != "not loaded"]
         if broken and state == "RUNNING":
-            raise ServingError(f"a stage refuses a version: {broken[0]}")
+            raise VersionRefused(f"a stage refuses a version: {broken[0]}")
         problem = f"it is {state}" + (f": {_reason(found)}" if found and _reason(found) else "")
         time.sleep(POLL_S)
     raise ServingError(
@@ -201,10 +223,9 @@ def _missing(settings: Settings, digests: Sequence[str]) -> dict[str, str] | Non
     """Return which digests are not loaded and why; None while the gateway or a stage does not answer."""
     import httpx
 
-    host = settings.host if settings.host not in {"0.0.0.0", "::"} else "127.0.0.1"
     try:
         answer = httpx.get(
-            f"http://{host}:{settings.gateway_port}/readyz",
+            f"{address(settings)}/readyz",
             params=[("digest", digest) for digest in digests],
             timeout=10,
             trust_env=False,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.command_line.promotion_verbs import waiting
 from flows.command_line.terminal import (
     AsJson,
     Overrides,
@@ -59,8 +60,11 @@ def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False
         show_json(found)
         return
     ref = f"{found['version']['name']}:{found['version']['version']}"
-    console.print(f"[bold]{ref}[/] is in production")
     _show_metrics(ref)
+    if "waiting" in found["promoted"]:
+        waiting(found["promoted"])
+        return
+    console.print(f"[bold]{ref}[/] is in production")
     console.print(
         f'next: atelier generate {wanted.name} "{(wanted.try_prompts or ("",))[0]}" -o picture.png'
     )

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,13 +73,45 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
     version = registry().get(ref)
     directory = registry().fetch(version)
     manifest = json.loads((directory / "MANIFEST.json").read_text())
+    report = _newest_report(version.digest, directory)
     if as_json:
-        show_json({"ref": version.ref, "digest": version.digest, "tags": version.tags, **manifest})
+        facts = {"ref": version.ref, "digest": version.digest, "tags": version.tags}
+        show_json({**facts, "report": report, **manifest})
         return
     from rich.markdown import Markdown
 
     console.print(Markdown((directory / "card.md").read_text()))
+    if report:
+        _gate_table(version.ref, report)
     console.print(f"\n{version.ref}  sha256 {version.digest}\nfiles: {directory}", style="dim")
+
+
+def _newest_report(digest: str, directory: Path) -> dict[str, Any] | None:
+    """Return the gate's report of a version's last promotion, else the one it was published with."""
+    from flows.workshop import promotions
+
+    reports = [row.report for row in promotions().of(digest) if row.report is not None]
+    if reports:
+        return dict(reports[-1])
+    stored = directory / "report.json"
+    return json.loads(stored.read_text()) if stored.is_file() else None
+
+
+def _gate_table(ref: str, report: dict[str, Any]) -> None:
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    rows = []
+    for one in report["conditions"]:
+        spread = f"{shown(one['low'])} .. {shown(one['high'])}" if one["low"] is not None else "-"
+        limits = [f">= {one['at_least']:g}"] if one["at_least"] is not None else []
+        limits += [f"<= {one['at_most']:g}"] if one["at_most"] is not None else []
+        verdict = "pass" if one["passed"] else "FAIL"
+        limit = " and ".join(limits) or "-"
+        rows.append((verdict, one["name"], shown(one["value"]), spread, limit, one["says"]))
+    against = f", against {report['against']}" if report.get("against") else ""
+    title = f"gate of {ref}{against}: {'passed' if report['passed'] else 'failed'}"
+    show_table(title, ("verdict", "condition", "value", "95 %", "bound", "in words"), rows)
 
 
 def generate(

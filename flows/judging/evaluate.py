@@ -15,6 +15,7 @@ import numpy as np
 from flows.judging.gate import Evaluation, JudgeRecord
 from flows.judging.pipeline import Pipeline, draw, load_model
 from flows.judging.scores import score
+from flows.judging.speed import cost_per_sample
 from flows.recipe import Evaluation as EvaluationSpec
 
 if TYPE_CHECKING:
@@ -79,15 +80,17 @@ def score_all(
     if order.judge is not None:
         directory = registry.fetch(registry.get(f"{order.judge['name']}:{order.judge['version']}"))
         judge, record = load_judge(directory, order)
+    models = _models(order, pipeline)
     metrics, outcomes, gallery = score(
         np.concatenate(parts),
         prompts,
         judge=judge,
         prepared=Path(order.prepared),
         spec=EvaluationSpec.model_validate(order.spec),
-        models=_models(order, pipeline),
+        models=models,
         pipeline=pipeline,
     )
+    metrics |= cost_per_sample(models, pipeline.stages, prompts)
     found = Evaluation(
         evaluation_set=evaluation_set(order, prompts, seeds),
         judge=record,

@@ -1,10 +1,11 @@
 """The gate: typed conditions on judged metrics; a report that says why, condition by condition."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.recipe import Bound, Gate
+from flows.recipe import Bound, Gate, Wins
 
 
 class Interval(BaseModel):
@@ -40,11 +41,17 @@ class Evaluation(BaseModel):
 
 
 class Condition(BaseModel):
-    """One line of the gate's report."""
+    """One line of the gate's report: what was asked, what was found, and the verdict in words."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str = ""
     passed: bool
+    value: float | None = None
+    low: float | None = None  # its 95 % interval
+    high: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
     says: str
 
 
@@ -55,24 +62,40 @@ class GateReport(BaseModel):
 
     passed: bool
     evaluation_set: str
+    against: str | None = None  # the version in production that it was compared with
     conditions: list[Condition]
+
+    def joined(self, more: Sequence[Condition]) -> "GateReport":
+        """Return the report with further conditions."""
+        conditions = [*self.conditions, *more]
+        passed = all(condition.passed for condition in conditions)
+        return self.model_copy(update={"conditions": conditions, "passed": passed})
 
     def refusal(self) -> str:
         """Return the failed conditions as one line."""
         return "; ".join(condition.says for condition in self.conditions if not condition.passed)
 
 
-def check(gate: Gate, found: Evaluation, production: Evaluation | None) -> GateReport:
-    """Return the report of `gate` over `found`, compared with what is in production where the gate asks for it."""
+def check(
+    gate: Gate,
+    found: Evaluation,
+    production: Evaluation | None,
+    votes: tuple[float, int] | None = None,
+) -> GateReport:
+    """Return the report of `gate` over `found`, compared with what is in production where the gate asks for it.
+
+    `votes` are the wins over production in blind votes, and how many votes there were; None: nothing in production.
+    """
     conditions = [_bound(name, bound, found) for name, bound in gate.metrics.items()]
     if found.judge is not None:
-        accuracy, least = found.judge.accuracy, gate.judge_accuracy
-        says = f"judge {found.judge.version} accuracy {accuracy:.3f} {_sign(accuracy >= least)} {least:.2f}"
-        conditions.append(Condition(passed=accuracy >= least, says=says))
+        conditions.append(_judged(found.judge, gate.judge_accuracy))
     if gate.no_worse_than is not None and production is not None:
         conditions += _compare(found, production)
+    if gate.wins is not None and votes is not None:
+        conditions.append(_preferred(gate.wins, *votes))
     if not conditions:
-        conditions.append(Condition(passed=False, says="the recipe's gate has no condition"))
+        says = "the recipe's gate has no condition"
+        conditions.append(Condition(name="conditions", passed=False, says=says))
     return GateReport(
         passed=all(condition.passed for condition in conditions),
         evaluation_set=found.evaluation_set,
@@ -80,23 +103,51 @@ def check(gate: Gate, found: Evaluation, production: Evaluation | None) -> GateR
     )
 
 
-def _sign(holds: bool) -> str:
-    return ">=" if holds else "is below"
+def _judged(judge: JudgeRecord, least: float) -> Condition:
+    holds = judge.accuracy >= least
+    sign = ">=" if holds else "is below"
+    return Condition(
+        name="judge accuracy",
+        passed=holds,
+        value=judge.accuracy,
+        at_least=least,
+        says=f"judge {judge.version} accuracy {judge.accuracy:.3f} {sign} {least:.2f}",
+    )
+
+
+def _preferred(wins: Wins, won: float, votes: int) -> Condition:
+    share = won / votes if votes else 0.0
+    fields = {"name": "wins over production", "value": share, "at_least": wins.at_least}
+    if votes < wins.votes:
+        says = f"{votes} blind votes against production, {wins.votes} are needed: atelier compare"
+        return Condition(passed=False, says=says, **fields)
+    holds = share >= wins.at_least
+    sign = ">=" if holds else "is below"
+    says = f"preferred to production in {share:.3f} of {votes} blind votes {sign} {wins.at_least:g}"
+    return Condition(passed=holds, says=says, **fields)
 
 
 def _bound(name: str, bound: Bound, found: Evaluation) -> Condition:
+    limits = {"name": name, "at_least": bound.at_least, "at_most": bound.at_most}
     if name not in found.metrics:
         known = ", ".join(sorted(found.metrics))
-        return Condition(passed=False, says=f"{name} was not measured (measured: {known})")
+        return Condition(
+            passed=False, says=f"{name} was not measured (measured: {known})", **limits
+        )
     metric = found.metrics[name]
-    spread = f"{name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
-    if bound.at_least is not None and metric.value < bound.at_least:
-        return Condition(passed=False, says=f"{spread} is below {bound.at_least:g}")
-    if bound.at_most is not None and metric.value > bound.at_most:
-        return Condition(passed=False, says=f"{spread} is above {bound.at_most:g}")
-    limits = [f">= {bound.at_least:g}"] if bound.at_least is not None else []
-    limits += [f"<= {bound.at_most:g}"] if bound.at_most is not None else []
-    return Condition(passed=True, says=f"{spread} {' and '.join(limits)}")
+    says = f"{name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
+    low = bound.at_least is not None and metric.value < bound.at_least
+    high = bound.at_most is not None and metric.value > bound.at_most
+    if low:
+        says += f" is below {bound.at_least:g}"
+    elif high:
+        says += f" is above {bound.at_most:g}"
+    else:
+        sides = [f">= {bound.at_least:g}"] if bound.at_least is not None else []
+        sides += [f"<= {bound.at_most:g}"] if bound.at_most is not None else []
+        says += f" {' and '.join(sides)}"
+    spread = metric.model_dump(include={"value", "low", "high"})
+    return Condition(passed=not (low or high), says=says, **spread, **limits)
 
 
 def _compare(found: Evaluation, production: Evaluation) -> list[Condition]:
@@ -110,14 +161,21 @@ def _compare(found: Evaluation, production: Evaluation) -> list[Condition]:
             f"evaluation set {found.evaluation_set} is not production's {production.evaluation_set}: "
             "evaluate both on the same prompts, seeds, data and judge"
         )
-        return [Condition(passed=False, says=says)]
+        return [Condition(name="evaluation set", passed=False, says=says)]
     conditions = []
     for name in sorted(found.outcomes.keys() & production.outcomes.keys()):
         ours, theirs = torch.tensor(found.outcomes[name]), torch.tensor(production.outcomes[name])
         gain = paired(ours, theirs, count=1000, seed=0)
         says = f"{name} against production {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         conditions.append(
-            Condition(passed=gain.high >= 0, says=says + (" is worse" if gain.high < 0 else ""))
+            Condition(
+                name=f"{name} against production",
+                passed=gain.high >= 0,
+                value=gain.value,
+                low=gain.low,
+                high=gain.high,
+                says=says + (" is worse" if gain.high < 0 else ""),
+            )
         )
     return conditions
 

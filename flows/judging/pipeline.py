@@ -1,5 +1,6 @@
 """A pipeline version: which stage versions it pins, whether they fit, and how its pictures are drawn in turn."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ class PinnedStage(BaseModel):
     version: int
     sha256: str
     family: str
+    interface: str | None = None  # hash of what it accepts, gives and reads; None: an old pin
     accepts: Accepts
     gives: Gives
     steps: int | None = None
@@ -81,6 +83,33 @@ def interface(config: dict[str, Any]) -> tuple[Accepts, Gives]:
         Accepts(prompt=able.condition, picture=(channels, low, low) if low else None),
         Gives(picture=(channels, size, size)),
     )
+
+
+def interface_hash(config: dict[str, Any]) -> str:
+    """Return the hash of all that a stage's neighbours rely on: pictures in and out, condition, and vocabulary."""
+    accepts, gives = interface(config)
+    document = {
+        "accepts": accepts.model_dump(mode="json"),
+        "gives": gives.model_dump(mode="json"),
+        "vocabulary": config["config"].get("vocabulary"),
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_interfaces(stages: Sequence[tuple[PinnedStage, Path]]) -> None:
+    """Check that each pinned stage, fetched to a folder, still has the interface that it was pinned with.
+
+    Raises:
+        StageMismatch: the first one that has another.
+    """
+    for stage, folder in stages:
+        found = interface_hash(json.loads((folder / "config.json").read_text()))
+        if stage.interface is not None and stage.interface != found:
+            raise StageMismatch(
+                f"{stage.name}:{stage.version} has interface {found}, but the pipeline pins "
+                f"{stage.interface} as its {stage.stage}: judge the pipeline anew"
+            )
 
 
 def check_fit(stages: Sequence[PinnedStage]) -> None:

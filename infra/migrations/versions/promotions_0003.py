@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(200), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("report", sa.Text),
+        sa.Column("policy", sa.Text),
         sa.Column("forced", sa.Boolean, nullable=False),
         sa.Column("state", sa.String(20), nullable=False),
         sa.Column("error", sa.Text),
@@ -36,6 +37,7 @@ def upgrade() -> None:
         sa.Column("updated", sa.String(32), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_promotions"),
     )
+    op.create_index("ix_promotions_state", "promotions", ["state"])
     op.create_table(
         "approvals",
         sa.Column("id", sa.Integer, nullable=False),
