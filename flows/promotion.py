@@ -98,10 +98,10 @@ def request(ref: str, place: Place = "production", force: str = "") -> dict[str,
 
 
 def go_on(row: Promotion) -> dict[str, Any]:
-    """Carry on with a promotion that waited: promote it once it is approved.
+    """Carry on with a promotion that waited: promote it once it is approved and nobody else does.
 
     Raises:
-        PromotionError: somebody else works on it, or it ended otherwise than in its place.
+        PromotionError: it ended otherwise than in its place; the message says how.
     """
     if row.state == "waiting":
         return _waits(row)
@@ -110,10 +110,10 @@ def go_on(row: Promotion) -> dict[str, Any]:
         with _at_work(row, holder):
             return _carry_on(row, holder)
     row = promotions().get(row.id)
-    if row.state != "done":
-        why = f": {row.error}" if row.error else ", somebody is at work on it"
-        raise PromotionError(f"promotion {row.id} is {row.state}{why}")
-    return {"ref": row.ref, "place": row.place, "changed": True, "epoch": row.epoch + 1}
+    if row.ended and row.state != "done":
+        raise PromotionError(f"promotion {row.id} is {row.state}: {row.error}")
+    changed = row.state == "done"
+    return {"ref": row.ref, "place": row.place, "changed": changed, "epoch": row.epoch + changed}
 
 
 def roll_back(

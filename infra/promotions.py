@@ -256,9 +256,11 @@ class Promotions:
         expires: datetime,
     ) -> Promotion:
         """Let a promotion wait for approval, held by nobody, until `expires`."""
-        values = {"policy": canonical(policy), "expires": stamp(expires)}
-        free = {"holder": None, "lease": None}
-        return self.advance(id, holder, "waiting", **values, **free)
+        with writing(self._engine) as connection:
+            values = {"policy": canonical(policy), "expires": stamp(expires)}
+            advance(connection, id, holder, "waiting", **values)
+            _set(connection, id, holder=None, lease=None)
+            return _get(connection, id)
 
     def suspended(self, id: str, flow_run: str) -> None:
         """Note which suspended flow run goes on with a promotion once it is approved."""

@@ -98,19 +98,22 @@ def _newest_report(digest: str, directory: Path) -> dict[str, Any] | None:
 
 
 def _gate_table(ref: str, report: dict[str, Any]) -> None:
+    from flows.judging.gate import GateReport
+
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
+    found = GateReport.model_validate(report)
     rows = []
-    for one in report["conditions"]:
-        spread = f"{shown(one['low'])} .. {shown(one['high'])}" if one["low"] is not None else "-"
-        limits = [f">= {one['at_least']:g}"] if one["at_least"] is not None else []
-        limits += [f"<= {one['at_most']:g}"] if one["at_most"] is not None else []
-        verdict = "pass" if one["passed"] else "FAIL"
+    for one in found.conditions:
+        spread = "-" if one.low is None else f"{shown(one.low)} .. {shown(one.high)}"
+        limits = [f">= {one.at_least:g}"] if one.at_least is not None else []
+        limits += [f"<= {one.at_most:g}"] if one.at_most is not None else []
+        verdict = "pass" if one.passed else "FAIL"
         limit = " and ".join(limits) or "-"
-        rows.append((verdict, one["name"], shown(one["value"]), spread, limit, one["says"]))
-    against = f", against {report['against']}" if report.get("against") else ""
-    title = f"gate of {ref}{against}: {'passed' if report['passed'] else 'failed'}"
+        rows.append((verdict, one.name, shown(one.value), spread, limit, one.says))
+    against = f", against {found.against}" if found.against else ""
+    title = f"gate of {ref}{against}: {'passed' if found.passed else 'failed'}"
     show_table(title, ("verdict", "condition", "value", "95 %", "bound", "in words"), rows)
 
 

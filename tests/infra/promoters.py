@@ -1,6 +1,8 @@
 """Four processes that promote the same model, killed and replaced all the time: the ledger's chaos test runs it.
 
-python promoters.py DATABASE_URL LOG_FOLDER SECONDS; prints how many were killed.
+python promoters.py DATABASE_URL LOG_FOLDER KILLS TRANSITIONS; goes on until there were as many of both, and prints
+how many were killed. Each promotion is written into the journal first and committed with its ledger row, as
+`flows.promotion` does it.
 """
 
 import os
@@ -13,43 +15,68 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from infra.ledger import Conflict, Ledger, Row
+from infra.promotions import Promotions, advance
+
+LONGEST_S = 120
 
 
 def promote(url: str, log: Path, first: int) -> None:
     """Move production on for ever; repeat each call, as a client whose answer was lost does."""
-    ledger = Ledger(url)
+    ledger, journal, me = Ledger(url), Promotions(url), f"promoter {first}"
     answers = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for version in range(first, first + 10**6):
         head = ledger.head("shapes", "production")
-        epoch = head.epoch if head else 0
+        intent = journal.intend(
+            kind="rollback",
+            name="shapes",
+            place="production",
+            version=version,
+            digest=f"{version:064x}",
+            epoch=head.epoch if head else 0,
+            actor=me,
+            reason="",
+            forced=False,
+            holder=me,
+        )
+        for state in ("loaded", "smoked"):
+            journal.advance(intent.id, me, state)
 
-        def call(version: int = version, epoch: int = epoch) -> Row:
+        def call(intent=intent) -> Row:  # noqa: ANN001
             return ledger.transition(
-                name="shapes",
+                name=intent.name,
                 stage="production",
-                to_version=version,
-                to_digest=f"{version:064x}",
-                expected_epoch=epoch,
-                key=f"promotion-{version}",
-                actor=f"promoter {first}",
+                to_version=intent.version,
+                to_digest=intent.digest,
+                expected_epoch=intent.epoch,
+                key=intent.id,
+                actor=intent.actor,
+                within=lambda connection: advance(connection, intent.id, me, "committed"),
             )
 
         try:
             row = call()
-        except Conflict:
-            os.write(answers, b"conflict\n")
+        except Conflict as conflict:
+            winner = conflict.winner
+            said = winner is not None and f"{winner.actor} was first" in str(conflict)
+            number = winner.id if winner else 0
+            os.write(answers, f"conflict {number} {intent.epoch} {said}\n".encode())
+            journal.advance(intent.id, me, "superseded", error=str(conflict))
             continue
         os.write(answers, f"moved {version} {row.id}\n".encode())
         assert call() == row
+        journal.advance(intent.id, me, "done")
 
 
 def main() -> None:
-    """Fork, kill and replace until the time is over."""
-    url, folder, seconds = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+    """Fork, kill and replace until there were enough kills and transitions."""
+    url, folder = sys.argv[1], Path(sys.argv[2])
+    kills_wanted, rows_wanted = int(sys.argv[3]), int(sys.argv[4])
     draw, kills, started = random.Random(0), 0, 0
     running: list[int] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    end = time.monotonic() + LONGEST_S
+    while kills < kills_wanted or _moved(folder) < rows_wanted:
+        if time.monotonic() > end:
+            raise SystemExit(f"{kills} kills and {_moved(folder)} answers in {LONGEST_S} s")
         while len(running) < 4:
             started += 1
             child = os.fork()
@@ -67,6 +94,10 @@ def main() -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     print(kills)  # noqa: T201
+
+
+def _moved(folder: Path) -> int:
+    return sum(log.read_text().count("moved") for log in folder.glob("promoter-*.log"))
 
 
 if __name__ == "__main__":
