@@ -1,0 +1,283 @@
+"""Promotion as a transaction over a served house: killed anywhere, refused when bad, approved by another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import approvals
+from flows.promotion import FAULTPOINTS, Refused, request, roll_back
+from flows.reconcile import reconcile
+from flows.workshop import actor
+from infra.ledger import Conflict
+from infra.promotions import PromotionError
+from infra.serving import VersionRefused
+from tests.integration import promotion_kit
+from tests.integration.promotion_kit import Village
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
+
+UNDER_FIRE = Path(__file__).with_name("promoters_under_fire.py")
+SETTLED_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def village(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Village]:
+    yield from promotion_kit.found(tmp_path_factory.mktemp("promotion"))
+
+
+def aliases(village: Village, name: str) -> dict[str, int]:
+    from mlflow import MlflowClient
+
+    held = MlflowClient(village.settings.mlflow_uri).get_registered_model(name).aliases
+    return {alias: int(number) for alias, number in held.items()}
+
+
+def test_a_promotion_and_a_rollback_are_served_recorded_and_shown(village: Village) -> None:
+    first, second = (village.publish("walk", village.stage(seed)) for seed in (1, 2))
+    assert request(first.ref) == {
+        "ref": first.ref, "place": "production", "changed": True, "epoch": 1,
+    }  # fmt: skip
+    assert not request(first.ref)["changed"]
+    request(second.ref)
+    row = village.ledger.head("walk", "production")
+    assert row is not None
+    assert row.actor == "anna"
+    assert row.report is not None
+    assert row.report["against"] == first.ref
+    names = [condition["name"] for condition in row.report["conditions"]]
+    assert names == ["alignment", "stages fit", "smoke", "slowdown"]
+    assert row.report["conditions"][0]["value"] == 0.9
+    assert village.served("walk")[0].version == second.ref
+    assert aliases(village, "walk") == {"production": 2, "candidate": 2}
+
+    began = time.monotonic()
+    roll_back("walk", reason="too blue")
+    answered = village.served("walk")[0].version
+    seconds = time.monotonic() - began
+    assert answered == first.ref
+    assert aliases(village, "walk") == {"production": 1, "candidate": 2}
+    assert village.journal.open() == []
+    assert [one.state for one in village.journal.of(first.digest)] == ["done", "done"]
+    print(f"\nrollback to the first answer of the old version: {seconds:.2f} s")  # noqa: T201
+
+
+def test_the_command_line_rolls_back_within_seconds(village: Village) -> None:
+    command = [sys.executable, "-m", "flows", "rollback", "walk", "--reason", "again"]
+    began = time.monotonic()
+    done = subprocess.run(
+        command, env=village.environment("berta"), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert village.served("walk")[0].version == "walk:2"
+    print(f"\natelier rollback, then a picture: {time.monotonic() - began:.2f} s")  # noqa: T201
+    head = village.ledger.head("walk", "production")
+    assert head is not None
+    assert (head.actor, head.reason) == ("berta", "again")
+
+
+def test_after_a_kill_at_any_point_the_served_version_is_the_ledger_s(village: Village) -> None:
+    stages = [village.stage(seed) for seed in (1, 2)]
+    cases = []
+    for verb in ("promote", "rollback"):
+        for number, fault in enumerate(FAULTPOINTS):
+            if (verb, fault) == ("rollback", "promote.gated"):
+                continue  # a rollback has no gate
+            name = f"fire-{verb}-{number}"
+            first, second = (village.publish(name, stage) for stage in stages)
+            village.put(first)
+            if verb == "rollback":
+                village.put(second)
+            cases.append({"verb": verb, "name": name, "ref": second.ref, "fault": fault})
+    command = [sys.executable, str(UNDER_FIRE), json.dumps(cases)]
+    done = subprocess.run(
+        command, env=dict(os.environ), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    slowest = 0.0
+    for one in json.loads(done.stdout.splitlines()[-1]):
+        case, killed = one["case"], datetime.fromtimestamp(one["killed"], UTC)
+        assert one["by"] == signal.SIGKILL, f"{case} was not killed: {done.stderr}"
+        slowest = max(slowest, settled(village, case, killed))
+    print(  # noqa: T201
+        f"\n{len(cases)} kills, at each of {len(FAULTPOINTS)} points: "
+        f"settled within {slowest:.1f} s of the kill, served = ledger = alias in all"
+    )
+    assert slowest < SETTLED_S
+
+
+def settled(village: Village, case: dict[str, Any], killed: datetime) -> float:
+    """Check that the ledger, the gateway, the alias and the journal agree; return when they did, after the kill."""
+    name = case["name"]
+    head = village.ledger.head(name, "production")
+    assert head is not None
+    version = f"{name}:{head.to_version}"
+    assert village.served(name)[0].version == version, case
+    held = aliases(village, name)
+    assert held["production"] == head.to_version, case
+    target = village.registry.get(f"{name}:{1 if case['verb'] == 'rollback' else 2}")
+    [row] = village.journal.of(target.digest)
+    moved = head.to_version == row.version
+    assert row.state == ("done" if moved else "undone"), case
+    assert moved == (FAULTPOINTS.index(case["fault"]) >= FAULTPOINTS.index("ledger.committed")), (
+        case
+    )
+    return max(0.0, (row.updated - killed).total_seconds())
+
+
+def test_reconcile_has_nothing_to_do_where_all_is_settled(village: Village) -> None:
+    assert reconcile() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "gate", "error", "says"),
+    [
+        ("unloadable", 4, {}, VersionRefused, "cannot be loaded"),
+        ("nan", 4, {}, Refused, "the smoke refuses"),
+        ("black", 4, {}, Refused, "the picture is flat, 0 levels"),
+        ("good", 400, {"max_slowdown": 1.5}, Refused, "times, above 1.5"),
+    ],
+    ids=["raises at load", "NaN weights", "black pictures", "much slower"],
+)
+def test_a_bad_version_is_stopped_and_production_never_answers_from_it(
+    village: Village, kind: str, steps: int, gate: Any, error: Any, says: str
+) -> None:
+    name = f"bad-{kind}"
+    good = village.publish(name, village.stage(1))
+    village.put(good)
+    bad = village.publish(name, village.stage(5, kind, steps), gate=gate)
+    with pytest.raises(error, match=says):
+        request(bad.ref)
+    [row] = village.journal.of(bad.digest)
+    assert row.state == "refused"
+    assert row.error is not None
+    assert says in row.error
+    assert village.served(name)[0].version == good.ref
+    assert len(village.ledger.history(name)) == 1
+
+
+def test_force_passes_over_the_gate_and_slowness_and_never_over_a_broken_picture(
+    village: Village,
+) -> None:
+    name = "forced"
+    village.put(village.publish(name, village.stage(1)))
+    weak = village.publish(name, village.stage(2), alignment=0.1)
+    with pytest.raises(Refused, match=r"alignment 0\.1 \[0, 1\] is below 0\.5"):
+        request(weak.ref)
+    request(weak.ref, force="a demonstration")
+    row = village.ledger.head(name, "production")
+    assert row is not None
+    assert (row.forced, row.reason, row.to_version) == (True, "a demonstration", 2)
+    black = village.publish(name, village.stage(5, "black"))
+    with pytest.raises(Refused, match="flat"):
+        request(black.ref, force="another")
+
+
+def test_a_stage_with_another_interface_and_another_evaluation_set_are_refused(
+    village: Village,
+) -> None:
+    name, stage = "unfit", village.stage(1)
+    village.put(village.publish(name, stage))
+    other = stage.model_copy(update={"interface": "0" * 16})
+    with pytest.raises(Refused, match=r"village\.base:\d+ has interface .* pins 0{16} as its base"):
+        request(village.publish(name, other).ref)
+    compared = {"no_worse_than": "production"}
+    with pytest.raises(Refused, match="evaluation set other is not production's set"):
+        request(village.publish(name, village.stage(2), gate=compared, over="other").ref)
+
+
+def test_of_two_promoters_the_second_is_told_who_won(village: Village) -> None:
+    name = "race"
+    first, second = (village.publish(name, village.stage(seed)) for seed in (1, 2))
+    gate = {"approvals": {"count": 1}}
+    late = village.publish(name, village.stage(3), gate=gate)
+    request(first.ref)
+    waiting = request(late.ref)["waiting"]
+    with village.acting("carl"):
+        request(second.ref)
+    with village.acting("berta"), pytest.raises(Conflict, match="carl was first: production from"):
+        approvals.approve(waiting)
+    row = village.journal.get(waiting)
+    assert row.state == "superseded"
+    assert row.error is not None
+    assert "carl was first" in row.error
+
+
+def test_a_promotion_waits_for_another_person_and_the_ledger_names_both(village: Village) -> None:
+    name = "eyes"
+    policy = {"approvals": {"count": 1, "by": ["anna", "berta"]}}
+    version = village.publish(name, village.stage(1), gate=policy)
+    assert actor() == "anna"
+    found = request(version.ref)
+    waiting = found["waiting"]
+    assert not found["changed"]
+    assert request(version.ref)["waiting"] == waiting, "asked again, it still waits"
+    assert village.ledger.head(name, "production") is None
+    with pytest.raises(PromotionError, match="another person must approve it"):
+        approvals.approve(waiting)
+    with village.acting("carl"), pytest.raises(PromotionError, match="carl may not decide"):
+        approvals.approve(waiting)
+
+    words = [sys.executable, "-m", "flows", "approve", waiting, "--reason", "sharp", "--json"]
+    done = subprocess.run(
+        words, env=village.environment("berta"), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["state"] == "done"
+    row = village.ledger.head(name, "production")
+    assert row is not None
+    assert (row.actor, row.to_version) == ("anna", 1)
+    assert row.approvals is not None
+    assert [(one["actor"], one["reason"]) for one in row.approvals] == [("berta", "sharp")]
+    assert village.served(name)[0].version == version.ref
+    with village.acting("berta"), pytest.raises(PromotionError, match="it is done"):
+        approvals.approve(waiting)
+
+
+def test_a_rejected_and_an_expired_promotion_never_go_into_production(village: Village) -> None:
+    name = "no"
+    policy: dict[str, Any] = {"approvals": {"hours": 1e-6}}
+    version = village.publish(name, village.stage(1), gate=policy)
+    waiting = request(version.ref)["waiting"]
+    until = village.journal.get(waiting).expires
+    assert until is not None
+    while datetime.now(UTC) <= until + timedelta(milliseconds=1):
+        time.sleep(0.001)
+    assert any(f"{waiting} expired" in line for line in reconcile())
+    other = village.publish(name, village.stage(2), gate={"approvals": {"count": 1}})
+    waiting = request(other.ref)["waiting"]
+    with village.acting("berta"):
+        assert approvals.reject(waiting, "too dark")["state"] == "rejected"
+    assert village.ledger.head(name, "production") is None
+
+
+def test_show_and_history_tell_what_was_decided_and_when(village: Village) -> None:
+    def atelier(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *words],
+            env=village.environment("anna"), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    shown = atelier("show", "eyes:1")
+    assert "gate of eyes:1" in shown
+    assert "stages fit" in shown
+    assert "berta" in atelier("history", "eyes")
+    rows = village.ledger.history("walk")
+    then = json.loads(atelier("history", "walk", "--at", rows[0].at.isoformat(), "--json"))
+    assert [row["to_version"] for row in then] == [1]
+    before = (rows[0].at - timedelta(seconds=1)).isoformat()
+    assert json.loads(atelier("history", "walk", "--at", before, "--json")) == []
