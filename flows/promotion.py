@@ -242,8 +242,9 @@ def _at_work(row: Promotion, holder: str) -> Iterator[None]:
             _end(row, holder, "superseded", error)
             raise
         except SmokeFailed as error:
-            _end(row, holder, "refused", error)
-            raise Refused(f"the smoke refuses {row.ref}: {error}") from None
+            refused = Refused(f"the smoke refuses {row.ref}: {error}")
+            _end(row, holder, "refused", refused)
+            raise refused from None
         except (Refused, serving.VersionRefused) as error:
             _end(row, holder, "refused", error)
             raise

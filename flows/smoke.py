@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import httpx
 
 PICTURES: Final = 4
-LEVELS: Final = 4  # of 256: a picture with less between its darkest and brightest value is flat
+LEVELS: Final = (
+    4  # of 256: a picture is flat with less between darkest and brightest in every channel
+)
 LONGEST_S: Final = 30.0  # of one picture, a full queue's waits included
 ROUNDS: Final = 3  # of measuring, before a version is called slow
 
@@ -142,7 +144,7 @@ def _check(pictures: list[Any], new: Candidate) -> None:
         if pixels.shape[:2] != (height, width):
             got = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise SmokeFailed(f"{asked}: the picture has {got} pixels, not {width}x{height}")
-        spread = int(pixels.max()) - int(pixels.min())
+        spread = int((pixels.max(axis=(0, 1)).astype(int) - pixels.min(axis=(0, 1))).max())
         if spread < LEVELS:
             raise SmokeFailed(f"{asked}: the picture is flat, {spread} levels from dark to bright")
         for earlier in range(number):

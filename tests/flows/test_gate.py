@@ -1,7 +1,15 @@
 import pytest
 
-from flows.judging.gate import Evaluation, Interval, JudgeRecord, check
-from flows.recipe import Bound, Gate
+from flows.judging.gate import (
+    Condition,
+    Evaluation,
+    GateReport,
+    Interval,
+    JudgeRecord,
+    check,
+    document,
+)
+from flows.recipe import Approvals, Bound, Gate, Wins
 
 
 def evaluation(
@@ -62,3 +70,66 @@ def test_a_gate_without_conditions_passes_nothing() -> None:
 def test_a_bound_without_a_side_is_refused(bound: dict[str, None]) -> None:
     with pytest.raises(ValueError, match="at_least, at_most or both"):
         Bound.model_validate(bound)
+
+
+def test_every_condition_says_what_was_asked_and_found_in_fields() -> None:
+    report = check(COMPARED, evaluation(0.9), evaluation(0.95))
+    bound, judge, compared = report.conditions
+    assert (bound.name, bound.value, bound.low, bound.high) == ("alignment", 0.9, 0.88, 0.92)
+    assert (bound.at_least, bound.at_most, bound.passed) == (0.5, None, True)
+    assert (judge.name, judge.value, judge.at_least) == ("judge accuracy", 0.99, 0.95)
+    assert (compared.name, compared.value) == ("alignment against production", 0.0)
+    worse = evaluation(0.9, outcomes=[1.0] * 180 + [0.0] * 60)
+    lost = check(COMPARED, worse, evaluation(0.95)).conditions[-1]
+    assert lost.value == -0.25
+    assert lost.high is not None
+    assert lost.high < 0
+
+
+@pytest.mark.parametrize(
+    ("votes", "passed", "says"),
+    [
+        ((7.5, 10), True, "preferred to production in 0.750 of 10 blind votes >= 0.55"),
+        ((5.0, 10), False, "preferred to production in 0.500 of 10 blind votes is below 0.55"),
+        ((9.0, 9), False, "9 blind votes against production, 10 are needed"),
+        ((0.0, 0), False, "0 blind votes against production, 10 are needed"),
+    ],
+)
+def test_people_must_prefer_a_version_often_enough(
+    votes: tuple[float, int], passed: bool, says: str
+) -> None:
+    gate = Gate(wins=Wins(at_least=0.55, votes=10))
+    condition = check(gate, evaluation(0.9), evaluation(0.9), votes).conditions[-1]
+    assert condition.passed == passed
+    assert says in condition.says
+
+
+def test_without_a_version_in_production_nobody_can_have_voted() -> None:
+    gate = Gate(metrics={"alignment": Bound(at_least=0.5)}, wins=Wins(at_least=0.5, votes=10))
+    assert check(gate, evaluation(0.9), None).passed
+
+
+def test_further_conditions_join_a_report_and_can_fail_it() -> None:
+    report = check(AT_LEAST, evaluation(0.9), None)
+    slow = Condition(name="slowdown", passed=False, says="too slow", value=3.0, at_most=1.5)
+    joined = report.joined([slow])
+    assert not joined.passed
+    assert joined.refusal() == "too slow"
+    assert GateReport.model_validate(document(joined)) == joined
+
+
+def test_a_cost_bound_refuses_what_is_too_slow() -> None:
+    gate = Gate(metrics={"seconds_per_sample": Bound(at_most=0.5)})
+    slow = Interval(value=0.8, low=0.7, high=0.9, count=9)
+    found = Evaluation(
+        evaluation_set="s", judge=None, metrics={"seconds_per_sample": slow}, outcomes={}
+    )
+    assert check(gate, found, None).refusal() == "seconds_per_sample 0.8 [0.7, 0.9] is above 0.5"
+
+
+def test_approvals_that_can_never_come_are_refused_in_the_recipe() -> None:
+    assert Approvals(count=2, by=("berta", "carl")).hours == 24
+    with pytest.raises(ValueError, match="2 approvals cannot come from 1 people"):
+        Approvals(count=2, by=("berta",))
+    with pytest.raises(ValueError, match="greater than 1"):
+        Gate(max_slowdown=0.9)

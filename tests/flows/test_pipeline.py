@@ -1,11 +1,23 @@
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from flows.judging.evaluate import fixed_requests
-from flows.judging.pipeline import PinnedStage, Pipeline, StageMismatch, check_fit, draw, interface
+from flows.judging.pipeline import (
+    PinnedStage,
+    Pipeline,
+    StageMismatch,
+    check_fit,
+    check_interfaces,
+    draw,
+    interface,
+    interface_hash,
+)
 from flows.judging.scores import wanted_attributes
+from flows.judging.speed import cost_per_sample
 from flows.recipe import Evaluation
 from models import describe
 from models.diffusion.ddpm import DDPM
@@ -77,3 +89,27 @@ def test_a_prompt_asks_for_one_value_of_each_attribute() -> None:
     attributes = {"size": ["small", "large"], "colour": ["red", "blue"]}
     wanted = wanted_attributes(["a large red dot", "a small blue dot"], attributes)
     assert wanted.tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_stage_s_interface_is_what_its_neighbours_rely_on(tmp_path: Path) -> None:
+    other_words = interface_hash(describe(model(vocabulary=("blue",))))
+    wider = interface_hash(describe(model(vocabulary=WORDS, widths=(32, 48))))
+    here = interface_hash(describe(BASE))
+    assert here == wider, "what is inside a stage is its own affair"
+    assert len({here, other_words, interface_hash(describe(UPSAMPLER))}) == 3
+    (tmp_path / "config.json").write_text(json.dumps(describe(BASE)))
+    check_interfaces([(pinned("base", BASE, interface=here), tmp_path)])
+    check_interfaces([(pinned("base", BASE), tmp_path)])
+    with pytest.raises(StageMismatch, match=rf"toy\.base:1 has interface {here}, but .* pins"):
+        check_interfaces([(pinned("base", BASE, interface=other_words), tmp_path)])
+
+
+def test_a_picture_s_cost_grows_with_its_steps() -> None:
+    few, many = (
+        cost_per_sample([BASE], [pinned("base", BASE, steps=steps)], ["red square"])
+        for steps in (2, 60)
+    )
+    for name in ("seconds_per_sample", "cpu_seconds_per_sample"):
+        assert few[name].low <= few[name].value <= few[name].high
+        assert few[name].count == 9
+    assert many["cpu_seconds_per_sample"].value > few["cpu_seconds_per_sample"].value

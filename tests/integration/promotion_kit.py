@@ -44,10 +44,12 @@ def network(seed: int, kind: str = "good") -> Family:
             parameter.add_(torch.randn_like(parameter) * 0.05)
             if kind == "nan":
                 parameter.fill_(float("nan"))
-        if kind == "black":
-            last = model.network.unet.out  # type: ignore[union-attr]
-            last.weight.zero_()  # type: ignore[union-attr, operator]
-            last.bias.fill_(-100.0)  # type: ignore[union-attr, operator]
+        if kind in {"black", "same"}:  # it draws its last layer's bias, whatever the seed
+            last: Any = model.network.unet.out
+            last.weight.zero_()
+            last.bias.fill_(-100.0)
+            if kind == "same":
+                last.bias[::2] = 100.0
     return model.eval()
 
 
@@ -98,6 +100,7 @@ class Village:
         alignment: float = 0.9,
         gate: Mapping[str, Any] | None = None,
         over: str = "set",
+        side: int = 8,
     ) -> Version:
         """Publish a pipeline of one stage with what judging would have found."""
         recipe = {
@@ -113,7 +116,7 @@ class Village:
             outcomes={"alignment": [alignment] * 8},
         )
         pipeline = Pipeline(
-            endpoint=name, stages=(stage,), vocabulary=WORDS, image_size=(8, 8), try_prompts=()
+            endpoint=name, stages=(stage,), vocabulary=WORDS, image_size=(side, side)
         )
         number = len(list(self.folder.glob(f"{name}-pipeline-*"))) + 1
         making = self.folder / f"{name}-pipeline-{number}"

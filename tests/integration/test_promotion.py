@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -147,9 +148,10 @@ def test_reconcile_has_nothing_to_do_where_all_is_settled(village: Village) -> N
         ("unloadable", 4, {}, VersionRefused, "cannot be loaded"),
         ("nan", 4, {}, Refused, "the smoke refuses"),
         ("black", 4, {}, Refused, "the picture is flat, 0 levels"),
+        ("same", 4, {}, Refused, "the same picture as with seed 0"),
         ("good", 400, {"max_slowdown": 1.5}, Refused, "times, above 1.5"),
     ],
-    ids=["raises at load", "NaN weights", "black pictures", "much slower"],
+    ids=["raises at load", "NaN weights", "black pictures", "one picture", "much slower"],
 )
 def test_a_bad_version_is_stopped_and_production_never_answers_from_it(
     village: Village, kind: str, steps: int, gate: Any, error: Any, says: str
@@ -166,6 +168,12 @@ def test_a_bad_version_is_stopped_and_production_never_answers_from_it(
     assert says in row.error
     assert village.served(name)[0].version == good.ref
     assert len(village.ledger.history(name)) == 1
+
+
+def test_pictures_of_another_size_are_refused(village: Village) -> None:
+    wrong = village.publish("size", village.stage(1), side=16)
+    with pytest.raises(Refused, match="the picture has 8x8 pixels, not 16x16"):
+        request(wrong.ref)
 
 
 def test_force_passes_over_the_gate_and_slowness_and_never_over_a_broken_picture(
@@ -244,6 +252,53 @@ def test_a_promotion_waits_for_another_person_and_the_ledger_names_both(village:
     assert village.served(name)[0].version == version.ref
     with village.acting("berta"), pytest.raises(PromotionError, match="it is done"):
         approvals.approve(waiting)
+
+
+def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
+    village: Village,
+) -> None:
+    """The engine is started as a worker starts it; between its two runs no process is held."""
+    from uuid import UUID
+
+    from prefect import get_client
+
+    name = "suspended"
+    version = village.publish(name, village.stage(1), gate={"approvals": {"count": 1}})
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(
+            flow_id=client.create_flow_from_name("promote"),
+            name="trial",
+            entrypoint="flows/promote.py:promote",
+        )
+        run = client.create_flow_run_from_deployment(deployment, parameters={"ref": version.ref})
+
+    def engine() -> None:
+        environment = {**village.environment("anna"), "PREFECT__FLOW_RUN_ID": str(run.id)}
+        command = [sys.executable, "-m", "prefect.engine"]
+        root = UNDER_FIRE.parents[2]
+        subprocess.run(command, env=environment, cwd=root, timeout=120, capture_output=True)
+
+    def state() -> str | None:
+        with get_client(sync_client=True) as client:
+            found = client.read_flow_run(UUID(str(run.id))).state
+            return found.name if found else None
+
+    engine()
+    assert state() == "Suspended"
+    [row] = village.journal.waiting()
+    assert (row.flow_run, row.holder) == (str(run.id), None)
+    with village.acting("berta"):
+        approver = threading.Thread(target=approvals.approve, args=(row.id, "fine"))
+        approver.start()
+        while village.journal.get(row.id).state == "waiting" or state() == "Suspended":
+            time.sleep(0.05)
+        engine()
+        approver.join()
+    assert state() == "Completed"
+    head = village.ledger.head(name, "production")
+    assert head is not None
+    assert head.approvals is not None
+    assert (head.actor, [one["actor"] for one in head.approvals]) == ("anna", ["berta"])
 
 
 def test_a_rejected_and_an_expired_promotion_never_go_into_production(village: Village) -> None:
