@@ -260,6 +260,6 @@ def _end(row: Promotion, holder: str, state: str, error: BaseException) -> None:
     """
     with suppress(PromotionError, DatabaseError, OSError):
         promotions().advance(row.id, holder, state, error=" ".join(str(error).split()))
-    if state == "refused" and promotions().get(row.id).error:
+    if state == "refused":
         with suppress(serving.ServingError):
             serve_wanted(needed=[])

@@ -138,6 +138,26 @@ def settled(village: Village, case: dict[str, Any], killed: datetime) -> float:
     return max(0.0, (row.updated - killed).total_seconds())
 
 
+@pytest.mark.parametrize("fault", [one for one in FAULTPOINTS if one != "promote.gated"])
+def test_a_full_disk_at_any_point_of_a_rollback_is_settled_at_once(
+    village: Village, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = village.ledger.head("walk", "production")
+    assert head is not None
+    monkeypatch.setenv("ATELIER_FAULT", f"{fault}:enospc")
+    with pytest.raises(OSError, match="No space left"):
+        roll_back("walk")
+    monkeypatch.delenv("ATELIER_FAULT")
+    reconcile()
+    assert village.journal.open() == []
+    now = village.ledger.head("walk", "production")
+    assert now is not None
+    after = FAULTPOINTS.index(fault) >= FAULTPOINTS.index("ledger.committed")
+    assert now.to_version == (head.from_version if after else head.to_version)
+    assert village.served("walk")[0].version == f"walk:{now.to_version}"
+    assert aliases(village, "walk")["production"] == now.to_version
+
+
 def test_reconcile_has_nothing_to_do_where_all_is_settled(village: Village) -> None:
     assert reconcile() == []
 
