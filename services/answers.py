@@ -11,16 +11,17 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from infra.receipts import Receipt, StageReceipt, attach
-from services.endpoints import Endpoint
+from services.arms import Arms, Planning, Step
+from services.endpoints import Endpoint, Route
 from services.errors import ApiError, invalid, logger
 from services.files import Files
 from services.media import Bitmap, png
 from services.orders import LARGEST_COST, ImageOrder
-from services.text_to_image import Complete, Drawing, Progress, Sketch, TextToImage
+from services.text_to_image import Complete, Drawing, Sketch
 
 
-def plan_drawing(order: ImageOrder, endpoint: Endpoint) -> Drawing:
-    """Return what to draw, after checking what depends on the pipeline.
+def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+    """Return what to draw with a version, after checking what depends on it.
 
     Raises:
         ApiError: 400 that names the parameter.
@@ -40,7 +41,7 @@ def plan_drawing(order: ImageOrder, endpoint: Endpoint) -> Drawing:
         )
     return Drawing(
         prompt=order.prompt,
-        seeds=order.seeds(),
+        seeds=seeds,
         steps=order.sampler_steps,
         guidance=order.scale,
         previews=order.partial_images or 0,
@@ -52,46 +53,46 @@ class Answer:
 
     def __init__(
         self,
-        painter: TextToImage,
+        arms: Arms,
         files: Files,
         timeout_s: float,
         request: Request,
         order: ImageOrder,
-        endpoint: Endpoint,
-        drawing: Drawing,
+        route: Route,
+        planning: Planning,
     ) -> None:
-        self._painter = painter
+        self._arms = arms
         self._files = files
         self._timeout_s = timeout_s
         self._request = request
         self._order = order
-        self._endpoint = endpoint
-        self._drawing = drawing
+        self._route = route
+        self._planning = planning
         self._created = datetime.now(UTC)
 
     async def whole(self) -> Response:
         """Return the finished pictures as one JSON document."""
         async with _deadline(self._timeout_s):
-            pictures = await self._painter.draw(self._endpoint.plan, self._drawing)
-            entries = await asyncio.to_thread(self._entries, pictures)
-        return JSONResponse({**self._common("created"), "data": entries})
+            step, pictures = await self._arms.draw(self._route, self._planning)
+            entries = await asyncio.to_thread(self._entries, step, pictures)
+        return JSONResponse({**self._common("created", step), "data": entries})
 
     async def stream(self) -> Response:
         """Return server-sent events; what fails before the first one is still an ordinary error."""
-        events = self._painter.watch(self._endpoint.plan, self._drawing)
+        steps = self._arms.watch(self._route, self._planning)
         async with _deadline(self._timeout_s):
-            first = await anext(events)
+            first = await anext(steps)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        lines = self._lines(first, events)
+        lines = self._lines(first, steps)
         return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
-    async def _lines(self, first: Progress, rest: AsyncIterator[Progress]) -> AsyncIterator[bytes]:
+    async def _lines(self, first: Step, rest: AsyncIterator[Step]) -> AsyncIterator[bytes]:
         try:
             for line in await asyncio.to_thread(self._events, first):
                 yield line
             async with _deadline(self._timeout_s):
-                async for progress in rest:
-                    for line in await asyncio.to_thread(self._events, progress):
+                async for step in rest:
+                    for line in await asyncio.to_thread(self._events, step):
                         yield line
         except ApiError as error:
             yield _event("error", error.body)
@@ -100,8 +101,8 @@ class Answer:
             broken = ApiError(500, "the server failed while drawing", code="internal_error")
             yield _event("error", broken.body)
 
-    def _events(self, progress: Progress) -> list[bytes]:
-        common = self._common("created_at")
+    def _events(self, step: Step) -> list[bytes]:
+        common, progress = self._common("created_at", step), step.progress
         if isinstance(progress, Sketch):
             body = {
                 "type": "image_generation.partial_image",
@@ -121,14 +122,14 @@ class Answer:
         kind = "image_generation.completed"
         return [
             _event(kind, {"type": kind, **entry, "image_index": row, **common, "usage": usage})
-            for row, entry in enumerate(self._entries(progress.pictures))
+            for row, entry in enumerate(self._entries(step, progress.pictures))
         ]
 
-    def _entries(self, pictures: list[Bitmap]) -> list[dict[str, Any]]:
+    def _entries(self, step: Step, pictures: list[Bitmap]) -> list[dict[str, Any]]:
         """Return the answer's `data`: every picture with its receipt inside."""
         return [
-            {**self._deliver(self._stamped(pixels, seed)), "seed": seed}
-            for pixels, seed in zip(pictures, self._drawing.seeds, strict=True)
+            {**self._deliver(self._stamped(step, pixels, seed)), "seed": seed}
+            for pixels, seed in zip(pictures, step.drawing.seeds, strict=True)
         ]
 
     def _deliver(self, file: bytes) -> dict[str, str]:
@@ -137,9 +138,9 @@ class Answer:
         identity = self._files.put(file)
         return {"url": f"{str(self._request.base_url).rstrip('/')}/v1/files/{identity}.png"}
 
-    def _stamped(self, pixels: Bitmap, seed: int) -> bytes:
-        endpoint, first = self._endpoint, self._endpoint.plan.stages[0]
-        drawing = self._drawing
+    def _stamped(self, step: Step, pixels: Bitmap, seed: int) -> bytes:
+        endpoint, drawing = step.endpoint, step.drawing
+        first = endpoint.plan.stages[0]
         receipt = Receipt(
             endpoint=endpoint.name,
             version=endpoint.ref,
@@ -160,11 +161,11 @@ class Answer:
         )
         return attach(png(pixels), receipt)
 
-    def _common(self, when: str) -> dict[str, Any]:
+    def _common(self, when: str, step: Step) -> dict[str, Any]:
         return {
             when: int(self._created.timestamp()),
-            "model": self._endpoint.ref,
-            "size": self._endpoint.plan.size,
+            "model": step.endpoint.ref,
+            "size": step.endpoint.plan.size,
             "quality": "auto",
             "background": "opaque",
             "output_format": "png",

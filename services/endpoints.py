@@ -1,11 +1,14 @@
 """Which version answers: a model's name is looked up in the ledger for every request.
 
 `shapes` is what the ledger has in production, `shapes@staging` and `shapes@production` its stages, `shapes:7` a
-version by number. What a version is made of stands in its pipeline.json, read once a digest.
+version by number. While a rollout runs, a share of the requests for `shapes` is the challenger's: `shapes@canary` or
+`shapes@shadow`. What a version is made of stands in its pipeline.json, read once a digest.
 """
 
+import hashlib
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
@@ -14,12 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from infra.database import DatabaseError
 from infra.ledger import Ledger, Row, Stage
 from infra.registry import Registry, RegistryError, Unreachable, Version
+from infra.rollouts import PLACES, Place, Terms
 from infra.storage import IntegrityError
 from services.errors import ApiError
 from services.work import Pin
 
 _MODEL: Final = re.compile(
-    r"(?P<name>[a-z][a-z0-9-]{0,40})(@(?P<stage>staging|production)|:(?P<number>[1-9][0-9]{0,8}))?"
+    r"(?P<name>[a-z][a-z0-9-]{0,40})(@(?P<stage>staging|production|canary|shadow)|:(?P<number>[1-9][0-9]{0,8}))?"
 )
 _REMEMBERED: Final = 512  # plans, and versions by number
 
@@ -115,6 +119,31 @@ class Endpoint:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A challenger beside the champion, as a ledger row says."""
+
+    name: str
+    place: Place
+    epoch: int
+    terms: Terms
+
+    @property
+    def key(self) -> tuple[str, Place, int]:
+        """The ledger row."""
+        return self.name, self.place, self.epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes."""
+
+    endpoint: Endpoint  # what its model names: the champion while a rollout runs
+    rollout: Rollout | None = None
+    chosen: bool = False  # for the challenger: to answer (canary) or to be compared (shadow)
+    challenger: Endpoint | None = None  # None too where it was chosen and cannot be had
+
+
 class Endpoints:
     """Finds endpoints; its methods block, briefly, and may run in any thread."""
 
@@ -124,8 +153,14 @@ class Endpoints:
         self._plans: dict[str, Plan] = {}
         self._numbers: dict[str, Version] = {}
 
-    def resolve(self, model: str | None) -> Endpoint:
-        """Return the endpoint that `model` names now; None: the only one in production.
+    def resolve(self, model: str) -> Endpoint:
+        """Return the endpoint that `model` names now; errors as in `route`."""
+        return self.route(model, "").endpoint
+
+    def route(self, model: str | None, session: str) -> Route:
+        """Return where a request goes that names `model` (None: the only one in production).
+
+        Requests of one `session` stay with one arm as long as a canary lasts.
 
         Raises:
             ApiError: 404 for an unknown model, 503 when ledger or registry cannot be reached.
@@ -136,12 +171,22 @@ class Endpoints:
         if match is None:
             raise unknown(model)
         if match["number"]:
-            return self._by_number(model)
+            return Route(self._by_number(model))
         stage = cast(Stage, match["stage"] or "production")
-        row = _asking(lambda: self._ledger.head(match["name"], stage))
+        rows = _asking(lambda: self._ledger.standing(match["name"]))
+        row = rows.get(stage)
         if row is None or row.to_version is None:
             raise unknown(model)
-        return self._endpoint(model, row)
+        endpoint = self._endpoint(model, row)
+        if stage != "production" or (rollout := _rollout(rows)) is None:
+            return Route(endpoint)
+        if not _chosen(rollout, session):
+            return Route(endpoint, rollout)
+        try:
+            challenger = self._endpoint(model, rows[rollout.place])
+        except ApiError:  # counted against it; the champion answers
+            return Route(endpoint, rollout, chosen=True)
+        return Route(endpoint, rollout, True, challenger)
 
     def everything(self) -> list[Endpoint]:
         """Return what the ledger serves: NAME for production, NAME@staging.
@@ -211,6 +256,26 @@ class Endpoints:
                 raise _unavailable(f"{ref} cannot be served") from error
             _remember(self._plans, digest, plan)
         return self._plans[digest]
+
+
+def _rollout(rows: Mapping[str, Row]) -> Rollout | None:
+    """Return the rollout that runs beside production; a challenger that is in production already is none."""
+    for place in PLACES:
+        row = rows.get(place)
+        if row is None or row.to_digest in {None, rows["production"].to_digest}:
+            continue
+        if (terms := Terms.of(row.report)) is not None:
+            return Rollout(row.name, place, row.epoch, terms)
+    return None
+
+
+def _chosen(rollout: Rollout, session: str) -> bool:
+    """Return whether a session belongs to the challenger; which ones do changes from rollout to rollout."""
+    if rollout.place == "shadow":
+        return 100 * random.random() < rollout.terms.percent
+    salted = f"{rollout.name}/{rollout.epoch}/{session}".encode("utf-8", "surrogatepass")
+    drawn = int.from_bytes(hashlib.sha256(salted).digest()[:8]) / 2**64
+    return 100 * drawn < rollout.terms.percent
 
 
 def unknown(model: str) -> ApiError:

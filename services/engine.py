@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+import numpy as np
 import torch
 
 from models.family import Family, Request, Rows
@@ -24,6 +25,14 @@ from services.work import Pictures
 BUCKETS: Final = (4, 8, 16)
 """Batch sizes that give equal bits on every CPU seen; `services.versions.agreeing` finds a model's own."""
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
+
+
+FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped"]
+BROKEN: Final = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, AssertionError),
+)
+"""What a model's code and torch raise: memory, kernels, shapes, an index out of range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class Finished:
 class Failed:
     """No more rows of this ticket will come."""
 
-    kind: Literal["invalid", "failed", "stopped"]
+    kind: FailedKind
     message: str
 
 
@@ -212,7 +221,7 @@ class Engine:
         began = time.perf_counter()
         try:
             finished = _step(lane) if lane.model.capabilities.stepwise else _sample(lane)
-        except RuntimeError as error:  # what torch raises: memory, kernels, shapes
+        except BROKEN as error:
             for row in (*lane.members, *lane.fresh):
                 _fail(row.ticket, "failed", f"the model broke: {_line(error)}")
             lane.members, lane.fresh, lane.rows = [], [], None
@@ -280,9 +289,10 @@ def _show(row: _Row, rows: Rows, place: int, model: Any) -> None:
     """Deliver a preview where one of `previews` evenly spaced ones is due."""
     total = int(rows["count"][place]) if "count" in rows else 0
     if row.taken * (row.previews + 1) >= total * (row.shown + 1) and total:
-        picture = model.preview(take(rows, [place]))[0]
-        row.ticket.deliver(Shown(row.number, row.shown, picture.float().cpu().numpy()))
-        row.shown += 1
+        picture = _finite(row, model.preview(take(rows, [place]))[0])
+        if picture is not None:
+            row.ticket.deliver(Shown(row.number, row.shown, picture))
+            row.shown += 1
 
 
 def _sample(lane: _Lane) -> int:
@@ -340,10 +350,21 @@ def _busy(lane: _Lane) -> bool:
 
 
 def _finish(row: _Row, picture: torch.Tensor) -> None:
-    row.ticket.deliver(Finished(row.number, picture.float().cpu().numpy()))
+    found = _finite(row, picture)
+    if found is not None:
+        row.ticket.deliver(Finished(row.number, found))
 
 
-def _fail(ticket: Ticket, kind: Literal["invalid", "failed", "stopped"], message: str) -> None:
+def _finite(row: _Row, picture: torch.Tensor) -> Pictures | None:
+    """Return the picture as an array; one with other than finite numbers fails its request and is None."""
+    found: Pictures = picture.float().cpu().numpy()
+    if np.isfinite(found).all():
+        return found
+    _fail(row.ticket, "not_finite", "the model gave numbers that are not finite")
+    return None
+
+
+def _fail(ticket: Ticket, kind: FailedKind, message: str) -> None:
     if not ticket.over:
         ticket.over = True
         ticket.deliver(Failed(kind, message))

@@ -7,6 +7,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp
 
 from services import errors
 from services.answers import Answer, plan_drawing
+from services.arms import Arms
 from services.endpoints import Endpoints
 from services.errors import ApiError
 from services.files import Files
@@ -70,7 +72,7 @@ class Parts:
     """What the routes use."""
 
     endpoints: Endpoints
-    painter: TextToImage
+    arms: Arms
     files: Files
     keys: KeyStore
     readiness: Readiness
@@ -135,17 +137,14 @@ def _image_routes(app: FastAPI, parts: Parts) -> None:
     async def generate(request: Request) -> Response:
         """Draw pictures."""
         order = await _order(request)
-        endpoint = await asyncio.to_thread(parts.endpoints.resolve, order.model)
-        drawing = plan_drawing(order, endpoint)
-        answer = Answer(
-            parts.painter,
-            parts.files,
-            parts.arguments.timeout_s,
-            request,
-            order,
-            endpoint,
-            drawing,
-        )
+        seeds = order.seeds()
+        session = order.session or str(
+            seeds[0]
+        )  # who says nothing at all is somebody else each time
+        route = await asyncio.to_thread(parts.endpoints.route, order.model, session)
+        planning = partial(plan_drawing, order, seeds)
+        timeout_s = parts.arguments.timeout_s
+        answer = Answer(parts.arms, parts.files, timeout_s, request, order, route, planning)
         return await (answer.stream() if order.stream else answer.whole())
 
     @app.get("/v1/files/{name}", response_model=None)
@@ -182,16 +181,20 @@ class Gateway:
     ) -> None:
         from infra.keys import Keys
         from infra.ledger import Ledger
+        from infra.observations import Observations
         from infra.registry import Registry
+        from services.rollout import Observer
 
         given = Arguments.model_validate(arguments)
-        keys = Keys(given.database)
+        keys, ledger = Keys(given.database), Ledger(given.database)
         require_key_off_loopback(given.host, keys)
-        endpoints = Endpoints(Ledger(given.database), Registry(given.tracking_uri, given.cache))
+        endpoints = Endpoints(ledger, Registry(given.tracking_uri, given.cache))
         stages = {"generate": Remote(generate), "upscale": Remote(upscale)}
+        painter = TextToImage(stages["generate"], stages["upscale"])
+        observer = Observer(ledger, Observations(given.database))
         self._parts = Parts(
             endpoints=endpoints,
-            painter=TextToImage(stages["generate"], stages["upscale"]),
+            arms=Arms(painter, observer, given.timeout_s),
             files=Files(given.files),
             keys=keys,
             readiness=Readiness(stages, endpoints),

@@ -80,6 +80,11 @@ class ImageOrder(BaseModel):
         """Guidance of the first stage, or None for the pipeline's own."""
         return self.guidance if self.guidance is not None else self.guidance_scale
 
+    @property
+    def session(self) -> str:
+        """Whose request it is, as far as it says: the user, else the prompt; empty where it says nothing."""
+        return self.user or self.safety_identifier or self.prompt
+
     def seeds(self) -> tuple[int, ...]:
         """Return a seed a picture: the asked one and those after it, or random ones that a person can copy."""
         first = secrets.randbelow(2**32 - 16) if self.seed is None else self.seed

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
-ATTEMPTS: Final = 6
+ATTEMPTS: Final = 6  # one for work that is not to be done again
 
 
 class Remote:
@@ -31,7 +31,7 @@ class Remote:
         from ray.exceptions import RayActorError, RayError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1 if work.once else ATTEMPTS):
             try:
                 answer: Drawn | Refused = await self._handle.draw.remote(work)
             except BackPressureError as error:
@@ -56,7 +56,7 @@ class Remote:
         from ray.exceptions import RayActorError, RayError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1 if work.once else ATTEMPTS):
             begun = False
             try:
                 events: Any = self._handle.options(stream=True).watch.remote(work)

@@ -34,6 +34,7 @@ class Drawing:
     steps: int | None = None
     guidance: float | None = None
     previews: int = 0
+    once: bool = False  # see Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class TextToImage:
                 steps=stage.steps,
                 guidance=stage.guidance,
                 low=pictures,
+                once=drawing.once,
             )
             pictures = _pictures(await self._upscale.draw(work))
         found = [bitmap(picture) for picture in pictures]
@@ -113,6 +115,7 @@ def _work(stage: PinnedStage, drawing: Drawing) -> Work:
         steps=stage.steps if drawing.steps is None else drawing.steps,
         guidance=stage.guidance if drawing.guidance is None else drawing.guidance,
         previews=drawing.previews,
+        once=drawing.once,
     )
 
 
@@ -132,6 +135,8 @@ def _pictures(answer: Drawn | Refused) -> Pictures:
         )
     if answer.kind == "invalid":
         raise invalid(answer.message, answer.param)
+    if answer.kind == "not_finite":
+        raise ApiError(500, "the model gave numbers that are not finite", code="not_finite")
     if answer.kind == "failed":
         raise ApiError(500, "the model failed while drawing", code="model_failed")
     reason = "is not loaded" if answer.kind == "missing" else "is restarting"

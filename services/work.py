@@ -38,6 +38,9 @@ class Work:
     guidance: float | None = None
     low: Pictures | None = None  # for a stage that upscales
     previews: int = 0  # estimates to show on the way, evenly spaced over the steps
+    once: bool = (
+        False  # not again on another replica when one is lost: perhaps this work is what killed it
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +64,11 @@ class Refused:
     """Why a stage did not draw; a value and not an exception, since a full queue is no failure of the replica.
 
     `full`: try again after `retry_after_s`. `invalid`: the request cannot be drawn by this model, whoever asks.
-    `missing`: the version cannot be loaded. `failed`: the model broke while drawing. `stopped`: the replica is going
-    away; another may draw it.
+    `missing`: the version cannot be loaded. `failed`: the model broke while drawing. `not_finite`: it gave numbers that
+    are no picture. `stopped`: the replica is going away; another may draw it.
     """
 
-    kind: Literal["full", "invalid", "missing", "failed", "stopped"]
+    kind: Literal["full", "invalid", "missing", "failed", "not_finite", "stopped"]
     message: str
     retry_after_s: float = 0.0
     param: str | None = None  # of an invalid request

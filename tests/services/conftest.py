@@ -14,16 +14,19 @@ import torch
 
 from infra.keys import Keys
 from infra.ledger import Ledger
+from infra.observations import Observations
 from infra.registry import Registry
 from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
 from models.variational.vae import VAE
+from services.arms import Arms
 from services.endpoints import Endpoints
 from services.files import Files
 from services.gateway import Arguments, Parts, create
 from services.readiness import Readiness
+from services.rollout import Observer
 from services.stages import Stage
 from services.text_to_image import TextToImage
 
@@ -60,6 +63,7 @@ class Workshop:
         self.ledger = Ledger(self.database)
         self.keys = Keys(self.database)
         self.registry = Registry("http://127.0.0.1:9", self.cache)  # nothing is fetched
+        self.observations = Observations(self.database)
         self.numbers: dict[str, int] = {}
 
     def publish(
@@ -141,10 +145,12 @@ class Workshop:
             **arguments,
         )
         endpoints = Endpoints(self.ledger, self.registry)
+        self.observer = Observer(self.ledger, self.observations, every_s=0.05)
+        self.arms = Arms(TextToImage(generate, upscale), self.observer, given.timeout_s)
         stages = {"generate": generate, "upscale": upscale}
         parts = Parts(
             endpoints=endpoints,
-            painter=TextToImage(generate, upscale),
+            arms=self.arms,
             files=Files(given.files),
             keys=self.keys,
             readiness=Readiness(stages, endpoints),

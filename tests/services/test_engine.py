@@ -195,12 +195,13 @@ def test_what_a_model_refuses_fails_its_own_request_only(engine: Engine, base: F
     assert bad.empty()
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, IndexError, AttributeError, AssertionError])
 def test_a_model_that_breaks_fails_its_rows_and_the_engine_goes_on(
-    engine: Engine, base: Family
+    engine: Engine, base: Family, kind: type[Exception]
 ) -> None:
     class Broken(Held):
         def step(self, rows: Any) -> Any:
-            raise RuntimeError(f"out of memory for {len(rows)} tensors")
+            raise kind(f"out of memory for {len(rows)} tensors")
 
     broken: Any = Broken(base)
     bad, good = Inbox(), Inbox()
@@ -222,3 +223,20 @@ def test_closing_fails_what_is_under_way(base: Family) -> None:
     assert inbox.get(timeout=PATIENCE_S) == Failed("stopped", "the replica stopped while drawing")
     with pytest.raises(RuntimeError, match="stopped"):
         engine.submit(base, order(1), inbox.put)
+
+
+@pytest.mark.parametrize("kind", ["base", "vae"])
+def test_numbers_that_are_not_finite_fail_the_request_and_are_never_delivered(
+    engine: Engine, networks: Callable[..., Family], kind: str
+) -> None:
+    model, inbox = networks(kind), Inbox()
+    with torch.no_grad():
+        list(model.parameters())[-1].fill_(torch.nan)
+    request = order(1, 2) if kind == "base" else Request(seeds=(1, 2))
+    engine.submit(model, request, inbox.put, previews=1)
+    result = inbox.get(timeout=PATIENCE_S)
+    assert result == Failed("not_finite", "the model gave numbers that are not finite")
+    healthy = Inbox()
+    engine.submit(networks("vae"), Request(seeds=(1,)), healthy.put)
+    assert np.isfinite(healthy.pictures(1)[0]).all()
+    assert inbox.empty()

@@ -1,0 +1,325 @@
+import asyncio
+import base64
+import dataclasses
+import io
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from infra import receipts
+from infra.rollouts import Terms
+from models.family import Family
+from services.endpoints import Rollout, _chosen
+from services.rollout import look
+
+IMAGES = "/v1/images/generations"
+PROMPT = "a small red circle"
+names = (f"rolled{number}" for number in itertools.count())
+
+
+def altered(model: Family, change: Callable[[Any], None]) -> Family:
+    with torch.no_grad():
+        change(model)
+    return model
+
+
+def black(model: Any) -> None:
+    model.network.unet.out.weight.zero_()
+    model.network.unet.out.bias.fill_(1e4)
+
+
+def stuck(model: Any) -> None:
+    black(model)
+    model.network.unet.out.bias[::2] = -1e4
+
+
+def not_finite(model: Any) -> None:
+    model.network.unet.out.weight.fill_(torch.nan)
+
+
+def longer(model: Any) -> None:
+    model.config = dataclasses.replace(model.config, steps=12 * model.config.steps)
+
+
+def sizes(model: Any) -> None:
+    model.network.unet.out = torch.nn.Conv2d(16, 3, 3)  # fits no config: cannot be loaded
+
+
+class Trial:
+    """A champion in production, a challenger beside it, and a gateway."""
+
+    def __init__(self, workshop: Any, champion: Family, challenger: Family, place: str) -> None:
+        self.workshop, self.place, self.name = workshop, place, next(names)
+        self.versions = [
+            workshop.publish_pipeline(self.name, one) for one in (champion, challenger)
+        ]
+        workshop.promote(self.versions[0])
+        self.generate, self.upscale = workshop.stage("generate"), workshop.stage("upscale")
+        self.app = workshop.gateway(self.generate, self.upscale, timeout_s=20.0)
+
+    def begin(self, percent: float = 50, **limits: Any) -> None:
+        terms = Terms(percent=percent, limits={"max_slowdown": 1000.0, **limits})  # type: ignore[arg-type]
+        head = self.workshop.ledger.head(self.name, self.place)
+        epoch = head.epoch if head else 0
+        self.workshop.ledger.transition(
+            name=self.name,
+            stage=self.place,
+            to_version=2,
+            to_digest=self.versions[1]["digest"],
+            expected_epoch=epoch,
+            key=f"{self.name}/{self.place}/{epoch}",
+            actor="test",
+            report={"terms": terms.model_dump()},
+        )
+
+    def run(
+        self, what: Callable[[httpx.AsyncClient], Awaitable[Any]], *, settle: bool = True
+    ) -> Any:
+        async def inside() -> Any:
+            transport = httpx.ASGITransport(self.app)
+            url = "http://127.0.0.1"
+            async with httpx.AsyncClient(transport=transport, base_url=url, timeout=60) as client:
+                found = await what(client)
+                while settle and self.workshop.arms._mirrored:
+                    await asyncio.sleep(0.001)
+                return found
+
+        return asyncio.run(inside())
+
+    def users(self, count: int, *, settle: bool = True, **changes: Any) -> list[receipts.Receipt]:
+        """Send a request of each of so many users, one after another; every one is answered well."""
+
+        async def all_of_them(client: httpx.AsyncClient) -> list[receipts.Receipt]:
+            found = []
+            for number in range(count):
+                body = {"model": self.name, "prompt": PROMPT, "seed": number, "user": f"u{number}"}
+                answer = await client.post(IMAGES, json={**body, **changes})
+                assert answer.status_code == 200, answer.text
+                found.append(checked(answer.json()["data"][0]["b64_json"]))
+            return found
+
+        return self.run(all_of_them, settle=settle)
+
+    def ended(self) -> Any:
+        """The row that the gateway ended the rollout with."""
+        deadline = time.monotonic() + 5
+        while (row := self.workshop.ledger.head(self.name, self.place)).to_version is not None:
+            assert time.monotonic() < deadline, "nobody stopped it"
+            time.sleep(0.01)
+        assert row.actor == "gateway"
+        return row
+
+    def tallies(self) -> Any:
+        self.workshop.observer.close()
+        epoch = max(
+            row.epoch
+            for row in self.workshop.ledger.history(self.name)
+            if row.stage == self.place and row.to_version is not None
+        )
+        return self.workshop.observations.read(self.name, self.place, epoch)
+
+
+def checked(encoded: str) -> receipts.Receipt:
+    content = base64.b64decode(encoded)
+    assert not look(np.asarray(Image.open(io.BytesIO(content)))).flat
+    return receipts.read(content)
+
+
+@pytest.fixture
+def trial(workshop: Any, networks: Callable[..., Family]) -> Iterator[Any]:
+    @contextmanager
+    def making(change: Callable[[Any], None] | None = None, place: str = "canary") -> Any:
+        challenger = networks("base", 2)
+        if change is not None:
+            altered(challenger, change)
+        made = Trial(workshop, networks("base", 1), challenger, place)
+        try:
+            yield made
+        finally:
+            workshop.observer.close()
+            made.generate.close()
+            made.upscale.close()
+
+    return making
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.5, 100), st.integers(1, 1000))
+def test_the_share_of_sessions_is_the_percentage_and_each_keeps_its_arm(
+    percent: float, epoch: int
+) -> None:
+    rollout = Rollout("shapes", "canary", epoch, Terms(percent=percent))
+    chosen = [_chosen(rollout, f"session {number}") for number in range(3000)]
+    assert (
+        abs(100 * sum(chosen) / 3000 - percent)
+        < 4.5 * np.sqrt(percent * (100 - percent) / 3000) + 0.1
+    )
+    assert chosen == [_chosen(rollout, f"session {number}") for number in range(3000)]
+
+
+def test_a_canary_answers_its_share_with_receipts_that_name_its_row(trial: Any) -> None:
+    with trial() as t:
+        t.begin(40)
+        first, again = t.users(40), t.users(40)
+        arms = [receipt.place for receipt in first]
+        assert arms == [receipt.place for receipt in again]
+        assert 5 <= arms.count("canary") <= 28
+        for receipt in first:
+            version, place = (2, "canary") if receipt.place == "canary" else (1, "production")
+            assert (receipt.version, receipt.place, receipt.epoch) == (
+                f"{t.name}:{version}",
+                place,
+                1,
+            )
+        assert {t.users(1, model=f"{t.name}@canary")[0].version} == {f"{t.name}:2"}
+        seen = t.tallies()
+        assert seen["challenger"].requests == 2 * arms.count("canary")
+        assert seen["champion"].requests == 2 * arms.count("production")
+        assert (
+            seen["challenger"].failures == seen["challenger"].flat == seen["champion"].failures == 0
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "limits", "why", "at_most"),
+    [
+        (not_finite, {}, "were not finite, at most 0", 1),
+        (sizes, {"min_requests": 10}, "10 of the challenger's 10 requests failed", 10),
+        (black, {}, "were of one colour, at most 2", 3),
+        (stuck, {}, "were the same for different requests, at most 2", 4),
+        (longer, {"max_slowdown": 1.5, "min_requests": 8}, "times as long, at most 1.5", 60),
+    ],
+)
+def test_a_bad_challenger_is_stopped_and_users_see_only_good_pictures(
+    trial: Any, change: Any, limits: Any, why: str, at_most: int
+) -> None:
+    with trial(change) as t:
+        t.begin(50, **limits)
+        found = t.users(90)
+        row = t.ended()
+        assert why in row.reason
+        assert {receipt.place for receipt in found[-10:]} == {"production"}
+        assert {receipt.place for receipt in t.users(5)} == {"production"}
+        assert t.tallies()["challenger"].requests <= at_most
+        if change in {not_finite, sizes, black}:
+            assert {receipt.version for receipt in found} == {f"{t.name}:1"}
+
+
+def test_what_the_champion_does_too_is_not_held_against_the_challenger(
+    workshop: Any, networks: Callable[..., Family]
+) -> None:
+    pale = [altered(networks("base", seed), black) for seed in (1, 2)]
+    t = Trial(workshop, *pale, "canary")
+    t.begin(50)
+
+    async def some(client: httpx.AsyncClient) -> None:
+        for number in range(30):
+            body = {"model": t.name, "prompt": PROMPT, "seed": number, "user": f"u{number}"}
+            assert (await client.post(IMAGES, json=body)).status_code == 200
+
+    t.run(some)
+    assert t.tallies()["challenger"].flat > 2
+    assert workshop.ledger.head(t.name, "canary").to_version == 2
+    t.generate.close()
+    t.upscale.close()
+
+
+def test_a_stream_falls_back_to_the_champion_even_after_sketches(trial: Any) -> None:
+    with trial(black) as t:
+        t.begin(100)
+
+        async def stream(client: httpx.AsyncClient) -> list[str]:
+            body = {"model": t.name, "prompt": PROMPT, "stream": True, "partial_images": 2}
+            answer = await client.post(IMAGES, json=body)
+            return [line for line in answer.text.splitlines() if line.startswith("data: ")]
+
+        lines = t.run(stream)
+        assert ["partial_image" in line for line in lines] == [True, True, False]
+        assert f'"model":"{t.name}:1"' in lines[-1]
+        assert t.tallies()["challenger"].flat == 1
+
+
+def test_gateways_add_up_and_one_of_them_stops_the_challenger(trial: Any) -> None:
+    with trial(black) as t:
+        t.begin(100, max_flat=5)
+        t.users(4)
+        first = t.workshop.observer
+        first.close()
+        t.app = t.workshop.gateway(t.generate, t.upscale)
+        t.users(1)
+        time.sleep(0.3)  # until it has read what the first one wrote
+        t.users(1)
+        row = t.ended()
+        assert row.reason.startswith("6 of the challenger's 6 answers")
+
+
+def test_a_shadow_compares_and_the_champion_answers(trial: Any) -> None:
+    with trial(place="shadow") as t:
+        t.begin(100)
+
+        async def draw(client: httpx.AsyncClient) -> None:
+            for number in range(10):
+                body = {"model": t.name, "prompt": PROMPT, "seed": number}
+                answer = await client.post(IMAGES, json=body)
+                entry = checked(answer.json()["data"][0]["b64_json"])
+                assert (entry.version, entry.place) == (f"{t.name}:1", "production")
+                while t.workshop.arms._mirrored:
+                    await asyncio.sleep(0)
+
+        t.run(draw)
+        seen = t.tallies()
+        assert seen["champion"].requests == seen["challenger"].compared == 10
+        assert 0.01 < seen["challenger"].difference / 10 < 1
+
+
+def test_a_bad_shadow_is_stopped_too(trial: Any) -> None:
+    with trial(not_finite, "shadow") as t:
+        t.begin(100)
+        t.users(3)
+        assert "not finite" in t.ended().reason
+
+
+def test_a_shadow_that_hangs_delays_nobody_and_is_left_out(
+    trial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trial(place="shadow") as t:
+        t.begin(100)
+        draw, challenger = t.generate.draw, t.versions[1]["stages"][0]["sha256"]
+
+        async def hang(work: Any) -> Any:
+            if work.pin.digest == challenger:
+                await asyncio.Event().wait()
+            return await draw(work)
+
+        monkeypatch.setattr(t.generate, "draw", hang)
+        began = time.monotonic()
+        assert len(t.users(12, settle=False)) == 12
+        assert time.monotonic() - began < 5  # the challenger would have had 10 s for each
+        assert t.tallies()["challenger"].dropped == 8
+
+
+def test_the_slower_arm_is_found_only_where_it_is_surely_slower() -> None:
+    from infra.rollouts import Limits, Tally, bucket, verdict, wilson
+
+    def arm(*seconds: float) -> Tally:
+        tally = Tally()
+        for one in seconds:
+            tally.add(Tally(requests=1, latencies={bucket(one): 1}))
+        return tally
+
+    usual = arm(*np.linspace(0.08, 0.12, 100))
+    assert verdict(Limits(), usual, arm(*np.linspace(0.16, 0.24, 15))) is None  # too few
+    assert verdict(Limits(), usual, arm(*np.linspace(0.08, 0.14, 100))) is None
+    assert "as long" in str(verdict(Limits(), usual, arm(*np.linspace(0.16, 0.24, 40))))
+    low, high = wilson(3, 100, z=1.96)
+    assert (round(low, 4), round(high, 4)) == (0.0103, 0.0845)  # R: prop.test without correction
