@@ -9,6 +9,7 @@ from flows.command_line import (
     data_verbs,
     lineage_verbs,
     promotion_verbs,
+    rollout_verbs,
     stack_verbs,
     training_verbs,
     version_verbs,
@@ -25,6 +26,7 @@ app = typer.Typer(
 for verbs in (
     training_verbs,
     promotion_verbs,
+    rollout_verbs,
     version_verbs,
     lineage_verbs,
     stack_verbs,

@@ -34,11 +34,13 @@ def stage_versions(versions: Mapping[str, str]) -> list[dict[str, Any]]:
 def wanted() -> dict[str, str]:
     """Return the pipeline versions to hold loaded, with their digests.
 
-    They are the ledger's heads, the one before each for a rollback, and those that are being promoted.
+    They are the ledger's heads, the one before each for a rollback, and those that are being promoted. A challenger
+    is held while its rollout lasts and no longer: perhaps it cannot be loaded.
     """
     found: dict[str, str] = {}
     for row in ledger().heads():
-        for one in (row, ledger().before(row)):
+        before = ledger().before(row) if row.stage in {"staging", "production"} else None
+        for one in (row, before):
             if one is not None and one.to_version is not None and one.to_digest is not None:
                 found[f"{row.name}:{one.to_version}"] = one.to_digest
     for intent in promotions().open():
