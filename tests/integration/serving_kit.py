@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +30,7 @@ from models.family import Family
 
 WORDS = ("a", "small", "red", "green", "circle", "square", "on", "the", "left")
 PROMPT = "a small red circle"
+Change = Callable[[Any], None]
 NAME = "served-shapes"
 
 
@@ -90,7 +91,8 @@ class House:
 
         In force: begun before the answer, and no promotion after it had returned when the request was sent.
         """
-        rows = {row.epoch: row for row in self.ledger.history(NAME)}
+        history = self.ledger.history(NAME)
+        rows = {row.epoch: row for row in history if row.stage == "production"}
         row = rows[receipt.epoch]
         newest = max((epoch for epoch, at in self.moved.items() if at < sent), default=0)
         named = f"{NAME}:{row.to_version}" == receipt.version and row.to_digest == receipt.digest
@@ -111,10 +113,14 @@ def network(kind: str, seed: int) -> Family:
     return model.eval()
 
 
-def publish_stage(registry: Registry, folder: Path, kind: str, seed: int) -> dict[str, Any]:
+def publish_stage(
+    registry: Registry, folder: Path, kind: str, seed: int, change: Change
+) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     model = network(kind, seed)
+    with torch.no_grad():
+        change(model)
     making = folder / f"{kind}-{seed}"
     making.mkdir()
     (making / "config.json").write_text(json.dumps(describe(model)))
@@ -126,16 +132,21 @@ def publish_stage(registry: Registry, folder: Path, kind: str, seed: int) -> dic
         "name": version.name,
         "version": version.number,
         "sha256": version.digest,
+        "family": "ddpm",
         "accepts": {"prompt": "text"}
         if kind == "base"
         else {"prompt": "none", "picture": [3, 8, 8]},
+        "gives": {"picture": [3, 8, 8] if kind == "base" else [3, 16, 16]},
         "steps": model.config.steps,
         "guidance": model.config.guidance,
     }
 
 
-def publish(house: House, folder: Path, seed: int) -> Version:
-    stages = [publish_stage(house.registry, folder, kind, seed) for kind in ("base", "upscaler")]
+def publish(house: House, folder: Path, seed: int, change: Change = lambda _model: None) -> Version:
+    """Publish a pipeline of two networks with random weights, each `change`d before it is saved."""
+    stages = [
+        publish_stage(house.registry, folder, kind, seed, change) for kind in ("base", "upscaler")
+    ]
     making = folder / f"pipeline-{seed}"
     making.mkdir()
     document = {
@@ -188,11 +199,17 @@ def slowest(outcomes: list[Outcome]) -> float:
     return max((one.answered - one.sent).total_seconds() for one in outcomes)
 
 
-async def steadily(house: House, count: int, per_s: float, events: dict[int, Any]) -> list[Outcome]:
+async def steadily(
+    house: House,
+    count: int,
+    per_s: float,
+    events: dict[int, Any],
+    asking: Callable[[int], dict[str, Any]] = lambda _number: {},
+) -> list[Outcome]:
     """Send `count` requests at a rate, whatever the answers do; `events` are calls made at a request's turn."""
 
     async def one(client: httpx.AsyncClient, number: int) -> Outcome:
-        body = {"model": NAME, "prompt": PROMPT, "seed": number % 10}
+        body = {"model": NAME, "prompt": PROMPT, "seed": number % 10, **asking(number)}
         sent = datetime.now(UTC)
         answer = await client.post("/images/generations", json=body)
         data = answer.json()["data"] if answer.status_code == 200 else [answer.json()]
