@@ -108,6 +108,7 @@ def rollout_status(name: str) -> dict[str, Any]:
     terms = Terms.of(row.report) or Terms(percent=100)
     place: Place = "canary" if row.stage == "canary" else "shadow"
     tallies = Observations(settings().database).read(name, place, row.epoch)
+    shape = max(tallies["champion"].latencies, key=tallies["champion"].timed, default="")
     champion = ledger().at(name, "production", row.at)
     return {
         "name": name,
@@ -120,14 +121,15 @@ def rollout_status(name: str) -> dict[str, Any]:
         "ended": None
         if end is None
         else {"at": end.at.isoformat(), "actor": end.actor, "reason": end.reason},
-        "arms": {arm: _arm(tally) for arm, tally in tallies.items()},
+        "timed": shape,
+        "arms": {arm: _arm(tally, shape) for arm, tally in tallies.items()},
     }
 
 
-def _arm(tally: Tally) -> dict[str, Any]:
-    """Return an arm's counts, its failure rate with a 95 % interval, and its latencies in milliseconds."""
-    median, within = tally.quantile(0.5), tally.median_within()
-    p95 = tally.quantile(0.95)
+def _arm(tally: Tally, shape: str) -> dict[str, Any]:
+    """Return an arm's counts, its failure rate with a 95 % interval, and latencies in ms of the commonest shape."""
+    median, within = tally.quantile(shape, 0.5), tally.median_within(shape)
+    p95 = tally.quantile(shape, 0.95)
     return {
         "requests": tally.requests,
         "failures": tally.failures,

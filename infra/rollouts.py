@@ -59,7 +59,8 @@ class Tally(BaseModel):
     not_finite: int = 0
     flat: int = 0
     repeated: int = 0
-    latencies: dict[int, int] = {}  # how many requests by bucket, see `bucket`
+    # how many requests by shape (pictures and steps: what makes one request longer than another) and bucket
+    latencies: dict[str, dict[int, int]] = {}
     compared: int = 0  # shadowed requests that both arms answered
     difference: float = 0.0  # summed over them: mean absolute difference of the pixels, 0 to 1
     dropped: int = 0  # shadowed requests that were left out, since the challenger was behind
@@ -69,26 +70,31 @@ class Tally(BaseModel):
         for name in type(self).model_fields:
             if name != "latencies":
                 setattr(self, name, getattr(self, name) + getattr(other, name))
-        for place, count in other.latencies.items():
-            self.latencies[place] = self.latencies.get(place, 0) + count
+        for shape, counts in other.latencies.items():
+            ours = self.latencies.setdefault(shape, {})
+            for place, count in counts.items():
+                ours[place] = ours.get(place, 0) + count
 
-    def quantile(self, share: float) -> float | None:
-        """Return the latency in seconds that `share` of the answers stayed under; None without any."""
-        total = sum(self.latencies.values())
-        reached = 0
-        for place, count in sorted(self.latencies.items()):
+    def timed(self, shape: str) -> int:
+        """Return how many latencies of a shape are known."""
+        return sum(self.latencies.get(shape, {}).values())
+
+    def quantile(self, shape: str, share: float) -> float | None:
+        """Return the latency in seconds that `share` of a shape's answers stayed under; None without any."""
+        reached, total = 0, self.timed(shape)
+        for place, count in sorted(self.latencies.get(shape, {}).items()):
             reached += count
             if reached >= share * total:
                 return float(GROWTH**place)
         return None
 
-    def median_within(self) -> tuple[float, float] | None:
-        """Return bounds of the median latency in seconds (99 %, by ranks: no shape is assumed); None without any."""
-        total = sum(self.latencies.values())
-        if not total:
+    def median_within(self, shape: str) -> tuple[float, float] | None:
+        """Return bounds of a shape's median latency in seconds (99 %, by ranks: no distribution is assumed)."""
+        if not (total := self.timed(shape)):
             return None
         apart = SURE / 2 / math.sqrt(total)
-        low, high = self.quantile(max(0.0, 0.5 - apart)), self.quantile(min(1.0, 0.5 + apart))
+        low = self.quantile(shape, max(0.0, 0.5 - apart))
+        high = self.quantile(shape, min(1.0, 0.5 + apart))
         assert low is not None
         assert high is not None
         return low, high
@@ -131,23 +137,24 @@ def verdict(limits: Limits, champion: Tally, challenger: Tally) -> str | None:
                 f" {least:.1%}, at most {limits.max_error_rate:.1%} may; the champion's:"
                 f" {champion.failures} of {champion.requests}"
             )
-    return _slower(limits, champion, challenger)
+    shapes = (_slower(limits, shape, champion, challenger) for shape in challenger.latencies)
+    return next((why for why in shapes if why is not None), None)
 
 
-def _slower(limits: Limits, champion: Tally, challenger: Tally) -> str | None:
-    ours, theirs = challenger.median_within(), champion.median_within()
-    if ours is None or theirs is None:
+def _slower(limits: Limits, shape: str, champion: Tally, challenger: Tally) -> str | None:
+    if min(champion.timed(shape), challenger.timed(shape)) < limits.min_requests:
         return None
-    if min(sum(arm.latencies.values()) for arm in (champion, challenger)) < limits.min_requests:
-        return None
+    ours, theirs = challenger.median_within(shape), champion.median_within(shape)
+    assert ours is not None
+    assert theirs is not None
     if ours[0] <= limits.max_slowdown * theirs[1]:
         return None
-    median, usual = challenger.quantile(0.5), champion.quantile(0.5)
+    median, usual = challenger.quantile(shape, 0.5), champion.quantile(shape, 0.5)
     assert median is not None
     assert usual is not None
     return (
-        f"the challenger's median answer took {1000 * median:.0f} ms, the champion's {1000 * usual:.0f} ms: surely more"
-        f" than {ours[0] / theirs[1]:.2f} times as long, at most {limits.max_slowdown:g} times may be"
+        f"the challenger's median answer ({shape}) took {1000 * median:.0f} ms, the champion's {1000 * usual:.0f} ms:"
+        f" surely more than {ours[0] / theirs[1]:.2f} times as long, at most {limits.max_slowdown:g} times may be"
     )
 
 

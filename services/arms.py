@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from infra.rollouts import Arm, Tally
+from infra.rollouts import Arm, Tally, bucket
 from services.endpoints import Endpoint, Rollout, Route
 from services.errors import ApiError, logger
 from services.media import Bitmap
@@ -201,7 +201,9 @@ class Arms:
         flat = any(one.flat for one in looks)
         repeated = self._observer.repeated(rollout, arm, looks, wanted)
         tally = Tally(requests=1, flat=flat, repeated=repeated)
-        self._observer.count(rollout, arm, tally, seconds)
+        if seconds is not None:
+            tally.latencies = {shape(drawing): {bucket(seconds): 1}}
+        self._observer.count(rollout, arm, tally)
         return flat or repeated
 
     def _failed(self, rollout: Rollout, arm: Arm, error: BaseException) -> None:
@@ -209,6 +211,13 @@ class Arms:
         logger.warning("the %s in %s of %s failed: %s", arm, rollout.place, rollout.name, text)
         broken = isinstance(error, ApiError) and error.code == "not_finite"
         self._observer.count(rollout, arm, Tally(requests=1, failures=1, not_finite=broken))
+
+
+def shape(drawing: Drawing) -> str:
+    """Return what makes a request longer than another, whichever version draws: "4 pictures, 20 steps"."""
+    count = len(drawing.seeds)
+    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    return pictures if drawing.steps is None else f"{pictures}, {drawing.steps} steps"
 
 
 def difference(ours: Sequence[Bitmap], theirs: Sequence[Bitmap]) -> float:

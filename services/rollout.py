@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 from infra.database import DatabaseError
 from infra.ledger import Conflict, KeyReused, Ledger
 from infra.observations import Observations
-from infra.rollouts import Arm, Tally, bucket, verdict
+from infra.rollouts import Arm, Tally, verdict
 from services.endpoints import Rollout
 from services.media import Bitmap
 
@@ -25,6 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 REMEMBERED: Final = 4096  # pictures of an arm, to see one again
 ROLLOUTS: Final = 64  # kept in memory, the newest
+SHAPES: Final = 32  # of requests, whose latencies are kept apart
 FLAT: Final = 2  # of 255 levels: less contrast than this is one colour
 
 Asked: TypeAlias = tuple[int, str]
@@ -86,13 +87,14 @@ class Observer:
         found = self._states.get(rollout.key)
         return found is not None and found.stopped is not None
 
-    def count(self, rollout: Rollout, arm: Arm, seen: Tally, seconds: float | None = None) -> None:
-        """Add what an arm did with a request, and how long its pictures took; then judge."""
-        if seconds is not None:
-            seen.latencies = {bucket(seconds): 1}
+    def count(self, rollout: Rollout, arm: Arm, seen: Tally) -> None:
+        """Add what an arm did with a request, then judge."""
         with self._changed:
             state = self._state(rollout)
-            state.own[arm].add(seen)
+            own = state.own[arm]
+            if len(own.latencies) >= SHAPES:
+                seen.latencies = {k: v for k, v in seen.latencies.items() if k in own.latencies}
+            own.add(seen)
             fresh = not state.unwritten
             state.unwritten = True
             if self._judge(state) or fresh:

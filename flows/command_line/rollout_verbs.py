@@ -131,6 +131,8 @@ def _show(name: str, as_json: bool) -> None:
         ("", "champion", "challenger"),
         [(what, read(arms["champion"]), read(arms["challenger"])) for what, read in ROWS],
     )
+    if found["timed"]:
+        console.print(f"latencies are of requests for {found['timed']}", style="dim")
     if found["ended"] is None:
         console.print(
             f"running; next: atelier rollout {name} --promote, or --abort", style="bold green"

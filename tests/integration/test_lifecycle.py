@@ -96,6 +96,16 @@ def test_a_recipe_goes_from_data_to_a_picture_and_back(workshop: Workshop) -> No
     rows = workshop.json("history", "tiny")
     assert [row["to_version"] for row in rows] == [first, first + 1, first]
 
+    workshop.run("rollout", f"tiny:{first + 1}", "--canary", "100")
+    workshop.run("generate", "tiny", "three", "-o", str(picture))
+    tried = receipts.read(picture)
+    assert (tried.version, tried.place) == (f"tiny:{first + 1}", "canary")
+    assert f"canary of tiny:{first + 1} at 100 %" in workshop.run("rollout", "tiny")
+    workshop.run("rollout", "tiny", "--promote")
+    workshop.run("generate", "tiny", "three", "-o", str(picture))
+    assert receipts.read(picture).place == "production"
+    assert workshop.json("rollout", "tiny")["ended"]["reason"] == "promoted"
+
 
 def test_the_gate_refuses_and_says_why_and_a_forced_promotion_is_recorded(
     workshop: Workshop,

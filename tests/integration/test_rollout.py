@@ -217,7 +217,7 @@ def test_a_bad_challenger_is_stopped_and_no_user_notices(
     version = publish(house, folder, seed, change)
     start_rollout(version.ref, "canary", 50, {"min_requests": 10})
     outcomes = asyncio.run(
-        steadily(house, 100, 8.0, {}, lambda number: {"user": f"user {number}", "seed": number})
+        steadily(house, 64, 8.0, {}, lambda number: {"user": f"user {number}", "seed": number})
     )
     all_well(outcomes)
     row = house.ledger.head(NAME, "canary")
