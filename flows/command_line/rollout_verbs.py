@@ -68,6 +68,8 @@ def rollout(
 
         found = promote_challenger(name, force)
         message = f"[bold]{found['ref']}[/] is in {found['place']}; take it back with: atelier rollback {name}"
+        if "waiting" in found:
+            message = f"it waits for approval, the rollout goes on; then: atelier rollout {name} --promote"
         show_json(found) if as_json else console.print(message)
         return
     if abort:
