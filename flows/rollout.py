@@ -9,8 +9,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.served import load_versions, project_aliases, serve_wanted
 from flows.promote import promote
+from flows.served import load_versions, project_aliases, serve_wanted
 from flows.workshop import actor, ledger, registry
 from infra.ledger import Row
 from infra.observations import Observations
