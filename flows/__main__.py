@@ -6,6 +6,7 @@ import traceback
 import typer
 
 from flows.command_line import (
+    compare_verbs,
     data_verbs,
     lineage_verbs,
     promotion_verbs,
@@ -28,6 +29,7 @@ for verbs in (
     promotion_verbs,
     rollout_verbs,
     version_verbs,
+    compare_verbs,
     lineage_verbs,
     stack_verbs,
     data_verbs,
@@ -47,7 +49,7 @@ def main() -> None:
         _keep_traceback()
         lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
         message = "\n  ".join(lines) or type(error).__name__
-        console.print(f"error: {message}", style="red", markup=False)
+        console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
 
 

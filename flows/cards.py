@@ -1,14 +1,15 @@
 """Model cards: what a version is, what it was made of, how it was judged; Markdown, from the facts alone."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, StrictUndefined
 
 from flows.judging.gate import Evaluation, GateReport
 from flows.judging.pipeline import Pipeline
 from flows.recipe import Recipe, TrainingSpec
-from infra.ledger import Row
+
+if TYPE_CHECKING:
+    from infra.registry import Version
 
 MODEL: Final = """\
 # {{ spec.name }}
@@ -59,16 +60,6 @@ Gate ({{ "passed" if report.passed else "failed" }}):
 {%- endfor %}
 """
 
-STANDING: Final = """\
-
-| stands in | since (UTC) | by | why | approved by |
-|---|---|---|---|---|
-{% for row in rows -%}
-| {{ row.stage }} | {{ row.at.strftime("%Y-%m-%d %H:%M:%S") }} | {{ row.actor }} | \
-{{ "forced: " if row.forced }}{{ row.reason }} | \
-{{ (row.approvals or []) | map(attribute="actor") | join(", ") or "-" }} |
-{% endfor %}"""
-
 
 def model_card(spec: TrainingSpec, facts: dict[str, Any]) -> str:
     """Return card.md of a model version."""
@@ -93,14 +84,95 @@ def pipeline_card(
     )
 
 
-def standing_card(rows: Sequence[Row]) -> str:
-    """Return what follows a card on MLflow's page: where the version stands by the ledger, and who put it there."""
-    return _render(STANDING, rows=sorted(rows, key=lambda row: row.stage))
-
-
 def _render(template: str, **values: Any) -> str:
     # Markdown, not HTML: escaping would spoil it, and nothing here is shown unescaped on a page.
     environment = Environment(
         undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     return environment.from_string(template).render(**values)
+
+
+LIVE: Final = """\
+## Where it stands
+
+{% if standing -%}
+{% for row in standing -%}
+- **{{ row.stage }}** since {{ row.at.strftime("%Y-%m-%d %H:%M:%S") }} UTC
+{%- if row.forced %}, forced past the gate{% endif %}, by {{ plain(row.actor) }}
+{%- for approval in row.approvals or [] %}, approved by {{ plain(approval.actor|string) }}{% endfor %}: \
+{{ plain(row.reason) }}
+{% endfor %}
+{%- else -%}
+Nowhere: no place of the ledger holds it.
+{% endif %}
+{% if origin -%}
+Imported from the installation `{{ origin }}`.
+
+{% endif -%}
+{% if rows -%}
+| when (UTC) | place | from | to | who | why |
+|---|---|---|---|---|---|
+{% for row in rows -%}
+| {{ row.at.strftime("%Y-%m-%d %H:%M:%S") }} | {{ row.stage }} | {{ row.from_version or "-" }} \
+| {{ row.to_version or "-" }} | {{ plain(row.actor) }} | {{ "forced: " if row.forced }}{{ plain(row.reason) }} |
+{% endfor %}
+{%- if left_out %}
+{{ left_out }} earlier transitions: `atelier history {{ name }}`.
+{% endif %}
+{%- endif %}"""
+SHOWN: Final = 12  # rows of history on a card; MLflow keeps 5000 characters
+
+
+def live_card(version: "Version") -> str:
+    """Return the part of a card that changes: where the version stands now and how it came there."""
+    from flows.workshop import ledger
+
+    name, number = version.name, version.number
+    rows = ledger().about(name, number)
+    standing = [row for row in ledger().standing(name).values() if row.to_version == number]
+    return _render(
+        LIVE,
+        name=name,
+        standing=sorted(standing, key=lambda row: row.at),
+        rows=rows[-SHOWN:],
+        left_out=max(0, len(rows) - SHOWN),
+        origin=version.tags.get("atelier.imported_from", ""),
+        plain=_plain,
+    )
+
+
+def renew(name: str, version: int) -> None:
+    """Write the live part of a version's card beside it in MLflow, as its description, where it changed.
+
+    The sealed card.md stays as it was published: its bytes are part of the digest.
+    """
+    from flows.workshop import registry
+
+    found = registry().get(f"{name}:{version}")
+    card = live_card(found)
+    if found.description != card:
+        registry().describe(name, version, card)
+
+
+def renew_all(name: str) -> None:
+    """Renew the cards of the versions that the ledger's newest rows of `name` moved to or away from."""
+    from flows.workshop import ledger
+    from infra.registry import RegistryError, Unreachable
+
+    rows = ledger().standing(name).values()
+    for number in {number for row in rows for number in (row.to_version, row.from_version)}:
+        if number is None:
+            continue
+        try:
+            renew(name, number)
+        except Unreachable:
+            raise
+        except RegistryError:  # deleted in MLflow: there is no card to renew
+            continue
+
+
+def _plain(text: str) -> str:
+    """Return what a person wrote as one short line that cannot break a Markdown table."""
+    line = " ".join(text.split())
+    line = line if len(line) <= 120 else f"{line[:117]}..."
+    return "".join(f"\\{sign}" if sign in "\\|`*_[]<>#" else sign for sign in line)

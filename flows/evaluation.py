@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
+from prefect.runtime import flow_run
 
 from flows.cards import pipeline_card
 from flows.judging.evaluate import Order, evaluate_on_ray
@@ -28,7 +29,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     stages = []
     for name, stage in recipe.stages.items():
         version = trained[name]
-        directory = registry().fetch(registry().get(f"{version['name']}:{version['version']}"))
+        directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
         config = json.loads((directory / "config.json").read_text())
         accepts, gives = interface(config)
         stages.append(
@@ -116,7 +117,8 @@ def order_of(
 
 def record(experiment: str, key: str, evaluation: Evaluation, picture: bytes) -> str:
     """Write metrics and the gallery to an MLflow run of their own; returns its id."""
-    run_id = registry().start_run(experiment, key, {"atelier.identity": key})
+    tags = {"atelier.identity": key, "atelier.flow_run": flow_run.id or ""}
+    run_id = registry().start_run(experiment, key, tags)
     values = {name: metric.value for name, metric in evaluation.metrics.items()}
     registry().log_metrics(run_id, values, step=0)
     with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
@@ -185,7 +187,8 @@ def evaluate(ref: str) -> dict[str, Any]:
     prepared = prepare_dataset(recipe.data.name)
     judge = None
     if before.judge is not None:
-        found = registry().get(before.judge.version)
+        pinned = before.judge.version  # its number where it was judged
+        found = registry().by_digest(pinned, before.judge.sha256) or registry().get(pinned)
         judge = named(found)
     connect(settings().ray_url)
     facts = json.loads((Path(prepared["path"]) / "dataset.json").read_text())

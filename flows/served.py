@@ -73,15 +73,11 @@ def load_versions(versions: Mapping[str, str]) -> None:
 
 
 def project_aliases(name: str) -> None:
-    """Make MLflow's aliases say what the ledger says, and renew the cards of the versions that stand."""
-    from flows.cards import standing_card
+    """Make MLflow's aliases say what the ledger says, and renew the cards of the versions that moved."""
+    from flows.cards import renew_all
 
-    heads = {row.stage: row for row in ledger().standing(name).values()}
-    standing = {place: row.to_version for place, row in heads.items() if row.to_version is not None}
+    heads = ledger().standing(name).items()
+    standing = {place: row.to_version for place, row in heads if row.to_version is not None}
     newest = registry().get(name).number
     registry().project(name, {"candidate": newest, **standing})
-    for number in dict.fromkeys(standing.values()):
-        rows = [row for row in heads.values() if row.to_version == number]
-        card = registry().fetch(f"{name}:{number}", digest=rows[0].to_digest) / "card.md"
-        text = card.read_text() if card.is_file() else f"# {name}\n"
-        registry().describe(name, number, text + standing_card(rows))
+    renew_all(name)

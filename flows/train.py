@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, task
+from prefect.runtime import flow_run
 
 from flows import progress
 from flows.cards import model_card
@@ -53,7 +54,11 @@ def train_stage(spec: TrainingSpec, experiment: str) -> dict[str, Any]:
     if found := registry().find(spec.name, spec.identity):
         return named(found)
     here = settings()
-    tags = {"atelier.identity": spec.identity, "atelier.git_commit": git_commit()}
+    tags = {
+        "atelier.identity": spec.identity,
+        "atelier.git_commit": git_commit(),
+        "atelier.flow_run": flow_run.id or "",
+    }
     run_id = registry().start_run(experiment, spec.identity, tags)
     registry().log_params(run_id, _flat(spec))
     status: Literal["FINISHED", "FAILED"] = "FAILED"

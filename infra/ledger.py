@@ -232,6 +232,12 @@ class Ledger:
         here = TRANSITIONS.c.name == name
         return self._rows(sa.select(TRANSITIONS).where(here).order_by(TRANSITIONS.c.id))
 
+    def about(self, name: str, version: int) -> list[Row]:
+        """Return the transitions of `name` to a version and away from it, oldest first."""
+        moved = (TRANSITIONS.c.to_version == version) | (TRANSITIONS.c.from_version == version)
+        here = (TRANSITIONS.c.name == name) & moved
+        return self._rows(sa.select(TRANSITIONS).where(here).order_by(TRANSITIONS.c.id))
+
     def at(self, name: str, stage: Stage, when: datetime) -> Row | None:
         """Return the transition that was in force at a moment (with a time zone), or None before the first.
 

@@ -11,11 +11,22 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from infra.listed import (
+    NAME,
+    PUBLISHABLE,
+    Version,
+    as_version,
+    by_digest,
+    by_key,
+    check_files,
+    create_name,
+    quoted,
+    ranges,
+    settled,
+)
 from infra.mlflow_client import KEY, Mlflow, RegistryError, Unreachable, pages, require
 from infra.runs import Runs, Status
 from infra.storage import MANIFEST, IntegrityError, faultpoint, sha256_of, verify
@@ -25,27 +36,8 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
-PUBLISHABLE: Final = frozenset({".safetensors", ".json", ".md", ".txt", ".png", ".wav", ".html"})
 LINEAGE: Final = ("run_id", "data_identity", "code_identity", "git_commit", "seed")
-_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,60}(\.[a-z][a-z0-9_-]{0,60})?")
 _REF: Final = re.compile(r"(?P<name>[^:@]+)(:(?P<number>[1-9][0-9]{0,8})|@(?P<alias>[a-z]+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One version of a model: its number counts from 1, its digest names its bytes."""
-
-    name: str
-    number: int
-    digest: str
-    kind: str
-    tags: dict[str, str]
-    created: datetime
-
-    @property
-    def ref(self) -> str:
-        """What people type: `shapes:3`."""
-        return f"{self.name}:{self.number}"
 
 
 class Registry(Runs):
@@ -79,22 +71,22 @@ class Registry(Runs):
             RegistryError: a file that may not be published, a key that was used for other bytes, or MLflow's refusal.
             Unreachable: MLflow does not answer; call again with the same key.
         """
-        require(_NAME, "model name", name)
+        require(NAME, "model name", name)
         require(KEY, "key", key)
         manifest = verify(directory)
         digest = sha256_of(directory / MANIFEST)
-        _check_files(name, manifest)
+        check_files(name, manifest)
         lineage = {f"atelier.{fact}": str(manifest[fact]) for fact in LINEAGE if fact in manifest}
         ours = {"atelier.key": key, "atelier.digest": digest, "atelier.kind": str(manifest["kind"])}
         with self._mlflow.calling() as client:
-            if found := _settled(client, name, key, digest):
+            if found := settled(client, name, key, digest):
                 return found
-            _create_name(client, name)
+            create_name(client, name)
             logged = self._log(client, name, directory, {**lineage, **tags, **ours}, run_id)
             faultpoint("registry.logged")
             self._register(client, name, logged, {**lineage, **tags, **ours}, run_id)
             faultpoint("registry.registered")
-            published = _settled(client, name, key, digest)
+            published = settled(client, name, key, digest)
         if published is None:
             raise RegistryError(f"{name} was published but is not listed; publish it again")
         return published
@@ -103,8 +95,19 @@ class Registry(Runs):
         """Return the version that was published under a key, or None."""
         require(KEY, "key", key)
         with self._mlflow.calling() as client:
-            found = _by_key(client, name, key)
-        return _version(found[0]) if found else None
+            found = by_key(client, name, key)
+        return as_version(found[0]) if found else None
+
+    def by_digest(self, name: str, digest: str) -> Version | None:
+        """Return the version of a name that has these bytes, whatever its number, or None.
+
+        Args:
+            name: The model, or a reference to a version of it, whose number is left aside.
+            digest: The sha256 of its manifest.
+        """
+        with self._mlflow.calling() as client:
+            found = by_digest(client, re.split("[:@]", name)[0], digest)
+        return as_version(found[0]) if found else None
 
     def get(self, ref: str) -> Version:
         """Return a version by `name` (its newest), `name:3` or `name@staging`.
@@ -118,24 +121,25 @@ class Registry(Runs):
         name, number, alias = match["name"], match["number"], match["alias"]
         with self._mlflow.calling() as client:
             if number:
-                query = f"name = '{_quoted(name)}' and version_number = {number}"
+                query = f"name = '{quoted(name)}' and version_number = {number}"
                 found = list(client.search_model_versions(query, max_results=1))
             elif alias:
                 found = self._by_alias(client, name, alias)
             else:
                 newest = ["version_number DESC"]
-                query = f"name = '{_quoted(name)}'"
+                query = f"name = '{quoted(name)}'"
                 found = list(client.search_model_versions(query, max_results=1, order_by=newest))
         if not found:
             raise RegistryError(self._unknown(name, ref))
-        return _version(found[0])
+        return as_version(found[0])
 
     def fetch(
         self, version: Version | str, number: int | None = None, *, digest: str | None = None
     ) -> Path:
         """Return a verified local directory of a version, downloaded once and then kept by digest.
 
-        With `digest` (a pinned stage's, a ledger row's) a copy on this disk is served without asking MLflow.
+        With `digest` (a pinned stage's, a ledger row's) a copy on this disk is served without asking MLflow, and
+        the number counts only where no version has that digest: another installation numbers otherwise.
 
         Args:
             version: A Version, a reference as in `get`, or a name together with `number`.
@@ -151,7 +155,8 @@ class Registry(Runs):
         if digest is not None and (kept := self._kept(digest)):
             return kept
         if isinstance(version, str):
-            version = self.get(version if number is None else f"{version}:{number}")
+            name = version if number is None else f"{version}:{number}"
+            version = (digest and self.by_digest(name, digest)) or self.get(name)
         if digest is not None and version.digest != digest:
             raise RegistryError(
                 f"{version.ref} has digest {version.digest[:12]}, but {digest[:12]} is pinned"
@@ -170,10 +175,10 @@ class Registry(Runs):
             RegistryError: the name is unknown; the message lists near ones.
         """
         with self._mlflow.calling() as client:
-            found = pages(client.search_model_versions, f"name = '{_quoted(name)}'")
+            found = pages(client.search_model_versions, f"name = '{quoted(name)}'")
         if not found:
             raise RegistryError(self._unknown(name, name))
-        return sorted((_version(one) for one in found), key=lambda version: version.number)
+        return sorted((as_version(one) for one in found), key=lambda version: version.number)
 
     def project(self, name: str, aliases: Mapping[str, int]) -> None:
         """Make MLflow's aliases of a name equal to these (the ledger's heads); safe to repeat."""
@@ -246,7 +251,7 @@ class Registry(Runs):
             )
         except MlflowException:
             # the answer may be lost and the version there
-            if not _by_key(client, name, tags["atelier.key"]):
+            if not by_key(client, name, tags["atelier.key"]):
                 raise
 
     def _kept(self, digest: str) -> Path | None:
@@ -294,7 +299,7 @@ class Registry(Runs):
         return kept
 
     def _by_alias(self, client: "MlflowClient", name: str, alias: str) -> "list[ModelVersion]":
-        models = pages(client.search_registered_models, f"name = '{_quoted(name)}'")
+        models = pages(client.search_registered_models, f"name = '{quoted(name)}'")
         if not models:
             return []
         aliases = {str(key): str(value) for key, value in models[0].aliases.items()}
@@ -307,7 +312,7 @@ class Registry(Runs):
         names = self.names()
         if name in names:
             numbers = [version.number for version in self.versions(name)]
-            return f"{name} has no version {ref.rpartition(':')[2]}; it has {_ranges(numbers)}"
+            return f"{name} has no version {ref.rpartition(':')[2]}; it has {ranges(numbers)}"
         near = difflib.get_close_matches(name, names, n=3)
         hint = (
             f"did you mean {', '.join(near)}?"
@@ -317,79 +322,4 @@ class Registry(Runs):
         return f"no model is called {name!r}; {hint}"
 
 
-def _quoted(name: str) -> str:
-    """Return a name as it may stand in MLflow's search language, which has no escapes."""
-    require(_NAME, "model name", name)
-    return name
-
-
-def _check_files(name: str, manifest: Mapping[str, Any]) -> None:
-    if "kind" not in manifest:
-        raise RegistryError(f"{name}: the manifest has no `kind`; seal the directory with one")
-    for file in manifest["files"]:
-        if Path(file).suffix not in PUBLISHABLE:
-            raise RegistryError(
-                f"{name}: {file} may not be published; take it out, only "
-                f"{', '.join(sorted(PUBLISHABLE))} are stored (weights as .safetensors)"
-            )
-
-
-def _create_name(client: "MlflowClient", name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _by_key(client: "MlflowClient", name: str, key: str) -> "list[ModelVersion]":
-    query = f"name = '{_quoted(name)}' and tags.`atelier.key` = '{key}'"
-    return sorted(client.search_model_versions(query), key=lambda found: int(found.version))
-
-
-def _settled(client: "MlflowClient", name: str, key: str, digest: str) -> Version | None:
-    """Return the first version of a key, after deleting any that a repeated request made beside it."""
-    from mlflow.exceptions import MlflowException
-
-    found = _by_key(client, name, key)
-    if not found:
-        return None
-    for double in found[1:]:
-        try:
-            client.delete_model_version(name, double.version)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # another process deleted it
-                raise
-    version = _version(found[0])
-    if version.digest != digest:
-        raise RegistryError(
-            f"key {key!r} published {version.ref} with digest {version.digest[:12]}, not {digest[:12]}; "
-            "take a new key for other files"
-        )
-    return version
-
-
-def _version(found: "ModelVersion") -> Version:
-    tags = {str(name): str(value) for name, value in found.tags.items()}
-    if not {"atelier.digest", "atelier.kind"} <= tags.keys():
-        raise RegistryError(
-            f"{found.name}:{found.version} was not published by atelier: it has no digest; delete it in MLflow"
-        )
-    return Version(
-        name=str(found.name),
-        number=int(found.version),
-        digest=tags["atelier.digest"],
-        kind=tags["atelier.kind"],
-        tags=tags,
-        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-    )
-
-
-def _ranges(numbers: list[int]) -> str:
-    shown = [str(number) for number in numbers]
-    return ", ".join(shown if len(shown) <= 10 else [*shown[:3], "...", *shown[-3:]])
-
-
-__all__ = ["Registry", "RegistryError", "Status", "Unreachable", "Version"]
+__all__ = ["PUBLISHABLE", "Registry", "RegistryError", "Status", "Unreachable", "Version"]

@@ -73,6 +73,18 @@ class Runs:
         with self._mlflow.calling() as client:
             client.set_terminated(run_id, status)
 
+    def run(self, run_id: str) -> "Run | None":
+        """Return a run by its id, or None where this MLflow has none: it ran in another installation."""
+        from mlflow.exceptions import MlflowException
+
+        with self._mlflow.calling() as client:
+            try:
+                return client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                    return None
+                raise
+
     def experiment(self, client: "MlflowClient", name: str) -> str:
         """Return the id of an experiment, made where there is none."""
         from mlflow.exceptions import MlflowException

@@ -18,6 +18,10 @@ class Unanswered(RuntimeError):
     """The gateway refused or did not answer; the message is its own."""
 
 
+class NoGateway(Unanswered):
+    """Nothing listens at the gateway's address."""
+
+
 def client() -> "OpenAI":
     """Return a client of the settings' gateway."""
     from openai import OpenAI
@@ -42,7 +46,8 @@ def paint(
     """Return one picture as PNG, with its receipt.
 
     Raises:
-        Unanswered: the gateway's refusal in its own words, or that it is not there.
+        Unanswered: the gateway's refusal in its own words.
+        NoGateway: it is not there.
     """
     from openai import APIConnectionError, APIError
 
@@ -54,7 +59,7 @@ def paint(
         )
     except APIConnectionError:
         address = settings().gateway_url
-        raise Unanswered(f"no gateway at {address}: start it with `atelier up`") from None
+        raise NoGateway(f"no gateway at {address}: start it with `atelier up`") from None
     except APIError as error:
         raise Unanswered(error.message) from None
     if not answer.data or answer.data[0].b64_json is None:

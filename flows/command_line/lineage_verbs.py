@@ -1,50 +1,175 @@
-"""`verify`: the verbs that walk from a file back to what made it."""
+"""`verify`, `replay`, `lineage`, `export`, `import`: what made this, and how it travels."""
 
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.command_line.terminal import AsJson, show_json, show_table, use_stack
+from flows.command_line.terminal import AsJson, Ref, console, show_json, show_table, use_stack
+
+if TYPE_CHECKING:
+    from flows.tracing import Trace
+
+Picture = Annotated[Path, typer.Argument(metavar="FILE", help="A picture with a receipt.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (verify,):
+    for verb in (verify, replay, lineage, export):
         app.command()(verb)
+    app.command("import")(import_version)
 
 
-def verify(file: Path, as_json: AsJson = False) -> None:
-    """Read a picture's receipt and walk back to the versions, the run and the data it came from."""
+def verify(file: Picture, as_json: AsJson = False) -> None:
+    """Walk from a picture's receipt back to the versions, the ledger's row, the run and the data it came from."""
     use_stack()
-    from flows.workshop import registry
-    from infra.receipts import read
+    from flows.tracing import trace
 
-    receipt = read(file)
-    version = registry().get(receipt.version)
-    if version.digest != receipt.digest:
-        raise ValueError(
-            f"{file} names {receipt.version} with sha256 {receipt.digest[:12]}, "
-            f"but the registry's has {version.digest[:12]}: it was made elsewhere"
-        )
-    directory = registry().fetch(version)
-    manifest = json.loads((directory / "MANIFEST.json").read_text())
-    found = {
-        **receipt.model_dump(mode="json"),
-        "run": manifest["run_id"],
-        "data_identity": manifest["data_identity"],
-        "git_commit": manifest["git_commit"],
-    }
+    found = trace(file)
     if as_json:
-        show_json(found)
+        show_json(found.as_json())
+    else:
+        _show(file, found)
+    if found.verdict == "contradicts":
+        raise typer.Exit(1)
+
+
+def _show(file: Path, found: "Trace") -> None:
+    facts = {name: value for name, value in found.as_json().items() if name[:6] != "stages"}
+    title = "verified" if facts.pop("verified") else "NOT VERIFIED"
+    rows = [(name, value) for name, value in facts.items() if value is not None]
+    show_table(f"{file}: {title}", ("", ""), rows)
+    stages = zip(found.receipt.stages, found.stages, strict=True)
+    show_table(
+        "stages, bytes verified",
+        ("in the receipt", "here", "sha256"),
+        [(f"{then.name}:{then.version}", here.ref, then.sha256) for then, here in stages],
+    )
+
+
+def replay(
+    file: Picture,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write the picture anew.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a picture again from its receipt and compare the pixels; exit code 1 when more than rounding differs."""
+    use_stack()
+    from flows import tracing
+    from flows.command_line.client import NoGateway, paint
+    from infra.storage import atomic_write
+
+    found = tracing.trace(file)
+    asked = found.receipt
+    try:
+        again = paint(
+            found.version.ref,
+            asked.prompt,
+            seed=asked.seed,
+            steps=asked.steps,
+            guidance=asked.guidance,
+        )
+        where = "through the gateway"
+    except NoGateway:
+        again = tracing.redraw(found)
+        where = "in this process on the CPU, since no gateway answers"
+    compared = tracing.compare_pixels(found, file.read_bytes(), again, where=where)
+    if output is not None:
+        with atomic_write(output) as target:
+            target.write(again)
+    if as_json:
+        show_json(
+            {
+                "same": compared.same,
+                "pixels": compared.pixels,
+                "differing": compared.differing,
+                "most": compared.most,
+                "notes": list(compared.notes),
+                "ledger": found.says,
+            }
+        )
+    else:
+        console.print(f"{file}: {compared.says}", style="" if compared.same else "red")
+        for note in (*compared.notes, found.says):
+            console.print(f"  {note}", style="dim")
+    if not compared.same:
+        raise typer.Exit(1)
+
+
+def lineage(
+    what: Annotated[str, typer.Argument(metavar="NAME[:v]|FILE")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write the HTML page.")
+    ] = None,
+    mermaid: Annotated[
+        bool, typer.Option("--mermaid", help="Print the graph as Mermaid text.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw what a version or a picture came from: data, runs, versions, pipeline, endpoint, receipt."""
+    use_stack()
+    from flows.lineage import graph_of, mermaid_text
+    from flows.pages.lineage import page
+    from infra.settings import settings
+    from infra.storage import atomic_write
+
+    graph = graph_of(what)
+    if as_json:
+        show_json(graph.as_json())
+    if mermaid:
+        console.print(mermaid_text(graph), markup=False, soft_wrap=True, end="")
+    if as_json or mermaid:
+        if output is None:
+            return
+    else:
+        for node in graph.nodes:
+            lines = ", ".join(node.lines)
+            console.print(f"  {node.column:<9} [bold]{node.title}[/]  {lines}", soft_wrap=True)
+    path = output or settings().state / "pages" / f"lineage-{graph.name}.html"
+    with atomic_write(path) as file:
+        file.write(page(graph).encode())
+    if not as_json and not mermaid:
+        console.print(f"page: {path}")
+
+
+def export(name: Ref, folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Write a pipeline version with its stages, judge and history as one signed folder."""
+    use_stack()
+    from flows import exchange
+
+    index = exchange.export(name, folder)
+    size = sum(file.bytes for file in index.files.values())
+    show_table(
+        f"{folder}: {len(index.files)} files, {size / 2**20:.1f} MiB",
+        ("what", "version", "sha256"),
+        [(one.role, one.ref, one.digest) for one in index.versions],
+    )
+    signer = exchange.signing().fingerprint()
+    console.print(f"signed by {signer}", soft_wrap=True)
+    console.print(f"there: atelier import {folder} --trust {signer}", style="dim", soft_wrap=True)
+
+
+def import_version(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    trust: Annotated[
+        str, typer.Option(help="The fingerprint of a signer to trust from now on.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check an exported folder (signature, every file) and publish its versions here."""
+    use_stack()
+    from flows.exchange import import_folder
+
+    found = import_folder(folder, trust)
+    ref = found.version.ref
+    if as_json:
+        digest = found.version.digest
+        show_json(
+            {"ref": ref, "digest": digest, "published": found.published, "signer": found.signer}
+        )
         return
-    show_table(
-        f"{file}: verified",
-        ("", ""),
-        [(key, value) for key, value in found.items() if key != "stages"],
-    )
-    show_table(
-        "stages",
-        ("name", "version", "sha256"),
-        [(s.name, s.version, s.sha256) for s in receipt.stages],
-    )
+    did = ", ".join(found.published) if found.published else "nothing: all of it was here"
+    console.print(f"[bold]{ref}[/]  sha256 {found.version.digest}", soft_wrap=True)
+    console.print(f"published {did}; signed by {found.signer}", style="dim", soft_wrap=True)
+    console.print(f"next: atelier show {ref}, atelier promote {ref}")

@@ -66,21 +66,24 @@ def _families(as_json: bool) -> None:
 
 
 def show(ref: Ref, as_json: AsJson = False) -> None:
-    """Show a version: its card, its lineage, its gate report."""
+    """Show a version: its sealed card, where it stands now and how it came there, its gate report."""
     use_stack()
-    from flows.workshop import registry
+    from flows.cards import live_card
+    from flows.workshop import ledger, registry
 
     version = registry().get(ref)
     directory = registry().fetch(version)
     manifest = json.loads((directory / "MANIFEST.json").read_text())
     report = _newest_report(version.digest, directory)
     if as_json:
-        facts = {"ref": version.ref, "digest": version.digest, "tags": version.tags}
-        show_json({**facts, "report": report, **manifest})
+        rows = [row.as_json() for row in ledger().about(version.name, version.number)]
+        live = {"ref": version.ref, "digest": version.digest, "tags": version.tags, "history": rows}
+        show_json({**live, "report": report, **manifest})
         return
     from rich.markdown import Markdown
 
     console.print(Markdown((directory / "card.md").read_text()))
+    console.print(Markdown(live_card(version)))
     if report:
         _gate_table(version.ref, report)
     console.print(f"\n{version.ref}  sha256 {version.digest}\nfiles: {directory}", style="dim")

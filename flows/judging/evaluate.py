@@ -78,7 +78,8 @@ def score_all(
     registry = Registry(order.tracking_uri, Path(order.cache))
     judge, record = None, None
     if order.judge is not None:
-        directory = registry.fetch(registry.get(f"{order.judge['name']}:{order.judge['version']}"))
+        pinned = f"{order.judge['name']}:{order.judge['version']}"
+        directory = registry.fetch(pinned, digest=order.judge["digest"])
         judge, record = load_judge(directory, order)
     models = _models(order, pipeline)
     metrics, outcomes, gallery = score(
@@ -155,6 +156,6 @@ def _models(order: Order, pipeline: Pipeline) -> "list[Family]":
     registry = Registry(order.tracking_uri, Path(order.cache))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return [
-        load_model(registry.fetch(registry.get(f"{stage.name}:{stage.version}"))).to(device)
+        load_model(registry.fetch(stage.name, stage.version, digest=stage.sha256)).to(device)
         for stage in pipeline.stages
     ]

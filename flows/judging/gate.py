@@ -119,7 +119,7 @@ def _preferred(wins: Wins, won: float, votes: int) -> Condition:
     share = won / votes if votes else 0.0
     fields = {"name": "wins over production", "value": share, "at_least": wins.at_least}
     if votes < wins.votes:
-        says = f"{votes} blind votes against production, {wins.votes} are needed: atelier compare"
+        says = f"{votes} blind votes against production, {wins.votes} are needed: atelier vote"
         return Condition(passed=False, says=says, **fields)
     holds = share >= wins.at_least
     sign = ">=" if holds else "is below"

@@ -83,10 +83,22 @@ def test_a_recipe_goes_from_data_to_a_picture_and_back(workshop: Workshop) -> No
         assert painted.size == (8, 8)
     assert receipts.read(picture).version == f"tiny:{first}"
     assert workshop.json("verify", str(picture))["run"]
+    replayed = workshop.json("replay", str(picture), "-o", str(picture.with_name("again.png")))
+    assert replayed["same"]
+    assert f"drawn by tiny:{first} through the gateway" in replayed["notes"]
+    nodes = workshop.json("lineage", str(picture))["nodes"]
+    runs = [dict(node["links"]) for node in nodes if node["column"] == "run"]
+    assert all({"MLflow", "Prefect"} <= links.keys() for links in runs)
 
     other = workshop.json("run", str(RECIPE), "--set", "stages.base.steps=3")
     assert other["trained"] == found["trained"], "a sampler setting retrained a stage"
     assert other["version"]["version"] == first + 1
+    compared = workshop.json(
+        "compare", f"tiny:{first}", "tiny", "-o", str(workshop.folder / "pages")
+    )
+    assert compared["recipe"] == [{"field": "stages.base.steps", "first": "2", "second": "3"}]
+    assert compared["metrics"]["alignment"]["change"]
+    assert (workshop.folder / "pages" / "compare.png").is_file()
     workshop.run("generate", "tiny", "three", "-o", str(picture))
     assert receipts.read(picture).version == f"tiny:{first + 1}"
 

@@ -1,0 +1,247 @@
+"""From a picture back to what made it: version by digest, stages, what the ledger said then; and drawn again."""
+
+import io
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flows.judging.pipeline import Pipeline
+from flows.workshop import ledger, registry
+from infra.receipts import Receipt, attach, read
+from infra.settings import settings
+from infra.storage import MANIFEST
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from infra.ledger import Row
+    from infra.registry import Version
+
+Verdict = Literal["agrees", "silent", "contradicts"]
+ROUNDING: int = 1  # of 255: what another batch size or processor may change
+
+
+class Untraceable(ValueError):
+    """The registry does not have what the receipt names, or has it otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A receipt and what this installation knows of it."""
+
+    receipt: Receipt
+    version: "Version"
+    pipeline: Pipeline
+    stages: "tuple[Version, ...]"  # as registered here; the numbers may differ from the receipt's
+    facts: dict[str, Any]  # the version's manifest
+    verdict: Verdict
+    says: str  # the ledger, in a sentence
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as a document."""
+        return {
+            **self.receipt.model_dump(mode="json"),
+            "version_here": self.version.ref,
+            "stages_here": [stage.ref for stage in self.stages],
+            "run": self.facts.get("run_id"),
+            "data_identity": self.facts.get("data_identity"),
+            "git_commit": self.facts.get("git_commit"),
+            "imported_from": self.version.tags.get("atelier.imported_from"),
+            "ledger": self.says,
+            "verified": self.verdict != "contradicts",
+        }
+
+
+def trace(file: Path) -> Trace:
+    """Return what is known of a picture, with every version's bytes verified.
+
+    Raises:
+        ReceiptError: no receipt that can be read.
+        Untraceable: a version or stage that is not in this registry, or other stages than the version pins.
+        IntegrityError: a version's bytes are not what was published.
+    """
+    receipt = read(file)
+    version = registry().by_digest(receipt.version, receipt.digest)
+    if version is None:
+        raise Untraceable(
+            f"{file} was made by {receipt.version} with sha256 {receipt.digest[:12]}, which this registry does not "
+            "have: export it where the picture was made, then `atelier import DIR`"
+        )
+    directory = registry().fetch(version)
+    pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_bytes())
+    named = [(stage.name, stage.sha256) for stage in receipt.stages]
+    pinned = [(stage.name, stage.sha256) for stage in pipeline.stages]
+    if named != pinned:
+        raise Untraceable(f"{file} names stages that {version.ref} does not pin: it was altered")
+    stages = []
+    for name, digest in pinned:
+        stage = registry().by_digest(name, digest)
+        if stage is None:
+            raise Untraceable(f"{version.ref} pins {name} {digest[:12]}, which is not registered")
+        registry().fetch(stage)
+        stages.append(stage)
+    facts = json.loads((directory / MANIFEST).read_bytes())
+    verdict, says = ledger_says(receipt, version)
+    return Trace(receipt, version, pipeline, tuple(stages), facts, verdict, says)
+
+
+def ledger_says(receipt: Receipt, version: "Version") -> tuple[Verdict, str]:
+    """Return whether the ledger's row of the receipt's epoch names this version, and say it in a sentence."""
+    name, place = version.name, receipt.place
+    if place is None:
+        return "silent", "it was asked for by number: the ledger has no say in it"
+    where = f"{place} of {name} at epoch {receipt.epoch}"
+    history = [row for row in ledger().history(name) if row.stage == place]
+    row = next((one for one in history if one.epoch == receipt.epoch), None)
+    if row is not None and row.to_digest == receipt.digest:
+        if row.at > receipt.created:
+            return "contradicts", (
+                f"the picture is of {receipt.created:%Y-%m-%d %H:%M:%S} UTC, before {version.ref} came to {where}"
+                f" ({row.at:%Y-%m-%d %H:%M:%S} UTC)"
+            )
+        later = next((one for one in history if one.epoch == receipt.epoch + 1), None)
+        when = f"{row.at:%Y-%m-%d %H:%M:%S}"
+        since = (
+            f"from {when} until {later.at:%Y-%m-%d %H:%M:%S} UTC" if later else f"since {when} UTC"
+        )
+        return "agrees", f"the ledger names {version.ref} in {where}, {since}, by {row.actor}"
+    if origin := version.tags.get("atelier.imported_from"):
+        return _says_elsewhere(receipt, version, origin)
+    if row is None:
+        return "contradicts", f"the ledger has no row for {where}: the receipt was not made here"
+    there = "nothing" if row.to_version is None else f"{name}:{row.to_version}"
+    return "contradicts", f"the ledger names {there} in {where}, not {version.ref}"
+
+
+def imported_rows(digest: str) -> Path:
+    """Return the file that keeps the ledger rows which came with an imported version."""
+    return settings().state / "imported" / f"{digest}.json"
+
+
+def _says_elsewhere(receipt: Receipt, version: "Version", origin: str) -> tuple[Verdict, str]:
+    """Ask the rows that the exporting installation signed; they end at the export."""
+    path = imported_rows(version.digest)
+    rows = json.loads(path.read_bytes()) if path.is_file() else []
+    for row in rows:
+        if (row["stage"], row["epoch"]) == (receipt.place, receipt.epoch):
+            if row["to_digest"] == receipt.digest:
+                return "agrees", (
+                    f"installation {origin[:16]}, from which it was imported, had it in {receipt.place} at epoch "
+                    f"{receipt.epoch} since {row['at'][:19].replace('T', ' ')} UTC, by {row['actor']}"
+                )
+            return "contradicts", (
+                f"installation {origin[:16]}, from which it was imported, moved {receipt.place} away from it at "
+                f"epoch {receipt.epoch}"
+            )
+    return "silent", (
+        f"it was imported from installation {origin[:16]}, whose rows do not reach to epoch {receipt.epoch} of "
+        f"{receipt.place}: this ledger cannot tell"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A picture that was drawn again, beside the first."""
+
+    picture: bytes  # PNG
+    pixels: int
+    differing: int
+    most: int  # of 255, the largest difference of a channel
+    notes: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing but rounding differs."""
+        return self.most <= ROUNDING
+
+    @property
+    def says(self) -> str:
+        """The comparison in a sentence."""
+        if not self.differing:
+            return f"identical: all {self.pixels} pixels"
+        rounding = " (a rounding step)" if self.same else ""
+        return f"{self.differing} of {self.pixels} pixels differ, by at most {self.most} of 255{rounding}"
+
+
+def redraw(found: Trace) -> bytes:
+    """Draw a receipt's picture again in this process, on the CPU; returns PNG with a receipt of its own."""
+    from flows.judging.pipeline import draw, load_model
+    from models.judges.gallery import to_image
+
+    receipt = found.receipt
+    models = [load_model(registry().fetch(stage)) for stage in found.stages]
+    first = found.pipeline.stages[0].model_copy(
+        update={"steps": receipt.steps, "guidance": receipt.guidance}
+    )
+    stages = (first, *found.pipeline.stages[1:])
+    prompts = [receipt.prompt] if first.accepts.prompt == "text" else []
+    picture = draw(models, stages, prompts, [receipt.seed])[0]
+    image = to_image(picture)
+    file = io.BytesIO()
+    (image.convert("L") if picture.shape[0] == 1 else image).save(file, "PNG")
+    anew = {"place": None, "epoch": 0, "created": datetime.now(UTC), "request_id": "replay"}
+    return attach(file.getvalue(), receipt.model_copy(update=anew))
+
+
+def compare_pixels(found: Trace, first: bytes, again: bytes, *, where: str) -> Replay:
+    """Return how two pictures of one receipt differ, and what could be the reason.
+
+    Raises:
+        Untraceable: the pictures are of different sizes.
+    """
+    import numpy as np
+
+    a, b = _pixels(first), _pixels(again)
+    if a.shape != b.shape:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (a.shape, b.shape)]
+        raise Untraceable(f"the picture is {sizes[0]}, drawn again it is {sizes[1]}")
+    difference = np.abs(a.astype(np.int16) - b.astype(np.int16)).max(axis=2)
+    notes = [f"drawn by {found.version.ref} {where}"]
+    notes += _otherwise(found.receipt, read(again))
+    if found.version.ref != found.receipt.version:
+        notes.append(f"the receipt's {found.receipt.version} is {found.version.ref} here")
+    if difference.any():
+        notes.append(
+            "a receipt names no device: CPU and GPU, and other library versions, round otherwise"
+        )
+    return Replay(
+        again, difference.size, int((difference > 0).sum()), int(difference.max()), tuple(notes)
+    )
+
+
+def _otherwise(then: Receipt, now: Receipt) -> list[str]:
+    """Return what was not the same the second time, in words."""
+    notes = []
+    if then.digest != now.digest:
+        notes.append(f"another version drew it: {now.version} {now.digest[:12]}")
+    before, after = ([(s.name, s.sha256[:12]) for s in one.stages] for one in (then, now))
+    for old, new in zip(before, after, strict=False):
+        if old != new:
+            notes.append(f"another stage drew: {' '.join(new)}, not {' '.join(old)}")
+    for field in ("prompt", "seed", "steps", "guidance", "size"):
+        if getattr(then, field) != getattr(now, field):
+            notes.append(f"{field} was {getattr(then, field)!r}, now {getattr(now, field)!r}")
+    return notes
+
+
+def _pixels(picture: bytes) -> "NDArray[np.uint8]":
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def places(version: "Version") -> "list[tuple[Row, datetime | None]]":
+    """Return the ledger's rows that moved a place to this version, each with when the place moved on."""
+    rows = ledger().about(version.name, version.number)
+    found = []
+    for row in rows:
+        if row.to_version == version.number:
+            next_one = (o for o in rows if o.stage == row.stage and o.epoch == row.epoch + 1)
+            later = next(next_one, None)
+            found.append((row, later.at if later else None))
+    return found

@@ -1,0 +1,236 @@
+"""From a picture back to its data: by digest, with what the ledger said, drawn again; and as a graph."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
+from PIL import Image
+
+from flows import workshop
+from flows.cards import live_card, renew
+from flows.lineage import COLUMNS, Graph, Node, graph_of, mermaid_text
+from flows.pages.lineage import TOP, WIDTH, layout, page
+from flows.served import project_aliases, stage_versions
+from flows.tracing import Untraceable, compare_pixels, redraw, trace
+from infra.receipts import ReceiptError, attach, read
+from tests.flows.versions_kit import NAME, Installation
+
+
+@pytest.fixture
+def picture(here: Installation, tmp_path: Path) -> Path:
+    version = here.pipeline()
+    return here.picture(version, tmp_path / "picture.png", epoch=here.promote(version))
+
+
+def altered(picture: Path, **changes: object) -> Path:
+    """Return the picture with other values in its receipt."""
+    content = picture.read_bytes()
+    receipt = read(content)
+    other = picture.with_name("altered.png")
+    other.write_bytes(attach(content, receipt.model_copy(update=changes)))
+    return other
+
+
+def test_a_picture_leads_to_version_run_data_and_the_ledgers_row(picture: Path) -> None:
+    found = trace(picture)
+    assert found.verdict == "agrees"
+    assert re.fullmatch(
+        r"the ledger names toys:1 in production of toys at epoch 1, since .* UTC, by test",
+        found.says,
+    )
+    document = found.as_json()
+    assert document["data_identity"] == "d0"
+    assert document["run"]
+    assert document["stages_here"] == ["toys.base:1", "toys.upscaler:1"]
+
+
+def test_a_version_is_found_by_digest_whatever_its_number(picture: Path) -> None:
+    found = trace(altered(picture, version=f"{NAME}:77"))
+    assert found.version.ref == "toys:1"
+    with pytest.raises(Untraceable, match="this registry does not have"):
+        trace(altered(picture, digest="0" * 64))
+
+
+def test_a_receipt_that_the_ledger_contradicts_says_so(here: Installation, picture: Path) -> None:
+    other = here.pipeline(1)
+    here.promote(other)
+    superseded = trace(picture)
+    assert superseded.verdict == "agrees"
+    assert re.search(r"from .* until .* UTC", superseded.says)
+    wrong = trace(altered(picture, epoch=2))
+    assert wrong.verdict == "contradicts"
+    assert wrong.says == ("the ledger names toys:2 in production of toys at epoch 2, not toys:1")
+    never = trace(altered(picture, epoch=9))
+    assert never.verdict == "contradicts"
+    assert "no row for production of toys at epoch 9" in never.says
+    early = read(picture).created.replace(year=2020)
+    assert "before toys:1 came to" in trace(altered(picture, created=early)).says
+    assert trace(altered(picture, place=None, epoch=0)).verdict == "silent"
+
+
+def test_a_receipt_with_another_stage_is_refused(here: Installation, picture: Path) -> None:
+    stages = read(picture).stages
+    swapped = stages[0].model_copy(update={"sha256": here.stage("base", 5).digest})
+    with pytest.raises(Untraceable, match="names stages that toys:1 does not pin"):
+        trace(altered(picture, stages=(swapped, *stages[1:])))
+
+
+def test_a_picture_is_drawn_again_to_the_pixel(picture: Path) -> None:
+    found = trace(picture)
+    again = redraw(found)
+    compared = compare_pixels(found, picture.read_bytes(), again, where="here")
+    assert compared.same
+    assert compared.says == "identical: all 256 pixels"
+    assert read(again).place is None
+
+
+@pytest.mark.parametrize(("step", "same"), [(1, True), (2, False), (90, False)])
+def test_a_changed_pixel_is_counted_and_more_than_rounding_is_a_difference(
+    picture: Path, step: int, same: bool
+) -> None:
+    found = trace(picture)
+    receipt = read(picture)
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    pixels[3, 4, 1] += step if pixels[3, 4, 1] < 128 else -step
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    compared = compare_pixels(
+        found, picture.read_bytes(), attach(file.getvalue(), receipt), where=""
+    )
+    assert (compared.differing, compared.most, compared.same) == (1, step, same)
+    assert any("names no device" in note for note in compared.notes)
+
+
+def test_another_seed_stage_or_version_is_told_plainly(here: Installation, picture: Path) -> None:
+    other = here.pipeline(1)
+    drawn = here.picture(other, picture.with_name("other.png"), seed=8)
+    compared = compare_pixels(trace(picture), picture.read_bytes(), drawn.read_bytes(), where="")
+    assert not compared.same
+    says = " | ".join(compared.notes)
+    assert "another version drew it: toys:2" in says
+    assert "another stage drew: toys.base" in says
+    assert "seed was 7, now 8" in says
+
+
+def test_the_graph_goes_from_data_to_the_picture(picture: Path) -> None:
+    graph = graph_of(str(picture))
+    titles = {column: [n.title for n in graph.nodes if n.column == column] for column in COLUMNS}
+    assert titles["data"] == ["nowhere"]
+    assert len(titles["run"]) == 4
+    assert titles["version"] == ["toys.base:1", "toys.upscaler:1", "toys.judge:1"]
+    assert titles["endpoint"] == ["toys, production"]
+    reached = {graph.nodes[-1].identity}
+    for _ in range(10):
+        reached |= {before for before, after, _ in graph.edges if after in reached}
+    assert reached == {node.identity for node in graph.nodes}
+    assert json.dumps(graph.as_json())
+    assert graph_of(f"{NAME}.base").nodes[0].title == "toys.base:1"
+
+
+def test_what_is_neither_a_picture_nor_a_version_is_named(here: Installation) -> None:
+    with pytest.raises(ReceiptError, match=r"cannot read .*nowhere\.png"):
+        graph_of("nowhere.png")
+    with pytest.raises(RuntimeError, match="no model is called 'nothing'"):
+        graph_of("nothing")
+
+
+TEXT = st.text(max_size=20)
+NODES = st.lists(
+    st.builds(Node, st.sampled_from(COLUMNS), TEXT, TEXT, st.lists(TEXT, max_size=4).map(tuple)),
+    min_size=1,
+    max_size=14,
+    unique_by=lambda node: node.identity,
+)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    nodes = draw(NODES)
+    graph = Graph("any", draw(TEXT), "", nodes)
+    for left, right in draw(
+        st.lists(st.tuples(st.sampled_from(nodes), st.sampled_from(nodes)), max_size=20)
+    ):
+        if COLUMNS.index(left.column) < COLUMNS.index(right.column):
+            graph.link(left.identity, right.identity, draw(TEXT))
+    return graph
+
+
+@given(graphs())
+def test_mermaid_has_safe_ids_and_no_text_that_ends_a_label(graph: Graph) -> None:
+    node = r'    n\d+\["[\w .,:\-+/()@#;<>]*"\]'
+    edge = r'  n\d+ -->(\|"[\w .,:\-+/()@#;]*"\|)? n\d+'
+    group = rf'  subgraph ({"|".join(COLUMNS)})_\["\w+"\]|  end|flowchart LR'
+    for line in mermaid_text(graph).splitlines():
+        assert re.fullmatch(f"{node}|{edge}|{group}", line, re.ASCII), line
+        assert not re.sub("<br/>", "", line).count("<")
+
+
+@trials(max_examples=60, deadline=None)
+@given(graphs())
+def test_boxes_never_overlap_and_stay_on_the_drawing(graph: Graph) -> None:
+    drawing = layout(graph)
+    for box in drawing.boxes:
+        assert box.y >= TOP - 0.2
+        assert box.y + box.height <= drawing.height
+        assert 0 < box.x <= drawing.width - WIDTH
+    for one in drawing.boxes:
+        for other in drawing.boxes:
+            if one is not other and one.x == other.x:
+                assert one.y + one.height <= other.y or other.y + other.height <= one.y
+    text = page(graph)
+    assert "<script" not in text
+    assert not re.search(r"url\((?!#tip)|@import|src=", text)
+
+
+def test_a_card_tells_where_its_version_stands_and_how_it_came_there(here: Installation) -> None:
+    first, second = here.pipeline(0), here.pipeline(1)
+    assert "Nowhere: no place of the ledger holds it." in live_card(first)
+    here.promote(first)
+    project_aliases(NAME)
+    assert "**production** since" in described(here, 1)
+    here.promote(second)
+    project_aliases(NAME)
+    assert "Nowhere" in described(here, 1)
+    assert "| production | 1 | 2 | test | a trial |" in described(here, 1)
+    assert "**production** since" in described(here, 2)
+    renew(NAME, 2)
+    assert described(here, 2) == live_card(second)
+
+
+def described(here: Installation, number: int) -> str:
+    return here.registry.get(f"{NAME}:{number}").description
+
+
+def test_what_a_person_wrote_cannot_break_the_card(here: Installation) -> None:
+    version = here.pipeline()
+    workshop.ledger().transition(
+        name=NAME, stage="staging", to_version=1, to_digest=version.digest, expected_epoch=0,
+        key="k", actor="eve|<b>", reason="a\n# head | [x](y) " + "long " * 60, forced=True,
+        approvals=[{"actor": "bob"}, {"actor": "cy"}],
+    )  # fmt: skip
+    for _ in range(30):
+        here.promote(version)
+    card = live_card(version)
+    assert len(card) < 5000, "MLflow keeps no more on Postgres"
+    assert "19 earlier transitions" in card
+    assert "\n# head" not in card
+    assert "by eve\\|\\<b\\>, approved by bob, approved by cy: a \\# head" in card
+    assert "eve\\|\\<b\\>" in card
+
+
+def test_a_pinned_stage_is_found_by_digest_where_its_number_is_another_versions(
+    here: Installation,
+) -> None:
+    pinned, other = here.stage("base", 1), here.stage("base", 2)
+    fresh = type(here.registry)(f"sqlite:///{here.home / 'mlflow.db'}", here.home / "second-cache")
+    assert fresh.fetch(other.name, other.number, digest=pinned.digest).name == pinned.digest
+    assert fresh.fetch(f"{NAME}.base:99", digest=pinned.digest).name == pinned.digest
+    pipeline = here.pipeline(3)
+    assert [one["number"] for one in stage_versions({pipeline.ref: pipeline.digest})] == [3, 1]

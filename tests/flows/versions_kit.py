@@ -1,0 +1,187 @@
+"""Installations without servers: a state folder, a ledger and an MLflow database each; tiny pipelines to publish."""
+
+import dataclasses
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flows import workshop
+from flows.judging.gate import Evaluation, Interval, JudgeRecord
+from flows.judging.pipeline import PinnedStage, Pipeline, draw, interface
+from infra.receipts import Receipt, StageReceipt, attach
+from infra.registry import Registry, Version
+from infra.settings import settings
+from infra.storage import seal
+from models import describe
+from models.diffusion.ddpm import DDPM
+from models.family import Family
+from models.judges.gallery import to_image
+
+NAME = "toys"
+WORDS = ("red", "green", "square", "circle")
+PROMPT = "red square"
+RECIPE: dict[str, Any] = {
+    "name": NAME,
+    "data": {"name": "nowhere"},
+    "stages": {
+        kind: {"family": "ddpm", "preset": "tiny", "training": {"steps": 1}}
+        for kind in ("base", "upscaler")
+    },
+    "try_prompts": [PROMPT, "green circle"],
+}
+
+
+def network(kind: str, seed: int) -> Family:
+    tiny = DDPM.presets["tiny"]
+    torch.manual_seed(seed)
+    if kind == "base":
+        config = dataclasses.replace(tiny, vocabulary=WORDS)
+    else:
+        config = dataclasses.replace(
+            tiny, image_size=16, low_size=8, text="none", attention=0, guidance=1.0
+        )
+    model = DDPM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def evaluation(judge: Version, outcomes: list[float], over: str = "set-1") -> Evaluation:
+    value = sum(outcomes) / len(outcomes)
+    spread = Interval(value=value, low=value - 0.05, high=value + 0.05, count=len(outcomes))
+    return Evaluation(
+        evaluation_set=over,
+        judge=JudgeRecord(version=judge.ref, sha256=judge.digest, accuracy=0.99),
+        metrics={"alignment": spread},
+        outcomes={"alignment": outcomes},
+    )
+
+
+@dataclass
+class Installation:
+    """One installation; `enter` makes it this process's own."""
+
+    home: Path
+    monkeypatch: pytest.MonkeyPatch
+
+    def enter(self) -> "Installation":
+        self.monkeypatch.setenv("ATELIER_HOME", str(self.home))
+        self.monkeypatch.setenv("ATELIER_PROJECT", str(self.home))
+        self.monkeypatch.setenv("ATELIER_TRACKING_URI", f"sqlite:///{self.home / 'mlflow.db'}")
+        for cached in (settings, workshop.registry, workshop.ledger):
+            cached.cache_clear()
+        return self
+
+    @property
+    def registry(self) -> Registry:
+        return workshop.registry()
+
+    def stage(self, kind: str, seed: int) -> Version:
+        from safetensors.torch import save_file
+
+        model = network(kind, seed)
+        making = self.home / "making"
+        making.mkdir(parents=True)
+        (making / "config.json").write_text(json.dumps(describe(model)))
+        (making / "card.md").write_text(f"# {kind}\n")
+        save_file(model.state_dict(), making / "model.safetensors")
+        experiment = self.registry.start_run(NAME, f"{kind}-{seed}", {})
+        facts = {"kind": "model", "data_identity": "d0", "seed": seed, "run_id": experiment}
+        seal(making, {**facts, "git_commit": "c0"})
+        tags = {"atelier.family": "ddpm"}
+        return self._publish(f"{NAME}.{kind}", making, f"{kind}-{seed}", tags)
+
+    def pipeline(
+        self,
+        seed: int = 0,
+        *,
+        steps: int = 2,
+        outcomes: list[float] | None = None,
+        over: str = "set-1",
+        **recipe: Any,
+    ) -> Version:
+        stages = []
+        for kind in ("base", "upscaler"):
+            version = self.stage(kind, seed)
+            accepts, gives = interface(describe(network(kind, seed)))
+            stages.append(
+                PinnedStage(
+                    stage=kind, name=version.name, version=version.number, sha256=version.digest,
+                    family="ddpm", accepts=accepts, gives=gives, steps=steps,
+                    guidance=2.0 if kind == "base" else 1.0,
+                )
+            )  # fmt: skip
+        judge = self.stage("judge", 99)
+        document = Pipeline(
+            endpoint=NAME, stages=tuple(stages), vocabulary=WORDS, image_size=(16, 16),
+            try_prompts=tuple(RECIPE["try_prompts"]),
+        )  # fmt: skip
+        judged = evaluation(judge, outcomes or [1.0] * 40, over)
+        making = self.home / "making"
+        making.mkdir()
+        (making / "pipeline.json").write_text(document.model_dump_json())
+        (making / "recipe.json").write_text(json.dumps({**RECIPE, **recipe}))
+        (making / "evaluation.json").write_text(judged.model_dump_json())
+        (making / "report.json").write_text('{"passed": true}')
+        (making / "card.md").write_text("# toys\n")
+        run = self.registry.start_run(NAME, f"judge-{seed}", {})
+        facts = {"kind": "pipeline", "data_identity": "d0", "git_commit": "c0", "run_id": run}
+        seal(making, facts)
+        return self._publish(NAME, making, f"pipeline-{seed}-{steps}-{over}-{len(recipe)}", {})
+
+    def _publish(self, name: str, making: Path, key: str, tags: dict[str, str]) -> Version:
+        try:
+            return self.registry.find(name, key) or self.registry.publish(
+                name, making, key=key, tags=tags
+            )
+        finally:
+            shutil.rmtree(making)
+
+    def promote(self, version: Version, stage: Any = "production") -> int:
+        head = workshop.ledger().head(version.name, stage)
+        epoch = head.epoch if head else 0
+        workshop.ledger().transition(
+            name=version.name,
+            stage=stage,
+            to_version=version.number,
+            to_digest=version.digest,
+            expected_epoch=epoch,
+            key=f"{version.name}/{stage}/{epoch}",
+            actor="test",
+            reason="a trial",
+        )
+        return epoch + 1
+
+    def picture(
+        self, version: Version, file: Path, *, seed: int = 7, place: str | None = "production", epoch: int = 1
+    ) -> Path:  # fmt: skip
+        """Draw one as the gateway would, with its receipt."""
+        directory = self.registry.fetch(version)
+        found = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
+        models = [self.model(stage) for stage in found.stages]
+        image = io.BytesIO()
+        to_image(draw(models, found.stages, [PROMPT], [seed])[0]).save(image, "PNG")
+        receipt = Receipt(
+            endpoint=NAME, version=version.ref, digest=version.digest, place=place, epoch=epoch,
+            stages=tuple(
+                StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
+                for stage in found.stages
+            ),
+            prompt=PROMPT, seed=seed, steps=found.stages[0].steps, guidance=found.stages[0].guidance,
+            size="16x16", created=datetime.now(UTC), request_id="r1",
+        )  # fmt: skip
+        file.write_bytes(attach(image.getvalue(), receipt))
+        return file
+
+    def model(self, stage: PinnedStage) -> Family:
+        from flows.judging.pipeline import load_model
+
+        return load_model(self.registry.fetch(stage.name, stage.version, digest=stage.sha256))
