@@ -181,6 +181,9 @@ def evaluate(ref: str) -> dict[str, Any]:
 
     version = registry().get(ref)
     directory = registry().fetch(version)
+    if not (directory / "recipe.json").is_file():
+        whole = version.name.split(".")[0]
+        raise ValueError(f"{version.ref} is a stage, not a pipeline: evaluate {whole!r}")
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
     pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
     before = Evaluation.model_validate_json((directory / "evaluation.json").read_text())

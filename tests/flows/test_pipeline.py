@@ -1,10 +1,12 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from flows import evaluation
 from flows.judging.evaluate import fixed_requests
 from flows.judging.pipeline import (
     PinnedStage,
@@ -113,3 +115,11 @@ def test_a_picture_s_cost_grows_with_its_steps() -> None:
         assert few[name].low <= few[name].value <= few[name].high
         assert few[name].count == 9
     assert many["cpu_seconds_per_sample"].value > few["cpu_seconds_per_sample"].value
+
+
+def test_a_stage_alone_cannot_be_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = SimpleNamespace(ref="toy.base:1", name="toy.base")
+    registry = SimpleNamespace(get=lambda _: version, fetch=lambda _: tmp_path)
+    monkeypatch.setattr(evaluation, "registry", lambda: registry)
+    with pytest.raises(ValueError, match=r"toy\.base:1 is a stage, .*evaluate 'toy'"):
+        evaluation.evaluate.fn("toy.base")

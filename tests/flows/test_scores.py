@@ -1,0 +1,72 @@
+"""What is measured of few pictures, and on which device."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flows.judging import scores
+from flows.judging.pipeline import PinnedStage, Pipeline, interface
+from flows.recipe import Evaluation
+from models import describe
+from models.judges.attribute_judge import AttributeJudge
+from models.variational.vae import VAE
+
+
+class Elsewhere(VAE):
+    """A network on a device of its own, as on a GPU."""
+
+    def log_prob(self, batch: Any, *_: Any, **__: Any) -> Tensor:
+        assert batch["pixels"].device == next(self.parameters()).device
+        return torch.zeros(len(batch["pixels"]))
+
+
+def test_a_likelihood_is_measured_where_the_network_is() -> None:
+    found = scores._Scores(Evaluation(bootstrap=2))
+    model = Elsewhere(VAE.presets["tiny"]).to("meta")
+    scores._likelihood(found, model, "vae", torch.rand(5, 1, 8, 8))
+    assert found.metrics["vae_nats"].count == 5
+
+
+@pytest.mark.parametrize("count", [1, 25])
+def test_few_pictures_are_judged_by_what_they_can_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    header = {"held_out": [], "attributes": {"digit": ["one", "two"]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(header))
+    pictures = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def everything(_: Path, split: str, **__: Any) -> tuple[Tensor, list[str], Tensor]:
+        rows = pictures[:count] if split == "test" else pictures[count:]
+        return rows, ["one"] * len(rows), torch.zeros(len(rows), 1, dtype=torch.long)
+
+    monkeypatch.setattr(scores, "everything", everything)
+    model = VAE(VAE.presets["tiny"]).eval()
+    accepts, gives = interface(describe(model))
+    stage = PinnedStage(
+        stage="vae", name="toy.vae", version=1, sha256="0" * 64, family="vae",
+        accepts=accepts, gives=gives,
+    )  # fmt: skip
+    drawn = (torch.rand(30, 1, 8, 8) * 255).byte().numpy()
+    metrics, _, sheet = scores.score(
+        drawn,
+        [],
+        judge=AttributeJudge(AttributeJudge.presets["tiny"]).eval(),
+        prepared=tmp_path,
+        spec=Evaluation(bootstrap=5),
+        models=[model],
+        pipeline=Pipeline(endpoint="toy", stages=(stage,), vocabulary=(), image_size=(8, 8)),
+    )
+    assert {"memorised", "fd_judge", "precision", "recall"} & metrics.keys() == (
+        set() if count == 1 else {"memorised", "fd_judge", "precision", "recall"}
+    )
+    assert metrics["vae_nats"].count == count
+    assert sheet
+
+
+def test_the_pictures_that_are_compared_come_from_every_prompt() -> None:
+    prompts = torch.arange(10).repeat_interleave(10)  # in the order of captions
+    assert scores.evenly(prompts, 10).tolist() == list(range(10))
