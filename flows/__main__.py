@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
@@ -15,7 +16,7 @@ from flows.command_line import (
     training_verbs,
     version_verbs,
 )
-from flows.command_line.terminal import console
+from flows.command_line.terminal import aside
 from infra.settings import settings
 
 app = typer.Typer(
@@ -43,21 +44,29 @@ def main() -> None:
         settings()
         app()
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the last checkpoint")
+        aside.print("stopped; the same command goes on from the last checkpoint")
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError, LookupError) as error:
+    except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:
         _keep_traceback()
-        lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
-        message = "\n  ".join(lines) or type(error).__name__
-        console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+        aside.print(f"error: {told(error)}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
 
 
+def told(error: BaseException) -> str:
+    """Return an error as the user hears it: its own words, and not those of the Ray task that it ended."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        error = cause
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    return "\n  ".join(lines) or type(error).__name__
+
+
 def _keep_traceback() -> None:
-    """Keep what a developer would want to see of the last error under the state folder."""
-    folder = settings().state / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "last-error.txt").write_text(traceback.format_exc())
+    """Keep what a developer would want to see of the last error under the state folder, where there is room."""
+    with suppress(OSError, ValueError):  # a full disk, or the settings are what is wrong
+        folder = settings().state / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "last-error.txt").write_text(traceback.format_exc())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def _to_log(name: str) -> Callable[[Any], None]:
 
     def log(now: "Progress") -> None:
         nonlocal last
-        if time.monotonic() - last > 10 or now.step == now.steps:
+        if now.note:
+            logger.info("%s: %s", name, now.note)
+        elif time.monotonic() - last > 10 or now.step == now.steps:
             last = time.monotonic()
             logger.info(
                 "%s: step %d of %d, loss %.4f, %.0f samples/s, %.0f s left",

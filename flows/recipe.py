@@ -185,7 +185,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{path} must hold a mapping, like flows/recipes/shapes.yaml")
@@ -193,7 +193,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise RecipeError(f"--set takes a.b=value, got {override!r}")
-        _set(document, key.split("."), yaml.safe_load(value), override)
+        try:
+            _set(document, key.split("."), yaml.safe_load(value), override)
+        except yaml.YAMLError as error:
+            raise RecipeError(
+                f"--set {override}: {value!r} is not a YAML value: {' '.join(str(error).split())}"
+            ) from None
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from infra import probes
 from infra.parts import Part, parts, token_file
-from infra.processes import listener
+from infra.processes import MARK, listener
 from infra.settings import Settings, settings
 
 GIB: Final = 2**30
@@ -137,6 +137,10 @@ def _settings() -> Iterator[Check]:
         source = variable if name in now.model_fields_set else f"default ({variable} sets it)"
         value = re.sub(r"//[^/@]*@", "//***@", str(getattr(now, name)))  # no password on a screen
         yield Check(f"setting {name}", "ok", f"{value}, from {source}")
+    known = {f"ATELIER_{name.upper()}" for name in Settings.model_fields} | {MARK, "ATELIER_FAULT"}
+    for variable in sorted(os.environ):
+        if variable.startswith("ATELIER_") and variable not in known:
+            yield Check("settings", "warn", f"{variable} is no setting", "see the names above")
 
 
 def _parts() -> Iterator[Check]:

@@ -4,7 +4,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr, computed_field
+from pydantic import Field, SecretStr, ValidationError, computed_field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -29,6 +29,13 @@ class Settings(BaseSettings):
     ray_port: int = 6379
     dashboard_port: int = 8265
     api_key_file: Path | None = None  # for clients: the key is the file's content
+
+    @field_validator("storage_uri")
+    @classmethod
+    def _is_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError("give a folder that every node mounts; checkpoints go to no URL")
+        return value
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -64,7 +71,8 @@ class Settings(BaseSettings):
     @property
     def gateway_url(self) -> str:
         """The OpenAI-compatible base address."""
-        return f"http://{self.host}:{self.gateway_port}/v1"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.gateway_port}/v1"
 
     @property
     def api_key(self) -> SecretStr:
@@ -90,8 +98,19 @@ QUIET = {
 
 @lru_cache
 def settings() -> Settings:
-    """Return this process's settings, read once, and hand them on to the processes it starts."""
-    found = Settings()
+    """Return this process's settings, read once, and hand them on to the processes it starts.
+
+    Raises:
+        ValueError: a variable has a value that it cannot have; names it.
+    """
+    try:
+        found = Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
+        variable = name if name.startswith("PREFECT_") else f"ATELIER_{name}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{variable}: {reason}, got {first['input']!r}") from None
     os.environ["ATELIER_PROJECT"] = str(found.project.resolve())
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -11,7 +11,7 @@ from infra.settings import settings
 from infra.storage import atomic_write
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import APIError, OpenAI
 
 
 class Unanswered(RuntimeError):
@@ -61,10 +61,16 @@ def paint(
         address = settings().gateway_url
         raise NoGateway(f"no gateway at {address}: start it with `atelier up`") from None
     except APIError as error:
-        raise Unanswered(error.message) from None
+        raise Unanswered(_words(error)) from None
     if not answer.data or answer.data[0].b64_json is None:
         raise Unanswered(f"{model} answered without a picture")
     return base64.b64decode(answer.data[0].b64_json)
+
+
+def _words(error: "APIError") -> str:
+    """Return the gateway's own message, without the client's "Error code: 400" before it."""
+    body = error.body
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
 
 
 def paint_sheet(model: str, prompts: Sequence[str], path: Path) -> None:

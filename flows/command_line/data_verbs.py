@@ -1,5 +1,6 @@
 """`data list|prepare|validate`: the verbs about datasets."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,10 @@ def list_datasets(as_json: AsJson = False) -> None:
     """List the datasets of params.yaml and which are prepared here."""
     from data.catalog import datasets
 
+    listed = datasets(settings().project)
+    if as_json:
+        show_json([dataclasses.asdict(found) for found in listed])
+        return
     rows = [
         (
             found.name,
@@ -35,13 +40,9 @@ def list_datasets(as_json: AsJson = False) -> None:
             or "not prepared",
             (found.identity or "")[:12],
         )
-        for found in datasets(settings().project)
+        for found in listed
     ]
-    columns = ("name", "maker", "size", "rows", "identity")
-    if as_json:
-        show_json([dict(zip(columns, row, strict=True)) for row in rows])
-    else:
-        show_table("datasets", columns, rows)
+    show_table("datasets", ("name", "maker", "size", "rows", "identity"), rows)
 
 
 def prepare(

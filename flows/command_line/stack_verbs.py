@@ -60,7 +60,7 @@ def logs(
     from infra.stack import logs as read
 
     for line in read(part, follow=follow):
-        console.print(line, markup=False, end="")
+        console.print(line, markup=False, end="", soft_wrap=True)
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -16,7 +16,8 @@ from infra.settings import settings
 if TYPE_CHECKING:
     from flows.training.journal import Progress
 
-console = Console(highlight=False)
+console = Console(highlight=False)  # what was asked for
+aside = Console(highlight=False, stderr=True)  # how it goes: never mixed into --json
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Ref = Annotated[str, typer.Argument(metavar="NAME[:v|@alias]")]
 Overrides = Annotated[
@@ -53,9 +54,9 @@ def ready() -> None:
     from infra.stack import up
 
     began = time.monotonic()
-    started = up(lambda event: console.print(f"  {event}", style="dim"))
+    started = up(lambda event: aside.print(f"  {event}", style="dim"))
     if started:
-        console.print(f"the local stack is up ({time.monotonic() - began:.0f} s)")
+        aside.print(f"the local stack is up ({time.monotonic() - began:.0f} s)")
     use_stack()
     settings().state.mkdir(parents=True, exist_ok=True)
 
@@ -65,7 +66,7 @@ def training_progress() -> Iterator[None]:
     """Show every training of the block: one bar each on a terminal, a line every ten seconds elsewhere."""
     from flows import progress
 
-    if not console.is_terminal:
+    if not aside.is_terminal:
         with progress.shown_by(_Lines().show):
             yield
         return
@@ -79,12 +80,15 @@ def training_progress() -> Iterator[None]:
         TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} samples/s"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console) as bars:
+    with Bars(*columns, console=aside) as bars:
         tasks: dict[str, Any] = {}
 
         def show(name: str, now: "Progress") -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=now.steps, loss=0.0, speed=0.0)
+            if now.note:
+                aside.print(f"  {name}: {now.note}", markup=False)
+                return
             bars.update(tasks[name], completed=now.step, loss=now.loss, speed=now.samples_per_s)
 
         with progress.shown_by(show):
@@ -98,10 +102,14 @@ class _Lines:
         self.last: dict[str, float] = {}
 
     def show(self, name: str, now: "Progress") -> None:
+        if now.note:  # it does not move, and this is why
+            aside.print(f"  {name}: {now.note}", markup=False, soft_wrap=True)
+            return
         if time.monotonic() - self.last.get(name, 0) < 10 and now.step < now.steps:
             return
         self.last[name] = time.monotonic()
-        console.print(
+        aside.print(
             f"  {name}: step {now.step} of {now.steps}, loss {now.loss:.4f}, "
-            f"{now.samples_per_s:.0f} samples/s, {now.seconds_left:.0f} s left"
+            f"{now.samples_per_s:.0f} samples/s, {now.seconds_left:.0f} s left",
+            soft_wrap=True,
         )

@@ -66,7 +66,8 @@ def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False
         return
     console.print(f"[bold]{ref}[/] is in production")
     console.print(
-        f'next: atelier generate {wanted.name} "{(wanted.try_prompts or ("",))[0]}" -o picture.png'
+        f'next: atelier generate {wanted.name} "{(wanted.try_prompts or ("",))[0]}" -o picture.png',
+        soft_wrap=True,
     )
 
 
@@ -118,7 +119,8 @@ def demo(overrides: Overrides = None) -> None:
         f"\n{ref} paints in production, {time.monotonic() - began:.0f} s after the start. Try next:"
     )
     console.print(
-        f'  .venv/bin/atelier generate {wanted.name} "a large yellow cross on the right" -o cross.png'
+        f'  .venv/bin/atelier generate {wanted.name} "a large yellow cross on the right" -o cross.png',
+        soft_wrap=True,
     )
     console.print(f"  .venv/bin/atelier history {wanted.name}")
     console.print("  .venv/bin/atelier down")

@@ -28,6 +28,8 @@ def test_an_override_reaches_its_field() -> None:
         ("name=Bad Name", r"name: "),
         ("nonsense", r"--set takes a\.b=value, got 'nonsense'"),
         ("seed.deep=1", r"'seed' is a value, not a section"),
+        ("description=@", r"--set description=@: '@' is not a YAML value"),
+        ("seed=[", r"--set seed=\[: '\[' is not a YAML value"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
@@ -43,6 +45,9 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("name: [")
+    with pytest.raises(RecipeError, match=r"broken\.yaml is not YAML"):
+        load(broken)
+    broken.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match=r"broken\.yaml is not YAML"):
         load(broken)
     broken.write_text("just words")

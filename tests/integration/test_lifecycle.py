@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,20 @@ class Workshop:
 
     def run(self, *words: str, code: int = 0) -> str:
         """Run `atelier words...`; give what it printed."""
+        return "".join(self._printed(words, code))
+
+    def _printed(self, words: Sequence[str], code: int) -> tuple[str, str]:
         done = subprocess.run(
             [sys.executable, "-m", "flows", *words],
-            cwd=self.folder, env=self.environment, text=True, timeout=300,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=self.folder, env=self.environment, text=True, timeout=300, capture_output=True,
         )  # fmt: skip
-        assert done.returncode == code, done.stdout
-        assert "Traceback" not in done.stdout
-        return done.stdout
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stdout, done.stderr
 
     def json(self, *words: str) -> Any:
-        """Run a verb with --json; give the document after the progress lines."""
-        printed = self.run(*words, "--json")
-        starts = [line for line in printed.splitlines(keepends=True) if line[0] in "[{"]
-        return json.loads(printed[printed.index(starts[0]) :])
+        """Run a verb with --json; nothing but the document is on its standard output."""
+        return json.loads(self._printed((*words, "--json"), 0)[0])
 
 
 @pytest.fixture(scope="module")

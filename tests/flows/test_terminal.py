@@ -1,0 +1,79 @@
+"""What the command line prints, and where."""
+
+import subprocess
+import sys
+
+import httpx
+import openai
+import pytest
+
+from flows.__main__ import told
+from flows.command_line import terminal
+from flows.command_line.client import _words
+from flows.training.journal import Progress
+from flows.training.loop import Diverged
+
+
+def test_an_error_is_one_line_on_stderr_however_long() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "train", f"{'long-' * 40}.yaml"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: cannot read recipe long-long-")
+
+
+def test_a_wrong_setting_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_RAY_PORT", "many")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "status"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ATELIER_RAY_PORT: ")
+
+
+def test_a_training_that_diverges_is_an_error_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows import __main__ as entry
+
+    def diverge() -> None:
+        raise Diverged("loss is nan at step 2 of 40")
+
+    monkeypatch.setattr(entry, "app", diverge)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: loss is nan at step 2 of 40\n"
+
+
+def test_what_failed_in_a_ray_task_is_told_in_its_own_words() -> None:
+    class TaskError(ValueError):
+        cause = ValueError("memorisation needs at least 20 held-out pictures")
+
+    assert told(TaskError("ray::score (pid=7)\n  File ...")) == str(TaskError.cause)
+    assert told(ValueError("one\n\ntwo")) == "one\n  two"
+
+
+def test_a_training_that_waits_says_for_what(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = terminal._Lines()
+    lines.show("shapes.base", Progress(0, 9, float("nan"), 0.0, float("inf"), note="no room"))
+    lines.show("shapes.base", Progress(9, 9, 0.5, 10.0, 0.0))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "  shapes.base: no room",
+        "  shapes.base: step 9 of 9, loss 0.5000, 10 samples/s, 0 s left",
+    ]
+
+
+def test_the_gateways_refusal_is_told_without_the_clients_words() -> None:
+    answer = httpx.Response(400, request=httpx.Request("POST", "http://gateway"))
+    refusal = openai.BadRequestError(
+        "Error code: 400 - prompt: it is empty",
+        response=answer,  # type: ignore[arg-type]
+        body={"message": "prompt: it is empty"},
+    )
+    assert _words(refusal) == "prompt: it is empty"
