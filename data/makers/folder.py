@@ -8,6 +8,7 @@ the first missing file: the format is kept, the reader is not (a test compares t
 """
 
 import csv
+import io
 import json
 import re
 import unicodedata
@@ -108,13 +109,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
     if path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        if "file_name" not in (reader.fieldnames or ()):
-            raise MakerError(f"{path}:1: no column `file_name`")
-        for row in reader:
-            yield reader.line_num, row
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            if "file_name" not in (reader.fieldnames or ()):
+                raise MakerError(f"{path}:1: no column `file_name`")
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise MakerError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if not line.strip():
             continue
         try:
@@ -127,7 +131,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]
 
 
 def _tab_separated(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         file, tab, caption = line.partition("\t")
         if not line.strip():
             continue

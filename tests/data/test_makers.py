@@ -203,6 +203,7 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
         ("metadata.jsonl", "[]", r"jsonl:1: not an object"),
         ("captions.tsv", "a.png a cat\n", r"captions.tsv:1: no tab between file and caption"),
         ("captions.tsv", "\n", r"captions.tsv lists no picture"),
+        ("metadata.csv", f"file_name,text\na,{'x' * 140_000}\n", r"metadata.csv:2: not CSV: field"),
     ],
 )
 def test_a_list_that_cannot_be_used_names_the_line(
@@ -211,6 +212,16 @@ def test_a_list_that_cannot_be_used_names_the_line(
     (tmp_path / kind).write_text(text)
     with pytest.raises(MakerError, match=message):
         made_from(tmp_path)
+
+
+def test_a_separator_inside_a_caption_ends_no_line(tmp_path: Path) -> None:
+    caption = "a red\u2028circle"  # JSON and CSV allow it, str.splitlines does not
+    listed(tmp_path, "captions.tsv", [("a.png", caption), ("b.png", "two")])
+    assert [text for _, text in folder.read_captions(tmp_path)] == [caption, "two"]
+    (tmp_path / "captions.tsv").unlink()
+    line = json.dumps({"file_name": "a.png", "text": caption}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(line + "\n")
+    assert folder.read_captions(tmp_path) == [("a.png", caption)]
 
 
 def test_a_folder_needs_exactly_one_list(tmp_path: Path) -> None:
