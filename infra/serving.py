@@ -70,7 +70,8 @@ def loaded(settings: Settings, digests: Collection[str]) -> bool:
 
 def address(settings: Settings) -> str:
     """Return where the gateway is reached from this machine, without /v1."""
-    host = settings.host if settings.host not in {"0.0.0.0", "::"} else "127.0.0.1"
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
+    host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{settings.gateway_port}"
 
 
@@ -186,12 +187,17 @@ def _application(
         "cache": str(settings.state / "versions"),
         "files": str(settings.state / "files"),
     }
+    given = config.get("args", {})
+    if (
+        settings.ray_address is not None
+    ):  # folders that its nodes mount, and the host that they open
+        arguments |= {name: given[name] for name in ("host", "cache", "files") if name in given}
     return {
         **{key: value for key, value in config.items() if value is not None},
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": {**config.get("args", {}), **arguments},
+        "args": {**given, **arguments},
         "deployments": list(kept.values()),
     }
 

@@ -32,6 +32,24 @@ def test_a_deploy_keeps_what_an_operator_sized(tmp_path: Path) -> None:
     assert again == application
 
 
+def test_a_deploy_to_a_cluster_keeps_the_folders_that_its_nodes_mount(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
+    [operator] = yaml.safe_load(file.read_text())["applications"]
+    mine = settings(
+        tmp_path, ray_address="ray://head:10001", database_url="postgresql://db/atelier"
+    )
+    args = serving._application(mine, [PIN], {"deployed_app_config": operator})["args"]
+    for name in ("host", "cache", "files"):
+        assert args[name] == operator["args"][name]
+    assert args["database"] == "postgresql://db/atelier"
+
+
+def test_a_gateway_on_ipv6_loopback_is_asked_by_a_valid_address(tmp_path: Path) -> None:
+    mine = settings(tmp_path, host="::1", gateway_port=9)
+    assert mine.gateway_url == "http://[::1]:9/v1"
+    assert serving._missing(mine, []) is None  # nobody answers, and nothing is raised
+
+
 def test_the_cluster_config_builds_the_application(tmp_path: Path) -> None:
     file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
     [operator] = yaml.safe_load(file.read_text())["applications"]
