@@ -61,6 +61,11 @@ class ImageOrder(BaseModel):
         for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
             if getattr(self, short) is not None and getattr(self, long) is not None:
                 raise ValueError(f"give {short} or {long}, not both")
+        if self.seed is not None and self.seed + self.count - 1 > LARGEST_SEED:
+            raise ValueError(
+                f"seed: picture i has seed + i, so with n {self.count} it is at most"
+                f" {LARGEST_SEED - self.count + 1}, got {self.seed}"
+            )
         if self.partial_images and not self.stream:
             raise ValueError("partial_images needs stream: true")
         return self

@@ -111,6 +111,7 @@ def test_a_pipeline_without_text_draws_from_an_empty_prompt(app: Any, ask: Ask) 
         ({"partial_images": 1}, (400, "invalid_value", None)),
         ({"negative_prompt": "x"}, (400, "unknown_parameter", "negative_prompt")),
         ({"seed": 2**53}, (400, "integer_above_max_value", "seed")),
+        ({"seed": 2**53 - 1, "n": 2}, (400, "invalid_value", None)),
     ],
 )
 def test_what_is_wrong_is_named(app: Any, ask: Ask, changes: Any, expected: Any) -> None:
