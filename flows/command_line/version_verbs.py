@@ -28,13 +28,15 @@ def models(
     use_stack()
     from flows.workshop import ledger, registry
 
-    heads = {(row.name, row.to_version): row.stage for row in ledger().heads()}
+    places: dict[tuple[str, int | None], list[str]] = {}
+    for row in ledger().heads():
+        places.setdefault((row.name, row.to_version), []).append(row.stage)
     rows = [
         (
             v.name,
             v.number,
             v.kind,
-            heads.get((v.name, v.number), ""),
+            " ".join(places.get((v.name, v.number), ())),
             v.digest[:12],
             f"{v.created:%Y-%m-%d %H:%M}",
         )
