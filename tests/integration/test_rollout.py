@@ -46,7 +46,8 @@ def not_finite(model: Any) -> None:
 
 
 def longer(model: Any) -> None:
-    model.config = dataclasses.replace(model.config, steps=15 * model.config.steps)
+    steps = 4 * model.config.steps  # twice the time of an answer
+    model.config = dataclasses.replace(model.config, steps=steps)
 
 
 def raises(model: Any) -> None:
@@ -66,7 +67,9 @@ def house(stack: Any, folder: Path) -> Iterator[House]:
 
     patched = pytest.MonkeyPatch()
     patched.setenv("ATELIER_DATABASE_URL", f"sqlite:///{folder / 'atelier.db'}")
-    cached: list[Any] = [module.settings, workshop.ledger, workshop.registry]
+    cached: list[Any] = [
+        *(module.settings, workshop.ledger, workshop.registry, workshop.promotions),
+    ]
     for function in cached:
         function.cache_clear()
     settings = module.settings()
@@ -188,8 +191,8 @@ def test_what_cannot_be_rolled_out_is_refused_in_a_line(house: House) -> None:
 def test_a_version_that_raises_at_load_is_not_rolled_out_and_breaks_no_later_deploy(
     house: House, folder: Path
 ) -> None:
-    from flows.deploy import serve_wanted
     from flows.rollout import start_rollout
+    from flows.served import serve_wanted
 
     version = publish(house, folder, 11, raises)
     before = house.ledger.head(NAME, "canary")
@@ -217,7 +220,13 @@ def test_a_bad_challenger_is_stopped_and_no_user_notices(
     version = publish(house, folder, seed, change)
     start_rollout(version.ref, "canary", 50, {"min_requests": 10})
     outcomes = asyncio.run(
-        steadily(house, 64, 8.0, {}, lambda number: {"user": f"user {number}", "seed": number})
+        steadily(
+            house,
+            160 if change is longer else 64,
+            10.0,
+            {},
+            lambda number: {"user": f"user {number}", "seed": number},
+        )
     )
     all_well(outcomes)
     row = house.ledger.head(NAME, "canary")

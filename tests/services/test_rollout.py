@@ -68,7 +68,7 @@ class Trial:
         self.app = workshop.gateway(self.generate, self.upscale, timeout_s=20.0)
 
     def begin(self, percent: float = 50, **limits: Any) -> None:
-        terms = Terms(percent=percent, limits={"max_slowdown": 1000.0, **limits})  # type: ignore[arg-type]
+        terms = Terms(percent=percent, limits={"max_slowdown": 1000.0, **limits})
         head = self.workshop.ledger.head(self.name, self.place)
         epoch = head.epoch if head else 0
         self.workshop.ledger.transition(
