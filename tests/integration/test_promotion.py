@@ -192,7 +192,7 @@ def test_a_bad_version_is_stopped_and_production_never_answers_from_it(
 
 def test_pictures_of_another_size_are_refused(village: Village) -> None:
     wrong = village.publish("size", village.stage(1), side=16)
-    with pytest.raises(Refused, match="the picture has 8x8 pixels, not 16x16"):
+    with pytest.raises(Refused, match="answered 500: the last stage drew another size"):
         request(wrong.ref)
 
 

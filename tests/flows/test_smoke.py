@@ -1,0 +1,142 @@
+"""The smoke against a gateway that answers what a test has put into it, whatever the gateway of ours would refuse."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.judging.pipeline import Accepts, Gives, PinnedStage, Pipeline
+from flows.smoke import Candidate, SmokeFailed, draws_once, smoke
+from infra.settings import settings
+
+Answer = Callable[[dict[str, Any]], tuple[int, Any]]
+SIDE = 8
+
+
+def candidate(number: int) -> Candidate:
+    stage = PinnedStage(
+        stage="base",
+        name="toy.base",
+        version=number,
+        sha256="0" * 64,
+        family="ddpm",
+        accepts=Accepts(prompt="text"),
+        gives=Gives(picture=(3, SIDE, SIDE)),
+    )
+    pipeline = Pipeline(
+        endpoint="toy", stages=(stage,), vocabulary=("red", "blue"), image_size=(SIDE, SIDE)
+    )
+    return Candidate(f"toy:{number}", pipeline)
+
+
+def drawn(pixels: Any) -> tuple[int, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return 200, {"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]}
+
+
+def noise(asked: dict[str, Any], side: int = SIDE) -> tuple[int, Any]:
+    draw = np.random.default_rng(asked["seed"])
+    return drawn(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def answers(private_home: Path) -> Iterator[dict[str, Answer]]:
+    """What the gateway answers, by model."""
+    given: dict[str, Answer] = {}
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            status, document = given[asked["model"]](asked)
+            body = json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", settings().gateway_port), Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield given
+        server.shutdown()
+        thread.join()
+
+
+def test_pictures_that_differ_pass_and_the_report_says_how_fast(answers: dict[str, Answer]) -> None:
+    answers.update({"toy:2": noise, "toy:1": noise})
+    found = smoke(candidate(2), candidate(1), max_slowdown=1000)
+    assert [(one.name, one.passed) for one in found] == [("smoke", True), ("slowdown", True)]
+    assert found[1].value is not None
+    draws_once(candidate(2))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda asked: noise(asked, 4), "the picture has 4x4 pixels, not 8x8"),
+        (lambda _: drawn(np.zeros((8, 8, 3), np.uint8)), "is flat, 0 levels"),
+        (lambda _: drawn(np.full((8, 8, 3), (0, 255, 3), np.uint8)), "is flat, 0 levels"),
+        (lambda _: noise({"seed": 0}), "seed 1: the same picture as with seed 0"),
+        (lambda _: (200, {"data": [{"b64_json": "AAAA"}]}), "answered 200 without a picture"),
+        (lambda _: (200, {}), "answered 200 without a picture"),
+        (lambda _: (500, {"error": {"message": "not finite"}}), "answered 500: not finite"),
+        (lambda _: (401, {}), "name its file in ATELIER_API_KEY_FILE"),
+    ],
+)
+def test_what_is_no_good_picture_fails(
+    answers: dict[str, Answer], answer: Answer, says: str
+) -> None:
+    answers["toy:2"] = answer
+    with pytest.raises(SmokeFailed, match=says):
+        smoke(candidate(2), None, max_slowdown=1.5)
+
+
+def test_a_full_queue_is_waited_for(answers: dict[str, Answer]) -> None:
+    turns: list[int] = []
+
+    def busy_at_first(asked: dict[str, Any]) -> tuple[int, Any]:
+        turns.append(1)
+        return (429, {}) if len(turns) < 3 else noise(asked)
+
+    answers["toy:2"] = busy_at_first
+    draws_once(candidate(2))
+    assert len(turns) == 3
+
+
+def test_a_version_slower_than_production_fails_its_condition(answers: dict[str, Answer]) -> None:
+    busy = threading.Event()
+
+    def slow(asked: dict[str, Any]) -> tuple[int, Any]:
+        busy.wait(0.25)  # nobody sets it
+        return noise(asked)
+
+    answers.update({"toy:2": slow, "toy:1": noise})
+    condition = smoke(candidate(2), candidate(1), max_slowdown=1.5)[-1]
+    assert (condition.name, condition.passed, condition.at_most) == ("slowdown", False, 1.5)
+    assert "above 1.5" in condition.says
+    backwards = smoke(candidate(1), candidate(2), max_slowdown=1.5)[-1]
+    assert backwards.passed
+
+
+def test_production_that_does_not_draw_is_not_compared_with(answers: dict[str, Answer]) -> None:
+    answers.update({"toy:2": noise, "toy:1": lambda _: (500, {})})
+    condition = smoke(candidate(2), candidate(1), max_slowdown=1.5)[-1]
+    assert condition.passed
+    assert condition.says == "toy:1 draws nothing to compare with"
+
+
+def test_a_gateway_that_is_not_there_is_said_to_be(private_home: Path) -> None:
+    with pytest.raises(SmokeFailed, match="toy:2 did not answer"):
+        draws_once(candidate(2))
