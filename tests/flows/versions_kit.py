@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from flows import workshop
-from flows.judging.gate import Evaluation, Interval, JudgeRecord
+from flows.judging.gate import Evaluation, Interval, JudgeRecord, check
 from flows.judging.pipeline import PinnedStage, Pipeline, draw, interface
+from flows.recipe import Gate
 from infra.receipts import Receipt, StageReceipt, attach
 from infra.registry import Registry, Version
 from infra.settings import settings
@@ -130,7 +131,8 @@ class Installation:
         (making / "pipeline.json").write_text(document.model_dump_json())
         (making / "recipe.json").write_text(json.dumps({**RECIPE, **recipe}))
         (making / "evaluation.json").write_text(judged.model_dump_json())
-        (making / "report.json").write_text('{"passed": true}')
+        report = check(Gate(), judged, production=None)
+        (making / "report.json").write_text(report.model_dump_json())
         (making / "card.md").write_text("# toys\n")
         run = self.registry.start_run(NAME, f"judge-{seed}", {})
         facts = {"kind": "pipeline", "data_identity": "d0", "git_commit": "c0", "run_id": run}
