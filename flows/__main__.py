@@ -14,6 +14,7 @@ from flows.command_line import (
     rollout_verbs,
     stack_verbs,
     training_verbs,
+    tune_verbs,
     version_verbs,
 )
 from flows.command_line.terminal import aside
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for verbs in (
     training_verbs,
+    tune_verbs,
     promotion_verbs,
     rollout_verbs,
     version_verbs,

@@ -44,6 +44,12 @@ PIPELINE: Final = """\
 | {{ stage.stage }} | {{ stage.name }}:{{ stage.version }} | `{{ stage.sha256[:12] }}` |
 {% endfor %}
 Data `{{ recipe.data.name }}`, identity `{{ data_identity }}`.
+{% if recipe.found_by %}
+Found by trial {{ recipe.found_by.trial }} of the search in MLflow run `{{ recipe.found_by.search }}`:
+{% for field, value in recipe.found_by.values.items() %}
+- `{{ field }}`: {{ value }}
+{%- else %}the recipe's own values were best.{% endfor %}
+{% endif %}
 {% if evaluation.judge %}
 Judged by {{ evaluation.judge.version }}, right on {{ "%.1f" % (100 * evaluation.judge.accuracy) }} % of \
 held-out real pictures.

@@ -61,7 +61,8 @@ def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str
     """Return the key under which equal judging of equal stages is found again."""
     document = {
         "recipe": recipe.model_dump(
-            mode="json", include={"name", "description", "evaluation", "gate", "try_prompts"}
+            mode="json",
+            include={"name", "description", "evaluation", "gate", "try_prompts", "found_by"},
         ),
         "sampling": {name: [stage.steps, stage.guidance] for name, stage in recipe.stages.items()},
         "trained": trained,
@@ -163,6 +164,8 @@ def _publish(
             "run_id": run_id,
             "metrics": metrics,
         }
+        if recipe.found_by is not None:
+            facts["search"] = recipe.found_by.search
         seal(directory, facts)
         stages = " ".join(f"{stage.name}:{stage.version}" for stage in pipeline.stages)
         tags = {

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
 
 
 class Strict(BaseModel):
@@ -56,6 +57,7 @@ class Training(Strict):
     sample_every: Positive | None = None  # sample grids; None: at the end only
     checkpoint_every: Positive = 200
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    validate_every: Positive | None = None  # the loss on the validation split; None: never
     shuffle_captions: bool = False  # the broken control: pictures learn other pictures' captions
 
 
@@ -132,6 +134,65 @@ class Gate(Strict):
     approvals: Approvals | None = None
 
 
+class Range(Strict):
+    """Where a searched value may lie: one of four."""
+
+    log_uniform: tuple[float, float] | None = None
+    uniform: tuple[float, float] | None = None
+    int_uniform: tuple[int, int] | None = None  # both ends may be drawn
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> "Range":
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError("give one of log_uniform, uniform, int_uniform or choice")
+        if self.choice is None:
+            low, high = self.ends
+            if not low < high:
+                raise ValueError(f"{given[0]} must be [low, high] with low < high")
+            if self.log_uniform is not None and low <= 0:
+                raise ValueError("log_uniform needs a low end above 0")
+        return self
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The outermost values, or every choice: where these are fit to be used, so is what lies between."""
+        found = self.log_uniform or self.uniform or self.int_uniform or self.choice
+        assert found is not None
+        return found
+
+
+class Search(Strict):
+    """What `atelier tune` looks for: values of one stage with which a short training validates best."""
+
+    stage: str | None = None  # None: the only one
+    space: Annotated[dict[str, Range], Field(min_length=1)]  # by path in the stage
+    metric: Literal["validation_loss"] = "validation_loss"  # the least is the best
+    trials: Positive = 16  # drawn from the space; the recipe's own values are tried besides
+    max_steps: Positive  # of a trial
+    grace_steps: Positive  # before which no trial is stopped
+    reduction: Annotated[int, Field(ge=2)] = 3  # of this many trials, one goes on at each rung
+    validate_every: Positive
+
+    @model_validator(mode="after")
+    def _steps_are_in_order(self) -> "Search":
+        if not self.validate_every <= self.grace_steps <= self.max_steps:
+            raise ValueError(
+                "validate_every <= grace_steps <= max_steps must hold, got"
+                f" {self.validate_every}, {self.grace_steps}, {self.max_steps}"
+            )
+        return self
+
+
+class Found(Strict):
+    """Which search found a recipe's values."""
+
+    search: str  # the MLflow run of the search
+    trial: Annotated[int, Field(ge=0)]
+    values: dict[str, Any]  # by path in the stage
+
+
 class Recipe(Strict):
     """The whole way of one model: what `atelier run` walks from left to right."""
 
@@ -144,6 +205,8 @@ class Recipe(Strict):
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     try_prompts: tuple[str, ...] = ()
+    search: Search | None = None
+    found_by: Found | None = None  # written by `atelier tune`
 
 
 class TrainingSpec(Strict):
@@ -194,25 +257,82 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or not key:
             raise RecipeError(f"--set takes a.b=value, got {override!r}")
         try:
-            _set(document, key.split("."), yaml.safe_load(value), override)
+            _set(document, key.split("."), yaml.safe_load(value), f"--set {override}")
         except yaml.YAMLError as error:
             raise RecipeError(
                 f"--set {override}: {value!r} is not a YAML value: {' '.join(str(error).split())}"
             ) from None
     try:
-        return Recipe.model_validate(document)
+        recipe = Recipe.model_validate(document)
+        if recipe.search is not None:
+            _check_search(recipe, recipe.search)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise RecipeError(f"{path}: {_first(error)}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    return recipe
+
+
+def searched_stage(recipe: Recipe) -> str:
+    """Return the stage that the recipe's search is about.
+
+    Raises:
+        RecipeError: it has no search, does not say which stage, or names one that is not there.
+    """
+    if recipe.search is None:
         raise RecipeError(
-            f"{path}: {where}: {first['msg']}, got {first['input']!r}{more}"
-        ) from None
+            f"recipe {recipe.name} has no `search:` section, so there is nothing to tune"
+        )
+    chosen = recipe.search.stage or (next(iter(recipe.stages)) if len(recipe.stages) == 1 else "")
+    if chosen not in recipe.stages:
+        what = f"no stage {chosen!r}" if chosen else "several stages"
+        raise RecipeError(
+            f"search.stage: the recipe has {what}; name one of {', '.join(recipe.stages)}"
+        )
+    return chosen
+
+
+def changed(stage: Stage, values: Mapping[str, Any]) -> Stage:
+    """Return the stage with these values at their paths, validated anew.
+
+    Raises:
+        RecipeError: no such field, or a value that it refuses; names the path.
+    """
+    document = stage.model_dump(mode="json")
+    for field, value in values.items():
+        _set(document, field.split("."), value, field)
+    try:
+        return Stage.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(_first(error)) from None
+
+
+def _check_search(recipe: Recipe, search: Search) -> None:
+    """Refuse a space with a path or a value that the stage would refuse in the middle of a search."""
+    stage = recipe.stages[searched_stage(recipe)]
+    for field, space in search.space.items():
+        if not field.startswith(("training.", "config.")) or field in _NOT_SEARCHED:
+            raise RecipeError(
+                f"search.space: {field!r} cannot be searched; take a field of the stage's training or"
+                " config, like training.optimizers.model.learning_rate (the length of a trial is max_steps)"
+            )
+        for value in space.ends:
+            try:
+                changed(stage, {field: value})
+            except RecipeError as error:
+                raise RecipeError(f"search.space: {error}") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {first['msg']}, got {first['input']!r}{more}"
 
 
 def _set(document: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
     for key in keys[:-1]:
         document = document.setdefault(key, {})
         if not isinstance(document, dict):
-            raise RecipeError(f"--set {override}: {key!r} is a value, not a section")
+            raise RecipeError(f"{override}: {key!r} is a value, not a section")
     document[keys[-1]] = value

@@ -22,21 +22,23 @@ class Runs:
     def __init__(self, mlflow: Mlflow) -> None:
         self._mlflow = mlflow
 
-    def start_run(self, experiment: str, run_name: str, tags: Mapping[str, str]) -> str:
+    def start_run(
+        self, experiment: str, run_name: str, tags: Mapping[str, str], *, reopen: bool = False
+    ) -> str:
         """Return the id of the unfinished run of this identity, or of a new one.
 
         The identity is the tag `atelier.identity`, or `run_name` where the tags have none. A run that failed or
-        was killed is opened again: equal work is one run.
+        was killed is opened again: equal work is one run. With `reopen` a finished one is, too.
         """
         identity = tags.get("atelier.identity", run_name)
         require(KEY, "run identity", identity)
         with self._mlflow.calling() as client:
             where = self.experiment(client, experiment)
-            if not (found := _open_runs(client, where, identity)):
+            if not (found := _runs_of(client, where, identity, reopen)):
                 client.create_run(
                     where, tags={**tags, "atelier.identity": identity}, run_name=run_name
                 )
-                found = _open_runs(client, where, identity)
+                found = _runs_of(client, where, identity, reopen)
             first, *rest = found
             for run in rest:
                 client.delete_run(run.info.run_id)
@@ -62,6 +64,14 @@ class Runs:
         with self._mlflow.calling() as client:
             for start in range(0, len(rows), PARAMS):
                 client.log_batch(run_id, params=rows[start : start + PARAMS], synchronous=True)
+
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        from mlflow.entities import RunTag
+
+        rows = [RunTag(name, value) for name, value in tags.items()]
+        with self._mlflow.calling() as client:
+            client.log_batch(run_id, tags=rows, synchronous=True)
 
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Add a file to a run's artifacts, below `folder`."""
@@ -99,7 +109,9 @@ class Runs:
             raise
 
 
-def _open_runs(client: "MlflowClient", experiment: str, identity: str) -> "list[Run]":
-    query = f"tags.`atelier.identity` = '{identity}' and attributes.status != 'FINISHED'"
+def _runs_of(client: "MlflowClient", experiment: str, identity: str, finished: bool) -> "list[Run]":
+    query = f"tags.`atelier.identity` = '{identity}'"
+    if not finished:
+        query += " and attributes.status != 'FINISHED'"
     order = ["attributes.start_time ASC", "attributes.run_id ASC"]
     return list(client.search_runs([experiment], query, order_by=order))

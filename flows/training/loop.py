@@ -4,6 +4,7 @@ It runs in one process of `Ranks`, and reads everything it needs from the spec, 
 With equal seeds and ranks, an interrupted training ends with the same bits as an undisturbed one on a CPU.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from flows.training.journal import Journal, repeated_steps, sign_in
 from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.ranks import Ranks
 from flows.training.run_folder import Fenced, RunFolder
+from flows.training.validation import OnValidation, Validation
 from infra.storage import IntegrityError, faultpoint, write_json
 from models import configure, describe, trainable
 
@@ -53,15 +55,18 @@ def train(
     *,
     lease: str,
     seconds: Mapping[str, float] = MappingProxyType({}),
+    on_validation: OnValidation | None = None,
 ) -> None:
     """Train to the end from the newest good checkpoint, and publish the result in `folder.final`.
+
+    `on_validation(step, loss)` is called on rank 0 between two steps; what it raises ends the training there.
 
     Raises:
         Diverged: loss or gradient became NaN or infinite; says at which step and which checkpoint is good.
         flows.training.run_folder.Fenced: a newer attempt has taken over.
         infra.storage.IntegrityError: there were checkpoints and all of them are damaged.
     """
-    loop = Loop(spec, folder, ranks, lease, seconds)
+    loop = Loop(spec, folder, ranks, lease, seconds, on_validation)
     try:
         loop.run()
     finally:
@@ -78,10 +83,12 @@ class Loop:
         ranks: Ranks,
         lease: str,
         seconds: Mapping[str, float],
+        on_validation: OnValidation | None = None,
     ) -> None:
         began = time.monotonic()
         self.spec, self.folder, self.ranks, self.lease = spec, folder, ranks, lease
-        self.seconds = {**seconds, "checkpoints": 0.0, "pictures": 0.0}
+        self.on_validation = on_validation
+        self.seconds = {**seconds, "checkpoints": 0.0, "pictures": 0.0, "validation": 0.0}
         self.rows = rows_of(spec, ranks.world)
         self.state = self._fresh()
         self.attempt = self._resume()
@@ -123,6 +130,8 @@ class Loop:
             for player in model.players
         }
         average = Average(model, spec.training.ema_decay) if self.ranks.rank == 0 else None
+        if spec.training.validate_every is not None:
+            self.validation = Validation(spec, model.encode)
         return State(model, optimizers, average)
 
     def _loader(self, encode: Any) -> Loader:
@@ -172,8 +181,10 @@ class Loop:
             if self.journal:
                 self.journal.count(step)
             saves = step % rules.checkpoint_every == 0 or step == rules.steps
-            if step % rules.log_every == 0 or saves:
-                self._flush()
+            every = rules.validate_every
+            validates = every is not None and (step % every == 0 or step == rules.steps)
+            if step % rules.log_every == 0 or saves or validates:
+                self._flush(validates)
             if saves:
                 self._save()
             if rules.sample_every and step % rules.sample_every == 0 and step < rules.steps:
@@ -251,8 +262,8 @@ class Loop:
             return torch.autocast(kind, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _flush(self) -> None:
-        """Average the window over steps and ranks, refuse what is not finite, note it."""
+    def _flush(self, validates: bool) -> None:
+        """Average the window over steps and ranks, refuse what is not finite, note it; measure where it is time."""
         if not self.window:
             return
         rules, step = self.spec.training, self.state.step
@@ -277,8 +288,26 @@ class Loop:
         rule = next(iter(self.state.optimizers.values())).rule
         means["learning_rate"] = rate_at(step - 1, rules.steps, rule)
         self.state.means = means
+        if validates:
+            means["validation_loss"] = self._validate()
+            self._since = time.monotonic(), step
         if self.journal:
             self.journal.metrics(step, means)
+            if validates and self.on_validation is not None:
+                self.on_validation(step, means["validation_loss"])
+
+    def _validate(self) -> float:
+        """Return the averaged weights' loss on the validation split; rank 0 measures while the others wait."""
+        loss = float("nan")
+        if self.state.average is not None:
+            began = time.monotonic()
+            with self.state.average.swapped_in(), self._precision():
+                loss = self.validation.loss(self.state.model, self.ranks.device)
+            self.seconds["validation"] += time.monotonic() - began
+        self.ranks.told([self.state.step])
+        if self.journal and not math.isfinite(loss):
+            raise Diverged(f"the validation loss is {loss} at step {self.state.step}")
+        return loss
 
     def _save(self) -> None:
         """Commit a checkpoint; no rank goes on before it is durable."""

@@ -39,6 +39,7 @@ def fit(
     runs: Path,
     ray_url: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_validation: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train to the end and return the sealed result; resumes what an earlier call of equal identity left.
 
@@ -49,6 +50,8 @@ def fit(
         runs: the folder of all runs, on storage that every worker sees.
         ray_url: the running cluster's address; None for a private one in this process tree.
         on_progress: called at every `log_every`, and with a note while training waits; from another thread.
+        on_validation: called with step and loss between two steps of a training in this process; what it raises
+            ends the training there, to be resumed by another call.
 
     Raises:
         ValueError: a spec that cannot be trained.
@@ -71,7 +74,7 @@ def fit(
                 with atomic_write(folder.path / "spec.json") as file:
                     file.write(spec.model_dump_json(indent=1).encode())
                 if spec.resources.num_workers == 0:
-                    _here(spec, folder)
+                    _here(spec, folder, on_validation)
                 else:
                     from flows.training.supervisor import train_on_ray
 
@@ -80,7 +83,9 @@ def fit(
         return _trained(folder, {**seconds, "fit": time.monotonic() - began})
 
 
-def _here(spec: TrainingSpec, folder: RunFolder) -> None:
+def _here(
+    spec: TrainingSpec, folder: RunFolder, on_validation: Callable[[int, float], None] | None
+) -> None:
     import torch
 
     from flows.training.checkpoints import generators, set_generators
@@ -93,7 +98,13 @@ def _here(spec: TrainingSpec, folder: RunFolder) -> None:
         before, threads = generators(device), torch.get_num_threads()
         torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
         try:
-            train(spec, folder, Ranks(device=device), lease=folder.lease())
+            train(
+                spec,
+                folder,
+                Ranks(device=device),
+                lease=folder.lease(),
+                on_validation=on_validation,
+            )
         finally:
             torch.set_num_threads(threads)
             set_generators(before, device)

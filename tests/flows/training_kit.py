@@ -68,22 +68,26 @@ class Toy(Trainable):
         return Losses((self.critic(fake) - self.critic(real)).square().mean())
 
 
-def prepare(folder: Path, rows: int = 64, side: int = 8) -> Path:
-    """Write `rows` pictures, dark or light with a gradient, as the data contract says."""
+def prepare(folder: Path, rows: int = 64, side: int = 8, validation: int = 0) -> Path:
+    """Write `rows` pictures, dark or light with a gradient, as the data contract says, and some to validate on."""
     generator = np.random.default_rng(0)
-    table = []
-    for index in range(rows):
-        light = index % 2
-        ramp = np.linspace(0, 60, side)[:, None, None] + generator.integers(0, 40, (1, 1, 3))
-        pixels = np.broadcast_to(ramp + 150 * light, (side, side, 3)).astype(np.uint8)
-        row = {"pixels": pixels.tobytes(), "caption": WORDS[light], "attributes": [light]}
-        table.append({"id": hashlib.sha256(row["pixels"] + bytes([index])).hexdigest(), **row})
     folder.mkdir(parents=True)
-    path = folder / "train-00000.parquet"
-    pq.write_table(pa.Table.from_pylist(table), path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    shard = {"file": path.name, "rows": rows, "sha256": digest}
-    nothing = {"rows": 0, "shards": []}
+    splits: dict[str, Any] = {"test": {"rows": 0, "shards": []}}
+    for split, count in (("train", rows), ("validation", validation)):
+        table = []
+        for index in range(count):
+            light = index % 2
+            ramp = np.linspace(0, 60, side)[:, None, None] + generator.integers(0, 40, (1, 1, 3))
+            pixels = np.broadcast_to(ramp + 150 * light, (side, side, 3)).astype(np.uint8)
+            row = {"pixels": pixels.tobytes(), "caption": WORDS[light], "attributes": [light]}
+            digest = hashlib.sha256(row["pixels"] + bytes([index])).hexdigest()
+            table.append({"id": digest, **row})
+        splits[split] = {"rows": count, "shards": []}
+        if table:
+            path = folder / f"{split}-00000.parquet"
+            pq.write_table(pa.Table.from_pylist(table), path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            splits[split]["shards"] = [{"file": path.name, "rows": count, "sha256": digest}]
     document = {
         "format": 1,
         "name": "shades",
@@ -96,8 +100,8 @@ def prepare(folder: Path, rows: int = 64, side: int = 8) -> Path:
         "attributes": {"shade": list(WORDS)},
         "captions": list(WORDS),
         "held_out": [],
-        "splits": {"train": {"rows": rows, "shards": [shard]}, "validation": nothing, "test": nothing},
-    }  # fmt: skip
+        "splits": splits,
+    }
     (folder / "dataset.json").write_text(json.dumps(document))
     return folder
 

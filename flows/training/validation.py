@@ -1,0 +1,49 @@
+"""The loss on rows that are not learned: the same batches with the same noise at every step and for every network."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeAlias
+
+import torch
+
+from data.loaders import Encode, Loader
+from flows.recipe import TrainingSpec
+from flows.training.checkpoints import generators, seed_generators, set_generators
+from models import Trainable
+
+OnValidation: TypeAlias = Callable[[int, float], None]
+ROWS: Final = 64  # a batch
+BATCHES: Final = 16  # at most
+
+
+class Validation:
+    """Some batches of the validation split, held on the CPU.
+
+    Neither the recipe's seed nor its batch size has a part in it, so losses of different trainings can be compared.
+
+    Raises:
+        data.loaders.DatasetError: the dataset has no validation rows.
+    """
+
+    def __init__(self, spec: TrainingSpec, encode: Encode) -> None:
+        loader_of = partial(
+            Loader, spec.prepared, "validation", image_size=spec.image_size, encode=encode
+        )
+        rows = loader_of(batch_size=1).rows
+        loader = loader_of(batch_size=min(ROWS, rows))
+        self._batches = [loader.batch(step) for step in range(min(BATCHES, math.ceil(rows / ROWS)))]
+
+    @torch.no_grad()
+    def loss(self, model: Trainable, device: torch.device) -> float:
+        """Return the mean over batches of the sum over players; every random generator is left as it was."""
+        before, training = generators(device), model.training
+        seed_generators(0, 0)
+        model.eval()
+        total = 0.0
+        for batch in self._batches:
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            total += sum(float(model(on_device, player).total) for player in model.players)
+        model.train(training)
+        set_generators(before, device)
+        return total / len(self._batches)
