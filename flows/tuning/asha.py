@@ -154,6 +154,10 @@ class _Follower(tune.Callback):
         self._curves: dict[int, dict[int, float]] = {}
         self._began: dict[int, float] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Tune nothing to keep: it pickles its callbacks, and this one belongs to the driver alone."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:  # noqa: ARG002
         self._began.setdefault(trial.config["number"], time.monotonic())
 
@@ -190,6 +194,7 @@ class _Follower(tune.Callback):
                 state="failed" if why else "finished" if whole else "stopped",
                 curve=curve,
                 why=why,
+                at=time.time(),
             )
         )
 

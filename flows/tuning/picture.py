@@ -21,10 +21,16 @@ def draw_search(trials: Sequence[Trial], rules: Search, path: Path) -> None:
     figure = Figure(figsize=(1.5 + 3.5 * len(rules.space), 3.6), layout="constrained", dpi=120)
     axes: Any = figure.subplots(1, len(rules.space), sharey=True, squeeze=False)[0]
     for axis, (field, space) in zip(axes, rules.space.items(), strict=True):
-        words = space.choice is not None
-        at = [str(t.values[field]) if words else t.values[field] for t in shown]
+        words = [str(value) for value in space.choice or ()]
+        at = [t.values[field] for t in shown]
+        if words:  # side by side in the recipe's order
+            at = [words.index(str(value)) for value in at]
+            axis.set_xticks(range(len(words)), words)
+            axis.set_xlim(-0.5, len(words) - 0.5)
         steps = [trial.step for trial in shown]
-        axis.scatter(at, [t.loss for t in shown], c=steps, norm=colours, cmap="viridis", s=30)
+        axis.scatter(
+            at, [t.loss for t in shown], c=steps, norm=colours, cmap="viridis", s=30, zorder=3
+        )
         if shown and shown[0] is trials[0]:
             axis.scatter(at[:1], [shown[0].loss], s=130, facecolors="none", edgecolors="crimson")
         if own is not None:

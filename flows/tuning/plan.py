@@ -35,6 +35,7 @@ class Trial(BaseModel):
     state: Literal["finished", "stopped", "failed"]  # stopped: early, by the scheduler
     curve: tuple[tuple[int, float], ...]  # steps done, validation loss
     why: str = ""  # it failed
+    at: float = 0.0  # when it ended, seconds since 1970
     run_id: str = ""  # its MLflow run, once that has everything
 
     @property

@@ -1,7 +1,8 @@
 """A search from its plan to its best trial, in one MLflow run with a child run for every trial."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from flows.training.journal import Progress
 from flows.training.run_folder import locked
 from flows.training.shipping import Shipper
 from flows.tuning.plan import Plan, Records, Trial
+from infra.mlflow_client import RegistryError
 from infra.storage import write_json
 
 if TYPE_CHECKING:
@@ -55,29 +57,28 @@ def search(
         records = Records(folder / "ended")
         memory = _Memory(plan, registry, tracking_uri, experiment, folder)
         ended = {n: trial for n, trial in records.all().items() if n < len(plan.specs)}
-        memory.open(ended)
-        died: dict[int, str] = {}
-        if len(ended) < len(plan.specs):
-            from flows.tuning import asha
-            from infra.cluster import connect
+        with memory.opened(ended):
+            died: dict[int, str] = {}
+            if len(ended) < len(plan.specs):
+                from flows.tuning import asha
+                from infra.cluster import connect
 
-            def told(number: int, progress: Progress) -> None:
-                memory.tell(number, progress.step, progress.loss)
-                on_result(number, progress)
+                def told(number: int, progress: Progress) -> None:
+                    memory.tell(number, progress.step, progress.loss)
+                    on_result(number, progress)
 
-            connect(ray_url)
-            died = asha.run(plan, folder, ended, told, records.write)
-            ended = {n: trial for n, trial in records.all().items() if n < len(plan.specs)}
-        for trial in [trial for trial in ended.values() if not trial.run_id]:
-            ended[trial.number] = memory.settle(trial)
-            records.write(ended[trial.number])
-        for number, why in died.items():  # not kept: the next call tries them again
-            lost = Trial(
-                number=number, values=plan.values[number], state="failed", curve=(), why=why
-            )
-            ended[number] = memory.settle(lost)
-        outcome = _outcome(plan, memory.run_id, ended)
-        memory.close(outcome)
+                connect(ray_url)
+                died = asha.run(plan, folder, ended, told, records.write)
+                ended = {n: trial for n, trial in records.all().items() if n < len(plan.specs)}
+            for trial in [trial for trial in ended.values() if not trial.run_id]:
+                ended[trial.number] = memory.settle(trial)
+                records.write(ended[trial.number])
+            for number, why in died.items():  # not kept: the next call tries them again
+                values = plan.values[number]
+                lost = Trial(number=number, values=values, state="failed", curve=(), why=why)
+                ended[number] = memory.settle(lost)
+            outcome = _outcome(plan, memory.run_id, ended)
+            memory.close(outcome)
         _clear(plan, folder, runs.resolve(), outcome.best.number)
     return outcome
 
@@ -118,8 +119,19 @@ class _Memory:
         self._children: dict[int, str] = {}
         self._shippers: dict[int, Shipper] = {}
 
-    def open(self, ended: dict[int, Trial]) -> None:
-        """Open the search's run and those of the trials that it does not have in full."""
+    @contextmanager
+    def opened(self, ended: dict[int, Trial]) -> Iterator[None]:
+        """Open the search's run and those of trials that MLflow has not in full; an error ends what is open then."""
+        self._open(ended)
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, RuntimeError, ValueError, OSError, LookupError):
+            for run_id in (*self._children.values(), self.run_id):
+                with suppress(RegistryError):  # what went wrong may be MLflow itself
+                    self.registry.end_run(run_id, "KILLED")
+            raise
+
+    def _open(self, ended: dict[int, Trial]) -> None:
         plan, rules = self.plan, self.plan.rules
         tags = {
             "atelier.identity": plan.identity,
@@ -128,23 +140,18 @@ class _Memory:
             "atelier.code_identity": plan.specs[0].code_identity,
         }
         self.run_id = self.registry.start_run(self.experiment, plan.identity, tags, reopen=True)
-        space = {
-            f"space.{field}": one.model_dump(exclude_none=True)
-            for field, one in rules.space.items()
-        }
-        scheduler = rules.model_dump(
-            include={"max_steps", "grace_steps", "reduction", "validate_every"}
-        )
-        self.registry.log_params(
-            self.run_id,
-            {
-                "stage": plan.specs[0].name,
-                "seed": plan.specs[0].seed,
-                "scheduler": "ASHA",
-                **scheduler,
-                **space,
+        budget = {"max_steps", "grace_steps", "reduction", "validate_every"}
+        params = {
+            "stage": plan.specs[0].name,
+            "seed": plan.specs[0].seed,
+            "scheduler": "ASHA",
+            **rules.model_dump(include=budget),
+            **{
+                f"space.{field}": space.model_dump_json(exclude_none=True)
+                for field, space in rules.space.items()
             },
-        )
+        }
+        self.registry.log_params(self.run_id, params)
         for number in range(len(plan.specs)):
             if not (number in ended and ended[number].run_id):
                 self._children[number] = self._child(number)
@@ -174,7 +181,7 @@ class _Memory:
         for step, loss in trial.curve:
             self.tell(trial.number, step, loss)  # what was sent is not sent again
         left = self._shippers[trial.number].close() if trial.curve else 0
-        run_id = self._children[trial.number]
+        run_id = self._children.pop(trial.number)
         says = f"{trial.state} at step {trial.step}" + (f": {trial.why}" if trial.why else "")
         self.registry.tag_run(run_id, {"atelier.ended": says[:500]})
         self.registry.end_run(run_id, "FAILED" if trial.state == "failed" else "FINISHED")
