@@ -1,6 +1,7 @@
 """`atelier tune` on a real stack: the driver is killed with -9 in the middle of the search, and started again."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from flows.recipe import Recipe, load
+from flows.recipe import Recipe, Search, load
+from flows.training.journal import Progress
 from flows.training.ray_train import fit
-from flows.tuning.plan import Records, Trial
+from flows.tuning.plan import Records, Trial, plan, values_of
+from flows.tuning.search import Outcome, search
 from infra.registry import Registry
 from infra.settings import settings
 from infra.storage import verify
-from tests.flows.training_kit import spec_of, wait_until
+from tests.flows.training_kit import prepare, spec_of, wait_until
 from tests.integration.test_lifecycle import Workshop, workshop  # noqa: F401 - a fixture
 
+BROKEN = 1e30  # a learning rate
 RECIPE = Path(__file__).with_name("tune.yaml")
 RATE = "training.optimizers.model.learning_rate"
 TRIALS = 9  # eight drawn, and the recipe's own values
@@ -117,7 +121,8 @@ def test_mlflow_has_one_run_for_the_search_and_one_for_every_trial(tuned: Tuned)
         assert run.info.status == "FINISHED"
         assert run.data.tags["atelier.ended"] == f"{trial.state} at step {trial.step}"
         curve = client.get_metric_history(trial.run_id, "validation_loss")
-        assert [(point.step, point.value) for point in curve] == list(trial.curve)
+        # a point that was on its way when the driver was killed may be there twice
+        assert sorted({(point.step, point.value) for point in curve}) == list(trial.curve)
         if trial.number:
             assert float(run.data.params[RATE]) == trial.values[RATE]
 
@@ -131,3 +136,60 @@ def test_the_same_search_again_is_found_and_one_that_cannot_be_is_refused(
     workshop.run("tune", str(RECIPE), "--trials", "0", code=2)
     nothing = workshop.run("tune", str(RECIPE), "--set", "search=null", code=1)
     assert "no `search:` section" in nothing
+
+
+def test_a_trial_may_diverge_or_lose_its_process_and_a_longer_search_goes_on_from_a_shorter(
+    ray_driver: str, tmp_path: Path
+) -> None:
+    prepared = prepare(tmp_path / "shades", validation=64)
+    rules = Search.model_validate(
+        {
+            "space": {RATE: {"choice": [1e-3, BROKEN]}},
+            **{"max_steps": 300, "grace_steps": 300, "validate_every": 50},
+        }
+    )
+    values = [values_of(rules, 0, number) for number in range(5)]
+    short = 1 + next(n for n in range(1, 5) if values[n][RATE] == BROKEN)
+    specs = tuple(
+        spec_of(
+            prepared,
+            family="vae",
+            seed=number,  # so that no two are one training
+            optimizers={"model": {"learning_rate": tried.get(RATE, 1e-4)}},
+            **{"steps": 300, "validate_every": 50, "checkpoint_every": 50},
+        )
+        for number, tried in enumerate(values)
+    )
+    killed: list[int] = []
+
+    def kill_trial_0(number: int, now: Progress) -> None:
+        if number == 0 and now.step >= 100 and not killed:
+            (folder,) = tmp_path.glob(f"runs/*/trials/{specs[0].identity}")
+            rank = json.loads((folder / "journal/1.rank0.json").read_bytes())
+            killed.append(rank["pid"])
+            os.kill(rank["pid"], signal.SIGKILL)
+
+    def run(count: int) -> Outcome:
+        return search(
+            plan(rules, 0, specs[:count]),
+            registry=Registry(settings().mlflow_uri, tmp_path / "versions"),
+            tracking_uri=settings().mlflow_uri,
+            experiment="diverging",
+            runs=tmp_path / "runs",
+            ray_url=ray_driver,
+            on_result=kill_trial_0,
+        )
+
+    first = run(short)
+    assert killed
+    by_number = {trial.number: trial for trial in first.trials}
+    assert by_number[0].state == "finished"
+    assert [step for step, _ in by_number[0].curve] == [50, 100, 150, 200, 250, 300]
+    assert by_number[short - 1].state == "failed"
+    assert "Diverged" in by_number[short - 1].why
+    second = run(5)
+    assert second.run_id == first.run_id
+    assert len(second.trials) == 5
+    assert {t.number: t for t in second.trials}.items() >= by_number.items()
+    kept = tmp_path / "runs" / specs[second.best.number].identity
+    assert verify(kept / "final")["metrics"]["validation_loss"] == second.best.loss
