@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 
 from flows.recipe import TrainingSpec
@@ -52,6 +53,7 @@ def run(
 
     Raises:
         infra.cluster.TooSmall: a trial would not fit the cluster were it idle.
+        RuntimeError: the cluster or Tune itself broke.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -84,7 +86,13 @@ def run(
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (tune.TuneError, RayError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RuntimeError(
+            f"Ray Tune gave up ({lines[-1]}); search again, what has ended is kept"
+        ) from error
     shutil.rmtree(folder / "tune", ignore_errors=True)
     return follower.died
 

@@ -131,8 +131,13 @@ def test_the_same_search_again_is_found_and_one_that_cannot_be_is_refused(
     tuned: Tuned,
     workshop: Workshop,  # noqa: F811
 ) -> None:
-    again = workshop.json("tune", str(RECIPE))
-    assert again == tuned.made
+    again = workshop.run("tune", str(RECIPE))
+    made = tuned.made
+    assert f"{made['search']['steps_spent']} of {made['search']['steps_in_full']} steps" in again
+    assert made["search"]["run"] in again
+    assert f"atelier promote tuned:{made['version']['version']}" in again
+    assert "stopped early" in again
+    assert len(tuned.registry.versions("tuned")) == 1
     workshop.run("tune", str(RECIPE), "--trials", "0", code=2)
     nothing = workshop.run("tune", str(RECIPE), "--set", "search=null", code=1)
     assert "no `search:` section" in nothing
