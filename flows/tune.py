@@ -5,10 +5,10 @@ from typing import Any
 from prefect import flow, task
 
 from flows import progress
-from flows.deploy import project_aliases
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, searched_stage
+from flows.served import project_aliases
 from flows.train import train_stages, training_spec
 from flows.training.journal import Progress
 from flows.tuning.plan import Plan, found, plan, trial_recipe, values_of
