@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flows import tracing
 from flows.judging.gate import Evaluation
 from flows.judging.pipeline import Pipeline
-from flows.recipe import Recipe
+from flows.recipe import Found, Recipe
 from flows.workshop import registry
 from infra.settings import settings
 
@@ -113,10 +113,13 @@ def _escaped(text: str) -> str:
 def _pipeline(graph: Graph, version: "Version") -> str:
     directory = registry().fetch(version)
     pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_bytes())
+    identity = graph.add(_node(version, "pipeline"))
     dataset = ""
     if (directory / "recipe.json").is_file():
-        dataset = Recipe.model_validate_json((directory / "recipe.json").read_bytes()).data.name
-    identity = graph.add(_node(version, "pipeline"))
+        recipe = Recipe.model_validate_json((directory / "recipe.json").read_bytes())
+        dataset = recipe.data.name
+        if recipe.found_by is not None:
+            graph.link(_search(graph, recipe.found_by), identity, "found its values")
     for stage in pipeline.stages:
         made = _pinned(graph, stage.name, stage.version, stage.sha256, dataset)
         graph.link(made, identity, stage.stage)
@@ -139,6 +142,14 @@ def _pipeline(graph: Graph, version: "Version") -> str:
         )
         graph.link(identity, graph.add(node), "forced" if row.forced else "")
     return identity
+
+
+def _search(graph: Graph, found: Found) -> str:
+    run = registry().run(found.search)
+    page = f"#/experiments/{run.info.experiment_id}/runs/{found.search}" if run else ""
+    lines = (f"run {found.search[:16]}", f"the best: trial {found.trial}")
+    links = _mlflow(page) if page else ()
+    return graph.add(Node("run", f"run {found.search}", "search", lines, links))
 
 
 def _pinned(graph: Graph, name: str, number: int, digest: str, dataset: str) -> str:

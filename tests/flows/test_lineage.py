@@ -134,6 +134,17 @@ def test_the_graph_goes_from_data_to_the_picture(picture: Path) -> None:
     assert graph_of(f"{NAME}.base").nodes[0].title == "toys.base:1"
 
 
+def test_the_graph_of_found_values_has_their_search(here: Installation) -> None:
+    search = here.registry.start_run(NAME, "search", {})
+    found = {"search": search, "trial": 3, "values": {"training.ema_decay": 0.9}}
+    graph = graph_of(here.pipeline(found_by=found).ref)
+    (node,) = (node for node in graph.nodes if node.title == "search")
+    assert node.identity == f"run {search}"
+    assert "the best: trial 3" in node.lines
+    pipeline = next(node for node in graph.nodes if node.column == "pipeline")
+    assert (node.identity, pipeline.identity, "found its values") in graph.edges
+
+
 def test_what_is_neither_a_picture_nor_a_version_is_named(here: Installation) -> None:
     with pytest.raises(ReceiptError, match=r"cannot read .*nowhere\.png"):
         graph_of("nowhere.png")
