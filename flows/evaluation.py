@@ -53,6 +53,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         stages=tuple(stages),
         vocabulary=tuple(facts["vocabulary"]),
         image_size=(width, height),
+        sample=recipe.drift.sample if recipe.drift else 0.0,
         try_prompts=recipe.try_prompts,
     )
 
@@ -62,7 +63,15 @@ def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str
     document = {
         "recipe": recipe.model_dump(
             mode="json",
-            include={"name", "description", "evaluation", "gate", "try_prompts", "found_by"},
+            include={
+                "name",
+                "description",
+                "evaluation",
+                "gate",
+                "drift",
+                "try_prompts",
+                "found_by",
+            },
         ),
         "sampling": {name: [stage.steps, stage.guidance] for name, stage in recipe.stages.items()},
         "trained": trained,

@@ -193,6 +193,14 @@ class Found(Strict):
     values: dict[str, Any]  # by path in the stage
 
 
+class Drift(Strict):
+    """What is kept of the answers in production, so that `atelier drift` can look at them."""
+
+    sample: Annotated[
+        float, Field(gt=0, le=1)
+    ]  # share of the answered pictures, with their prompts
+
+
 class Recipe(Strict):
     """The whole way of one model: what `atelier run` walks from left to right."""
 
@@ -204,6 +212,7 @@ class Recipe(Strict):
     judge: Stage | None = None
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
+    drift: Drift | None = None  # None: nothing that users asked for is kept
     try_prompts: tuple[str, ...] = ()
     search: Search | None = None
     found_by: Found | None = None  # written by `atelier tune`

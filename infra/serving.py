@@ -186,12 +186,15 @@ def _application(
         "tracking_uri": settings.mlflow_uri,
         "cache": str(settings.state / "versions"),
         "files": str(settings.state / "files"),
+        "samples": str(settings.state / "samples"),
     }
     given = config.get("args", {})
     if (
         settings.ray_address is not None
     ):  # folders that its nodes mount, and the host that they open
-        arguments |= {name: given[name] for name in ("host", "cache", "files") if name in given}
+        arguments |= {
+            name: given[name] for name in ("host", "cache", "files", "samples") if name in given
+        }
     return {
         **{key: value for key, value in config.items() if value is not None},
         "name": APPLICATION,

@@ -17,6 +17,7 @@ from services.errors import ApiError, invalid, logger
 from services.files import Files
 from services.media import Bitmap, png
 from services.orders import LARGEST_COST, ImageOrder
+from services.samples import Samples
 from services.text_to_image import Complete, Drawing, Sketch
 
 
@@ -55,6 +56,7 @@ class Answer:
         self,
         arms: Arms,
         files: Files,
+        samples: Samples,
         timeout_s: float,
         request: Request,
         order: ImageOrder,
@@ -63,6 +65,7 @@ class Answer:
     ) -> None:
         self._arms = arms
         self._files = files
+        self._samples = samples
         self._timeout_s = timeout_s
         self._request = request
         self._order = order
@@ -127,10 +130,13 @@ class Answer:
 
     def _entries(self, step: Step, pictures: list[Bitmap]) -> list[dict[str, Any]]:
         """Return the answer's `data`: every picture with its receipt inside."""
-        return [
-            {**self._deliver(self._stamped(step, pixels, seed)), "seed": seed}
-            for pixels, seed in zip(pictures, step.drawing.seeds, strict=True)
-        ]
+        entries = []
+        for pixels, seed in zip(pictures, step.drawing.seeds, strict=True):
+            file = self._stamped(step, pixels, seed)
+            if step.endpoint.stage == "production":
+                self._samples.keep(step.endpoint.name, step.endpoint.plan.sample, file)
+            entries.append({**self._deliver(file), "seed": seed})
+        return entries
 
     def _deliver(self, file: bytes) -> dict[str, str]:
         if self._order.response_format != "url":

@@ -66,6 +66,7 @@ class Plan(_Part):
     stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]
     vocabulary: tuple[str, ...] = ()
     image_size: tuple[int, int]  # width, height
+    sample: float = 0.0  # share of the answers in production that are kept, see services.samples
     try_prompts: tuple[str, ...] = ()
 
     @property

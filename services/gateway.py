@@ -26,6 +26,7 @@ from services.guard import Guard, KeyStore, require_key_off_loopback
 from services.orders import ImageOrder
 from services.readiness import Readiness
 from services.remote import Remote
+from services.samples import Samples
 from services.stages import Stage, StageArguments
 from services.text_to_image import TextToImage
 
@@ -44,6 +45,7 @@ class Arguments(BaseModel):
     tracking_uri: str
     cache: Path  # verified copies of versions
     files: Path  # pictures answered by url
+    samples: Path  # answers kept for the drift check
     timeout_s: float = Field(default=120.0, gt=0)  # of a request, all attempts together
     max_body: int = Field(default=256 * 1024, ge=1)  # bytes
     max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
@@ -74,6 +76,7 @@ class Parts:
     endpoints: Endpoints
     arms: Arms
     files: Files
+    samples: Samples
     keys: KeyStore
     readiness: Readiness
     arguments: Arguments
@@ -144,7 +147,9 @@ def _image_routes(app: FastAPI, parts: Parts) -> None:
         route = await asyncio.to_thread(parts.endpoints.route, order.model, session)
         planning = partial(plan_drawing, order, seeds)
         timeout_s = parts.arguments.timeout_s
-        answer = Answer(parts.arms, parts.files, timeout_s, request, order, route, planning)
+        answer = Answer(
+            parts.arms, parts.files, parts.samples, timeout_s, request, order, route, planning
+        )
         return await (answer.stream() if order.stream else answer.whole())
 
     @app.get("/v1/files/{name}", response_model=None)
@@ -196,6 +201,7 @@ class Gateway:
             endpoints=endpoints,
             arms=Arms(painter, observer, given.timeout_s),
             files=Files(given.files),
+            samples=Samples(given.samples),
             keys=keys,
             readiness=Readiness(stages, endpoints),
             arguments=given,

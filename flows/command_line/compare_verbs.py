@@ -1,4 +1,4 @@
-"""`compare`, `vote`: which of two versions is the better one."""
+"""`compare`, `vote`: which of two versions is the better one; `drift`: whether one is still what it was."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (compare, vote):
+    for verb in (compare, vote, drift):
         app.command()(verb)
 
 
@@ -133,3 +133,29 @@ def vote(
         f"B ({second.version.ref}) won {won:g} of {total} votes against A ({first.version.ref}): "
         f"{won / total:.1%}, 95 % interval {low:.1%} to {high:.1%}; {booth.cast_now} cast now"
     )
+
+
+def drift(name: str, as_json: AsJson = False) -> None:
+    """Look at the answers that the gateway kept: have prompts or pictures moved away from what was promoted?"""
+    use_stack()
+    from flows.drift import drift as drift_flow
+
+    found = drift_flow(name)
+    if as_json:
+        show_json(found)
+        return
+    report = found["report"]
+    show_table(
+        f"{report['version']}, {report['answers']} kept answers",
+        ("", "question", "found", "limit"),
+        [
+            (
+                "[red]drifted[/]" if one["drifted"] else "steady",
+                one["about"],
+                one["says"],
+                one["limit"],
+            )
+            for one in report["findings"]
+        ],
+    )
+    console.print(f"page: {found['page']}")

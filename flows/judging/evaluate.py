@@ -101,16 +101,22 @@ def score_all(
     return found.model_dump_json(), gallery
 
 
-def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
-    """Return the judge network and its record: its accuracy is measured here, on the held-out split."""
+def load_judge_network(directory: Path) -> Any:
+    """Return the judge of a fetched version, in evaluation mode."""
     from safetensors.torch import load_file
 
-    from data.loaders import everything
     from models import build
 
     judge: Any = build(json.loads((directory / "config.json").read_text()))
     judge.load_state_dict(load_file(directory / "model.safetensors"))
-    judge.eval()
+    return judge.eval()
+
+
+def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
+    """Return the judge network and its record: its accuracy is measured here, on the held-out split."""
+    from data.loaders import everything
+
+    judge = load_judge_network(directory)
     pixels, _, attributes = everything(Path(order.prepared), "validation")
     accuracy = judge.accuracy(pixels, attributes)["joint"]
     assert order.judge is not None

@@ -63,6 +63,7 @@ class Pipeline(BaseModel):
     stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]
     vocabulary: tuple[str, ...]
     image_size: tuple[int, int]  # width, height
+    sample: float = 0.0  # share of the answers that the gateway keeps, see flows.drift
     try_prompts: tuple[str, ...] = ()
 
 

@@ -27,6 +27,7 @@ from services.files import Files
 from services.gateway import Arguments, Parts, create
 from services.readiness import Readiness
 from services.rollout import Observer
+from services.samples import Samples
 from services.stages import Stage
 from services.text_to_image import TextToImage
 
@@ -102,7 +103,7 @@ class Workshop:
             "guidance": getattr(config, "guidance", None),
         }
 
-    def publish_pipeline(self, name: str, *models: Family) -> dict[str, Any]:
+    def publish_pipeline(self, name: str, *models: Family, sample: float = 0) -> dict[str, Any]:
         stages = [
             self.publish_stage(f"{name}.{'base' if place == 0 else f'up{place}'}", model)
             for place, model in enumerate(models)
@@ -115,6 +116,7 @@ class Workshop:
             "stages": stages,
             "vocabulary": words,
             "image_size": [side, side],
+            "sample": sample,
             "try_prompts": [],
         }
         return {**self.publish(name, {"pipeline.json": document}), "stages": stages}
@@ -142,6 +144,7 @@ class Workshop:
             tracking_uri="sqlite:///none",
             cache=self.cache,
             files=self.folder / "files",
+            samples=self.folder / "samples",
             **arguments,
         )
         endpoints = Endpoints(self.ledger, self.registry)
@@ -152,6 +155,7 @@ class Workshop:
             endpoints=endpoints,
             arms=self.arms,
             files=Files(given.files),
+            samples=Samples(given.samples),
             keys=self.keys,
             readiness=Readiness(stages, endpoints),
             arguments=given,

@@ -1,0 +1,98 @@
+"""Drift is found where prompts or pictures moved, and nowhere else."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from flows.drift import DriftReport, Sample, compare
+from flows.pages.drift import write_page
+from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig
+
+COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+SIDES = ("left", "right")
+PROMPTS = [f"a {colour} patch on the {side}" for colour in COLOURS for side in SIDES]
+
+
+def pictures(prompts: Sequence[str], seed: int) -> Tensor:
+    """Patches of a colour on a side of noisy grey, (N, 3, 8, 8)."""
+    noise = torch.rand(len(prompts), 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    drawn = 0.4 + 0.2 * noise
+    for picture, prompt in zip(drawn, prompts, strict=True):
+        words = prompt.split()
+        at = slice(0, 4) if "left" in words else slice(4, 8)
+        colour = next(value for name, value in COLOURS.items() if name in words)
+        picture[:, :, at] = torch.tensor(colour)[:, None, None]
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def judge() -> AttributeJudge:
+    torch.manual_seed(0)
+    attributes = (("colour", tuple(COLOURS)), ("side", SIDES))
+    network = AttributeJudge(
+        AttributeJudgeConfig(image_size=8, width=8, features=16, attributes=attributes)
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    prompts = PROMPTS * 10
+    wanted = torch.tensor(
+        [[list(COLOURS).index(p.split()[1]), SIDES.index(p.split()[-1])] for p in prompts]
+    )
+    for step in range(60):
+        optimizer.zero_grad()
+        network({"pixels": pictures(prompts, step), "attributes": wanted}).total.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def examined(judge: AttributeJudge, prompts: list[str], served: Tensor) -> dict[str, bool]:
+    findings = compare(
+        judge, PROMPTS * 8, Sample(prompts=prompts, pictures=served), pictures(prompts, 999)
+    )
+    return {finding.about: finding.drifted for finding in findings}
+
+
+def test_answers_like_those_it_was_promoted_on_are_steady(judge: AttributeJudge) -> None:
+    prompts = PROMPTS * 20
+    assert not any(examined(judge, prompts, pictures(prompts, 7)).values())
+
+
+def test_a_colour_that_everybody_asks_for_is_drift_of_the_prompts_alone(
+    judge: AttributeJudge,
+) -> None:
+    prompts = [prompt for prompt in PROMPTS if "red" in prompt] * 50 + PROMPTS * 4
+    found = examined(judge, prompts, pictures(prompts, 7))
+    assert [about for about, drifted in found.items() if drifted] == ["colour asked for"]
+
+
+def test_pictures_that_turned_dark_or_show_something_else_are_drift(judge: AttributeJudge) -> None:
+    prompts = PROMPTS * 20
+    dark = examined(judge, prompts, 0.5 * pictures(prompts, 7))
+    assert dark["pictures"]
+    other = [prompt.replace("red", "blue") for prompt in prompts]
+    swapped = examined(judge, prompts, pictures(other, 7))
+    assert swapped["alignment"]
+
+
+def test_prompts_that_nobody_trained_are_drift(judge: AttributeJudge) -> None:
+    prompts = ["a purple patch on the roof"] * 120
+    served = Sample(prompts=prompts, pictures=pictures(PROMPTS * 20, 7))
+    [unread, drawn] = compare(judge, PROMPTS * 8, served, pictures(PROMPTS * 20, 8))
+    assert unread.about == "prompts that the judge cannot read"
+    assert unread.drifted
+    assert not drawn.drifted
+
+
+def test_the_page_says_what_drifted(judge: AttributeJudge, private_home: object) -> None:
+    prompts = [PROMPTS[0]] * 100
+    sample = Sample(prompts=prompts, pictures=pictures(prompts, 7))
+    findings = compare(judge, PROMPTS * 8, sample, pictures(prompts, 8))
+    report = DriftReport(
+        name="patches", version="patches:3", digest="ab" * 32, answers=100, findings=findings
+    )
+    page = write_page(report).read_text()
+    assert report.drifted
+    assert 'patches: <span class="bad">drifted' in page
+    assert "colour asked for" in page
+    assert "<script" not in page
