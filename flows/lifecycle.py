@@ -1,14 +1,19 @@
 """The whole way of a recipe: prepare, train, evaluate, promote, deploy; finished steps are found, not repeated."""
 
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
 
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.promote import promote
-from flows.recipe import Recipe
+from flows.recipe import Recipe, load
+from flows.served import project_aliases
 from flows.train import train_stages
+from flows.workshop import registry
+from infra.settings import settings
 
 
 @flow(flow_run_name="lifecycle {recipe.name}")
@@ -23,3 +28,37 @@ def lifecycle(recipe: Recipe) -> dict[str, Any]:
     version = judge_pipeline(recipe, trained, prepared)
     promoted = promote(f"{version['name']}:{version['version']}")
     return {"version": version, "promoted": promoted, "trained": trained, "prepared": prepared}
+
+
+@flow(flow_run_name="retrain {recipe}")
+def retrain(
+    recipe: str, overrides: Sequence[str] = (), to_production: bool = False
+) -> dict[str, Any]:
+    """Walk the recipe at a path (of the project) to a judged candidate, what a schedule does; returns it.
+
+    It stops there, or with `to_production` goes on through the gate. The run's labels name the version.
+
+    Raises:
+        flows.recipe.RecipeError: the recipe can no longer be used.
+        flows.promote.Refused: the gate failed on the way to production.
+    """
+    wanted = load(settings().project / recipe, overrides)
+    prepared = prepare_dataset(wanted.data.name)
+    version = judge_pipeline(wanted, train_stages(wanted, prepared), prepared)
+    project_aliases(version["name"])
+    ref = f"{version['name']}:{version['version']}"
+    _label(ref)
+    promoted = promote(ref) if to_production else None
+    return {"version": version, "promoted": promoted}
+
+
+def _label(ref: str) -> None:
+    """Let the flow run say which version it made and what its gate said."""
+    from prefect import get_client
+    from prefect.runtime import flow_run
+
+    gate = registry().get(ref).tags.get("atelier.gate", "unknown")
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(
+            UUID(flow_run.get_id() or ""), {"atelier.version": ref, "atelier.gate": gate}
+        )

@@ -1,5 +1,6 @@
 """Where long work shows how far it is: lines in the flow's log, or bars on the terminal that asked."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,15 @@ def reporter(name: str) -> "Callable[[Progress], None]":
         show = _shown_by[-1]
         return lambda now: show(name, now)
     return _to_log(name)
+
+
+def say(text: str) -> None:
+    """Say a line to whoever waits: in the flow's log, and on the terminal where one listens."""
+    from prefect import get_run_logger
+
+    get_run_logger().info(text)
+    if _shown_by:
+        sys.stderr.write(f"  {text}\n")
 
 
 def _to_log(name: str) -> Callable[[Any], None]:

@@ -13,6 +13,7 @@ from flows import progress
 from flows.cards import model_card
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, Stage, TrainingSpec
+from flows.slots import training_slots
 from flows.workshop import code_identity, environment, git_commit, named, registry
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
@@ -115,13 +116,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
-    """Start every training at once; Ray decides which has room."""
+    """Start every training at once; Ray decides which has room, and another flow's trainings wait."""
     names = [*recipe.stages, *(["judge"] if recipe.judge else [])]
-    futures = {
-        name: train_stage.submit(training_spec(recipe, name, prepared), recipe.name)
-        for name in names
-    }
-    return {name: future.result() for name, future in futures.items()}
+    specs = {name: training_spec(recipe, name, prepared) for name in names}
+    new = [spec for spec in specs.values() if not registry().find(spec.name, spec.identity)]
+    with training_slots(new):
+        futures = {name: train_stage.submit(spec, recipe.name) for name, spec in specs.items()}
+        return {name: future.result() for name, future in futures.items()}
 
 
 def _flat(spec: TrainingSpec) -> dict[str, str]:

@@ -163,7 +163,8 @@ def _startable(part: Part) -> Check:
             owner = listener(port) or "another process"
             advice = f"end it, or choose another port with {setting}"
             return Check(part.name, "fail", f"port {port} is taken by {owner}", advice)
-    return Check(part.name, "warn", "not started; its ports are free", "atelier up")
+    found = "not started; its ports are free" if part.ports else "not started"
+    return Check(part.name, "warn", found, "atelier up")
 
 
 def _token() -> Iterator[Check]:

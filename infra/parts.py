@@ -12,10 +12,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from infra import probes
 from infra.processes import Daemon, recall
 from infra.settings import QUIET, settings
+
+POOL: Final = "atelier"
+"""The Prefect work pool of scheduled and submitted flows."""
 
 
 class StackError(RuntimeError):
@@ -35,6 +39,7 @@ class Part:
     options: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)  # of the server process alone
     starts: int = 1  # how often it may be tried
+    waited_for: bool = True  # False: `up` starts it and goes on
 
     @property
     def record(self) -> Path:
@@ -53,9 +58,11 @@ class Part:
         return found if found and found.alive else None
 
 
-def parts() -> tuple[Part, Part, Part]:
-    """Return the three parts as the settings want them."""
-    return _prefect(), _mlflow(), _ray()
+def parts() -> tuple[Part, ...]:
+    """Return the parts as the settings want them; the worker belongs to a Prefect of ours alone."""
+    prefect = _prefect()
+    worker = () if prefect.external else (_worker(),)
+    return prefect, _mlflow(), _ray(), *worker
 
 
 def environment() -> dict[str, str]:
@@ -65,6 +72,7 @@ def environment() -> dict[str, str]:
         **QUIET,
         "MLFLOW_TRACKING_URI": now.mlflow_uri,
         "PREFECT_API_URL": now.prefect_url,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # its silence is how a killed flow is known
         "PREFECT_HOME": str(now.state / "prefect"),
         "PREFECT_LOCAL_STORAGE_PATH": str(now.state / "prefect" / "results"),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
@@ -145,6 +153,25 @@ def _ray() -> Part:
         },
         starts=3,  # Ray gives its node 30 s, which a busy machine misses
     )
+
+
+def _worker() -> Part:
+    """Return what runs scheduled flows: its module is named, for nothing here may import it."""
+    now = settings()
+    return Part(
+        name="worker",
+        address=f"work pool {POOL}",
+        page=f"{now.prefect_url.removesuffix('/api')}/work-pools/work-pool/{POOL}",
+        probe=lambda: probes.beats(beat_file()),
+        options=("--module", "flows.worker", "--after", f"{now.prefect_url}/health"),
+        variables={"PREFECT_WORKER_QUERY_SECONDS": "5"},  # how soon a submitted run starts
+        waited_for=False,  # its imports take seconds, and nobody needs it at once
+    )
+
+
+def beat_file() -> Path:
+    """Return the file that the worker touches for as long as it takes runs."""
+    return settings().state / "run" / "worker.beat"
 
 
 def state_folder() -> Path:

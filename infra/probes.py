@@ -3,12 +3,14 @@
 import http.client
 import json
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 TIMEOUT_S: Final = 2.0
+BEAT_LIMIT_S: Final = 15.0
 REMOTE_LIMIT_S: Final = 10.0
 """How long somebody else's server is given to answer."""
 
@@ -56,6 +58,31 @@ def ray_answers(page: str, token: Path) -> bool:
         nodes = json.loads(answer[1])["data"]["result"]["result"]
         return any(node["state"] == "ALIVE" for node in nodes)
     except (ValueError, KeyError, TypeError):
+        return False
+
+
+def ray_gpus(page: str, token: Path) -> int:
+    """Return how many GPUs a Ray head's living nodes have; 0 where it does not say."""
+    try:
+        bearer = {"Authorization": f"Bearer {token.read_text().strip()}"}
+    except OSError:
+        return 0
+    answer = get(f"{page}/api/v0/nodes?limit=1000&detail=1", bearer)
+    if answer is None or answer[0] != 200:
+        return 0
+    try:
+        nodes = json.loads(answer[1])["data"]["result"]["result"]
+        living = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+        return int(sum(resources.get("GPU", 0) for resources in living))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def beats(path: Path) -> bool:
+    """Whether a process has touched its file lately."""
+    try:
+        return time.time() - path.stat().st_mtime < BEAT_LIMIT_S
+    except OSError:
         return False
 
 

@@ -1,4 +1,4 @@
-"""The local servers' entry points, `python -m infra.servers prefect|mlflow|ray`: one process each, quick to start.
+"""The local servers' entry points, `python -m infra.servers prefect|mlflow|ray|worker`: quick to start.
 
 The tools' own commands start an interpreter more (MLflow) or listen where nobody asked (Ray Client). The garbage
 collector rests during the imports: they make a million objects and no garbage.
@@ -7,8 +7,17 @@ collector rests during the imports: they make a million objects and no garbage.
 import argparse
 import gc
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Final
+
+from infra import probes
+
+NICENESS: Final = 5
+STEADY_S: Final = 60.0
+LONGEST_PAUSE_S: Final = 30.0
 
 
 def prefect(port: int) -> None:
@@ -79,6 +88,25 @@ def ray(port: int, dashboard_port: int, folder: Path) -> None:
     )
 
 
+def worker(module: str, after: str) -> None:
+    """Keep `python -m module` running, once `after` answers: whenever it ends, however, it is started again.
+
+    What it runs yields the processor to what a person waits for. This process imports next to nothing; its end
+    by SIGTERM leaves the rest to the stack, which ends all of its session.
+    """
+    os.nice(NICENESS)
+    pause = 1.0
+    while True:
+        while not probes.answers(after):
+            time.sleep(0.5)
+        began = time.monotonic()
+        code = subprocess.call([sys.executable, "-m", module])
+        lived = time.monotonic() - began
+        pause = 1.0 if lived > STEADY_S else min(LONGEST_PAUSE_S, 2 * pause)
+        print(f"{module} ended with {code} after {lived:.0f} s; again in {pause:.0f} s", flush=True)  # noqa: T201
+        time.sleep(pause)
+
+
 def _imported() -> None:
     gc.freeze()
     gc.enable()
@@ -87,11 +115,15 @@ def _imported() -> None:
 def main() -> None:
     """Run the server that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m infra.servers")
-    parser.add_argument("part", choices=["prefect", "mlflow", "ray"])
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("part", choices=["prefect", "mlflow", "ray", "worker"])
+    parser.add_argument("--port", type=int)
     parser.add_argument("--dashboard-port", type=int, default=8265)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--module")
+    parser.add_argument("--after")
     wanted = parser.parse_args()
+    if wanted.part == "worker":
+        worker(wanted.module, wanted.after)
     gc.disable()
     if wanted.part == "prefect":
         prefect(wanted.port)

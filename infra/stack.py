@@ -1,4 +1,4 @@
-"""The local stack: Prefect, MLflow and Ray on loopback, started together, probed, and stopped without a trace.
+"""The local stack: Prefect, MLflow, Ray and a worker, started together, probed, and stopped without a trace.
 
 Serve runs inside Ray and is deployed there later.
 """
@@ -18,7 +18,13 @@ from infra.parts import Part, StackError, environment, parts, ray_folder, state_
 from infra.processes import Daemon, listener, memory_of, recall, remember, start
 from infra.settings import settings
 
-PARTS: Final = ("prefect", "mlflow", "ray")
+PARTS: Final = ("prefect", "mlflow", "ray", "worker")
+OWN_ADDRESS: Final = {
+    "prefect": "PREFECT_API_URL",
+    "mlflow": "MLFLOW_TRACKING_URI",
+    "ray": "RAY_ADDRESS",
+}
+"""What a client is told and the server itself must not be."""
 START_LIMIT_S: Final = 300.0
 LOCK_LIMIT_S: Final = 360.0
 POLL_S: Final = 0.1
@@ -52,7 +58,7 @@ class Status:
 
 
 def up(on_event: Callable[[Event], None] | None = None) -> dict[str, float]:
-    """Start every part that is missing or dead, all at once, and wait until each answers.
+    """Start every part that is missing or dead, all at once, and wait until each answers but the worker.
 
     Returns:
         Seconds from here to the answer, by part; only of parts that were not up already.
@@ -132,7 +138,9 @@ def logs(part: str, follow: bool = False) -> Iterator[str]:
     """
     if part not in PARTS:
         raise StackError(f"no part {part!r}; choose one of {', '.join(PARTS)}")
-    chosen = next(one for one in parts() if one.name == part)
+    chosen = next((one for one in parts() if one.name == part), None)
+    if chosen is None:
+        raise StackError("no worker runs here: PREFECT_API_URL names a Prefect with its own")
     if not chosen.log.exists():
         why = f"it is {chosen.external}'s" if chosen.external else "start it with `atelier up`"
         raise StackError(f"{part} has no log here; {why}")
@@ -154,7 +162,8 @@ def _up(tell: Callable[[Event], None]) -> dict[str, float]:
         if daemon is None and not part.external:
             daemon = _start(part)
             tell(Event(part.name, "starting", 0, part.page))
-        waiting[part] = daemon
+        if part.waited_for:
+            waiting[part] = daemon
     starts = dict.fromkeys(waiting, 1)
     seconds: dict[str, float] = {}
     problems = []
@@ -190,10 +199,7 @@ def _start(part: Part) -> Daemon:
         ray_folder(make=True)
     command = (sys.executable, "-m", "infra.servers", part.name, *part.options)
     inherited = {**os.environ, **environment(), **part.variables}
-    for own in {"prefect": ("PREFECT_API_URL",), "mlflow": ("MLFLOW_TRACKING_URI",)}.get(
-        part.name, ("RAY_ADDRESS",)
-    ):
-        inherited.pop(own, None)
+    inherited.pop(OWN_ADDRESS.get(part.name, ""), None)
     daemon = start(command, inherited, part.log)
     remember(part.record, daemon)
     return daemon

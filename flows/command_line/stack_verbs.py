@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def up() -> None:
-    """Start the local stack (Prefect, MLflow, Ray) and serve what the ledger names."""
+    """Start the local stack (Prefect, MLflow, Ray, a worker) and serve what the ledger names."""
     ready()
     from flows.deploy import serve_wanted
 
@@ -53,7 +53,7 @@ def status(as_json: AsJson = False) -> None:
 
 
 def logs(
-    part: Annotated[str, typer.Argument(help="prefect, mlflow or ray")],
+    part: Annotated[str, typer.Argument(help="prefect, mlflow, ray or worker")],
     follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
 ) -> None:
     """Print a part's log."""

@@ -1,0 +1,161 @@
+"""Who may train now: a Prefect global concurrency limit with a slot a GPU of the cluster, or one on a CPU machine.
+
+Slots are leased: the holder renews its lease, and what a killed holder had is free again after `LEASE_S`; at once
+where whoever waits sees on its own machine that the holder's process is gone.
+"""
+
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from flows import progress
+from flows.recipe import TrainingSpec
+from infra.settings import settings
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+LIMIT: Final = "training"
+LEASE_S: Final = 60.0  # Prefect's least
+RENEW_S: Final = 15.0
+WAIT_S: Final = 2.0
+LEASE: Final = "atelier.lease"
+PROCESS: Final = "atelier.process"
+
+
+@contextmanager
+def training_slots(specs: Sequence[TrainingSpec]) -> Iterator[None]:
+    """Hold slots for these trainings, once they are free; none where there is nothing to train."""
+    if not specs:
+        yield
+        return
+    from prefect import get_client
+    from prefect.runtime import flow_run
+
+    run = UUID(flow_run.get_id() or "")
+    with get_client(sync_client=True) as client:
+        slots = _slots(client)
+        lease = _acquire(client, run, min(slots, sum(slots_of(spec) for spec in specs)))
+        client.update_flow_run_labels(run, {LEASE: str(lease), PROCESS: _this_process()})
+    over = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(lease, over), daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        with get_client(sync_client=True) as client:
+            client.release_concurrency_slots_with_lease(lease)
+            client.update_flow_run_labels(run, {LEASE: ""})
+
+
+def slots_of(spec: TrainingSpec) -> int:
+    """Return how many slots a training takes: one a GPU that it may hold, one at least."""
+    asked = spec.resources.gpus_per_worker
+    each = 1.0 if asked == "auto" else asked
+    return max(1, math.ceil(each * spec.resources.num_workers))
+
+
+def _acquire(client: "SyncPrefectClient", run: UUID, count: int) -> UUID:
+    """Return a lease on `count` slots, as soon as there is one."""
+    import httpx
+    from prefect.client.schemas.objects import ConcurrencyLeaseHolder
+
+    holder = ConcurrencyLeaseHolder(type="flow_run", id=run)
+    said = False
+    while True:
+        try:
+            answer = client.increment_concurrency_slots_with_lease(
+                [LIMIT], count, mode="concurrency", lease_duration=LEASE_S, holder=holder
+            )
+            return UUID(answer.json()["lease_id"])
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.LOCKED:
+                raise
+        if _release_the_dead(client):
+            continue
+        if not said:
+            said = True
+            progress.say(f"waits for {count} training slots: another flow trains")
+        time.sleep(WAIT_S)
+
+
+def _renew(lease: UUID, over: threading.Event) -> None:
+    """Renew a lease until it is over; where the server is away for a while, the training goes on without."""
+    import httpx
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        while not over.wait(RENEW_S):
+            with suppress(httpx.HTTPError):
+                client.renew_concurrency_lease(lease, LEASE_S)
+
+
+def _release_the_dead(client: "SyncPrefectClient") -> bool:
+    """Release what runs hold whose process on this machine is gone; say whether there was any."""
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    found = False
+    for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=50):
+        lease, process = run.labels.get(LEASE), str(run.labels.get(PROCESS, ""))
+        if lease and _is_gone(process):
+            client.release_concurrency_slots_with_lease(UUID(str(lease)))
+            client.update_flow_run_labels(run.id, {LEASE: ""})
+            found = True
+    return found
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()} {os.getpid()} {_began(os.getpid())}"
+
+
+def _is_gone(process: str) -> bool:
+    host, pid, began = [*process.split(" "), "", ""][:3]
+    return host == socket.gethostname() and pid.isdigit() and _began(int(pid)) != began
+
+
+def _began(pid: int) -> str:
+    """Return when a process began, which tells it from a later owner of its pid; "" where there is none."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.Error:
+        return ""
+
+
+def _slots(client: "SyncPrefectClient") -> int:
+    """Return how many slots there are; the limit is made where it is missing, and then left as people set it."""
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    try:
+        return client.read_global_concurrency_limit_by_name(LIMIT).limit
+    except ObjectNotFound:
+        pass
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+    wanted = GlobalConcurrencyLimitCreate(name=LIMIT, limit=max(1, _gpus()))
+    with suppress(ObjectAlreadyExists):
+        client.create_global_concurrency_limit(wanted)
+    return client.read_global_concurrency_limit_by_name(LIMIT).limit
+
+
+def _gpus() -> int:
+    """Return how many GPUs the cluster has."""
+    here = settings()
+    if here.ray_address is not None:
+        from infra.cluster import capacity, connect
+
+        connect(here.ray_url)
+        return int(capacity().gpus)
+    from infra.parts import token_file
+    from infra.probes import ray_gpus
+
+    return ray_gpus(f"http://127.0.0.1:{here.dashboard_port}", token_file())

@@ -1,0 +1,119 @@
+"""A house with its own project, Prefect and worker, on the run's MLflow and Ray."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+ROOT = Path(__file__).parents[2]
+RECIPE = "tiny.yaml"
+Found = TypeVar("Found")
+
+
+def wait_for(what: str, look: Callable[[], Found | None], limit_s: float) -> Found:
+    """Give what `look` finds, once it finds something."""
+    ends = time.monotonic() + limit_s
+    while not (found := look()):
+        assert time.monotonic() < ends, f"no {what} within {limit_s:.0f} s"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass(frozen=True)
+class ScheduledHouse:
+    folder: Path
+    environment: dict[str, str]
+    api: str
+
+    def python(self, *words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=self.folder, env=self.environment, text=True, timeout=300,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout
+        assert "Traceback" not in done.stdout
+        return done.stdout
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run `atelier words...`; give what it printed."""
+        return self.python("-m", "flows", *words, code=code)
+
+    def json(self, *words: str) -> Any:
+        printed = self.run(*words, "--json")
+        starts = [line for line in printed.splitlines(keepends=True) if line[0] in "[{"]
+        return json.loads(printed[printed.index(starts[0]) :])
+
+    @contextmanager
+    def client(self) -> "Iterator[SyncPrefectClient]":
+        from prefect import get_client
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: self.api}), get_client(sync_client=True) as one:
+            yield one
+
+    def runs(self, schedule: str) -> list[Any]:
+        """Give the schedule's runs that were begun, the newest first."""
+        from flows.schedules import _begun, _find
+
+        with self.client() as client:
+            return _begun(client, _find(client, schedule).id, 50)
+
+    def state(self, run_id: Any) -> str:
+        with self.client() as client:
+            return client.read_flow_run(run_id).state_name or ""
+
+    def worker(self) -> psutil.Process:
+        """Give the process that takes runs, below its supervisor."""
+        record = self.folder / ".atelier" / "run" / "worker.json"
+        supervisor = psutil.Process(json.loads(record.read_text())["pid"])
+        return wait_for("worker", lambda: next(iter(supervisor.children()), None), 30)
+
+    def log(self, part: str) -> str:
+        return (self.folder / ".atelier" / "logs" / f"{part}.log").read_text()
+
+
+@contextmanager
+def scheduled_house(folder: Path, prefect_port: int) -> Iterator[ScheduledHouse]:
+    """Make the project, start its Prefect and worker, and stop them."""
+    ignored = shutil.ignore_patterns("made", "prepared", "raw", "quarantine", "__pycache__")
+    for package in ("data", "infra", "models", "flows", "services"):
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copy(Path(__file__).with_name("tiny.yaml"), folder / RECIPE)
+    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
+    subprocess.run(dvc, cwd=folder, check=True, timeout=120)
+    api = f"http://127.0.0.1:{prefect_port}/api"
+    environment = {
+        **os.environ,
+        "ATELIER_PROJECT": str(folder),
+        "ATELIER_HOME": ".atelier",
+        "ATELIER_PREFECT_PORT": str(prefect_port),
+        "ATELIER_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+        "ATELIER_RAY_ADDRESS": os.environ["RAY_ADDRESS"],
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(folder / ".atelier" / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(folder / ".atelier" / "prefect" / "results"),
+        "COLUMNS": "200",
+    }
+    house = ScheduledHouse(folder, environment, api)
+    try:
+        house.python("-c", "from infra.stack import up; up()")
+        beat = folder / ".atelier" / "run" / "worker.beat"
+        wait_for("worker", beat.exists, 60)
+        yield house
+    finally:
+        house.run("down")

@@ -1,0 +1,234 @@
+"""Schedules and triggers as a user has them: a real Prefect server, the stack's own worker, real trainings."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.watches import DRIFTED, emit, seen
+from tests.conftest import free_ports
+from tests.integration.schedule_kit import RECIPE, ScheduledHouse, scheduled_house, wait_for
+
+pytestmark = pytest.mark.cluster
+
+STEPS = {"base": 41, "upsampler": 200}
+SILENT = """
+import time
+from prefect import flow
+@flow
+def silent():
+    print("begun", flush=True)
+    time.sleep(600)
+silent()
+"""
+RESTING = """
+from prefect import flow
+from prefect.flow_runs import suspend_flow_run
+@flow
+def resting() -> str:
+    suspend_flow_run(timeout=600)
+    return "rested"
+"""
+SUBMIT = "import sys; from flows.deployments import submit; print(submit('promote', {'ref': sys.argv[1]}))"
+PUT_RESTING = """
+from prefect import get_client
+from flows.deployments import Deployment, put
+wanted = Deployment(flow="resting", name="atelier", entrypoint="flows/resting.py:resting")
+with get_client(sync_client=True) as client:
+    print(client.create_flow_run_from_deployment(put(client, wanted)).id)
+"""
+
+
+@pytest.fixture(scope="module")
+def house(
+    stack: Mapping[str, float], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ScheduledHouse]:
+    with scheduled_house(tmp_path_factory.mktemp("project"), free_ports(1)[0]) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def killed_at(house: ScheduledHouse) -> float:
+    """When a flow of no deployment was killed: only its silence tells."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SILENT], cwd=house.folder, env=house.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+
+        def beaten() -> bool:
+            with house.client() as client:
+                body = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}}
+                found = client.request("POST", "/events/filter", json=body).json()
+            return bool(found["total"])
+
+        wait_for("heartbeat", beaten, 30)
+        process.send_signal(signal.SIGKILL)
+    return time.monotonic()
+
+
+def ended(house: ScheduledHouse, schedule: str) -> Any:
+    """Give the schedule's first run, once it has ended."""
+
+    def look() -> Any:
+        first = next(iter(house.runs(schedule)[::-1]), None)
+        return first if first is not None and first.state.is_final() else None
+
+    return wait_for(f"ended run of {schedule}", look, 150)
+
+
+def remove(house: ScheduledHouse, schedule: str) -> None:
+    """Remove a schedule; while a run of it is at work that is refused, and it starts no other."""
+    house.run("schedule", "pause", schedule)
+    if not all(run.state.is_final() for run in house.runs(schedule)):
+        refused = house.run("schedule", "rm", schedule, code=1)
+        assert f"a run of {schedule} is at work" in refused
+    wait_for("rest", lambda: all(run.state.is_final() for run in house.runs(schedule)), 60)
+    house.run("schedule", "rm", schedule)
+
+
+def process_of(run: Any) -> psutil.Process:
+    return psutil.Process(int(run.infrastructure_pid))
+
+
+def test_a_schedule_fires_on_time_and_its_version_is_a_candidate_with_a_gate_report(
+    house: ScheduledHouse, killed_at: float
+) -> None:
+    name = house.json("schedule", "add", RECIPE, "--every", "15s")["name"]
+    first = ended(house, name)
+    house.run("schedule", "pause", name)
+    assert first.state_name == "Completed", first.state
+    late = (first.start_time - first.expected_start_time).total_seconds()
+    print(f"\nlate by {late:.2f} s, done in {first.total_run_time.total_seconds():.0f} s")  # noqa: T201
+    assert -0.5 <= late < 15
+
+    shown = house.json("schedule", "runs", name)
+    assert shown[-1]["version"] == "tiny:1"
+    assert shown[-1]["gate"] == "passed"
+    assert shown[-1]["page"].endswith(f"/runs/flow-run/{first.id}")
+    overlapping = [run["state"] for run in shown[:-1]]
+    assert set(overlapping) <= {"Cancelled", "Pending", "Running", "Completed"}
+    if first.total_run_time.total_seconds() > 20:
+        assert "Cancelled" in overlapping, "two trainings of one schedule at a time"
+
+    from infra.registry import Registry
+
+    registry = Registry(house.environment["ATELIER_TRACKING_URI"], house.folder / "fetched")
+    candidate = registry.get("tiny@candidate")
+    assert candidate.ref == "tiny:1"
+    assert (registry.fetch(candidate) / "report.json").is_file()
+    assert house.json("history", "tiny") == [], "it went further than it was asked to"
+
+    (listed,) = house.json("schedule", "list")
+    assert (listed["paused"], listed["next"]) == (True, [])
+    house.run("schedule", "resume", name)
+    assert wait_for("next run", lambda: house.json("schedule", "list")[0]["next"], 30)
+    remove(house, name)
+    assert house.json("schedule", "list") == []
+
+
+def test_changed_data_starts_one_run_and_a_touch_none(house: ScheduledHouse) -> None:
+    name = house.json("schedule", "add", RECIPE, "--on-data-change", "digits")["name"]
+    drawn_by = house.folder / "data" / "makers" / "digits.py"
+
+    def glance() -> str:
+        with house.client() as client:
+            known = seen(client, "digits")
+        assert known is not None
+        return str(known["glance"])
+
+    before = glance()
+    drawn_by.touch()
+    wait_for("look at the touched file", lambda: glance() != before, 60)
+    assert house.runs(name) == []
+
+    house.worker().kill()
+    began = time.monotonic()
+    with drawn_by.open("a") as file:
+        file.write("\n# drawn anew\n")
+    run = ended(house, name)
+    print(f"\nchanged data: done {time.monotonic() - began:.0f} s after the change")  # noqa: T201
+    assert run.state_name == "Completed", run.state
+    assert len(house.runs(name)) == 1
+    remove(house, name)
+    with house.client() as client:
+        assert seen(client, "digits") is None
+
+
+def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_step(
+    house: ScheduledHouse,
+) -> None:
+    steps = [f"stages.{stage}.training.steps={count}" for stage, count in STEPS.items()]
+    words = ("schedule", "add", RECIPE, *(word for one in steps for word in ("--set", one)))
+    name = house.json(*words, "--on-drift", "tiny")["name"]
+    with house.client() as client:
+        emit(client, DRIFTED, "atelier.endpoint.another", {})
+        emit(client, DRIFTED, "atelier.endpoint.tiny", {"share": 0.4})
+    from infra.registry import Registry
+
+    registry = Registry(house.environment["ATELIER_TRACKING_URI"], house.folder / "fetched")
+
+    def trained() -> Any:
+        return [version for version in registry.versions("tiny.base") if version.number > 1]
+
+    (base,) = wait_for("trained stage", trained, 120)
+    (run,) = house.runs(name)
+    worker = house.worker()
+    for process in (worker, process_of(run)):
+        process.kill()
+    began = time.monotonic()
+    wait_for("crash", lambda: house.state(run.id) not in {"Running", "Pending"}, 90)
+    crashed = time.monotonic() - began
+    wait_for("second attempt", lambda: house.state(run.id) == "Running", 60)
+    again = time.monotonic() - began
+    done = ended(house, name)
+    text = (
+        f"killed with its worker: CRASHED after {crashed:.0f} s, at work again after {again:.0f} s"
+    )
+    print(f"\n{text}")  # noqa: T201
+    assert house.worker().pid != worker.pid
+    assert (done.id, done.state_name, done.run_count) == (run.id, "Completed", 2), done.state
+    assert done.parameters == run.parameters
+    assert registry.versions("tiny.base")[-1].number == base.number, "a finished step was repeated"
+    remove(house, name)
+
+
+def test_a_suspended_run_holds_no_process_and_goes_on_when_it_is_resumed(
+    house: ScheduledHouse,
+) -> None:
+    (house.folder / "flows" / "resting.py").write_text(RESTING)
+    run_id = house.python("-c", PUT_RESTING).split()[-1]
+    refused = house.python("-c", SUBMIT, "nothing:1").split()[-1]
+    wait_for("suspension", lambda: house.state(run_id) == "Suspended", 60)
+    with house.client() as client:
+        process = process_of(client.read_flow_run(run_id))
+        wait_for("end of the process", lambda: not process.is_running(), 20)
+        began = time.monotonic()
+        client.resume_flow_run(run_id)
+    wait_for("end", lambda: house.state(run_id) == "Completed", 60)
+    print(f"\nresumed and done after {time.monotonic() - began:.0f} s")  # noqa: T201
+    wait_for("refusal", lambda: house.state(refused) == "Failed", 60)
+
+
+def test_a_killed_flow_of_no_deployment_is_crashed_within_90_seconds(
+    house: ScheduledHouse, killed_at: float
+) -> None:
+    with house.client() as client:
+        (run,) = [one for one in client.read_flow_runs() if one.deployment_id is None]
+    wait_for("crash", lambda: house.state(run.id) == "Crashed", 95)
+    with house.client() as client:
+        state = client.read_flow_run(run.id).state
+    assert state is not None
+    after = (datetime.now(UTC) - state.timestamp).total_seconds()
+    seconds = time.monotonic() - killed_at - after
+    print(f"\nkilled without a word: CRASHED after {seconds:.0f} s")  # noqa: T201
+    assert seconds < 90
+    assert os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
