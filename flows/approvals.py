@@ -31,6 +31,16 @@ def approve(promotion: str, reason: str = "") -> dict[str, Any]:
     return {"id": row.id, "state": promotions().get(row.id).state, **found}
 
 
+def hand_over(promotion: str, force: str) -> None:
+    """Let a flow on the worker wait for the approval: it suspends at once and holds no process."""
+    from flows.deployments import submit
+
+    row = promotions().get(promotion)
+    if row.flow_run is None:
+        wanted = {"ref": row.ref, "place": row.place, "force": force, "promotion": row.id}
+        submit("promote", wanted)
+
+
 def reject(promotion: str, reason: str = "") -> dict[str, Any]:
     """Reject as `actor()`, which ends the promotion; returns {"id", "state"}.
 

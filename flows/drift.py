@@ -255,11 +255,16 @@ def examine(name: str) -> DriftReport:
 def drift(name: str) -> dict[str, Any]:
     """Examine what `name` answered, write its page, and tell Prefect when it drifted; returns the report and the page.
 
+    Where too few answers are kept there is no report, and `says` tells so.
+
     The event is `atelier.drift.detected` of `atelier.endpoint.NAME`: a schedule with `--on-drift NAME` trains on it.
     """
     from prefect.events import emit_event
 
-    report = examine(name)
+    try:
+        report = examine(name)
+    except TooFew as error:
+        return {"report": None, "drifted": False, "says": str(error)}
     page = write_page(report)
     if report.drifted:
         emit_event(

@@ -1,5 +1,6 @@
 """The report of a version's own gate: judged figures against bounds, against production, and stages that still fit."""
 
+import json
 from pathlib import Path
 
 from flows.judging.gate import Condition, Evaluation, GateReport, check
@@ -9,6 +10,7 @@ from flows.served import pipeline_of
 from flows.workshop import ledger, registry
 from infra.registry import Version
 from infra.settings import settings
+from infra.storage import write_json
 
 
 def gate_of(version: Version) -> Gate:
@@ -32,13 +34,61 @@ def gate_report(version: Version) -> GateReport:
     production, votes, against = None, None, None
     if head is not None and head.to_digest is not None and head.to_digest != version.digest:
         against = f"{version.name}:{head.to_version}"
-        production = _evaluation(registry().fetch(against, digest=head.to_digest))
+        production = comparable(against, head.to_digest, version)
         if gate.wins is not None:
             from infra.votes import wins
 
             votes = wins(settings().database, version.digest, head.to_digest)
     report = check(gate, _evaluation(directory), production, votes)
     return report.model_copy(update={"against": against}).joined([_fits(directory)])
+
+
+def comparable(ref: str, digest: str, candidate: Version) -> Evaluation:
+    """Return the evaluation of the version in production, on the candidate's prompts, seeds, data and judge.
+
+    Where data or judge have changed since it was judged, it is judged anew on the candidate's, once: the finding is
+    kept. Where that data is not here any more its old evaluation is returned, which the gate refuses to compare.
+    """
+    serving = registry().fetch(ref, digest=digest)
+    directory = registry().fetch(candidate)
+    before, wanted = _evaluation(serving), _evaluation(directory)
+    if before.evaluation_set == wanted.evaluation_set:
+        return before
+    kept = settings().state / "evaluations" / f"{digest}-{wanted.evaluation_set}.json"
+    if kept.is_file():
+        return Evaluation.model_validate_json(kept.read_text())
+    found = _judged_anew(serving, directory, wanted)
+    if found is None or found.evaluation_set != wanted.evaluation_set:
+        return before
+    write_json(kept, found.model_dump(mode="json"))
+    return found
+
+
+def _judged_anew(serving: Path, directory: Path, wanted: Evaluation) -> Evaluation | None:
+    """Judge the pipeline in `serving` as the candidate in `directory` was; None where its data is not prepared here."""
+    from data.catalog import prepared
+    from data.params import CatalogError
+    from flows.evaluation import order_of
+    from flows.judging.evaluate import evaluate_on_ray
+    from infra.cluster import connect
+
+    recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
+    identity = json.loads((directory / "MANIFEST.json").read_text())["data_identity"]
+    try:
+        ready = prepared(recipe.data.name, settings().project)
+    except CatalogError:
+        return None
+    if ready.identity != identity:
+        return None
+    judge = None
+    if wanted.judge is not None:
+        name, _, number = wanted.judge.version.partition(":")
+        judge = {"name": name, "version": int(number), "digest": wanted.judge.sha256}
+    connect(settings().ray_url)
+    data = {"path": str(ready.path), "identity": ready.identity}
+    order = order_of(recipe, pipeline_of(serving), judge, data)
+    evaluation, _ = evaluate_on_ray(order, ready.header["captions"])
+    return evaluation
 
 
 def _fits(directory: Path) -> Condition:

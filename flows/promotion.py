@@ -128,7 +128,7 @@ def roll_back(
         infra.ledger.Conflict: somebody else was first; the message says who.
     """
     now = ledger().head(name, place)
-    before = None if now is None else ledger().before(now)
+    before = ledger().fallback(name, place)
     if now is None or before is None or before.to_version is None or before.to_digest is None:
         raise Refused(f"{name} has no earlier version in {place} to roll back to")
     holder = new_holder()

@@ -7,12 +7,13 @@ event has an automation of the same name that runs it. Adding it again replaces 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.deployments import TRAINING_QUEUE, Collision, Deployment, make_pool, put, put_automation
 from flows.recipe import Recipe, load
+from flows.schedule_runs import begun, coming, runs_of, shown_run
 from flows.watches import CHANGED, DRIFTED, begin, forget
 from infra.settings import settings
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
     from prefect.events import AutomationCore
@@ -120,6 +120,22 @@ def deployment(
     )
 
 
+def drift_check(endpoint: str) -> Deployment:
+    """Return the hourly look at an endpoint's kept answers, which tells Prefect when they drifted."""
+    from prefect.client.schemas.schedules import IntervalSchedule
+
+    return Deployment(
+        flow="drift",
+        name=endpoint,
+        entrypoint="flows/drift.py:drift",
+        parameters={"name": endpoint},
+        description=f"Looks at the kept answers of {endpoint}.",
+        tags=("atelier",),
+        schedule=IntervalSchedule(interval=timedelta(hours=1)),
+        collision="CANCEL_NEW",
+    )
+
+
 def check(recipe: Path, overrides: Sequence[str], trigger: Trigger) -> Recipe:
     """Return the recipe, if a schedule with it could be made; needs no server.
 
@@ -163,6 +179,7 @@ def add(
             put_automation(client, _automation(wanted, found, CHANGED, resource))
         elif trigger.on_drift:
             resource = f"atelier.endpoint.{trigger.on_drift}"
+            put(client, drift_check(trigger.on_drift))
             put_automation(client, _automation(wanted, found, DRIFTED, resource))
     return wanted.name
 
@@ -219,7 +236,7 @@ def remove(name: str) -> None:
     with get_client(sync_client=True) as client:
         found = _find(client, name)
         at_work = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-        if _runs(client, found.id, at_work, 1, newest=True):
+        if runs_of(client, found.id, at_work, 1, newest=True):
             raise ScheduleError(
                 f"a run of {name} is at work: it is paused now; remove it when the run has ended"
             )
@@ -229,6 +246,11 @@ def remove(name: str) -> None:
         dataset = _after(DATA_TAG, found.tags)
         if dataset and dataset not in watched(client):
             forget(client, dataset)
+        endpoint = _after(DRIFT_TAG, found.tags)
+        if endpoint and endpoint not in (_after(DRIFT_TAG, one.tags) for one in _schedules(client)):
+            client.delete_deployment(
+                client.read_deployment_by_name(drift_check(endpoint).full_name).id
+            )
 
 
 def runs(name: str, limit: int = 20) -> list[dict[str, Any]]:
@@ -240,7 +262,7 @@ def runs(name: str, limit: int = 20) -> list[dict[str, Any]]:
     from prefect import get_client
 
     with get_client(sync_client=True) as client:
-        return [_run(run) for run in _begun(client, _find(client, name).id, limit)]
+        return [shown_run(run) for run in begun(client, _find(client, name).id, limit)]
 
 
 def watched(client: "SyncPrefectClient") -> set[str]:
@@ -330,15 +352,15 @@ def _after(prefix: str, tags: Sequence[str]) -> str:
 
 
 def _listed(client: "SyncPrefectClient", found: "DeploymentResponse") -> dict[str, Any]:
-    coming = [] if found.paused else _coming(client, found.id)
-    last = next(iter(_begun(client, found.id, 1)), None)
+    due = [] if found.paused else coming(client, found.id)
+    last = next(iter(begun(client, found.id, 1)), None)
     return {
         "name": found.name,
         "recipe": found.parameters.get("recipe"),
         "trigger": _shown(found),
         "paused": bool(found.paused),
-        "next": coming,
-        "last": None if last is None else _run(last),
+        "next": due,
+        "last": None if last is None else shown_run(last),
     }
 
 
@@ -350,49 +372,3 @@ def _shown(found: "DeploymentResponse") -> str:
         if hasattr(clock, "interval"):
             return f"every {clock.interval}"
     return next((tag for tag in found.tags if tag.startswith((DATA_TAG, DRIFT_TAG))), "")
-
-
-def _coming(client: "SyncPrefectClient", deployment_id: "UUID") -> list[datetime]:
-    from prefect.client.schemas.objects import StateType
-
-    found = _runs(client, deployment_id, [StateType.SCHEDULED], 3, newest=False)
-    return [run.expected_start_time for run in found if run.expected_start_time]
-
-
-def _begun(client: "SyncPrefectClient", deployment_id: "UUID", limit: int) -> "list[FlowRun]":
-    from prefect.client.schemas.objects import StateType
-
-    begun = [state for state in StateType if state != StateType.SCHEDULED]
-    return _runs(client, deployment_id, begun, limit, newest=True)
-
-
-def _runs(
-    client: "SyncPrefectClient", deployment_id: "UUID", states: Any, limit: int, *, newest: bool
-) -> "list[FlowRun]":
-    from prefect.client.schemas import filters
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    order = FlowRunSort.EXPECTED_START_TIME_DESC if newest else FlowRunSort.EXPECTED_START_TIME_ASC
-    state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(states)))
-    of = filters.FlowRunFilterDeploymentId(any_=[deployment_id])
-    return client.read_flow_runs(
-        flow_run_filter=filters.FlowRunFilter(state=state, deployment_id=of),
-        sort=order,
-        limit=limit,
-    )
-
-
-def _run(run: "FlowRun") -> dict[str, Any]:
-    page = settings().prefect_url.removesuffix("/api")
-    return {
-        "id": str(run.id),
-        "due": run.expected_start_time,
-        "started": run.start_time,
-        "ended": run.end_time,
-        "state": run.state_name,
-        "message": run.state.message if run.state else None,
-        "attempts": run.run_count,
-        "version": run.labels.get("atelier.version"),
-        "gate": run.labels.get("atelier.gate"),
-        "page": f"{page}/runs/flow-run/{run.id}",
-    }

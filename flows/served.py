@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flows.judging.pipeline import Pipeline
 from flows.workshop import ledger, promotions, registry
+from infra.ledger import Stage
 from infra.settings import settings
 
 
@@ -39,7 +40,8 @@ def wanted() -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for row in ledger().heads():
-        before = ledger().before(row) if row.stage in {"staging", "production"} else None
+        place = cast(Stage, row.stage)
+        before = ledger().fallback(row.name, place) if place in {"staging", "production"} else None
         for one in (row, before):
             if one is not None and one.to_version is not None and one.to_digest is not None:
                 found[f"{row.name}:{one.to_version}"] = one.to_digest

@@ -161,6 +161,7 @@ def serve(booth: Booth, on_address: Any) -> None:
     token = secrets.token_urlsafe(24)
     with socket.socket() as listening:
         listening.bind((HOST, 0))
+        listening.listen()  # whoever is told the address may come at once
         port = listening.getsockname()[1]
 
         def finished() -> None:

@@ -209,11 +209,23 @@ class Ledger:
             self._seen[digest] = _row(found)
         return self._seen[digest]
 
-    def before(self, row: Row) -> Row | None:
-        """Return the transition that `row` replaced, or None where it was the first."""
-        here = (TRANSITIONS.c.name == row.name) & (TRANSITIONS.c.stage == row.stage)
-        found = self._rows(sa.select(TRANSITIONS).where(here, TRANSITIONS.c.epoch == row.epoch - 1))
-        return found[0] if found else None
+    def fallback(self, name: str, stage: Stage) -> Row | None:
+        """Return the transition to whose version a rollback returns, or None where there is none.
+
+        A return to the version before takes the later one off: after 1, 2, 3 and a rollback to 2, the next is to 1.
+        """
+        columns = (TRANSITIONS.c.hash, TRANSITIONS.c.to_digest)
+        here = (TRANSITIONS.c.name == name) & (TRANSITIONS.c.stage == stage)
+        stood: list[tuple[str | None, str]] = []  # digest and the row's hash, the present one last
+        with reading(self._engine) as connection:
+            query = sa.select(*columns).where(here).order_by(TRANSITIONS.c.epoch)
+            for hash_, digest in connection.execute(query):
+                if len(stood) > 1 and stood[-2][0] == digest:
+                    stood.pop()
+                else:
+                    stood.append((digest, hash_))
+            earlier = [hash_ for digest, hash_ in stood[:-1] if digest is not None]
+            return self._known(connection, earlier[-1]) if earlier else None
 
     def heads(self) -> list[Row]:
         """Return every stage's newest transition, by name and stage."""

@@ -103,6 +103,19 @@ class Family(Trainable):
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return (len(seeds), *shape) standard normal noise, each row from its own CPU generator."""
-    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    """Return (len(seeds), *shape) standard normal noise, each row from its own CPU generator and all of its seed.
+
+    torch's CPU generator uses only the low 32 bits of a seed, so it is mixed first.
+    """
+    rows = [
+        torch.randn(*shape, generator=torch.Generator().manual_seed(mixed(seed))) for seed in seeds
+    ]
     return torch.stack(rows).to(device)
+
+
+def mixed(value: int) -> int:
+    """Return a 63-bit hash of an integer: the finaliser of splitmix64 (Steele et al. 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+    return (value ^ (value >> 31)) >> 1

@@ -36,7 +36,7 @@ def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     if not plan.reads_text and order.prompt:
         raise invalid(f"prompt: {endpoint.name} reads no text; send an empty prompt", "prompt")
     steps = order.sampler_steps if order.sampler_steps is not None else first.steps
-    if order.sampler_steps is not None and order.count * order.sampler_steps > LARGEST_COST:
+    if steps is not None and order.count * steps > LARGEST_COST:
         raise invalid(
             f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}", "steps"
         )

@@ -145,6 +145,9 @@ def drift(name: str, as_json: AsJson = False) -> None:
         show_json(found)
         return
     report = found["report"]
+    if report is None:
+        console.print(found["says"])
+        return
     show_table(
         f"{report['version']}, {report['answers']} kept answers",
         ("", "question", "found", "limit"),

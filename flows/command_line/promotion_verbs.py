@@ -101,6 +101,10 @@ def promote(
     from flows.promote import promote as promote_flow
 
     found = promote_flow(ref, to, force)
+    if "waiting" in found:
+        from flows.approvals import hand_over
+
+        hand_over(found["waiting"], force)
     if as_json:
         show_json(found)
     else:

@@ -24,8 +24,11 @@ def register(app: typer.Typer) -> None:
 def up() -> None:
     """Start the local stack (Prefect, MLflow, Ray, a worker) and serve what the ledger names."""
     ready()
-    from flows.deploy import serve_wanted
+    from flows.reconcile import reconcile
+    from flows.served import serve_wanted
 
+    for line in reconcile():
+        console.print(f"  {line}", style="dim")
     loaded = serve_wanted()
     console.print(
         f"serving at {settings().gateway_url}: {', '.join(loaded) or 'nothing promoted yet'}"

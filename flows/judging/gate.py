@@ -1,11 +1,13 @@
 """The gate: typed conditions on judged metrics; a report that says why, condition by condition."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.recipe import Bound, Gate, Wins
+
+LESS_IS_BETTER: Final = ("_nats",)  # endings of such outcomes; of others more is better
 
 
 class Interval(BaseModel):
@@ -165,7 +167,8 @@ def _compare(found: Evaluation, production: Evaluation) -> list[Condition]:
     conditions = []
     for name in sorted(found.outcomes.keys() & production.outcomes.keys()):
         ours, theirs = torch.tensor(found.outcomes[name]), torch.tensor(production.outcomes[name])
-        gain = paired(ours, theirs, count=1000, seed=0)
+        better = (theirs, ours) if name.endswith(LESS_IS_BETTER) else (ours, theirs)
+        gain = paired(*better, count=1000, seed=0)
         says = f"{name} against production {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         conditions.append(
             Condition(
@@ -177,6 +180,9 @@ def _compare(found: Evaluation, production: Evaluation) -> list[Condition]:
                 says=says + (" is worse" if gain.high < 0 else ""),
             )
         )
+    if not conditions:
+        says = "nothing was measured sample by sample, so it cannot be compared with production"
+        conditions.append(Condition(name="against production", passed=False, says=says))
     return conditions
 
 

@@ -74,7 +74,7 @@ class _Scores:
         found = m.bootstrap(values.float(), count=self.resamples, seed=0)
         self.add(name, found.value, found.low, found.high, len(values))
         if keep:
-            self.outcomes[name] = [float(value) for value in values]
+            self.outcomes[name] = [round(float(value), 4) for value in values]
 
     def add(self, name: str, value: float, low: float, high: float, count: int) -> None:
         self.metrics[name] = Interval(value=value, low=low, high=high, count=count)
@@ -163,7 +163,7 @@ def _upsampling(
     cubic = F.interpolate(low, size=high.shape[-2:], mode="bicubic", align_corners=False).clamp(
         0, 1
     )
-    scores.mean(f"{stage}_gain_db", m.psnr(ours, high) - m.psnr(cubic, high))
+    scores.mean(f"{stage}_gain_db", m.psnr(ours, high) - m.psnr(cubic, high), keep=True)
 
 
 def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
@@ -173,7 +173,7 @@ def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> Non
     with torch.no_grad():
         parts = [test[start : start + 500].to(device) for start in range(0, len(test), 500)]
         nats = torch.cat([-model.log_prob({"pixels": part}).cpu() for part in parts])
-    scores.mean(f"{stage}_nats", nats)
+    scores.mean(f"{stage}_nats", nats, keep=True)
 
 
 def sheet(pictures: Tensor, prompts: Sequence[str], count: int) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.schedules import TIMES
-from models.family import seeded_noise
+from models.family import mixed, seeded_noise
 
 
 def ddpm(alpha: Tensor, variance: str = "small") -> Tensor:
@@ -107,17 +107,6 @@ def advance(step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor, noise: Tenso
 
 
 def row_noise(seeds: Sequence[int], draws: Sequence[int], like: Tensor) -> Tensor:
-    """Return noise shaped like `like`: row i from (seeds[i], draws[i]) alone.
-
-    torch's CPU generator uses only the low 32 bits of a seed, so both numbers are mixed first.
-    """
-    mixed = [_mix(_mix(seed) + draw) for seed, draw in zip(seeds, draws, strict=True)]
-    return seeded_noise(mixed, like.shape[1:], like.device)
-
-
-def _mix(value: int) -> int:
-    """Return a 63-bit hash of an integer: the finaliser of splitmix64 (Steele et al. 2014)."""
-    value = (value + 0x9E3779B97F4A7C15) % 2**64
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
-    return (value ^ (value >> 31)) >> 1
+    """Return noise shaped like `like`: row i from (seeds[i], draws[i]) alone."""
+    both = [mixed(seed) + draw for seed, draw in zip(seeds, draws, strict=True)]
+    return seeded_noise(both, like.shape[1:], like.device)

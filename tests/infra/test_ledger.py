@@ -141,6 +141,18 @@ def test_a_clock_that_is_set_back_does_not_reorder_history(
     assert ledger.at("shapes", "production", first.at) == second
 
 
+def test_a_second_rollback_goes_one_version_further_back(ledger: Ledger) -> None:
+    def fallback() -> int | None:
+        row = ledger.fallback("shapes", "production")
+        return row.to_version if row else None
+
+    found = []
+    for epoch, version in enumerate([1, 2, 3, 2, 1, 4, None]):
+        move(ledger, version, epoch)
+        found.append(fallback())
+    assert found == [None, 1, 2, 1, None, 1, 4]
+
+
 def test_heads_lists_the_newest_of_every_stage(ledger: Ledger) -> None:
     move(ledger, 1, 0, name="shapes", stage="staging", key="a")
     move(ledger, 1, 0, name="shapes", key="b")
