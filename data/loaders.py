@@ -160,6 +160,15 @@ class Loader:
         return self._held[shards]
 
 
+def facts_of(prepared: Path, image_size: int | None = None) -> dict[str, Any]:
+    """Return what a network that learns the dataset at a size must know, as `Loader.facts`.
+
+    Raises:
+        DatasetError: no such folder or size.
+    """
+    return _Source(prepared, "train", image_size, None).facts
+
+
 def everything(
     prepared: Path, split: str, image_size: int | None = None
 ) -> tuple[Tensor, list[str], Tensor]:

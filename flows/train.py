@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,9 +121,27 @@ def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
     names = [*recipe.stages, *(["judge"] if recipe.judge else [])]
     specs = {name: training_spec(recipe, name, prepared) for name in names}
     new = [spec for spec in specs.values() if not registry().find(spec.name, spec.identity)]
+    check_specs(new)
     with training_slots(new):
         futures = {name: train_stage.submit(spec, recipe.name) for name, spec in specs.items()}
         return {name: future.result() for name, future in futures.items()}
+
+
+def check_specs(specs: Sequence[TrainingSpec]) -> None:
+    """Refuse a family, preset or setting that does not exist or does not suit the data, before anything is trained.
+
+    Raises:
+        ValueError: names the stage and what is wrong with it.
+    """
+    from data.loaders import facts_of
+    from models import configure
+
+    for spec in specs:
+        try:
+            facts = facts_of(spec.prepared, spec.image_size)
+            configure(spec.family, spec.preset, spec.config, facts)
+        except ValueError as error:
+            raise ValueError(f"{spec.name}: {error}") from None
 
 
 def _flat(spec: TrainingSpec) -> dict[str, str]:

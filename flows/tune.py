@@ -9,6 +9,7 @@ from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, searched_stage
 from flows.served import project_aliases
+from flows.slots import training_slots
 from flows.train import train_stages, training_spec
 from flows.training.journal import Progress
 from flows.tuning.plan import Plan, found, plan, trial_recipe, values_of
@@ -59,7 +60,8 @@ def run_search(
 def tune(recipe: Recipe, trials: int | None = None) -> dict[str, Any]:
     """Search, then train and judge the recipe with the values found; returns {"search", "version", "trained"}."""
     prepared = prepare_dataset(recipe.data.name)
-    searched = run_search(recipe, prepared, trials)
+    with training_slots(plan_of(recipe, prepared, trials).specs):
+        searched = run_search(recipe, prepared, trials)
     best = next(row for row in searched["trials"] if row["number"] == searched["best"])
     chosen = found(recipe, searched["run"], best["number"], best["values"])
     trained = train_stages(chosen, prepared)

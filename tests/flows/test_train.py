@@ -1,0 +1,31 @@
+"""What a recipe asks of its stages is checked against the data before anything is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.recipe import Recipe
+from flows.train import check_specs, training_spec
+from tests.flows.training_kit import prepare
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ({"family": "ddpm", "preset": "huge"}, "has no preset 'huge'; choose one of tiny"),
+        ({"family": "ddpm", "config": {"widht": 3}}, "has no setting 'widht'"),
+        ({"family": "ddpm", "image_size": 7}, "image_size 7"),
+        ({"family": "attribute-judge", "config": {"width": 9}}, "multiple of 8, got 9"),
+    ],
+)
+def test_a_stage_that_does_not_suit_its_data_is_named_before_anything_is_trained(
+    stage: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    good = {"family": "vae", "preset": "tiny", "training": {"steps": 1}}
+    stages = {"vae": good, "other": {"preset": "tiny", "training": {"steps": 1}, **stage}}
+    recipe = Recipe.model_validate({"name": "shades", "data": {"name": "shades"}, "stages": stages})
+    prepared = {"path": str(prepare(tmp_path / "shades")), "identity": "data"}
+    specs = [training_spec(recipe, name, prepared) for name in stages]
+    check_specs(specs[:1])
+    with pytest.raises(ValueError, match=rf"shades\.other: .*{says}"):
+        check_specs(specs)
