@@ -9,7 +9,7 @@ import hashlib
 import re
 import time
 import uuid
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +23,11 @@ REFUSED_HEADERS: Final = ("x-request-timeout-", "x-request-disconnect-", "x-serv
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+Admission: TypeAlias = Literal[
+    "key", "open", "no"
+]  # by a key, since nobody made one, or not at all
 
 
 class KeyStore(Protocol):
@@ -59,7 +64,7 @@ class Guard:
             behind_proxy  # Serve's: it gives every request its id and answers with it
         )
         self._under_way = 0
-        self._verdicts: dict[str, tuple[float, bool]] = {}
+        self._verdicts: dict[str, tuple[float, Admission]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through to the gateway, or answer why not."""
@@ -118,7 +123,10 @@ class Guard:
     async def _authorize(self, headers: Headers) -> None:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" else ""
-        if await self._verdict(key):
+        admitted = await self._verdict(key)
+        if admitted == "open":
+            _check_name(headers.get("host", ""))
+        if admitted != "no":
             return
         message = (
             "incorrect API key; `atelier keys list` shows which are good"
@@ -127,8 +135,8 @@ class Guard:
         )
         raise ApiError(401, message, code="invalid_api_key", retry=False)
 
-    async def _verdict(self, key: str) -> bool:
-        """Return whether the request may come in, remembered for a second by the key's hash."""
+    async def _verdict(self, key: str) -> Admission:
+        """Return how the request may come in, remembered for a second by the key's hash."""
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
         now = time.monotonic()
         found = self._verdicts.get(name)
@@ -144,10 +152,18 @@ class Guard:
         self._verdicts[name] = (now, good)
         return good
 
-    def _ask(self, key: str) -> bool:
+    def _ask(self, key: str) -> Admission:
         if key and self._keys.check(key):
-            return True
-        return self._host in LOOPBACK and not self._keys.any()
+            return "key"
+        return "open" if self._host in LOOPBACK and not self._keys.any() else "no"
+
+
+def _check_name(host: str) -> None:
+    """Refuse a name that was bent to loopback (DNS rebinding): any web page could ask through a browser."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if name.strip("[]") not in LOOPBACK:
+        message = "without an API key the gateway answers to localhost alone; make one with `atelier keys add`"
+        raise ApiError(421, message, code="misdirected_request", param="host", retry=False)
 
 
 class _Capped:

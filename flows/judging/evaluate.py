@@ -41,7 +41,7 @@ class Order:
 def evaluation_set(order: Order, prompts: Sequence[str], seeds: Sequence[int]) -> str:
     """Return the hash that two evaluations must share to be compared: prompts, seeds, data and judge."""
     judge = order.judge["digest"] if order.judge else None
-    text = json.dumps([order.data_identity, judge, list(prompts), list(seeds)])
+    text = json.dumps(["by prompt", order.data_identity, judge, list(prompts), list(seeds)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -70,14 +70,30 @@ class _Scores:
         self.outcomes: dict[str, list[float]] = {}
         self.resamples = spec.bootstrap
 
-    def mean(self, name: str, values: Tensor, *, keep: bool = False) -> None:
-        found = m.bootstrap(values.float(), count=self.resamples, seed=0)
-        self.add(name, found.value, found.low, found.high, len(values))
+    def mean(
+        self, name: str, values: Tensor, *, over: Sequence[str] = (), keep: bool = False
+    ) -> None:
+        """Add a mean of values (N,); those of one prompt (`over`, one a value) are resampled together."""
+        count = len(values)
+        values = by_prompt(values.float(), over) if over else values.float()
+        found = m.bootstrap(values, count=self.resamples, seed=0)
+        self.add(name, found.value, found.low, found.high, count)
         if keep:
             self.outcomes[name] = [round(float(value), 4) for value in values]
 
     def add(self, name: str, value: float, low: float, high: float, count: int) -> None:
         self.metrics[name] = Interval(value=value, low=low, high=high, count=count)
+
+
+def by_prompt(values: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Return the mean of each prompt's values, in the order in which prompts first come.
+
+    Pictures of one prompt are no independent samples of what users ask for: an interval over them would be too narrow.
+    """
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    index = torch.tensor([places[prompt] for prompt in prompts])
+    total = torch.zeros(len(places)).index_add_(0, index, values)
+    return total / index.bincount(minlength=len(places))
 
 
 def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:
@@ -105,13 +121,14 @@ def _alignment(
         predicted = judge.predict(pictures)
     wanted = wanted_attributes(prompts, facts["attributes"])
     joint, single = m.alignment(predicted, wanted)
-    scores.mean("alignment", joint, keep=True)
+    scores.mean("alignment", joint, over=prompts, keep=True)
     held_out = torch.tensor([prompt in set(facts["held_out"]) for prompt in prompts])
     if held_out.any():
-        scores.mean("alignment_trained", joint[~held_out])
-        scores.mean("alignment_held_out", joint[held_out])
+        for part, chosen in (("trained", ~held_out), ("held_out", held_out)):
+            asked = [p for p, inside in zip(prompts, chosen.tolist(), strict=True) if inside]
+            scores.mean(f"alignment_{part}", joint[chosen], over=asked)
     for column, name in enumerate(facts["attributes"]):
-        scores.mean(f"alignment_{name}", single[:, column])
+        scores.mean(f"alignment_{name}", single[:, column], over=prompts)
 
 
 def _distribution(scores: _Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:

@@ -70,3 +70,18 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
 def test_the_pictures_that_are_compared_come_from_every_prompt() -> None:
     prompts = torch.arange(10).repeat_interleave(10)  # in the order of captions
     assert scores.evenly(prompts, 10).tolist() == list(range(10))
+
+
+def test_pictures_of_one_prompt_are_resampled_together() -> None:
+    """60 prompts of which half always succeed: ten seeds of each tell no more about the prompts than one."""
+    prompts = [f"prompt {number}" for number in range(60)]
+    right = torch.tensor([number % 2 for number in range(60)])
+    widths = []
+    for seeds in (1, 10):
+        found = scores._Scores(Evaluation(bootstrap=500))
+        found.mean("alignment", right.repeat(seeds), over=prompts * seeds)
+        metric = found.metrics["alignment"]
+        assert (metric.value, metric.count) == (0.5, 60 * seeds)
+        widths.append(metric.high - metric.low)
+    assert widths[0] == pytest.approx(widths[1])
+    assert widths[0] > 0.2

@@ -300,6 +300,10 @@ def test_with_a_key_every_route_but_health_asks_for_it(
     monkeypatch.setattr(app, "_keys", keys)
     monkeypatch.setattr(app, "_verdicts", {})
     assert ask(app, "GET", "/v1/models").status_code == 200
+    for name in ("localhost:8000", "[::1]:8000"):
+        assert ask(app, "GET", "/v1/models", headers={"host": name}).status_code == 200
+    rebound = ask(app, "GET", "/v1/models", headers={"host": "evil.example:8000"})
+    assert error(rebound) == (421, "misdirected_request", "host")
     key = keys.create("mine")
     monkeypatch.setattr(app, "_verdicts", {})
     require_key_off_loopback("0.0.0.0", keys)
@@ -312,7 +316,7 @@ def test_with_a_key_every_route_but_health_asks_for_it(
                 assert error(told) == (401, "invalid_api_key", None) if method != "HEAD" else True
                 assert told.status_code == 401
                 assert told.headers["x-should-retry"] == "false"
-    good = {"authorization": f"Bearer {key}"}
+    good = {"authorization": f"Bearer {key}", "host": "atelier.example"}
     assert ask(app, "GET", "/v1/models", headers=good).status_code == 200
     assert ask(app, "GET", "/healthz").status_code == 200
 
