@@ -73,7 +73,7 @@ def _judged_anew(serving: Path, directory: Path, wanted: Evaluation) -> Evaluati
     from infra.cluster import connect
 
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
-    identity = json.loads((directory / "MANIFEST.json").read_text())["data_identity"]
+    identity = json.loads((directory / "MANIFEST.json").read_text()).get("data_identity")
     try:
         ready = prepared(recipe.data.name, settings().project)
     except CatalogError:

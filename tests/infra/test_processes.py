@@ -74,8 +74,11 @@ def test_a_killed_parent_s_offspring_are_still_found_and_stopped(
     assert gone(child)
 
 
-def test_a_recycled_pid_is_neither_alive_nor_killed(run: Callable[[str], Daemon]) -> None:
-    stranger = run("import signal; signal.pause()")
+def test_a_recycled_pid_is_neither_alive_nor_killed(
+    run: Callable[[str], Daemon], tmp_path: Path
+) -> None:
+    stranger = run("import signal; print('up', flush=True); signal.pause()")
+    wait_for_line(tmp_path / "log", stranger)  # a child that is just being started shows no mark
     before = Daemon(stranger.pid, "the mark of a process that ended long ago")
 
     assert not before.alive

@@ -66,10 +66,11 @@ class ScheduledHouse:
 
     def runs(self, schedule: str) -> list[Any]:
         """Give the schedule's runs that were begun, the newest first."""
-        from flows.schedules import _begun, _find
+        from flows.schedule_runs import begun
+        from flows.schedules import _find
 
         with self.client() as client:
-            return _begun(client, _find(client, schedule).id, 50)
+            return begun(client, _find(client, schedule).id, 50)
 
     def state(self, run_id: Any) -> str:
         with self.client() as client:
