@@ -12,7 +12,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows.judging.gate import Evaluation
-from flows.judging.pipeline import Pipeline, draw, load_model
+from flows.judging.pipeline import PinnedStage, Pipeline, draw, load_model
 from flows.judging.scores import wanted_attributes
 from flows.pages.drift import write_page
 from flows.recipe import Recipe
@@ -76,8 +76,10 @@ class Sample:
     pictures: "Tensor"
 
 
-def kept(name: str, digest: str) -> Sample:
+def kept(name: str, digest: str, first: PinnedStage) -> Sample:
     """Return the answers that the gateway kept of one version, oldest first.
+
+    Those for which a user chose other steps or guidance than the pipeline's own are left out: they differ by wish.
 
     Raises:
         TooFew: there are fewer than 100.
@@ -91,7 +93,8 @@ def kept(name: str, digest: str) -> Sample:
     newest = sorted(folder.glob("*.png"), key=lambda file: file.stat().st_mtime)[-MOST:]
     for path in newest:
         receipt = read(path)
-        if receipt.digest == digest:
+        own = (receipt.steps, receipt.guidance) == (first.steps, first.guidance)
+        if receipt.digest == digest and own:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
             pictures.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
@@ -224,8 +227,8 @@ def examine(name: str) -> DriftReport:
     if row is None or row.to_version is None or row.to_digest is None:
         raise ValueError(f"{name} has no version in production; promote one")
     directory = registry().fetch(f"{name}:{row.to_version}", digest=row.to_digest)
-    served = kept(name, row.to_digest)
     pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
+    served = kept(name, row.to_digest, pipeline.stages[0])
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
     record = Evaluation.model_validate_json((directory / "evaluation.json").read_text()).judge
     if record is None:

@@ -1,13 +1,19 @@
 """Drift is found where prompts or pictures moved, and nowhere else."""
 
+import io
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from flows.drift import DriftReport, Sample, compare
+from flows.drift import DriftReport, Sample, TooFew, compare, kept
+from flows.judging.pipeline import Accepts, Gives, PinnedStage
 from flows.pages.drift import write_page
+from infra.receipts import Receipt, attach
 from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -96,3 +102,50 @@ def test_the_page_says_what_drifted(judge: AttributeJudge, private_home: object)
     assert 'patches: <span class="bad">drifted' in page
     assert "colour asked for" in page
     assert "<script" not in page
+
+
+def test_answers_that_a_user_wished_otherwise_or_another_version_drew_do_not_count(
+    private_home: Path,
+) -> None:
+    first = PinnedStage(
+        stage="base",
+        name="patches.base",
+        version=1,
+        sha256="c" * 64,
+        family="ddpm",
+        accepts=Accepts(prompt="text"),
+        gives=Gives(picture=(3, 8, 8)),
+        interface="i" * 64,
+        steps=12,
+        guidance=3.0,
+    )
+    folder = private_home / "samples" / "patches"
+    folder.mkdir(parents=True)
+    for number in range(160):
+        steps = 2 if number < 30 else 12
+        digest = "b" * 64 if 30 <= number < 50 else "a" * 64
+        (folder / f"{number}.png").write_bytes(answered(digest, steps))
+    sample = kept("patches", "a" * 64, first)
+    assert sample.pictures.shape == (110, 3, 8, 8)
+    assert set(sample.prompts) == {PROMPTS[0]}
+    with pytest.raises(TooFew, match="20 answers of patches are kept, 100 are needed"):
+        kept("patches", "b" * 64, first)
+
+
+def answered(digest: str, steps: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(file, "PNG")
+    receipt = Receipt(
+        endpoint="patches",
+        version="patches:1",
+        digest=digest,
+        stages=(),
+        prompt=PROMPTS[0],
+        seed=1,
+        steps=steps,
+        guidance=3.0,
+        size="8x8",
+        created=datetime.now(UTC),
+        request_id="r",
+    )
+    return attach(file.getvalue(), receipt)

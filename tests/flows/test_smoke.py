@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from flows.judging.pipeline import Accepts, Gives, PinnedStage, Pipeline
-from flows.smoke import Candidate, SmokeFailed, draws_once, smoke
+from flows.smoke import Candidate, SmokeFailed, draws_once, own_key, smoke
+from infra.keys import Keys
 from infra.settings import settings
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
@@ -140,3 +141,19 @@ def test_production_that_does_not_draw_is_not_compared_with(answers: dict[str, A
 def test_a_gateway_that_is_not_there_is_said_to_be(private_home: Path) -> None:
     with pytest.raises(SmokeFailed, match="toy:2 did not answer"):
         draws_once(candidate(2))
+
+
+def test_where_keys_were_made_a_worker_without_one_makes_its_own_and_keeps_it(
+    private_home: Path,
+) -> None:
+    assert own_key() == "none"
+    keys = Keys(settings().database)
+    keys.create("anna")
+    made = own_key()
+    assert keys.check(made)
+    assert own_key() == made
+    assert (private_home / "smoke_key").stat().st_mode & 0o777 == 0o600
+    keys.revoke(next(key.label for key in keys.list() if key.label.startswith("smoke")))
+    again = own_key()
+    assert again != made
+    assert keys.check(again)
