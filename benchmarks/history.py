@@ -46,8 +46,10 @@ def move(ledger: Ledger, epoch: int) -> None:
 
 def ledger_rows(folder: Path, sizes: list[int]) -> None:
     """Print a row a size of the ledger's table."""
-    print("| transitions | transitions/s | standing ms | history ms | whole chain checked ms |")
-    print("|---|---|---|---|---|")
+    print(
+        "| transitions | transitions/s | standing ms | fallback ms | history ms | whole chain checked ms |"
+    )
+    print("|---|---|---|---|---|---|")
     ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
     rows = 0
     for size in sizes:
@@ -57,9 +59,13 @@ def ledger_rows(folder: Path, sizes: list[int]) -> None:
             rows += 1
         rate = (rows - before) / (time.perf_counter() - began)
         standing = milliseconds(lambda: ledger.standing(NAME))
+        fallback = milliseconds(lambda: ledger.fallback(NAME, "production"), 5)
         history = milliseconds(lambda: ledger.history(NAME), 5)
         chain = milliseconds(ledger.verify, 5)
-        print(f"| {size} | {rate:.0f} | {standing:.2f} | {history:.1f} | {chain:.0f} |", flush=True)
+        print(
+            f"| {size} | {rate:.0f} | {standing:.2f} | {fallback:.1f} | {history:.1f} | {chain:.0f} |",
+            flush=True,
+        )
 
 
 def registry_rows(folder: Path, sizes: list[int]) -> None:
