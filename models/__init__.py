@@ -10,6 +10,7 @@ from models.family import Family, Trainable
 
 FAMILIES: Final[Mapping[str, str]] = {
     "ddpm": "models.diffusion.ddpm:DDPM",
+    "gan": "models.adversarial.gan:GAN",
     "vae": "models.variational.vae:VAE",
 }
 JUDGES: Final[Mapping[str, str]] = {

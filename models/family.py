@@ -60,7 +60,8 @@ class Trainable(nn.Module, ABC):
     """A network that the training loop can fit; `forward` is the loss, so that DDP hooks surround it.
 
     A model with several optimisers (a GAN) names them in `players`: the loop calls `forward` once a
-    player and steps the optimiser over `player_parameters(player)`.
+    player and steps the optimiser over `player_parameters(player)`. One that has several `turns` at each
+    step does so on one part of the batch after the other.
     """
 
     Config: ClassVar[type[Any]]  # a frozen dataclass that round-trips through JSON
@@ -75,6 +76,10 @@ class Trainable(nn.Module, ABC):
     def player_parameters(self, player: str) -> list[nn.Parameter]:  # noqa: ARG002 - one player
         """Return the parameters that `player`'s optimiser owns."""
         return list(self.parameters())
+
+    def turns(self, player: str) -> int:  # noqa: ARG002 - every player has one
+        """Return how many optimiser steps `player` takes at each step."""
+        return 1
 
     def encode(self, captions: Sequence[str]) -> Tensor | None:  # noqa: ARG002 - no text
         """Return the captions as `tokens` (B, T), or None for a model that learns no text.

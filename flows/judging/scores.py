@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,8 @@ def score(
             [prompt not in held_out for prompt in prompts] or [True] * len(pictures)
         )
         _distribution(scores, judge, pictures[seen], test[familiar])
+        if len(facts["attributes"]) == 1:
+            _classes(scores, judge, pictures, prompts)
     _memorisation(scores, pictures, train, test[familiar])
     for model, stage in zip(models, pipeline.stages, strict=True):
         if model.capabilities.upscales:
@@ -129,6 +132,20 @@ def _alignment(
             scores.mean(f"alignment_{part}", joint[chosen], over=asked)
     for column, name in enumerate(facts["attributes"]):
         scores.mean(f"alignment_{name}", single[:, column], over=prompts)
+
+
+def _classes(
+    scores: _Scores, judge: "AttributeJudge", pictures: Tensor, prompts: Sequence[str]
+) -> None:
+    """Whether every value of the one attribute is drawn, and how sure the judge is of what it sees."""
+    shares_NV = judge.probabilities(pictures)[0].cpu()
+    sure_N, predicted_N = shares_NV.max(1)
+    scores.mean("judge_confidence", sure_N, over=prompts)
+    if prompts:
+        return  # the prompts settle how often a value is drawn; `alignment` says if they are heeded
+    least = partial(m.least_share, classes=shares_NV.shape[1])
+    found = m.bootstrap(predicted_N, least, count=scores.resamples, seed=0)
+    scores.add("least_class", found.value, found.low, found.high, len(pictures))
 
 
 def _distribution(scores: _Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:

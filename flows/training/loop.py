@@ -25,6 +25,7 @@ from flows.training.gradients import Gradients
 from flows.training.journal import Journal, repeated_steps, sign_in
 from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.ranks import Ranks
+from flows.training.rows import check_turns, rows_of
 from flows.training.run_folder import Fenced, RunFolder
 from flows.training.validation import OnValidation, Validation
 from infra.storage import IntegrityError, faultpoint, write_json
@@ -91,6 +92,7 @@ class Loop:
         self.seconds = {**seconds, "checkpoints": 0.0, "pictures": 0.0, "validation": 0.0}
         self.rows = rows_of(spec, ranks.world)
         self.state = self._fresh()
+        check_turns(self.state.model, self.rows, spec.training.accumulate)
         self.attempt = self._resume()
         first = ranks.rank == 0
         self.journal = Journal(folder.journal, self.attempt, self.state.step) if first else None
@@ -215,38 +217,47 @@ class Loop:
         return {name: value.pin_memory() for name, value in self.loader.batch(step).items()}
 
     def _step(self, batch: Mapping[str, Tensor]) -> None:
-        """One optimiser step of every player on this rank's rows of the batch."""
+        """The optimiser steps of every player, in turn, on this rank's rows of the batch."""
+        state = self.state
+        row: dict[str, Tensor] = {}
+        for player in state.optimizers:
+            self._only(player)
+            turns = state.model.turns(player)
+            for turn in range(turns):
+                part = {name: value[turn::turns] for name, value in batch.items()}
+                for name, scalar in self._turn(player, part).items():
+                    row[name] = row[name] + scalar / turns if turn else scalar / turns
+        if state.average is not None:
+            state.average.update(state.step)
+        state.step += 1
+        self.names = list(row)
+        self.window.append(torch.stack([value.float() for value in row.values()]))
+
+    def _turn(self, player: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One optimiser step of one player; returns its scalars."""
         rules, state = self.spec.training, self.state
         parts = [
             {name: value[piece :: rules.accumulate] for name, value in batch.items()}
             for piece in range(rules.accumulate)
         ]
         row: dict[str, Tensor] = {}
-        for player, optimizer in state.optimizers.items():
-            prefix = "" if len(state.optimizers) == 1 else f"{player}."
-            self._only(player)
-            gradients = self.gradients[player]
-            gradients.start()
-            for part in parts:
-                if part is parts[-1]:
-                    gradients.last()
-                with self._precision():
-                    losses = self.model(part, player)
-                (losses.total / len(parts)).backward()
-                scalars = {"loss": losses.total, **losses.parts}
-                for name, value in scalars.items():
-                    value = value.detach() / len(parts)
-                    row[prefix + name] = (
-                        row[prefix + name] + value if part is not parts[0] else value
-                    )
-            norm = clip(gradients.finish(), rules.clip_norm)
-            row[f"{prefix}gradient_norm"] = norm
-            optimizer.step(rate_at(state.step, rules.steps, optimizer.rule))
-        if state.average is not None:
-            state.average.update(state.step)
-        state.step += 1
-        self.names = list(row)
-        self.window.append(torch.stack([value.float() for value in row.values()]))
+        prefix = "" if len(state.optimizers) == 1 else f"{player}."
+        gradients, optimizer = self.gradients[player], state.optimizers[player]
+        gradients.start()
+        for part in parts:
+            if part is parts[-1]:
+                gradients.last()
+            with self._precision():
+                losses = self.model(part, player)
+            (losses.total / len(parts)).backward()
+            scalars = {"loss": losses.total, **losses.parts}
+            for name, value in scalars.items():
+                value = value.detach() / len(parts)
+                row[prefix + name] = row[prefix + name] + value if part is not parts[0] else value
+        norm = clip(gradients.finish(), rules.clip_norm)
+        row[f"{prefix}gradient_norm"] = norm
+        optimizer.step(rate_at(state.step, rules.steps, optimizer.rule))
+        return row
 
     def _only(self, player: str) -> None:
         """Let gradients reach this player's parameters alone."""
@@ -369,18 +380,3 @@ class Loop:
             "ended": time.time(),
         }
         self.folder.finish(self.attempt, write, facts)
-
-
-def rows_of(spec: TrainingSpec, world: int) -> int:
-    """Return how many rows of a batch each of `world` ranks has.
-
-    Raises:
-        ValueError: the batch cannot be divided evenly.
-    """
-    rules = spec.training
-    if rules.batch_size % (world * rules.accumulate):
-        raise ValueError(
-            f"batch_size {rules.batch_size} must be a multiple of {world * rules.accumulate}"
-            f" ({world} workers x {rules.accumulate} accumulated parts)"
-        )
-    return rules.batch_size // world

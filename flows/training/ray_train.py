@@ -59,7 +59,7 @@ def fit(
         flows.training.loop.Diverged: the loss is no longer a number.
         infra.storage.IntegrityError: every checkpoint was altered.
     """
-    from flows.training.loop import rows_of
+    from flows.training.rows import rows_of
 
     began = time.monotonic()
     rows_of(spec, max(1, spec.resources.num_workers))

@@ -134,6 +134,12 @@ class AttributeJudge(Trainable):
         features_BF = F.silu(self.features(pixels))
         return torch.stack([head(features_BF).argmax(1) for head in self.heads], dim=1)
 
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor) -> list[Tensor]:
+        """Return each attribute's probabilities of its values, (B, values) float32 that sum to 1."""
+        features_BF = F.silu(self.features(pixels))
+        return [head(features_BF).float().softmax(1) for head in self.heads]
+
     def accuracy(self, pixels: Tensor, attributes: Tensor) -> dict[str, float]:
         """Return each attribute's accuracy by name and `joint`: the share with every attribute right."""
         predicted_BA = self.predict(pixels)

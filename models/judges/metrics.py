@@ -41,6 +41,19 @@ def alignment(predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return right_NA.all(1), right_NA
 
 
+def least_share(predicted: Tensor, classes: int) -> float:
+    """Return the share of the rarest of `classes` among predictions (N,) int64; 0 where one is never seen.
+
+    A sampler that has lost a mode can fool every measure of single pictures, but not this one.
+
+    Raises:
+        ValueError: no predictions.
+    """
+    if not len(predicted):
+        raise ValueError("the share of a class needs at least 1 prediction, got 0")
+    return float(predicted.bincount(minlength=classes).min()) / len(predicted)
+
+
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Return `fd_judge`, the Fréchet distance between Gaussians fitted to features (N, F) and (M, F).
 

@@ -16,10 +16,11 @@ import models
 from flows.recipe import Optimizer
 from flows.training.checkpoints import generators, seed_generators, set_generators
 from flows.training.journal import Journal, Progress, Reader, repeated_steps
-from flows.training.loop import Diverged, rows_of
+from flows.training.loop import Diverged
 from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.pictures import grid
 from flows.training.ray_train import Trained, fit
+from flows.training.rows import rows_of
 from flows.training.run_folder import Fenced, RunFolder
 from infra.cluster import Unreachable, connect
 from infra.storage import IntegrityError, verify

@@ -1,0 +1,34 @@
+"""How a batch is shared: among workers, their accumulated parts, and the turns of a player at one step."""
+
+from flows.recipe import TrainingSpec
+from models import Trainable
+
+
+def rows_of(spec: TrainingSpec, world: int) -> int:
+    """Return how many rows of a batch each of `world` ranks has.
+
+    Raises:
+        ValueError: the batch cannot be divided evenly.
+    """
+    rules = spec.training
+    if rules.batch_size % (world * rules.accumulate):
+        raise ValueError(
+            f"batch_size {rules.batch_size} must be a multiple of {world * rules.accumulate}"
+            f" ({world} workers x {rules.accumulate} accumulated parts)"
+        )
+    return rules.batch_size // world
+
+
+def check_turns(model: Trainable, rows: int, accumulate: int) -> None:
+    """Refuse a worker's rows that the turns of a step cannot share evenly.
+
+    Raises:
+        ValueError: says which player, and what the rows must be a multiple of.
+    """
+    for player in model.players:
+        unit = model.turns(player) * accumulate
+        if rows % unit:
+            raise ValueError(
+                f"a worker's {rows} rows of a batch must be a multiple of {unit}: {player} takes"
+                f" {model.turns(player)} turns of {accumulate} accumulated parts at each step"
+            )

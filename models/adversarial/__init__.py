@@ -1,0 +1,1 @@
+"""Adversarial families: implicit density, learned from a critic."""
