@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.judging import scores
+from flows.judging.gate import Interval
 from flows.judging.pipeline import PinnedStage, Pipeline, interface
 from flows.recipe import Evaluation
 from models import describe
@@ -85,3 +86,35 @@ def test_pictures_of_one_prompt_are_resampled_together() -> None:
         widths.append(metric.high - metric.low)
     assert widths[0] == pytest.approx(widths[1])
     assert widths[0] > 0.2
+
+
+class Told(AttributeJudge):
+    """A judge that reads the digit and its certainty from the first two pixels."""
+
+    def probabilities(self, pixels: Tensor) -> list[Tensor]:
+        digit, sure = (pixels[:, 0, 0, 0] * 10).round().long(), pixels[:, 0, 0, 1]
+        rest = ((1 - sure) / 9)[:, None].expand(-1, 10).clone()
+        return [rest.scatter(1, digit[:, None], sure[:, None])]
+
+
+def classes(digits: Tensor, sure: float, prompts: list[str]) -> dict[str, Interval]:
+    pixels = torch.zeros(len(digits), 1, 8, 8)
+    pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = digits / 10, sure
+    found = scores._Scores(Evaluation(bootstrap=200))
+    scores._classes(found, Told(AttributeJudge.presets["tiny"]), pixels, prompts)
+    return found.metrics
+
+
+def test_a_lost_class_and_an_unsure_judge_are_seen() -> None:
+    honest = classes(torch.arange(500) % 10, 0.97, [])
+    assert honest["least_class"].value == pytest.approx(0.1)
+    assert 0.04 < honest["least_class"].low < honest["least_class"].high <= 0.1
+    assert honest["judge_confidence"].value == pytest.approx(0.97)
+    collapsed = classes(torch.arange(500) % 9, 0.5, [])
+    assert collapsed["least_class"].value == collapsed["least_class"].high == 0
+    assert collapsed["judge_confidence"].value == pytest.approx(0.5)
+
+
+def test_where_prompts_say_what_is_drawn_no_share_is_measured() -> None:
+    found = classes(torch.arange(20) % 10, 0.9, ["one"] * 20)
+    assert found.keys() == {"judge_confidence"}

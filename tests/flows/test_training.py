@@ -20,7 +20,7 @@ from flows.training.loop import Diverged
 from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.pictures import grid
 from flows.training.ray_train import Trained, fit
-from flows.training.rows import rows_of
+from flows.training.rows import check_turns, rows_of
 from flows.training.run_folder import Fenced, RunFolder
 from infra.cluster import Unreachable, connect
 from infra.storage import IntegrityError, verify
@@ -242,6 +242,9 @@ def test_a_loss_that_is_no_number_stops_with_step_and_checkpoint(
 def test_a_batch_that_cannot_be_shared_is_refused(prepared: Path) -> None:
     with pytest.raises(ValueError, match="batch_size 8 must be a multiple of 6"):
         rows_of(spec_of(prepared, accumulate=3), 2)
+    model = build({"family": "gan", "config": {"critic_steps": 3}})
+    with pytest.raises(ValueError, match=r"8 rows .* multiple of 6: critic takes 3 turns of 2"):
+        check_turns(model, 8, 2)
 
 
 @pytest.fixture
@@ -261,7 +264,7 @@ def test_players_take_turns_and_buffers_are_published(
         "generator.gradient_norm",
     } <= trained.metrics.keys()
     weights = load_file(trained.directory / "model.safetensors")
-    assert int(weights["seen"]) == 4 * 2 * 2
+    assert int(weights["seen"]) == 4 * 8 * 2  # every row once a player, whatever its turns
     assert not (trained.directory / "samples.png").exists()
 
 

@@ -40,7 +40,7 @@ class ToyConfig:
 
 
 class Toy(Trainable):
-    """Two players without noise, a buffer that counts, a parameter that nothing reaches."""
+    """Two players without noise, one with two turns, a buffer that counts, a parameter that nothing reaches."""
 
     Config = ToyConfig
     presets: ClassVar[Mapping[str, ToyConfig]] = {"tiny": ToyConfig()}
@@ -57,8 +57,11 @@ class Toy(Trainable):
     def player_parameters(self, player: str) -> list[nn.Parameter]:
         return list(getattr(self, player).parameters())
 
+    def turns(self, player: str) -> int:
+        return 2 if player == "critic" else 1
+
     def forward(self, batch: Batch, player: str = "critic") -> Losses:
-        self.seen += 1
+        self.seen += len(batch["pixels"])
         real = batch["pixels"].flatten(1)
         fake: Tensor = self.generator(real[:, :4])
         if player == "generator":

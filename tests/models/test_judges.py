@@ -126,6 +126,15 @@ def test_a_picture_is_judged_alike_alone_and_among_many() -> None:
     torch.testing.assert_close(judge.features(pixels[1030:1031])[0], many[1030], rtol=0, atol=1e-5)
 
 
+def test_the_likeliest_value_is_the_predicted_one() -> None:
+    pixels, _ = digits()
+    judge = tiny()
+    (shares,) = judge.probabilities(pixels[:40])
+    assert shares.shape == (40, 10)
+    torch.testing.assert_close(shares.sum(1), torch.ones(40))
+    assert torch.equal(shares.argmax(1), judge.predict(pixels[:40])[:, 0])
+
+
 @pytest.mark.parametrize("image_size", [8, 16, 28, 32, 64])
 def test_a_judge_fits_its_dataset_and_is_rebuilt_from_json(image_size: int) -> None:
     facts = {"image_size": image_size, "channels": 3, "attributes": DIGIT, "vocabulary": ("one",)}
