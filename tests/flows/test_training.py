@@ -264,7 +264,7 @@ def test_players_take_turns_and_buffers_are_published(
         "generator.gradient_norm",
     } <= trained.metrics.keys()
     weights = load_file(trained.directory / "model.safetensors")
-    assert int(weights["seen"]) == 4 * 8 * 2  # every row once a player, whatever its turns
+    assert int(weights["seen"]) == 4 * 2 * (2 + 1)  # the critic has two turns
     assert not (trained.directory / "samples.png").exists()
 
 
