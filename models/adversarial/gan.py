@@ -262,7 +262,8 @@ class GAN(Family):
                     return None
                 share = torch.rand(len(x_BCHW), 1, 1, 1, device=x_BCHW.device)
                 between_BCHW = share * x_BCHW + (1 - share) * fake_BCHW
-                norm_B = self._slopes(between_BCHW, tokens_BT).flatten(1).norm(dim=1)
+                slopes_BD = self._slopes(between_BCHW, tokens_BT).flatten(1)
+                norm_B = torch.linalg.vector_norm(slopes_BD, dim=1)
                 return self.config.gradient_penalty * (norm_B - 1).square().mean()
             if not self.config.r1 or not due:
                 return None
