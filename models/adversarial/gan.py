@@ -263,7 +263,7 @@ class GAN(Family):
                 share = torch.rand(len(x_BCHW), 1, 1, 1, device=x_BCHW.device)
                 between_BCHW = share * x_BCHW + (1 - share) * fake_BCHW
                 slopes_BD = self._slopes(between_BCHW, tokens_BT).flatten(1)
-                norm_B = torch.linalg.vector_norm(slopes_BD, dim=1)
+                norm_B: Tensor = torch.linalg.vector_norm(slopes_BD, dim=1)
                 return self.config.gradient_penalty * (norm_B - 1).square().mean()
             if not self.config.r1 or not due:
                 return None
