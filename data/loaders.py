@@ -8,7 +8,7 @@ rank r the r-th B of them. So ranks are disjoint, an epoch holds every row once,
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -104,14 +104,25 @@ class Loader:
         `pixels` (B, C, H, W) float32 in [0, 1]; `tokens` (B, T) int64 where `encode` gave some; `attributes` (B, A)
         int64 where the dataset has any.
         """
-        parts = [self._take(*place) for place in self._places(step)]
+        first = (step * self._world + self._rank) * self._batch_size
+        return self._rows(first, first + self._batch_size)
+
+    def once(self) -> Iterator[dict[str, Tensor]]:
+        """Yield this rank's share of the first epoch, batch by batch: all ranks together see every row exactly once.
+
+        The last batches may be smaller, and a rank may have one batch less than another.
+        """
+        stride = self._world * self._batch_size
+        for first in range(self._rank * self._batch_size, self.rows, stride):
+            yield self._rows(first, min(first + self._batch_size, self.rows))
+
+    def _rows(self, first: int, last: int) -> dict[str, Tensor]:
+        parts = [self._take(*place) for place in self._places(first, last)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _places(self, step: int) -> list[tuple[tuple[int, ...], Array]]:
-        """Return this rank's rows of a step: (shards of a window, rows in it), in order."""
-        first = (step * self._world + self._rank) * self._batch_size
+    def _places(self, first: int, last: int) -> list[tuple[tuple[int, ...], Array]]:
+        """Return the rows at the places first to last - 1: (shards of a window, rows in it), in order."""
         found = []
-        last = first + self._batch_size
         while first < last:
             epoch, place = divmod(first, self.rows)
             window = 0

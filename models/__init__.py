@@ -11,6 +11,8 @@ from models.family import Family, Trainable
 FAMILIES: Final[Mapping[str, str]] = {
     "ddpm": "models.diffusion.ddpm:DDPM",
     "gan": "models.adversarial.gan:GAN",
+    "lda": "models.classical.lda:LDA",
+    "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "vae": "models.variational.vae:VAE",
 }
 JUDGES: Final[Mapping[str, str]] = {

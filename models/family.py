@@ -62,11 +62,15 @@ class Trainable(nn.Module, ABC):
     A model with several optimisers (a GAN) names them in `players`: the loop calls `forward` once a
     player and steps the optimiser over `player_parameters(player)`. One that has several `turns` at each
     step does so on one part of the batch after the other.
+
+    A family that `counts` has no parameters: the loop shows every training row to `absorb` once a pass, adds up
+    `sums` over the workers and calls `settle`; `forward` only measures.
     """
 
     Config: ClassVar[type[Any]]  # a frozen dataclass that round-trips through JSON
     presets: ClassVar[Mapping[str, Any]]  # named Configs; always has "tiny"
     players: ClassVar[tuple[str, ...]] = ("model",)
+    counts: ClassVar[bool] = False  # has sums, absorb, settle
     config: Any
 
     @abstractmethod
@@ -80,6 +84,19 @@ class Trainable(nn.Module, ABC):
     def turns(self, player: str) -> int:  # noqa: ARG002 - every player has one
         """Return how many optimiser steps `player` takes at each step."""
         return 1
+
+    @property
+    def sums(self) -> tuple[tuple[str, ...], ...]:
+        """Return the names of the buffers that `absorb` adds to, one tuple a pass over the rows."""
+        return ()
+
+    def absorb(self, batch: Batch, number: int = 0) -> None:
+        """Add a batch's sufficient statistics to the sums of pass 0, 1, ..."""
+        raise NotImplementedError(f"{type(self).__name__} does not count")
+
+    def settle(self, number: int = 0) -> None:
+        """Turn the sums, complete up to pass `number`, into what the model is made of."""
+        raise NotImplementedError(f"{type(self).__name__} does not count")
 
     def encode(self, captions: Sequence[str]) -> Tensor | None:  # noqa: ARG002 - no text
         """Return the captions as `tokens` (B, T), or None for a model that learns no text.

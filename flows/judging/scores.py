@@ -1,6 +1,7 @@
 """The numbers of one evaluation: what the judge says of the drawn pictures, against real ones never trained on."""
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -203,7 +204,7 @@ def _upsampling(
 def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
     """Negative log-likelihood, or its upper bound, in nats a picture, over the whole test split."""
     torch.manual_seed(0)  # one latent sample a picture: the same ones for every version
-    device = next(model.parameters()).device
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
     with torch.no_grad():
         parts = [test[start : start + 500].to(device) for start in range(0, len(test), 500)]
         nats = torch.cat([-model.log_prob({"pixels": part}).cpu() for part in parts])

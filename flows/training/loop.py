@@ -67,7 +67,10 @@ def train(
         flows.training.run_folder.Fenced: a newer attempt has taken over.
         infra.storage.IntegrityError: there were checkpoints and all of them are damaged.
     """
-    loop = Loop(spec, folder, ranks, lease, seconds, on_validation)
+    from flows.training.counting import CountingLoop  # which is a Loop
+
+    kind = CountingLoop if trainable(spec.family).counts else Loop
+    loop = kind(spec, folder, ranks, lease, seconds, on_validation)
     try:
         loop.run()
     finally:

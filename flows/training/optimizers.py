@@ -97,7 +97,8 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the weights after step 0, 1, ...; early steps count more: decay <= (1 + n) / (10 + n)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._kept, self._sources, 1 - decay)
+        if self._kept:  # a counting family has buffers alone
+            torch._foreach_lerp_(self._kept, self._sources, 1 - decay)
         for kept, buffer in zip(self._kept_buffers, self._live_buffers.values(), strict=True):
             kept.copy_(buffer)
 

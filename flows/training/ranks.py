@@ -35,6 +35,13 @@ class Ranks:
             values = values / self.world
         return values
 
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks, the same on each; waits for ranks that are still at work."""
+        total = values.cpu()
+        if self.world > 1:
+            dist.all_reduce(total, group=self.control)
+        return total.to(values.device)
+
     def told(self, values: Sequence[int]) -> list[int]:
         """Return rank 0's integers on every rank; waits for it."""
         message = torch.tensor(values, dtype=torch.int64)

@@ -97,6 +97,23 @@ def test_a_batch_is_a_pure_function_of_the_step(dots: Path, steps: list[int], wi
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@hypothesis(max_examples=40, deadline=None)
+@given(batch=st.integers(1, 50), world=st.integers(1, 4), window=windows)
+def test_all_ranks_together_walk_over_every_row_once(
+    dots: Path, batch: int, world: int, window: int
+) -> None:
+    """The last batch is neither lost nor filled up, and a rank may get none of it."""
+    loaders = [
+        Loader(dots, "train", batch_size=batch, rank=rank, world=world, window_bytes=window)
+        for rank in range(world)
+    ]
+    walks = [list(loader.once()) for loader in loaders]
+    found = [key for walk in walks for part in walk for key in keys(part)]
+    pixels, _, _ = everything(dots, "train")
+    assert sorted(found) == sorted(keys({"pixels": pixels}))
+    assert all(0 < len(part["pixels"]) <= batch for walk in walks for part in walk)
+
+
 def test_epochs_and_seeds_have_orders_of_their_own(dots: Path) -> None:
     loader = Loader(dots, "train", batch_size=ROWS)
     other = Loader(dots, "train", batch_size=ROWS, seed=1)

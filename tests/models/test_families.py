@@ -22,13 +22,22 @@ def tiny(name: str) -> Family:
     return model
 
 
+def counted(model: Family, batch: Mapping[str, torch.Tensor], parts: int = 1) -> Family:
+    """Return a counting model that has seen the batch, in `parts`."""
+    for number in range(len(model.sums)):
+        for pixels in batch["pixels"].chunk(parts):
+            model.absorb({"pixels": pixels}, number)
+        model.settle(number)
+    return model
+
+
 def shaken(name: str) -> Family:
     """A tiny model with no weight at zero, so that every part takes part in what it draws."""
     model = tiny(name)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
+    return (counted(model, stripes(model)) if model.counts else model).eval()
 
 
 def stripes(model: Family, count: int = 16) -> Mapping[str, torch.Tensor]:
@@ -49,6 +58,11 @@ def test_training_lowers_the_loss(name: str) -> None:
     model = tiny(name)
     batch = stripes(model)
     steps = 60 if len(model.players) == 1 else 200
+    if model.counts:  # a mixture of both stripes is no structure to pixels that are independent
+        batch = {"pixels": batch["pixels"][[0] * 15 + [1]]}
+        before = model(batch).total
+        assert counted(model, batch)(batch).total < 0.8 * before
+        return
     optimizers = [
         (player, torch.optim.Adam(model.player_parameters(player), lr=1e-2, betas=(0.5, 0.99)))
         for player in model.players
@@ -79,11 +93,25 @@ def distance(model: Family, batch: Mapping[str, torch.Tensor]) -> float:
 def test_every_parameter_has_one_owner_and_gets_a_gradient(name: str) -> None:
     """Distributed training waits for ever on a parameter that the loss does not reach."""
     model = tiny(name)
+    assert model.counts == (not list(model.parameters())) == bool(model.sums)
+    if model.counts:
+        return
     owned = [id(p) for player in model.players for p in model.player_parameters(player)]
     assert sorted(owned) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     for player in model.players:
         model(stripes(model), player).total.backward()
         assert all(p.grad is not None for p in model.player_parameters(player))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if trainable(name).counts])
+@settings(max_examples=10, deadline=None)
+@given(parts=st.integers(1, 16))
+def test_sums_are_the_same_in_one_batch_or_in_many(name: str, parts: int) -> None:
+    """So workers' sums can be added up: float64, and nothing but sums is kept of the rows."""
+    whole, cut = (counted(tiny(name), stripes(tiny(name)), count) for count in (1, parts))
+    for names in whole.sums:
+        assert all(whole.get_buffer(one).dtype == torch.float64 for one in names)
+    torch.testing.assert_close(whole.state_dict(), cut.state_dict(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

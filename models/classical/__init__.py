@@ -1,0 +1,1 @@
+"""Generative classifiers in closed form: p(x | y) p(y) from counts and moments."""
