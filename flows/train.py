@@ -134,12 +134,15 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
         ValueError: names the stage and what is wrong with it.
     """
     from data.loaders import facts_of
-    from models import configure
+    from flows.training.counting import check_passes
+    from models import configure, trainable
 
     for spec in specs:
         try:
             facts = facts_of(spec.prepared, spec.image_size)
-            configure(spec.family, spec.preset, spec.config, facts)
+            config = configure(spec.family, spec.preset, spec.config, facts)
+            if (family := trainable(spec.family)).counts:
+                check_passes(spec, family(config))
         except ValueError as error:
             raise ValueError(f"{spec.name}: {error}") from None
 

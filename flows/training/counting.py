@@ -115,6 +115,6 @@ def check_passes(spec: TrainingSpec, model: Trainable) -> None:
     """
     if spec.training.steps != len(model.sums):
         raise ValueError(
-            f"{spec.family} is counted in {len(model.sums)} passes over the data, got training.steps"
+            f"{spec.family} counts in {len(model.sums)} pass(es) over the data, got training.steps"
             f" {spec.training.steps}: set it to {len(model.sums)}"
         )

@@ -16,6 +16,7 @@ from tests.flows.training_kit import prepare
         ({"family": "ddpm", "config": {"widht": 3}}, "has no setting 'widht'"),
         ({"family": "ddpm", "image_size": 7}, "image_size 7"),
         ({"family": "attribute-judge", "config": {"width": 9}}, "multiple of 8, got 9"),
+        ({"family": "lda", "training": {"steps": 5}}, r"counts in 1 pass\(es\) .* set it to 1"),
     ],
 )
 def test_a_stage_that_does_not_suit_its_data_is_named_before_anything_is_trained(
