@@ -41,8 +41,9 @@ class LDAConfig:
             raise ValueError(
                 f"image_size and channels must be at least 1, got {self.image_size}, {self.channels}"
             )
-        amount = 0.0 if self.shrinkage == "ledoit-wolf" else self.shrinkage
-        if isinstance(amount, str) or not 0 <= amount <= 1:
+        amount: object = self.shrinkage  # from JSON or YAML, so of any type
+        known = amount == "ledoit-wolf" or (isinstance(amount, int | float) and 0 <= amount <= 1)
+        if not known:
             raise ValueError(f"shrinkage must be 0 to 1 or 'ledoit-wolf', got {self.shrinkage!r}")
 
 
@@ -124,7 +125,7 @@ class LDA(Family):
         if len(self.scatter_GDD) == 1:
             self.scatter_GDD[0].addmm_(x_BD.T, x_BD)
             return
-        for y in class_B.unique().tolist():
+        for y in set(class_B.tolist()):
             own_ND = x_BD[class_B == y]
             self.scatter_GDD[y].addmm_(own_ND.T, own_ND)
 
