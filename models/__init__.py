@@ -9,11 +9,13 @@ from typing import Any, Final
 from models.family import Family, Trainable
 
 FAMILIES: Final[Mapping[str, str]] = {
+    "aae": "models.variational.aae:AAE",
     "ddpm": "models.diffusion.ddpm:DDPM",
     "gan": "models.adversarial.gan:GAN",
     "lda": "models.classical.lda:LDA",
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "vae": "models.variational.vae:VAE",
+    "wae": "models.variational.wae:WAE",
 }
 JUDGES: Final[Mapping[str, str]] = {
     "attribute-judge": "models.judges.attribute_judge:AttributeJudge"

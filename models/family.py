@@ -123,6 +123,13 @@ class Family(Trainable):
         """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared."""
         raise NotImplementedError(f"{type(self).__name__} declares no likelihood")
 
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:  # noqa: ARG002 - nothing of its own
+        """Return what the model itself can tell of pictures that it never learned, beside the judge's metrics.
+
+        Values (N,) by name; evaluation reports their mean as STAGE_NAME, and a gate may ask for it.
+        """
+        return {}
+
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
     """Return (len(seeds), *shape) standard normal noise, each row from its own CPU generator and all of its seed.

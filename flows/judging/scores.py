@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from models.judges.attribute_judge import AttributeJudge
 
+MEASURED = 500  # real pictures of which a family tells by itself, at most
 PAIRS = 192  # real pictures on which an upsampler is measured
 
 
@@ -63,6 +64,7 @@ def score(
             _upsampling(scores, model, stage.stage, test, captions, stage.steps)
         if model.capabilities.likelihood:
             _likelihood(scores, model, stage.stage, test)
+        _own(scores, model, stage.stage, test)
     return scores.metrics, scores.outcomes, sheet(pictures, prompts, spec.gallery)
 
 
@@ -209,6 +211,15 @@ def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> Non
         parts = [test[start : start + 500].to(device) for start in range(0, len(test), 500)]
         nats = torch.cat([-model.log_prob({"pixels": part}).cpu() for part in parts])
     scores.mean(f"{stage}_nats", nats, keep=True)
+
+
+def _own(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
+    """What the family itself can tell of the test split, such as the distance of its codes from the prior."""
+    pixels = evenly(test, min(len(test), MEASURED))
+    with torch.no_grad():
+        found = model.measure({"pixels": pixels.to(next(model.parameters()).device)})
+    for name, values in found.items():
+        scores.mean(f"{stage}_{name}", values.cpu())
 
 
 def sheet(pictures: Tensor, prompts: Sequence[str], count: int) -> bytes:

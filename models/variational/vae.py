@@ -8,7 +8,6 @@ Shape letters: B pictures, C channels, H and W pixels, Z latent width. Pixels ar
 sums over a picture's pixels, in nats a picture.
 """
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request, seeded_noise
+from models.parts.autoencoder import Network, autoencoder, check
 
 LEVELS: Final = 256  # of a dequantised pixel
 ACTIVE: Final = 0.01  # least variance of a latent unit's posterior mean over pictures; Burda et al., section 5.2
@@ -30,7 +30,7 @@ class VAEConfig:
 
     image_size: int = 28  # pixels a side
     channels: int = 1
-    network: Literal["mlp", "conv"] = "mlp"
+    network: Network = "mlp"
     hidden: tuple[int, ...] = (400, 400)  # mlp: widths; conv: channels, each halving the side
     latent: int = 40
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
@@ -38,54 +38,9 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        if not self.hidden or min(*self.hidden, self.latent, self.channels, self.image_size) < 1:
-            raise ValueError(
-                "image_size, channels, latent and each of hidden must be at least 1, got "
-                f"{self.image_size}, {self.channels}, {self.latent}, {self.hidden}"
-            )
-        unit = 2 ** len(self.hidden)
-        if self.network == "conv" and self.image_size % unit:
-            raise ValueError(
-                f"image_size must be a multiple of {unit} for {len(self.hidden)} convolutions, "
-                f"got {self.image_size}"
-            )
+        check(self.network, self.image_size, self.channels, self.hidden, self.latent)
         if self.likelihood == "gaussian" and self.binarize == "dynamic":
             raise ValueError("likelihood 'gaussian' needs binarize 'none': it models grey levels")
-
-
-def mlp(config: VAEConfig) -> tuple[nn.Module, nn.Module]:
-    """Return encoder (B, C, H, W) -> (B, 2 Z) and decoder (B, Z) -> (B, C, H, W) of dense layers."""
-    shape = (config.channels, config.image_size, config.image_size)
-    inwards = (math.prod(shape), *config.hidden)
-    outwards = (config.latent, *reversed(config.hidden))
-    encoder: list[nn.Module] = [nn.Flatten()]
-    for wide_in, wide_out in itertools.pairwise(inwards):
-        encoder += [nn.Linear(wide_in, wide_out), nn.SiLU()]
-    decoder: list[nn.Module] = []
-    for wide_in, wide_out in itertools.pairwise(outwards):
-        decoder += [nn.Linear(wide_in, wide_out), nn.SiLU()]
-    return (
-        nn.Sequential(*encoder, nn.Linear(inwards[-1], 2 * config.latent)),
-        nn.Sequential(*decoder, nn.Linear(outwards[-1], inwards[0]), nn.Unflatten(1, shape)),
-    )
-
-
-def conv(config: VAEConfig) -> tuple[nn.Module, nn.Module]:
-    """Return the same two of strided convolutions."""
-    side = config.image_size // 2 ** len(config.hidden)
-    inwards = (config.channels, *config.hidden)
-    encoder: list[nn.Module] = []
-    for wide_in, wide_out in itertools.pairwise(inwards):
-        encoder += [nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1), nn.SiLU()]
-    deepest = (inwards[-1], side, side)
-    decoder: list[nn.Module] = [
-        nn.Linear(config.latent, math.prod(deepest)),
-        nn.Unflatten(1, deepest),
-    ]
-    for wide_in, wide_out in itertools.pairwise(reversed(inwards)):
-        decoder += [nn.SiLU(), nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1)]
-    code = nn.Linear(math.prod(deepest), 2 * config.latent)
-    return nn.Sequential(*encoder, nn.Flatten(), code), nn.Sequential(*decoder)
 
 
 class VAE(Family):
@@ -111,7 +66,10 @@ class VAE(Family):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = mlp(config) if config.network == "mlp" else conv(config)
+        shape = (config.channels, config.image_size, config.image_size)
+        self.encoder, self.decoder = autoencoder(
+            config.network, shape, config.hidden, 2 * config.latent, config.latent
+        )
         self.log_sigma = (
             nn.Parameter(torch.tensor(-2.0)) if config.likelihood == "gaussian" else None
         )

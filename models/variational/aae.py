@@ -1,0 +1,142 @@
+"""Adversarial autoencoder (Makhzani et al. 2016, arXiv:1511.05644), with the deterministic encoder of section 2.
+
+Two players with an optimiser each, in turn. The discriminator learns to tell draws from the prior N(0, I), its
+"real" samples, from the codes of pictures, its "fake" ones. The autoencoder learns to reconstruct and, through the
+encoder, to be taken for the prior: the paper's reconstruction phase and the second half of its regularisation phase
+in one step. The generator's loss is the one that does not saturate (Goodfellow et al. 2014, section 3).
+
+Shape letters: B pictures, C channels, H and W pixels, Z latent width. Pixels are in [0, 1]; costs are sums over a
+picture's pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Request, seeded_noise
+from models.parts.autoencoder import Network, autoencoder, check, dense
+from models.parts.mmd import excess
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AAEConfig:
+    """The networks' sizes and the adversary's weight."""
+
+    image_size: int = 28  # pixels a side
+    channels: int = 1
+    network: Network = "mlp"
+    hidden: tuple[int, ...] = (1000, 1000)  # mlp: widths; conv: channels, each halving the side
+    latent: int = 8
+    discriminator: tuple[int, ...] = (1000, 1000)  # widths
+    adversary: float = 1.0  # weight of fooling the discriminator beside the squared error
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        check(self.network, self.image_size, self.channels, self.hidden, self.latent)
+        if not self.discriminator or min(self.discriminator) < 1:
+            raise ValueError(f"discriminator needs widths of at least 1, got {self.discriminator}")
+        if self.adversary < 0:
+            raise ValueError(f"adversary must be at least 0, got {self.adversary}")
+
+
+class AAE(Family):
+    """A code for each picture; a discriminator draws all codes together to the prior."""
+
+    Config = AAEConfig
+    presets: ClassVar[Mapping[str, AAEConfig]] = {
+        "tiny": AAEConfig(image_size=8, hidden=(32,), latent=4, discriminator=(32,)),
+        "digits": AAEConfig(image_size=8, hidden=(200,), discriminator=(200, 200)),
+        "base": AAEConfig(),
+        "conv": AAEConfig(network="conv", hidden=(32, 64)),
+    }
+    players: ClassVar[tuple[str, ...]] = ("autoencoder", "discriminator")
+    config: AAEConfig
+
+    def __init__(self, config: AAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.channels, config.image_size, config.image_size)
+        self.encoder, self.decoder = autoencoder(
+            config.network, shape, config.hidden, config.latent, config.latent
+        )
+        widths = (config.latent, *config.discriminator)
+        self.discriminator = nn.Sequential(*dense(widths), nn.Linear(widths[-1], 1))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what every config can do: draw pictures, without a likelihood."""
+        return Capabilities()
+
+    def player_parameters(self, player: str) -> list[nn.Parameter]:
+        """Return the discriminator's parameters, or the encoder's and the decoder's."""
+        if player == "discriminator":
+            return list(self.discriminator.parameters())
+        return [*self.encoder.parameters(), *self.decoder.parameters()]
+
+    def forward(self, batch: Batch, player: str = "autoencoder") -> Losses:
+        """Return the player's loss; `accuracy` of the discriminator is 1/2 where codes and prior look the same."""
+        x_BCHW = batch["pixels"]
+        if player == "discriminator":
+            return self._judge(self.codes(x_BCHW).detach())
+        z_BZ = self.codes(x_BCHW)
+        cost = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1).mean()
+        fooling = F.softplus(-self.prior_logit(z_BZ)).mean()  # -log D(z)
+        return Losses(
+            cost + self.config.adversary * fooling,
+            {"cost": cost.detach(), "fooling": fooling.detach()},
+        )
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Decode draws from the prior; returns (B, C, H, W) in [0, 1]."""
+        device = next(self.parameters()).device
+        return self.decode(seeded_noise(request.seeds, (self.config.latent,), device))
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return how far the codes are from the prior, what the discriminator has right, and the cost a picture.
+
+        A discriminator that has learned nothing is right half of the time as well, hence `mmd_excess`
+        (`models.parts.mmd.excess`), which asks nobody.
+        """
+        x_BCHW = batch["pixels"]
+        z_BZ = self.codes(x_BCHW)
+        prior_BZ = seeded_noise(range(len(z_BZ)), (self.config.latent,), z_BZ.device)
+        cost_B = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1)
+        return {
+            "mmd_excess": excess(z_BZ)[None],
+            "discriminator_accuracy": self._right(prior_BZ, z_BZ),
+            "cost": cost_B,
+        }
+
+    def codes(self, pixels: Tensor) -> Tensor:
+        """Return the pictures' codes (B, Z)."""
+        z_BZ: Tensor = self.encoder(pixels * 2 - 1).float()
+        return z_BZ
+
+    def decode(self, z_BZ: Tensor) -> Tensor:
+        """Return the codes' pictures (B, C, H, W) in [0, 1]."""
+        x_BCHW: Tensor = self.decoder(z_BZ).float().sigmoid()
+        return x_BCHW
+
+    def prior_logit(self, z_BZ: Tensor) -> Tensor:
+        """Return the discriminator's log odds (B,) that each z is a draw from the prior."""
+        logit_B: Tensor = self.discriminator(z_BZ).float()[:, 0]
+        return logit_B
+
+    def _judge(self, z_BZ: Tensor) -> Losses:
+        """Return the mean of -log D(prior) - log(1 - D(z)) over pairs; the prior is what is real."""
+        prior_BZ = torch.randn_like(z_BZ)
+        loss = F.softplus(-self.prior_logit(prior_BZ)) + F.softplus(self.prior_logit(z_BZ))
+        with torch.no_grad():
+            accuracy = self._right(prior_BZ, z_BZ).mean()
+        return Losses(loss.mean(), {"accuracy": accuracy})
+
+    def _right(self, prior_BZ: Tensor, z_BZ: Tensor) -> Tensor:
+        """Return 1 where the discriminator is right and 0 where not, (2 B,): the draws first, then the codes."""
+        right = torch.cat([self.prior_logit(prior_BZ) > 0, self.prior_logit(z_BZ) <= 0])
+        return right.float()
