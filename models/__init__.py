@@ -15,6 +15,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "lda": "models.classical.lda:LDA",
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "vae": "models.variational.vae:VAE",
+    "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",
 }
 JUDGES: Final[Mapping[str, str]] = {

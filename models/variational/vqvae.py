@@ -1,0 +1,229 @@
+"""Vector-quantised autoencoder, VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937), codebook by moving averages.
+
+A picture becomes a grid of codes, each the nearest of K vectors. Gradients pass the choice straight through (section
+3.2); the codebook is no parameter but the moving mean of what chose each vector (appendix A.1), summed over all
+workers, so that every one keeps the same. A vector that hardly anything chooses starts anew at an encoding of the
+batch (Dhariwal et al. 2020, arXiv:2005.00341, section 3.1): without that, most of a codebook is never used.
+
+Sampling needs a prior over the codes. This one counts how often each place of the grid has each code and draws every
+place by itself: right for one place, too loose for a grid. A prior that knows the neighbours is another stage's work.
+
+Shape letters: B pictures, C channels, H and W pixels, P places of the grid, K codes, D width of a code, N = B P.
+Pixels are in [0, 1]; costs are sums over a picture's pixels.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.family import Batch, Capabilities, Family, Losses, Request, mixed
+from models.parts.autoencoder import check
+
+SMOOTHING: Final = 1e-5  # Laplace's, of the counts that divide
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VQVAEConfig:
+    """The network's sizes, the codebook's, and how it moves."""
+
+    image_size: int = 32  # pixels a side
+    channels: int = 3
+    hidden: tuple[int, ...] = (64, 128)  # channels; each convolution halves the side
+    codes: int = 512  # K
+    width: int = 64  # D
+    commitment: float = 0.25  # beta of eq. 3
+    decay: float = 0.99  # of the moving averages, a step
+    revive_below: float = 0.1  # share of the mean use at which a code starts anew; 0: never
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        check("conv", self.image_size, self.channels, self.hidden, self.width)
+        if self.codes < 2:
+            raise ValueError(f"codes must be at least 2, got {self.codes}")
+        for name in ("commitment", "decay", "revive_below"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def side(self) -> int:
+        """Places a side of the grid of codes."""
+        return self.image_size // 2 ** len(self.hidden)
+
+
+class Codebook(nn.Module):
+    """K vectors of width D that follow what chooses them, and how often each place chooses each."""
+
+    vectors_KD: Tensor
+    sums_KD: Tensor
+    counts_K: Tensor
+    places_PK: Tensor
+    steps: Tensor
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        vectors_KD = torch.randn(config.codes, config.width)
+        self.register_buffer("vectors_KD", vectors_KD)
+        self.register_buffer("sums_KD", vectors_KD.clone())
+        self.register_buffer("counts_K", torch.ones(config.codes))
+        self.register_buffer("places_PK", torch.ones(config.side**2, config.codes))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def nearest(self, z_BPD: Tensor) -> Tensor:
+        """Return the nearest vector's index (B, P) int64; in float32, whose ties are rare."""
+        z_ND, vectors_KD = z_BPD.flatten(0, 1).float(), self.vectors_KD.float()
+        distance_NK = vectors_KD.square().sum(1) - 2 * z_ND @ vectors_KD.T
+        return distance_NK.argmin(1).view(z_BPD.shape[:2])
+
+    @torch.no_grad()
+    def follow(self, z_BPD: Tensor, index_BP: Tensor) -> None:
+        """Move the averages by one step of all workers' encodings, and start unused codes anew."""
+        z_ND = z_BPD.flatten(0, 1).float()
+        chosen_PK = torch.zeros_like(self.places_PK)
+        chosen_PK.scatter_add_(1, index_BP.T, torch.ones_like(index_BP.T, dtype=torch.float32))
+        sums_KD = torch.zeros_like(self.sums_KD).index_add_(0, index_BP.flatten(), z_ND)
+        sums_KD, chosen_PK = _summed(sums_KD, chosen_PK)
+        pace = 1 - self.config.decay
+        self.sums_KD.lerp_(sums_KD, pace)
+        self.counts_K.lerp_(chosen_PK.sum(0), pace)
+        self.places_PK.lerp_(chosen_PK, pace)
+        if self.config.revive_below:
+            self._revive(z_ND)
+        total = self.counts_K.sum()
+        smooth_K = (self.counts_K + SMOOTHING) / (total + self.config.codes * SMOOTHING) * total
+        self.vectors_KD.copy_(self.sums_KD / smooth_K[:, None])
+        self.steps += 1
+
+    def _revive(self, z_ND: Tensor) -> None:
+        """Put codes of little use, and all of them at the first step, on encodings of this step.
+
+        Every worker has the same counts, so all come here together; which encodings are taken depends on the step
+        alone, so that two workers take what one would.
+        """
+        mean = self.counts_K.mean()
+        dead_K = self.counts_K < self.config.revive_below * mean
+        step = int(self.steps)
+        if step == 0:
+            dead_K = torch.ones_like(dead_K)
+        if not bool(dead_K.any()):
+            return
+        rows_ND = _gathered(z_ND)
+        generator = torch.Generator().manual_seed(mixed(step))
+        order = torch.randperm(max(len(rows_ND), self.config.codes), generator=generator)
+        fresh_KD = rows_ND[order[: self.config.codes].to(rows_ND.device) % len(rows_ND)]
+        self.counts_K[dead_K] = mean
+        self.sums_KD[dead_K] = fresh_KD[dead_K] * mean
+
+
+class VQVAE(Family):
+    """A picture as a grid of codes."""
+
+    Config = VQVAEConfig
+    presets: ClassVar[Mapping[str, VQVAEConfig]] = {
+        "tiny": VQVAEConfig(image_size=8, channels=1, hidden=(16,), codes=16, width=4),
+        "digits": VQVAEConfig(image_size=8, channels=1, hidden=(32, 64), codes=64, width=16),
+        "base": VQVAEConfig(),
+    }
+    config: VQVAEConfig
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        inwards = (config.channels, *config.hidden)
+        encoder: list[nn.Module] = []
+        for wide_in, wide_out in itertools.pairwise(inwards):
+            encoder += [nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1), nn.SiLU()]
+        self.encoder = nn.Sequential(*encoder, nn.Conv2d(inwards[-1], config.width, 1))
+        decoder: list[nn.Module] = [nn.Conv2d(config.width, inwards[-1], 3, padding=1)]
+        for wide_in, wide_out in itertools.pairwise(reversed(inwards)):
+            decoder += [nn.SiLU(), nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1)]
+        self.decoder = nn.Sequential(*decoder)
+        self.codebook = Codebook(config)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what every config can do: draw pictures, without a likelihood."""
+        return Capabilities()
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the cost and beta times the commitment, eq. 3 of the paper; in training, move the codebook."""
+        x_BCHW = batch["pixels"]
+        z_BPD = self.encodings(x_BCHW)
+        index_BP = self.codebook.nearest(z_BPD)
+        chosen_BPD = self.codebook.vectors_KD[index_BP]
+        commitment = (z_BPD - chosen_BPD).square().sum((1, 2)).mean()
+        through_BPD = z_BPD + (chosen_BPD - z_BPD).detach()
+        cost = (self.decode(through_BPD) - x_BCHW).square().flatten(1).sum(1).mean()
+        if self.training:
+            self.codebook.follow(z_BPD, index_BP)
+        parts = {
+            "cost": cost.detach(),
+            "commitment": commitment.detach(),
+            "perplexity": self._perplexity(index_BP),
+        }
+        return Losses(cost + self.config.commitment * commitment, parts)
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Decode codes that each place draws by itself; returns (B, C, H, W) in [0, 1]."""
+        prior_PK = self.codebook.places_PK.cpu()
+        drawn = [
+            torch.multinomial(prior_PK, 1, generator=torch.Generator().manual_seed(mixed(seed)))
+            for seed in request.seeds
+        ]
+        index_BP = torch.stack(drawn)[..., 0].to(self.codebook.vectors_KD.device)
+        return self.decode(self.codebook.vectors_KD[index_BP])
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return how many codes are in use, and the cost a picture as a share of the mean picture's."""
+        x_BCHW = batch["pixels"]
+        index_BP = self.codebook.nearest(self.encodings(x_BCHW))
+        back_BCHW = self.decode(self.codebook.vectors_KD[index_BP])
+        cost_B = (back_BCHW - x_BCHW).square().flatten(1).sum(1)
+        plain = (x_BCHW.mean(0) - x_BCHW).square().flatten(1).sum(1).mean()
+        return {"perplexity": self._perplexity(index_BP)[None], "relative_cost": cost_B / plain}
+
+    def encodings(self, pixels: Tensor) -> Tensor:
+        """Return the encoder's vectors (B, P, D), before a code is chosen."""
+        z_BDhw: Tensor = self.encoder(pixels * 2 - 1).float()
+        return z_BDhw.flatten(2).transpose(1, 2)
+
+    def decode(self, chosen_BPD: Tensor) -> Tensor:
+        """Return the pictures (B, C, H, W) in [0, 1] of codes' vectors."""
+        grid = (self.config.side, self.config.side)
+        x_BCHW: Tensor = self.decoder(chosen_BPD.transpose(1, 2).unflatten(2, grid))
+        return x_BCHW.float().sigmoid()
+
+    def _perplexity(self, index_BP: Tensor) -> Tensor:
+        """Return exp of the entropy of the codes' use, a scalar: K where all are used alike, 1 where one is."""
+        share_K = index_BP.flatten().bincount(minlength=self.config.codes) / index_BP.numel()
+        return torch.special.entr(share_K).sum().exp()
+
+
+def _summed(*tensors: Tensor) -> list[Tensor]:
+    """Return the tensors summed over workers, in one message."""
+    if not _many():
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """Return all workers' rows, in the order of workers; each has as many."""
+    if not _many():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def _many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
