@@ -215,6 +215,8 @@ def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> Non
 
 def _own(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
     """What the family itself can tell of the test split, such as the distance of its codes from the prior."""
+    if len(test) < m.LEAST_HELD_OUT:
+        return
     pixels = evenly(test, min(len(test), MEASURED))
     with torch.no_grad():
         found = model.measure({"pixels": pixels.to(next(model.parameters()).device)})

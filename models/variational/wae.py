@@ -43,7 +43,7 @@ class WAE(Family):
     Config = WAEConfig
     presets: ClassVar[Mapping[str, WAEConfig]] = {
         "tiny": WAEConfig(image_size=8, hidden=(32,), latent=4, penalty=10.0),
-        "digits": WAEConfig(image_size=8, hidden=(200,), latent=8),
+        "digits": WAEConfig(image_size=8, hidden=(200, 200), latent=6, penalty=20.0),
         "base": WAEConfig(),
         "conv": WAEConfig(network="conv", hidden=(32, 64)),
         "large": WAEConfig(

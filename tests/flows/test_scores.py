@@ -15,6 +15,7 @@ from flows.recipe import Evaluation
 from models import describe
 from models.judges.attribute_judge import AttributeJudge
 from models.variational.vae import VAE
+from models.variational.wae import WAE
 
 
 class Elsewhere(VAE):
@@ -30,6 +31,15 @@ def test_a_likelihood_is_measured_where_the_network_is() -> None:
     model = Elsewhere(VAE.presets["tiny"]).to("meta")
     scores._likelihood(found, model, "vae", torch.rand(5, 1, 8, 8))
     assert found.metrics["vae_nats"].count == 5
+
+
+@pytest.mark.parametrize(("count", "measured"), [(1, 0), (600, scores.MEASURED)])
+def test_what_a_family_tells_of_itself_is_a_metric_of_its_stage(count: int, measured: int) -> None:
+    """One picture has no distribution; more than enough are taken evenly."""
+    found = scores._Scores(Evaluation(bootstrap=5))
+    scores._own(found, WAE(WAE.presets["tiny"]).eval(), "base", torch.rand(count, 1, 8, 8))
+    counts = {name: metric.count for name, metric in found.metrics.items()}
+    assert counts == ({"base_mmd_excess": 1, "base_cost": measured} if measured else {})
 
 
 @pytest.mark.parametrize("count", [1, 25])

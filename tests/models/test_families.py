@@ -172,6 +172,19 @@ def test_a_likelihood_is_given_where_it_is_declared(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_model_measures_of_itself_is_finite_and_repeats(name: str) -> None:
+    model = shaken(name)
+    before = torch.get_rng_state()
+    first, second = (model.measure(stripes(model, 32)) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert first.keys() == second.keys()
+    for key, values in first.items():
+        assert values.dim() == 1, key
+        assert values.isfinite().all(), key
+        assert torch.equal(values, second[key]), key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_stepwise_families_have_the_whole_contract(name: str) -> None:
     model = shaken(name)
     verbs = ("begin", "step", "done", "preview", "finish")
