@@ -52,7 +52,7 @@ class VQVAEConfig:
     @property
     def side(self) -> int:
         """Places a side of the grid of codes."""
-        return self.image_size // 2 ** len(self.hidden)
+        return self.image_size >> len(self.hidden)
 
 
 class Codebook(nn.Module):
@@ -196,14 +196,16 @@ class VQVAE(Family):
 
     def decode(self, chosen_BPD: Tensor) -> Tensor:
         """Return the pictures (B, C, H, W) in [0, 1] of codes' vectors."""
-        grid = (self.config.side, self.config.side)
-        x_BCHW: Tensor = self.decoder(chosen_BPD.transpose(1, 2).unflatten(2, grid))
-        return x_BCHW.float().sigmoid()
+        side = self.config.side
+        grid = chosen_BPD.transpose(1, 2).reshape(len(chosen_BPD), -1, side, side)
+        x_BCHW: Tensor = self.decoder(grid).float().sigmoid()
+        return x_BCHW
 
     def _perplexity(self, index_BP: Tensor) -> Tensor:
         """Return exp of the entropy of the codes' use, a scalar: K where all are used alike, 1 where one is."""
         share_K = index_BP.flatten().bincount(minlength=self.config.codes) / index_BP.numel()
-        return torch.special.entr(share_K).sum().exp()
+        perplexity: Tensor = torch.special.entr(share_K).sum().exp()
+        return perplexity
 
 
 def _summed(*tensors: Tensor) -> list[Tensor]:
@@ -212,8 +214,11 @@ def _summed(*tensors: Tensor) -> list[Tensor]:
         return list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    ends = itertools.accumulate(tensor.numel() for tensor in tensors)
+    return [
+        flat[end - tensor.numel() : end].view_as(tensor)
+        for tensor, end in zip(tensors, ends, strict=True)
+    ]
 
 
 def _gathered(rows: Tensor) -> Tensor:
