@@ -214,7 +214,8 @@ class NaiveBayes(Family):
         all_log = -(possible - mean).square() / (2 * variance)
         log_total_B = -(total_B - mean).square() / (2 * variance) - all_log.logsumexp(0)
         ways_B: Tensor = (total_B + 1).lgamma() - (x_BD + 1).lgamma().sum(1)
-        return ways_B + log_total_B
+        log_B: Tensor = ways_B + log_total_B
+        return log_B
 
     def _draw(self, y: int, generator: torch.Generator) -> Tensor:
         """Return one picture of class y, (D,), on the CPU."""
