@@ -1,0 +1,1 @@
+"""Autoregressive families: exact density, one pixel after another."""

@@ -1,0 +1,147 @@
+"""Neural autoregressive distribution estimator (Larochelle & Murray 2011, AISTATS, PMLR 15:29-37).
+
+A picture of D bits in a fixed order has p(x) = prod_d p(x_d | x_<d), with eq. 3 to 6 of the paper:
+
+    a_1 = c,   a_{d+1} = a_d + W_d x_d,   h_d = sigmoid(a_d),   p(x_d = 1 | x_<d) = sigmoid(b_d + V_d h_d)
+
+Shape letters: B pictures, C channels, H and W pixels, D = C H W bits, U hidden units. Pixels are in [0, 1];
+likelihoods and losses are exact sums over a picture's bits, in nats a picture.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Request
+from models.parts.levels import Binarize, observed, uniforms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NADEConfig:
+    """What is learned, in which order, and the network's size."""
+
+    image_size: int = 28  # pixels a side
+    channels: int = 1
+    hidden: int = 500
+    binarize: Binarize = "dynamic"
+    order: Literal["raster", "random"] = "raster"
+    order_seed: int = 0  # of the random order
+    mask: Literal["A", "B"] = "A"  # B is the broken control: a bit sees itself
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        if min(self.image_size, self.channels, self.hidden) < 1:
+            raise ValueError(
+                "image_size, channels and hidden must be at least 1, got "
+                f"{self.image_size}, {self.channels}, {self.hidden}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        return self.channels, self.image_size, self.image_size
+
+
+class NADE(Family):
+    """Bits one after another; what the hidden units know of those before is summed as it grows."""
+
+    Config = NADEConfig
+    presets: ClassVar[Mapping[str, NADEConfig]] = {
+        "tiny": NADEConfig(image_size=8, hidden=32),
+        "base": NADEConfig(),
+        "small": NADEConfig(image_size=8, hidden=64),
+    }
+    config: NADEConfig
+
+    def __init__(self, config: NADEConfig) -> None:
+        super().__init__()
+        self.config = config
+        bits = math.prod(config.shape)
+        order_D = torch.arange(bits)
+        if config.order == "random":
+            order_D = torch.randperm(
+                bits, generator=torch.Generator().manual_seed(config.order_seed)
+            )
+        self.order_D: Tensor
+        self.register_buffer("order_D", order_D)  # saved: weights mean nothing in another order
+        self.W_DU = nn.Parameter(_uniform(bits, config.hidden, fan_in=bits))
+        self.V_DU = nn.Parameter(_uniform(bits, config.hidden, fan_in=config.hidden))
+        self.b_D = nn.Parameter(torch.zeros(bits))
+        self.c_U = nn.Parameter(torch.zeros(config.hidden))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this model can do."""
+        return Capabilities(likelihood=True)
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the mean exact negative log-likelihood."""
+        return Losses(-self._log_prob(self.bits(batch["pixels"])).mean())
+
+    @torch.no_grad()
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Return log p(x) in nats (B,), exact; grey levels are binarised first, as in training.
+
+        Draws come from `generator`, on the model's device, or from torch's global one.
+        """
+        parts = self.bits(batch["pixels"], generator).split(100)  # 784 bits x 500 units: 160 MB
+        return torch.cat([self._log_prob(part_BD) for part_BD in parts])
+
+    def bits(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the pictures' bits in the model's order, (B, D)."""
+        x_BCHW = observed(pixels, 2, self.config.binarize, generator)
+        return x_BCHW.flatten(1)[:, self.order_D]
+
+    def logits(self, x_BD: Tensor) -> Tensor:
+        """Return the logits (B, D) of every bit given those before it, all at once."""
+        steps_DBU = x_BD.T[:, :, None] * self.W_DU[:, None]
+        if self.config.mask == "A":  # shifted by one: a_d has heard of the bits before d
+            steps_DBU = F.pad(steps_DBU[:-1], (0, 0, 0, 0, 1, 0))
+        h_DBU = (self.c_U + steps_DBU.cumsum(0)).sigmoid()
+        return self.b_D + torch.einsum("dbu,du->bd", h_DBU, self.V_DU)
+
+    def _log_prob(self, x_BD: Tensor) -> Tensor:
+        logits_BD = self.logits(x_BD).float()
+        return -F.binary_cross_entropy_with_logits(logits_BD, x_BD, reduction="none").sum(1)
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Draw bit after bit; returns pictures (B, C, H, W) of 0 and 1.
+
+        The activation a_d is kept and one product added to it, so a picture costs O(D U) instead of O(D^2 U). All is
+        done row by row: a seed gives the same bits alone or in a batch.
+        """
+        u_BD = uniforms(request.seeds, (len(self.order_D),), self.W_DU.device)
+        a_BU = self.c_U.expand(len(u_BD), -1)
+        x_BD = torch.zeros_like(u_BD)
+        for d in range(u_BD.shape[1]):
+            logit_B = self.b_D[d] + (a_BU.sigmoid() * self.V_DU[d]).sum(1)
+            x_BD[:, d] = (u_BD[:, d] < logit_B.sigmoid()).float()
+            a_BU = a_BU + x_BD[:, d, None] * self.W_DU[d]
+        return self._pictures(x_BD)
+
+    @torch.no_grad()
+    def sample_naively(self, request: Request) -> Tensor:
+        """Draw the same bits with a whole `logits` a bit: what `sample` is proven and timed against."""
+        u_BD = uniforms(request.seeds, (len(self.order_D),), self.W_DU.device)
+        x_BD = torch.zeros_like(u_BD)
+        for d in range(u_BD.shape[1]):
+            x_BD[:, d] = (u_BD[:, d] < self.logits(x_BD)[:, d].sigmoid()).float()
+        return self._pictures(x_BD)
+
+    def _pictures(self, x_BD: Tensor) -> Tensor:
+        """Return bits put back from the model's order to their places."""
+        return (
+            torch.empty_like(x_BD)
+            .index_copy_(1, self.order_D, x_BD)
+            .unflatten(1, self.config.shape)
+        )
+
+
+def _uniform(rows: int, columns: int, fan_in: int) -> Tensor:
+    return (torch.rand(rows, columns) * 2 - 1) / math.sqrt(fan_in)

@@ -1,0 +1,31 @@
+"""What discrete likelihoods are of: bits or grey levels from pixels in [0, 1], and the draws that sample them."""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from models.family import seeded_noise
+
+Binarize: TypeAlias = Literal["dynamic", "threshold"]
+"""dynamic: grey levels are probabilities, redrawn at every step; threshold: 1 from one half up. Bits stay bits."""
+
+
+def observed(
+    pixels: Tensor, levels: int, binarize: Binarize, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the levels 0..levels - 1 that pixels stand for, as floats of the same shape.
+
+    Two levels follow `binarize`, and draw from `generator` or torch's global one; more are rounded to the nearest.
+    """
+    if levels > 2:
+        return (pixels * (levels - 1)).round()
+    if binarize == "threshold":
+        return (pixels >= 0.5).to(pixels.dtype)
+    return torch.bernoulli(pixels, generator=generator)
+
+
+def uniforms(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return (len(seeds), *shape) draws from [0, 1], each row all of its own seed."""
+    return torch.special.ndtr(seeded_noise(seeds, shape, device))
