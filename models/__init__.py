@@ -14,6 +14,8 @@ FAMILIES: Final[Mapping[str, str]] = {
     "gan": "models.adversarial.gan:GAN",
     "lda": "models.classical.lda:LDA",
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
+    "nade": "models.autoregressive.nade:NADE",
+    "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
     "vae": "models.variational.vae:VAE",
     "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",

@@ -63,7 +63,7 @@ def score(
         if model.capabilities.upscales:
             _upsampling(scores, model, stage.stage, test, captions, stage.steps)
         if model.capabilities.likelihood:
-            _likelihood(scores, model, stage.stage, test)
+            _likelihood(scores, model, stage.stage, test, captions)
         _own(scores, model, stage.stage, test)
     return scores.metrics, scores.outcomes, sheet(pictures, prompts, spec.gallery)
 
@@ -203,14 +203,24 @@ def _upsampling(
     scores.mean(f"{stage}_gain_db", m.psnr(ours, high) - m.psnr(cubic, high), keep=True)
 
 
-def _likelihood(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
-    """Negative log-likelihood, or its upper bound, in nats a picture, over the whole test split."""
+def _likelihood(
+    scores: _Scores, model: Family, stage: str, test: Tensor, captions: Sequence[str]
+) -> None:
+    """Negative log-likelihood, or its upper bound, in nats a picture, over the whole test split.
+
+    Of a picture given its caption where the model reads text.
+    """
     torch.manual_seed(0)  # one latent sample a picture: the same ones for every version
     device = next(itertools.chain(model.parameters(), model.buffers())).device
+    batch = {"pixels": test}
+    if model.capabilities.condition == "text" and (tokens := model.encode(captions)) is not None:
+        batch["tokens"] = tokens
+    nats = []
     with torch.no_grad():
-        parts = [test[start : start + 500].to(device) for start in range(0, len(test), 500)]
-        nats = torch.cat([-model.log_prob({"pixels": part}).cpu() for part in parts])
-    scores.mean(f"{stage}_nats", nats, keep=True)
+        for start in range(0, len(test), 500):
+            part = {key: rows[start : start + 500].to(device) for key, rows in batch.items()}
+            nats.append(-model.log_prob(part).cpu())
+    scores.mean(f"{stage}_nats", torch.cat(nats), keep=True)
 
 
 def _own(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
@@ -218,8 +228,9 @@ def _own(scores: _Scores, model: Family, stage: str, test: Tensor) -> None:
     if len(test) < m.LEAST_HELD_OUT:
         return
     pixels = evenly(test, min(len(test), MEASURED))
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
     with torch.no_grad():
-        found = model.measure({"pixels": pixels.to(next(model.parameters()).device)})
+        found = model.measure({"pixels": pixels.to(device)})
     for name, values in found.items():
         scores.mean(f"{stage}_{name}", values.cpu())
 

@@ -1,6 +1,7 @@
 """What is measured of few pictures, and on which device."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flows.judging.gate import Interval
 from flows.judging.pipeline import PinnedStage, Pipeline, interface
 from flows.recipe import Evaluation
 from models import describe
+from models.autoregressive.pixelcnn import PixelCNN
 from models.judges.attribute_judge import AttributeJudge
 from models.variational.vae import VAE
 from models.variational.wae import WAE
@@ -29,7 +31,7 @@ class Elsewhere(VAE):
 def test_a_likelihood_is_measured_where_the_network_is() -> None:
     found = scores._Scores(Evaluation(bootstrap=2))
     model = Elsewhere(VAE.presets["tiny"]).to("meta")
-    scores._likelihood(found, model, "vae", torch.rand(5, 1, 8, 8))
+    scores._likelihood(found, model, "vae", torch.rand(5, 1, 8, 8), [""] * 5)
     assert found.metrics["vae_nats"].count == 5
 
 
@@ -40,6 +42,22 @@ def test_what_a_family_tells_of_itself_is_a_metric_of_its_stage(count: int, meas
     scores._own(found, WAE(WAE.presets["tiny"]).eval(), "base", torch.rand(count, 1, 8, 8))
     counts = {name: metric.count for name, metric in found.metrics.items()}
     assert counts == ({"base_mmd_excess": 1, "base_cost": measured} if measured else {})
+
+
+def test_a_model_of_captioned_pictures_is_told_the_captions_of_those_it_rates() -> None:
+    torch.manual_seed(0)
+    config = replace(PixelCNN.presets["tiny"], vocabulary=("one", "two"), max_words=1)
+    model, pixels = PixelCNN(config), torch.rand(5, 1, 8, 8).round()
+    found = {}
+    for captions in (["one"] * 5, ["two"] * 5):
+        kept = scores._Scores(Evaluation(bootstrap=2))
+        scores._likelihood(kept, model, "digits", pixels, captions)
+        tokens = model.encode(captions)
+        assert tokens is not None
+        nats = -model.log_prob({"pixels": pixels, "tokens": tokens}).mean().item()
+        assert kept.metrics["digits_nats"].value == pytest.approx(nats)
+        found[captions[0]] = nats
+    assert found["one"] != found["two"]
 
 
 @pytest.mark.parametrize("count", [1, 25])

@@ -1,0 +1,304 @@
+"""Gated PixelCNN, two stacks and no blind spot (van den Oord et al. 2016, arXiv:1606.05328).
+
+The vertical stack sees all rows above, the horizontal one the pixels to the left; in each layer the horizontal stack
+hears the vertical one of the row above (figure 2). Gate and class bias are eq. 4. Pixels come in raster order, each a
+softmax over K levels (arXiv:1601.06759): 2 for bits, 17 for scikit-learn's digits, 256 for bytes.
+
+Shape letters: B pictures, H and W pixels, K levels, T words, P features, X columns of a window. Pixels are in [0, 1];
+likelihoods and losses are exact sums over a picture's pixels, in nats a picture.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Request
+from models.parts import words
+from models.parts.levels import Binarize, observed, uniforms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelCNNConfig:
+    """What is learned and the network's sizes."""
+
+    image_size: int = 28  # pixels a side
+    channels: int = 1  # grey pictures only
+    levels: int = 2  # of a pixel
+    binarize: Binarize = "dynamic"  # of 2 levels
+    vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
+    max_words: int = 8
+    text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
+    width: int = 32  # features of each stack
+    layers: int = 6  # the first one included
+    first_kernel: int = 7  # pixels a side
+    kernel: int = 3  # of the other layers
+    head: int = 64  # features of the output's hidden layer
+    mask: Literal["A", "B"] = (
+        "A"  # of the first layer; B is the broken control: a pixel sees itself
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        if self.channels != 1:
+            raise ValueError(
+                f"pixelcnn paints grey pictures: channels must be 1, got {self.channels}"
+            )
+        if not 2 <= self.levels <= 256:
+            raise ValueError(f"levels must be between 2 and 256, got {self.levels}")
+        for name in ("first_kernel", "kernel"):
+            if getattr(self, name) < 3 or getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} must be odd and at least 3, got {getattr(self, name)}")
+        for name in ("image_size", "width", "layers", "head", "max_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions condition the pictures."""
+        return self.text == "caption" and bool(self.vocabulary)
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks."""
+
+    def __init__(self, inputs: int, width: int, kernel: int, mask: str, known_words: int) -> None:
+        super().__init__()
+        self.half = kernel // 2
+        self.columns = self.half + (mask == "B")  # that the horizontal stack sees of its own row
+        self.residual = mask == "B" and inputs == width
+        self.vertical = nn.Conv2d(inputs, 2 * width, (self.half + 1, kernel))
+        self.horizontal = nn.Conv2d(inputs, 2 * width, (1, self.columns))
+        self.down = nn.Conv2d(2 * width, 2 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        self.caption = (
+            nn.Embedding(known_words + 1, 4 * width, padding_idx=0) if known_words else None
+        )
+
+    def forward(
+        self, v_BPHW: Tensor, h_BPHW: Tensor, tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return both stacks' outputs (B, P, H, W): v of rows <= r, h of rows < r and of columns <= c in row r."""
+        half, side = self.half, h_BPHW.shape[3]
+        bias_v, bias_h = self.biases(tokens)
+        v2_BPHW = self.vertical(F.pad(v_BPHW, (half, half, half, 0))) + bias_v
+        above_BPHW = F.pad(v2_BPHW, (0, 0, 1, 0))[:, :, :-1]  # row r hears of rows < r
+        left_BPHW = self.horizontal(F.pad(h_BPHW, (half, 0, 0, 0)))[..., :side]
+        out: Tensor = self.out(gate(left_BPHW + self.down(above_BPHW) + bias_h))
+        return gate(v2_BPHW), out + h_BPHW if self.residual else out
+
+    def biases(self, tokens: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        """Return what the caption adds to each stack, (B, 2 P, 1, 1) both; the sum over its words."""
+        if self.caption is None or tokens is None:
+            return 0.0, 0.0
+        bias_v, bias_h = self.caption(tokens).sum(1)[:, :, None, None].chunk(2, dim=1)
+        return bias_v, bias_h
+
+
+def gate(x_BPHW: Tensor) -> Tensor:
+    """Return tanh of the first half of the features times sigmoid of the second."""
+    a, b = x_BPHW.chunk(2, dim=1)
+    return a.tanh() * b.sigmoid()
+
+
+class CachedLayer:
+    """A layer that is told row after row and pixel after pixel, and computes each feature once."""
+
+    def __init__(self, layer: GatedLayer, tokens: Tensor | None, count: int, side: int) -> None:
+        self.layer, self.half, inputs = layer, layer.half, layer.vertical.in_channels
+        self.bias_v, self.bias_h = layer.biases(tokens)
+        blank = layer.down.weight.new_zeros
+        self.rows_BPRW = blank(count, inputs, self.half + 1, side)  # the newest rows told
+        self.left_BXP = blank(count, self.half + side, inputs)  # the row that is drawn
+        self.above_B2PHW = blank(count, layer.down.in_channels, 1, side)
+        self.filter = layer.horizontal.weight[:, :, 0].permute(0, 2, 1).flatten(1).T.contiguous()
+        self.out = layer.out.weight[:, :, 0, 0].T.contiguous()
+
+    def tell_row(self, row_BP1W: Tensor) -> Tensor:
+        """Take the input of the row just finished; return the vertical stack's output (B, P, 1, W) for it."""
+        self.rows_BPRW = torch.cat([self.rows_BPRW[:, :, 1:], row_BP1W], 2)
+        padded = F.pad(self.rows_BPRW, (self.half, self.half, 0, 0))
+        self.above_B2PHW = self.layer.vertical(padded) + self.bias_v
+        return gate(self.above_B2PHW)
+
+    def begin_row(self) -> None:
+        """Work out for a whole row at once what does not depend on the row."""
+        layer = self.layer
+        bias = layer.horizontal.bias
+        assert bias is not None
+        heard = layer.down(self.above_B2PHW) + self.bias_h + bias[:, None, None]
+        self.heard_WBP = heard[:, :, 0].permute(2, 0, 1).contiguous()
+        self.left_BXP.zero_()
+
+    def pixel(self, column: int, h_BP: Tensor | None) -> Tensor:
+        """Take this column's input, where it is known already; return the horizontal output (B, P) there."""
+        if h_BP is not None:
+            self.left_BXP[:, self.half + column] = h_BP
+        window = self.left_BXP[:, column : column + self.layer.columns].flatten(1)
+        gated = gate(torch.addmm(self.heard_WBP[column], window, self.filter))
+        out_BP = torch.addmm(_bias(self.layer.out), gated, self.out)
+        return out_BP + h_BP if self.layer.residual and h_BP is not None else out_BP
+
+    def tell_pixel(self, column: int, value_BP: Tensor) -> None:
+        """Take the input of the pixel just drawn; for the first layer, whose window ends before it."""
+        self.left_BXP[:, self.half + column] = value_BP
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+class PixelCNN(Family):
+    """Pixels in raster order, each a softmax over its levels given all before it."""
+
+    Config = PixelCNNConfig
+    presets: ClassVar[Mapping[str, PixelCNNConfig]] = {
+        "tiny": PixelCNNConfig(image_size=8, width=16, layers=3, first_kernel=5, head=16),
+        "base": PixelCNNConfig(),
+        "digits": PixelCNNConfig(
+            image_size=8, levels=17, width=48, layers=4, first_kernel=5, head=64
+        ),
+        "large": PixelCNNConfig(width=128, layers=16, head=512),
+    }
+    config: PixelCNNConfig
+
+    def __init__(self, config: PixelCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        known, width = len(config.vocabulary) if config.reads_text else 0, config.width
+        first = GatedLayer(2, width, config.first_kernel, config.mask, known)
+        others = [
+            GatedLayer(width, width, config.kernel, "B", known) for _ in range(config.layers - 1)
+        ]
+        self.stacks = nn.ModuleList([first, *others])
+        self.head1 = nn.Conv2d(width, config.head, 1)
+        self.head2 = nn.Conv2d(config.head, config.levels, 1)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        return Capabilities(condition="text" if self.config.reads_text else "none", likelihood=True)
+
+    def encode(self, captions: Sequence[str]) -> Tensor | None:
+        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
+
+        Raises:
+            ValueError: a caption is empty, longer than max_words or has a word never learned.
+        """
+        if not self.config.reads_text:
+            return None
+        return words.encode(captions, self.config.vocabulary, self.config.max_words)
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the mean exact negative log-likelihood, of pictures given their captions where these are learned."""
+        return Losses(-self._log_prob(self.observed(batch["pixels"]), self._tokens(batch)).mean())
+
+    @torch.no_grad()
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Return log p(x), or log p(x | caption) where captions are learned, in nats (B,); exact.
+
+        Pixels are binarised or rounded to levels first, as in training; draws come from `generator`, on the model's
+        device, or from torch's global one.
+
+        Raises:
+            ValueError: the model learned captions and the batch has no `tokens`.
+        """
+        return self._log_prob(self.observed(batch["pixels"], generator), self._tokens(batch))
+
+    def observed(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the levels 0..K - 1 of pixels (B, 1, H, W), as floats."""
+        return observed(pixels, self.config.levels, self.config.binarize, generator)
+
+    def logits(self, x_B1HW: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return every pixel's logits (B, K, H, W) given the levels before it, all at once."""
+        v = h = self._seen(x_B1HW)
+        for layer in self._layers():
+            v, h = layer(v, h, tokens)
+        logits_BKHW: Tensor = self.head2(self.head1(h.relu()).relu())
+        return logits_BKHW
+
+    def _layers(self) -> Iterator[GatedLayer]:
+        for layer in self.stacks:
+            assert isinstance(layer, GatedLayer)
+            yield layer
+
+    def _seen(self, x_B1HW: Tensor) -> Tensor:
+        """Return levels in [-1, 1] beside ones, which tell pixels from the padding, (B, 2, H, W)."""
+        scaled = x_B1HW * (2 / (self.config.levels - 1)) - 1
+        return torch.cat([scaled, torch.ones_like(scaled)], 1)
+
+    def _log_prob(self, x_B1HW: Tensor, tokens: Tensor | None) -> Tensor:
+        logits_BKHW = self.logits(x_B1HW, tokens).float()
+        nll_BHW = F.cross_entropy(logits_BKHW, x_B1HW[:, 0].long(), reduction="none")
+        return -nll_BHW.flatten(1).sum(1)
+
+    def _tokens(self, batch: Batch) -> Tensor | None:
+        if not self.config.reads_text:
+            return None
+        if "tokens" not in batch:
+            raise ValueError("this model learned pictures given captions: the batch needs tokens")
+        return batch["tokens"]
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Draw pixel after pixel; returns pictures (B, 1, H, W) in [0, 1], on the levels' grid.
+
+        The vertical stack is computed once a row and the horizontal one once a pixel, from what is kept of the pixels
+        before (Ramachandran et al. 2017, arXiv:1704.06001): a picture costs about one pass of the network.
+
+        Raises:
+            ValueError: prompts are missing, or not understood.
+        """
+        u_BHW, tokens = self._begin(request)
+        side, count = self.config.image_size, len(u_BHW)
+        layers = [CachedLayer(layer, tokens, count, side) for layer in self._layers()]
+        head1, head2 = (head.weight[:, :, 0, 0].T for head in (self.head1, self.head2))
+        x_B1HW = torch.zeros_like(u_BHW)[:, None]
+        for r in range(side):
+            if r:
+                v = self._seen(x_B1HW[:, :, r - 1 : r])
+                for layer in layers:
+                    v = layer.tell_row(v)
+            for layer in layers:
+                layer.begin_row()
+            for c in range(side):
+                h = layers[0].pixel(c, None)
+                for layer in layers[1:]:
+                    h = layer.pixel(c, h)
+                hidden = torch.addmm(_bias(self.head1), h.relu(), head1).relu()
+                logits_BK = torch.addmm(_bias(self.head2), hidden, head2)
+                x_B1HW[:, 0, r, c] = drawn(logits_BK, u_BHW[:, r, c])
+                layers[0].tell_pixel(c, self._seen(x_B1HW[:, :, r : r + 1, c : c + 1])[:, :, 0, 0])
+        return x_B1HW / (self.config.levels - 1)
+
+    @torch.no_grad()
+    def sample_naively(self, request: Request) -> Tensor:
+        """Draw the same pictures with a whole `logits` a pixel: what `sample` is proven and timed against."""
+        u_BHW, tokens = self._begin(request)
+        x_B1HW = torch.zeros_like(u_BHW)[:, None]
+        for r in range(self.config.image_size):
+            for c in range(self.config.image_size):
+                logits_BK = self.logits(x_B1HW, tokens)[:, :, r, c]
+                x_B1HW[:, 0, r, c] = drawn(logits_BK, u_BHW[:, r, c])
+        return x_B1HW / (self.config.levels - 1)
+
+    def _begin(self, request: Request) -> tuple[Tensor, Tensor | None]:
+        """Return a uniform draw a pixel (B, H, W), and tokens where the model reads text."""
+        device, side = self.head1.weight.device, self.config.image_size
+        if self.config.reads_text and not request.prompts:
+            raise ValueError("this model paints what a caption asks for: give one prompt a seed")
+        tokens = self.encode(request.prompts)
+        u_BHW = uniforms(request.seeds, (side, side), device)
+        return u_BHW, None if tokens is None else tokens.to(device)
+
+
+def drawn(logits_BK: Tensor, u_B: Tensor) -> Tensor:
+    """Return the levels (B,), as floats, at which the distribution function first exceeds u."""
+    below_BK = (
+        logits_BK.float().softmax(1).cumsum(1)[:, :-1]
+    )  # the last level takes what rounding leaves
+    return (below_BK <= u_B[:, None]).sum(1).float()
