@@ -216,26 +216,3 @@ def test_a_conditional_model_is_rebuilt_from_json() -> None:
 def test_a_config_that_would_fail_late_fails_early(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PixelCNNConfig(**change)  # type: ignore[arg-type]
-
-
-def on_digits(mask: str, steps: int) -> float:
-    """Train on the 17 levels of 8 x 8 digits; nats a picture of 297 others."""
-    levels = torch.from_numpy(load_digits().images).float()[:, None] / 16
-    pixels = levels[torch.randperm(len(levels), generator=torch.Generator().manual_seed(0))]
-    torch.manual_seed(0)
-    config = dataclasses.replace(PixelCNN.presets["digits"], width=24, layers=3, mask=mask)
-    model = PixelCNN(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model({"pixels": pixels[297:][torch.randint(1500, (64,))]}).total.backward()
-        optimizer.step()
-        schedule.step()
-    return -model.log_prob({"pixels": pixels[:297]}).mean().item()
-
-
-def test_digits_are_learned_and_a_leak_falls_below_the_gate() -> None:
-    """Levels counted pixel by pixel give 107.8 nats; the gate of digits-pixelcnn.yaml is 53 to 86.5."""
-    assert 70 < on_digits("A", 250) < 95
-    assert on_digits("B", 250) < 20
