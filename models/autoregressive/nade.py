@@ -104,7 +104,10 @@ class NADE(Family):
         Some bits at a time, whose hidden units fit a CPU's cache: four times as fast for 784 bits and 500 units.
         """
         a_BU, logits = self.c_U.expand(len(x_BD), -1), []
-        parts = (x_BD.split(CHUNK, 1), self.W_DU.split(CHUNK), self.V_DU.split(CHUNK))
+        parts = [
+            torch.split(x_BD, CHUNK, 1),
+            *(torch.split(w, CHUNK) for w in (self.W_DU, self.V_DU)),
+        ]
         for x_BN, W_NU, V_NU in zip(*parts, strict=True):
             heard_NBU = x_BN.T[:, :, None] * W_NU[:, None]
             if self.config.mask == "A":  # one later: a_d has heard of the bits before d
@@ -146,11 +149,8 @@ class NADE(Family):
 
     def _pictures(self, x_BD: Tensor) -> Tensor:
         """Return bits put back from the model's order to their places."""
-        return (
-            torch.empty_like(x_BD)
-            .index_copy_(1, self.order_D, x_BD)
-            .unflatten(1, self.config.shape)
-        )
+        raster_BD = torch.empty_like(x_BD).index_copy_(1, self.order_D, x_BD)
+        return raster_BD.view(-1, *self.config.shape)
 
 
 def _uniform(rows: int, columns: int, fan_in: int) -> Tensor:

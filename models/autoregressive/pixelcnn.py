@@ -67,10 +67,10 @@ class GatedLayer(nn.Module):
 
     def __init__(self, inputs: int, width: int, kernel: int, mask: str, known_words: int) -> None:
         super().__init__()
-        self.half = kernel // 2
-        self.columns = self.half + (mask == "B")  # that the horizontal stack sees of its own row
+        self.reach = kernel // 2
+        self.columns = self.reach + (mask == "B")  # that the horizontal stack sees of its own row
         self.residual = mask == "B" and inputs == width
-        self.vertical = nn.Conv2d(inputs, 2 * width, (self.half + 1, kernel))
+        self.vertical = nn.Conv2d(inputs, 2 * width, (self.reach + 1, kernel))
         self.horizontal = nn.Conv2d(inputs, 2 * width, (1, self.columns))
         self.down = nn.Conv2d(2 * width, 2 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
@@ -82,11 +82,11 @@ class GatedLayer(nn.Module):
         self, v_BPHW: Tensor, h_BPHW: Tensor, tokens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return both stacks' outputs (B, P, H, W): v of rows <= r, h of rows < r and of columns <= c in row r."""
-        half, side = self.half, h_BPHW.shape[3]
+        reach, side = self.reach, h_BPHW.shape[3]
         bias_v, bias_h = self.biases(tokens)
-        v2_BPHW = self.vertical(F.pad(v_BPHW, (half, half, half, 0))) + bias_v
+        v2_BPHW = self.vertical(F.pad(v_BPHW, (reach, reach, reach, 0))) + bias_v
         above_BPHW = F.pad(v2_BPHW, (0, 0, 1, 0))[:, :, :-1]  # row r hears of rows < r
-        left_BPHW = self.horizontal(F.pad(h_BPHW, (half, 0, 0, 0)))[..., :side]
+        left_BPHW = self.horizontal(F.pad(h_BPHW, (reach, 0, 0, 0)))[..., :side]
         out: Tensor = self.out(gate(left_BPHW + self.down(above_BPHW) + bias_h))
         return gate(v2_BPHW), out + h_BPHW if self.residual else out
 
@@ -108,11 +108,11 @@ class CachedLayer:
     """A layer that is told row after row and pixel after pixel, and computes each feature once."""
 
     def __init__(self, layer: GatedLayer, tokens: Tensor | None, count: int, side: int) -> None:
-        self.layer, self.half, inputs = layer, layer.half, layer.vertical.in_channels
+        self.layer, self.reach, inputs = layer, layer.reach, layer.vertical.in_channels
         self.bias_v, self.bias_h = layer.biases(tokens)
         blank = layer.down.weight.new_zeros
-        self.rows_BPRW = blank(count, inputs, self.half + 1, side)  # the newest rows told
-        self.left_BXP = blank(count, self.half + side, inputs)  # the row that is drawn
+        self.rows_BPRW = blank(count, inputs, self.reach + 1, side)  # the newest rows told
+        self.left_BXP = blank(count, self.reach + side, inputs)  # the row that is drawn
         self.above_B2PHW = blank(count, layer.down.in_channels, 1, side)
         self.filter = layer.horizontal.weight[:, :, 0].permute(0, 2, 1).flatten(1).T.contiguous()
         self.out = layer.out.weight[:, :, 0, 0].T.contiguous()
@@ -120,7 +120,7 @@ class CachedLayer:
     def tell_row(self, row_BP1W: Tensor) -> Tensor:
         """Take the input of the row just finished; return the vertical stack's output (B, P, 1, W) for it."""
         self.rows_BPRW = torch.cat([self.rows_BPRW[:, :, 1:], row_BP1W], 2)
-        padded = F.pad(self.rows_BPRW, (self.half, self.half, 0, 0))
+        padded = F.pad(self.rows_BPRW, (self.reach, self.reach, 0, 0))
         self.above_B2PHW = self.layer.vertical(padded) + self.bias_v
         return gate(self.above_B2PHW)
 
@@ -136,7 +136,7 @@ class CachedLayer:
     def pixel(self, column: int, h_BP: Tensor | None) -> Tensor:
         """Take this column's input, where it is known already; return the horizontal output (B, P) there."""
         if h_BP is not None:
-            self.left_BXP[:, self.half + column] = h_BP
+            self.left_BXP[:, self.reach + column] = h_BP
         window = self.left_BXP[:, column : column + self.layer.columns].flatten(1)
         gated = gate(torch.addmm(self.heard_WBP[column], window, self.filter))
         out_BP = torch.addmm(_bias(self.layer.out), gated, self.out)
@@ -144,7 +144,7 @@ class CachedLayer:
 
     def tell_pixel(self, column: int, value_BP: Tensor) -> None:
         """Take the input of the pixel just drawn; for the first layer, whose window ends before it."""
-        self.left_BXP[:, self.half + column] = value_BP
+        self.left_BXP[:, self.reach + column] = value_BP
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

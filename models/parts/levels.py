@@ -28,4 +28,5 @@ def observed(
 
 def uniforms(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
     """Return (len(seeds), *shape) draws from [0, 1], each row all of its own seed."""
-    return torch.special.ndtr(seeded_noise(seeds, shape, device))
+    found: Tensor = torch.special.ndtr(seeded_noise(seeds, shape, device))
+    return found

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.autograd.functional import jacobian as jacobian_of
 from torch.nn import functional as F
 
 from models import build, describe
@@ -72,7 +73,7 @@ def influence(model: PixelCNN) -> Tensor:
     side = model.config.image_size
     model = model.double()
     start = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)).double()
-    found = torch.autograd.functional.jacobian(model.logits, start)
+    found = jacobian_of(model.logits, start)  # type: ignore[no-untyped-call]
     assert isinstance(found, Tensor)
     return found.abs().amax((0, 1)).reshape(side * side, side * side)
 
@@ -110,7 +111,7 @@ class Masked(torch.nn.Module):
 
 def test_the_detector_sees_the_blind_spot_of_one_masked_stack() -> None:
     start = torch.rand(1, 1, 7, 7).double()
-    found = torch.autograd.functional.jacobian(Masked(), start)
+    found = jacobian_of(Masked(), start)  # type: ignore[no-untyped-call]
     assert isinstance(found, Tensor)
     assert found[0, 0, 4, 2, 0, 0, 3, 3] > 0
     assert found[0, 0, 4, 2, 0, 0, 3, 4] == 0  # blind: it is before, and near
