@@ -158,7 +158,8 @@ def _trial(model: Family, count: int, size: int) -> torch.Tensor:
     for start in range(0, count, size):
         seeds = tuple(min(seed, count - 1) for seed in range(start, start + size))
         if not model.capabilities.stepwise:
-            parts.append(model.sample(Request(seeds=seeds)))
+            asked = model.config.vocabulary[:1] if model.capabilities.condition == "text" else ()
+            parts.append(model.sample(Request(seeds=seeds, prompts=asked * len(seeds))))
             continue
         stepwise: Any = model
         rows = join([stepwise.begin(Request(seeds=(seed,), low_BCHW=low)) for seed in seeds])

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from queue import Queue
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.autoregressive.pixelcnn import PixelCNN
 from models.family import Family, Request
 from services.engine import Engine, Failed, Finished, Full, Shown
 from services.versions import agreeing
@@ -240,3 +242,9 @@ def test_numbers_that_are_not_finite_fail_the_request_and_are_never_delivered(
     engine.submit(networks("vae"), Request(seeds=(1,)), healthy.put)
     assert np.isfinite(healthy.pictures(1)[0]).all()
     assert inbox.empty()
+
+
+def test_a_model_that_only_paints_captions_is_tried_with_one() -> None:
+    torch.manual_seed(0)
+    config = replace(PixelCNN.presets["tiny"], vocabulary=("one", "two"), max_words=1)
+    assert agreeing(PixelCNN(config).eval(), (1, 2))[-1] == 2
