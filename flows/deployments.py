@@ -189,12 +189,17 @@ def zombie_rule() -> "AutomationCore":
 
 
 def put_automation(client: "SyncPrefectClient", automation: "AutomationCore") -> None:
-    """Make an automation, or bring the first of its name up to date and remove its doubles."""
+    """Make an automation, or bring the first of its name up to date and remove its doubles.
+
+    An equal one is left alone: an update gives its trigger another id, and what the server was counting under the old
+    one, such as the silence of a killed run, is forgotten.
+    """
     found = client.read_automations_by_name(automation.name)
     if not found:
         client.create_automation(automation)
         return
     first, *doubles = found
-    client.update_automation(first.id, automation)
+    if first.model_dump(exclude={"id"}) != automation.model_dump():
+        client.update_automation(first.id, automation)
     for double in doubles:
         client.delete_automation(double.id)

@@ -1,6 +1,7 @@
 """The contract between a generative family and everything that trains, judges or serves it.
 
-Shape letters: B rows of a batch, C channels, H and W pixels. Pixels are in [0, 1] at every public edge.
+Shape letters: B rows of a batch, N examples of a split, C channels, H and W pixels, T places in time (words, tokens or
+sound samples), E numbers of an embedding. Pixels are in [0, 1] and sound in [-1, 1] at every public edge.
 """
 
 from abc import ABC, abstractmethod
@@ -11,9 +12,19 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+Modality: TypeAlias = Literal["image", "audio", "text"]
+
 Batch: TypeAlias = Mapping[str, Tensor]
-"""`pixels` (B, C, H, W) in [0, 1]; `tokens` (B, T) int64 where captions are learned;
-`attributes` (B, A) int64, one column an attribute of the caption, where the dataset names any."""
+"""One row a sample in every tensor.
+
+image: `pixels` (B, C, H, W) in [0, 1]. audio: `sound` (B, T) in [-1, 1] and `length` (B,) int64, after which there is
+silence. Both: `tokens` (B, T) int64 where captions are learned; `attributes` (B, A) int64, one column an attribute of
+the caption, where the dataset names any. text: what the family's own `examples` made of the records.
+"""
+
+Record: TypeAlias = Sequence[tuple[str, str]]
+"""One text sample: (role, text) in their order. A document is one ("text", ...); a pair is ("source", ...), ("target",
+...); a dialogue alternates ("user", ...) and ("assistant", ...), perhaps after a ("system", ...)."""
 
 Rows: TypeAlias = dict[str, Tensor]
 """Samples under way: every tensor has one row a sample, so rows join and part by `cat` and index."""
@@ -36,9 +47,20 @@ class Request:
     steps: int | None = None  # None: the family's own default
     guidance: float | None = None  # classifier-free guidance scale; 1 is none
     low_BCHW: Tensor | None = None  # in [0, 1], for a family that upscales
+    seconds: float | None = None  # of sound; None: the family's own default
+    dialogues: tuple[Record, ...] = ()  # one a seed, in place of prompts, for a family that chats
+    max_tokens: int | None = (
+        None  # of text that is written; None: as many as the context has room for
+    )
+    temperature: float | None = None  # of every draw of a token; 0: the likeliest; None: 1
+    top_k: int | None = None  # only the k likeliest tokens; None: all
+    top_p: float | None = (
+        None  # only the likeliest tokens that together have this probability; None: all
+    )
 
     def __post_init__(self) -> None:
-        for name, value in (("prompts", self.prompts), ("low_BCHW", self.low_BCHW)):
+        each = {"prompts": self.prompts, "low_BCHW": self.low_BCHW, "dialogues": self.dialogues}
+        for name, value in each.items():
             if value is not None and len(value) not in {0, len(self.seeds)}:
                 raise ValueError(
                     f"{len(self.seeds)} seeds but {len(value)} {name}: give one a seed"
@@ -49,11 +71,13 @@ class Request:
 class Capabilities:
     """What a model can do; endpoints, metrics, gates and contract tests are derived from it."""
 
-    modality: Literal["image"] = "image"
+    modality: Modality = "image"
     condition: Literal["none", "text"] = "none"
     likelihood: bool = False  # has log_prob
     upscales: bool = False  # wants Request.low_BCHW
     stepwise: bool = False  # has begin, step, done, preview, finish
+    chats: bool = False  # takes Request.dialogues
+    embeds: bool = False  # has embed
 
 
 class Trainable(nn.Module, ABC):
@@ -106,6 +130,16 @@ class Trainable(nn.Module, ABC):
         """
         return None
 
+    def examples(self, records: Sequence[Record]) -> Batch:
+        """Return what is learned from text records: tensors of N examples, which the loader shuffles and cuts.
+
+        N is the family's own affair: windows of a long text, pairs of neighbouring sentences, a row a dialogue.
+
+        Raises:
+            ValueError: the records have other roles than the family learns from, or nothing fits its context.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns no text")
+
 
 class Family(Trainable):
     """A trainable sampler."""
@@ -117,14 +151,26 @@ class Family(Trainable):
 
     @abstractmethod
     def sample(self, request: Request) -> Tensor:
-        """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
+        """Return samples, a row a seed; a seed gives its sample alone or in a batch.
+
+        image: (B, C, H, W) in [0, 1]. audio: (B, T) in [-1, 1], at `config.sample_rate`. text: (B, T) int64, the tokens
+        that were written, -1 from the end of each row's text on.
+        """
+
+    def text_of(self, tokens_T: Tensor) -> str:
+        """Return the text that the tokens of a sample stand for, control tokens left out."""
+        raise NotImplementedError(f"{type(self).__name__} writes no text")
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Return an embedding a text, (B, E); where `embeds` is declared."""
+        raise NotImplementedError(f"{type(self).__name__} declares no embeddings")
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared."""
         raise NotImplementedError(f"{type(self).__name__} declares no likelihood")
 
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:  # noqa: ARG002 - nothing of its own
-        """Return what the model itself can tell of pictures that it never learned, beside the judge's metrics.
+        """Return what the model itself can tell of samples that it never learned, beside the judge's metrics.
 
         Values (N,) by name; evaluation reports their mean as STAGE_NAME, and a gate may ask for it.
         """

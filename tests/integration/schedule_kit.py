@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "tiny.yaml"
+NAME = "scheduled"  # the registry is shared: versions of "tiny" are other tests'
 Found = TypeVar("Found")
 
 
@@ -94,7 +95,8 @@ def scheduled_house(folder: Path, prefect_port: int) -> Iterator[ScheduledHouse]
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
-    shutil.copy(Path(__file__).with_name("tiny.yaml"), folder / RECIPE)
+    recipe = Path(__file__).with_name("tiny.yaml").read_text()
+    (folder / RECIPE).write_text(recipe.replace("name: tiny", f"name: {NAME}"))
     dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
     subprocess.run(dvc, cwd=folder, check=True, timeout=120)
     api = f"http://127.0.0.1:{prefect_port}/api"

@@ -14,7 +14,7 @@ import pytest
 
 from flows.watches import DRIFTED, emit, seen
 from tests.conftest import free_ports
-from tests.integration.schedule_kit import RECIPE, ScheduledHouse, scheduled_house, wait_for
+from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -115,7 +115,7 @@ def test_a_schedule_fires_on_time_and_its_version_is_a_candidate_with_a_gate_rep
 
     shown = house.json("schedule", "runs", name)
     made = shown[-1]["version"]
-    assert made.startswith("tiny:")
+    assert made == f"{NAME}:1"
     assert shown[-1]["gate"] == "passed"
     assert shown[-1]["page"].endswith(f"/runs/flow-run/{first.id}")
     overlapping = [run["state"] for run in shown[:-1]]
@@ -126,10 +126,10 @@ def test_a_schedule_fires_on_time_and_its_version_is_a_candidate_with_a_gate_rep
     from infra.registry import Registry
 
     registry = Registry(house.environment["ATELIER_TRACKING_URI"], house.folder / "fetched")
-    candidate = registry.get("tiny@candidate")
+    candidate = registry.get(f"{NAME}@candidate")
     assert candidate.ref == made
     assert (registry.fetch(candidate) / "report.json").is_file()
-    assert house.json("history", "tiny") == [], "it went further than it was asked to"
+    assert house.json("history", NAME) == [], "it went further than it was asked to"
 
     (listed,) = house.json("schedule", "list")
     assert (listed["paused"], listed["next"]) == (True, [])
@@ -173,16 +173,16 @@ def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_ste
 ) -> None:
     steps = [f"stages.{stage}.training.steps={count}" for stage, count in STEPS.items()]
     words = ("schedule", "add", RECIPE, *(word for one in steps for word in ("--set", one)))
-    name = house.json(*words, "--on-drift", "tiny")["name"]
+    name = house.json(*words, "--on-drift", NAME)["name"]
     with house.client() as client:
         emit(client, DRIFTED, "atelier.endpoint.another", {})
-        emit(client, DRIFTED, "atelier.endpoint.tiny", {"share": 0.4})
+        emit(client, DRIFTED, f"atelier.endpoint.{NAME}", {"share": 0.4})
     from infra.registry import Registry
 
     registry = Registry(house.environment["ATELIER_TRACKING_URI"], house.folder / "fetched")
 
     def trained() -> Any:
-        return [version for version in registry.versions("tiny.base") if version.number > 1]
+        return [version for version in registry.versions(f"{NAME}.base") if version.number > 1]
 
     (base,) = wait_for("trained stage", trained, 120)
     (run,) = house.runs(name)
@@ -202,7 +202,7 @@ def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_ste
     assert house.worker().pid != worker.pid
     assert (done.id, done.state_name, done.run_count) == (run.id, "Completed", 2), done.state
     assert done.parameters == run.parameters
-    assert registry.versions("tiny.base")[-1].number == base.number, "a finished step was repeated"
+    assert registry.versions(f"{NAME}.base")[-1].number == base.number, "a finished step was repeated"
     remove(house, name)
 
 
