@@ -159,7 +159,11 @@ def put(client: "SyncPrefectClient", deployment: Deployment) -> "UUID":
 
 
 def zombie_rule() -> "AutomationCore":
-    """Return the automation that calls a run CRASHED which neither beats nor says how it ended."""
+    """Return the automation that calls a run CRASHED which neither beats nor says how it ended.
+
+    It counts from a heartbeat, not from Running: somebody else's flow on the same Prefect may live without any. So a
+    run killed in the instant before its first one is found only by the worker that started it (flows/resuming.py).
+    """
     from prefect.client.schemas.objects import StateType
     from prefect.events import AutomationCore, EventTrigger, Posture, ResourceSpecification
     from prefect.events.actions import ChangeFlowRunState

@@ -48,7 +48,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show every transition of a name: who, when, from, to, why, and who approved it."""
-    from flows.workshop import ledger
+    from flows.workshop import ledger, registry
     from infra.ledger import STAGES
 
     if at:
@@ -56,6 +56,8 @@ def history(
         rows = [row for row in found if row is not None and row.to_version is not None]
     else:
         rows = ledger().history(name)
+    if not rows:
+        registry().get(name)  # a name that nobody registered is an error, one without a transition is not
     if as_json:
         show_json([{field: getattr(row, field) for field in FIELDS} for row in rows])
         return

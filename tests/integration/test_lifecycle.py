@@ -139,6 +139,7 @@ def test_the_gate_refuses_and_says_why_and_a_forced_promotion_is_recorded(
         (["generate", "tiny", "dragon", "-o", "x.png"], "unknown word 'dragon'"),
         (["generate", "nothing", "three", "-o", "x.png"], "the model 'nothing' does not exist"),
         (["show", "tiny:999"], "999"),
+        (["history", "tinny"], "tinny"),
         (["promote", "tiny.base"], "is a stage, not a pipeline"),
         (["rollback", "nothing"], "no earlier version"),
         (["train", "nowhere.yaml"], "cannot read recipe nowhere.yaml"),

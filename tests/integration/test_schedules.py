@@ -56,10 +56,7 @@ def house(
 
 @pytest.fixture(scope="module")
 def killed_at(house: ScheduledHouse) -> float:
-    """When a flow of no deployment was killed: only its silence tells.
-
-    Not in the first seconds of a server: it must know the rule when the heartbeat comes.
-    """
+    """When a flow of no deployment was killed, after a heartbeat of its own: only its silence tells."""
     with subprocess.Popen(
         [sys.executable, "-c", SILENT], cwd=house.folder, env=house.environment,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -69,7 +66,10 @@ def killed_at(house: ScheduledHouse) -> float:
 
         def beaten() -> bool:
             with house.client() as client:
-                body = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}}
+                (run,) = [one for one in client.read_flow_runs() if one.deployment_id is None]
+                beats = {"event": {"name": ["prefect.flow-run.heartbeat"]}}
+                beats["resource"] = {"id": [f"prefect.flow-run.{run.id}"]}
+                body = {"filter": beats}
                 found = client.request("POST", "/events/filter", json=body).json()
             return bool(found["total"])
 
@@ -202,7 +202,9 @@ def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_ste
     assert house.worker().pid != worker.pid
     assert (done.id, done.state_name, done.run_count) == (run.id, "Completed", 2), done.state
     assert done.parameters == run.parameters
-    assert registry.versions(f"{NAME}.base")[-1].number == base.number, "a finished step was repeated"
+    assert registry.versions(f"{NAME}.base")[-1].number == base.number, (
+        "a finished step was repeated"
+    )
     remove(house, name)
 
 
