@@ -14,6 +14,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "gan": "models.adversarial.gan:GAN",
     "lda": "models.classical.lda:LDA",
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
+    "made": "models.autoregressive.made:MADE",
     "nade": "models.autoregressive.nade:NADE",
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
     "vae": "models.variational.vae:VAE",

@@ -63,6 +63,7 @@ def judged(recipe_name: str, steps: int, *overrides: str) -> tuple[float, GateRe
 @pytest.mark.parametrize(
     ("recipe", "steps", "leak", "nothing_learned"),
     [
+        ("digits-made", 2000, "stages.made.config.mask=B", 25.3),
         ("digits-nade", 1000, "stages.nade.config.mask=B", 25.3),
         ("digits-pixelcnn", 250, "stages.digits.config.mask=B", 107.8),
     ],
