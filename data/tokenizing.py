@@ -7,9 +7,9 @@ registered as special tokens, and no text can become one: no kind makes a token 
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 CONTROL: Final = (
@@ -33,12 +33,13 @@ class TokenizerSettings(BaseModel):
     kind: Literal["characters", "words", "bytes"] = "bytes"
     size: Annotated[int, Field(ge=len(CONTROL) + 1, le=200_000)] = 4096  # tokens at most
 
-    def __init__(self, **values: object) -> None:
-        super().__init__(**values)
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
         if self.kind == "bytes" and self.size < LEAST_BYTES:
             raise ValueError(
                 f"a tokenizer of bytes has at least {LEAST_BYTES} tokens, not {self.size}"
             )
+        return self
 
 
 def train(texts: Sequence[str], kind: str, size: int) -> str:

@@ -17,7 +17,7 @@ from data.makers.scenes import COLOURS, NAMES
 from data.modalities.text import Record, record_bytes
 from data.tokenizing import TokenizerSettings
 
-THINGS: Final = ("apple", "ball", "cup", "door", "egg", "fish", "hat", "key", "lamp", "ring")
+THINGS: Final = ("ball", "bell", "cup", "door", "fish", "hat", "key", "lamp", "pear", "ring")
 DRAWS: Final = 50  # tries for a dialogue that there is not yet, before the templates are used up
 
 

@@ -2,7 +2,8 @@
 
 A file is a document. A long one is cut at ends of lines into consecutive pieces, the first 90 % of which are learned
 from, the next 5 % validate and the last 5 % test: a place that is tested lies beyond all that was learned, never
-between. Shorter files are whole documents, split by the hash of what they say.
+between. Shorter files are whole documents, split by the hash of what they say, unless there are so few files that the
+hashes would leave a split nearly empty.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from data.modalities.text import record_bytes
 ENDINGS: Final = (".txt", ".md")
 MAX_BYTES: Final = 1 << 30  # of one file
 LEAST_PIECES: Final = 20  # of a document that has all three splits in itself
+LEAST_FILES: Final = 20  # before hashes split them; fewer are cut into smaller pieces
+LEAST_CHARACTERS: Final = 64  # of a piece
 
 
 class Config(TextEntry):
@@ -81,7 +84,10 @@ def _samples(path: Path, files: list[Path], piece: int) -> Iterator[Sample]:
         if problem:
             yield Sample(name, b"", problem=problem)
             continue
-        pieces = cut(text, piece)
+        size = piece
+        if len(files) < LEAST_FILES:
+            size = min(piece, max(LEAST_CHARACTERS, len(text) // LEAST_PIECES))
+        pieces = cut(text, size)
         if len(pieces) < LEAST_PIECES:
             yield Sample(name, record_bytes([("text", text)]))
             continue

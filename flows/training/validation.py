@@ -35,8 +35,9 @@ class Validation:
             encode=model.encode,
             examples=model.examples,
         )
-        rows = loader_of(batch_size=1).rows
-        loader = loader_of(batch_size=min(ROWS, rows))
+        loader = loader_of(batch_size=ROWS)
+        if (rows := loader.rows) < ROWS:
+            loader = loader_of(batch_size=rows)
         self._batches = [loader.batch(step) for step in range(min(BATCHES, math.ceil(rows / ROWS)))]
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from data.catalog import (
     prepared,
     repair_locks,
 )
-from data.loaders import everything
+from data.loaders import everything, facts_of, records
 from data.repro import reason
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +101,19 @@ def test_own_pictures_are_prepared_and_a_second_time_costs_no_stage(
     header.write_text(header.read_text().replace("my picture", "no picture"))
     with pytest.raises(CatalogError, match=r"mine is not what dvc.lock names"):
         prepared("mine", project)
+
+
+@pytest.mark.slow
+def test_own_text_is_prepared_from_a_file_to_a_loader(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("".join(f"line {number}\n" for number in range(9000)))
+    settings = {"tokenizer": {"kind": "characters", "size": 100}}
+    add_own("text", "book", tmp_path / "book.txt", settings, project)
+    found = prepare("book", project)
+    assert "tokenizer" in facts_of(found.path)
+    assert "accepted" in (found.report.read_text() if found.report else "")
+    row = next(row for row in datasets(project) if row.name == "book")
+    assert (row.modality, row.size) == ("text", "characters, 100 at most")
+    assert records(found.path, "train")[0][0][1].startswith("line 0\nline 1\n")
 
 
 @pytest.mark.slow

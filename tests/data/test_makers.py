@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from data.makers import DIGITS, MAKERS, MakerError, digits, folder, maker, mnist, shapes
+from data.modalities import modality
 from data.pictures import decode, png
 
 HERE = Path()
@@ -48,6 +49,16 @@ def test_every_maker_has_an_entry_and_an_unknown_name_lists_them() -> None:
     assert all(maker(name).Config and maker(name).made for name in MAKERS)
     with pytest.raises(MakerError, match="'shape'; choose one of shapes, digits, mnist, folder"):
         maker("shape")
+
+
+def test_an_entry_says_which_modality_its_samples_have() -> None:
+    for name in ("shapes", "digits", "scenes", "numbers", "chat", "vowels"):
+        module = maker(name)
+        found = module.made(module.Config(maker=name), HERE)
+        assert found.modality == module.Config.modality
+        sample = next(iter(found.samples))
+        looked = modality(found.modality).look(sample.content, found.settings)
+        assert len(looked["digest"]) == 64
 
 
 def test_shapes_have_every_caption_equally_often_and_repeat_for_a_seed() -> None:

@@ -98,6 +98,13 @@ def test_a_long_document_is_tested_beyond_all_that_is_learned(tmp_path: Path) ->
     assert Tokenizer(facts_of(folder)["tokenizer"]).decode([10, 11]) == "\n "
 
 
+def test_one_short_book_has_all_splits_too(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("".join(f"line {n}\n" for n in range(300)))
+    folder = prepare(tmp_path, own("text", tmp_path / "book.txt"))
+    assert len(records(folder, "train")) > 15
+    assert records(folder, "test")[-1][0][1].endswith("line 299\n")
+
+
 def test_short_documents_are_whole_and_split_by_hash(tmp_path: Path) -> None:
     source = tmp_path / "notes"
     source.mkdir()
