@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from data import stages
 from data.loaders import DatasetError, Loader, facts_of, modality_of, records, sounds
 from data.makers import DIGITS, MakerError, labelled_audio, vowels
 from data.modalities import SampleError
@@ -68,6 +69,8 @@ def test_names_are_labels_and_some_are_only_tested(prepared: Path) -> None:
         assert caption == f"{DIGITS[row[0]]} {SPEAKERS[row[1]]}"
     assert [len(sounds(prepared, split)[0]) for split in ("train", "validation")] == [46, 2]
     assert modality_of(prepared) == "audio"
+    page = stages.report_path("mine", prepared.parents[2]).read_text()
+    assert 'src="data:audio/wav;base64,UklGR' in page
     with pytest.raises(DatasetError, match="has modality audio, not text"):
         records(prepared, "train")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from data import tokenizing
+from data import stages, tokenizing
 from data.loaders import DatasetError, Loader, Record, everything, facts_of, modality_of, records
 from data.makers import MakerError, chat, dialogues, numbers, pairs, scenes, text
 from data.modalities import SampleError, modality
@@ -95,6 +95,7 @@ def test_a_long_document_is_tested_beyond_all_that_is_learned(tmp_path: Path) ->
     assert learned + validated + tested == (tmp_path / "book.txt").read_text()
     assert 0.88 < len(learned) / len(learned + validated + tested) < 0.92
     assert modality_of(folder) == "text"
+    assert "<pre>line 0\nline 1\n" in stages.report_path("mine", tmp_path).read_text()
     assert Tokenizer(facts_of(folder)["tokenizer"]).decode([10, 11]) == "\n "
 
 
