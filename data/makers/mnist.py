@@ -5,7 +5,6 @@ words. The packed file (arrays `train`, `valid`, `test` of 98 bytes a row, a bit
 has no labels, so no captions. Both are 28x28 grey.
 """
 
-import gzip
 import struct
 import zipfile
 import zlib
@@ -16,13 +15,13 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.makers import DIGITS, Entry, Made, MakerError, Picture, Split
+from data.makers import DIGITS, Entry, Made, MakerError, Sample, Split
+from data.makers.files import unpacked
 from data.pictures import png
 
 SIDE: Final = 28
 IDX: Final[dict[Split, str]] = {"train": "train", "test": "t10k"}
 PACKED: Final[dict[Split, str]] = {"train": "train", "validation": "valid", "test": "test"}
-MAX_BYTES: Final = 1 << 30  # of one file, unpacked
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -49,12 +48,12 @@ def made(config: Config, project: Path) -> Made:
     packed = sorted(folder.glob("*packed*.npz"))
     if packed:
         pictures = _unpacked(packed[0])
-        return Made(pictures=pictures, image_size=SIDE, channels=1, captioned=False)
+        settings = {"image_size": SIDE, "channels": 1}
+        return Made(samples=pictures, settings=settings, captioned=False)
     files = {split: (_file(folder, split, 3), _file(folder, split, 1)) for split in IDX}
     return Made(
-        pictures=_pictures(files),
-        image_size=SIDE,
-        channels=1,
+        samples=_pictures(files),
+        settings={"image_size": SIDE, "channels": 1},
         attributes={"digit": DIGITS},
         vocabulary=sorted(DIGITS),
         validation_rows=config.validation,
@@ -70,7 +69,7 @@ def _file(folder: Path, split: Split, dimensions: int) -> Path:
     raise MakerError(f"{name}[.gz] is missing in {folder}")
 
 
-def _pictures(files: dict[Split, tuple[Path, Path]]) -> Iterator[Picture]:
+def _pictures(files: dict[Split, tuple[Path, Path]]) -> Iterator[Sample]:
     for split, (images, labels) in files.items():
         x_NHW, digits = read_idx(images, 3), read_idx(labels, 1)
         if len(x_NHW) != len(digits) or x_NHW.shape[1:] != (SIDE, SIDE):
@@ -80,7 +79,7 @@ def _pictures(files: dict[Split, tuple[Path, Path]]) -> Iterator[Picture]:
         if digits.max(initial=0) > 9:
             raise MakerError(f"{labels} has a label {digits.max()}; digits are 0 to 9")
         for index, (x_HW, digit) in enumerate(zip(x_NHW, digits, strict=True)):
-            yield Picture(f"{split}/{index:05d}.png", png(x_HW), DIGITS[digit], split)
+            yield Sample(f"{split}/{index:05d}.png", png(x_HW), DIGITS[digit], split)
 
 
 def read_idx(path: Path, dimensions: int) -> Bytes:
@@ -89,7 +88,7 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
     Raises:
         MakerError: not such a file, cut short, or larger than a gibibyte.
     """
-    content = _content(path)
+    content = unpacked(path)
     start = 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < start:
         raise MakerError(f"{path} is not an IDX file of {dimensions}-dimensional bytes")
@@ -102,20 +101,7 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise MakerError(f"cannot read {path}: {error}") from None
-    if len(content) > MAX_BYTES:
-        raise MakerError(f"{path} unpacks to more than {MAX_BYTES} bytes")
-    return content
-
-
-def _unpacked(path: Path) -> Iterator[Picture]:
+def _unpacked(path: Path) -> Iterator[Sample]:
     arrays = _arrays(path)
     for split, key in PACKED.items():
         rows = arrays[key]
@@ -123,7 +109,7 @@ def _unpacked(path: Path) -> Iterator[Picture]:
             raise MakerError(f"{path}: {key!r} is {rows.dtype} {rows.shape}, not uint8 (N, 98)")
         for index, row in enumerate(rows):
             x_HW = np.unpackbits(row).reshape(SIDE, SIDE) * np.uint8(255)
-            yield Picture(f"{split}/{index:05d}.png", png(x_HW), "", split)
+            yield Sample(f"{split}/{index:05d}.png", png(x_HW), "", split)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from data import stages
 from data.catalog import (
     CatalogError,
     PrepareError,
-    add_folder,
+    add_own,
     datasets,
     identity,
     point,
@@ -22,7 +22,7 @@ from data.catalog import (
     prepared,
     repair_locks,
 )
-from data.loaders import everything
+from data.loaders import everything, facts_of, records
 from data.repro import reason
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_own_pictures_are_prepared_and_a_second_time_costs_no_stage(
     project: Path, tmp_path: Path
 ) -> None:
     list_them(tmp_path, pictures(tmp_path))
-    add_folder("mine", tmp_path, 32, project)
+    add_own("folder", "mine", tmp_path, {"image_size": 32}, project)
     with pytest.raises(CatalogError, match="mine was never prepared: run `atelier data prepare"):
         prepared("mine", project)
     with ThreadPoolExecutor() as pool:  # two at once: one prepares, the other waits for it
@@ -104,13 +104,26 @@ def test_own_pictures_are_prepared_and_a_second_time_costs_no_stage(
 
 
 @pytest.mark.slow
+def test_own_text_is_prepared_from_a_file_to_a_loader(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("".join(f"line {number}\n" for number in range(9000)))
+    settings = {"tokenizer": {"kind": "characters", "size": 100}}
+    add_own("text", "book", tmp_path / "book.txt", settings, project)
+    found = prepare("book", project)
+    assert "tokenizer" in facts_of(found.path)
+    assert "accepted" in (found.report.read_text() if found.report else "")
+    row = next(row for row in datasets(project) if row.name == "book")
+    assert (row.modality, row.size) == ("text", "characters, 100 at most")
+    assert records(found.path, "train")[0][0][1].startswith("line 0\nline 1\n")
+
+
+@pytest.mark.slow
 def test_bad_pictures_are_refused_one_by_one(project: Path, tmp_path: Path) -> None:
     captions = pictures(tmp_path)
     photo = tmp_path / "pictures" / "007.jpg"
     photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
     shutil.copy(tmp_path / "pictures/004.jpg", tmp_path / "pictures/013.jpg")
     list_them(tmp_path, captions | {"pictures/011.jpg": ""})
-    add_folder("bad", tmp_path, 32, project)
+    add_own("folder", "bad", tmp_path, {"image_size": 32}, project)
     with pytest.raises(PrepareError) as caught:
         prepare("bad", project)
     lines = str(caught.value).splitlines()
@@ -215,7 +228,7 @@ def test_a_folder_that_cannot_be_added_says_why(
     before = (project / "params.yaml").read_text()
     list_them(tmp_path, {"a.png": "x"})
     with pytest.raises(CatalogError, match=message):
-        add_folder(name, tmp_path, size, project)
+        add_own("folder", name, tmp_path, {"image_size": size}, project)
     assert (project / "params.yaml").read_text() == before
 
 
@@ -225,8 +238,8 @@ def test_adding_keeps_the_other_lines_of_params(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     list_them(photos, {"a.png": "x"})
-    add_folder("cats", photos, 16, tmp_path)
-    add_folder("cats", photos, 32, tmp_path)
+    add_own("folder", "cats", photos, {"image_size": 16}, tmp_path)
+    add_own("folder", "cats", photos, {"image_size": 32}, tmp_path)
     found = (tmp_path / "params.yaml").read_text()
     line = "  cats: {maker: folder, path: photos, image_size: 32}\n"
     assert found == text.replace("{maker: shapes}\n", "{maker: shapes}\n" + line)

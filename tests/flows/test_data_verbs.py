@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,55 @@ def test_the_list_of_datasets_is_numbers_and_whole_hashes_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = "0" * 32 + ".dir"
-    found = catalog.Listed("toys", "folder", Path("toys"), 32, known, {"train": 18})
+    found = catalog.Listed("toys", "folder", Path("toys"), "image", "32 px", known, {"train": 18})
     monkeypatch.setattr(catalog, "datasets", lambda _: [found])
     data_verbs.list_datasets(as_json=True)
     [told] = json.loads(capsys.readouterr().out)
-    assert (told["image_size"], told["identity"], told["rows"]) == (32, known, {"train": 18})
+    assert (told["size"], told["identity"], told["rows"]) == ("32 px", known, {"train": 18})
     data_verbs.list_datasets()
     assert "train 18" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("text", {"path": Path("x"), "image_size": 8}, "data prepare text` takes no --image-size"),
+        (
+            "pairs",
+            {"path": Path("x"), "sample_rate": 8000},
+            "prepare pairs` takes no --sample-rate",
+        ),
+        ("scenes", {"tokenizer": "words:9"}, "data prepare scenes` takes no --tokenizer"),
+        ("dialogues", {}, "which files\\? `atelier data prepare dialogues --path PATH`"),
+        (
+            "text",
+            {"path": Path("x"), "tokenizer": "words:many"},
+            "'words:many': give a kind and a size",
+        ),
+        (
+            "text",
+            {"path": Path("x"), "tokenizer": "signs"},
+            r"datasets.x.tokenizer.kind: Input should",
+        ),
+        (
+            "text",
+            {"path": Path("x"), "tokenizer": "bytes:99"},
+            r"datasets.x.tokenizer: .* at least 266",
+        ),
+        ("text", {"path": Path("none.txt")}, r"no file or folder .*none.txt: give your text with"),
+        ("labelled-audio", {"path": Path("x")}, r"no folder .*x: give the folder of your sounds"),
+    ],
+)
+def test_an_option_that_does_not_suit_is_refused(
+    name: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        data_verbs.prepare(name, **given)
+
+
+def test_options_become_entries() -> None:
+    assert data_verbs._tokenizer("words:2000") == {"kind": "words", "size": 2000}
+    assert data_verbs._tokenizer("characters") == {"kind": "characters"}
+    assert data_verbs._tested("index=0,1") == {"index": ["0", "1"]}
+    assert data_verbs._tested("test_2016") == "test_2016"
+    assert data_verbs._called(Path("/a/My Book.txt")) == "my-book"
