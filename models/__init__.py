@@ -12,6 +12,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "aae": "models.variational.aae:AAE",
     "ddpm": "models.diffusion.ddpm:DDPM",
     "gan": "models.adversarial.gan:GAN",
+    "gpt": "models.language.gpt:GPT",
     "lda": "models.classical.lda:LDA",
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "made": "models.autoregressive.made:MADE",

@@ -1,0 +1,52 @@
+"""Drawing a token from its logits: by temperature, from the k likeliest, from the likeliest of a joint probability p.
+
+Shape letters: B rows, V tokens of the vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from models.family import Request, mixed
+
+
+def uniform(seed: int, position: int) -> float:
+    """Return the number in [0, 1) that draws the token after `position`."""
+    return (mixed(mixed(seed) + position) >> 10) / 2**53
+
+
+def drawn(
+    logits_BV: Tensor, u_B: Tensor, temperature_B: Tensor, top_k_B: Tensor, top_p_B: Tensor
+) -> Tensor:
+    """Return a token a row (B,) int64: where the likelihoods of the kept tokens, the likeliest first, add up to u.
+
+    Kept are the k likeliest, and of those the fewest that together have top_p of their probability (Holtzman et al.
+    2019, arXiv:1904.09751); a temperature of 0 keeps the likeliest alone. All but the logits is float64.
+    """
+    scaled_BV = logits_BV.double() / temperature_B.clamp(min=1e-6)[:, None]
+    sorted_BV, order_BV = scaled_BV.sort(stable=True, dim=1, descending=True)
+    rank_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
+    most_B = top_k_B.masked_fill(temperature_B == 0, 1)
+    p_BV = sorted_BV.masked_fill(rank_V >= most_B[:, None], -torch.inf).softmax(1)
+    kept_BV = p_BV.masked_fill(p_BV.cumsum(1) - p_BV >= top_p_B[:, None], 0)
+    below_BV = kept_BV.cumsum(1)
+    place_B = (below_BV <= u_B[:, None] * below_BV[:, -1:]).sum(1)
+    place_B = place_B.minimum((kept_BV > 0).sum(1) - 1)  # whatever rounding leaves of u
+    token_B: Tensor = order_BV.gather(1, place_B[:, None])[:, 0]
+    return token_B
+
+
+def check(request: Request) -> None:
+    """Refuse sampling settings that mean nothing.
+
+    Raises:
+        ValueError: temperature, top_k, top_p or max_tokens is out of its range.
+    """
+    temperature, top_k, top_p = request.temperature, request.top_k, request.top_p
+    if temperature is not None and not 0 <= temperature <= 100:
+        raise ValueError(f"temperature must be in 0..100, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {request.max_tokens}")

@@ -1,0 +1,396 @@
+"""GPT: a decoder-only Transformer that writes text and answers (Radford et al. 2018 and 2019; nanoGPT's variant).
+
+Pre-LN blocks (arXiv:2002.04745), exact GELU, learned positions, no biases, the embedding tied to the output
+(arXiv:1608.05859); weights start at N(0, 0.02), those that end a residual branch at 0.02 / sqrt(2 L). Documents are one
+stream, `<eos>` before, between and after them. A dialogue is `<bos> <system> text <user> text <assistant> text <eos>
+<user> ...`, learned where the assistant speaks (its `<eos>` included). What is written is drawn by inversion of one
+uniform number a token, which the row's seed and the token's place alone decide.
+
+Shape letters: N and B rows, T places, S slots of a cache, E width, H heads, D features of a head, L layers, V tokens of
+the vocabulary. Tokens are int64, -1 where a row has ended; likelihoods are in nats.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
+from models.language import texts
+from models.language.drawing import check, drawn, uniform
+from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
+
+SLOTS: Final = 64  # a cache has a multiple of them: a CPU then rounds alike whatever its length
+LOGITS: Final = 2**25  # at once, where nothing is learned
+SIGNS: Final = "abcdefghijklmnopqrstuvwxyz0123456789 .,;:?!'-\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GPTConfig:
+    """What is learned and the network's sizes."""
+
+    tokenizer: str = of_signs(SIGNS)  # its JSON document; a fact of the dataset
+    learns: Literal["documents", "dialogues"] = "documents"
+    loss_on: Literal["answers", "everything"] = "answers"  # of dialogues
+    context: int = 64  # tokens that are seen at most
+    stride: int | None = None  # tokens from one window of the documents to the next; None: context
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+    causal: bool = True  # False is the broken control: a token sees those after it
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        for name in ("context", "width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.stride is not None and not 1 <= self.stride <= self.context:
+            raise ValueError(f"stride must be in 1..{self.context} (context), got {self.stride}")
+        tokenizer(self.tokenizer)  # is one
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The keys and values of what rows have read, and where T more tokens of each belong."""
+
+    keys_BSLHD: Tensor
+    values_BSLHD: Tensor
+    place_BT: Tensor
+    seen_B1TS: Tensor  # bool: the slots that each of the T tokens sees
+
+    def took(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values into their slots; return a layer's keys and values (B, H, S, D).
+
+        In place: a slot from a row's position on holds nothing, so rows that were kept aside mean what they meant.
+        """
+        row_B1 = torch.arange(len(self.place_BT), device=self.place_BT.device)[:, None]
+        both = ((self.keys_BSLHD, k_BHTD), (self.values_BSLHD, v_BHTD))
+        for kept, new in both:
+            kept[row_B1, self.place_BT, layer] = new.transpose(1, 2).to(kept.dtype)
+        keys, values = (kept[:, :, layer].transpose(1, 2) for kept, _ in both)
+        return keys, values
+
+
+class Attention(nn.Module):
+    """Causal self-attention in several heads."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.causal = layer, config.heads, config.causal
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x_BTE: Tensor, memory: Memory | None) -> Tensor:
+        """Return (B, T, E): what each token finds before it, in the row itself or in the memory."""
+        q, k, v = self.qkv(x_BTE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if memory is None:
+            dropout = self.dropout if self.training else 0.0
+            found = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=self.causal
+            )
+        else:
+            k, v = memory.took(self.layer, k, v)
+            found = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=memory.seen_B1TS)
+        out: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
+        self.attention = Attention(config, layer)
+        self.hidden = nn.Linear(width, 4 * width, bias=False)
+        self.out = nn.Linear(4 * width, width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTE: Tensor, memory: Memory | None) -> Tensor:
+        """Return (B, T, E)."""
+        x_BTE = x_BTE + self.dropout(self.attention(self.norm1(x_BTE), memory))
+        out: Tensor = x_BTE + self.dropout(self.out(F.gelu(self.hidden(self.norm2(x_BTE)))))
+        return out
+
+
+class GPT(Family):
+    """Tokens in order, each a softmax over the vocabulary given those before it."""
+
+    Config = GPTConfig
+    presets: ClassVar[Mapping[str, GPTConfig]] = {
+        "tiny": GPTConfig(context=32, width=32, layers=2, heads=2),
+        "nano": GPTConfig(),  # nanoGPT on a CPU
+        "chat": GPTConfig(learns="dialogues"),
+        "small": GPTConfig(context=256, width=384, layers=6, heads=6, dropout=0.2),  # on one GPU
+        "base": GPTConfig(context=1024, width=768, layers=12, heads=12),  # GPT-2's smallest
+    }
+    config: GPTConfig
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(tokenizer(config.tokenizer).size, config.width)
+        self.places = nn.Embedding(config.context, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
+        self.norm = nn.LayerNorm(config.width, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                ends_a_branch = name.endswith("out.weight")
+                std = 0.02 / (2 * config.layers) ** 0.5 if ends_a_branch else 0.02
+                nn.init.normal_(parameter, std=std)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        chats = self.config.learns == "dialogues"
+        return Capabilities(
+            modality="text", condition="text", likelihood=True, stepwise=True, chats=chats
+        )
+
+    def examples(self, records: Sequence[Record]) -> Batch:
+        """Return windows of the documents, or a row a dialogue.
+
+        documents: `tokens` (N, context + 1). dialogues: `tokens` (N, T + 1) and `answer` (N, T) bool: whether the next
+        token is the assistant's. -1 after a row's end. See `texts`.
+
+        Raises:
+            ValueError: no records, other roles, or a last exchange alone that is longer than the context.
+        """
+        words = tokenizer(self.config.tokenizer)
+        if self.config.learns == "dialogues":
+            return texts.dialogues(records, words, self.config.context)
+        stride = self.config.stride or self.config.context
+        return texts.windows(records, words, self.config.context, stride)
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the mean cross-entropy in nats a token, and how often the likeliest token was the right one.
+
+        The mean over rows of each row's mean: equal parts of a batch (workers, accumulation) then average to the whole.
+        """
+        learned_BT = self._learned(batch, self.config.loss_on)
+        logits_BTV = self.logits(batch["tokens"][:, :-1].clamp(min=0)).float()
+        target_BT = batch["tokens"][:, 1:].masked_fill(~learned_BT, -1)
+        nats_BT = F.cross_entropy(
+            logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=-1, reduction="none"
+        ).view_as(target_BT)
+        right_BT = (logits_BTV.detach().argmax(2) == target_BT).float()
+        count_B = learned_BT.sum(1).clamp(min=1)
+        total, right = ((value.sum(1) / count_B).mean() for value in (nats_BT, right_BT))
+        return Losses(total, {"accuracy": right})
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Return the next token's logits (B, T, V) at every place; T <= context."""
+        return F.linear(self._read(tokens_BT), self.tokens.weight)
+
+    def _read(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        """Return what the network makes of the tokens and those before them, (B, T, E)."""
+        from_0_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        place = from_0_T if memory is None else memory.place_BT
+        x_BTE = self.dropout(self.tokens(tokens_BT) + self.places(place))
+        for block in self.blocks:
+            x_BTE = block(x_BTE, memory)
+        found: Tensor = self.norm(x_BTE)
+        return found
+
+    def _learned(self, batch: Batch, on: str = "answers") -> Tensor:
+        """Return which targets count, (B, T) bool."""
+        there_BT = batch["tokens"][:, 1:] >= 0
+        only_answers = self.config.learns == "dialogues" and on == "answers"
+        return there_BT & batch["answer"] if only_answers else there_BT
+
+    @torch.no_grad()
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Return log p of each row's tokens given its first, in nats (B,); exact. Of a dialogue: of its answers."""
+        tokens = batch["tokens"]
+        pieces = min(len(tokens), 1 + tokens.numel() * self.tokens.num_embeddings // LOGITS)
+        found, learned = [], self._learned(batch).chunk(pieces)
+        for part, wanted in zip(tokens.chunk(pieces), learned, strict=True):
+            log_p_BTV = self.logits(part[:, :-1].clamp(min=0)).float().log_softmax(2)
+            log_p_BT = log_p_BTV.gather(2, part[:, 1:, None].clamp(min=0))[:, :, 0]
+            found.append(log_p_BT.masked_fill(~wanted, 0).sum(1))
+        return torch.cat(found)
+
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `nats_per_token` (N,); of dialogues, of the answers' tokens, and `exact_match` (N,).
+
+        That is 1 where the last answer, written token by token by the likeliest, is the reference with its end. It is
+        really written: a model that sees the future would guess each token of a reference that it is shown.
+        """
+        nats = -self.log_prob(batch) / self._learned(batch).sum(1).clamp(min=1)
+        if self.config.learns == "documents":
+            return {"nats_per_token": nats}
+        right: list[float] = []
+        for start in range(0, len(nats), SLOTS):
+            rows = [[t for t in row if t >= 0] for row in batch["tokens"][start:][:SLOTS].tolist()]
+            asked = [len(row) - row[::-1].index(ASSISTANT) for row in rows]
+            prompts = [row[:end] for row, end in zip(rows, asked, strict=True)]
+            longest = max(len(row) - end for row, end in zip(rows, asked, strict=True))
+            request = Request(seeds=(0,) * len(rows), temperature=0, max_tokens=longest)
+            answers = self._written(self._begun(prompts, request)).tolist()
+            for row, end, answer in zip(rows, asked, answers, strict=True):
+                right.append(float([*(t for t in answer if t >= 0), EOS] == row[end:]))
+        return {"nats_per_token": nats, "exact_match": nats.new_tensor(right)}
+
+    def text_of(self, tokens_T: Tensor) -> str:
+        """Return the text that tokens stand for, control tokens left out."""
+        return tokenizer(self.config.tokenizer).decode(tokens_T.tolist())
+
+    def sample(self, request: Request) -> Tensor:
+        """Return the continuations or answers (B, T) int64, -1 after the end; `<eos>` is none of their tokens.
+
+        T is the most tokens that a row may have: a row alone ended by itself if it has a -1, else it came to
+        `max_tokens` or to the end of the context.
+
+        Raises:
+            ValueError: see `begin`.
+        """
+        return self._written(self.begin(request))
+
+    def _written(self, rows: Rows) -> Tensor:
+        while not self.done(rows).all():
+            rows = self.step(rows)
+        return self.finish(rows)
+
+    def begin(self, request: Request) -> Rows:
+        """Return rows that have read their prompt but its last token, each prompt alone and equal ones once.
+
+        Book-keeping (all but keys and values) stays on the CPU. A prompt is the start of a document, or one question of
+        a dialogue.
+
+        Raises:
+            ValueError: nothing to answer, dialogues for a model of documents, a prompt as long as the context, or
+                temperature, top_k, top_p or max_tokens out of range.
+        """
+        return self._begun(self._prompts(request), request)
+
+    def _prompts(self, request: Request) -> list[list[int]]:
+        words = tokenizer(self.config.tokenizer)
+        if self.config.learns == "documents":
+            if request.dialogues:
+                raise ValueError("this model learned documents and does not chat: give prompts")
+            prompts = request.prompts or ("",) * len(request.seeds)
+            return [[EOS, *one] for one in words.encode_all(prompts)]
+        asked = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
+        if not asked:
+            raise ValueError("this model answers: give one prompt or dialogue a seed")
+        return [texts.question(one, f"dialogue {n}", words) for n, one in enumerate(asked)]
+
+    @torch.no_grad()
+    def _begun(self, prompts: Sequence[Sequence[int]], request: Request) -> Rows:
+        config, count = self.config, len(prompts)
+        check(request)
+        if (longest := max(map(len, prompts))) > config.context:
+            raise ValueError(
+                f"a prompt has {longest} tokens, but this model sees {config.context}: shorten it"
+            )
+        most = request.max_tokens or config.context
+        limit_B = torch.tensor([min(most, config.context + 1 - len(one)) for one in prompts])
+        position_B = torch.tensor([len(one) - 1 for one in prompts])
+        slots = -(-int((position_B + limit_B).max()) // SLOTS) * SLOTS
+        shape = (slots, config.layers, config.heads, config.width // config.heads)
+        keys, values = (self.tokens.weight.new_zeros(count, *shape) for _ in range(2))
+        known: dict[tuple[int, ...], int] = {}
+        for row, prompt in enumerate(prompts):
+            same = known.setdefault(tuple(prompt), row)
+            if same != row:
+                keys[row], values[row] = keys[same], values[same]
+            elif len(prompt) > 1:
+                tokens_1T = torch.tensor([prompt[:-1]], device=keys.device)
+                place_1T = torch.arange(len(prompt) - 1, device=keys.device)[None]
+                self._read(tokens_1T, self._memory(keys[row, None], values[row, None], place_1T))
+        temperature = 1.0 if request.temperature is None else float(request.temperature)
+        return {
+            "keys": keys,
+            "values": values,
+            "position": position_B,  # how many tokens have been read
+            "token": torch.tensor([one[-1] for one in prompts]),  # the next one to be read
+            "written": torch.zeros(count, int(limit_B.max()), dtype=torch.long),
+            "count": torch.zeros_like(limit_B),
+            "limit": limit_B,
+            "ended": torch.zeros(count, dtype=torch.bool),
+            "seed": torch.tensor(request.seeds, dtype=torch.long),
+            "temperature": torch.full((count,), temperature, dtype=torch.float64),
+            "top_k": torch.full((count,), request.top_k or self.tokens.num_embeddings),
+            "top_p": torch.full((count,), float(request.top_p or 1), dtype=torch.float64),
+        }
+
+    def _memory(self, keys: Tensor, values: Tensor, place_BT: Tensor) -> Memory:
+        sees_BT = place_BT if self.config.causal else place_BT.amax(1, keepdim=True)
+        slot_S = torch.arange(keys.shape[1], device=keys.device)
+        return Memory(keys, values, place_BT, (slot_S <= sees_BT[:, :, None])[:, None])
+
+    def done(self, rows: Rows) -> Tensor:
+        """Return (B,) bool: the rows that ended by themselves or may write no more."""
+        return rows["ended"] | (rows["count"] >= rows["limit"])
+
+    @torch.no_grad()
+    def step(self, rows: Rows) -> Rows:
+        """Return the rows one token further; rows that are done stay."""
+        keys = rows["keys"]
+        last = min(keys.shape[1], self.config.context) - 1  # where rows that are done may scribble
+        place_B1 = rows["position"].clamp(max=last)[:, None].to(keys.device)
+        memory = self._memory(keys, rows["values"], place_B1)
+        read_BE = self._read(rows["token"][:, None].to(keys.device), memory)[:, 0]
+        return self._moved(rows, F.linear(read_BE, self.tokens.weight))
+
+    def _moved(self, rows: Rows, logits_BV: Tensor) -> Rows:
+        """Return the rows with a token drawn from its logits; of the control tokens only `<eos>` can come."""
+        allowed_V = torch.arange(logits_BV.shape[1], device=logits_BV.device) >= len(CONTROL)
+        allowed_V[EOS] = True
+        numbers = zip(rows["seed"].tolist(), rows["position"].tolist(), strict=True)
+        rules = torch.stack(
+            [
+                torch.tensor([uniform(*of) for of in numbers], dtype=torch.float64),
+                *(rows[name].double() for name in ("temperature", "top_k", "top_p")),
+            ]
+        ).to(logits_BV.device)
+        token_B = drawn(logits_BV.masked_fill(~allowed_V, -torch.inf), *rules).cpu()
+        live_B = ~self.done(rows)
+        writes_B = live_B & (token_B != EOS)
+        place_BT = torch.arange(rows["written"].shape[1]) == rows["count"][:, None]
+        return {
+            **rows,
+            "written": torch.where(place_BT & writes_B[:, None], token_B[:, None], rows["written"]),
+            "token": torch.where(live_B, token_B, rows["token"]),
+            "position": rows["position"] + live_B,
+            "count": rows["count"] + writes_B,
+            "ended": rows["ended"] | (live_B & (token_B == EOS)),
+        }
+
+    def preview(self, rows: Rows) -> Tensor:
+        """Return what is written so far (B, T) int64, -1 after it."""
+        written = rows["written"][:, : int(rows["limit"].max())]
+        after_BT = torch.arange(written.shape[1]) >= rows["count"][:, None]
+        return written.masked_fill(after_BT, -1)
+
+    def finish(self, rows: Rows) -> Tensor:
+        """Return the continuations or answers (B, T) int64 of rows that are done, -1 after the end."""
+        return self.preview(rows)
+
+    @torch.no_grad()
+    def sample_naively(self, request: Request) -> Tensor:
+        """Write the same texts, all tokens read anew at each: what `sample` is proven and timed against."""
+        rows, prompts = self.begin(request), self._prompts(request)
+        device = self.tokens.weight.device
+        while not self.done(rows).all():
+            written = self.preview(rows).tolist()
+            both = zip(prompts, written, strict=True)
+            seen = [[*prompt, *(t for t in more if t >= 0)] for prompt, more in both]
+            longest = min(max(map(len, seen)), self.config.context)
+            read = [(text + [0] * longest)[:longest] for text in seen]
+            last_B = torch.tensor([min(len(text), longest) - 1 for text in seen], device=device)
+            found_BTE = self._read(torch.tensor(read, device=device))
+            last_BE = found_BTE[torch.arange(len(seen), device=device), last_B]
+            rows = self._moved(rows, F.linear(last_BE, self.tokens.weight))
+        return self.finish(rows)
