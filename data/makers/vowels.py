@@ -70,7 +70,7 @@ def sing(
     vowel: str, speaker: str, seconds: float, rate: int, generator: np.random.Generator
 ) -> npt.NDArray[np.int16]:
     """Return a vowel as 16-bit samples, at most 0.7 of full scale, faded in and out."""
-    from scipy.signal import lfilter  # type: ignore[import-untyped]
+    from scipy.signal import lfilter
 
     pitch_hz, scale = SPEAKERS[speaker]
     count = int(seconds * rate)

@@ -195,7 +195,7 @@ def wav(wave: Wave, rate: int) -> bytes:
 
 def _prepared(x_TC: npt.NDArray[np.float64], found: int, rate: int) -> Wave:
     """Return mono 16-bit samples at `rate`; those of a 16-bit mono file at that rate are as they were."""
-    from scipy.signal import resample_poly  # type: ignore[import-untyped]
+    from scipy.signal import resample_poly
 
     x_T = x_TC.mean(1)
     if found != rate and len(x_T):

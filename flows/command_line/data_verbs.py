@@ -38,16 +38,18 @@ def list_datasets(as_json: AsJson = False) -> None:
         (
             found.name,
             found.maker,
-            found.modality,
-            found.size,
-            " ".join(f"{split} {count}" for split, count in found.rows.items())
-            or found.problem
-            or "not prepared",
-            (found.identity or "")[:12],
+            found.size if found.modality != "text" else found.size.removesuffix(" at most"),
+            " ".join(f"{count}" for count in found.rows.values())
+            or ("no files" if found.problem else "not prepared"),
+            (found.identity or "")[:8],
         )
         for found in listed
     ]
-    show_table("datasets", ("name", "maker", "modality", "size", "rows", "identity"), rows)
+    show_table("datasets", ("name", "maker", "size", "train, val., test", "identity"), rows)
+    root = f"{settings().project.resolve()}/"
+    for found in listed:
+        if found.problem:
+            console.print(f"{found.name}: {found.problem.replace(root, '')}", style="dim")
 
 
 def prepare(

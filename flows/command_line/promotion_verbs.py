@@ -57,7 +57,9 @@ def history(
     else:
         rows = ledger().history(name)
     if not rows:
-        registry().get(name)  # a name that nobody registered is an error, one without a transition is not
+        registry().get(
+            name
+        )  # a name that nobody registered is an error, one without a transition is not
     if as_json:
         show_json([{field: getattr(row, field) for field in FIELDS} for row in rows])
         return
