@@ -1,0 +1,1 @@
+"""Language families: sequences of tokens from text."""
