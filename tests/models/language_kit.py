@@ -1,16 +1,19 @@
-"""Small texts with something to learn, the tokenizer of their words, and a plain training loop."""
+"""Small texts with something to learn, the tokenizer of their words, a plain loop, and peers of equal weights."""
 
 import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from models.family import Record, Trainable
-from models.parts.tokens import CONTROL
+from models.language.bert import BERT
+from models.language.transformer import Transformer
+from models.parts.tokens import BOS, CONTROL, EOS, PAD
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -96,3 +99,121 @@ def fit(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
+
+
+def marian(model: Transformer) -> Any:
+    """Return the peer of the same shape with the same weights."""
+    import transformers
+
+    c, size = model.config, model.embedding.num_embeddings
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("layers", c.layers),
+            ("attention_heads", c.heads),
+            ("ffn_dim", c.feedforward),
+        )
+    }
+    peer = transformers.MarianMTModel(
+        transformers.MarianConfig(
+            vocab_size=size,
+            d_model=c.width,
+            max_position_embeddings=c.max_source,
+            scale_embedding=True,
+            dropout=0.0,
+            activation_function="relu",
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            bos_token_id=BOS,
+            decoder_start_token_id=BOS,
+            **sizes,
+        )
+    ).eval()
+    ours = model.state_dict()
+    names = {
+        **{"query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj"},
+        "out": "self_attn.out_proj",
+    }
+    theirs = {}
+    for name, value in ours.items():
+        side, number, *rest = name.split(".")
+        if side == "embedding":
+            theirs["model.shared.weight"] = value
+            continue
+        at, kind = f"model.{side}.layers.{number}.", rest[-1]
+        if rest[0] in {"attention", "source"}:
+            to = (
+                names[rest[1]]
+                if rest[0] == "attention"
+                else names[rest[1]].replace("self", "encoder")
+            )
+        elif rest[0] == "feedforward":
+            to = {"hidden": "fc1", "out": "fc2"}[rest[1]]
+        else:
+            last = {"encoder": "norm2", "decoder": "norm3"}[side]
+            to = {
+                "norm1": "self_attn_layer_norm",
+                last: "final_layer_norm",
+            }.get(rest[0], "encoder_attn_layer_norm")
+        theirs[f"{at}{to}.{kind}"] = value
+    for side in ("encoder", "decoder"):
+        theirs[f"model.{side}.embed_positions.weight"] = model.places_TE
+    missing, unexpected = peer.load_state_dict(theirs, strict=False)
+    assert not unexpected
+    assert all(
+        "embed_tokens" in name or "lm_head" in name or "final_logits_bias" in name
+        for name in missing
+    )
+    return peer
+
+
+def peer_bert(model: BERT) -> Any:
+    """Return transformers' BERT of the same shape with the same weights."""
+    import transformers
+
+    c = model.config
+    found = transformers.BertForPreTraining(
+        transformers.BertConfig(
+            vocab_size=model.token.num_embeddings,
+            hidden_size=c.width,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            intermediate_size=c.feedforward,
+            max_position_embeddings=c.max_tokens,
+            layer_norm_eps=1e-5,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=PAD,
+        )
+    ).eval()
+    names = {
+        **{"token": "embeddings.word_embeddings", "place": "embeddings.position_embeddings"},
+        **{"segment": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm"},
+        "pooler": "pooler.dense",
+    }
+    inside = {
+        **{f"attention.{name}": f"attention.self.{name}" for name in ("query", "key", "value")},
+        **{"attention.out": "attention.output.dense", "norm1": "attention.output.LayerNorm"},
+        **{"feedforward.hidden": "intermediate.dense", "feedforward.out": "output.dense"},
+        "norm2": "output.LayerNorm",
+    }
+    heads = {
+        **{"transform": "transform.dense", "transform_norm": "transform.LayerNorm"},
+        **{"follows": "seq_relationship"},
+    }
+    weights = {"cls.predictions.bias": model.token_bias}
+    for name, value in model.state_dict().items():
+        first, _, kind = name.rpartition(".")
+        if first in names:
+            weights[f"bert.{names[first]}.{kind}"] = value
+        elif first.startswith("encoder."):
+            _, number, part = first.split(".", 2)
+            weights[f"bert.encoder.layer.{number}.{inside[part]}.{kind}"] = value
+        elif first in heads:
+            at = "cls." if first == "follows" else "cls.predictions."
+            weights[f"{at}{heads[first]}.{kind}"] = value
+    missing, unexpected = found.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.family import Request
 from models.language.bert import BERT, BERTConfig, Masked
 from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, of_signs
-from tests.models.language_kit import SCENE_WORDS, fit, of_words, scenes
+from tests.models.language_kit import SCENE_WORDS, fit, of_words, peer_bert, scenes
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -245,59 +245,11 @@ def test_all_embeddings_begin_equally_quiet_whatever_the_width() -> None:
     assert BERT(dataclasses.replace(BERT.presets["tiny"], segments=False)).segment is None
 
 
-def peer(model: BERT) -> Any:
-    """Return transformers' BERT of the same shape with the same weights."""
-    transformers = pytest.importorskip("transformers")
-    c = model.config
-    found = transformers.BertForPreTraining(
-        transformers.BertConfig(
-            vocab_size=model.token.num_embeddings,
-            hidden_size=c.width,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            intermediate_size=c.feedforward,
-            max_position_embeddings=c.max_tokens,
-            layer_norm_eps=1e-5,
-            pad_token_id=PAD,
-        )
-    ).eval()
-    names = {
-        **{"token": "embeddings.word_embeddings", "place": "embeddings.position_embeddings"},
-        **{"segment": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm"},
-        "pooler": "pooler.dense",
-    }
-    inside = {
-        **{f"attention.{name}": f"attention.self.{name}" for name in ("query", "key", "value")},
-        **{"attention.out": "attention.output.dense", "norm1": "attention.output.LayerNorm"},
-        **{"feedforward.hidden": "intermediate.dense", "feedforward.out": "output.dense"},
-        "norm2": "output.LayerNorm",
-    }
-    heads = {
-        **{"transform": "transform.dense", "transform_norm": "transform.LayerNorm"},
-        **{"follows": "seq_relationship"},
-    }
-    weights = {"cls.predictions.bias": model.token_bias}
-    for name, value in model.state_dict().items():
-        first, _, kind = name.rpartition(".")
-        if first in names:
-            weights[f"bert.{names[first]}.{kind}"] = value
-        elif first.startswith("encoder."):
-            _, number, part = first.split(".", 2)
-            weights[f"bert.encoder.layer.{number}.{inside[part]}.{kind}"] = value
-        elif first in heads:
-            at = "cls." if first == "follows" else "cls.predictions."
-            weights[f"{at}{heads[first]}.{kind}"] = value
-    missing, unexpected = found.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
-    return found
-
-
 def test_logits_equal_those_of_transformers_bert_with_the_same_weights() -> None:
     model = bert()
     shown = model.masked(scene_pairs(model, 8), generator(3))
     ours, follows = model.logits(shown)
-    theirs = peer(model)(
+    theirs = peer_bert(model)(
         input_ids=shown.tokens_BT,
         attention_mask=shown.tokens_BT != PAD,
         token_type_ids=shown.segment_BT,

@@ -18,7 +18,7 @@ from models.language.transformer import Transformer, TransformerConfig, sinusoid
 from models.parts.draws import drawn
 from models.parts.rows import join, take
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, of_signs
-from tests.models.language_kit import NUMBER_WORDS, fit, number_pairs, of_words
+from tests.models.language_kit import NUMBER_WORDS, fit, marian, number_pairs, of_words
 
 SOURCES = ("one two", "seven hundred and six", "nine")
 
@@ -288,71 +288,6 @@ def test_a_config_or_a_request_that_would_fail_late_fails_early() -> None:
         model.sample(Request(seeds=(1,), prompts=("one two three",)))
     with pytest.raises(ValueError, match="max_tokens at least 1, got"):
         model.sample(Request(seeds=(1,), prompts=("one",), max_tokens=0))
-
-
-def marian(model: Transformer) -> Any:
-    """Return the peer of the same shape with the same weights."""
-    transformers = pytest.importorskip("transformers")
-    c, size = model.config, model.embedding.num_embeddings
-    sizes = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in (
-            ("layers", c.layers),
-            ("attention_heads", c.heads),
-            ("ffn_dim", c.feedforward),
-        )
-    }
-    peer = transformers.MarianMTModel(
-        transformers.MarianConfig(
-            vocab_size=size,
-            d_model=c.width,
-            max_position_embeddings=c.max_source,
-            scale_embedding=True,
-            activation_function="relu",
-            pad_token_id=PAD,
-            eos_token_id=EOS,
-            bos_token_id=BOS,
-            decoder_start_token_id=BOS,
-            **sizes,
-        )
-    ).eval()
-    ours = model.state_dict()
-    names = {
-        **{"query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj"},
-        "out": "self_attn.out_proj",
-    }
-    theirs = {}
-    for name, value in ours.items():
-        side, number, *rest = name.split(".")
-        if side == "embedding":
-            theirs["model.shared.weight"] = value
-            continue
-        at, kind = f"model.{side}.layers.{number}.", rest[-1]
-        if rest[0] in {"attention", "source"}:
-            to = (
-                names[rest[1]]
-                if rest[0] == "attention"
-                else names[rest[1]].replace("self", "encoder")
-            )
-        elif rest[0] == "feedforward":
-            to = {"hidden": "fc1", "out": "fc2"}[rest[1]]
-        else:
-            last = {"encoder": "norm2", "decoder": "norm3"}[side]
-            to = {
-                "norm1": "self_attn_layer_norm",
-                last: "final_layer_norm",
-            }.get(rest[0], "encoder_attn_layer_norm")
-        theirs[f"{at}{to}.{kind}"] = value
-    for side in ("encoder", "decoder"):
-        theirs[f"model.{side}.embed_positions.weight"] = model.places_TE
-    missing, unexpected = peer.load_state_dict(theirs, strict=False)
-    assert not unexpected
-    assert all(
-        "embed_tokens" in name or "lm_head" in name or "final_logits_bias" in name
-        for name in missing
-    )
-    return peer
 
 
 def test_logits_equal_those_of_transformers_marian_with_the_same_weights() -> None:
