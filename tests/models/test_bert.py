@@ -88,6 +88,18 @@ def test_a_second_is_the_next_line_or_one_of_another_document(
         assert not shown.random_B.any()
 
 
+def test_negatives_of_the_same_document_are_the_broken_control() -> None:
+    """With documents of one pair the exchanged second is the one that follows; what is measured stays honest."""
+    model, number = bert(negatives="same"), torch.arange(8)
+    word = number[:, None] + len(CONTROL)
+    batch = {"first": word, "second": word, "document": number}
+    shown = model.masked(batch, generator(), "same")
+    assert shown.random_B.any()
+    assert torch.equal(shown.label_BT[:, 3], shown.label_BT[:, 1])
+    measured = model.measure(batch)
+    assert all(torch.equal(measured[name], value) for name, value in bert().measure(batch).items())
+
+
 def test_half_of_the_seconds_are_exchanged_and_all_others_may_come() -> None:
     model, number = bert(), torch.arange(40)
     word = number[:, None] + len(CONTROL)
@@ -236,13 +248,11 @@ def test_all_embeddings_begin_equally_quiet_whatever_the_width() -> None:
     torch.manual_seed(0)
     for width in (64, 192):
         model = BERT(dataclasses.replace(BERT.presets["small"], width=width))
-        assert model.segment is not None
         for table in (model.token, model.place, model.segment):
             assert table.weight.std().item() == pytest.approx(0.02, rel=0.2)
         assert model.pooler.weight.std().item() == pytest.approx(
             0.02 * (768 / width) ** 0.5, rel=0.1
         )
-    assert BERT(dataclasses.replace(BERT.presets["tiny"], segments=False)).segment is None
 
 
 def test_logits_equal_those_of_transformers_bert_with_the_same_weights() -> None:
