@@ -23,7 +23,7 @@ from models.family import Batch, Capabilities, Family, Losses, Record, Request
 from models.parts.attention import EncoderLayer
 from models.parts.draws import drawn
 from models.parts.levels import uniforms
-from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, Tokenizer, of_signs, tokenizer
+from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, Tokenizer, of_signs, tokenizer
 
 SIGNS: Final = of_signs(" ." + string.ascii_lowercase + string.digits)
 BLANK: Final = "[MASK]"
@@ -296,9 +296,11 @@ class BERT(Family):
         for number, text in enumerate(parts):
             found = self._tokenizer.encode(text)
             if number < len(parts) - 1 and text[-1:].isspace():
-                followed = self._tokenizer.encode(text + "e")
-                same = [a == b for a, b in zip(found, followed, strict=False)]
-                found = found[: [*same, False].index(False)]
+                word = self._tokenizer.encode(text.rstrip())
+                space = found[len(word) :]
+                followed = self._tokenizer.encode_all([text + letter for letter in "aeiost"])
+                stays = all(one[len(word) : len(found)] == space for one in followed)
+                found = found if stays and UNK not in space else word
             tokens += [MASK, *found] if number else found
         return tokens
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
 from torch import Tensor
 
 from models.family import Request
@@ -215,11 +217,35 @@ def test_a_seed_fills_the_same_alone_or_in_a_batch_and_the_likeliest_without_a_t
     assert len({tuple(row) for row in cold.tolist()}) == 1
 
 
-def test_the_space_before_a_blank_belongs_to_the_word_that_fills_it_but_is_a_sign_of_its_own() -> (
-    None
-):
-    """Where a word brings its space along there is no token for it; where each sign is one it stays."""
-    assert bert()._blanked("fay [MASK] a") == [token("fay"), MASK, token("a")]
+def byte_level(text: str) -> str:
+    """Return a byte-level BPE of the text, in which a space belongs to the word after it."""
+    made = Tokenizer(tokenizer_models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(
+        [text], trainers.BpeTrainer(special_tokens=list(CONTROL), show_progress=False)
+    )
+    return str(made.to_str())
+
+
+def marked(words: tuple[str, ...]) -> str:
+    """Return a tokenizer of words that each begin with their space, and of nothing else."""
+    vocabulary = {one: place for place, one in enumerate((*CONTROL, *(f"_{w}" for w in words)))}
+    made = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\A(?=\S)"), "_"), normalizers.Replace(" ", "_")]
+    )
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("_?[^_]*"), "isolated")
+    made.add_special_tokens(list(CONTROL))
+    return str(made.to_str())
+
+
+def test_a_blank_takes_the_space_before_it_along_where_words_do() -> None:
+    line = "nobody drew a [MASK] star"
+    for made in (of_words(SCENE_WORDS), marked(SCENE_WORDS), byte_level("drew a ex star " * 9)):
+        model = bert(tokenizer=made)
+        read = model._tokenizer.encode
+        assert model._blanked(line) == [*read("nobody drew a"), MASK, *read(" star")]
     signs = bert(tokenizer=of_signs("abe "))
     a, b, _, space = range(len(CONTROL), len(CONTROL) + 4)
     assert signs._blanked("ab [MASK]b") == [a, b, space, MASK, b]
