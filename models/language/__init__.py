@@ -1,1 +1,1 @@
-"""Families that write text."""
+"""Language families: sequences of tokens from text."""
