@@ -16,6 +16,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "nade": "models.autoregressive.nade:NADE",
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
+    "pixelrnn": "models.autoregressive.pixelrnn:PixelRNN",
     "vae": "models.variational.vae:VAE",
     "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",

@@ -30,3 +30,11 @@ def uniforms(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -
     """Return (len(seeds), *shape) draws from [0, 1], each row all of its own seed."""
     found: Tensor = torch.special.ndtr(seeded_noise(seeds, shape, device))
     return found
+
+
+def drawn(logits_BK: Tensor, u_B: Tensor) -> Tensor:
+    """Return the levels (B,), as floats, at which the distribution function first exceeds u."""
+    below_BK = (
+        logits_BK.float().softmax(1).cumsum(1)[:, :-1]
+    )  # the last level takes what rounding leaves
+    return (below_BK <= u_B[:, None]).sum(1).float()
