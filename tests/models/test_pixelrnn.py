@@ -202,7 +202,6 @@ def test_a_row_cell_hears_of_the_row_above_and_of_its_own_to_the_left() -> None:
     cell=st.sampled_from(CELLS),
     layers=st.integers(1, 3),
     conditional=st.booleans(),
-    mask=st.sampled_from(["A", "B"]),
 )
 def test_the_cached_sampler_draws_what_the_naive_one_draws(
     seeds: list[int],
@@ -211,7 +210,6 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(
     cell: str,
     layers: int,
     conditional: bool,
-    mask: str,
 ) -> None:
     """Sums differ in the last bits, so a level could differ with a chance near 1e-6 a pixel; these do not."""
     model = pixelrnn(
@@ -221,7 +219,6 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(
         row_kernel=kernels[1],
         cell=cell,
         layers=layers,
-        mask=mask,
         vocabulary=WORDS if conditional else (),
         max_words=1,
     )
