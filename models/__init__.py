@@ -20,6 +20,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "vae": "models.variational.vae:VAE",
     "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",
+    "wavenet": "models.autoregressive.wavenet:WaveNet",
 }
 JUDGES: Final[Mapping[str, str]] = {
     "attribute-judge": "models.judges.attribute_judge:AttributeJudge"
