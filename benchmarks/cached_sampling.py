@@ -1,8 +1,8 @@
 """Cached against naive sampling of the autoregressive families: CPU seconds, their factor, and whether they agree.
 
-`python -m benchmarks.cached_sampling` prints a row a family and batch size; one thread. Pictures: 28 x 28 bits and preset
-"base". WaveNet has preset "small" and draws 8,000 samples; drawn naively, a sample costs as much as there are samples
-before it, so the naive sampler is timed on 800 and on 1,600 samples, and what 8,000 cost is the parabola through both.
+`python -m benchmarks.cached_sampling` prints a row a family and batch size; one thread. Pictures are 28 x 28 bits of
+preset "base". WaveNet has preset "small" and draws 8,000 samples; drawn naively, a sample costs as much as there are
+samples before it, so the naive sampler is timed on 800 and 1,600 of them, and 8,000 are the parabola through both.
 """
 
 import time
