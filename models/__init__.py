@@ -15,14 +15,16 @@ FAMILIES: Final[Mapping[str, str]] = {
     "gan": "models.adversarial.gan:GAN",
     "gpt": "models.language.gpt:GPT",
     "lda": "models.classical.lda:LDA",
-    "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "made": "models.autoregressive.made:MADE",
     "nade": "models.autoregressive.nade:NADE",
+    "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
+    "pixelrnn": "models.autoregressive.pixelrnn:PixelRNN",
     "transformer": "models.language.transformer:Transformer",
     "vae": "models.variational.vae:VAE",
     "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",
+    "wavenet": "models.autoregressive.wavenet:WaveNet",
 }
 JUDGES: Final[Mapping[str, str]] = {
     "attribute-judge": "models.judges.attribute_judge:AttributeJudge"
