@@ -11,6 +11,8 @@ from models.family import Family, Trainable
 FAMILIES: Final[Mapping[str, str]] = {
     "aae": "models.variational.aae:AAE",
     "ddpm": "models.diffusion.ddpm:DDPM",
+    "dvae": "models.variational.dvae:DVAE",
+    "edm": "models.diffusion.edm:EDM",
     "gan": "models.adversarial.gan:GAN",
     "lda": "models.classical.lda:LDA",
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
