@@ -44,6 +44,7 @@ class DVAEConfig:
     codes: int = 512  # K
     width: int = 64  # D
     likelihood: Literal["gaussian", "logit-laplace"] = "gaussian"
+    sigma: float | None = None  # of gaussian pixels; None: learned; 1 is the broken control
     warm: float = 1.0  # the temperature at first
     cold: float = 1 / 16  # and from anneal_steps on, by a cosine
     anneal_steps: int = 3000  # training steps
@@ -59,6 +60,11 @@ class DVAEConfig:
         if not 0 < self.cold <= self.warm:
             raise ValueError(
                 f"temperatures must fall and be above 0, got warm {self.warm}, cold {self.cold}"
+            )
+        if self.sigma is not None and (self.likelihood != "gaussian" or self.sigma <= 0):
+            raise ValueError(
+                f"sigma must be above 0 and belongs to likelihood 'gaussian', got {self.sigma}"
+                f" with {self.likelihood!r}"
             )
         for name in ("anneal_steps", "kl_steps", "kl_weight", "usage_bonus"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -110,8 +116,8 @@ class DVAE(Family):
         for wide_in, wide_out in itertools.pairwise(outwards):
             decoder += [nn.SiLU(), nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1)]
         self.decoder = nn.Sequential(*decoder)
-        gaussian = config.likelihood == "gaussian"
-        self.log_sigma = nn.Parameter(torch.tensor(-1.0)) if gaussian else None
+        learned = config.likelihood == "gaussian" and config.sigma is None
+        self.log_sigma = nn.Parameter(torch.tensor(-1.0)) if learned else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, taken
         self.register_buffer("places_PK", torch.ones(config.side**2, config.codes))
 
@@ -222,9 +228,12 @@ class DVAE(Family):
     def _nll(self, chosen_BPD: Tensor, x_BCHW: Tensor) -> Tensor:
         """Return -log p(x | z), (B,)."""
         out = self._decoded(chosen_BPD)
-        if self.log_sigma is not None:
-            squares = ((x_BCHW - out.sigmoid()) / self.log_sigma.exp()).square()
-            nll = squares / 2 + self.log_sigma + math.log(2 * math.pi) / 2
+        if self.config.likelihood == "gaussian":
+            log_sigma = self.log_sigma
+            if log_sigma is None:
+                log_sigma = out.new_tensor(self.config.sigma).log()
+            squares = ((x_BCHW - out.sigmoid()) / log_sigma.exp()).square()
+            nll = squares / 2 + log_sigma + math.log(2 * math.pi) / 2
         else:  # eq. 2 of appendix A.3, for pixels put into [EDGE, 1 - EDGE]
             centre, log_b = out.chunk(2, 1)
             inner = EDGE + (1 - 2 * EDGE) * x_BCHW
