@@ -229,9 +229,8 @@ class DVAE(Family):
         """Return -log p(x | z), (B,)."""
         out = self._decoded(chosen_BPD)
         if self.config.likelihood == "gaussian":
-            log_sigma = self.log_sigma
-            if log_sigma is None:
-                log_sigma = out.new_tensor(self.config.sigma).log()
+            learned, fixed = self.log_sigma, self.config.sigma
+            log_sigma = out.new_tensor(fixed or 1.0).log() if learned is None else learned
             squares = ((x_BCHW - out.sigmoid()) / log_sigma.exp()).square()
             nll = squares / 2 + log_sigma + math.log(2 * math.pi) / 2
         else:  # eq. 2 of appendix A.3, for pixels put into [EDGE, 1 - EDGE]
