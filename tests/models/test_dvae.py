@@ -153,7 +153,7 @@ def test_the_use_of_codes_is_over_all_workers_in_value_and_gradient(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_likelihood_that_learns_no_variance_is_seen() -> None:
-    """With a variance of 1 a code's nats cost more than the pixels' it saves, so the codes tell little: .70 against 1.01."""
+    """With a variance of 1 a code's nats cost more than the pixels it saves: they tell little: .70 against 1.01."""
     config = DVAEConfig(
         image_size=8, channels=1, hidden=(16, 32), codes=64, width=16, anneal_steps=200, kl_steps=50
     )
