@@ -12,6 +12,8 @@ FAMILIES: Final[Mapping[str, str]] = {
     "aae": "models.variational.aae:AAE",
     "bert": "models.language.bert:BERT",
     "ddpm": "models.diffusion.ddpm:DDPM",
+    "dvae": "models.variational.dvae:DVAE",
+    "edm": "models.diffusion.edm:EDM",
     "gan": "models.adversarial.gan:GAN",
     "gpt": "models.language.gpt:GPT",
     "lda": "models.classical.lda:LDA",

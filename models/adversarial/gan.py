@@ -5,9 +5,10 @@ Goodfellow et al. 2014 (arXiv:1406.2661), the generator's loss of section 3; R1:
 WGAN-GP: Gulrajani et al. 2017 (arXiv:1704.00028, algorithm 1). Convolutions: DCGAN (Radford et al. 2016,
 arXiv:1511.06434). Captions: the projection critic of Miyato & Koyama 2018 (arXiv:1802.05637, eq. 4).
 
-DCGAN's BatchNorm is left out. In the critic it would tie one picture's gradient to the others', and both penalties are
-of one picture's gradient. In the generator its running statistics would belong to the last weights and to one worker's
-rows, while the averaged weights are those that are drawn from; group norm needs none.
+`norm: batch` is DCGAN to the letter: BatchNorm in all layers but the generator's output and the critic's input. By
+default it is left out. In the critic it would tie one picture's gradient to the others', and both penalties are of one
+picture's gradient, so they refuse it. In the generator its running statistics would belong to the last weights and to
+one worker's rows, while the averaged weights are those that are drawn from; group norm needs none.
 
 Shape letters: B pictures, C channels, H and W pixels, T words, Z noise, F features. Pixels are in [0, 1] outside and in
 [-1, 1] inside; penalties are of gradients by the latter.
@@ -45,6 +46,7 @@ class GANConfig:
     gradient_penalty: float = 10.0  # lambda, of the Wasserstein loss; 0: none, a broken control
     critic_steps: int = 1  # optimiser steps of the critic for one of the generator
     network: Literal["mlp", "dcgan"] = "mlp"
+    norm: Literal["group", "batch"] = "group"  # of dcgan; batch: in the critic too, without penalty
     hidden: tuple[int, ...] = (256, 256)  # mlp: widths; dcgan: channels, each halving the side
     latent: int = 32  # numbers of noise
     text_width: int = 32  # of a caption, beside the noise
@@ -60,6 +62,12 @@ class GANConfig:
         for name, value in (("r1", self.r1), ("gradient_penalty", self.gradient_penalty)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
+        penalty = self.r1 if self.loss == "non-saturating" else self.gradient_penalty
+        if self.norm == "batch" and (self.network != "dcgan" or penalty):
+            raise ValueError(
+                "norm 'batch' needs network 'dcgan' and no penalty, which is of one picture's gradient;"
+                f" got network {self.network!r} and a penalty of {penalty}"
+            )
         if self.network == "dcgan":
             unit = 2 ** len(self.hidden)
             if self.image_size % unit:
@@ -95,16 +103,21 @@ def dcgan(config: GANConfig, inputs: int) -> tuple[nn.Module, nn.Module, int]:
     side = config.image_size // 2 ** len(config.hidden)
     inwards = (config.channels, *config.hidden)
     viewer: list[nn.Module] = []
-    for wide_in, wide_out in itertools.pairwise(inwards):
-        viewer += [nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+    for place, (wide_in, wide_out) in enumerate(itertools.pairwise(inwards)):
+        viewer += [nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1)]
+        viewer += [nn.BatchNorm2d(wide_out)] if place and config.norm == "batch" else []
+        viewer += [nn.LeakyReLU(SLOPE)]
     deepest = (inwards[-1], side, side)
     painter: list[nn.Module] = [nn.Linear(inputs, math.prod(deepest)), nn.Unflatten(1, deepest)]
     for wide_in, wide_out in itertools.pairwise(reversed(inwards)):
-        painter += [nn.GroupNorm(GROUPS, wide_in), nn.ReLU()]
+        group = config.norm == "group"
+        painter += [nn.GroupNorm(GROUPS, wide_in) if group else nn.BatchNorm2d(wide_in), nn.ReLU()]
         painter += [nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1)]
     for layer in (*viewer, *painter):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, std=0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, mean=1.0, std=0.02)
     return nn.Sequential(*painter), nn.Sequential(*viewer, nn.Flatten()), math.prod(deepest)
 
 
@@ -133,6 +146,8 @@ class Critic(nn.Module):
     def __init__(self, config: GANConfig, viewer: nn.Module, features: int) -> None:
         super().__init__()
         self.viewer, self.head = viewer, nn.Linear(features, 1)
+        if config.network == "dcgan":
+            nn.init.normal_(self.head.weight, std=0.02)
         self.words: nn.EmbeddingBag | None = None
         if config.reads_text:
             entries = len(config.vocabulary) + 1

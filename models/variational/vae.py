@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, seeded_noise
+from models.family import Batch, Capabilities, Family, Losses, Request, mixed, seeded_noise
+from models.parts import levels
 from models.parts.autoencoder import Network, autoencoder, check
 
+IMPORTANCE: Final = 100  # codes a picture that `measure` draws for the IWAE bound
 LEVELS: Final = 256  # of a dequantised pixel
 ACTIVE: Final = 0.01  # least variance of a latent unit's posterior mean over pictures; Burda et al., section 5.2
 
@@ -34,13 +36,18 @@ class VAEConfig:
     hidden: tuple[int, ...] = (400, 400)  # mlp: widths; conv: channels, each halving the side
     latent: int = 40
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    binarize: Literal["dynamic", "none"] = "dynamic"  # dynamic: grey levels are probabilities
+    binarize: Literal["dynamic", "threshold", "none"] = (
+        "dynamic"  # grey levels are probabilities; threshold: 1 from one half up
+    )
+    kl_weight: float = 1.0  # beta; 0 is the broken control: nothing draws the codes to the prior
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         check(self.network, self.image_size, self.channels, self.hidden, self.latent)
-        if self.likelihood == "gaussian" and self.binarize == "dynamic":
+        if self.likelihood == "gaussian" and self.binarize != "none":
             raise ValueError("likelihood 'gaussian' needs binarize 'none': it models grey levels")
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be 0 or more, got {self.kl_weight}")
 
 
 class VAE(Family):
@@ -49,6 +56,7 @@ class VAE(Family):
     Config = VAEConfig
     presets: ClassVar[Mapping[str, VAEConfig]] = {
         "tiny": VAEConfig(image_size=8, hidden=(32,), latent=4),
+        "digits": VAEConfig(image_size=8, hidden=(200,), latent=16, binarize="threshold"),
         "base": VAEConfig(),
         "conv": VAEConfig(network="conv", hidden=(32, 64), latent=32),
         "large": VAEConfig(
@@ -77,15 +85,16 @@ class VAE(Family):
     @property
     def capabilities(self) -> Capabilities:
         """Return what this config can do; Bernoulli pixels that are not drawn have no sure likelihood."""
-        return Capabilities(
-            likelihood=self.log_sigma is not None or self.config.binarize == "dynamic"
-        )
+        return Capabilities(likelihood=self.log_sigma is not None or self.config.binarize != "none")
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the mean negative ELBO, eq. 10 of the paper with one code a picture, and its two parts."""
+        """Return the mean negative ELBO, eq. 10 of the paper with one code a picture, and its two parts.
+
+        With a `kl_weight` beta other than 1 the KL is weighed by it (Higgins et al. 2017, beta-VAE, eq. 4).
+        """
         nll_B, kl_B = self._bound(self._observed(batch["pixels"]), None)
         nll, kl = nll_B.mean(), kl_B.mean()
-        return Losses(nll + kl, {"nll": nll.detach(), "kl": kl.detach()})
+        return Losses(nll + self.config.kl_weight * kl, {"nll": nll.detach(), "kl": kl.detach()})
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -135,6 +144,19 @@ class VAE(Family):
         return total_B - math.log(k)
 
     @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `kl` (B,) of the codes from the prior and `iwae_nats` (B,), the negative IWAE bound of 100 codes.
+
+        Both in nats, of the same draws each time. Bernoulli pixels that are not drawn have a `kl` alone.
+        """
+        generator = torch.Generator(batch["pixels"].device).manual_seed(mixed(0))
+        x_BCHW = self._observed(batch["pixels"], generator)
+        _, kl_B = self._bound(x_BCHW, generator)
+        if not self.capabilities.likelihood:
+            return {"kl": kl_B}
+        return {"kl": kl_B, "iwae_nats": -self.iwae(batch, IMPORTANCE, generator)}
+
+    @torch.no_grad()
     def active_units(self, batch: Batch) -> int:
         """Return how many latent units tell pictures apart (0..Z); 0 is a collapsed posterior."""
         mean_BZ, _ = self.posterior(self._observed(batch["pixels"]))
@@ -167,8 +189,8 @@ class VAE(Family):
         self, pixels: Tensor, generator: torch.Generator | None = None, measured: bool = False
     ) -> Tensor:
         """Return what the likelihood is of: redrawn bits, or dequantised levels."""
-        if self.config.binarize == "dynamic":
-            return torch.bernoulli(pixels, generator=generator)
+        if self.config.binarize != "none":
+            return levels.observed(pixels, 2, self.config.binarize, generator)
         if self.log_sigma is not None:
             noise = torch.rand(
                 pixels.shape, generator=generator, device=pixels.device, dtype=pixels.dtype

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.family import Batch, Capabilities, Family, Losses, Request, mixed
 from models.parts.autoencoder import check
+from models.parts.workers import gathered, summed
 
 SMOOTHING: Final = 1e-5  # Laplace's, of the counts that divide
 
@@ -87,7 +87,7 @@ class Codebook(nn.Module):
         chosen_PK = torch.zeros_like(self.places_PK)
         chosen_PK.scatter_add_(1, index_BP.T, torch.ones_like(index_BP.T, dtype=torch.float32))
         sums_KD = torch.zeros_like(self.sums_KD).index_add_(0, index_BP.flatten(), z_ND)
-        sums_KD, chosen_PK = _summed(sums_KD, chosen_PK)
+        sums_KD, chosen_PK = summed(sums_KD, chosen_PK)
         pace = 1 - self.config.decay
         self.sums_KD.lerp_(sums_KD, pace)
         self.counts_K.lerp_(chosen_PK.sum(0), pace)
@@ -112,7 +112,7 @@ class Codebook(nn.Module):
             dead_K = torch.ones_like(dead_K)
         if not bool(dead_K.any()):
             return
-        rows_ND = _gathered(z_ND)
+        rows_ND = gathered(z_ND)
         generator = torch.Generator().manual_seed(mixed(step))
         order = torch.randperm(max(len(rows_ND), self.config.codes), generator=generator)
         fresh_KD = rows_ND[order[: self.config.codes].to(rows_ND.device) % len(rows_ND)]
@@ -177,14 +177,23 @@ class VQVAE(Family):
             for seed in request.seeds
         ]
         index_BP = torch.stack(drawn)[..., 0].to(self.codebook.vectors_KD.device)
+        return self.painted(index_BP)
+
+    @torch.no_grad()
+    def codes(self, pixels: Tensor) -> Tensor:
+        """Return the pictures' codes (B, P) int64, 0..K - 1, in raster order."""
+        return self.codebook.nearest(self.encodings(pixels))
+
+    def painted(self, index_BP: Tensor) -> Tensor:
+        """Return the pictures (B, C, H, W) in [0, 1] of codes."""
         return self.decode(self.codebook.vectors_KD[index_BP])
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return how many codes are in use, and the cost a picture as a share of the mean picture's."""
         x_BCHW = batch["pixels"]
-        index_BP = self.codebook.nearest(self.encodings(x_BCHW))
-        back_BCHW = self.decode(self.codebook.vectors_KD[index_BP])
+        index_BP = self.codes(x_BCHW)
+        back_BCHW = self.painted(index_BP)
         cost_B = (back_BCHW - x_BCHW).square().flatten(1).sum(1)
         plain = (x_BCHW.mean(0) - x_BCHW).square().flatten(1).sum(1).mean()
         return {"perplexity": self._perplexity(index_BP)[None], "relative_cost": cost_B / plain}
@@ -206,29 +215,3 @@ class VQVAE(Family):
         share_K = index_BP.flatten().bincount(minlength=self.config.codes) / index_BP.numel()
         perplexity: Tensor = torch.special.entr(share_K).sum().exp()
         return perplexity
-
-
-def _summed(*tensors: Tensor) -> list[Tensor]:
-    """Return the tensors summed over workers, in one message."""
-    if not _many():
-        return list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    ends = itertools.accumulate(tensor.numel() for tensor in tensors)
-    return [
-        flat[end - tensor.numel() : end].view_as(tensor)
-        for tensor, end in zip(tensors, ends, strict=True)
-    ]
-
-
-def _gathered(rows: Tensor) -> Tensor:
-    """Return all workers' rows, in the order of workers; each has as many."""
-    if not _many():
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
-
-
-def _many() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,200 @@
+"""VAE, WAE-MMD and AAE beside pythae's: losses at equal steps, steps a CPU second; same weights and batches.
+
+`python -m benchmarks.autoencoders` prints a row a model and step. Digits, dense 64-200-16, batches of 128,
+Adam 1e-3, one thread. pythae's models are given copies of our networks; every step starts both from the same seed, so
+that VAE and WAE see the same noise too. What they define otherwise:
+
+- VAE: the same (sums over pixels, mean over pictures), on bits.
+- WAE: the same kernel, scales and U-statistic; its weight is `reg_weight`, .03 where ours is 20, and is set to ours.
+- AAE: its cost is half the squared error and its adversary's weight at most 1, so its cost is counted twice and both
+  adversaries weigh 1. It takes both players' gradients at the same weights, while ours take turns: the losses start
+  equal and then differ by that and by the noise.
+"""
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from models.family import Trainable
+from models.variational.aae import AAE, AAEConfig
+from models.variational.vae import VAE, VAEConfig
+from models.variational.wae import WAE, WAEConfig
+
+SHAPE, HIDDEN, LATENT = (1, 8, 8), (200,), 16
+STEPS, SHOWN, OVER = 1000, (1, 100, 300, 1000), 20  # a loss is the mean of the last 20 steps
+Step = Callable[[Tensor], float]
+
+
+def pythae_twin(ours: Any) -> nn.Module:
+    """Return pythae's model of the same kind, of copies of our networks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pythae import models as theirs
+        from pythae.models.base.base_utils import ModelOutput
+        from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
+
+    class Encoder(BaseEncoder):  # type: ignore[misc]
+        def __init__(self, network: nn.Module, gaussian: bool) -> None:
+            super().__init__()
+            self.network, self.gaussian = network, gaussian
+
+        def forward(self, x: Tensor) -> Any:
+            out = self.network(x * 2 - 1)
+            if not self.gaussian:  # its AAE asks for a covariance also where it does not use it
+                return ModelOutput(embedding=out, log_covariance=torch.zeros_like(out))
+            mean, log_var = out.chunk(2, dim=1)
+            return ModelOutput(embedding=mean, log_covariance=log_var)
+
+    class Decoder(BaseDecoder):  # type: ignore[misc]
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(reconstruction=self.network(z).sigmoid())
+
+    class Discriminator(BaseDiscriminator):  # type: ignore[misc]
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(embedding=self.network(z).sigmoid())
+
+    sizes = {"input_dim": SHAPE, "latent_dim": LATENT}
+    encoder = Encoder(copy.deepcopy(ours.encoder), isinstance(ours, VAE))
+    decoder = Decoder(copy.deepcopy(ours.decoder))
+    if isinstance(ours, VAE):
+        config = theirs.VAEConfig(**sizes, reconstruction_loss="bce")
+        return theirs.VAE(config, encoder=encoder, decoder=decoder)  # type: ignore[no-any-return]
+    if isinstance(ours, WAE):
+        config = theirs.WAE_MMD_Config(**sizes, reg_weight=ours.config.penalty)
+        return theirs.WAE_MMD(config, encoder=encoder, decoder=decoder)  # type: ignore[no-any-return]
+    config = theirs.Adversarial_AE_Config(
+        **sizes,
+        reconstruction_loss="mse",
+        adversarial_loss_scale=1.0,
+        reconstruction_loss_scale=2.0,
+        deterministic_posterior=True,
+    )
+    judge = Discriminator(copy.deepcopy(ours.discriminator))
+    return theirs.Adversarial_AE(  # type: ignore[no-any-return]
+        config, encoder=encoder, decoder=decoder, discriminator=judge
+    )
+
+
+def our_step(model: Trainable) -> Step:
+    """Return what takes one step of every player and gives the first player's loss."""
+    optimizers = {
+        player: torch.optim.Adam(model.player_parameters(player), lr=1e-3)
+        for player in model.players
+    }
+
+    def step(pixels: Tensor) -> float:
+        losses = []
+        for player, optimizer in optimizers.items():
+            optimizer.zero_grad()
+            total = model({"pixels": pixels}, player).total
+            total.backward()
+            optimizer.step()
+            losses.append(total.item())
+        return losses[0]
+
+    return step
+
+
+def their_step(model: Any) -> Step:
+    """Return pythae's step, as its trainers take it, and the same loss."""
+    if not hasattr(model, "discriminator"):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+        def step(pixels: Tensor) -> float:
+            optimizer.zero_grad()
+            loss: Tensor = model({"data": pixels}).loss
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return step
+    makers = [*model.encoder.parameters(), *model.decoder.parameters()]
+    judges = list(model.discriminator.parameters())
+    both = (torch.optim.Adam(makers, lr=1e-3), torch.optim.Adam(judges, lr=1e-3))
+
+    def adversarial(pixels: Tensor) -> float:
+        out = model({"data": pixels})
+        losses = (out.autoencoder_loss, out.discriminator_loss)
+        found = [
+            torch.autograd.grad(loss, part, retain_graph=True)
+            for loss, part in zip(losses, (makers, judges), strict=True)
+        ]
+        for part, slopes, optimizer in zip((makers, judges), found, both, strict=True):
+            for parameter, slope in zip(part, slopes, strict=True):
+                parameter.grad = slope
+            optimizer.step()
+        return float(out.autoencoder_loss)
+
+    return adversarial
+
+
+def pairs() -> list[Trainable]:
+    """Return our three models, of equal sizes."""
+    torch.manual_seed(0)
+    return [
+        VAE(VAEConfig(image_size=8, hidden=HIDDEN, latent=LATENT, binarize="none")),
+        WAE(WAEConfig(image_size=8, hidden=HIDDEN, latent=LATENT, penalty=20.0)),
+        AAE(AAEConfig(image_size=8, hidden=HIDDEN, latent=LATENT, discriminator=(200, 200))),
+    ]
+
+
+def batches(model: Trainable) -> Callable[[int], Tensor]:
+    """Return batch number 0, 1, ... of the digits: bits for the VAE, grey levels for the others."""
+    pixels = torch.from_numpy(load_digits().images).float()[:, None] / 16
+    pixels = pixels.round() if isinstance(model, VAE) else pixels
+
+    def batch(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(number)
+        return pixels[torch.randint(len(pixels), (128,), generator=generator)]
+
+    return batch
+
+
+def raced(model: Trainable, steps: int = STEPS) -> tuple[list[float], list[float], float, float]:
+    """Return our losses and pythae's, step by step, and the CPU seconds of both, which take turns."""
+    ours, theirs, batch = our_step(model), their_step(pythae_twin(model)), batches(model)
+    losses: tuple[list[float], list[float]] = ([], [])
+    seconds = [0.0, 0.0]
+    for number in range(steps):
+        pixels = batch(number)
+        for side, step in enumerate((ours, theirs)):
+            torch.manual_seed(number)
+            began = time.process_time()
+            losses[side].append(step(pixels))
+            seconds[side] += time.process_time() - began
+    return *losses, *seconds
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    print("| model | step | loss | pythae's | steps a CPU second | pythae's | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for model in pairs():
+        ours, theirs, mine, other = raced(model)
+        for step in SHOWN:
+            means = [sum(side[max(0, step - OVER) : step]) for side in (ours, theirs)]
+            row = [f"{total / min(step, OVER):.4f}" for total in means]
+            if step == SHOWN[-1]:
+                row += [f"{STEPS / mine:.0f}", f"{STEPS / other:.0f}", f"{other / mine:.2f}"]
+            else:
+                row += ["", "", ""]
+            print(f"| {type(model).__name__} | {step} | {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

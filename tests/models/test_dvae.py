@@ -1,0 +1,181 @@
+"""The dVAE's cost by hand, its annealing, its use of codes over two workers, and what breaks it."""
+
+import dataclasses
+import math
+import multiprocessing
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributions import Categorical, Laplace, Normal, kl_divergence
+
+from models.family import Request
+from models.variational.dvae import DVAE, DVAEConfig, gumbel, usage_entropy
+from tests.models.autoencoder_kit import fitted, found
+
+SPREAD = 1e-5  # of sums of 64 pixels in float32, relative
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def dvae(**change: object) -> DVAE:
+    torch.manual_seed(0)
+    return DVAE(dataclasses.replace(DVAE.presets["tiny"], **change))  # type: ignore[arg-type]
+
+
+def pictures(count: int = 32) -> Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_cost_is_likelihood_kl_and_use_in_nats_a_picture() -> None:
+    """Of the likeliest codes, which need no draw; the schedules are at their ends."""
+    model, x = dvae(kl_weight=2.0, usage_bonus=3.0).eval(), pictures()
+    model.steps.fill_(10_000)
+    losses = model({"pixels": x})
+    q = Categorical(logits=model.log_posterior(x))
+    even = Categorical(probs=torch.full_like(q.probs, 1 / 16))
+    kl = kl_divergence(q, even).sum(1).mean()
+    unused = math.log(16) - Categorical(probs=q.probs.mean((0, 1))).entropy()
+    assert model.log_sigma is not None
+    mean = model.painted(model.codes(x))
+    nll = -Normal(mean, model.log_sigma.exp()).log_prob(x).flatten(1).sum(1).mean()
+    torch.testing.assert_close(losses.total, nll + 2 * kl + 3 * unused, rtol=SPREAD, atol=0)
+
+
+def test_the_logit_laplace_is_the_density_of_a_pixel() -> None:
+    """A Laplace in the logit of .1 + .8 x, so that it integrates to its mass between logit .1 and logit .9."""
+    model = dvae(likelihood="logit-laplace", image_size=2, hidden=(8,)).eval()
+    chosen = torch.randn(1, 1, 8)
+    centre, log_b = (part[0, 0, 0, 0] for part in model._decoded(chosen).chunk(2, 1))
+    x = torch.linspace(0, 1, 20001)
+    grid = x.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    with torch.no_grad():
+        out = model._decoded(chosen)
+        model._decoded = lambda _: out[:, :, :1, :1]  # type: ignore[method-assign,assignment]
+        density = (-model._nll(chosen, grid[:, :, :1, :1])).exp()
+    law = Laplace(centre, log_b.exp())
+    edges = torch.tensor([0.1, 0.9]).logit()
+    assert torch.trapezoid(density, x).item() == pytest.approx(
+        law.cdf(edges).diff().item(), abs=1e-4
+    )
+
+
+def test_a_gumbel_draw_takes_each_code_as_often_as_its_probability() -> None:
+    """20000 draws: a standard error of .0035 at most."""
+    torch.manual_seed(0)
+    shares = torch.tensor([0.1, 0.2, 0.7])
+    logits = shares.log().expand(20_000, 3)
+    drawn = (logits + gumbel(logits)).argmax(1).bincount() / 20_000
+    torch.testing.assert_close(drawn, shares, rtol=0, atol=0.015)
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps=st.integers(0, 400))
+def test_temperature_falls_and_the_kl_rises_along_cosines(steps: int) -> None:
+    model = dvae(anneal_steps=200, kl_steps=100, kl_weight=6.6)
+    model.steps.fill_(steps)
+    share = min(1.0, steps / 200)
+    wanted = 1 / 16 + (1 - 1 / 16) * (1 + math.cos(math.pi * share)) / 2
+    assert model.temperature == pytest.approx(wanted)
+    assert 0 <= model.kl_weight <= 6.6
+    assert (model.kl_weight == 6.6) == (steps >= 100)
+
+
+def test_training_counts_its_steps_and_evaluation_moves_nothing() -> None:
+    model = dvae()
+    for _ in range(3):
+        model({"pixels": pictures()})
+    assert int(model.steps) == 3
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = (model({"pixels": pictures()}).total for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_samples_follow_how_often_each_place_had_each_code() -> None:
+    model = dvae().eval()
+    model.places_PK.zero_()
+    model.places_PK[torch.arange(16), torch.arange(16)] = 1.0  # place p has code p
+    drawn = model.sample(Request(seeds=(1, 2)))
+    expected = model.painted(torch.arange(16)[None])
+    torch.testing.assert_close(drawn, expected.expand(2, -1, -1, -1))
+
+
+def shares(rank: int, world: int) -> dict[str, Tensor]:
+    """Return this worker's usage entropy of its part of the pictures' q, and its gradient."""
+    logits = torch.randn(8, 4, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    usage = usage_entropy(logits.chunk(world)[rank].softmax(2))
+    (slope,) = torch.autograd.grad(usage, logits)
+    return {"usage": usage.detach(), "slope": slope}
+
+
+def worker(rank: int, world: int, port: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    try:
+        save_file(shares(rank, world), out / f"{rank}.safetensors")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_use_of_codes_is_over_all_workers_in_value_and_gradient(tmp_path: Path) -> None:
+    """The mean over workers, which is what distributed training takes, is what one worker would find."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=worker, args=(r, 2, port, tmp_path)) for r in range(2)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join(120)
+        assert one.exitcode == 0
+    both = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    for name, alone in shares(0, 1).items():
+        torch.testing.assert_close((both[0][name] + both[1][name]) / 2, alone)
+
+
+@pytest.mark.slow
+def test_a_likelihood_that_learns_no_variance_is_seen() -> None:
+    """With a variance of 1 a code's nats cost more than the pixels it saves: they tell little: .70 against 1.01."""
+    config = DVAEConfig(
+        image_size=8, channels=1, hidden=(16, 32), codes=64, width=16, anneal_steps=200, kl_steps=50
+    )
+    torch.manual_seed(0)
+    ours = found(fitted(DVAE(config), 250))
+    torch.manual_seed(0)
+    theirs = found(fitted(DVAE(dataclasses.replace(config, sigma=1.0)), 250))
+    assert ours["perplexity"] > 24
+    assert ours["relative_cost"] < 0.8
+    assert theirs["relative_cost"] > ours["relative_cost"] + 0.15
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": 1}, "codes must be at least 2, got 1"),
+        ({"cold": 2.0}, "temperatures must fall and be above 0, got warm 1.0, cold 2.0"),
+        ({"usage_bonus": -1.0}, "usage_bonus must be 0 or more, got -1.0"),
+        ({"sigma": 0.0}, "sigma must be above 0"),
+        ({"sigma": 1.0, "likelihood": "logit-laplace"}, "belongs to likelihood 'gaussian'"),
+    ],
+)
+def test_a_config_that_would_fail_late_fails_early(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DVAEConfig(**change)  # type: ignore[arg-type]
