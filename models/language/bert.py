@@ -249,7 +249,7 @@ class BERT(Family):
         if not (tokens_BT == MASK).any(1).all():
             raise ValueError(f"every prompt needs a blank, written {BLANK}")
         u_BT = uniforms(request.seeds, (self.config.max_tokens,), device)
-        rules = asked(request, device)
+        rules = asked(request, 0.0, device)
         number_B = torch.arange(count, device=device)
         while (blank_BT := tokens_BT == MASK).any():
             logits_BTK = self.token_logits(self.hidden(tokens_BT, segment_BT)).float()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
 from models.language import texts
-from models.language.drawing import check, drawn, uniform
+from models.parts.draws import asked, drawn, uniform
 from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
 
 SLOTS: Final = 64  # a cache has a multiple of them: a CPU then rounds alike whatever its length
@@ -289,7 +289,7 @@ class GPT(Family):
     @torch.no_grad()
     def _begun(self, prompts: Sequence[Sequence[int]], request: Request) -> Rows:
         config, count = self.config, len(prompts)
-        check(request)
+        temperature_B, top_k_B, top_p_B = asked(request, 1.0, torch.device("cpu"))
         if (longest := max(map(len, prompts))) > config.context:
             raise ValueError(
                 f"a prompt has {longest} tokens, but this model sees {config.context}: shorten it"
@@ -309,7 +309,6 @@ class GPT(Family):
                 tokens_1T = torch.tensor([prompt[:-1]], device=keys.device)
                 place_1T = torch.arange(len(prompt) - 1, device=keys.device)[None]
                 self._read(tokens_1T, self._memory(keys[row, None], values[row, None], place_1T))
-        temperature = 1.0 if request.temperature is None else float(request.temperature)
         return {
             "keys": keys,
             "values": values,
@@ -320,9 +319,9 @@ class GPT(Family):
             "limit": limit_B,
             "ended": torch.zeros(count, dtype=torch.bool),
             "seed": torch.tensor(request.seeds, dtype=torch.long),
-            "temperature": torch.full((count,), temperature, dtype=torch.float64),
-            "top_k": torch.full((count,), request.top_k or self.tokens.num_embeddings),
-            "top_p": torch.full((count,), float(request.top_p or 1), dtype=torch.float64),
+            "temperature": temperature_B,
+            "top_k": top_k_B,
+            "top_p": top_p_B,
         }
 
     def _memory(self, keys: Tensor, values: Tensor, place_BT: Tensor) -> Memory:

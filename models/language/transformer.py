@@ -288,10 +288,8 @@ class Transformer(Family):
 
     def _rows(self, request: Request, memory_NSL2E: Tensor, heard_NS: Tensor) -> Rows:
         config, count, device = self.config, len(memory_NSL2E), memory_NSL2E.device
-        temperature, top_k, top_p = asked(request, device)
+        temperature, top_k, top_p = asked(request, 0.0, device)
         limit = config.max_target if request.max_tokens is None else request.max_tokens
-        if limit < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {limit}")
         return {
             "tokens": torch.full((count, config.max_target), -1, device=device),
             "kept": memory_NSL2E.new_zeros(count, config.max_target, *memory_NSL2E.shape[2:]),

@@ -1,58 +1,61 @@
-"""Drawing a token from logits: by temperature, from the likeliest k, from the likeliest of a joint probability p.
+"""Drawing a token from its logits: by temperature, from the k likeliest, from the likeliest of a joint probability p.
 
-Shape letters: B rows, K tokens of the vocabulary.
+Shape letters: B rows, V tokens of the vocabulary.
 """
 
 import torch
 from torch import Tensor
 
-from models.family import Request
+from models.family import Request, mixed
+
+
+def uniform(seed: int, position: int) -> float:
+    """Return the number in [0, 1) that draws the token after `position`."""
+    return (mixed(mixed(seed) + position) >> 10) / 2**53
 
 
 def drawn(
-    logits_BK: Tensor, u_B: Tensor, temperature_B: Tensor, top_k_B: Tensor, top_p_B: Tensor
+    logits_BV: Tensor, u_B: Tensor, temperature_B: Tensor, top_k_B: Tensor, top_p_B: Tensor
 ) -> Tensor:
-    """Return a token a row (B,) int64, by inversion of each row's own uniform draw.
+    """Return a token a row (B,) int64: where the likelihoods of the kept tokens, the likeliest first, add up to u.
 
-    Args:
-        logits_BK: -inf where a token must not come.
-        u_B: in [0, 1].
-        temperature_B: what logits are divided by; 0 gives the likeliest token.
-        top_k_B: int64; only the k likeliest tokens, 0 for all.
-        top_p_B: only the likeliest tokens whose sum reaches p (Holtzman et al. 2019, arXiv:1904.09751), 1 for all.
+    Kept are the k likeliest (0: all), and of those the fewest that together have top_p of their probability (Holtzman
+    et al. 2019, arXiv:1904.09751); a temperature of 0 keeps the likeliest alone. Logits may be -inf where a token must
+    not come; all behind them is float64.
     """
-    scaled_BK = logits_BK.double() / temperature_B.clamp(min=1e-6)[:, None]
-    sorted_BK, order_BK = scaled_BK.sort(stable=True, dim=1, descending=True)
-    p_BK = sorted_BK.softmax(1)
-    before_BK = p_BK.cumsum(1) - p_BK
-    rank_K = torch.arange(logits_BK.shape[1], device=logits_BK.device)
-    most_B = torch.where(top_k_B > 0, top_k_B, logits_BK.shape[1])
-    kept_BK = (rank_K < most_B[:, None]) & (before_BK < top_p_B[:, None]) & (p_BK > 0)
-    kept_BK[:, 0] = True
-    reached_BK = (p_BK * kept_BK).cumsum(1)
-    place_B = (reached_BK <= u_B[:, None] * reached_BK[:, -1:]).sum(1)
-    place_B = torch.where(temperature_B > 0, place_B, 0)
-    place_B = place_B.minimum(kept_BK.sum(1) - 1)  # u of 1 is the last one
-    token_B: Tensor = order_BK.gather(1, place_B[:, None])[:, 0]
+    scaled_BV = logits_BV.double() / temperature_B.clamp(min=1e-6)[:, None]
+    sorted_BV, order_BV = scaled_BV.sort(stable=True, dim=1, descending=True)
+    rank_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
+    most_B = torch.where(top_k_B > 0, top_k_B, logits_BV.shape[1])
+    most_B = most_B.masked_fill(temperature_B == 0, 1)
+    p_BV = sorted_BV.masked_fill(rank_V >= most_B[:, None], -torch.inf).softmax(1)
+    kept_BV = p_BV.masked_fill(p_BV.cumsum(1) - p_BV >= top_p_B[:, None], 0)
+    below_BV = kept_BV.cumsum(1)
+    place_B = (below_BV <= u_B[:, None] * below_BV[:, -1:]).sum(1)
+    place_B = place_B.minimum((kept_BV > 0).sum(1) - 1)  # whatever rounding leaves of u
+    token_B: Tensor = order_BV.gather(1, place_B[:, None])[:, 0]
     return token_B
 
 
-def asked(request: Request, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return temperature, top_k and top_p a row (B,), as `drawn` takes them; the likeliest where nothing is asked.
+def asked(request: Request, default: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return temperature (`default` where none is asked), top_k and top_p a row (B,), as `drawn` takes them.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: temperature, top_k, top_p or max_tokens is out of its range.
     """
-    temperature, top_k = request.temperature or 0.0, request.top_k or 0
-    top_p = 1.0 if request.top_p is None else request.top_p
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            "temperature and top_k must be at least 0, top_p above 0 and at most 1, got"
-            f" {temperature}, {top_k} and {top_p}"
-        )
+    temperature = default if request.temperature is None else request.temperature
+    top_k, top_p = request.top_k, request.top_p
+    if not 0 <= temperature <= 100:
+        raise ValueError(f"temperature must be in 0..100, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {request.max_tokens}")
     count = len(request.seeds)
     return (
-        torch.full((count,), float(temperature), device=device),
-        torch.full((count,), top_k, device=device),
-        torch.full((count,), float(top_p), device=device),
+        torch.full((count,), float(temperature), dtype=torch.float64, device=device),
+        torch.full((count,), top_k or 0, device=device),
+        torch.full((count,), float(top_p or 1), dtype=torch.float64, device=device),
     )

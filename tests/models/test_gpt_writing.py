@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.family import Request, Rows
-from models.language.drawing import drawn, uniform
+from models.parts.draws import drawn, uniform
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, tokenizer
 from tests.models.gpt_kit import gpt

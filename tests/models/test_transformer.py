@@ -169,16 +169,18 @@ def test_what_is_written_is_text_of_at_most_the_tokens_asked_for() -> None:
 def test_a_token_is_drawn_from_the_likeliest_alone(
     seed: int, top_k: int, top_p: float, temperature: float
 ) -> None:
-    """The smallest set that reaches p, among the first k, by its renormalised probability; u walks through it."""
+    """The smallest set that reaches p of what the first k have; u walks through it by renormalised probability."""
     logits = torch.randn(6, generator=torch.Generator().manual_seed(seed))
     p, order = (logits.double() / temperature).softmax(0).sort(descending=True)
-    reached = (p.cumsum(0) - p < top_p) & (torch.arange(6) < (top_k or 6))
-    wanted = p * reached / (p * reached).sum()
+    p = p * (torch.arange(6) < (top_k or 6))
+    p = p / p.sum()
+    wanted = p * (p.cumsum(0) - p < top_p)
+    wanted = wanted / wanted.sum()
     u = (torch.arange(2000) + 0.5) / 2000
     same = (
-        torch.full((2000,), temperature),
+        torch.full((2000,), temperature, dtype=torch.float64),
         torch.full((2000,), top_k),
-        torch.full((2000,), top_p),
+        torch.full((2000,), top_p, dtype=torch.float64),
     )
     found = drawn(logits.expand(2000, -1), u, *same).bincount(minlength=6)[order] / 2000
     torch.testing.assert_close(found, wanted.float(), rtol=0, atol=2e-3)
