@@ -25,11 +25,11 @@ from services.arms import Arms
 from services.endpoints import Endpoints
 from services.files import Files
 from services.gateway import Arguments, Parts, create
+from services.one_stage import Pipelines
 from services.readiness import Readiness
 from services.rollout import Observer
 from services.samples import Samples
 from services.stages import Stage
-from services.text_to_image import TextToImage
 
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left")
 
@@ -149,11 +149,12 @@ class Workshop:
         )
         endpoints = Endpoints(self.ledger, self.registry)
         self.observer = Observer(self.ledger, self.observations, every_s=0.05)
-        self.arms = Arms(TextToImage(generate, upscale), self.observer, given.timeout_s)
+        self.arms = Arms(Pipelines(generate, upscale), self.observer, given.timeout_s)
         stages = {"generate": generate, "upscale": upscale}
         parts = Parts(
             endpoints=endpoints,
             arms=self.arms,
+            generate=generate,
             files=Files(given.files),
             samples=Samples(given.samples),
             keys=self.keys,
