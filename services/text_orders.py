@@ -85,7 +85,7 @@ class TextOrder(Order):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
+            raise ValueError("stream_options: it needs stream: true")
         self.check_seeds()
         return self
 

@@ -183,9 +183,7 @@ def test_the_logits_are_those_of_transformers_gpt2() -> None:
     theirs = transformers_gpt2(model)
     tokens = torch.randint(0, 25, (4, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.logits(tokens), theirs(tokens).logits, rtol=0, atol=1e-4
-        )
+        torch.testing.assert_close(model.logits(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
         loss = theirs(tokens, labels=tokens).loss  # shifted there
     assert model({"tokens": tokens}).total.item() == pytest.approx(float(loss), abs=1e-5)
 
@@ -209,7 +207,10 @@ def test_greedy_text_is_that_of_transformers_generate() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    temperature=st.floats(0.3, 3), top_k=st.integers(1, 20), top_p=st.floats(0.05, 1), seed=st.integers(0, 99)
+    temperature=st.floats(0.3, 3),
+    top_k=st.integers(1, 20),
+    top_p=st.floats(0.05, 1),
+    seed=st.integers(0, 99),
 )
 def test_the_kept_tokens_are_those_of_transformers_warpers(
     temperature: float, top_k: int, top_p: float, seed: int
@@ -224,7 +225,10 @@ def test_the_kept_tokens_are_those_of_transformers_warpers(
     ):
         warped = warper(None, warped)
     draws = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:-1]
-    rules = [torch.tensor([value] * len(draws), dtype=torch.float64) for value in (temperature, top_k, top_p)]
+    rules = [
+        torch.tensor([value] * len(draws), dtype=torch.float64)
+        for value in (temperature, top_k, top_p)
+    ]
     found = drawn(logits.expand(len(draws), -1), draws, *rules).bincount(minlength=20) / len(draws)
     torch.testing.assert_close(found.double(), warped.softmax(1)[0], rtol=0, atol=2e-4)
 
@@ -430,7 +434,9 @@ def test_the_text_ends_with_the_context() -> None:
     written = model.sample(request)
     assert (written[0] >= 0).sum() <= 1
     assert written.shape == (2, 30)
-    with pytest.raises(ValueError, match=r"a prompt has 33 tokens, but this model sees 32: shorten it"):
+    with pytest.raises(
+        ValueError, match=r"a prompt has 33 tokens, but this model sees 32: shorten it"
+    ):
         model.sample(Request(seeds=(1,), prompts=("a" * 32,)))
 
 
@@ -482,7 +488,9 @@ def test_a_long_dialogue_loses_its_oldest_exchanges() -> None:
     a, b = len(CONTROL), len(CONTROL) + 1
     h = len(CONTROL) + 7
     assert kept.tolist() == [BOS, SYSTEM, h, USER, a, a, a, ASSISTANT, b, b, b, EOS]
-    with pytest.raises(ValueError, match="last exchange of record 1 has 15 tokens, but a context of 12"):
+    with pytest.raises(
+        ValueError, match="last exchange of record 1 has 15 tokens, but a context of 12"
+    ):
         model.examples([record, dialogue("a" * 6, "b" * 5)])
 
 
@@ -493,7 +501,13 @@ def test_the_loss_is_of_the_answers_alone() -> None:
         batch = dict(model.examples([dialogue("ab", "cd")]))
         logits = model.logits(batch["tokens"][:, :-1])
 
-        def loss_of(place: int, token: int, batch: dict[str, Tensor] = batch, model: GPT = model, logits: Tensor = logits) -> float:
+        def loss_of(
+            place: int,
+            token: int,
+            batch: dict[str, Tensor] = batch,
+            model: GPT = model,
+            logits: Tensor = logits,
+        ) -> float:
             """As if this token were to be guessed there, and all were read as before."""
             tokens = batch["tokens"].clone()
             tokens[0, place] = token
@@ -512,7 +526,9 @@ def test_the_loss_is_of_the_answers_alone() -> None:
 def test_equal_parts_of_a_batch_average_to_the_whole() -> None:
     """So that two workers, or two accumulated parts, learn what one does, however long the answers are."""
     model = gpt(learns="dialogues")
-    batch = model.examples([dialogue("a", "b"), dialogue("ab", "cdefgh"), dialogue("c", ""), dialogue("", "hg")])
+    batch = model.examples(
+        [dialogue("a", "b"), dialogue("ab", "cdefgh"), dialogue("c", ""), dialogue("", "hg")]
+    )
     whole = model(batch).total
     parts = [
         model({name: value[rows] for name, value in batch.items()}).total
@@ -620,9 +636,17 @@ def test_requests_that_mean_nothing_are_refused() -> None:
     cases: list[tuple[GPT, Request, str]] = [
         (model, Request(seeds=(1,), dialogues=(ask,)), "does not chat: give prompts"),
         (chat, Request(seeds=(1,)), "this model answers: give one prompt or dialogue a seed"),
-        (chat, Request(seeds=(1,), dialogues=(dialogue("a", "b"),)), "dialogue 0 must be .* end with user; got"),
+        (
+            chat,
+            Request(seeds=(1,), dialogues=(dialogue("a", "b"),)),
+            "dialogue 0 must be .* end with user; got",
+        ),
         (model, Request(seeds=(1,), temperature=-1), "temperature must be in 0..100, got -1"),
-        (model, Request(seeds=(1,), temperature=float("nan")), "temperature must be in 0..100, got nan"),
+        (
+            model,
+            Request(seeds=(1,), temperature=float("nan")),
+            "temperature must be in 0..100, got nan",
+        ),
         (model, Request(seeds=(1,), top_k=0), "top_k must be at least 1, got 0"),
         (model, Request(seeds=(1,), top_p=0), r"top_p must be in \(0, 1\], got 0"),
         (model, Request(seeds=(1,), max_tokens=0), "max_tokens must be at least 1, got 0"),
@@ -633,7 +657,9 @@ def test_requests_that_mean_nothing_are_refused() -> None:
 
 
 def test_records_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match="record 1 has the roles user, assistant: set learns: dialogues"):
+    with pytest.raises(
+        ValueError, match="record 1 has the roles user, assistant: set learns: dialogues"
+    ):
         gpt().examples([document("a"), dialogue("a", "b")])
     with pytest.raises(ValueError, match=r"record 0 must be .* end with assistant; got text"):
         gpt(learns="dialogues").examples([document("a")])

@@ -30,6 +30,7 @@ from services.readiness import Readiness
 from services.rollout import Observer
 from services.samples import Samples
 from services.stages import Stage
+from tests.services.toys import described
 
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left")
 
@@ -120,6 +121,24 @@ class Workshop:
             "try_prompts": [],
         }
         return {**self.publish(name, {"pipeline.json": document}), "stages": stages}
+
+    def publish_alone(self, name: str, model: Family, **stage: Any) -> dict[str, Any]:
+        """Publish a pipeline of one model, whatever its modality, and put it in production."""
+        version = self.publish(f"{name}.base", {}, model)
+        pinned = {
+            "stage": "base",
+            "name": version["name"],
+            "version": version["number"],
+            "sha256": version["digest"],
+            "family": describe(model)["family"],
+            "accepts": {"prompt": model.capabilities.condition},
+            **stage,
+        }
+        words = getattr(model.config, "vocabulary", ())
+        document = {"format": 1, "endpoint": name, "stages": [pinned], "vocabulary": list(words)}
+        published = self.publish(name, {"pipeline.json": {**document, **described(model)}})
+        self.promote(published)
+        return {**published, "stages": [pinned]}
 
     def promote(self, version: dict[str, Any], stage: Any = "production") -> None:
         head = self.ledger.head(version["name"], stage)
