@@ -12,7 +12,16 @@ from prefect.runtime import flow_run
 from flows.cards import pipeline_card
 from flows.judging.evaluate import Order, evaluate_on_ray
 from flows.judging.gate import Evaluation, check
-from flows.judging.pipeline import PinnedStage, Pipeline, check_fit, interface, interface_hash
+from flows.judging.pipeline import (
+    SAMPLING,
+    Ability,
+    PinnedStage,
+    Pipeline,
+    abilities,
+    check_fit,
+    interface,
+    interface_hash,
+)
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe
 from flows.workshop import ROOT, fingerprint, git_commit, named, registry
@@ -27,6 +36,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         StageMismatch: two stages do not fit; the message names both.
     """
     stages = []
+    able: tuple[Ability, ...] = ()
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
@@ -42,17 +52,20 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
                 interface=interface_hash(config),
                 accepts=accepts,
                 gives=gives,
-                steps=stage.steps,
-                guidance=stage.guidance,
+                **{setting: getattr(stage, setting) for setting in SAMPLING},
             )
         )
+        able = abilities(config)
     check_fit(stages)
-    _, height, width = stages[-1].gives.picture
+    given = stages[-1].gives
     return Pipeline(
         endpoint=recipe.name,
+        modality=given.modality,
+        abilities=able,
         stages=tuple(stages),
-        vocabulary=tuple(facts["vocabulary"]),
-        image_size=(width, height),
+        vocabulary=tuple(facts.get("vocabulary", ())),
+        image_size=None if given.picture is None else (given.picture[2], given.picture[1]),
+        sample_rate=given.sample_rate,
         sample=recipe.drift.sample if recipe.drift else 0.0,
         try_prompts=recipe.try_prompts,
     )
@@ -73,7 +86,9 @@ def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str
                 "found_by",
             },
         ),
-        "sampling": {name: [stage.steps, stage.guidance] for name, stage in recipe.stages.items()},
+        "sampling": {
+            name: stage.model_dump(include=set(SAMPLING)) for name, stage in recipe.stages.items()
+        },
         "trained": trained,
         "data": prepared["identity"],
         "code": fingerprint(sorted((ROOT / "flows/judging").glob("*.py"))),

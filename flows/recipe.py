@@ -72,6 +72,11 @@ class Stage(Strict):
     resources: Resources = Resources()
     steps: Positive | None = None  # sampler steps; None: the family's default
     guidance: Annotated[float, Field(ge=0)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=60)] | None = None  # of sound
+    max_tokens: Positive | None = None  # of text; None: as many as the context has room for
+    temperature: Annotated[float, Field(ge=0, le=10)] | None = None  # of text; 0: the likeliest
+    top_k: Positive | None = None  # only the k likeliest tokens
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None  # the likeliest of this probability
 
 
 class Data(Strict):
