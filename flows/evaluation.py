@@ -116,9 +116,9 @@ def judge_pipeline(
     pipeline = pin(recipe, trained, facts)
     connect(settings().ray_url)
     order = order_of(recipe, pipeline, trained.get("judge"), prepared)
-    evaluation, picture = evaluate_on_ray(order, facts["captions"])
-    run_id = record(recipe.name, key, evaluation, picture)
-    version = _publish(recipe, pipeline, prepared, evaluation, picture, run_id=run_id, key=key)
+    evaluation, files = evaluate_on_ray(order)
+    run_id = record(recipe.name, key, evaluation, files)
+    version = _publish(recipe, pipeline, prepared, evaluation, files, run_id=run_id, key=key)
     return named(version)
 
 
@@ -140,16 +140,17 @@ def order_of(
     )
 
 
-def record(experiment: str, key: str, evaluation: Evaluation, picture: bytes) -> str:
+def record(experiment: str, key: str, evaluation: Evaluation, files: dict[str, bytes]) -> str:
     """Write metrics and the gallery to an MLflow run of their own; returns its id."""
     tags = {"atelier.identity": key, "atelier.flow_run": flow_run.id or ""}
     run_id = registry().start_run(experiment, key, tags)
     values = {name: metric.value for name, metric in evaluation.metrics.items()}
     registry().log_metrics(run_id, values, step=0)
     with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
-        path = Path(folder) / "gallery.png"
-        path.write_bytes(picture)
-        registry().log_file(run_id, path, "gallery")
+        _write(Path(folder), files)
+        for name in files:
+            parent = Path("gallery") / Path(name).parent
+            registry().log_file(run_id, Path(folder) / name, parent.as_posix())
     registry().end_run(run_id, "FINISHED")
     return run_id
 
@@ -159,7 +160,7 @@ def _publish(
     pipeline: Pipeline,
     prepared: dict[str, Any],
     evaluation: Evaluation,
-    picture: bytes,
+    files: dict[str, bytes],
     *,
     run_id: str,
     key: str,
@@ -178,7 +179,7 @@ def _publish(
         }
         for name, text in texts.items():
             (directory / name).write_text(text)
-        (directory / "gallery.png").write_bytes(picture)
+        _write(directory, files)
         metrics = {name: metric.value for name, metric in evaluation.metrics.items()}
         facts = {
             "kind": "pipeline",
@@ -201,6 +202,13 @@ def _publish(
         return registry().publish(recipe.name, directory, key=key, tags=tags, run_id=run_id)
 
 
+def _write(directory: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
 @flow(flow_run_name="evaluate {ref}")
 def evaluate(ref: str) -> dict[str, Any]:
     """Judge a registered pipeline version anew, on today's data; returns {"evaluation", "report"}."""
@@ -221,10 +229,9 @@ def evaluate(ref: str) -> dict[str, Any]:
         found = registry().by_digest(pinned, before.judge.sha256) or registry().get(pinned)
         judge = named(found)
     connect(settings().ray_url)
-    facts = json.loads((Path(prepared["path"]) / "dataset.json").read_text())
     order = order_of(recipe, pipeline, judge, prepared)
-    evaluation, picture = evaluate_on_ray(order, facts["captions"])
-    record(recipe.name, f"evaluate-{version.ref}-{evaluation.evaluation_set}", evaluation, picture)
+    evaluation, files = evaluate_on_ray(order)
+    record(recipe.name, f"evaluate-{version.ref}-{evaluation.evaluation_set}", evaluation, files)
     report = check(recipe.gate, evaluation, production=None)
     return {
         "evaluation": evaluation.model_dump(mode="json", exclude={"outcomes"}),
