@@ -119,6 +119,12 @@ def lines_of(text: str, font: "FreeTypeFont | ImageFont.ImageFont") -> list[str]
     return lines
 
 
+def png(pixels_CHW: Tensor) -> bytes:
+    """Return pixels in [0, 1], of one or three channels, as a PNG file."""
+    values = (pixels_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
+    return _png(Image.fromarray(values.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()))
+
+
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")

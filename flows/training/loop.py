@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
-from flows.training import pictures
+from flows.training import previews
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
 from flows.training.journal import Journal, repeated_steps, sign_in
@@ -350,7 +350,7 @@ class Loop:
     def _picture(self, batch: Mapping[str, Tensor]) -> bytes | None:
         assert self.state.average is not None
         with self.state.average.swapped_in():
-            return pictures.png_of_samples(self.state.model, self.spec.prepared, batch)
+            return previews.png_of_samples(self.state.model, self.spec.prepared, batch)
 
     def _publish(self) -> None:
         """Seal the averaged weights, the config and a last grid as the result."""
