@@ -41,8 +41,8 @@ def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]
 
 def _pictures(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
     kind = model.capabilities
-    prompts, low = (), None
-    count = COUNT
+    prompts: tuple[str, ...] = ()
+    count, low = COUNT, None
     if kind.upscales:
         real = batch["pixels"][:COUNT]
         count, side = len(real), model.config.low_size
