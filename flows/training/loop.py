@@ -113,7 +113,7 @@ class Loop:
 
     def _fresh(self) -> State:
         spec = self.spec
-        facts = self._loader(None).facts
+        facts = self._loader().facts
         config = configure(spec.family, spec.preset, spec.config, facts)
         torch.manual_seed(spec.seed)  # the same first weights on every rank
         model = trainable(spec.family)(config).to(self.ranks.device)
@@ -122,7 +122,7 @@ class Loop:
                 if parameter.ndim == 4:  # filters
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         seed_generators(spec.seed, self.ranks.rank)
-        self.loader = self._loader(model.encode)
+        self.loader = self._loader(encode=model.encode, examples=model.examples)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         optimizers = {
             player: AdamW(
@@ -136,10 +136,10 @@ class Loop:
         }
         average = Average(model, spec.training.ema_decay) if self.ranks.rank == 0 else None
         if spec.training.validate_every is not None:
-            self.validation = Validation(spec, model.encode)
+            self.validation = Validation(spec, model)
         return State(model, optimizers, average)
 
-    def _loader(self, encode: Any) -> Loader:
+    def _loader(self, **reads: Any) -> Loader:
         return Loader(
             self.spec.prepared,
             "train",
@@ -148,8 +148,8 @@ class Loop:
             world=self.ranks.world,
             seed=self.spec.seed,
             image_size=self.spec.image_size,
-            encode=encode,
             shuffle_captions=self.spec.training.shuffle_captions,
+            **reads,
         )
 
     def _resume(self) -> int:
