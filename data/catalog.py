@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.makers import MAKERS, MakerError, maker
-from data.makers.folder import read_captions
-from data.params import CatalogError, add, entries, entry
+from data.params import CatalogError, add, checked, entries, entry
 from data.repro import PrepareError, locked, repair_locks, reproduce
 from data.stages import report_path
 
@@ -22,7 +21,7 @@ __all__ = [
     "Listed",
     "PrepareError",
     "Prepared",
-    "add_folder",
+    "add_own",
     "datasets",
     "identity",
     "point",
@@ -56,7 +55,8 @@ class Listed:
     name: str
     maker: str
     path: Path
-    image_size: int
+    modality: str
+    size: str  # of a sample: pixels a side, seconds, or the tokenizer
     identity: str | None  # None: not prepared here
     rows: dict[str, int]  # by split; empty where not prepared
     problem: str = ""  # why it could not be prepared from the files as they are
@@ -80,8 +80,8 @@ def datasets(project: Path) -> list[Listed]:
                 maker(values.maker).made(values, project)
             except MakerError as error:
                 problem = str(error)
-        side: int = getattr(values, "image_size")  # noqa: B009 - each maker's Config has it
-        found.append(Listed(name, values.maker, values.path, side, known, rows, problem))
+        kind, size = values.modality, values.size
+        found.append(Listed(name, values.maker, values.path, kind, size, known, rows, problem))
     return found
 
 
@@ -90,7 +90,7 @@ def prepare(name: str, project: Path, on_line: Callable[[str], None] | None = No
 
     Raises:
         CatalogError: unknown dataset, or files it is made from are missing or cannot be used (named).
-        PrepareError: a stage failed; where pictures are refused the message has a line for each.
+        PrepareError: a stage failed; where samples are refused the message has a line for each.
     """
     values = entry(name, project)
     try:
@@ -132,18 +132,21 @@ def identity(name: str, project: Path) -> str:
     return known
 
 
-def add_folder(name: str, path: Path, image_size: int, project: Path) -> None:
-    """Add a user's own captioned pictures to params.yaml; adding the same again changes nothing.
+def add_own(
+    maker_name: str, name: str, path: Path, settings: dict[str, Any], project: Path
+) -> None:
+    """Add a user's own files to params.yaml, as a maker reads them; adding the same again changes nothing.
 
     Raises:
-        CatalogError: a bad name or size, no such folder, no list of captions, or a line of it that cannot be used.
+        CatalogError: a bad name or setting, or files that the maker cannot use (file and line are named).
     """
-    folder = path.expanduser().resolve()
-    if project.resolve().is_relative_to(folder):
-        raise CatalogError(f"{folder} holds the project itself: give the folder of your pictures")
-    values = {"maker": "folder", "path": _shown(folder, project), "image_size": image_size}
+    found = path.expanduser().resolve()
+    if project.resolve().is_relative_to(found):
+        raise CatalogError(f"{found} holds the project itself: give the folder of your own files")
+    values = {"maker": maker_name, "path": _shown(found, project), **settings}
+    config = checked(name, values)
     try:
-        read_captions(folder)
+        maker(maker_name).made(config, project)
     except MakerError as error:
         raise CatalogError(str(error)) from None
     add(name, values, project)

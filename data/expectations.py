@@ -8,30 +8,21 @@ import csv
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from data.pictures import MAX_SIDE
+from data.modalities import modality
+from data.rules import Row, Rule, among, between, contains, counts
 from data.shards import SPLITS
 from infra.storage import atomic_write
 
 MAX_WORDS: Final = 64
 SHOWN: Final = 20  # rows named in a message; the quarantine file has all
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One expectation: its Great Expectations class, arguments, and why a row breaks it."""
-
-    name: str
-    expectation: str
-    arguments: Mapping[str, Any]
-    reason: Callable[[Row], str]  # of a row; of no row where the table as a whole is judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +78,26 @@ class Verdict:
 
 
 def rules(made: Mapping[str, Any]) -> list[Rule]:
-    """Return the rules for a dataset as its maker described it."""
-    side = made["image_size"]
+    """Return the rules for a dataset as its maker described it: those of every dataset and its modality's own."""
+    kind = modality(made["modality"])
+    few = partial(_too_few, noun=kind.noun)
     found = [
-        Rule("every sample has facts", *_counts(sum(made["rows"])), _incomplete),
-        Rule("decodes fully", *_among("decodes", True), lambda row: str(row["problem"])),
-        Rule("wide enough", *_between("width", side, MAX_SIDE), lambda row: _size(row, side)),
-        Rule("high enough", *_between("height", side, MAX_SIDE), lambda row: _size(row, side)),
-        Rule("not flat", *_between("std", 1, 128), _flat),
-        Rule("levels in range", *_between("high", 1, 255), _flat),
-        Rule("no duplicates", *_among("duplicate_of", ""), _duplicate),
-        Rule("no split leak", *_between("splits", 1, 1), _leak),
-        Rule("held-out captions stay out of training", *_among("learned", False), _learned),
-        Rule("every split has samples", *_contains("split", SPLITS), _too_few),
+        Rule("every sample has facts", *counts(sum(made["rows"])), _incomplete),
+        Rule("decodes fully", *among("decodes", True), lambda row: str(row["problem"])),
+        *kind.rules(made),
+        Rule("no duplicates", *among("duplicate_of", "", 1 - kind.repeats), _duplicate),
+        Rule("no split leak", *between("splits", 1, 1), partial(_leak, noun=kind.noun)),
+        Rule("held-out captions stay out of training", *among("learned", False), _learned),
+        Rule("every split has samples", *contains("split", SPLITS), few),
     ]
     if made["captioned"]:
         found += [
-            Rule("caption present", *_between("words", 1, None), lambda _: "empty caption"),
-            Rule("caption short enough", *_between("words", None, MAX_WORDS), _wordy),
-            Rule("caption in vocabulary", *_among("unknown_words", ""), _unknown),
+            Rule("caption present", *between("words", 1, None), lambda _: "empty caption"),
+            Rule("caption short enough", *between("words", None, MAX_WORDS), _wordy),
+            Rule("caption in vocabulary", *among("unknown_words", ""), _unknown),
         ]
     if made["attributes"]:
-        found.append(Rule("classes in balance", *_between("share", 0.1, 10), _imbalance))
+        found.append(Rule("classes in balance", *between("share", 0.1, 10), _imbalance))
     return found
 
 
@@ -175,50 +164,24 @@ def _run(name: str, frame: Any, table: Sequence[Rule]) -> list[tuple[bool, dict[
     return [found[rule.name] for rule in table]
 
 
-def _among(column: str, value: Any) -> tuple[str, dict[str, Any]]:
-    return "ExpectColumnValuesToBeInSet", {"column": column, "value_set": [value]}
-
-
-def _between(column: str, low: float | None, high: float | None) -> tuple[str, dict[str, Any]]:
-    bounds = {"column": column, "min_value": low, "max_value": high}
-    return "ExpectColumnValuesToBeBetween", bounds
-
-
-def _contains(column: str, values: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    return "ExpectColumnDistinctValuesToContainSet", {"column": column, "value_set": list(values)}
-
-
-def _counts(rows: int) -> tuple[str, dict[str, Any]]:
-    return "ExpectTableRowCountToEqual", {"value": rows}
-
-
 def _incomplete(_: Row) -> str:
     return "not as many rows of facts as samples were made: prepare again"
-
-
-def _size(row: Row, side: int) -> str:
-    width, height = int(row["width"]), int(row["height"])
-    return f"{width}x{height} pixels, between {side} and {MAX_SIDE} a side are needed"
-
-
-def _flat(row: Row) -> str:
-    return f"flat picture: all levels between {int(row['low'])} and {int(row['high'])}"
 
 
 def _duplicate(row: Row) -> str:
     return f"duplicate of {row['duplicate_of']}"
 
 
-def _leak(row: Row) -> str:
-    return f"split leak: the same picture is in {row['splits']} splits"
+def _leak(row: Row, noun: str) -> str:
+    return f"split leak: the same {noun} is in {row['splits']} splits"
 
 
 def _learned(row: Row) -> str:
     return f"held-out caption {row['caption']!r} is in the training split"
 
 
-def _too_few(_: Row) -> str:
-    return f"not every one of {', '.join(SPLITS)} has a sample: at least 3 different pictures are needed"
+def _too_few(_: Row, noun: str) -> str:
+    return f"not every one of {', '.join(SPLITS)} has a sample: at least 3 different {noun}s are needed"
 
 
 def _wordy(row: Row) -> str:

@@ -1,10 +1,10 @@
 """Facts about every sample, a row each: what the expectations judge and the shards are cut by.
 
-`look` sees the pictures, a batch at a time, in this process or spread by Ray Data over a cluster; both give the same
-rows. `relate` sees all rows at once: duplicates, splits, classes.
+`look` sees the samples, a batch at a time, in this process or spread by Ray Data over a cluster; both give the same
+rows. `relate` sees all rows at once: duplicates, splits, classes. What is particular to pictures, text or sound is in
+modalities/.
 """
 
-import hashlib
 import logging
 import os
 from collections import Counter
@@ -16,63 +16,56 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pictures import PictureError, decode
+from data.modalities import Modality, SampleError, modality
 from infra.settings import settings
 
 SHARES: Final = {"train": 0.85, "validation": 0.05, "test": 0.10}
-COLUMNS: Final = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("file", pa.string()),
-        ("problem", pa.string()),  # why it cannot be decoded; empty if it can
-        ("decodes", pa.bool_()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("bytes", pa.int64()),
-        ("low", pa.int16()),  # of the levels 0 to 255, after cropping and resizing
-        ("high", pa.int16()),
-        ("mean", pa.float64()),
-        ("std", pa.float64()),
-        ("picture", pa.string()),  # sha256 of the pixels
-        ("caption", pa.string()),
-        ("words", pa.int32()),
-        ("unknown_words", pa.string()),
-        ("split", pa.string()),
-    ]
-)
+MEANS: Final = {
+    "mean contrast (of 255)": ("std", ""),
+    "mean length": ("seconds", " s"),
+    "mean loudness (of full scale)": ("rms", ""),
+    "mean characters": ("characters", ""),
+}
+"""Means on the report, where the modality has the column: what it is called, the column, its unit."""
+PROTECTED: Final = ("test", "validation", "train")
+"""Of repeated samples that are left out, the one in the first of these splits is kept."""
 
 
-def look(batch: pa.Table, *, image_size: int, channels: int, vocabulary: Sequence[str]) -> pa.Table:
+def columns(kind: Modality) -> pa.Schema:
+    """Return the columns of `look`: a modality's own facts among those that every sample has."""
+    return pa.schema(
+        [
+            ("index", pa.int64()),
+            ("file", pa.string()),
+            ("problem", pa.string()),  # why it cannot be decoded; empty if it can
+            ("decodes", pa.bool_()),
+            ("bytes", pa.int64()),
+            ("digest", pa.string()),  # sha256 of what is learned from: pixels, samples or text
+            *kind.facts,
+            ("caption", pa.string()),
+            ("words", pa.int32()),
+            ("unknown_words", pa.string()),
+            ("split", pa.string()),
+        ]
+    )
+
+
+def look(batch: pa.Table, made: Mapping[str, Any]) -> pa.Table:
     """Return the facts that one sample alone can give: it is decoded to its last byte."""
-    known = frozenset(vocabulary)
-    rows = [
-        _look(row, image_size, channels) | _read(row["caption"], known) for row in batch.to_pylist()
-    ]
-    return pa.Table.from_pylist(rows, COLUMNS)
+    kind, known = modality(made["modality"]), frozenset(made["vocabulary"])
+    rows = [_look(row, kind, made) | _read(row["caption"], known) for row in batch.to_pylist()]
+    return pa.Table.from_pylist(rows, columns(kind))
 
 
-def _look(row: Mapping[str, Any], image_size: int, channels: int) -> dict[str, Any]:
+def _look(row: Mapping[str, Any], kind: Modality, made: Mapping[str, Any]) -> dict[str, Any]:
     facts = {key: row[key] for key in ("index", "file", "problem", "split")}
     facts |= {"bytes": len(row["content"]), "decodes": False}
     if row["problem"]:
         return facts
     try:
-        found = decode(row["content"], image_size, channels)
-    except PictureError as error:
+        return facts | {"decodes": True, **kind.look(row["content"], made)}
+    except SampleError as error:
         return facts | {"problem": str(error)}
-    x = found.pixels
-    return facts | {
-        "decodes": True,
-        "width": found.width,
-        "height": found.height,
-        "mode": found.mode,
-        "low": int(x.min()),
-        "high": int(x.max()),
-        "mean": float(x.mean()),
-        "std": float(x.std()),
-        "picture": hashlib.sha256(x.tobytes()).hexdigest(),
-    }
 
 
 def _read(caption: str, known: frozenset[str]) -> dict[str, Any]:
@@ -81,10 +74,10 @@ def _read(caption: str, known: frozenset[str]) -> dict[str, Any]:
     return {"caption": caption, "words": len(words), "unknown_words": unknown}
 
 
-def gather(parts: Sequence[Path], address: str | None, **made: Any) -> pa.Table:
+def gather(parts: Sequence[Path], address: str | None, made: Mapping[str, Any]) -> pa.Table:
     """Return `look`'s rows of all parts in their order, from Ray Data where there is a cluster."""
     if address is None:
-        found = [look(pq.read_table(part), **made) for part in parts]
+        found = [look(pq.read_table(part), made) for part in parts]
     else:
         found = list(_gather_by_ray(parts, address, made))
     return pa.concat_tables(found).sort_by("index")
@@ -101,16 +94,16 @@ def _gather_by_ray(
     connect(address)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
-    pictures = read_parquet([str(part.resolve()) for part in parts])
-    looked = pictures.map_batches(
+    samples = read_parquet([str(part.resolve()) for part in parts])
+    looked = samples.map_batches(
         cast("Any", look),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        fn_kwargs=dict(made),
+        fn_kwargs={"made": dict(made)},
     )
     for reference in looked.to_arrow_refs():
-        yield ray.get(reference).cast(COLUMNS)
+        yield ray.get(reference).cast(columns(modality(made["modality"])))
 
 
 def cluster() -> str | None:
@@ -132,91 +125,117 @@ def cluster() -> str | None:
 
 
 def relate(
-    facts: pa.Table, held_out: Sequence[str], validation_rows: int | None, classed: bool
+    facts: pa.Table,
+    held_out: Sequence[str],
+    validation_rows: int | None,
+    *,
+    classed: bool,
+    tolerant: bool = False,
 ) -> pa.Table:
     """Return the facts with those that need all rows.
 
-    `split`: the source's own, else by the hash of the pixels, so equal pictures never part; held-out captions are
-    tested only. `duplicate_of`: the first file with the same pixels (and, for one file listed twice, the same caption).
-    `splits`: in how many splits the picture is. `share`: its class's count over the mean count. `held_out`: never
-    trained on.
+    `split`: the source's own, else by the hash of what is learned from, so equal samples never part; held-out captions
+    are tested only. `duplicate_of`: the first file with the same content (and, for one file listed twice, the same
+    caption). `left_out`: a repeated sample that is not learned from, where the modality is tolerant of some. `splits`:
+    in how many splits the sample is. `share`: its class's count over the mean count. `held_out`: never trained on.
     """
     rows = facts.to_pylist()
     _split(rows, frozenset(held_out), validation_rows)
     places: dict[str, set[str]] = {}
-    for row in rows:
-        places.setdefault(row["picture"], set()).add(row["split"])
     classes = Counter(row["caption"] for row in rows)
     first: dict[Any, str] = {}
+    kept = _kept(rows) if tolerant else {}
     for row in rows:
-        row["duplicate_of"] = _duplicate_of(row, first)
-        row["splits"] = len(places[row["picture"]]) if row["picture"] else 1
+        row["left_out"] = kept.get(row["digest"], row) is not row
+        row["duplicate_of"] = (
+            kept[row["digest"]]["file"] if row["left_out"] else _duplicate_of(row, first, kept)
+        )
+        if not row["left_out"]:
+            places.setdefault(row["digest"], set()).add(row["split"])
+    for row in rows:
+        row["splits"] = len(places[row["digest"]]) if row["digest"] else 1
         row["share"] = classes[row["caption"]] * len(classes) / len(rows) if classed else 1.0
         row["held_out"] = row["caption"] in held_out
     extra = [
-        ("duplicate_of", pa.string()),
-        ("splits", pa.int32()),
-        ("share", pa.float64()),
-        ("held_out", pa.bool_()),
+        pa.field("duplicate_of", pa.string()),
+        pa.field("left_out", pa.bool_()),
+        pa.field("splits", pa.int32()),
+        pa.field("share", pa.float64()),
+        pa.field("held_out", pa.bool_()),
     ]
-    return pa.Table.from_pylist(rows, pa.schema([*COLUMNS, *extra]))
+    return pa.Table.from_pylist(rows, pa.schema([*facts.schema, *extra]))
 
 
-def _duplicate_of(row: Mapping[str, Any], first: dict[Any, str]) -> str:
-    """Return the file seen first with these pixels; a file may be listed again with another caption."""
-    if not row["picture"]:
+def _kept(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return which of equal samples is kept, by what they show."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (PROTECTED.index(row["split"]), row["index"])):
+        if row["digest"]:
+            found.setdefault(row["digest"], row)
+    return found
+
+
+def _duplicate_of(row: Mapping[str, Any], first: dict[Any, str], kept: Mapping[str, Any]) -> str:
+    """Return the file seen first with this content; a file may be listed again with another caption."""
+    if not row["digest"] or kept:
         return ""
-    earlier = first.setdefault(row["picture"], row["file"])
-    again = first.setdefault((row["picture"], row["file"], row["caption"]), str(row["index"]))
+    earlier = first.setdefault(row["digest"], row["file"])
+    again = first.setdefault((row["digest"], row["file"], row["caption"]), str(row["index"]))
     return earlier if earlier != row["file"] or again != str(row["index"]) else ""
 
 
 def _split(
     rows: list[dict[str, Any]], held_out: frozenset[str], validation_rows: int | None
 ) -> None:
-    own = any(row["split"] for row in rows)
+    own = all(row["split"] for row in rows)
     for row in rows:
-        if not own:
-            kept = row["caption"] in held_out or not row["picture"]
-            row["split"] = "test" if kept else split_of(row["picture"])
+        if not row["split"]:
+            kept = row["caption"] in held_out or not row["digest"]
+            row["split"] = "test" if kept else split_of(row["digest"])
     if validation_rows is not None:
-        training = [row for row in rows if row["split"] == "train" and row["picture"]]
-        for row in sorted(training, key=lambda row: row["picture"])[:validation_rows]:
+        training = [row for row in rows if row["split"] == "train" and row["digest"]]
+        for row in sorted(training, key=lambda row: row["digest"])[:validation_rows]:
             row["split"] = "validation"
     if not own:
         _fill(rows)
 
 
-def split_of(picture: str) -> str:
-    """Return the split of a picture by the sha256 of its pixels: stable when others come or go."""
-    place = int(picture[:13], 16) / 16**13
+def split_of(digest: str) -> str:
+    """Return the split of a sample by the sha256 of what it shows: stable when others come or go."""
+    place = int(digest[:13], 16) / 16**13
     if place < SHARES["train"]:
         return "train"
     return "validation" if place < SHARES["train"] + SHARES["validation"] else "test"
 
 
 def _fill(rows: list[dict[str, Any]]) -> None:
-    """Give an empty split the training picture nearest to it, so that small folders have all three."""
+    """Give an empty split the training sample nearest to it, so that small sources have all three."""
     for split in ("test", "validation"):
-        if any(row["split"] == split and row["picture"] for row in rows):
+        if any(row["split"] == split and row["digest"] for row in rows):
             continue
-        training = {row["picture"] for row in rows if row["split"] == "train"}
+        training = {row["digest"] for row in rows if row["split"] == "train"}
         if len(training) < 2:
             return
         last = max(training)
         for row in rows:
-            if row["picture"] == last:
+            if row["digest"] == last:
                 row["split"] = split
 
 
 def summary(facts: pa.Table) -> dict[str, Any]:
-    """Return the few numbers that a report begins with."""
+    """Return the few numbers that a report begins with, by what they are called."""
     splits = Counter(facts["split"].to_pylist())
-    std = np.array([value for value in facts["std"].to_pylist() if value is not None])
-    return {
-        "samples": len(facts),
-        "captions": len(facts["caption"].unique()),
-        "splits": {name: splits[name] for name in SHARES},
-        "bytes": int(np.sum(facts["bytes"].to_numpy())),
-        "contrast": round(float(std.mean()), 1) if std.size else 0.0,
+    megabytes = int(np.sum(facts["bytes"].to_numpy())) / 2**20
+    found: dict[str, Any] = {
+        "samples": f"{len(facts):,}",
+        "different captions": f"{len(facts['caption'].unique()):,}",
+        **{name: f"{splits[name]:,}" for name in SHARES},
+        "encoded": f"{megabytes:.1f} MiB",
     }
+    if left_out := sum(facts["left_out"].to_pylist()):
+        found["repeated, left out"] = f"{left_out:,}"
+    for name, (column, unit) in MEANS.items():
+        if column in facts.column_names:
+            values = [value for value in facts[column].to_pylist() if value is not None]
+            found[name] = f"{float(np.mean(values)) if values else 0:,.2f}{unit}"
+    return found

@@ -23,7 +23,7 @@ def entries(project: Path) -> dict[str, Entry]:
     Raises:
         CatalogError: no such file, bad YAML, or an entry that its maker refuses (dataset and field are named).
     """
-    return {name: _entry(name, value) for name, value in _document(project)["datasets"].items()}
+    return {name: checked(name, value) for name, value in _document(project)["datasets"].items()}
 
 
 def entry(name: str, project: Path) -> Entry:
@@ -35,7 +35,7 @@ def entry(name: str, project: Path) -> Entry:
     found = _document(project)["datasets"]
     if name not in found:
         raise CatalogError(f"unknown dataset {name!r}; choose one of {', '.join(found)}")
-    return _entry(name, found[name])
+    return checked(name, found[name])
 
 
 def add(name: str, values: dict[str, Any], project: Path) -> None:
@@ -48,7 +48,7 @@ def add(name: str, values: dict[str, Any], project: Path) -> None:
         raise CatalogError(
             f"dataset name {name!r}: use lower-case letters, digits and -, 41 at most"
         )
-    _entry(name, values)
+    checked(name, values)
     document = _document(project)
     old = document["datasets"].get(name)
     if old == values:
@@ -90,7 +90,12 @@ def _document(project: Path) -> dict[str, Any]:
     return document
 
 
-def _entry(name: str, value: Any) -> Entry:
+def checked(name: str, value: Any) -> Entry:
+    """Return an entry as its maker reads it.
+
+    Raises:
+        CatalogError: no maker, or a value that it refuses (dataset and field are named).
+    """
     where = f"params.yaml: datasets.{name}"
     if not isinstance(value, dict) or not isinstance(value.get("maker"), str):
         raise CatalogError(f"{where} needs a `maker`, one of {', '.join(MAKERS)}")

@@ -1,4 +1,4 @@
-"""The validation report: one static HTML page from a verdict, its facts and a few of the pictures."""
+"""The validation report: one static HTML page from a verdict, its facts and a few of the samples."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from data.expectations import Verdict
 from infra.storage import atomic_write
 
 SHOWN: Final = 200  # broken rows on the page; the quarantine file has all
+TYPES: Final = {"picture": "image/png", "sound": "audio/wav"}
 PAGE: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ verdict.name }}: validation</title>
@@ -24,18 +25,16 @@ th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px soli
 td.n { text-align: right; font-variant-numeric: tabular-nums } code { font-size: .85rem; opacity: .8 }
 figure { display: inline-block; margin: 0 .75rem .75rem 0; width: 96px; vertical-align: top }
 figure img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px; display: block }
+figure.sound { width: 18rem } figure.sound audio { width: 100% }
+pre { white-space: pre-wrap; border-left: 3px solid var(--line); padding-left: .75rem; margin: .75rem 0 }
 figcaption { font-size: .75rem; line-height: 1.25; opacity: .8; overflow-wrap: anywhere }
 </style>
 {% macro badge(ok, yes, no) %}
 <span class="badge {{ 'good' if ok else 'bad' }}">{{ yes if ok else no }}</span>{% endmacro %}
 <h1>{{ verdict.name }} {{ badge(verdict.ok, 'accepted', 'refused') }}</h1>
 <dl>
-<div><dt>samples</dt><dd>{{ '{:,}'.format(summary.samples) }}</dd></div>
-<div><dt>different captions</dt><dd>{{ '{:,}'.format(summary.captions) }}</dd></div>
-{% for split, rows in summary.splits.items() %}<div><dt>{{ split }}</dt><dd>{{ '{:,}'.format(rows) }}</dd></div>
-{% endfor %}<div><dt>encoded</dt><dd>{{ '%.1f' % (summary.bytes / 1048576) }} MiB</dd></div>
-<div><dt>mean contrast (of 255)</dt><dd>{{ summary.contrast }}</dd></div>
-</dl>
+{% for name, value in summary.items() %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
+{% endfor %}</dl>
 {% if verdict.faults %}<h2>What is wrong</h2>
 <table><tr><th>file</th><th>reason</th><th>expectation</th></tr>
 {% for fault in verdict.faults[:shown] %}<tr><td>{{ fault.file }}</td><td>{{ fault.reason }}</td>
@@ -49,10 +48,13 @@ figcaption { font-size: .75rem; line-height: 1.25; opacity: .8; overflow-wrap: a
 <td class="n">{{ '{:,}'.format(check.checked) }}</td><td class="n">{{ '{:,}'.format(check.broken) }}</td>
 <td><code>{{ check.expectation }}{% if check.column %}({{ check.column }}){% endif %}</code></td></tr>
 {% endfor %}</table>
-{% if pictures %}<h2>Some of the pictures</h2>
-{% for picture in pictures %}<figure><img alt="" src="{{ picture.source }}">
-<figcaption>{{ picture.caption }}</figcaption></figure>
-{% endfor %}{% endif %}
+{% if samples %}<h2>Some of the samples</h2>
+{% for sample in samples %}{% if sample.text is defined %}<pre>{{ sample.text }}</pre>
+{% elif sample.sound is defined %}<figure class="sound"><audio controls preload="none" src="{{ sample.sound }}"></audio>
+<figcaption>{{ sample.caption }}</figcaption></figure>
+{% else %}<figure><img alt="" src="{{ sample.picture }}">
+<figcaption>{{ sample.caption }}</figcaption></figure>
+{% endif %}{% endfor %}{% endif %}
 </html>
 """
 
@@ -61,23 +63,23 @@ def write(
     path: Path,
     verdict: Verdict,
     summary: Mapping[str, Any],
-    pictures: Sequence[Mapping[str, Any]],
+    samples: Sequence[Mapping[str, Any]],
     quarantine: str,
 ) -> None:
-    """Write the page; `pictures` are {"content": PNG bytes, "caption"}."""
+    """Write the page; `samples` are {"picture": PNG file}, {"sound": WAV file} or {"text"}, and "caption"."""
     from jinja2 import Environment
 
     page = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
     shown = [
-        {"source": _data_uri(picture["content"]), "caption": picture["caption"]}
-        for picture in pictures
+        {key: _data_uri(TYPES[key], value) if key in TYPES else value for key, value in one.items()}
+        for one in samples
     ]
     text = page.render(
-        verdict=verdict, summary=summary, pictures=shown, quarantine=quarantine, shown=SHOWN
+        verdict=verdict, summary=summary, samples=shown, quarantine=quarantine, shown=SHOWN
     )
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def _data_uri(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,7 +1,8 @@
 """A prepared dataset on disk: few large Parquet files, a manifest with a hash per sample, dataset.json last.
 
-A shard's columns: `id` (sha256 of pixels and caption), `pixels` (raw uint8, H*W*C in row-major order), `caption`,
-`attributes` (one place a named attribute). Rows stand in the order of their hashes, so a shard is a random sample.
+A shard's columns: `id` (sha256 of content and caption), the modality's own (`pixels`, raw uint8, H*W*C in row-major
+order; `sound`, 16-bit samples; `record`, JSON), `caption`, `attributes` (one place a named attribute). Rows stand in
+the order of their hashes, so a shard is a random sample; text keeps the order of its source.
 """
 
 import hashlib
@@ -12,15 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.modalities import Modality, modality
 from infra.storage import atomic_write, sha256_of
 
 SPLITS: Final = ("train", "validation", "test")
-SHARD_BYTES: Final = 64 << 20  # of pixels, before zstd
+SHARD_BYTES: Final = 64 << 20  # of content, before zstd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,39 +30,48 @@ class Header:
 
     name: str
     maker: str
-    image_size: int
-    channels: int
+    settings: Mapping[
+        str, Any
+    ]  # of the modality: image_size and channels; sample_rate and clip_samples
     vocabulary: Sequence[str] = ()
     max_words: int = 1
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     held_out: Sequence[str] = ()
     modality: str = "image"
 
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON, the settings in their place among the rest."""
+        rest = asdict(self)
+        settings = rest.pop("settings")
+        return {"name": self.name, "maker": self.maker, **settings, **rest}
 
-def sample_id(pixels: bytes, caption: str) -> str:
+
+def sample_id(content: bytes, caption: str) -> str:
     """Return the sha256, in hex, that names a sample."""
-    return hashlib.sha256(pixels + b"\0" + caption.encode()).hexdigest()
+    return hashlib.sha256(content + b"\0" + caption.encode()).hexdigest()
 
 
 def samples(
-    pixels: Sequence[bytes],
+    contents: Sequence[bytes],
     captions: Sequence[str],
     attributes: Mapping[str, Sequence[str]],
     sources: Sequence[str] | None = None,
+    kind: Modality | None = None,
 ) -> pa.Table:
-    """Return the rows that `write` takes; a caption's attributes are read off its words.
+    """Return the rows that `write` takes, pictures if nothing else; a caption's attributes are read off its words.
 
     Raises:
         ValueError: a caption has no value of an attribute.
     """
+    kind = kind or modality("image")
     places = {caption: places_of(caption, attributes) for caption in dict.fromkeys(captions)}
     return pa.table(
         {
-            "id": [sample_id(*pair) for pair in zip(pixels, captions, strict=True)],
-            "pixels": pa.array(pixels, pa.binary()),
+            "id": [sample_id(*pair) for pair in zip(contents, captions, strict=True)],
+            kind.column: pa.array(contents, kind.kind),
             "caption": pa.array(captions, pa.string()),
             "attributes": pa.array([places[caption] for caption in captions], pa.list_(pa.int16())),
-            "source": pa.array(sources or [""] * len(pixels), pa.string()),
+            "source": pa.array(sources or [""] * len(contents), pa.string()),
         }
     )
 
@@ -81,9 +91,17 @@ def places_of(caption: str, attributes: Mapping[str, Sequence[str]]) -> list[int
 
 
 def write(
-    folder: Path, header: Header, splits: Mapping[str, pa.Table], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    header: Header,
+    splits: Mapping[str, pa.Table],
+    made: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Replace `folder` by the dataset; whoever finds its dataset.json finds all of it."""
+    """Replace `folder` by the dataset; whoever finds its dataset.json finds all of it.
+
+    `made` has the modality's settings, where they are more than the header repeats.
+    """
+    kind = modality(header.modality)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     entries: dict[str, Any] = {}
@@ -91,7 +109,7 @@ def write(
     for split in SPLITS:
         shards = []
         rows = splits.get(split)
-        for number, part in enumerate(_parts(rows, header, shard_bytes)):
+        for number, part in enumerate(_parts(rows, kind, shard_bytes)):
             path = folder / f"{split}-{number:05d}.parquet"
             write_table(path, part.drop_columns("source"))
             shards.append({"file": path.name, "rows": len(part), "sha256": sha256_of(path)})
@@ -101,10 +119,11 @@ def write(
     captions = sorted(
         {text for rows in splits.values() for text in rows["caption"].unique().to_pylist()}
     )
-    document = {"format": 1, **asdict(header), "captions": captions, "splits": entries}
-    document |= moments(splits["train"], header)
+    document = {"format": 1, **header.document(), "captions": captions, "splits": entries}
+    document |= kind.summary(splits["train"], header.settings if made is None else made)
     with atomic_write(folder / "dataset.json") as file:  # unsorted: attributes keep their order
-        file.write(json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
+        text = json.dumps(document, indent=1, allow_nan=False)
+        file.write(text.encode() + b"\n")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -113,33 +132,13 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
-def moments(rows: pa.Table, header: Header) -> dict[str, list[float]]:
-    """Return {"mean", "std"}, in [0, 1], a number a channel, over the rows' pixels."""
-    count, sums = 0, np.zeros((2, header.channels))
-    for part in _parts(rows, header, SHARD_BYTES // 8):
-        x = pixels_of(part).reshape(-1, header.channels).astype(np.float32) / 255
-        count += len(x)
-        sums += x.sum(0, dtype=np.float64), np.square(x).sum(0, dtype=np.float64)
-    mean, square = sums / max(1, count)
-    std = np.sqrt(np.maximum(square - np.square(mean), 0))
-    return {"mean": mean.round(6).tolist(), "std": std.round(6).tolist()}
-
-
-def pixels_of(rows: pa.Table) -> npt.NDArray[np.uint8]:
-    """Return the rows' bytes one after the other, without a copy."""
-    column = rows["pixels"].combine_chunks()
-    _, offsets, content = column.buffers()
-    if not len(column):
-        return np.zeros(0, np.uint8)
-    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-    return np.frombuffer(content, np.uint8)[ends[0] : ends[-1]]
-
-
-def _parts(rows: pa.Table | None, header: Header, limit: int) -> Iterator[pa.Table]:
-    size = max(1, limit // (header.image_size**2 * header.channels))
-    if rows is not None:
-        for first in range(0, len(rows), size):
-            yield rows.slice(first, size)
+def _parts(rows: pa.Table | None, kind: Modality, limit: int) -> Iterator[pa.Table]:
+    """Yield parts of as many rows as have `limit` bytes where all are as large as the largest."""
+    if rows is None or not len(rows):
+        return
+    size = max(1, limit // max(1, pc.max(pc.binary_length(rows[kind.column])).as_py()))
+    for first in range(0, len(rows), size):
+        yield rows.slice(first, size)
 
 
 def _places(rows: pa.Table, split: str, shard: str) -> pa.Table:

@@ -16,14 +16,15 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.makers import Made, MakerError, Picture, maker
+from data.makers import Made, MakerError, Sample, maker
+from data.modalities import SampleError, modality
 from data.params import CatalogError, entry
 from infra.settings import settings
 from infra.storage import write_json
 
 PART_ROWS: Final = 2048
 PART_BYTES: Final = 64 << 20
-EXAMPLES: Final = 24  # pictures on the report
+EXAMPLES: Final = 24  # samples on the report
 SCHEMA: Final = pa.schema(
     [
         ("index", pa.int64()),
@@ -37,11 +38,11 @@ SCHEMA: Final = pa.schema(
 
 
 class Refused(ValueError):
-    """Pictures that break an expectation; a line for each."""
+    """Samples that break an expectation; a line for each."""
 
 
 def make(name: str, project: Path) -> None:
-    """Bring the pictures and captions in, as found: parts of at most 64 MiB, and what the maker says of them all."""
+    """Bring the samples and captions in, as found: parts of at most 64 MiB, and what the maker says of them all."""
     from data.shards import write_table
 
     config = entry(name, project)
@@ -51,7 +52,7 @@ def make(name: str, project: Path) -> None:
     new = Path(tempfile.mkdtemp(prefix=".samples-", dir=folder.parent))
     rows = []
     try:
-        for number, part in enumerate(_parts(made.pictures)):
+        for number, part in enumerate(_parts(made.samples)):
             write_table(new / f"part-{number:05d}.parquet", part)
             rows.append(len(part))
         write_json(new / "made.json", _document(config.maker, made, rows))
@@ -66,8 +67,8 @@ def _document(name: str, made: Made, rows: Sequence[int]) -> dict[str, Any]:
     return {
         "maker": name,
         "rows": list(rows),  # of each part
-        "image_size": made.image_size,
-        "channels": made.channels,
+        "modality": made.modality,
+        **made.settings,
         "attributes": [[key, list(values)] for key, values in made.attributes.items()],
         "vocabulary": list(made.vocabulary),
         "held_out": list(made.held_out),
@@ -77,20 +78,26 @@ def _document(name: str, made: Made, rows: Sequence[int]) -> dict[str, Any]:
 
 
 def facts(name: str, project: Path) -> None:
-    """Look at every picture, on the Ray cluster at hand or here, and write a row of facts each."""
+    """Look at every sample, on the Ray cluster at hand or here, and write a row of facts each."""
     from data.facts import cluster, gather, relate
     from data.shards import write_table
 
     folder = _made(name, project)
     made = _read_made(folder)
-    looked = gather(
-        _samples(folder),
-        cluster(),
-        image_size=made["image_size"],
-        channels=made["channels"],
-        vocabulary=made["vocabulary"],
+    kind = modality(made["modality"])
+    looked = gather(_samples(folder), cluster(), made)
+    related = relate(
+        looked,
+        made["held_out"],
+        made["validation_rows"],
+        classed=bool(made["attributes"]),
+        tolerant=kind.repeats > 0,
     )
-    related = relate(looked, made["held_out"], made["validation_rows"], bool(made["attributes"]))
+    found = kind.relate(related.to_pylist(), _contents(folder), made)
+    for column, values in found.items():
+        place = related.schema.get_field_index(column)
+        field = related.schema.field(place)
+        related = related.set_column(place, field, pa.array(values, field.type))
     write_table(folder / "facts.parquet", related)
 
 
@@ -125,22 +132,18 @@ def shards(name: str, project: Path) -> None:
     """Cut the accepted samples into splits and shards."""
     from pyarrow import compute
 
-    from data.pictures import decode
     from data.shards import SPLITS, Header, samples, write
 
     folder = _made(name, project)
     made, table = _read_made(folder), pq.read_table(folder / "facts.parquet")
-    attributes = dict(made["attributes"])
-    pictures = pa.concat_tables(
-        pq.read_table(part, columns=["content"]) for part in _samples(folder)
-    )
-    pixels = [
-        decode(content.as_py(), made["image_size"], made["channels"]).pixels.tobytes()
-        for content in pictures["content"]
-    ]
+    kind, attributes = modality(made["modality"]), dict(made["attributes"])
+    contents = [kind.pack(content, made) for content in _contents(folder)]
     captions, files = table["caption"].to_pylist(), table["file"].to_pylist()
-    rows = samples(pixels, captions, attributes, files).append_column("split", table["split"])
-    rows = rows.sort_by("id")
+    rows = samples(contents, captions, attributes, files, kind)
+    rows = rows.append_column("split", table["split"])
+    rows = rows.filter(compute.invert(table["left_out"]))
+    if not kind.ordered:
+        rows = rows.sort_by("id")
     splits = {
         split: rows.filter(compute.field("split") == split).drop_columns("split")
         for split in SPLITS
@@ -148,14 +151,14 @@ def shards(name: str, project: Path) -> None:
     header = Header(
         name=name,
         maker=made["maker"],
-        image_size=made["image_size"],
-        channels=made["channels"],
+        settings={key: made[key] for key in kind.settings},
         vocabulary=made["vocabulary"],
         max_words=max(table["words"].to_pylist()) + 1,
         attributes=attributes,
         held_out=made["held_out"],
+        modality=kind.name,
     )
-    write(project / "data" / "prepared" / name, header, splits)
+    write(project / "data" / "prepared" / name, header, splits, made)
 
 
 def report_path(name: str, project: Path) -> Path:
@@ -188,46 +191,50 @@ def _samples(folder: Path) -> list[Path]:
     return parts
 
 
+def _contents(folder: Path) -> list[bytes]:
+    """Return every sample's content as it was made, in order."""
+    parts = (pq.read_table(part, columns=["content"]) for part in _samples(folder))
+    return [content.as_py() for part in parts for content in part["content"]]
+
+
 def _read_made(folder: Path) -> dict[str, Any]:
     made: dict[str, Any] = json.loads((folder / "samples" / "made.json").read_bytes())
     return made
 
 
-def _parts(pictures: Iterable[Picture]) -> Iterator[pa.Table]:
+def _parts(samples: Iterable[Sample]) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     size = 0
-    for index, picture in enumerate(pictures):
-        if rows and (len(rows) >= PART_ROWS or size + len(picture.content) > PART_BYTES):
+    for index, sample in enumerate(samples):
+        if rows and (len(rows) >= PART_ROWS or size + len(sample.content) > PART_BYTES):
             yield pa.Table.from_pylist(rows, SCHEMA)
             rows, size = [], 0
         rows.append(
             {
                 "index": index,
-                "file": picture.file,
-                "content": picture.content,
-                "caption": picture.caption,
-                "split": picture.split,
-                "problem": picture.problem,
+                "file": sample.file,
+                "content": sample.content,
+                "caption": sample.caption,
+                "split": sample.split,
+                "problem": sample.problem,
             }
         )
-        size += len(picture.content)
+        size += len(sample.content)
     if rows:
         yield pa.Table.from_pylist(rows, SCHEMA)
 
 
 def _examples(folder: Path) -> list[dict[str, Any]]:
-    """Return the first pictures that decode, as small PNG files, with their captions."""
-    from data.pictures import PictureError, decode, png
-
+    """Return the first samples that decode, with their captions."""
     made = _read_made(folder)
+    kind = modality(made["modality"])
     found = []
     first = pq.read_table(_samples(folder)[0], columns=["content", "caption"])
     for row in islice(first.to_pylist(), 4 * EXAMPLES):
         try:
-            x_HWC = decode(row["content"], made["image_size"], made["channels"]).pixels
-        except PictureError:
+            found.append({**kind.example(row["content"], made), "caption": row["caption"]})
+        except SampleError:
             continue
-        found.append({"content": png(x_HWC.squeeze()), "caption": row["caption"]})
     return found[:EXAMPLES]
 
 

@@ -270,7 +270,7 @@ def common_requests(
 def _fixed(one: Side) -> tuple[list[str], list[int]] | None:
     """Return the requests that a version was judged on, or None where its data is not prepared here."""
     from data.catalog import CatalogError, prepared
-    from flows.judging.evaluate import fixed_requests
+    from flows.judging.modalities import judging
 
     if not one.recipe:
         return None
@@ -281,7 +281,7 @@ def _fixed(one: Side) -> tuple[list[str], list[int]] | None:
         return None
     if ready.identity != one.facts.get("data_identity"):
         return None
-    return fixed_requests(one.pipeline, ready.header["captions"], recipe.evaluation)
+    return judging(one.pipeline.modality).requests(one.pipeline, ready.path, recipe.evaluation)
 
 
 def _reads(model: "Family", prompt: str) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from flows import tracing
 from flows.judging.gate import Evaluation
 from flows.judging.pipeline import Pipeline
-from flows.recipe import Found, Recipe
+from flows.recipe import Recipe
+from flows.sections import Found
 from flows.workshop import registry
 from infra.settings import settings
 

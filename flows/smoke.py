@@ -76,7 +76,7 @@ def smoke(new: Candidate, old: Candidate | None, max_slowdown: float) -> list[Co
     with _http() as http:
         pictures, ours, theirs = _round(http, new, old, warm=True)
         _check(pictures, new)
-        size = "{}x{}".format(*new.pipeline.image_size)
+        size = "{}x{}".format(*_size(new))
         says = f"{len(pictures)} pictures of {size} drawn, none flat, all different"
         found = [Condition(name="smoke", passed=True, value=len(pictures), says=says)]
         if old is None:
@@ -141,7 +141,7 @@ def _compared(ours: list[float], theirs: list[float], old: Candidate, most: floa
 
 def _check(pictures: list[Any], new: Candidate) -> None:
     """Refuse pictures of another size, flat ones, and the same one for different prompts and seeds."""
-    width, height = new.pipeline.image_size
+    width, height = _size(new)
     for number, pixels in enumerate(pictures):
         asked = f"{new.ref}, prompt {new.prompt(number)!r} and seed {number}"
         if pixels.shape[:2] != (height, width):
@@ -153,6 +153,12 @@ def _check(pictures: list[Any], new: Candidate) -> None:
         for earlier in range(number):
             if (pictures[earlier] == pixels).all():
                 raise SmokeFailed(f"{asked}: the same picture as with seed {earlier}")
+
+
+def _size(one: Candidate) -> tuple[int, int]:
+    if one.pipeline.image_size is None:
+        raise SmokeFailed(f"{one.ref} draws no pictures: its answers are {one.pipeline.modality}")
+    return one.pipeline.image_size
 
 
 def _paint(http: "httpx.Client", one: Candidate, number: int) -> Any:

@@ -1,23 +1,33 @@
-"""Makers bring pictures and captions in, as encoded files; MAKERS is the table of contents.
+"""Makers bring samples and captions in, as encoded files or records; MAKERS is the table of contents.
 
 A maker is a module with `Config`, its entry in params.yaml, and `made(config, project)`, which checks what can be
-checked before a picture is read and returns a `Made`.
+checked before a sample is read and returns a `Made`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.tokenizing import TokenizerSettings
 
 MAKERS: Final[Mapping[str, str]] = {
     "shapes": "data.makers.shapes",
     "digits": "data.makers.digits",
     "mnist": "data.makers.mnist",
     "folder": "data.makers.folder",
+    "scenes": "data.makers.scenes",
+    "numbers": "data.makers.numbers",
+    "chat": "data.makers.chat",
+    "text": "data.makers.text",
+    "vowels": "data.makers.vowels",
+    "labelled-audio": "data.makers.labelled_audio",
 }
+OWN: Final = ("folder", "text", "labelled-audio")
+"""Makers that read a user's own files from anywhere."""
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -32,33 +42,80 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    modality: ClassVar[str] = "image"
+
     maker: str
     path: Path  # what it is made from: files, or the program that draws it
 
+    @property
+    def size(self) -> str:
+        """What a sample is like, in a word or two for a list."""
+        return f"{getattr(self, 'image_size')} px"  # noqa: B009 - each maker of pictures has it
+
+
+class TextEntry(Entry):
+    """A dataset of text."""
+
+    modality: ClassVar[str] = "text"
+
+    tokenizer: TokenizerSettings = TokenizerSettings()
+
+    @property
+    def size(self) -> str:
+        """The tokenizer that is trained on it."""
+        return f"{self.tokenizer.kind}, {self.tokenizer.size} at most"
+
+
+class AudioEntry(Entry):
+    """A dataset of sounds."""
+
+    modality: ClassVar[str] = "audio"
+
+    sample_rate: Annotated[int, Field(ge=4000, le=48_000)] = 8000  # Hz
+    clip_samples: Annotated[int, Field(ge=64, le=48_000 * 60)] = (
+        8000  # every row's; longer sounds are refused
+    )
+
+    @property
+    def size(self) -> str:
+        """Rate and length."""
+        return f"{self.sample_rate} Hz, {self.clip_samples / self.sample_rate:.2g} s"
+
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture as found: its encoded bytes (empty: could not be read) and what it shows."""
+class Sample:
+    """One sample as found: its bytes (empty: could not be read) and what it shows.
+
+    image and audio: an encoded file. text: `data.modalities.text.record_bytes`.
+    """
 
     file: str
     content: bytes
-    caption: str
+    caption: str = ""
     split: Split | None = None  # where the source has splits of its own
     problem: str = ""  # why there is no content
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """A dataset before anyone has looked at its pictures."""
+    """A dataset before anyone has looked at its samples."""
 
-    pictures: Iterable[Picture]
-    image_size: int
-    channels: Literal[1, 3]
+    samples: Iterable[Sample]
+    modality: str = "image"
+    settings: Mapping[
+        str, Any
+    ]  # of the modality: image_size and channels; sample_rate and clip_samples; tokenizer
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     vocabulary: Sequence[str] = ()
     held_out: Sequence[str] = ()  # captions that training never sees
     captioned: bool = True
     validation_rows: int | None = None  # taken by hash from a source's own training split
+
+
+def text_made(samples: Iterable[Sample], config: TextEntry, **rest: Any) -> Made:
+    """Return a dataset of text, which has no captions."""
+    settings = {"tokenizer": config.tokenizer.model_dump()}
+    return Made(samples=samples, modality="text", settings=settings, captioned=False, **rest)
 
 
 def maker(name: str) -> Any:

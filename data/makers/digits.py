@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.makers import DIGITS, Entry, Made, Picture
+from data.makers import DIGITS, Entry, Made, Sample
 from data.pictures import png
 
 
@@ -21,18 +21,17 @@ class Config(Entry):
 def made(config: Config, project: Path) -> Made:  # noqa: ARG001 - comes with scikit-learn
     """Return the digits."""
     return Made(
-        pictures=_pictures(),
-        image_size=config.image_size,
-        channels=1,
+        samples=_pictures(),
+        settings={"image_size": config.image_size, "channels": 1},
         attributes={"digit": DIGITS},
         vocabulary=sorted(DIGITS),
     )
 
 
-def _pictures() -> Iterator[Picture]:
+def _pictures() -> Iterator[Sample]:
     from sklearn.datasets import load_digits
 
     found = load_digits()
     levels = np.rint(found.images * (255 / 16)).astype(np.uint8)
     for index, (x_HW, digit) in enumerate(zip(levels, found.target, strict=True)):
-        yield Picture(f"{index:04d}.png", png(x_HW), DIGITS[digit])
+        yield Sample(f"{index:04d}.png", png(x_HW), DIGITS[digit])

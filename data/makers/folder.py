@@ -20,7 +20,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from data.makers import Entry, Made, MakerError, Picture
+from data.makers import Entry, Made, MakerError, Sample
 
 LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
 MAX_BYTES: Final = 64 << 20  # of one picture's file
@@ -48,9 +48,8 @@ def made(config: Config, project: Path) -> Made:
     classes = sorted(counts)
     few = 1 < len(classes) <= MAX_CLASSES and median(counts.values()) >= PICTURES_PER_CLASS
     return Made(
-        pictures=_pictures(folder, captions),
-        image_size=config.image_size,
-        channels=3,
+        samples=_pictures(folder, captions),
+        settings={"image_size": config.image_size, "channels": 3},
         attributes={"caption": classes} if few else {},
         vocabulary=sorted({word for caption in classes for word in caption.split()}),
     )
@@ -82,7 +81,7 @@ def read_captions(folder: Path) -> list[tuple[str, str]]:
     if not rows:
         raise MakerError(f"{lists[0]} lists no picture")
     for number, file, _ in rows:
-        _check_name(lists[0], number, file)
+        check_name(lists[0], number, file)
     return [(file, caption) for _, file, caption in rows]
 
 
@@ -140,20 +139,25 @@ def _tab_separated(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
         yield number, file.strip(), caption.strip()
 
 
-def _check_name(path: Path, number: int, file: str) -> None:
+def check_name(path: Path, number: int, file: str) -> None:
+    """Refuse a name in a list that is not relative to the folder, or leaves it.
+
+    Raises:
+        MakerError: list and line are named.
+    """
     name = PurePosixPath(file)
     if not file or "\0" in file or "\\" in file or name.is_absolute() or ".." in name.parts:
         raise MakerError(f"{path}:{number}: {file!r} does not stay inside the folder")
 
 
-def _pictures(folder: Path, captions: Sequence[tuple[str, str]]) -> Iterator[Picture]:
+def _pictures(folder: Path, captions: Sequence[tuple[str, str]]) -> Iterator[Sample]:
     root = folder.resolve()
     for file, caption in captions:
-        content, problem = _read(root, file)
-        yield Picture(file, content, normal(caption), problem=problem)
+        content, problem = read_file(root, file)
+        yield Sample(file, content, normal(caption), problem=problem)
 
 
-def _read(root: Path, file: str) -> tuple[bytes, str]:
+def read_file(root: Path, file: str) -> tuple[bytes, str]:
     """Return a file's bytes, or none and the reason."""
     try:
         path = (root / file).resolve()

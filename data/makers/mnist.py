@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.makers import DIGITS, Entry, Made, MakerError, Picture, Split
+from data.makers import DIGITS, Entry, Made, MakerError, Sample, Split
 from data.pictures import png
 
 SIDE: Final = 28
@@ -49,12 +49,12 @@ def made(config: Config, project: Path) -> Made:
     packed = sorted(folder.glob("*packed*.npz"))
     if packed:
         pictures = _unpacked(packed[0])
-        return Made(pictures=pictures, image_size=SIDE, channels=1, captioned=False)
+        settings = {"image_size": SIDE, "channels": 1}
+        return Made(samples=pictures, settings=settings, captioned=False)
     files = {split: (_file(folder, split, 3), _file(folder, split, 1)) for split in IDX}
     return Made(
-        pictures=_pictures(files),
-        image_size=SIDE,
-        channels=1,
+        samples=_pictures(files),
+        settings={"image_size": SIDE, "channels": 1},
         attributes={"digit": DIGITS},
         vocabulary=sorted(DIGITS),
         validation_rows=config.validation,
@@ -70,7 +70,7 @@ def _file(folder: Path, split: Split, dimensions: int) -> Path:
     raise MakerError(f"{name}[.gz] is missing in {folder}")
 
 
-def _pictures(files: dict[Split, tuple[Path, Path]]) -> Iterator[Picture]:
+def _pictures(files: dict[Split, tuple[Path, Path]]) -> Iterator[Sample]:
     for split, (images, labels) in files.items():
         x_NHW, digits = read_idx(images, 3), read_idx(labels, 1)
         if len(x_NHW) != len(digits) or x_NHW.shape[1:] != (SIDE, SIDE):
@@ -80,7 +80,7 @@ def _pictures(files: dict[Split, tuple[Path, Path]]) -> Iterator[Picture]:
         if digits.max(initial=0) > 9:
             raise MakerError(f"{labels} has a label {digits.max()}; digits are 0 to 9")
         for index, (x_HW, digit) in enumerate(zip(x_NHW, digits, strict=True)):
-            yield Picture(f"{split}/{index:05d}.png", png(x_HW), DIGITS[digit], split)
+            yield Sample(f"{split}/{index:05d}.png", png(x_HW), DIGITS[digit], split)
 
 
 def read_idx(path: Path, dimensions: int) -> Bytes:
@@ -115,7 +115,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _unpacked(path: Path) -> Iterator[Picture]:
+def _unpacked(path: Path) -> Iterator[Sample]:
     arrays = _arrays(path)
     for split, key in PACKED.items():
         rows = arrays[key]
@@ -123,7 +123,7 @@ def _unpacked(path: Path) -> Iterator[Picture]:
             raise MakerError(f"{path}: {key!r} is {rows.dtype} {rows.shape}, not uint8 (N, 98)")
         for index, row in enumerate(rows):
             x_HW = np.unpackbits(row).reshape(SIDE, SIDE) * np.uint8(255)
-            yield Picture(f"{split}/{index:05d}.png", png(x_HW), "", split)
+            yield Sample(f"{split}/{index:05d}.png", png(x_HW), "", split)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from data.makers import Entry, Made, Picture
+from data.makers import Entry, Made, Sample
 from data.pictures import png
 
 SIZES: Final[Mapping[str, float]] = {"small": 0.17, "large": 0.27}  # radius over side
@@ -63,12 +63,11 @@ def made(config: Config, project: Path) -> Made:  # noqa: ARG001 - drawn, not re
     """Return the drawn pictures."""
     drawn = enumerate(make(config.count, config.seed, config.image_size))
     return Made(
-        pictures=(
-            Picture(f"{index:06d}.png", png(np.asarray(image)), caption)
+        samples=(
+            Sample(f"{index:06d}.png", png(np.asarray(image)), caption)
             for index, (image, caption) in drawn
         ),
-        image_size=config.image_size,
-        channels=3,
+        settings={"image_size": config.image_size, "channels": 3},
         attributes=ATTRIBUTES,
         vocabulary=sorted({word for caption in CAPTIONS for word in caption.split()}),
         held_out=sorted(HELD_OUT),

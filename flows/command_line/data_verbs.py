@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,12 @@ from flows.command_line.terminal import AsJson, console, show_json, show_table
 from infra.settings import settings
 
 data_app = typer.Typer(help="Datasets: list, prepare, validate.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="One of `atelier data list`, or `folder` with --path.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="One of `atelier data list`, or a maker of your own files with --path: folder, text, labelled-audio."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +39,8 @@ def list_datasets(as_json: AsJson = False) -> None:
         (
             found.name,
             found.maker,
-            f"{found.image_size} px",
+            found.modality,
+            found.size,
             " ".join(f"{split} {count}" for split, count in found.rows.items())
             or found.problem
             or "not prepared",
@@ -42,31 +48,60 @@ def list_datasets(as_json: AsJson = False) -> None:
         )
         for found in listed
     ]
-    show_table("datasets", ("name", "maker", "size", "rows", "identity"), rows)
+    show_table("datasets", ("name", "maker", "modality", "size", "rows", "identity"), rows)
 
 
 def prepare(
     name: Name,
     path: Annotated[
         Path | None,
-        typer.Option(help="Where the files are: of `folder`, or of a dataset like mnist."),
+        typer.Option(help="Where the files are: your own, or those of a dataset like mnist."),
     ] = None,
     as_name: Annotated[
-        str,
-        typer.Option("--name", help="`folder`: what to call them; the folder's name if not given."),
+        str, typer.Option("--name", help="What to call your own; the path's name if not given.")
     ] = "",
-    image_size: Annotated[int, typer.Option(help="`folder`: pixels a side, 8 to 512.")] = 32,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pictures: pixels a side, 8 to 512.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Text: characters, words or bytes, and how many: words:2000.")
+    ] = None,
+    sample_rate: Annotated[int | None, typer.Option(help="Sounds: Hz, 4000 to 48000.")] = None,
+    clip_samples: Annotated[
+        int | None,
+        typer.Option(help="Sounds: how long every one is made; longer ones are refused."),
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Sounds: names as labels, {word}_{speaker}_{index}.wav.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Sounds: what of a pattern is only tested, index=0,1,2.")
+    ] = None,
 ) -> None:
     """Make, check and shard a dataset; repeats only what changed."""
-    from data.catalog import add_folder, point
+    from data.catalog import add_own, point
     from data.catalog import prepare as repeat_stages
+    from data.makers import OWN, maker
 
     project = settings().project
-    if name == "folder":
+    given = {
+        "image_size": image_size,
+        "tokenizer": _tokenizer(tokenizer),
+        "sample_rate": sample_rate,
+        "clip_samples": clip_samples,
+        "pattern": pattern,
+        "test": _tested(test),
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    known = set(maker(name).Config.model_fields) if name in OWN else set()
+    if foreign := sorted(set(chosen) - known):
+        option = foreign[0].replace("_", "-")
+        raise ValueError(f"`atelier data prepare {name}` takes no --{option}")
+    if name in OWN:
         if path is None:
-            raise ValueError("which folder? `atelier data prepare folder --path DIR`")
-        name = as_name or re.sub(r"[^a-z0-9]+", "-", path.resolve().name.lower()).strip("-")
-        add_folder(name, path, image_size, project)
+            raise ValueError(f"which files? `atelier data prepare {name} --path PATH`")
+        own, name = name, as_name or _called(path)
+        add_own(own, name, path, chosen, project)
     elif path is not None:
         point(name, path, project)
     ready = repeat_stages(name, project)
@@ -76,6 +111,30 @@ def prepare(
     console.print(f"identity {ready.identity}, in {ready.path}", style="dim")
     if ready.report is not None:
         console.print(f"report: {ready.report}")
+
+
+def _called(path: Path) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")
+
+
+def _tokenizer(given: str | None) -> dict[str, Any] | None:
+    """Return KIND or KIND:SIZE as params.yaml has it."""
+    if given is None:
+        return None
+    kind, _, size = given.partition(":")
+    if size and not size.isdecimal():
+        raise ValueError(f"--tokenizer {given!r}: give a kind and a size, such as words:2000")
+    return {"kind": kind, "size": int(size)} if size else {"kind": kind}
+
+
+def _tested(given: str | None) -> dict[str, list[str]] | None:
+    """Return FIELD=VALUE,VALUE as params.yaml has it."""
+    if given is None:
+        return None
+    field, equals, values = given.partition("=")
+    if not equals:
+        raise ValueError(f"--test {given!r}: give a field and its values, such as index=0,1,2")
+    return {field: values.split(",")}
 
 
 def validate(name: Name) -> None:

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from data.loaders import DatasetError, Loader
+from data.loaders import DatasetError, Loader, rows_in
 from flows.recipe import TrainingSpec
 from flows.training.loop import Diverged, Loop
 from models import Trainable
@@ -25,7 +25,7 @@ class CountingLoop(Loop):
 
         Raises:
             ValueError: `training.steps` is not the number of passes, or settling finds too little in the sums.
-            Diverged: the model gives some validation picture no likelihood.
+            Diverged: the model gives some validation row no likelihood.
         """
         state, rules = self.state, self.spec.training
         check_passes(self.spec, state.model)
@@ -45,8 +45,7 @@ class CountingLoop(Loop):
                 self._measure(self.loader.rows / max(time.monotonic() - started, 1e-9))
             self._save()
         self.seconds["loop"] = time.monotonic() - began
-        if self.journal:
-            self._publish()
+        self._finish()
 
     def _pass(self, number: int) -> None:
         """Absorb this rank's rows, add up the pass's sums over ranks, settle."""
@@ -91,6 +90,7 @@ class CountingLoop(Loop):
                 batch_size=self.rows,
                 image_size=spec.image_size,
                 encode=model.encode,
+                examples=model.examples,
             )
         except DatasetError:
             if spec.training.validate_every is not None:
@@ -102,7 +102,7 @@ class CountingLoop(Loop):
                 losses = model({k: v.to(self.ranks.device) for k, v in batch.items()})
                 found = {"loss": losses.total, **losses.parts}
                 for name, value in found.items():
-                    share = len(batch["pixels"]) / loader.rows
+                    share = rows_in(batch) / loader.rows
                     total[name] = total.get(name, 0.0) + float(value) * share
         return {f"validation_{name}": value for name, value in total.items()}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
-from flows.training import pictures
+from flows.training import previews
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
 from flows.training.journal import Journal, repeated_steps, sign_in
@@ -89,7 +89,7 @@ class Loop:
         seconds: Mapping[str, float],
         on_validation: OnValidation | None = None,
     ) -> None:
-        began = time.monotonic()
+        began, self._cpu = time.monotonic(), time.process_time()
         self.spec, self.folder, self.ranks, self.lease = spec, folder, ranks, lease
         self.on_validation = on_validation
         self.seconds = {**seconds, "checkpoints": 0.0, "pictures": 0.0, "validation": 0.0}
@@ -113,7 +113,7 @@ class Loop:
 
     def _fresh(self) -> State:
         spec = self.spec
-        facts = self._loader(None).facts
+        facts = self._loader().facts
         config = configure(spec.family, spec.preset, spec.config, facts)
         torch.manual_seed(spec.seed)  # the same first weights on every rank
         model = trainable(spec.family)(config).to(self.ranks.device)
@@ -122,7 +122,7 @@ class Loop:
                 if parameter.ndim == 4:  # filters
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         seed_generators(spec.seed, self.ranks.rank)
-        self.loader = self._loader(model.encode)
+        self.loader = self._loader(encode=model.encode, examples=model.examples)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         optimizers = {
             player: AdamW(
@@ -136,10 +136,10 @@ class Loop:
         }
         average = Average(model, spec.training.ema_decay) if self.ranks.rank == 0 else None
         if spec.training.validate_every is not None:
-            self.validation = Validation(spec, model.encode)
+            self.validation = Validation(spec, model)
         return State(model, optimizers, average)
 
-    def _loader(self, encode: Any) -> Loader:
+    def _loader(self, **reads: Any) -> Loader:
         return Loader(
             self.spec.prepared,
             "train",
@@ -148,8 +148,8 @@ class Loop:
             world=self.ranks.world,
             seed=self.spec.seed,
             image_size=self.spec.image_size,
-            encode=encode,
             shuffle_captions=self.spec.training.shuffle_captions,
+            **reads,
         )
 
     def _resume(self) -> int:
@@ -195,6 +195,12 @@ class Loop:
             if rules.sample_every and step % rules.sample_every == 0 and step < rules.steps:
                 self._draw(batch)
         self.seconds["loop"] = time.monotonic() - began
+        self._finish()
+
+    def _finish(self) -> None:
+        """Add up the CPU time of all ranks, of this attempt; publish."""
+        spent = torch.tensor([time.process_time() - self._cpu], dtype=torch.float64)
+        self.seconds["cpu"] = float(self.ranks.summed(spent))
         if self.journal:
             self._publish()
 
@@ -350,7 +356,7 @@ class Loop:
     def _picture(self, batch: Mapping[str, Tensor]) -> bytes | None:
         assert self.state.average is not None
         with self.state.average.swapped_in():
-            return pictures.png_of_samples(self.state.model, self.spec.prepared, batch)
+            return previews.png_of_samples(self.state.model, self.spec.prepared, batch)
 
     def _publish(self) -> None:
         """Seal the averaged weights, the config and a last grid as the result."""
@@ -376,7 +382,7 @@ class Loop:
             "identity": self.spec.identity,
             "seed": self.spec.seed,
             "steps": self.state.step,
-            "metrics": self.state.means,
+            "metrics": {**self.state.means, "cpu_seconds": round(self.seconds["cpu"], 1)},
             "attempts": self.attempt,
             "repeated_steps": repeated_steps(self.folder.journal),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},

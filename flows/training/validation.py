@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 import torch
 
-from data.loaders import Encode, Loader
+from data.loaders import Loader
 from flows.recipe import TrainingSpec
 from flows.training.checkpoints import generators, seed_generators, set_generators
 from models import Trainable
@@ -26,9 +26,14 @@ class Validation:
         data.loaders.DatasetError: the dataset has no validation rows.
     """
 
-    def __init__(self, spec: TrainingSpec, encode: Encode) -> None:
+    def __init__(self, spec: TrainingSpec, model: Trainable) -> None:
         loader_of = partial(
-            Loader, spec.prepared, "validation", image_size=spec.image_size, encode=encode
+            Loader,
+            spec.prepared,
+            "validation",
+            image_size=spec.image_size,
+            encode=model.encode,
+            examples=model.examples,
         )
         rows = loader_of(batch_size=1).rows
         loader = loader_of(batch_size=min(ROWS, rows))

@@ -14,7 +14,7 @@ from data import stages
 from data.catalog import (
     CatalogError,
     PrepareError,
-    add_folder,
+    add_own,
     datasets,
     identity,
     point,
@@ -72,7 +72,7 @@ def test_own_pictures_are_prepared_and_a_second_time_costs_no_stage(
     project: Path, tmp_path: Path
 ) -> None:
     list_them(tmp_path, pictures(tmp_path))
-    add_folder("mine", tmp_path, 32, project)
+    add_own("folder", "mine", tmp_path, {"image_size": 32}, project)
     with pytest.raises(CatalogError, match="mine was never prepared: run `atelier data prepare"):
         prepared("mine", project)
     with ThreadPoolExecutor() as pool:  # two at once: one prepares, the other waits for it
@@ -110,7 +110,7 @@ def test_bad_pictures_are_refused_one_by_one(project: Path, tmp_path: Path) -> N
     photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
     shutil.copy(tmp_path / "pictures/004.jpg", tmp_path / "pictures/013.jpg")
     list_them(tmp_path, captions | {"pictures/011.jpg": ""})
-    add_folder("bad", tmp_path, 32, project)
+    add_own("folder", "bad", tmp_path, {"image_size": 32}, project)
     with pytest.raises(PrepareError) as caught:
         prepare("bad", project)
     lines = str(caught.value).splitlines()
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_added_says_why(
     before = (project / "params.yaml").read_text()
     list_them(tmp_path, {"a.png": "x"})
     with pytest.raises(CatalogError, match=message):
-        add_folder(name, tmp_path, size, project)
+        add_own("folder", name, tmp_path, {"image_size": size}, project)
     assert (project / "params.yaml").read_text() == before
 
 
@@ -225,8 +225,8 @@ def test_adding_keeps_the_other_lines_of_params(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     list_them(photos, {"a.png": "x"})
-    add_folder("cats", photos, 16, tmp_path)
-    add_folder("cats", photos, 32, tmp_path)
+    add_own("folder", "cats", photos, {"image_size": 16}, tmp_path)
+    add_own("folder", "cats", photos, {"image_size": 32}, tmp_path)
     found = (tmp_path / "params.yaml").read_text()
     line = "  cats: {maker: folder, path: photos, image_size: 32}\n"
     assert found == text.replace("{maker: shapes}\n", "{maker: shapes}\n" + line)

@@ -7,9 +7,13 @@ import pytest
 
 from data import report
 from data.expectations import Verdict, judge, rules, write_quarantine
-from data.facts import COLUMNS, relate, summary
+from data.facts import columns, relate, summary
+from data.modalities import modality
+
+COLUMNS = columns(modality("image"))
 
 MADE: dict[str, Any] = {
+    "modality": "image",
     "rows": [25, 15],
     "image_size": 8,
     "captioned": True,
@@ -31,7 +35,7 @@ def good(index: int) -> dict[str, Any]:
         "high": 255,
         "mean": 100.0,
         "std": 50.0,
-        "picture": f"{index * 0x1234567 % 2**32:08x}" * 8,
+        "digest": f"{index * 0x1234567 % 2**32:08x}" * 8,
         "caption": ("zero", "one")[index % 2],
         "words": 1,
         "unknown_words": "",
@@ -63,7 +67,7 @@ BLIND = {"decodes": False, "width": None, "height": None, "low": None, "high": N
         (
             "decodes fully",
             True,
-            {**BLIND, "picture": None, "problem": "truncated JPEG (cannot be decoded fully)"},
+            {**BLIND, "digest": None, "problem": "truncated JPEG (cannot be decoded fully)"},
             "truncated JPEG (cannot be decoded fully)",
         ),
         ("wide enough", True, {"width": 7}, "7x8 pixels, between 8 and 4096 a side are needed"),
@@ -78,7 +82,7 @@ BLIND = {"decodes": False, "width": None, "height": None, "low": None, "high": N
         (
             "no duplicates",
             True,
-            {"picture": good(3)["picture"]},
+            {"digest": good(3)["digest"]},
             "duplicate of pictures/003.png",
         ),
         (
@@ -162,7 +166,7 @@ def test_the_report_is_a_page_that_escapes_what_users_wrote(tmp_path: Path) -> N
         pa.Table.from_pylist([good(i) for i in range(40)], COLUMNS), [], None, classed=True
     )
     path = tmp_path / "reports" / "digits.html"
-    pictures = [{"content": b"\x89PNG", "caption": "<i>one</i>"}]
+    pictures = [{"picture": b"\x89PNG", "caption": "<i>one</i>"}]
     report.write(path, found, summary(table), pictures, "data/quarantine/digits.csv")
     page = path.read_text()
     assert "refused" in page

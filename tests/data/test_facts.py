@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from data.facts import COLUMNS, SHARES, gather, look, relate, split_of
+from data.facts import SHARES, columns, gather, look, relate, split_of
+from data.modalities import modality
 from data.pictures import png
 from data.stages import SCHEMA
 
-MADE = {"image_size": 8, "channels": 1, "vocabulary": ["zero", "one"]}
+COLUMNS = columns(modality("image"))
+MADE = {"modality": "image", "image_size": 8, "channels": 1, "vocabulary": ["zero", "one"]}
 digest = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 
@@ -43,7 +45,7 @@ def looked(pictures: list[str], captions: list[str]) -> pa.Table:
             "index": index,
             "file": f"{index}.png",
             "problem": "",
-            "picture": picture,
+            "digest": picture,
             "caption": caption,
         }
         for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True))
@@ -65,7 +67,7 @@ def test_equal_pictures_are_never_in_two_splits(pictures: list[str], data: st.Da
     rows = relate(looked(pictures, captions), [], None, classed=False).to_pylist()
     places: dict[str, set[str]] = {}
     for row in rows:
-        places.setdefault(row["picture"], set()).add(row["split"])
+        places.setdefault(row["digest"], set()).add(row["split"])
     assert all(len(splits) == 1 for splits in places.values())
     assert all(row["splits"] == 1 for row in rows)
     if len(places) >= 4:
@@ -78,7 +80,7 @@ def test_a_picture_keeps_its_split_when_others_come(pictures: list[str], extra: 
     before = {picture: split_of(picture) for picture in pictures}
     rows = relate(looked([*pictures, extra], ["a"] * (len(pictures) + 1)), [], None, classed=False)
     moved = [
-        row for row in rows.to_pylist() if before.get(row["picture"], row["split"]) != row["split"]
+        row for row in rows.to_pylist() if before.get(row["digest"], row["split"]) != row["split"]
     ]
     assert len(moved) <= 2  # those that filled an empty split
 
@@ -104,8 +106,8 @@ def test_validation_is_taken_by_hash_from_a_sources_own_training_split() -> None
     table = table.set_column(table.schema.get_field_index("split"), "split", own)
     rows = relate(table, [], 10, classed=False).to_pylist()
     assert [row["split"] for row in rows[80:]] == ["test"] * 20
-    chosen = {row["picture"] for row in rows if row["split"] == "validation"}
-    assert chosen == set(sorted(row["picture"] for row in rows[:80])[:10])
+    chosen = {row["digest"] for row in rows if row["split"] == "validation"}
+    assert chosen == set(sorted(row["digest"] for row in rows[:80])[:10])
 
 
 def test_a_duplicate_names_the_first_file_and_a_second_caption_is_none() -> None:
@@ -119,7 +121,7 @@ def test_a_duplicate_names_the_first_file_and_a_second_caption_is_none() -> None
 
 def test_looking_decodes_to_the_last_byte() -> None:
     good, cut, alien = noise(1)[0], noise(1, 1)[0][:-30], b"<html>"
-    rows = look(raw([good, cut, alien]), **MADE).to_pylist()
+    rows = look(raw([good, cut, alien]), MADE).to_pylist()
     assert [row["decodes"] for row in rows] == [True, False, False]
     assert rows[0]["width"] == rows[0]["height"] == 8
     assert rows[0]["low"] < rows[0]["mean"] < rows[0]["high"]
@@ -128,7 +130,7 @@ def test_looking_decodes_to_the_last_byte() -> None:
 
 
 def test_words_outside_the_vocabulary_are_named() -> None:
-    table = look(raw(noise(3), ["one", "", "one two zero two"]), **MADE)
+    table = look(raw(noise(3), ["one", "", "one two zero two"]), MADE)
     assert table["words"].to_pylist() == [1, 0, 4]
     assert table["unknown_words"].to_pylist() == ["", "", "two"]
 
@@ -140,8 +142,8 @@ def test_parts_are_gathered_in_their_order(tmp_path: Path) -> None:
     paths = [tmp_path / f"part-{i}.parquet" for i in range(3)]
     for index, path in enumerate(paths):
         write_table(path, table.slice(index * 10, 10))
-    found = gather(list(reversed(paths)), None, **MADE)
-    assert found.equals(look(table, **MADE).sort_by("index"))
+    found = gather(list(reversed(paths)), None, MADE)
+    assert found.equals(look(table, MADE).sort_by("index"))
 
 
 @pytest.mark.cluster
@@ -159,7 +161,7 @@ def test_ray_data_finds_the_same_facts(stack: Mapping[str, float], tmp_path: Pat
     for index, path in enumerate(paths):
         write_table(path, table.slice(index * 10, 10))
     try:
-        found = gather(paths, settings().ray_url, **MADE)
+        found = gather(paths, settings().ray_url, MADE)
     finally:
         ray.shutdown()  # Ray ends a process that is still joined when the stack goes down
-    assert found.equals(gather(paths, None, **MADE))
+    assert found.equals(gather(paths, None, MADE))

@@ -27,8 +27,7 @@ def dataset(folder: Path, rows: int = ROWS, shard_rows: int = 10, channels: int 
     header = Header(
         name="dots",
         maker="folder",
-        image_size=SIDE,
-        channels=channels,
+        settings={"image_size": SIDE, "channels": channels},
         vocabulary=("a", "dot"),
         max_words=5,
         attributes=ATTRIBUTES,

@@ -52,7 +52,7 @@ def test_every_maker_has_an_entry_and_an_unknown_name_lists_them() -> None:
 
 def test_shapes_have_every_caption_equally_often_and_repeat_for_a_seed() -> None:
     config = shapes.Config(maker="shapes", count=480, image_size=16, seed=3)
-    first, second = (list(shapes.made(config, HERE).pictures) for _ in range(2))
+    first, second = (list(shapes.made(config, HERE).samples) for _ in range(2))
     assert first == second
     captions = [picture.caption for picture in first]
     assert {captions.count(caption) for caption in shapes.CAPTIONS} == {2}
@@ -61,7 +61,7 @@ def test_shapes_have_every_caption_equally_often_and_repeat_for_a_seed() -> None
 
 def test_digits_are_captioned_by_their_words() -> None:
     made = digits.made(digits.Config(maker="digits"), HERE)
-    pictures = list(made.pictures)
+    pictures = list(made.samples)
     assert len(pictures) == 1797
     assert [picture.caption for picture in pictures[:10]] == list(DIGITS)
     assert decode(pictures[0].content, 8, 1).pixels.max() == 239  # 15 of 16 levels
@@ -70,7 +70,7 @@ def test_digits_are_captioned_by_their_words() -> None:
 @pytest.mark.parametrize("zipped", [False, True])
 def test_mnist_reads_idx_files(tmp_path: Path, zipped: bool) -> None:
     made = mnist.made(from_mnist(mnist_folder(tmp_path / "mnist", zipped)), HERE)
-    pictures = list(made.pictures)
+    pictures = list(made.samples)
     assert [picture.split for picture in pictures] == ["train"] * 30 + ["test"] * 10
     assert pictures[13].caption == "three"
     assert made.validation_rows == 5
@@ -83,7 +83,7 @@ def test_mnist_reads_the_packed_binarised_file_with_its_own_splits(tmp_path: Pat
     packed = np.packbits(bits, axis=1)
     np.savez(tmp_path / "packed.npz", train=packed[:3], valid=packed[3:4], test=packed[4:])
     made = mnist.made(from_mnist(tmp_path), HERE)
-    pictures = list(made.pictures)
+    pictures = list(made.samples)
     assert [picture.split for picture in pictures] == ["train"] * 3 + ["validation"] + ["test"] * 2
     assert not made.captioned
     levels = decode(pictures[5].content, 28, 1).pixels.reshape(-1)
@@ -100,7 +100,7 @@ def test_mnist_names_what_is_missing_or_broken(tmp_path: Path) -> None:
     with pytest.raises(
         MakerError, match=r"t10k-labels-idx1-ubyte has 17 bytes, its header says 18"
     ):
-        list(mnist.made(from_mnist(path), HERE).pictures)
+        list(mnist.made(from_mnist(path), HERE).samples)
     labels.unlink()
     with pytest.raises(MakerError, match=rf"t10k-labels-idx1-ubyte\[.gz\] is missing in {path}"):
         mnist.made(from_mnist(path), HERE)
@@ -148,7 +148,7 @@ def test_a_folder_is_read_from_each_kind_of_list(tmp_path: Path, kind: str) -> N
     pictures_in(tmp_path, [file for file, _ in rows])
     listed(tmp_path, kind, rows)
     made = made_from(tmp_path)
-    found = list(made.pictures)
+    found = list(made.samples)
     assert [picture.file for picture in found] == ["a.png", "in/b.png"]
     assert [picture.caption for picture in found] == ["my cat sleeping", "zoë's well-fed dog"]
     assert made.vocabulary == ["cat", "dog", "my", "sleeping", "well-fed", "zoë's"]
@@ -170,7 +170,7 @@ def test_one_bad_picture_is_a_fact_and_not_an_error(tmp_path: Path) -> None:
     (inside / "empty.png").touch()
     names = ["good.png", "gone.png", "link.png", "empty.png"]
     listed(inside, "captions.tsv", [(name, "x") for name in names])
-    found = {picture.file: picture for picture in made_from(inside).pictures}
+    found = {picture.file: picture for picture in made_from(inside).samples}
     assert found["good.png"].problem == ""
     assert found["gone.png"].problem == "no such file"
     assert found["link.png"].problem == "a link that leaves the folder"
@@ -252,5 +252,5 @@ print(json.dumps([(row["image"]["path"], row["text"]) for row in rows]))
     theirs = {
         Path(path).relative_to(source).as_posix(): text for path, text in json.loads(answer.stdout)
     }
-    ours = {picture.file: picture.caption for picture in made_from(source).pictures}
+    ours = {picture.file: picture.caption for picture in made_from(source).samples}
     assert theirs == ours == dict(rows)
