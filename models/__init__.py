@@ -10,6 +10,7 @@ from models.family import Family, Trainable
 
 FAMILIES: Final[Mapping[str, str]] = {
     "aae": "models.variational.aae:AAE",
+    "bert": "models.language.bert:BERT",
     "ddpm": "models.diffusion.ddpm:DDPM",
     "gan": "models.adversarial.gan:GAN",
     "gpt": "models.language.gpt:GPT",
@@ -17,6 +18,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "nade": "models.autoregressive.nade:NADE",
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
+    "transformer": "models.language.transformer:Transformer",
     "vae": "models.variational.vae:VAE",
     "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",

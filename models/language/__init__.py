@@ -1,1 +1,1 @@
-"""Families that write text."""
+"""Language: text that is written, answered, translated and embedded."""

@@ -40,18 +40,22 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the text's tokens, none of them a control token but <unk>."""
-        found: list[int] = self._trained.encode(text, add_special_tokens=False).ids
-        return found
+        return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Return every text's tokens."""
         found = self._trained.encode_batch(list(texts), add_special_tokens=False)
-        return [one.ids for one in found]
+        return [[_ordinary(token) for token in one.ids] for one in found]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of the tokens; control tokens and negative numbers are left out."""
         found: str = self._trained.decode([one for one in tokens if one >= len(CONTROL)])
         return found
+
+
+def _ordinary(token: int) -> int:
+    """Return <unk> for a control token: a vocabulary of whole words has them as words, and a text may spell them."""
+    return token if token >= len(CONTROL) else UNK
 
 
 @lru_cache(maxsize=32)

@@ -1,0 +1,338 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805): masked tokens from both sides, and whether a sentence follows another.
+
+A row is <cls> first <sep> second <sep>, as sums of embeddings of tokens, places and segments, through post-norm layers
+with GELU. 15 % of the tokens are chosen anew at every step; of these 80 % become <mask>, 10 % another token, 10 % stay
+(appendix A.1), and the loss is of the chosen ones alone. Half of the seconds are exchanged for one of another document.
+
+A sentence is a line of a document. Shape letters: B rows, P tokens of a first and Q of a second sentence, T places of
+both with their control tokens, M chosen tokens, K tokens of the vocabulary, E width. After a sentence there may be
+<pad>, which is not seen and not counted as a place.
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Record, Request
+from models.parts.attention import EncoderLayer
+from models.parts.draws import drawn
+from models.parts.levels import uniforms
+from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, Tokenizer, of_signs, tokenizer
+
+SIGNS: Final = of_signs(" ." + string.ascii_lowercase + string.digits)
+BLANK: Final = "[MASK]"
+"""What stands in a prompt for a token that is wanted; text that spells a control token is only text."""
+PAPER_WIDTH: Final = 768
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BERTConfig:
+    """What is learned and the network's sizes."""
+
+    tokenizer: str = SIGNS  # a JSON document
+    max_tokens: int = 512  # of a row
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    feedforward: int = 3072
+    dropout: float = 0.1
+    masked: float = 0.15  # of the tokens
+    embedding_std: float = 0.02  # of all embeddings at first; 1 is the control that learns no NSP
+    segments: bool = True  # False is the broken control: nothing says which sentence a token is of
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        if self.max_tokens < 5:
+            raise ValueError(f"max_tokens must be at least 5, got {self.max_tokens}")
+        for name in ("layers", "heads", "feedforward"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width < 1 or self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
+        if not 0 <= self.dropout < 1 or not 0 < self.masked < 1:
+            raise ValueError(
+                "dropout must be in [0, 1) and masked in (0, 1),"
+                f" got {self.dropout} and {self.masked}"
+            )
+        if self.embedding_std <= 0:
+            raise ValueError(f"embedding_std must be above 0, got {self.embedding_std}")
+
+    @property
+    def max_sentence(self) -> int:
+        """How many tokens of each sentence are kept, so that any two fit into a row."""
+        return (self.max_tokens - 3) // 2
+
+
+class Masked(NamedTuple):
+    """A batch as the network is shown it."""
+
+    tokens_BT: Tensor  # with <mask> and exchanged tokens
+    segment_BT: Tensor  # 0 of the first sentence, 1 of the second
+    chosen_BT: Tensor  # bool
+    label_BT: Tensor  # the tokens themselves
+    random_B: Tensor  # 1 where the second sentence is one of another document
+
+
+class BERT(Family):
+    """An encoder that fills in masked tokens, judges neighbours and embeds texts."""
+
+    Config = BERTConfig
+    presets: ClassVar[Mapping[str, BERTConfig]] = {
+        "tiny": BERTConfig(max_tokens=32, width=16, layers=1, heads=2, feedforward=32, dropout=0.0),
+        "small": BERTConfig(
+            max_tokens=64, width=64, layers=2, heads=4, feedforward=256, dropout=0.0
+        ),
+        "base": BERTConfig(),
+    }
+    config: BERTConfig
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, size = config.width, tokenizer(config.tokenizer).size
+        self.token = nn.Embedding(size, width)
+        self.place = nn.Embedding(config.max_tokens, width)
+        self.segment = nn.Embedding(2, width) if config.segments else None
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(config.dropout)
+        sizes = (width, config.heads, config.feedforward, config.dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes, "gelu") for _ in range(config.layers))
+        self.transform, self.transform_norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.token_bias = nn.Parameter(torch.zeros(size))
+        self.pooler, self.follows = nn.Linear(width, width), nn.Linear(width, 2)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=config.embedding_std)
+            elif isinstance(module, nn.Linear):  # .02 at the paper's width; as loud at others
+                nn.init.normal_(module.weight, std=0.02 * (PAPER_WIDTH / module.in_features) ** 0.5)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        return Capabilities(modality="text", condition="text", embeds=True)
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return tokenizer(self.config.tokenizer)
+
+    def examples(self, records: Sequence[Record]) -> Batch:
+        """Return every two neighbouring lines: `first` (N, P), `second` (N, Q) and the number of their `document` (N,).
+
+        Empty lines are no sentences; longer ones than `config.max_sentence` are cut.
+
+        Raises:
+            ValueError: a record is no document, or none has two lines.
+        """
+        pairs: list[tuple[list[int], list[int]]] = []
+        most, documents = self.config.max_sentence, list[int]()
+        for number, record in enumerate(records):
+            if [role for role, _ in record] != ["text"]:
+                found = ", ".join(role for role, _ in record)
+                raise ValueError(f"bert learns from documents, (text), got ({found})")
+            lines = [line for line in record[0][1].splitlines() if line.strip()]
+            sentences = [one[:most] for one in self._tokenizer.encode_all(lines)]
+            pairs += pairwise(sentences)
+            documents += [number] * max(0, len(sentences) - 1)
+        if not pairs:
+            raise ValueError(
+                f"none of {len(records)} documents has two lines: a sentence is a line, and bert learns from neighbours"
+            )
+        return {
+            "first": _padded([first for first, _ in pairs]),
+            "second": _padded([second for _, second in pairs]),
+            "document": torch.tensor(documents),
+        }
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the cross-entropy of the chosen tokens plus that of whether the second follows the first."""
+        shown = self.masked(batch)
+        mlm_MK, nsp_B2 = self.logits(shown)
+        nll_M = F.cross_entropy(mlm_MK.float(), shown.label_BT[shown.chosen_BT], reduction="none")
+        mlm, nsp = nll_M.sum() / max(1, len(nll_M)), F.cross_entropy(nsp_B2.float(), shown.random_B)
+        return Losses(mlm + nsp, {"mlm": mlm, "nsp": nsp})
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `mlm_accuracy`, a row's share of chosen tokens found, and `nsp_accuracy`, 0 or 1; both (N,).
+
+        Masks and exchanged sentences are always the same for the same batch.
+        """
+        shown = self.masked(batch, torch.Generator().manual_seed(0))
+        mlm_MK, nsp_B2 = self.logits(shown)
+        found_BT = torch.zeros_like(shown.chosen_BT)
+        found_BT[shown.chosen_BT] = mlm_MK.argmax(1) == shown.label_BT[shown.chosen_BT]
+        return {
+            "mlm_accuracy": found_BT.sum(1) / shown.chosen_BT.sum(1).clamp(min=1),
+            "nsp_accuracy": (nsp_B2.argmax(1) == shown.random_B).float(),
+        }
+
+    def masked(self, batch: Batch, generator: torch.Generator | None = None) -> Masked:
+        """Return the batch with exchanged seconds and masks, from a CPU generator or torch's global one.
+
+        As many tokens of a row are chosen as are `config.masked` of them, one at least, and never a control token.
+        """
+        first, second = batch["first"], batch["second"]
+        device = first.device
+
+        def rand(*shape: int) -> Tensor:
+            where = device if generator is None else torch.device("cpu")
+            return torch.rand(*shape, generator=generator, device=where).to(device)
+
+        other_BB = batch["document"][:, None] != batch["document"]
+        exchanged_B = other_BB.any(1) & (rand(len(first)) < 0.5)
+        from_B = rand(*other_BB.shape).masked_fill(~other_BB, -1).argmax(1)
+        second = torch.where(exchanged_B[:, None], second[from_B], second)
+        label_BT, segment_BT = _joined(first, second)
+        may_BT = label_BT >= len(CONTROL)
+        wanted_B1 = (may_BT.sum(1, keepdim=True) * self.config.masked).round().clamp(min=1)
+        place_BT = rand(*label_BT.shape).masked_fill(~may_BT, 2).argsort(1).argsort(1)
+        chosen_BT = (place_BT < wanted_B1) & may_BT
+        fate_BT, size = rand(*label_BT.shape), self.token.num_embeddings - len(CONTROL)
+        another_BT = len(CONTROL) + (rand(*label_BT.shape) * size).long().clamp(max=size - 1)
+        tokens_BT = torch.where(chosen_BT & (fate_BT < 0.8), MASK, label_BT)
+        tokens_BT = torch.where(chosen_BT & (fate_BT >= 0.9), another_BT, tokens_BT)
+        return Masked(tokens_BT, segment_BT, chosen_BT, label_BT, exchanged_B.long())
+
+    def logits(self, shown: Masked) -> tuple[Tensor, Tensor]:
+        """Return the chosen places' logits (M, K), and those of (follows, is of another document), (B, 2)."""
+        hidden_BTE = self.hidden(shown.tokens_BT, shown.segment_BT)
+        pooled_BE = self.pooler(hidden_BTE[:, 0]).tanh()
+        return self.token_logits(hidden_BTE[shown.chosen_BT]), self.follows(pooled_BE)
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """Return (..., K) from hidden states (..., E), through the embeddings of the tokens."""
+        transformed = self.transform_norm(F.gelu(self.transform(hidden)))
+        logits: Tensor = F.linear(transformed, self.token.weight, self.token_bias)
+        return logits
+
+    def hidden(self, tokens_BT: Tensor, segment_BT: Tensor) -> Tensor:
+        """Return the last layer's states (B, T, E)."""
+        real_BT = tokens_BT != PAD
+        place_BT = (real_BT.cumsum(1) - 1).clamp(min=0)
+        x_BTE = self.token(tokens_BT) + self.place(place_BT)
+        if self.segment is not None:
+            x_BTE = x_BTE + self.segment(segment_BT)
+        x_BTE = self.dropout(self.norm(x_BTE))
+        for layer in self.encoder:
+            x_BTE = layer(x_BTE, real_BT[:, None, None])
+        out: Tensor = x_BTE
+        return out
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Fill in every `[MASK]` of the prompts; returns the whole texts' tokens (B, T), -1 from the end on.
+
+        The surest blank is filled first, and the others are then looked at anew. The likeliest token is taken unless
+        the request's temperature is above 0; `max_tokens` does not count, for the length is the prompt's. A prompt of
+        two lines is read as a pair of sentences.
+
+        Raises:
+            ValueError: prompts are missing, too long, of more than two lines or without a blank.
+        """
+        if not request.prompts:
+            raise ValueError(
+                f"this model fills in blanks: give one prompt a seed, with {BLANK} in it"
+            )
+        device, count = self.token.weight.device, len(request.prompts)
+        tokens_BT, segment_BT = (x.to(device) for x in self._read(request.prompts))
+        if not (tokens_BT == MASK).any(1).all():
+            raise ValueError(f"every prompt needs a blank, written {BLANK}")
+        u_BT = uniforms(request.seeds, (self.config.max_tokens,), device)
+        temperature = torch.full((count,), float(request.temperature or 0), device=device)
+        top_k = torch.full((count,), request.top_k or 0, device=device)
+        top_p = torch.full((count,), 1.0 if request.top_p is None else request.top_p, device=device)
+        number_B = torch.arange(count, device=device)
+        while (blank_BT := tokens_BT == MASK).any():
+            logits_BTK = self.token_logits(self.hidden(tokens_BT, segment_BT)).float()
+            logits_BTK[..., : len(CONTROL)] = -torch.inf
+            sure_BT = logits_BTK.softmax(2).amax(2).masked_fill(~blank_BT, -1)
+            at_B = sure_BT.argmax(1)
+            token_B = drawn(
+                logits_BTK[number_B, at_B], u_BT[number_B, at_B], temperature, top_k, top_p
+            )
+            old_B = tokens_BT[number_B, at_B]
+            tokens_BT[number_B, at_B] = torch.where(old_B == MASK, token_B, old_B)
+        return self._written(tokens_BT)
+
+    def _written(self, tokens_BT: Tensor) -> Tensor:
+        """Return the tokens between <cls> and the last <sep>, -1 after them."""
+        length_B1 = (tokens_BT != PAD).sum(1, keepdim=True) - 2
+        after_BT = torch.arange(tokens_BT.shape[1] - 1, device=tokens_BT.device) >= length_B1
+        return tokens_BT[:, 1:].masked_fill(after_BT, -1)
+
+    def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return tokens and segments (B, max_tokens) of texts of one line or two, a <mask> for every blank."""
+        rows, segments, most = [], [], self.config.max_tokens
+        for text in texts:
+            lines = [line for line in text.splitlines() if line.strip()]
+            if not 1 <= len(lines) <= 2:
+                raise ValueError(f"bert reads one line or two, got {len(lines)} in {text[:40]!r}")
+            row, segment = [CLS], [0]
+            for number, line in enumerate(lines):
+                row += [*self._blanked(line), SEP]
+                segment += [number] * (len(row) - len(segment))
+            if len(row) > most:
+                raise ValueError(
+                    f"the text {text[:40]!r} has {len(row)} tokens with its control tokens, at most {most} fit"
+                )
+            rows.append(row)
+            segments.append(segment)
+        return _padded(rows, most), _padded(segments, most)
+
+    def _blanked(self, line: str) -> list[int]:
+        """Return a line's tokens, <mask> for every blank, which takes a space before it along where a word does."""
+        tokens, parts = [], line.split(BLANK)
+        for number, text in enumerate(parts):
+            found = self._tokenizer.encode(text)
+            if number < len(parts) - 1 and text[-1:].isspace():
+                followed = self._tokenizer.encode(text + "e")
+                same = [a == b for a, b in zip(found, followed, strict=False)]
+                found = found[: [*same, False].index(False)]
+            tokens += [MASK, *found] if number else found
+        return tokens
+
+    def text_of(self, tokens_T: Tensor) -> str:
+        """Return the text of a sample's tokens, a line a sentence."""
+        lines: list[list[int]] = [[]]
+        for token in tokens_T.tolist():
+            if token == SEP:
+                lines.append([])
+            else:
+                lines[-1].append(token)
+        return "\n".join(self._tokenizer.decode(line) for line in lines)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Return (B, E) of length 1: the mean of the last states of a text's tokens, control tokens left out.
+
+        Not the pooler's: that was learned to tell whether a sentence follows, and knows little else.
+
+        Raises:
+            ValueError: a text is empty, too long or of more than two lines.
+        """
+        tokens_BT, segment_BT = (x.to(self.token.weight.device) for x in self._read(texts))
+        hidden_BTE = self.hidden(tokens_BT, segment_BT).float()
+        control = torch.tensor((PAD, CLS, SEP), device=tokens_BT.device)
+        word_BT1 = ~torch.isin(tokens_BT, control)[:, :, None]
+        return F.normalize((hidden_BTE * word_BT1).sum(1), dim=1)
+
+
+def _joined(first_BP: Tensor, second_BQ: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens and segments (B, T) of <cls> first <sep> second <sep>."""
+    cls_B1, sep_B1 = (torch.full_like(first_BP[:, :1], one) for one in (CLS, SEP))
+    tokens_BT = torch.cat([cls_B1, first_BP, sep_B1, second_BQ, sep_B1], 1)
+    segment_BT = torch.zeros_like(tokens_BT)
+    segment_BT[:, first_BP.shape[1] + 2 :] = 1
+    return tokens_BT, segment_BT
+
+
+def _padded(rows: Sequence[Sequence[int]], places: int = 0) -> Tensor:
+    """Return (N, T) int64, zeros after each row."""
+    places = max([places, *(len(row) for row in rows)])
+    return torch.tensor([[*row, *[0] * (places - len(row))] for row in rows])

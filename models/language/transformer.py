@@ -1,0 +1,389 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017, arXiv:1706.03762): a text given another.
+
+Embeddings times sqrt(E) plus sinusoids (sections 3.4, 3.5), post-norm layers (5.4), one matrix for both embeddings and
+the softmax, label smoothing (5.4), beam search (6.1, `beams.py`).
+
+Shape letters: N rows, S places of the source, T places of the target, L decoder layers, K tokens of the
+vocabulary, E width, R rows of a beam search. Places after a text's <eos> hold <pad>. Likelihoods are exact sums over a
+target's tokens, its <eos> included, in nats.
+"""
+
+import math
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
+from models.language.beams import search as beams_search
+from models.parts.attention import Attention, EncoderLayer, FeedForward
+from models.parts.draws import drawn
+from models.parts.levels import uniforms
+from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, tokenizer
+
+SIGNS: Final = of_signs(" " + string.ascii_lowercase + string.digits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """What is learned, the network's sizes, and how it writes where nothing is asked."""
+
+    tokenizer: str = SIGNS  # a JSON document
+    max_source: int = 256  # tokens, <eos> included
+    max_target: int = 256
+    width: int = 512
+    layers: int = 6  # of the encoder, and of the decoder
+    heads: int = 8
+    feedforward: int = 2048
+    dropout: float = 0.1
+    smoothing: float = 0.1  # of the labels
+    beams: int = 1  # 1 is greedy; more cannot go step by step
+    length_penalty: float = 0.6  # alpha
+    causal: bool = True  # False is the broken control: in training a token sees those that follow
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        for name in ("max_source", "max_target", "layers", "heads", "feedforward", "beams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width < 2 or self.width % 2 or self.width % self.heads:
+            raise ValueError(
+                f"width must be even and a multiple of heads {self.heads}, got {self.width}"
+            )
+        for name in ("dropout", "smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.length_penalty < 0:
+            raise ValueError(f"length_penalty must be at least 0, got {self.length_penalty}")
+
+
+def sinusoids(places: int, width: int) -> Tensor:
+    """Return (places, width): sines at even and cosines at odd columns, section 3.5."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+    angle = torch.arange(places)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, attention to the source, feed-forward; each LayerNorm(x + dropout(sublayer(x)))."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.source = Attention(width, heads, dropout)
+        self.feedforward = FeedForward(width, feedforward, "relu")
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm3, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+
+    def forward(
+        self, x_NTE: Tensor, own: Tensor, seen: Tensor, memory: Tensor, heard: Tensor
+    ) -> Tensor:
+        """Return (N, T, E) from x, and the keys and values of the target and the source and what is seen of each."""
+        x_NTE = self.norm1(x_NTE + self.dropout(self.attention.attend(x_NTE, own, seen)))
+        x_NTE = self.norm2(x_NTE + self.dropout(self.source.attend(x_NTE, memory, heard)))
+        out: Tensor = self.norm3(x_NTE + self.dropout(self.feedforward(x_NTE)))
+        return out
+
+
+class Transformer(Family):
+    """p(target | source), token after token."""
+
+    Config = TransformerConfig
+    presets: ClassVar[Mapping[str, TransformerConfig]] = {
+        "tiny": TransformerConfig(
+            max_source=16, max_target=16, width=16, layers=1, heads=2, feedforward=32, dropout=0.0
+        ),
+        "small": TransformerConfig(
+            max_source=64, max_target=16, width=96, layers=2, heads=4, feedforward=384, dropout=0.0
+        ),
+        "base": TransformerConfig(beams=4),
+    }
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes = (config.width, config.heads, config.feedforward, config.dropout)
+        self.embedding = nn.Embedding(self._tokenizer.size, config.width)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes, "relu") for _ in range(config.layers))
+        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.layers))
+        self.dropout = nn.Dropout(config.dropout)
+        places = sinusoids(max(config.max_source, config.max_target), config.width)
+        self.register_buffer("places_TE", places, persistent=False)
+        self.places_TE: Tensor
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        return Capabilities(
+            modality="text", condition="text", likelihood=True, stepwise=self.config.beams == 1
+        )
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return tokenizer(self.config.tokenizer)
+
+    def examples(self, records: Sequence[Record]) -> Batch:
+        """Return `source` (N, S), ending in <eos>, and `target` (N, T + 1), from <bos> to <eos>; <pad> after them.
+
+        Pairs that are too long for the network are left out.
+
+        Raises:
+            ValueError: a record is no pair of a source and a target, or every pair is too long.
+        """
+        for record in records:
+            if [role for role, _ in record] != ["source", "target"]:
+                found = ", ".join(role for role, _ in record)
+                raise ValueError(f"transformer learns from (source, target), got ({found})")
+        sources = self._tokenizer.encode_all([record[0][1] for record in records])
+        targets = self._tokenizer.encode_all([record[1][1] for record in records])
+        most, most_target = self.config.max_source, self.config.max_target
+        kept = [
+            ([*source, EOS], [BOS, *target, EOS])
+            for source, target in zip(sources, targets, strict=True)
+            if len(source) < most and len(target) < most_target
+        ]
+        if not kept:
+            raise ValueError(
+                f"none of {len(records)} pairs has less than {most} and {most_target} tokens:"
+                " raise max_source and max_target"
+            )
+        return {
+            "source": _padded([one for one, _ in kept]),
+            "target": _padded([t for _, t in kept]),
+        }
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the cross-entropy a token with smoothed labels: (1 - s) of the token's, s of the mean over all."""
+        target_NT, smoothing = batch["target"], self.config.smoothing
+        nll_NTK = -self.logits(batch["source"], target_NT[:, :-1]).float().log_softmax(2)
+        written_NT = target_NT[:, 1:] != PAD
+        nll = nll_NTK.gather(2, target_NT[:, 1:, None])[:, :, 0][written_NT].mean()
+        uniform = nll_NTK.mean(2)[written_NT].mean()
+        return Losses((1 - smoothing) * nll + smoothing * uniform, {"nats_per_token": nll})
+
+    @torch.no_grad()
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Return log p(target | source) in nats (N,); exact where the network is causal."""
+        logits_NTK = self.logits(batch["source"], batch["target"][:, :-1]).float()
+        label_NT = batch["target"][:, 1:]
+        nll_NT = F.cross_entropy(
+            logits_NTK.transpose(1, 2), label_NT, ignore_index=PAD, reduction="none"
+        )
+        return -nll_NT.sum(1)
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `exact_match`, 1 where what is written is the target, and `nats_per_token`, both (N,)."""
+        source, label_NT = batch["source"], batch["target"][:, 1:]
+        length_N = (label_NT != PAD).sum(1)
+        wanted = label_NT.masked_fill((label_NT == PAD) | (label_NT == EOS), -1)
+        written = self._written(source)
+        width = max(wanted.shape[1], written.shape[1])
+        wanted, written = (F.pad(x, (0, width - x.shape[1]), value=-1) for x in (wanted, written))
+        return {
+            "exact_match": (wanted == written).all(1).float(),
+            "nats_per_token": -self.log_prob(batch) / length_N,
+        }
+
+    def _written(self, source_NS: Tensor) -> Tensor:
+        """Return the likeliest targets that this config's search finds."""
+        if self.config.beams > 1:
+            return self.beam_search(source_NS, self.config.beams)[0]
+        request = Request(seeds=(0,) * len(source_NS))
+        return self._run(self._rows(request, self.memory(source_NS), source_NS != PAD))
+
+    def logits(self, source_NS: Tensor, target_NT: Tensor) -> Tensor:
+        """Return (N, T, K): at each place of the target, which starts with <bos>, the logits of what follows."""
+        memory_NSE = self.memory(source_NS)
+        heard = (source_NS != PAD)[:, None, None]
+        seen = (target_NT != PAD)[:, None, None]
+        if self.config.causal:
+            places = target_NT.shape[1]
+            seen = seen & torch.ones(places, places, dtype=torch.bool, device=seen.device).tril()
+        x_NTE = self._embedded(target_NT)
+        for layer in self.decoder:
+            assert isinstance(layer, DecoderLayer)
+            own = layer.attention.keys_values(x_NTE)
+            x_NTE = layer(x_NTE, own, seen, layer.source.keys_values(memory_NSE), heard)
+        return F.linear(x_NTE, self.embedding.weight)
+
+    def memory(self, source_NS: Tensor) -> Tensor:
+        """Return what the encoder makes of the sources, (N, S, E)."""
+        mask = (source_NS != PAD)[:, None, None]
+        x_NSE = self._embedded(source_NS)
+        for layer in self.encoder:
+            x_NSE = layer(x_NSE, mask)
+        return x_NSE
+
+    def _embedded(self, tokens_NT: Tensor) -> Tensor:
+        scaled = self.embedding(tokens_NT) * self.config.width**0.5
+        out: Tensor = self.dropout(scaled + self.places_TE[: tokens_NT.shape[1]])
+        return out
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Write a target a prompt; returns tokens (N, T), -1 from the end on.
+
+        Greedy, or by beam search with config.beams, unless the request's temperature is above 0.
+
+        Raises:
+            ValueError: prompts are missing or too long.
+        """
+        if self.config.beams > 1 and not request.temperature:
+            return self.beam_search(self._sources(request), self.config.beams, request.max_tokens)[
+                0
+            ]
+        return self._run(self.begin(request))
+
+    def _run(self, rows: Rows) -> Tensor:
+        while not self.done(rows).all():
+            rows = self.step(rows)
+        return self.finish(rows)
+
+    @torch.no_grad()
+    def begin(self, request: Request) -> Rows:
+        """Return rows that have read their sources and written nothing.
+
+        Tables always have the whole context's length, and each source is read alone: a row's arithmetic depends on no
+        other. Book-keeping (index, limit, ended) stays on the CPU.
+
+        Raises:
+            ValueError: prompts are missing or too long, or a number of the request is out of range.
+        """
+        source_NS = self._sources(request)
+        memory_NSE = torch.cat([self.memory(one) for one in source_NS[:, None]])
+        return self._rows(request, memory_NSE, source_NS != PAD)
+
+    def _sources(self, request: Request) -> Tensor:
+        """Return the prompts' tokens (N, max_source)."""
+        if not request.prompts:
+            raise ValueError(
+                "this model writes what a source text stands for: give one prompt a seed"
+            )
+        most = self.config.max_source
+        sources = [[*one, EOS] for one in self._tokenizer.encode_all(request.prompts)]
+        for prompt, source in zip(request.prompts, sources, strict=True):
+            if len(source) > most:
+                raise ValueError(
+                    f"the prompt {prompt[:40]!r} has {len(source) - 1} tokens, at most {most - 1} fit"
+                )
+        return _padded(sources, most).to(self.embedding.weight.device)
+
+    def _rows(self, request: Request, memory_NSE: Tensor, heard_NS: Tensor) -> Rows:
+        config, count, device = self.config, len(memory_NSE), memory_NSE.device
+        temperature = request.temperature or 0.0
+        top_k = request.top_k or 0
+        top_p = 1.0 if request.top_p is None else request.top_p
+        limit = config.max_target if request.max_tokens is None else request.max_tokens
+        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or limit < 1:
+            raise ValueError(
+                "temperature and top_k must be at least 0, top_p above 0 and at most 1, max_tokens at least 1, got"
+                f" {temperature}, {top_k}, {top_p}, {limit}"
+            )
+        memory = [layer.source.keys_values(memory_NSE) for layer in self._layers()]
+        return {
+            "tokens": torch.full((count, config.max_target), -1, device=device),
+            "kept": memory_NSE.new_zeros(count, config.max_target, config.layers, 2, config.width),
+            "memory": torch.stack(memory, 2),
+            "heard": heard_NS,
+            "u": uniforms(request.seeds, (config.max_target,), device),
+            "temperature": torch.full((count,), float(temperature), device=device),
+            "top_k": torch.full((count,), top_k, device=device),
+            "top_p": torch.full((count,), float(top_p), device=device),
+            "index": torch.zeros(count, dtype=torch.long),
+            "limit": torch.full((count,), min(limit, config.max_target)),
+            "ended": torch.zeros(count, dtype=torch.bool),
+        }
+
+    def _layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
+
+    @torch.no_grad()
+    def step(self, rows: Rows) -> Rows:
+        """Return the rows with one more token written, or at their end; finished rows stay."""
+        tokens_NT, live_N = rows["tokens"], ~self.done(rows)
+        index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
+        logits_NK, kept = self.next_logits(rows)
+        u_N = rows["u"].gather(1, index_N[:, None])[:, 0]
+        knobs = (rows["temperature"], rows["top_k"], rows["top_p"])
+        token_N = drawn(_writable(logits_NK.float()), u_N, *knobs)
+        live = live_N.to(tokens_NT.device)
+        ends_N = token_N == EOS
+        written = tokens_NT.scatter(1, index_N[:, None], token_N[:, None])
+        return {
+            **rows,
+            "tokens": torch.where((live & ~ends_N)[:, None], written, tokens_NT),
+            "kept": torch.where(live[:, None, None, None, None], kept, rows["kept"]),
+            "index": rows["index"] + live_N,
+            "ended": rows["ended"] | (live_N & ends_N.cpu()),
+        }
+
+    def next_logits(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return (N, K): the logits of each row's next token, and the keys and values with the last token's."""
+        tokens_NT, memory = rows["tokens"], rows["memory"]
+        index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
+        last_N = tokens_NT.gather(1, (index_N - 1).clamp(min=0)[:, None])[:, 0].clamp(min=0)
+        token_N = torch.where(index_N > 0, last_N, BOS)
+        x_NTE = self.embedding(token_N) * self.config.width**0.5 + self.places_TE[index_N]
+        x_NTE = x_NTE[:, None]
+        number, kept = torch.arange(len(index_N), device=index_N.device), rows["kept"].clone()
+        places = torch.arange(kept.shape[1], device=index_N.device)
+        seen, heard = (places <= index_N[:, None])[:, None, None], rows["heard"][:, None, None]
+        for depth, layer in enumerate(self._layers()):
+            kept[number, index_N, depth] = layer.attention.keys_values(x_NTE)[:, 0]
+            x_NTE = layer(x_NTE, kept[:, :, depth], seen, memory[:, :, depth], heard)
+        return F.linear(x_NTE[:, 0], self.embedding.weight), kept
+
+    def done(self, rows: Rows) -> Tensor:
+        """Return (N,) bool: the rows that wrote their end or as many tokens as they may."""
+        return rows["ended"] | (rows["index"] >= rows["limit"])
+
+    def preview(self, rows: Rows) -> Tensor:
+        """Return the tokens written so far, (N, T), -1 after them."""
+        return rows["tokens"]
+
+    def finish(self, rows: Rows) -> Tensor:
+        """Return the tokens (N, T) of rows that are done, -1 from the end on."""
+        return rows["tokens"]
+
+    def text_of(self, tokens_T: Tensor) -> str:
+        """Return the text of a sample's tokens."""
+        return self._tokenizer.decode(tokens_T.tolist())
+
+    @torch.no_grad()
+    def beam_search(
+        self, source_NS: Tensor, beams: int, max_tokens: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best target a source, tokens (N, T), that `beams` candidates find, and its score (N,)."""
+        again_R = torch.arange(len(source_NS), device=source_NS.device).repeat_interleave(beams)
+        request = Request(seeds=(0,) * len(again_R), max_tokens=max_tokens)
+        heard_RS = (source_NS != PAD)[again_R]
+        rows = self._rows(request, self.memory(source_NS)[again_R], heard_RS)
+        return beams_search(rows, self._next_nats, beams, self.config.length_penalty)
+
+    def _next_nats(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        logits_RK, kept = self.next_logits(rows)
+        return _writable(logits_RK.float().log_softmax(1)), kept
+
+
+def _writable(values_NK: Tensor) -> Tensor:
+    """Return the values with -inf for control tokens, <eos> left out."""
+    control = torch.arange(values_NK.shape[-1], device=values_NK.device) < len(CONTROL)
+    control[EOS] = False
+    return values_NK.masked_fill(control, -math.inf)
+
+
+def _padded(rows: Sequence[Sequence[int]], places: int = 0) -> Tensor:
+    """Return (N, T) int64, <pad> after each row."""
+    places = max([places, *(len(row) for row in rows)])
+    return torch.tensor([[*row, *[PAD] * (places - len(row))] for row in rows])
