@@ -1,1 +1,1 @@
-"""Language: text that is written, answered, translated and embedded."""
+"""Language families: sequences of tokens from text."""
