@@ -18,10 +18,12 @@ FAMILIES: Final[Mapping[str, str]] = {
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "nade": "models.autoregressive.nade:NADE",
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
+    "pixelrnn": "models.autoregressive.pixelrnn:PixelRNN",
     "transformer": "models.language.transformer:Transformer",
     "vae": "models.variational.vae:VAE",
     "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",
+    "wavenet": "models.autoregressive.wavenet:WaveNet",
 }
 JUDGES: Final[Mapping[str, str]] = {
     "attribute-judge": "models.judges.attribute_judge:AttributeJudge"

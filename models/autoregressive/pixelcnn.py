@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import words
-from models.parts.levels import Binarize, observed, uniforms
+from models.parts.levels import Binarize, drawn, observed, uniforms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,11 +294,3 @@ class PixelCNN(Family):
         tokens = self.encode(request.prompts)
         u_BHW = uniforms(request.seeds, (side, side), device)
         return u_BHW, None if tokens is None else tokens.to(device)
-
-
-def drawn(logits_BK: Tensor, u_B: Tensor) -> Tensor:
-    """Return the levels (B,), as floats, at which the distribution function first exceeds u."""
-    below_BK = (
-        logits_BK.float().softmax(1).cumsum(1)[:, :-1]
-    )  # the last level takes what rounding leaves
-    return (below_BK <= u_B[:, None]).sum(1).float()

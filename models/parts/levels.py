@@ -1,5 +1,6 @@
-"""What discrete likelihoods are of: bits or grey levels from pixels in [0, 1], and the draws that sample them."""
+"""What discrete likelihoods are of: bits or levels from pixels in [0, 1] or sound in [-1, 1], and their draws."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -26,7 +27,32 @@ def observed(
     return torch.bernoulli(pixels, generator=generator)
 
 
+def levels_of(sound: Tensor, levels: int) -> Tensor:
+    """Return the levels 0..levels - 1 (int64) of sound in [-1, 1], mu-law companded with mu = levels - 1.
+
+    Symmetric: -x has the level that mirrors x's, but on an edge, as 0 is one.
+    """
+    mu = levels - 1
+    companded = sound.sign() * torch.log1p(mu * sound.abs()) / math.log1p(mu)
+    return ((companded + 1) / 2 * mu).round().long().clamp(0, mu)
+
+
+def sound_of(level: Tensor, levels: int) -> Tensor:
+    """Return the sound in [-1, 1] in the middle of each level: the inverse of `levels_of`."""
+    mu = levels - 1
+    companded = 2 * level / mu - 1
+    return companded.sign() * torch.expm1(companded.abs() * math.log1p(mu)) / mu
+
+
 def uniforms(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
     """Return (len(seeds), *shape) draws from [0, 1], each row all of its own seed."""
     found: Tensor = torch.special.ndtr(seeded_noise(seeds, shape, device))
     return found
+
+
+def drawn(logits_BK: Tensor, u_B: Tensor) -> Tensor:
+    """Return the levels (B,), as floats, at which the distribution function first exceeds u."""
+    below_BK = (
+        logits_BK.float().softmax(1).cumsum(1)[:, :-1]
+    )  # the last level takes what rounding leaves
+    return (below_BK <= u_B[:, None]).sum(1).float()

@@ -64,6 +64,10 @@ def judged(recipe_name: str, steps: int, *overrides: str) -> tuple[float, GateRe
     ("recipe", "steps", "leak", "nothing_learned"),
     [
         ("digits-nade", 1000, "stages.nade.config.mask=B", 25.3),
+        pytest.param(
+            *("digits-pixelrnn", 400, "stages.pixelrnn.config.mask=B", 25.3),
+            marks=pytest.mark.slow,
+        ),
         ("digits-pixelcnn", 250, "stages.digits.config.mask=B", 107.8),
     ],
 )

@@ -14,8 +14,9 @@ from torch.autograd.functional import jacobian as jacobian_of
 from torch.nn import functional as F
 
 from models import build, describe
-from models.autoregressive.pixelcnn import PixelCNN, PixelCNNConfig, drawn
+from models.autoregressive.pixelcnn import PixelCNN, PixelCNNConfig
 from models.family import Request
+from models.parts.levels import drawn
 
 WORDS = ("one", "three", "two")
 

@@ -1,0 +1,397 @@
+"""WaveNet (van den Oord et al. 2016, arXiv:1609.03499), sampled by queues (Paine et al. 2016, arXiv:1611.09482).
+
+A sample of sound is a softmax over K companded levels (section 2.2) given all samples before it: the input, shifted by
+one, goes through gated layers (eq. 2) of dilated causal convolutions whose sums of skip connections make the logits
+(figure 4). The words of a caption, such as a digit or a speaker, bias every gate (eq. 3, global conditioning); features
+of frames, such as a mel spectrogram, are repeated over their samples and do so, too (local conditioning).
+
+Shape letters: B sounds, T samples (of tokens: words), K levels, R residual and S skip features, G = 2 R of the gate, L
+layers, M features of N frames, Q samples in the queues. Sound is in [-1, 1]; likelihoods are exact sums over a sound's
+samples up to its length, in nats a sound; the loss is in nats a sample.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Request, Rows
+from models.parts import words
+from models.parts.levels import drawn, levels_of, sound_of, uniforms
+
+LONGEST_S: Final = 60.0  # of a drawn sound
+DILATIONS: Final = tuple(2**n for n in range(10))  # of a stack in the paper, in samples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaveNetConfig:
+    """What is learned and the network's sizes."""
+
+    sample_rate: int = 8000  # Hz
+    seconds: float = 0.5  # of a drawn sound where the request does not say
+    levels: int = 256  # of a sample
+    vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
+    max_words: int = 8
+    text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
+    features: int = 0  # of a frame, for local conditioning; 0: none
+    hop: int = 80  # samples a frame
+    dilations: tuple[int, ...] = DILATIONS[:8]  # of one stack, in samples
+    stacks: int = 2
+    residual: int = 32  # features between the layers
+    skip: int = 64  # features of the sum of all layers
+    window: int = 2000  # samples of a training row
+    block: int = 200  # samples of one step of the sampler
+    shift: bool = True  # of the input by one sample; False is the broken control: it sees itself
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        if not 2 <= self.levels <= 65536:
+            raise ValueError(f"levels must be between 2 and 65536, got {self.levels}")
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"dilations must be at least 1, and at least one: {self.dilations}")
+        sizes = ("sample_rate", "max_words", "hop", "stacks", "residual", "skip", "block")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.features < 0:
+            raise ValueError(f"features must be at least 0, got {self.features}")
+        if not 0 < self.seconds <= LONGEST_S:
+            raise ValueError(f"seconds must be above 0, at most {LONGEST_S}, got {self.seconds}")
+        if self.window <= self.field:
+            raise ValueError(
+                f"window must be more than the field of {self.field}, got {self.window}"
+            )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions condition the sounds."""
+        return self.text == "caption" and bool(self.vocabulary)
+
+    @property
+    def field(self) -> int:
+        """How many samples before it a sample is predicted from."""
+        return self.stacks * sum(self.dilations) + 1
+
+
+class DilatedLayer(nn.Module):
+    """One layer of figure 4: it hears of a sample and of one `dilation` before."""
+
+    def __init__(self, config: WaveNetConfig, dilation: int, known_words: int) -> None:
+        super().__init__()
+        self.dilation, self.size = dilation, config.residual
+        self.gate = nn.Linear(2 * config.residual, 2 * config.residual)
+        self.out = nn.Linear(config.residual, config.residual + config.skip)
+        wide, known = 2 * config.residual, known_words + 1
+        self.caption = nn.Embedding(known, wide, padding_idx=0) if known_words else None
+        self.local = nn.Linear(config.features, wide, bias=False) if config.features else None
+
+    def forward(self, x_BTR: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next layer's input (B, T, R) and the skip connection (B, T, S); `heard` as `conditions`."""
+        past_BTR = F.pad(x_BTR, (0, 0, self.dilation, 0))[:, : x_BTR.shape[1]]
+        out_BTX = self.out(gated(self.gate(torch.cat([past_BTR, x_BTR], 2)) + heard))
+        return x_BTR + out_BTX[..., : self.size], out_BTX[..., self.size :]
+
+    def conditions(self, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
+        """Return what words and frames add to the gate, (B or 1, T or 1, G)."""
+        heard = self.gate.weight.new_zeros(1, 1, 2 * self.size)
+        if self.caption is not None and tokens is not None:
+            heard = heard + self.caption(tokens).sum(1, keepdim=True)
+        if self.local is not None and local_BTM is not None:
+            heard = heard + self.local(local_BTM)
+        return heard
+
+
+def gated(x: Tensor) -> Tensor:
+    """Return tanh of the first half of the features times sigmoid of the second (eq. 2)."""
+    a, b = x.chunk(2, -1)
+    return a.tanh() * b.sigmoid()
+
+
+class WaveNet(Family):
+    """Samples one after another, each a softmax over its levels given all before it."""
+
+    Config = WaveNetConfig
+    presets: ClassVar[Mapping[str, WaveNetConfig]] = {
+        "tiny": WaveNetConfig(
+            dilations=(1, 2, 4), residual=16, skip=16, window=200, block=50, seconds=0.05
+        ),
+        "small": WaveNetConfig(),
+        "base": WaveNetConfig(
+            sample_rate=16000, dilations=DILATIONS, stacks=3, residual=128, skip=256, window=16000
+        ),
+    }
+    config: WaveNetConfig
+
+    def __init__(self, config: WaveNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        known = len(config.vocabulary) if config.reads_text else 0
+        self.first = nn.Linear(2, config.residual)
+        self.layers = nn.ModuleList(
+            DilatedLayer(config, dilation, known) for dilation in config.dilations * config.stacks
+        )
+        self.head1 = nn.Linear(config.skip, config.skip)
+        self.head2 = nn.Linear(config.skip, config.levels)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        return Capabilities(
+            modality="audio",
+            condition="text" if self.config.reads_text else "none",
+            likelihood=True,
+            stepwise=True,
+        )
+
+    def encode(self, captions: Sequence[str]) -> Tensor | None:
+        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
+
+        Raises:
+            ValueError: a caption is empty, longer than max_words or has a word never learned.
+        """
+        c = self.config
+        return words.encode(captions, c.vocabulary, c.max_words) if c.reads_text else None
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the mean nats of a sample, over a random window of each row, inside its length.
+
+        A window may begin before the sound does, so that its first samples are learned as often as others; the first
+        samples of one that begins later only serve to predict the others from.
+        """
+        level_BT, length_B = self._levels(batch)
+        window = min(self.config.window, level_BT.shape[1])
+        field, place_T = self.config.field, torch.arange(window, device=level_BT.device)
+        room_B = (length_B - window).clamp(min=0) + field
+        draw_B = torch.rand(len(length_B), device=level_BT.device)
+        start_B = ((draw_B * (room_B + 1)).long() - field).clamp(min=0)
+        index_BT = start_B[:, None] + place_T
+        local_BTM = self._local(batch.get("features"), level_BT.shape[1])
+        if local_BTM is not None:
+            local_BTM = local_BTM.gather(1, index_BT[..., None].expand(-1, -1, local_BTM.shape[2]))
+        level_BT = level_BT.gather(1, index_BT)
+        logits_BTK = self._logits(level_BT, self._tokens(batch), local_BTM)
+        nats_BT = F.cross_entropy(logits_BTK.mT.float(), level_BT, reduction="none")
+        counted_BT = ((start_B == 0)[:, None] | (place_T >= field)) & (index_BT < length_B[:, None])
+        return Losses((nats_BT * counted_BT).sum() / counted_BT.sum().clamp(min=1))
+
+    @torch.no_grad()
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Return log p(levels of the sound up to its length), given its caption and frames, in nats (B,); exact.
+
+        Raises:
+            ValueError: the model learned captions or frames and the batch has no `tokens` or `features`.
+        """
+        level_BT, length_B = self._levels(batch)
+        logits_BTK = self.logits(level_BT, self._tokens(batch), batch.get("features"))
+        nats_BT = F.cross_entropy(logits_BTK.mT.float(), level_BT, reduction="none")
+        place_T = torch.arange(level_BT.shape[1], device=level_BT.device)
+        return -(nats_BT * (place_T < length_B[:, None])).sum(1)
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `bits_per_sample` (N,), the mean over a sound's length; uniform levels have log2 K."""
+        _, length_B = self._levels(batch)
+        parts = [
+            self.log_prob({key: rows[start : start + 16] for key, rows in batch.items()})
+            for start in range(0, len(length_B), 16)  # 256 logits a sample: 8 MB a second of sound
+        ]
+        return {"bits_per_sample": -torch.cat(parts) / (length_B.clamp(min=1) * math.log(2))}
+
+    def logits(
+        self, level_BT: Tensor, tokens: Tensor | None = None, features_BMN: Tensor | None = None
+    ) -> Tensor:
+        """Return every sample's logits (B, T, K) given the levels before it, all at once."""
+        return self._logits(level_BT, tokens, self._local(features_BMN, level_BT.shape[1]))
+
+    def _logits(self, level_BT: Tensor, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
+        seen_BT2 = self._seen(level_BT)
+        if self.config.shift:
+            seen_BT2 = F.pad(seen_BT2, (0, 0, 1, 0))[:, :-1]
+        x_BTR, skips = self.first(seen_BT2), []
+        for layer in self._layers():
+            x_BTR, skip_BTS = layer(x_BTR, layer.conditions(tokens, local_BTM))
+            skips.append(skip_BTS)
+        return self._head(torch.stack(skips).sum(0))
+
+    def _layers(self) -> Iterator[DilatedLayer]:
+        for layer in self.layers:
+            assert isinstance(layer, DilatedLayer)
+            yield layer
+
+    def _head(self, skips: Tensor) -> Tensor:
+        logits: Tensor = self.head2(self.head1(skips.relu()).relu())
+        return logits
+
+    def _seen(self, level: Tensor) -> Tensor:
+        """Return companded samples in [-1, 1] beside ones, which tell samples from what was before the first."""
+        companded = 2 * level.float() / (self.config.levels - 1) - 1
+        return torch.stack([companded, torch.ones_like(companded)], -1)
+
+    def _levels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return levels (B, T) up to the longest length, and the lengths (B,)."""
+        sound_BT = batch["sound"]
+        whole_B = torch.full((len(sound_BT),), sound_BT.shape[1], device=sound_BT.device)
+        length_B = batch.get("length", whole_B)
+        return levels_of(sound_BT[:, : int(length_B.max())], self.config.levels), length_B
+
+    def _tokens(self, batch: Batch) -> Tensor | None:
+        if self.config.reads_text and "tokens" not in batch:
+            raise ValueError("this model learned sounds given captions: the batch needs tokens")
+        return batch["tokens"] if self.config.reads_text else None
+
+    def _local(self, features_BMN: Tensor | None, samples: int) -> Tensor | None:
+        """Return each sample's frame (B, T, M): frame n is of the samples n hop to (n + 1) hop - 1."""
+        if not self.config.features:
+            return None
+        if features_BMN is None:
+            raise ValueError("this model learned sounds given frames: give features (B, M, N)")
+        found, hop = features_BMN.shape[2] * self.config.hop, self.config.hop
+        if found < samples:
+            raise ValueError(f"{features_BMN.shape[2]} frames of {hop} samples for {samples}")
+        return features_BMN.mT.repeat_interleave(hop, 1)[:, :samples]
+
+    @torch.no_grad()
+    def sample(self, request: Request, features_BMN: Tensor | None = None) -> Tensor:
+        """Draw sample after sample; returns (B, T) in [-1, 1] at `sample_rate`, of `request.seconds`.
+
+        Raises:
+            ValueError: prompts or frames are missing or not understood, or seconds out of range.
+        """
+        rows = self.begin(request, features_BMN)
+        while not self.done(rows).all():
+            rows = self.step(rows)
+        return self.finish(rows)
+
+    @torch.no_grad()
+    def sample_naively(self, request: Request, features_BMN: Tensor | None = None) -> Tensor:
+        """Draw the same sounds with a whole `logits` a sample: what `sample` is proven and timed against."""
+        rows = self.begin(request, features_BMN)
+        tokens = self.encode(request.prompts)
+        tokens = None if tokens is None else tokens.to(rows["u"].device)
+        for t in range(int(rows["samples"][0])):
+            logits_BTK = self.logits(rows["level"][:, : t + 1], tokens, features_BMN)
+            rows["level"][:, t] = drawn(logits_BTK[:, t], rows["u"][:, t]).long()
+        return self.finish({**rows, "index": rows["count"]})
+
+    @torch.no_grad()
+    def begin(self, request: Request, features_BMN: Tensor | None = None) -> Rows:
+        """Return rows before their first sample; a step draws `block` samples.
+
+        Raises:
+            ValueError: prompts or frames are missing or not understood, or seconds out of range.
+        """
+        config, count = self.config, len(request.seeds)
+        seconds = config.seconds if request.seconds is None else request.seconds
+        if not 0 < seconds <= LONGEST_S:
+            raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, got {seconds}")
+        if config.reads_text and not request.prompts:
+            raise ValueError("this model says what a caption asks for: give one prompt a seed")
+        samples = max(1, round(seconds * config.sample_rate))
+        steps, device = -(-samples // config.block), self.head2.weight.device
+        tokens = self.encode(request.prompts)
+        tokens = None if tokens is None else tokens.to(device)
+        heard = [layer.conditions(tokens, None)[:, 0] for layer in self._layers()]
+        queued = config.stacks * sum(config.dilations)
+        rows = {
+            "u": uniforms(request.seeds, (steps * config.block,), device),
+            "level": torch.zeros(count, steps * config.block, dtype=torch.long, device=device),
+            "seen": torch.zeros(count, 2, device=device),
+            "queue": torch.zeros(count, queued, config.residual, device=device),
+            "heard": torch.stack(heard, 1).expand(count, -1, -1),
+            "index": torch.zeros(count, dtype=torch.long),
+            "count": torch.full((count,), steps),
+            "samples": torch.full((count,), samples),
+        }
+        if (local_BTM := self._local(features_BMN, samples)) is not None:
+            rows["local"] = F.pad(local_BTM, (0, 0, 0, steps * config.block - samples))
+        return rows
+
+    def done(self, rows: Rows) -> Tensor:
+        """Return (B,) bool: the rows whose samples are all drawn."""
+        return rows["index"] >= rows["count"]
+
+    @torch.no_grad()
+    def step(self, rows: Rows) -> Rows:
+        """Return the rows one block of samples later; finished rows stay as they are."""
+        size, device = self.config.block, rows["u"].device
+        going_B = ~self.done(rows)
+        going = going_B.to(device)
+        place_BT = (rows["index"].minimum(rows["count"] - 1) * size).to(device)[:, None]
+        place_BT = place_BT + torch.arange(size, device=device)
+        walk = Walk(self, rows, place_BT)
+        u_BT = rows["u"].gather(1, place_BT)
+        seen, drawn_levels = rows["seen"], []
+        for t in range(size):
+            level_B = drawn(self._head(walk.sample(t, seen)), u_BT[:, t])
+            seen = self._seen(level_B)
+            drawn_levels.append(level_B.long())
+        level_BT = torch.stack(drawn_levels, 1)
+        kept_BT = rows["level"].gather(1, place_BT)
+        told_BT = torch.where(going[:, None], level_BT, kept_BT)
+        return {
+            **rows,
+            "level": rows["level"].scatter(1, place_BT, told_BT),
+            "seen": torch.where(going[:, None], seen, rows["seen"]),
+            "queue": torch.where(going[:, None, None], walk.queue(), rows["queue"]),
+            "index": rows["index"] + going_B.long(),
+        }
+
+    def preview(self, rows: Rows) -> Tensor:
+        """Return the sounds as far as they are drawn, and silence after, (B, T) in [-1, 1]."""
+        return self.finish(rows)
+
+    def finish(self, rows: Rows) -> Tensor:
+        """Return the sounds (B, T) in [-1, 1]; after its own end, each is silent."""
+        ended_B = (rows["index"] * self.config.block).minimum(rows["samples"])
+        longest = int(rows["samples"].max())
+        sound_BT = sound_of(rows["level"][:, :longest], self.config.levels)
+        inside_BT = torch.arange(longest) < ended_B[:, None]
+        return sound_BT * inside_BT.to(sound_BT.device)
+
+
+class Walk:
+    """The layers that are told sample after sample, each feature computed once; what a layer hears of is queued."""
+
+    def __init__(self, model: WaveNet, rows: Rows, place_BT: Tensor) -> None:
+        layers, size = list(model._layers()), place_BT.shape[1]
+        self.first, self.dilations = model.first, [layer.dilation for layer in layers]
+        self.width = model.config.residual
+        local_BTM = None
+        if "local" in rows:
+            index = place_BT[..., None].expand(-1, -1, rows["local"].shape[2])
+            local_BTM = rows["local"].gather(1, index)
+        self.told: list[Tensor] = []  # (Q + T, B, R) a layer: its queue, then the block
+        self.heard: list[Tensor] = []  # (T or 1, B, G) a layer, the bias with it
+        queues = torch.split(rows["queue"], self.dilations, 1)
+        for number, (layer, queue_BQR) in enumerate(zip(layers, queues, strict=True)):
+            self.told.append(F.pad(queue_BQR, (0, 0, 0, size)).transpose(0, 1).contiguous())
+            heard = rows["heard"][:, None, number] + layer.gate.bias
+            if local_BTM is not None and layer.local is not None:
+                heard = heard + layer.local(local_BTM)
+            self.heard.append(heard.transpose(0, 1).contiguous())
+        self.gates = [layer.gate.weight.T.contiguous() for layer in layers]
+        self.outs = [layer.out.weight[: self.width].T.contiguous() for layer in layers]
+        self.biases = [layer.out.bias[: self.width] for layer in layers]
+        self.skip = torch.cat([layer.out.weight[self.width :] for layer in layers], 1).T
+        self.skip_bias = torch.stack([layer.out.bias[self.width :] for layer in layers]).sum(0)
+
+    def sample(self, t: int, seen_B2: Tensor) -> Tensor:
+        """Take the sample before the block's sample t; return the sum of skip connections (B, S) there."""
+        x_BR, parts = self.first(seen_B2), []
+        for number, dilation in enumerate(self.dilations):
+            told, heard = self.told[number], self.heard[number]
+            told[dilation + t] = x_BR
+            both = torch.cat([told[t], x_BR], 1)
+            now_BG = heard[t if len(heard) > 1 else 0]
+            parts.append(gated(torch.addmm(now_BG, both, self.gates[number])))
+            x_BR = x_BR + torch.addmm(self.biases[number], parts[-1], self.outs[number])
+        return torch.addmm(self.skip_bias, torch.cat(parts, 1), self.skip)
+
+    def queue(self) -> Tensor:
+        """Return the queues after the block, (B, Q, R)."""
+        ends = [told[-dilation:] for told, dilation in zip(self.told, self.dilations, strict=True)]
+        return torch.cat(ends).transpose(0, 1).contiguous()
