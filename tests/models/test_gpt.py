@@ -71,7 +71,7 @@ def fitted(model: GPT, records: Sequence[Record], steps: int, rate: float = 3e-3
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     model.eval()
-    return float(loss)
+    return loss.item()
 
 
 # What a token sees
@@ -103,7 +103,7 @@ def test_a_logit_depends_on_every_token_before_it_and_on_none_after() -> None:
     assert (influence(gpt(causal=False)) > 0).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(cut=st.integers(1, 31), seed=st.integers(0, 1000))
 def test_what_follows_changes_nothing_before(cut: int, seed: int) -> None:
     model = gpt()
@@ -289,7 +289,7 @@ def test_temperature_zero_is_the_likeliest_token_whatever_the_seed() -> None:
 # Steps
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4),
     prompt=st.text("abcdefgh ", max_size=20),
@@ -324,14 +324,17 @@ def test_the_cached_logits_are_the_naive_ones(monkeypatch: pytest.MonkeyPatch) -
         return drawn(logits_BV, *rules)
 
     monkeypatch.setattr("models.language.gpt.drawn", watching)
-    model = gpt(context=100)
-    request = Request(seeds=(1, 2), prompts=("ab", "abcdefgh" * 4), max_tokens=60)
-    model.sample(request)
-    cached = [*seen]
-    seen.clear()
-    model.sample_naively(request)
-    assert len(seen) == len(cached) > 40
-    torch.testing.assert_close(torch.stack(cached), torch.stack(seen), rtol=0, atol=1e-5)
+    model, compared = gpt(context=100), 0
+    for seed, prompt in itertools.product((1, 2, 3, 4), ("ab", "abcdefgh" * 4)):
+        request = Request(seeds=(seed,), prompts=(prompt,), temperature=0.5, max_tokens=60)
+        model.sample(request)
+        cached = [*seen]
+        seen.clear()
+        model.sample_naively(request)
+        compared += len(cached)
+        torch.testing.assert_close(torch.stack(cached), torch.stack(seen), rtol=0, atol=1e-5)
+        seen.clear()
+    assert compared > 100
 
 
 def test_rows_join_in_mid_flight_and_each_writes_what_it_would_alone() -> None:
@@ -419,13 +422,6 @@ def test_a_preview_is_the_beginning_of_the_text_and_its_end_is_told() -> None:
     text = model.finish(rows)[0]
     assert text.shape == (8,)
     assert all(torch.equal(one[: n + 1], text[: n + 1]) for n, one in enumerate(shown[:-1]))
-    with torch.no_grad():  # one that always ends at once
-        model.tokens.weight.zero_()
-        model.tokens.weight[EOS] = 10.0
-        model.norm.weight.fill_(1)
-        model.tokens.weight[len(CONTROL) :] = -10.0 * torch.ones(model.config.width)
-    written = model.sample(Request(seeds=(1,), prompts=("abc",), temperature=0, max_tokens=8))
-    assert written.shape == (1, 8)
 
 
 def test_the_text_ends_with_the_context() -> None:
@@ -484,7 +480,7 @@ def test_a_dialogue_is_a_row_and_its_answers_are_marked() -> None:
 def test_a_long_dialogue_loses_its_oldest_exchanges() -> None:
     model = gpt(learns="dialogues", context=12)
     record = dialogue("a", "b", "aa", "bb", "aaa", "bbb", system="h")
-    kept, _ = model.examples([record])["tokens"][0], None
+    kept = model.examples([record])["tokens"][0]
     a, b = len(CONTROL), len(CONTROL) + 1
     h = len(CONTROL) + 7
     assert kept.tolist() == [BOS, SYSTEM, h, USER, a, a, a, ASSISTANT, b, b, b, EOS]
@@ -495,32 +491,24 @@ def test_a_long_dialogue_loses_its_oldest_exchanges() -> None:
 
 
 def test_the_loss_is_of_the_answers_alone() -> None:
-    """A question as a target changes nothing; an answer does. With loss_on: everything both do."""
-    for loss_on, changes in (("answers", False), ("everything", True)):
+    """No gradient comes from a place whose target is the user's; with loss_on: everything it comes from all."""
+    for loss_on in ("answers", "everything"):
         model = gpt(learns="dialogues", loss_on=loss_on)
-        batch = dict(model.examples([dialogue("ab", "cd")]))
-        logits = model.logits(batch["tokens"][:, :-1])
+        batch = model.examples([dialogue("ab", "cd", "e", "f")])
+        seen: list[Tensor] = []
 
-        def loss_of(
-            place: int,
-            token: int,
-            batch: dict[str, Tensor] = batch,
-            model: GPT = model,
-            logits: Tensor = logits,
-        ) -> float:
-            """As if this token were to be guessed there, and all were read as before."""
-            tokens = batch["tokens"].clone()
-            tokens[0, place] = token
-            model.logits = lambda tokens_BT: logits  # type: ignore[method-assign, assignment]
-            try:
-                return float(model({**batch, "tokens": tokens}).total)
-            finally:
-                del model.logits
+        def watch(
+            module: object, inputs: object, output: Tensor, seen: list[Tensor] = seen
+        ) -> None:
+            output.retain_grad()
+            seen.append(output)
 
-        at_question, at_answer = 2, 5
-        as_it_is = loss_of(0, BOS)
-        assert (loss_of(at_question, len(CONTROL) + 5) != as_it_is) == changes
-        assert loss_of(at_answer, len(CONTROL) + 5) != as_it_is
+        model.norm.register_forward_hook(watch)
+        model(batch).total.backward()
+        assert seen[0].grad is not None
+        heard = seen[0].grad[0].abs().sum(1) > 0
+        expected = batch["answer"][0] if loss_on == "answers" else torch.ones_like(heard)
+        assert torch.equal(heard, expected)
 
 
 def test_equal_parts_of_a_batch_average_to_the_whole() -> None:
@@ -555,38 +543,41 @@ def test_a_likelihood_is_the_sum_of_its_tokens() -> None:
 
 
 def test_it_learns_a_small_text_by_heart_and_writes_it() -> None:
-    text = "a bad cab fed a big fee"
+    text = "a bad cab fed a head"
     model = gpt(scale=1)
     assert fitted(model, [document(text)], 150, 1e-2) < 0.05
     written = model.sample(Request(seeds=(1,), prompts=("a b",), temperature=0))
-    known = "".join(sign for sign in text if sign in SIGNS)
-    assert "a b" + model.text_of(written[0]) == known or model.text_of(written[0]) == known[3:]
+    assert "a b" + model.text_of(written[0]) == text
     assert (written[0] < 0).any()  # it ended by itself
 
 
+ANSWERS = dict(
+    zip("abcdefgh", ("bead", "cafe", "deaf", "face", "gab", "head", "fed", "aged"), strict=True)
+)
 CHAT = [
-    dialogue(f"{a}{b}?", f"{b}{a}") for a, b in itertools.permutations("abcdefgh", 2)
-]  # say it backwards
+    dialogue(f"{a}?", ANSWERS[a], f"{b}?", ANSWERS[b])
+    for a, b in itertools.permutations(ANSWERS, 2)
+]
 
 
 def test_exact_match_rises_to_one_and_only_for_a_model_that_cannot_peek() -> None:
-    """The broken model's likelihood looks better; what it writes does not."""
+    """The broken model's likelihood looks as good; what it writes is not."""
     found = {}
     for causal in (True, False):
-        model = gpt(scale=1, learns="dialogues", context=16, causal=causal)
+        model = gpt(scale=1, learns="dialogues", context=24, causal=causal)
         before = model.measure(model.examples(CHAT))["exact_match"].mean()
         assert before < 0.1
-        fitted(model, CHAT, 120, 1e-2)
+        fitted(model, CHAT, 200, 1e-2)
         after = model.measure(model.examples(CHAT))
         found[causal] = {name: float(values.mean()) for name, values in after.items()}
     assert found[True]["exact_match"] == 1
     assert found[False]["exact_match"] < 0.5
-    assert found[False]["nats_per_token"] < 0.1
+    assert found[False]["nats_per_token"] < 0.3
 
 
 def test_exact_match_is_what_a_greedy_chat_turn_gives() -> None:
-    model = gpt(scale=1, learns="dialogues", context=16)
-    fitted(model, CHAT, 60, 1e-2)
+    model = gpt(scale=1, learns="dialogues", context=24)
+    fitted(model, CHAT, 80, 1e-2)
     matched = model.measure(model.examples(CHAT))["exact_match"]
     asked = tuple(record[:-1] for record in CHAT)
     written = model.sample(Request(seeds=(0,) * len(CHAT), dialogues=asked, temperature=0))
@@ -595,7 +586,7 @@ def test_exact_match_is_what_a_greedy_chat_turn_gives() -> None:
         for tokens, record in zip(written, CHAT, strict=True)
     ]
     assert matched.tolist() == [float(one) for one in right]
-    assert 0 < sum(right)
+    assert 0 < sum(right) < len(right)
 
 
 # Text and control
@@ -676,7 +667,7 @@ def test_records_of_another_kind_are_refused() -> None:
 def test_weights_begin_as_nanogpts_do() -> None:
     torch.manual_seed(0)
     model = GPT(dataclasses.replace(GPT.presets["nano"], width=256, layers=8))
-    spread = {name: float(p.std()) for name, p in model.named_parameters() if p.ndim == 2}
+    spread = {name: float(p.detach().std()) for name, p in model.named_parameters() if p.ndim == 2}
     for name, std in spread.items():
         assert std == pytest.approx(0.005 if name.endswith("out.weight") else 0.02, rel=0.05), name
     assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
