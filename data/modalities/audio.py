@@ -252,7 +252,10 @@ def _short(row: Row) -> str:
 
 
 def _long(row: Row, rate: int, most: int) -> str:
-    return f"{row['samples'] / rate:.2f} s, at most {most / rate:.2f} s (clip_samples {most} at {rate} Hz)"
+    samples = int(row["samples"])
+    return (
+        f"{samples} samples, {samples / rate:.2f} s, at most {most}: cut it or raise clip_samples"
+    )
 
 
 def _silent(row: Row) -> str:
