@@ -50,7 +50,8 @@ def openings(records: Sequence[Record], count: int) -> list[str]:
     found = [one for record in records if record and (one := _opening(record))] or [""]
     middle = sorted(map(len, found))[(len(found) - 1) // 2]
     short = [one for one in found if len(one) <= middle]
-    return [short[number * len(short) // count] for number in range(min(count, len(short)))]
+    chosen = min(count, len(short))
+    return [short[number * len(short) // chosen] for number in range(chosen)]
 
 
 def _opening(record: Record) -> str:

@@ -202,7 +202,9 @@ def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_ste
     assert house.worker().pid != worker.pid
     assert (done.id, done.state_name, done.run_count) == (run.id, "Completed", 2), done.state
     assert done.parameters == run.parameters
-    assert registry.versions(f"{NAME}.base")[-1].number == base.number, "a finished step was repeated"
+    assert registry.versions(f"{NAME}.base")[-1].number == base.number, (
+        "a finished step was repeated"
+    )
     remove(house, name)
 
 
