@@ -55,34 +55,34 @@ def made(config: Config, project: Path) -> Made:
 
 def _chosen(path: Path, config: Config) -> list[Aligned]:
     """Return the aligned files, one a split."""
-    folder, only = (path, None) if path.is_dir() else (path.parent, _stem(path, config))
-    if not folder.is_dir() or (only is not None and not path.is_file()):
-        raise MakerError(f"no file or folder {path}: give your pairs with --path")
-    found = {name: files for name, files in _aligned(folder, config) if only in {None, name}}
+    if path.is_file() and path.name.removesuffix(".gz").endswith(".tsv"):
+        return [Aligned(path.name.partition(".")[0], (path,), None)]
+    if not path.is_dir():
+        raise MakerError(f"no folder or .tsv file {path}: give your pairs with --path")
+    found = dict(_aligned(path, config))
     if not found:
         raise MakerError(
-            f"{folder} has neither NAME.{config.source} with NAME.{config.target} nor NAME.tsv"
+            f"{path} has neither NAME.{config.source} with NAME.{config.target} nor NAME.tsv"
             " (.gz too): name the endings with --source and --target"
         )
     if len(found) == 1:
         return [Aligned(name, files, None) for name, files in found.items()]
     chosen: dict[Split, Aligned] = {}
-    for name, files in sorted(found.items()):
+    for name, files in found.items():
         split = SPLITS.get(name.lower()) or ("test" if name.lower().startswith("test") else None)
         if split == "test" and config.test not in {None, name}:
             continue
         if split is None:
-            raise MakerError(
-                f"{folder}: {name!r} is none of train, val and test: give one file with --path"
-            )
+            raise MakerError(f"{path}: call the files train, val and test, not {name!r}")
         if split in chosen:
             raise MakerError(
-                f"{folder} has {chosen[split].name} and {name} for {split}: say which with --test"
+                f"{path} has {chosen[split].name} and {name} for {split}: say which with --test"
             )
         chosen[split] = Aligned(name, files, split)
-    for split in ("train", "test"):
+    needed: tuple[Split, ...] = ("train", "test")
+    for split in needed:
         if split not in chosen:
-            raise MakerError(f"{folder} has no files called {config.test or split}")
+            raise MakerError(f"{path} has no files called {config.test or split}")
     return list(chosen.values())
 
 
@@ -100,13 +100,6 @@ def _aligned(folder: Path, config: Config) -> Iterator[tuple[str, tuple[Path, ..
             if other is None:
                 raise MakerError(f"{path} has no {target} beside it")
             yield name, (path, other)
-
-
-def _stem(path: Path, config: Config) -> str:
-    name = path.name.removesuffix(".gz")
-    for ending in (".tsv", f".{config.source}", f".{config.target}"):
-        name = name.removesuffix(ending)
-    return name
 
 
 def _lines(one: Aligned) -> list[tuple[int, bytes, bytes]]:
