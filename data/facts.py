@@ -228,10 +228,11 @@ def summary(facts: pa.Table) -> dict[str, Any]:
     megabytes = int(np.sum(facts["bytes"].to_numpy())) / 2**20
     found: dict[str, Any] = {
         "samples": f"{len(facts):,}",
-        "different captions": f"{len(facts['caption'].unique()):,}",
         **{name: f"{splits[name]:,}" for name in SHARES},
         "encoded": f"{megabytes:.1f} MiB",
     }
+    if any(facts["caption"].to_pylist()):
+        found["different captions"] = f"{len(facts['caption'].unique()):,}"
     if left_out := sum(facts["left_out"].to_pylist()):
         found["repeated, left out"] = f"{left_out:,}"
     for name, (column, unit) in MEANS.items():

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -93,7 +94,7 @@ def facts(name: str, project: Path) -> None:
         classed=bool(made["attributes"]),
         tolerant=kind.repeats > 0,
     )
-    found = kind.relate(related.to_pylist(), _contents(folder), made)
+    found = kind.relate(related, partial(_contents, folder), made)
     for column, values in found.items():
         place = related.schema.get_field_index(column)
         field = related.schema.field(place)

@@ -174,7 +174,10 @@ def _data(version: Version, directory: Path) -> dict[str, Any]:
     except (CatalogError, OSError):
         return found
     if ready.identity == found["identity"]:
-        facts = ("image_size", "channels", "vocabulary", "max_words", "attributes")
+        facts = (
+            *("modality", "image_size", "channels", "sample_rate", "clip_samples"),
+            *("vocabulary", "max_words", "attributes"),
+        )
         found |= {fact: ready.header[fact] for fact in facts if fact in ready.header}
         found["rows"] = {name: split["rows"] for name, split in ready.header["splits"].items()}
     return found

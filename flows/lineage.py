@@ -1,4 +1,4 @@
-"""The graph from data over runs, versions and the pipeline to what was served, and to one picture."""
+"""The graph from data over runs, versions and the pipeline to what was served, and to one answer."""
 
 import re
 from collections.abc import Sequence
@@ -74,7 +74,8 @@ def graph_of(what: str) -> Graph:
             re.sub(r"[^A-Za-z0-9_-]", "-", path.stem)[:60], f"Where {path.name} comes from"
         )
         _pipeline(graph, found.version)
-        _receipt(graph, found.receipt, found.version, found.says, found.pipeline.modality)
+        noun = {"image": "picture", "audio": "sound", "text": "text"}[found.pipeline.modality]
+        _receipt(graph, found.receipt, found.version, found.says, noun)
         return graph
     version = registry().get(what)
     graph = Graph(f"{version.name}-{version.number}", f"Where {version.ref} comes from")
@@ -211,17 +212,14 @@ def _mlflow(page: str) -> tuple[tuple[str, str], ...]:
     return (("MLflow", f"{uri}/{page}"),) if uri.startswith(("http://", "https://")) else ()
 
 
-def _receipt(
-    graph: Graph, receipt: "Receipt", version: "Version", says: str, modality: str
-) -> None:
+def _receipt(graph: Graph, receipt: "Receipt", version: "Version", says: str, noun: str) -> None:
     asked = receipt.prompt or "; ".join(text for _, text in receipt.messages or ())
     lines = [
         *_lines(asked),
-        f"seed {receipt.seed}" + (f", {receipt.size}" if receipt.size else ""),
+        ", ".join([f"seed {receipt.seed}", *([receipt.size] if receipt.size else [])]),
         f"{receipt.created:%Y-%m-%d %H:%M:%S} UTC",
     ]
     graph.note = says
-    noun = {"image": "picture", "audio": "sound", "text": "text"}[modality]
     identity = graph.add(Node("receipt", f"request {receipt.request_id}", noun, tuple(lines)))
     for row, _ in tracing.places(version):
         same = (row.stage, row.epoch) == (receipt.place, receipt.epoch)

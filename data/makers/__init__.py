@@ -19,14 +19,17 @@ MAKERS: Final[Mapping[str, str]] = {
     "digits": "data.makers.digits",
     "mnist": "data.makers.mnist",
     "folder": "data.makers.folder",
+    "cifar10": "data.makers.cifar10",
     "scenes": "data.makers.scenes",
     "numbers": "data.makers.numbers",
     "chat": "data.makers.chat",
     "text": "data.makers.text",
+    "pairs": "data.makers.pairs",
+    "dialogues": "data.makers.dialogues",
     "vowels": "data.makers.vowels",
     "labelled-audio": "data.makers.labelled_audio",
 }
-OWN: Final = ("folder", "text", "labelled-audio")
+OWN: Final = ("folder", "text", "pairs", "dialogues", "labelled-audio")
 """Makers that read a user's own files from anywhere."""
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -1,7 +1,8 @@
 """Dialogues from templates, of two turns, with answers that are right or wrong to the letter.
 
-The second question is about what was said in the first turn, so it takes the whole dialogue to answer it: a sum and
-its successor, the order of two things, a colour and a name that were told before. Every dialogue is another one.
+The second question is about what was said in the first turn, so it takes the whole dialogue to answer it: a sum of
+digits and its successor, the first or last of three things, a colour or a name that was told before. Every dialogue is
+another one, but what it takes to answer those that are tested (100 sums, 14 names, 10 things, 6 colours) is learned.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ class Config(TextEntry):
 
     maker: Literal["chat"]
     path: Path = Path("data/makers/chat.py")
-    count: Annotated[int, Field(ge=30, le=6000)] = 3000
+    count: Annotated[int, Field(ge=30, le=3500)] = 3000
     seed: Annotated[int, Field(ge=0)] = 0
     tokenizer: TokenizerSettings = TokenizerSettings(kind="words", size=128)
 
@@ -64,13 +65,14 @@ Turns = tuple[str, str, str, str]
 
 
 def _sum(generator: np.random.Generator) -> Turns:
-    first, second = (int(value) for value in generator.integers(0, 50, 2))
+    first, second = (int(value) for value in generator.integers(0, 10, 2))
+    name = NAMES[int(generator.integers(len(NAMES)))]
     total = first + second
     return (
-        f"what is {first} plus {second} ?",
-        f"{first} plus {second} is {total} .",
+        f"i am {name} . what is {first} plus {second} ?",
+        f"{first} plus {second} is {total} , {name} .",
         "and one more ?",
-        f"that is {total + 1} .",
+        f"that is {total + 1} , {name} .",
     )
 
 

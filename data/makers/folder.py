@@ -14,16 +14,16 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from data.makers import Entry, Made, MakerError, Sample
+from data.makers.files import check_name, read_file
 
 LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
-MAX_BYTES: Final = 64 << 20  # of one picture's file
 MAX_CLASSES: Final = 256
 PICTURES_PER_CLASS: Final = 8  # in the median, before captions count as classes
 
@@ -139,35 +139,8 @@ def _tab_separated(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
         yield number, file.strip(), caption.strip()
 
 
-def check_name(path: Path, number: int, file: str) -> None:
-    """Refuse a name in a list that is not relative to the folder, or leaves it.
-
-    Raises:
-        MakerError: list and line are named.
-    """
-    name = PurePosixPath(file)
-    if not file or "\0" in file or "\\" in file or name.is_absolute() or ".." in name.parts:
-        raise MakerError(f"{path}:{number}: {file!r} does not stay inside the folder")
-
-
 def _pictures(folder: Path, captions: Sequence[tuple[str, str]]) -> Iterator[Sample]:
     root = folder.resolve()
     for file, caption in captions:
         content, problem = read_file(root, file)
         yield Sample(file, content, normal(caption), problem=problem)
-
-
-def read_file(root: Path, file: str) -> tuple[bytes, str]:
-    """Return a file's bytes, or none and the reason."""
-    try:
-        path = (root / file).resolve()
-        if not path.is_relative_to(root):
-            return b"", "a link that leaves the folder"
-        if not path.is_file():
-            return b"", "no such file"
-        if path.stat().st_size > MAX_BYTES:
-            return b"", f"{path.stat().st_size} bytes, at most {MAX_BYTES}"
-        content = path.read_bytes()
-    except (OSError, RuntimeError) as error:
-        return b"", f"cannot be read: {error}"
-    return content, "" if content else "empty file"

@@ -17,7 +17,8 @@ from statistics import median
 from typing import Final, Literal
 
 from data.makers import DIGITS, AudioEntry, Made, MakerError, Sample, Split
-from data.makers.folder import MAX_CLASSES, PICTURES_PER_CLASS, check_name, normal, read_file
+from data.makers.files import check_name, read_file
+from data.makers.folder import MAX_CLASSES, PICTURES_PER_CLASS, normal
 
 LIST: Final = "labels.csv"
 ENDINGS: Final = (".wav", ".flac", ".ogg")

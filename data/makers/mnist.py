@@ -5,7 +5,6 @@ words. The packed file (arrays `train`, `valid`, `test` of 98 bytes a row, a bit
 has no labels, so no captions. Both are 28x28 grey.
 """
 
-import gzip
 import struct
 import zipfile
 import zlib
@@ -17,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from data.makers import DIGITS, Entry, Made, MakerError, Sample, Split
+from data.makers.files import unpacked
 from data.pictures import png
 
 SIDE: Final = 28
 IDX: Final[dict[Split, str]] = {"train": "train", "test": "t10k"}
 PACKED: Final[dict[Split, str]] = {"train": "train", "validation": "valid", "test": "test"}
-MAX_BYTES: Final = 1 << 30  # of one file, unpacked
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -89,7 +88,7 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
     Raises:
         MakerError: not such a file, cut short, or larger than a gibibyte.
     """
-    content = _content(path)
+    content = unpacked(path)
     start = 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < start:
         raise MakerError(f"{path} is not an IDX file of {dimensions}-dimensional bytes")
@@ -100,19 +99,6 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
             f"{path} has {len(content)} bytes, its header says {expected}: download it again"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise MakerError(f"cannot read {path}: {error}") from None
-    if len(content) > MAX_BYTES:
-        raise MakerError(f"{path} unpacks to more than {MAX_BYTES} bytes")
-    return content
 
 
 def _unpacked(path: Path) -> Iterator[Sample]:

@@ -5,7 +5,7 @@ shard is read. Everything else (makers, stages, splits, report, batches) is the 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -55,8 +55,8 @@ class Modality(ABC):
 
     def relate(
         self,
-        rows: Sequence[Mapping[str, Any]],  # noqa: ARG002 - nothing in most
-        contents: Sequence[bytes],  # noqa: ARG002
+        rows: pa.Table,  # noqa: ARG002 - nothing in most
+        contents: Callable[[], list[bytes]],  # noqa: ARG002
         made: Mapping[str, Any],  # noqa: ARG002
     ) -> dict[str, list[Any]]:
         """Return the facts that need all samples, by column, once the rows' splits are known."""

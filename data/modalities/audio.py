@@ -223,11 +223,19 @@ def _cut(content: bytes, kind: str) -> str:
         for start, size in _chunks(content):
             if start + size > len(content):
                 return problem
-    if kind == "OGG":
-        last = content.rfind(b"OggS")
-        if len(content) < last + 27 or not content[last + 5] & 4:  # no end of stream
-            return problem
+    if kind == "OGG" and not _ends(content):
+        return problem
     return ""
+
+
+def _ends(content: bytes) -> bool:
+    """Return whether the pages of an Ogg file follow each other to one that is marked as the last."""
+    place, last = 0, False
+    while place + 27 <= len(content) and content[place : place + 4] == b"OggS":
+        segments = content[place + 27 : place + 27 + content[place + 26]]
+        last = bool(content[place + 5] & 4)
+        place += 27 + content[place + 26] + sum(segments)
+    return last and place == len(content)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[int, int]]:
@@ -252,7 +260,10 @@ def _short(row: Row) -> str:
 
 
 def _long(row: Row, rate: int, most: int) -> str:
-    return f"{row['samples'] / rate:.2f} s, at most {most / rate:.2f} s (clip_samples {most} at {rate} Hz)"
+    samples = int(row["samples"])
+    return (
+        f"{samples} samples, {samples / rate:.2f} s, at most {most}: cut it or raise clip_samples"
+    )
 
 
 def _silent(row: Row) -> str:

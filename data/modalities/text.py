@@ -8,7 +8,7 @@ cut into pieces can be read on. The tokenizer is trained on the training split.
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import pyarrow as pa
@@ -65,22 +65,28 @@ class Text(Modality):
 
     def relate(
         self,
-        rows: Sequence[Mapping[str, Any]],
-        contents: Sequence[bytes],
+        rows: pa.Table,
+        contents: Callable[[], list[bytes]],
         made: Mapping[str, Any],
     ) -> dict[str, list[Any]]:
         """Return the share of unknown tokens, by the tokenizer of the training split; None for what is no text."""
-        readable = [place for place, row in enumerate(rows) if row["decodes"]]
-        texts = {place: _joined(record_of(contents[place])) for place in readable}
+        all_rows = zip(
+            rows.select(["decodes", "split", "left_out"]).to_pylist(), contents(), strict=True
+        )
+        texts = [
+            (row, _joined(record_of(content)) if row["decodes"] else None)
+            for row, content in all_rows
+        ]
         learned = [
-            texts[place]
-            for place in readable
-            if rows[place]["split"] == "train" and not rows[place]["left_out"]
+            text
+            for row, text in texts
+            if text is not None and row["split"] == "train" and not row["left_out"]
         ]
         document = tokenizing.train(learned, **made["tokenizer"])
-        shares = tokenizing.unknown_shares(document, list(texts.values()))
-        found = dict(zip(readable, shares, strict=True))
-        return {"unknown": [found.get(place) for place in range(len(rows))]}
+        shares = iter(
+            tokenizing.unknown_shares(document, [text for _, text in texts if text is not None])
+        )
+        return {"unknown": [None if text is None else next(shares) for _, text in texts]}
 
     def rules(self, made: Mapping[str, Any]) -> list[Rule]:  # noqa: ARG002 - no settings
         """Return the expectations: text that people wrote, roles in order, a tokenizer that knows it."""

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -11,12 +11,11 @@ from flows.command_line.terminal import AsJson, console, show_json, show_table
 from infra.settings import settings
 
 data_app = typer.Typer(help="Datasets: list, prepare, validate.", no_args_is_help=True)
-Name = Annotated[
-    str,
-    typer.Argument(
-        help="One of `atelier data list`, or a maker of your own files with --path: folder, text, labelled-audio."
-    ),
-]
+NAME_HELP: Final = (
+    "One of `atelier data list`, or with --path what your own files are: folder (of pictures), text,"
+    " pairs, dialogues, labelled-audio."
+)
+Name = Annotated[str, typer.Argument(help=NAME_HELP)]
 
 
 def register(app: typer.Typer) -> None:
@@ -66,6 +65,8 @@ def prepare(
     tokenizer: Annotated[
         str | None, typer.Option(help="Text: characters, words or bytes, and how many: words:2000.")
     ] = None,
+    source: Annotated[str | None, typer.Option(help="Pairs: how source files end, en.")] = None,
+    target: Annotated[str | None, typer.Option(help="Pairs: how target files end, de.")] = None,
     sample_rate: Annotated[int | None, typer.Option(help="Sounds: Hz, 4000 to 48000.")] = None,
     clip_samples: Annotated[
         int | None,
@@ -75,7 +76,8 @@ def prepare(
         str | None, typer.Option(help="Sounds: names as labels, {word}_{speaker}_{index}.wav.")
     ] = None,
     test: Annotated[
-        str | None, typer.Option(help="Sounds: what of a pattern is only tested, index=0,1,2.")
+        str | None,
+        typer.Option(help="What is only tested: index=0,1,2 of a pattern, a name among pairs."),
     ] = None,
 ) -> None:
     """Make, check and shard a dataset; repeats only what changed."""
@@ -87,6 +89,8 @@ def prepare(
     given = {
         "image_size": image_size,
         "tokenizer": _tokenizer(tokenizer),
+        "source": source,
+        "target": target,
         "sample_rate": sample_rate,
         "clip_samples": clip_samples,
         "pattern": pattern,
@@ -127,13 +131,11 @@ def _tokenizer(given: str | None) -> dict[str, Any] | None:
     return {"kind": kind, "size": int(size)} if size else {"kind": kind}
 
 
-def _tested(given: str | None) -> dict[str, list[str]] | None:
-    """Return FIELD=VALUE,VALUE as params.yaml has it."""
-    if given is None:
-        return None
-    field, equals, values = given.partition("=")
-    if not equals:
-        raise ValueError(f"--test {given!r}: give a field and its values, such as index=0,1,2")
+def _tested(given: str | None) -> dict[str, list[str]] | str | None:
+    """Return FIELD=VALUE,VALUE as params.yaml has it; a name as it is."""
+    if given is None or "=" not in given:
+        return given
+    field, _, values = given.partition("=")
     return {field: values.split(",")}
 
 

@@ -22,7 +22,6 @@ from models.judges.metrics import LEAST_HELD_OUT
 ROWS: Final = 2048  # of held-out text that are rated, at most
 AT_ONCE: Final = 32  # rows of a forward pass
 OPENING: Final = 32  # characters of a document that is written on, about
-ASKED: Final = 120  # characters of a question or source, at most
 COPIED: Final = 100  # characters of a text that are looked for in the training split
 SEARCHED: Final = 2_000_000  # characters of the training split that are searched, at most
 USUAL: Final = 0.95  # of held-out texts copy no more than this quantile
@@ -31,22 +30,28 @@ USUAL: Final = 0.95  # of held-out texts copy no more than this quantile
 def requests(
     pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
 ) -> tuple[list[str], list[int]]:
-    """Return a prompt a seed: the recipe's to try, then how held-out records begin; as many as the gallery shows."""
+    """Return a prompt a seed, as many as the gallery shows: the recipe's to try in turn, or how held-out records begin.
+
+    A family that reads no such beginnings, because it fills in blanks, needs `try_prompts` with some.
+    """
     seeds = list(range(spec.gallery))
     if pipeline.stages[0].accepts.prompt == "none":
         return [], seeds
-    found = [*pipeline.try_prompts, *openings(loaders.records(prepared, "test"), spec.gallery)]
+    held_out = [] if pipeline.try_prompts else loaders.records(prepared, "test")
+    found = list(pipeline.try_prompts) or openings(held_out, spec.gallery)
     return [found[number % len(found)] for number in seeds], seeds
 
 
 def openings(records: Sequence[Record], count: int) -> list[str]:
     """Return how `count` of the records begin, evenly taken: a first question, a source, or a document's first words.
 
-    Questions and sources that are long are left out where there are others: not every network has room for them.
+    Only the shorter half of them is asked: not every network has room for the longest questions and sources.
     """
-    found = [_opening(record) for record in records if record]
-    short = [one for one in found if 0 < len(one) <= ASKED] or [one for one in found if one] or [""]
-    return [short[number * len(short) // count] for number in range(min(count, len(short)))]
+    found = [one for record in records if record and (one := _opening(record))] or [""]
+    middle = sorted(map(len, found))[(len(found) - 1) // 2]
+    short = [one for one in found if len(one) <= middle]
+    chosen = min(count, len(short))
+    return [short[number * len(short) // chosen] for number in range(chosen)]
 
 
 def _opening(record: Record) -> str:

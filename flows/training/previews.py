@@ -21,7 +21,7 @@ TOKENS: Final = 96  # of a text, at most
 
 
 def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]) -> bytes | None:
-    """Return samples as PNG, or None for a network that makes none.
+    """Return samples as PNG, or None for a network that makes none of what it is asked for.
 
     Args:
         model: the network, with the weights to show.
@@ -59,7 +59,7 @@ def _sounds(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes
     return of_sounds(sound, model.config.sample_rate, prompts)
 
 
-def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:  # noqa: ARG001
+def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes | None:  # noqa: ARG001
     from data import loaders
     from flows.judging.texts import openings
 
@@ -68,19 +68,21 @@ def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
     if able.condition == "text":
         asked = openings(loaders.records(prepared, "validation"), TEXTS)
         asked = [asked[seed % len(asked)] for seed in seeds]
-    tokens = model.sample(
-        Request(
-            seeds=seeds,
-            prompts=() if able.chats else tuple(asked),
-            dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
-            max_tokens=TOKENS,
-        )
-    ).cpu()
+    request = Request(
+        seeds=seeds,
+        prompts=() if able.chats else tuple(asked),
+        dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
+        max_tokens=TOKENS,
+    )
+    try:
+        tokens = model.sample(request).cpu()
+    except ValueError:  # an opening that is longer than its context, or has no blank to fill in
+        return None
     written = [model.text_of(row[row >= 0]) for row in tokens]
     return of_texts(list(zip(asked or [""] * TEXTS, written, strict=True)))
 
 
-_KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], bytes]]] = {
+_KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], bytes | None]]] = {
     "image": _pictures,
     "audio": _sounds,
     "text": _texts,

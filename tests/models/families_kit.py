@@ -1,6 +1,7 @@
 """What every family is tried on, whatever it makes: structure to learn from, and requests that it can answer."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 import torch
@@ -10,9 +11,10 @@ from models import trainable
 from models.family import Family, Record, Request
 
 SAID: Final = ("abc", "bca", "cab", "acb")
-STORY: Final = "the cat sat. a dog ran. the sun set. a bird sang. "
+BLANKS: Final = tuple(f"{one} [MASK][MASK][MASK]" for one in SAID)
+STORY: Final = ("the cat sat.", "a dog ran.", "the sun set.", "a bird sang.")
 RECORDS: Final[tuple[Sequence[Record], ...]] = (
-    [(("text", STORY * 3),), (("text", STORY[13:] * 3),)] * 4,
+    [(("text", "\n".join((STORY[start:] + STORY[:start]) * 3)),) for start in range(4)] * 2,
     [(("source", one), ("target", one[::-1])) for one in SAID] * 4,
     [(("user", one), ("assistant", one[::-1])) for one in SAID] * 4,
 )
@@ -89,9 +91,19 @@ def records_for(model: Family) -> Sequence[Record]:
 
 
 def prompts(model: Family, count: int) -> tuple[str, ...]:
-    """Return what a model that reads text can read."""
-    vocabulary: Sequence[str] = getattr(model.config, "vocabulary", ()) or SAID
-    return tuple(vocabulary[number % len(vocabulary)] for number in range(count))
+    """Return what a model that reads text can read: its words, some letters, or letters with blanks to fill in."""
+    known: Sequence[str] = getattr(model.config, "vocabulary", ()) or _readable(type(model))
+    return tuple(known[number % len(known)] for number in range(count))
+
+
+@cache
+def _readable(kind: type[Family]) -> Sequence[str]:
+    model = kind(kind.presets["tiny"]).eval()
+    try:
+        model.sample(Request(seeds=(0,), prompts=SAID[:1], max_tokens=1))
+    except ValueError:
+        return BLANKS
+    return SAID
 
 
 def request(model: Family, seeds: tuple[int, ...]) -> Request:

@@ -1,0 +1,84 @@
+"""Reading a source's files: unpacked within bounds, inside their folder, by name."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from data.makers import MakerError, Split
+
+MAX_UNPACKED: Final = 1 << 30  # bytes of a file that is read whole
+MAX_BYTES: Final = 64 << 20  # of one sample's file
+SPLITS: Final[dict[str, Split]] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""What people call their splits."""
+
+
+def unpacked(path: Path) -> bytes:
+    """Return a file's bytes, unpacked where it ends in .gz.
+
+    Raises:
+        MakerError: it cannot be read, or has more than a gibibyte.
+    """
+    try:
+        if path.suffix != ".gz":
+            size, content = path.stat().st_size, b""
+            if size <= MAX_UNPACKED:
+                return path.read_bytes()
+        else:
+            with gzip.open(path) as file:
+                content = file.read(MAX_UNPACKED + 1)
+            size = len(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise MakerError(f"cannot read {path}: {error}") from None
+    if size > MAX_UNPACKED:
+        raise MakerError(f"{path} has more than {MAX_UNPACKED} bytes unpacked")
+    return content
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield a file's lines with their numbers, from 1, without what ends them.
+
+    Raises:
+        MakerError: as `unpacked`, or it is empty.
+    """
+    content = unpacked(path).removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        raise MakerError(f"{path} is empty")
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):
+        yield number, line.removesuffix(b"\r")
+
+
+def check_name(path: Path, number: int, file: str) -> None:
+    """Refuse a name in a list that is not relative to the folder, or leaves it.
+
+    Raises:
+        MakerError: list and line are named.
+    """
+    name = PurePosixPath(file)
+    if not file or "\0" in file or "\\" in file or name.is_absolute() or ".." in name.parts:
+        raise MakerError(f"{path}:{number}: {file!r} does not stay inside the folder")
+
+
+def read_file(root: Path, file: str) -> tuple[bytes, str]:
+    """Return the bytes of a sample's file, or none and the reason."""
+    try:
+        path = (root / file).resolve()
+        if not path.is_relative_to(root):
+            return b"", "a link that leaves the folder"
+        if not path.is_file():
+            return b"", "no such file"
+        if path.stat().st_size > MAX_BYTES:
+            return b"", f"{path.stat().st_size} bytes, at most {MAX_BYTES}"
+        content = path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        return b"", f"cannot be read: {error}"
+    return content, "" if content else "empty file"

@@ -1,0 +1,353 @@
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from data import tokenizing
+from data.loaders import DatasetError, Loader, Record, everything, facts_of, modality_of, records
+from data.makers import MakerError, chat, dialogues, numbers, pairs, scenes, text
+from data.modalities import SampleError, modality
+from data.modalities.text import record_bytes, record_of, role_fault
+from models.parts.tokens import CONTROL, Tokenizer
+from tests.data.prepare_kit import prepare, refused
+
+HERE = Path()
+CHARACTERS = {"kind": "characters", "size": 200}
+TEXT = "The fox said: <user> 42 times, no <pad>!\n\n" * 30
+lines = st.lists(st.text("ab \n", max_size=30), min_size=1).map("\n".join)
+
+
+def own(maker: str, path: Path, **settings: Any) -> dict[str, Any]:
+    return {"maker": maker, "path": str(path), "tokenizer": CHARACTERS, **settings}
+
+
+def many(count: int = 40) -> list[str]:
+    return [f"this is line {number} of {count}" for number in range(count)]
+
+
+def rows_of(records: Sequence[Record]) -> dict[str, torch.Tensor]:
+    """A row a record: how long its texts are."""
+    return {"characters": torch.tensor([sum(len(t) for _, t in record) for record in records])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("characters", 100), ("words", 100), ("bytes", tokenizing.LEAST_BYTES + 40)]
+)
+def test_a_tokenizer_begins_with_the_models_control_tokens_and_no_text_becomes_one(
+    kind: str, size: int
+) -> None:
+    assert tokenizing.CONTROL == CONTROL
+    document = tokenizing.train([TEXT, " ".join(CONTROL) * 50], kind, size)
+    assert document == tokenizing.train([TEXT, " ".join(CONTROL) * 50], kind, size)
+    found = Tokenizer(document)
+    assert found.size <= size
+    for said in (TEXT, *CONTROL, "\n<user>", "<mask> <mask>"):
+        tokens = found.encode(said)
+        assert min(tokens) >= len(CONTROL)
+        assert found.decode(tokens) == said
+
+
+@hypothesis(max_examples=60, deadline=None)
+@given(said=st.text())
+def test_bytes_know_every_text_and_give_it_back(said: str) -> None:
+    found = Tokenizer(BYTES)
+    assert found.decode(found.encode(said)) == said
+
+
+BYTES = tokenizing.train([TEXT], "bytes", tokenizing.LEAST_BYTES)
+
+
+def test_words_leave_digits_alone_and_the_rare_ones_out() -> None:
+    document = tokenizing.train(["one one one 12 21 two"], "words", len(CONTROL) + 4)
+    found = Tokenizer(document)
+    assert [found.decode([token]) for token in found.encode("12 one")] == ["1", "2", "one"]
+    assert tokenizing.unknown_shares(document, ["one two", "one"]) == [0.5, 0.0]
+
+
+def test_a_tokenizer_of_bytes_is_not_smaller_than_the_bytes() -> None:
+    with pytest.raises(ValueError, match="at least 266 tokens, not 200"):
+        tokenizing.TokenizerSettings(kind="bytes", size=200)
+
+
+@hypothesis(max_examples=80, deadline=None)
+@given(said=lines, piece=st.integers(1, 20))
+def test_pieces_joined_are_the_text_and_end_with_lines(said: str, piece: int) -> None:
+    found = text.cut(said, piece)
+    assert "".join(found) == said
+    assert all(0 < len(part) <= piece for part in found)
+    assert all(part.endswith("\n") or len(part) == piece for part in found[:-1])
+
+
+def test_a_long_document_is_tested_beyond_all_that_is_learned(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("".join(f"line {n}\n" for n in range(1000)))
+    folder = prepare(tmp_path, own("text", tmp_path / "book.txt", piece=100))
+    learned, validated, tested = (
+        "".join(said for record in records(folder, split) for _, said in record)
+        for split in ("train", "validation", "test")
+    )
+    assert learned + validated + tested == (tmp_path / "book.txt").read_text()
+    assert 0.88 < len(learned) / len(learned + validated + tested) < 0.92
+    assert modality_of(folder) == "text"
+    assert Tokenizer(facts_of(folder)["tokenizer"]).decode([10, 11]) == "\n "
+
+
+def test_short_documents_are_whole_and_split_by_hash(tmp_path: Path) -> None:
+    source = tmp_path / "notes"
+    source.mkdir()
+    for number, said in enumerate(many()):
+        (source / f"{number}.md").write_text(f"# note\n\n{said}\r\n")
+    folder = prepare(tmp_path, own("text", source))
+    found = [
+        record for split in ("train", "validation", "test") for record in records(folder, split)
+    ]
+    assert sorted(record[0][1] for record in found) == sorted(f"# note\n\n{s}\n" for s in many())
+
+
+def test_bad_documents_are_refused_one_by_one(tmp_path: Path) -> None:
+    source = tmp_path / "notes"
+    source.mkdir()
+    for number, said in enumerate(many()):
+        (source / f"{number:02d}.txt").write_text(said)
+    (source / "05.txt").write_bytes(b"fine\nbut\xff not")
+    (source / "06.txt").write_text("")
+    (source / "07.txt").write_text("a\x00b")
+    (source / "08.txt").write_text("x" * 70_000)
+    for number in (10, 11, 12):
+        (source / f"{number}.txt").write_text("said before")
+    told = refused(tmp_path, own("text", source))
+    assert "05.txt: not valid UTF-8: byte 8, in line 2" in told
+    assert "06.txt: empty file" in told
+    assert "07.txt: 1 control characters: not plain text" in told
+    assert any(line.startswith("08.txt: a line of 70000 characters") for line in told)
+    assert "12.txt: duplicate of 10.txt" in told
+    report = next(tmp_path.rglob("mine.csv")).read_text()
+    assert "06.txt,decodes fully,empty file" in report
+
+
+def test_a_few_repeated_texts_are_left_out_of_training_before_they_are_of_a_test(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "train.tsv").write_text("".join(f"{said}\tyes\n" for said in many(200)))
+    (tmp_path / "test.tsv").write_text(f"{many(200)[3]}\tyes\nnew\tyes\n")
+    folder = prepare(tmp_path, own("pairs", tmp_path))
+    learned = records(folder, "train") + records(folder, "validation")
+    assert len(learned) == 199
+    assert len(records(folder, "validation")) == 10
+    assert not set(learned) & set(records(folder, "test"))
+
+
+def test_what_the_tokenizer_does_not_know_is_refused(tmp_path: Path) -> None:
+    said = "".join(f"line {number}\n" for number in range(300))
+    (tmp_path / "book.txt").write_text(said + "ПРИВЕТ" * 40)
+    told = refused(tmp_path, own("text", tmp_path / "book.txt", piece=100))
+    assert any("the tokenizer knows none of" in line for line in told)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_aligned_files_are_pairs(tmp_path: Path, packed: bool) -> None:
+    source = tmp_path / "pairs"
+    source.mkdir()
+    for name, count in (("train", 30), ("val", 3), ("test", 5)):
+        for ending in ("en", "de"):
+            content = "".join(f"{name} {ending} {number}\n" for number in range(count)).encode()
+            path = source / f"{name}.{ending}"
+            if packed:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content))
+            else:
+                path.write_bytes(content)
+    folder = prepare(tmp_path, own("pairs", source, source="en", target="de"))
+    assert [len(records(folder, split)) for split in ("train", "validation", "test")] == [30, 3, 5]
+    assert records(folder, "test")[2] == (("source", "test en 2"), ("target", "test de 2"))
+
+
+def test_pairs_that_are_not_aligned_are_named(tmp_path: Path) -> None:
+    def message(**settings: str) -> str:
+        config = pairs.Config.model_validate({"maker": "pairs", "path": tmp_path, **settings})
+        with pytest.raises(MakerError) as caught:
+            pairs.made(config, HERE)
+        return str(caught.value)
+
+    assert "neither NAME.source with NAME.target nor NAME.tsv" in message()
+    (tmp_path / "a.source").write_text("one\ntwo\n")
+    assert "a.source has no a.target beside it" in message()
+    (tmp_path / "a.target").write_text("one\n")
+    assert "a.source has 2 lines" in message()
+    (tmp_path / "a.target").write_text("")
+    assert "a.target is empty" in message()
+    (tmp_path / "a.target").write_text("one\ntwo\n")
+    (tmp_path / "b.tsv").write_text("one\ttwo\nthree\n")
+    assert "call the files train, val and test, not 'a'" in message()
+    for name in ("a.source", "a.target"):
+        (tmp_path / name).unlink()
+    assert "b.tsv:2: 0 tabs, one between source and target is needed" in message()
+
+
+def test_a_pair_of_which_half_is_missing_is_refused(tmp_path: Path) -> None:
+    said = [f"{line}\tyes".encode() for line in many()]
+    said[7], said[8] = b"alone\t ", b"latin \xe9\tno"
+    (tmp_path / "mine.tsv").write_bytes(b"\n".join(said))
+    told = refused(tmp_path, own("pairs", tmp_path / "mine.tsv"))
+    assert "mine:8: 1 of 2 texts are empty" in told
+    assert "mine:9: not valid UTF-8: byte 6 of the line" in told
+
+
+def chatted(*turns: str) -> str:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": said} for n, said in enumerate(turns)]
+    return json.dumps({"messages": messages})
+
+
+def test_json_lines_are_dialogues_and_roles_must_alternate(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n\n".join(chatted(said, "indeed") for said in many()))
+    folder = prepare(tmp_path, own("dialogues", path))
+    assert records(folder, "train")[0][1] == ("assistant", "indeed")
+    path.write_text("\n".join([*(chatted(said, "yes") for said in many()), chatted("no answer")]))
+    told = refused(tmp_path, own("dialogues", path))
+    assert "mine.jsonl:41: the last word is the user's: nothing to learn from" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"messages": [', r"mine.jsonl:2: not JSON"),
+        ('"hello"', "mine.jsonl:2: no list `messages`"),
+        ('{"messages": [{"role": "user"}]}', "mine.jsonl:2: a message needs `role` and `content`"),
+    ],
+)
+def test_a_broken_line_of_dialogues_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "mine.jsonl").write_text(f"{chatted('a', 'b')}\n{line}\n")
+    config = dialogues.Config(maker="dialogues", path=tmp_path)
+    with pytest.raises(MakerError, match=message):
+        dialogues.made(config, HERE)
+
+
+@pytest.mark.parametrize(
+    ("roles", "fault"),
+    [
+        ("text", ""),
+        ("source target", ""),
+        ("user assistant user assistant", ""),
+        ("system user assistant", ""),
+        ("target source", "turn 1 is 'target', not 'user'"),
+        ("user user", "turn 2 is 'user', not 'assistant'"),
+        ("system", "nobody says anything"),
+    ],
+)
+def test_roles_follow_each_other(roles: str, fault: str) -> None:
+    assert role_fault(roles.split()) == fault
+
+
+@given(st.lists(st.tuples(st.text(), st.text())))
+def test_a_record_comes_back_as_it_was(record: list[tuple[str, str]]) -> None:
+    assert record_of(record_bytes(record)) == tuple(record)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[1]", b'"ab"x'])
+def test_what_is_no_record_is_said(content: bytes) -> None:
+    with pytest.raises(SampleError, match=r"not valid UTF-8|not a list of roles and texts"):
+        record_of(content)
+
+
+@pytest.mark.parametrize("module", [scenes, numbers, chat])
+def test_written_datasets_have_no_repeats_and_roles_in_order(module: Any) -> None:
+    config = module.Config(maker=module.__name__.rpartition(".")[2], count=600, seed=1)
+    first, second = ([s.content for s in module.made(config, HERE).samples] for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 600
+    looked = [modality("text").look(content, {}) for content in first]
+    assert not any(facts["role_fault"] or facts["empty_segments"] for facts in looked)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "zero"),
+        (11, "eleven"),
+        (342, "three hundred and forty two"),
+        (1007, "one thousand and seven"),
+        (80_500, "eighty thousand five hundred"),
+        (99_999, "ninety nine thousand nine hundred and ninety nine"),
+    ],
+)
+def test_numbers_are_said_as_people_say_them(number: int, said: str) -> None:
+    assert numbers.words(number) == said
+
+
+def test_all_numbers_have_words_of_their_own() -> None:
+    assert len({numbers.words(number) for number in range(numbers.LIMIT)}) == numbers.LIMIT
+
+
+def test_a_scenes_second_sentence_follows_from_its_first() -> None:
+    for document in scenes.make(500, 0):
+        first, second = document.split("\n")
+        told = set(second.split()) - set(first.split())
+        assert told <= {"the", "is", "and", "says", "of", "on"}
+        assert set(scenes.NAMES) & set(second.split())
+
+
+@pytest.fixture(scope="module")
+def couples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = tmp_path_factory.mktemp("couples")
+    (project / "mine.tsv").write_text("".join(f"{s}\t{'x' * n}y\n" for n, s in enumerate(many())))
+    return prepare(project, own("pairs", project / "mine.tsv"))
+
+
+@hypothesis(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 9), world=st.integers(1, 3), seed=st.integers(0, 5))
+def test_rows_of_examples_come_once_an_epoch_whatever_the_world(
+    couples: Path, batch: int, world: int, seed: int
+) -> None:
+    def loader(rows: int, rank: int, world: int) -> Loader:
+        return Loader(
+            couples, "train", batch_size=rows, rank=rank, world=world, seed=seed, examples=rows_of
+        )
+
+    ranks = [loader(batch, rank, world) for rank in range(world)]
+    alone = loader(batch * world, 0, 1)
+    for step in (0, 3, 11):
+        together = torch.cat([rank.batch(step)["characters"] for rank in ranks])
+        assert torch.equal(together, alone.batch(step)["characters"])
+    walked = torch.cat([part["characters"] for rank in ranks for part in rank.once()])
+    whole = rows_of(records(couples, "train"))["characters"]
+    assert sorted(walked.tolist()) == sorted(whole.tolist())
+
+
+def test_facts_come_before_examples_and_batches_do_not(couples: Path) -> None:
+    loader = Loader(couples, "train", batch_size=2)
+    assert set(loader.facts) == {"tokenizer"}
+    with pytest.raises(DatasetError, match="is text: give a loader the family's `examples`"):
+        loader.batch(0)
+    with pytest.raises(DatasetError, match="image_size 8 is for pictures, and mine is text"):
+        Loader(couples, "train", batch_size=2, image_size=8)
+    with pytest.raises(DatasetError, match="has modality text, not image"):
+        everything(couples, "train")
+    with pytest.raises(DatasetError, match="no examples in the train split"):
+        Loader(couples, "train", batch_size=2, examples=lambda _: {"x": torch.zeros(0, 3)})
+
+
+def test_shuffled_pairs_have_other_targets_and_plain_text_has_none(
+    couples: Path, tmp_path: Path
+) -> None:
+    found: list[Record] = []
+
+    def kept(given: Sequence[Record]) -> dict[str, torch.Tensor]:
+        found[:] = given
+        return rows_of(given)
+
+    Loader(couples, "train", batch_size=1, examples=kept, shuffle_captions=True)
+    right = records(couples, "train")
+    assert [record[0] for record in found] == [record[0] for record in right]
+    assert sorted(record[1] for record in found) == sorted(record[1] for record in right)
+    assert sum(a[1] != b[1] for a, b in zip(found, right, strict=True)) > len(right) / 2
+    (tmp_path / "book.txt").write_text("".join(f"{line}\n" for line in many(200)))
+    plain = prepare(tmp_path, own("text", tmp_path / "book.txt", piece=100))
+    with pytest.raises(DatasetError, match="is plain text: it has no captions, targets or answers"):
+        Loader(plain, "train", batch_size=1, examples=kept, shuffle_captions=True)
