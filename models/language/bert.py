@@ -13,7 +13,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from models.family import Batch, Capabilities, Family, Losses, Record, Request
 from models.parts.attention import EncoderLayer
 from models.parts.draws import drawn
 from models.parts.levels import uniforms
-from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, Tokenizer, of_signs, tokenizer
+from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, Tokenizer, of_signs, tokenizer
 
 SIGNS: Final = of_signs(" ." + string.ascii_lowercase + string.digits)
 BLANK: Final = "[MASK]"
@@ -43,8 +43,9 @@ class BERTConfig:
     feedforward: int = 3072
     dropout: float = 0.1
     masked: float = 0.15  # of the tokens
-    embedding_std: float = 0.02  # of all embeddings at first; 1 is the control that learns no NSP
-    segments: bool = True  # False is the broken control: nothing says which sentence a token is of
+    embedding_std: float = 0.02  # of all embeddings at first
+    negatives: Literal["other", "same"] = "other"  # document of an exchanged second; "same" is the
+    # broken control: what does not follow then cannot be told from what does
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
@@ -98,7 +99,7 @@ class BERT(Family):
         width, size = config.width, tokenizer(config.tokenizer).size
         self.token = nn.Embedding(size, width)
         self.place = nn.Embedding(config.max_tokens, width)
-        self.segment = nn.Embedding(2, width) if config.segments else None
+        self.segment = nn.Embedding(2, width)
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(config.dropout)
         sizes = (width, config.heads, config.feedforward, config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(*sizes, "gelu") for _ in range(config.layers))
@@ -151,7 +152,7 @@ class BERT(Family):
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the cross-entropy of the chosen tokens plus that of whether the second follows the first."""
-        shown = self.masked(batch)
+        shown = self.masked(batch, negatives=self.config.negatives)
         mlm_MK, nsp_B2 = self.logits(shown)
         nll_M = F.cross_entropy(mlm_MK.float(), shown.label_BT[shown.chosen_BT], reduction="none")
         mlm, nsp = nll_M.sum() / max(1, len(nll_M)), F.cross_entropy(nsp_B2.float(), shown.random_B)
@@ -172,7 +173,12 @@ class BERT(Family):
             "nsp_accuracy": (nsp_B2.argmax(1) == shown.random_B).float(),
         }
 
-    def masked(self, batch: Batch, generator: torch.Generator | None = None) -> Masked:
+    def masked(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        negatives: Literal["other", "same"] = "other",
+    ) -> Masked:
         """Return the batch with exchanged seconds and masks, from a CPU generator or torch's global one.
 
         As many tokens of a row are chosen as are `config.masked` of them, one at least, and never a control token.
@@ -185,8 +191,9 @@ class BERT(Family):
             return torch.rand(*shape, generator=generator, device=where).to(device)
 
         other_BB = batch["document"][:, None] != batch["document"]
-        exchanged_B = other_BB.any(1) & (rand(len(first)) < 0.5)
-        from_B = rand(*other_BB.shape).masked_fill(~other_BB, -1).argmax(1)
+        may_BB = other_BB if negatives == "other" else ~other_BB
+        exchanged_B = may_BB.any(1) & (rand(len(first)) < 0.5)
+        from_B = rand(*may_BB.shape).masked_fill(~may_BB, -1).argmax(1)
         second = torch.where(exchanged_B[:, None], second[from_B], second)
         label_BT, segment_BT = _joined(first, second)
         may_BT = label_BT >= len(CONTROL)
@@ -215,9 +222,7 @@ class BERT(Family):
         """Return the last layer's states (B, T, E)."""
         real_BT = tokens_BT != PAD
         place_BT = (real_BT.cumsum(1) - 1).clamp(min=0)
-        x_BTE = self.token(tokens_BT) + self.place(place_BT)
-        if self.segment is not None:
-            x_BTE = x_BTE + self.segment(segment_BT)
+        x_BTE = self.token(tokens_BT) + self.place(place_BT) + self.segment(segment_BT)
         x_BTE = self.dropout(self.norm(x_BTE))
         for layer in self.encoder:
             x_BTE = layer(x_BTE, real_BT[:, None, None])
@@ -291,9 +296,11 @@ class BERT(Family):
         for number, text in enumerate(parts):
             found = self._tokenizer.encode(text)
             if number < len(parts) - 1 and text[-1:].isspace():
-                followed = self._tokenizer.encode(text + "e")
-                same = [a == b for a, b in zip(found, followed, strict=False)]
-                found = found[: [*same, False].index(False)]
+                word = self._tokenizer.encode(text.rstrip())
+                space = found[len(word) :]
+                followed = self._tokenizer.encode_all([text + letter for letter in "aeiost"])
+                stays = all(one[len(word) : len(found)] == space for one in followed)
+                found = found if stays and UNK not in space else word
             tokens += [MASK, *found] if number else found
         return tokens
 

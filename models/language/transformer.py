@@ -112,9 +112,7 @@ class Transformer(Family):
         self.encoder = nn.ModuleList(EncoderLayer(*sizes, "relu") for _ in range(config.layers))
         self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.layers))
         self.dropout = nn.Dropout(config.dropout)
-        places = sinusoids(max(config.max_source, config.max_target), config.width)
-        self.register_buffer("places_TE", places, persistent=False)
-        self.places_TE: Tensor
+        self._places_TE = sinusoids(max(config.max_source, config.max_target), config.width)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -227,8 +225,13 @@ class Transformer(Family):
 
     def _embedded(self, tokens_NT: Tensor) -> Tensor:
         scaled = self.embedding(tokens_NT) * self.config.width**0.5
-        out: Tensor = self.dropout(scaled + self.places_TE[: tokens_NT.shape[1]])
+        out: Tensor = self.dropout(scaled + self.places(tokens_NT.device)[: tokens_NT.shape[1]])
         return out
+
+    def places(self, device: torch.device) -> Tensor:
+        """Return the sinusoids of all places; a table to compute and not to save, so it is no buffer."""
+        self._places_TE = self._places_TE.to(device)
+        return self._places_TE
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -334,8 +337,8 @@ class Transformer(Family):
         index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
         last_N = tokens_NT.gather(1, (index_N - 1).clamp(min=0)[:, None])[:, 0].clamp(min=0)
         token_N = torch.where(index_N > 0, last_N, BOS)
-        x_NTE = self.embedding(token_N) * self.config.width**0.5 + self.places_TE[index_N]
-        x_NTE = x_NTE[:, None]
+        place_NE = self.places(index_N.device)[index_N]
+        x_NTE = (self.embedding(token_N) * self.config.width**0.5 + place_NE)[:, None]
         number, kept = torch.arange(len(index_N), device=index_N.device), rows["kept"].clone()
         places = torch.arange(kept.shape[1], device=index_N.device)
         seen, heard = (places <= index_N[:, None])[:, None, None], rows["heard"][:, None, None]

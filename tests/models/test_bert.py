@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
 from torch import Tensor
 
 from models.family import Request
@@ -86,6 +88,18 @@ def test_a_second_is_the_next_line_or_one_of_another_document(
     assert torch.equal(shown.random_B == 1, second != first)
     if len(set(documents)) == 1:
         assert not shown.random_B.any()
+
+
+def test_negatives_of_the_same_document_are_the_broken_control() -> None:
+    """With documents of one pair the exchanged second is the one that follows; what is measured stays honest."""
+    model, number = bert(negatives="same"), torch.arange(8)
+    word = number[:, None] + len(CONTROL)
+    batch = {"first": word, "second": word, "document": number}
+    shown = model.masked(batch, generator(), "same")
+    assert shown.random_B.any()
+    assert torch.equal(shown.label_BT[:, 3], shown.label_BT[:, 1])
+    measured = model.measure(batch)
+    assert all(torch.equal(measured[name], value) for name, value in bert().measure(batch).items())
 
 
 def test_half_of_the_seconds_are_exchanged_and_all_others_may_come() -> None:
@@ -203,11 +217,35 @@ def test_a_seed_fills_the_same_alone_or_in_a_batch_and_the_likeliest_without_a_t
     assert len({tuple(row) for row in cold.tolist()}) == 1
 
 
-def test_the_space_before_a_blank_belongs_to_the_word_that_fills_it_but_is_a_sign_of_its_own() -> (
-    None
-):
-    """Where a word brings its space along there is no token for it; where each sign is one it stays."""
-    assert bert()._blanked("fay [MASK] a") == [token("fay"), MASK, token("a")]
+def byte_level(text: str) -> str:
+    """Return a byte-level BPE of the text, in which a space belongs to the word after it."""
+    made = Tokenizer(tokenizer_models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(
+        [text], trainers.BpeTrainer(special_tokens=list(CONTROL), show_progress=False)
+    )
+    return str(made.to_str())
+
+
+def marked(words: tuple[str, ...]) -> str:
+    """Return a tokenizer of words that each begin with their space, and of nothing else."""
+    vocabulary = {one: place for place, one in enumerate((*CONTROL, *(f"_{w}" for w in words)))}
+    made = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\A(?=\S)"), "_"), normalizers.Replace(" ", "_")]
+    )
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("_?[^_]*"), "isolated")
+    made.add_special_tokens(list(CONTROL))
+    return str(made.to_str())
+
+
+def test_a_blank_takes_the_space_before_it_along_where_words_do() -> None:
+    line = "nobody drew a [MASK] star"
+    for made in (of_words(SCENE_WORDS), marked(SCENE_WORDS), byte_level("drew a ex star " * 9)):
+        model = bert(tokenizer=made)
+        read = model._tokenizer.encode
+        assert model._blanked(line) == [*read("nobody drew a"), MASK, *read(" star")]
     signs = bert(tokenizer=of_signs("abe "))
     a, b, _, space = range(len(CONTROL), len(CONTROL) + 4)
     assert signs._blanked("ab [MASK]b") == [a, b, space, MASK, b]
@@ -236,13 +274,11 @@ def test_all_embeddings_begin_equally_quiet_whatever_the_width() -> None:
     torch.manual_seed(0)
     for width in (64, 192):
         model = BERT(dataclasses.replace(BERT.presets["small"], width=width))
-        assert model.segment is not None
         for table in (model.token, model.place, model.segment):
             assert table.weight.std().item() == pytest.approx(0.02, rel=0.2)
         assert model.pooler.weight.std().item() == pytest.approx(
             0.02 * (768 / width) ** 0.5, rel=0.1
         )
-    assert BERT(dataclasses.replace(BERT.presets["tiny"], segments=False)).segment is None
 
 
 def test_logits_equal_those_of_transformers_bert_with_the_same_weights() -> None:
