@@ -354,7 +354,7 @@ def _ended(row: Row, lane: Lane | None, place: int, count: int) -> bool:
     """Return whether a text ended by itself: stepwise families say so in their rows, of others the length tells."""
     if lane is not None and lane.rows is not None and "ended" in lane.rows:
         return bool(lane.rows["ended"][place])
-    return row.request.max_tokens is None or count < row.request.max_tokens
+    return count != row.request.max_tokens
 
 
 def _sane(lane: Lane, place: int) -> bool:

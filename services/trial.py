@@ -17,16 +17,21 @@ TOKENS: Final = 8  # of text by a model without steps
 def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     """Return the batch sizes whose rows equal, bit for bit, those of the largest one, on this device.
 
-    Two steps over as many rows as the largest batch has; a size that differs is left out. Of text all that the model
-    keeps between steps is compared, since equal tokens may come of unequal numbers. A model that draws nothing (it
-    only embeds) keeps all sizes.
+    Two steps over as many rows as the largest batch has; a size that differs is left out. Of text and sound all that
+    the model keeps between steps is compared, since equal tokens may come of unequal numbers; of sound in one batch
+    of each size, since a step is many samples. A model that draws nothing (it only embeds) keeps all sizes.
     """
     asked = _acceptable(model)
     if asked is None:
         return tuple(buckets)
     count = buckets[-1]
     largest = _trial(model, asked, count, count)
-    agreed = [size for size in buckets[:-1] if _equal(_trial(model, asked, count, size), largest)]
+    slow = model.capabilities.modality == "audio"
+    agreed = [
+        size
+        for size in buckets[:-1]
+        if _equal(_trial(model, asked, size if slow else count, size), largest)
+    ]
     return (*agreed, count)
 
 
@@ -47,6 +52,7 @@ def _acceptable(model: Family) -> Request | None:
 
 def _written() -> Iterator[Request]:
     yield Request(seeds=(0,), prompts=("a",), max_tokens=TOKENS)
+    yield Request(seeds=(0,), prompts=("a [MASK]",), max_tokens=TOKENS)  # a text with a blank
     yield Request(seeds=(0,), dialogues=((("user", "a"),),), max_tokens=TOKENS)
     yield Request(seeds=(0,), max_tokens=TOKENS)
 
@@ -81,7 +87,7 @@ def _trial(model: Family, asked: Request, count: int, size: int) -> list[torch.T
             rows = stepwise.step(rows)
         rows = take(rows, list(range(size)))
         shown = [stepwise.preview(rows)]
-        if model.capabilities.modality == "text":
+        if model.capabilities.modality != "image":
             shown += [rows[name] for name in sorted(rows)]
         parts.append(shown)
     return [torch.cat(list(tensors))[:count] for tensors in zip(*parts, strict=True)]
@@ -100,4 +106,5 @@ def _all(asked: Request, seeds: Sequence[int]) -> Request:
 
 
 def _equal(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    """Return whether the rows of ours are the first of theirs."""
+    return all(torch.equal(one, other[: len(one)]) for one, other in zip(ours, theirs, strict=True))

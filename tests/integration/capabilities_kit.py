@@ -12,13 +12,13 @@ from infra.storage import seal
 from models import describe
 from models.autoregressive.nade import NADE
 from models.autoregressive.pixelcnn import PixelCNN
+from models.autoregressive.wavenet import WaveNet
 from models.family import Family
 from models.language.bert import BERT
 from models.language.gpt import GPT
 from tests.integration.serving_kit import House
 
 DIGITS = ("zero", "one", "two")
-TEXT = "the clocks were striking thirteen"
 
 
 def served() -> dict[str, Family]:
@@ -28,12 +28,14 @@ def served() -> dict[str, Family]:
         PixelCNN.presets["tiny"], vocabulary=DIGITS, max_words=1, channels=1
     )
     chat = dataclasses.replace(GPT.presets["tiny"], learns="dialogues", context=64)
+    voice = dataclasses.replace(WaveNet.presets["tiny"], vocabulary=DIGITS, max_words=1)
     made: dict[str, Family] = {
         "able-digits": PixelCNN(pixelcnn),
         "able-bits": NADE(NADE.presets["tiny"]),
         "able-prose": GPT(dataclasses.replace(GPT.presets["tiny"], context=64)),
         "able-chat": GPT(chat),
         "able-words": BERT(BERT.presets["tiny"]),
+        "able-voice": WaveNet(voice),
     }
     with torch.no_grad():
         for model in made.values():

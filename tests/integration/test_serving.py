@@ -6,14 +6,16 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
+import soundfile
 
-from infra import serving
+from infra import receipts, serving
 from infra.keys import Keys
 from infra.ledger import Ledger
 from infra.registry import Registry
@@ -191,6 +193,25 @@ def test_the_score_of_an_uploaded_digit_is_the_models_own(house: House, able: An
     model = able["able-bits"]
     expected = float(model.log_prob({"pixels": model.sample(Request(seeds=(9,)))}))
     assert answer["data"][0]["nats"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_client_hears_a_label_as_a_wav(house: House, able: Any, tmp_path: Path) -> None:
+    asked: Any = {"model": "able-voice", "input": "one", "voice": "default"}
+    extra = {"seed": 4, "seconds": 0.1}
+    with house.client().audio.speech.with_streaming_response.create(
+        **asked, extra_body=extra
+    ) as answer:
+        assert answer.headers["content-type"] == "audio/wav"
+        answer.stream_to_file(tmp_path / "one.wav")
+    levels, rate = soundfile.read(tmp_path / "one.wav", dtype="int16")
+    assert (len(levels), rate) == (800, 8000)
+    sample = able["able-voice"].sample(Request(seeds=(4,), prompts=("one",), seconds=0.1))
+    np.testing.assert_allclose(levels / 32768, sample[0].numpy(), atol=1 / 32768)
+    made = receipts.read(tmp_path / "one.wav")
+    assert (made.version, made.prompt, made.seed) == ("able-voice:1", "one", 4)
+    with pytest.raises(openai.BadRequestError, match="choose one of wav, flac, pcm") as raised:
+        house.client().audio.speech.create(**asked, response_format="mp3")
+    assert (raised.value.code, raised.value.param) == ("unsupported_format", "response_format")
 
 
 @pytest.mark.parametrize(
