@@ -77,6 +77,12 @@ class Engine:
         """How many rows wait for their first step."""
         return self._waiting
 
+    @property
+    def drawing(self) -> int:
+        """How many rows are under way."""
+        with self._changed:
+            return sum(not row.over for lane in self._lanes.values() for row in lane.members)
+
     def submit(
         self,
         model: Family,

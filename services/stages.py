@@ -7,7 +7,8 @@ gateway starts without it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,7 +107,7 @@ class Stage:
         assert isinstance(last, Drawn | Sounded | Written | Refused)
         return last
 
-    async def watch(self, work: Work) -> AsyncIterator[Event]:
+    async def watch(self, work: Work) -> AsyncGenerator[Event]:
         """Yield previews or pieces of text as they come, then the samples or why there are none."""
         held = await self._load(work.pin)
         if held is None:
@@ -115,8 +116,9 @@ class Stage:
         if refused := _check(held, work):
             yield refused
             return
-        async for event in self._follow(held, work):
-            yield event
+        async with aclosing(self._follow(held, work)) as events:  # at once when the client goes
+            async for event in events:
+                yield event
 
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
         """Return an embedding a text, or why there are none; some texts at a time, between two sampler steps."""
@@ -148,13 +150,14 @@ class Stage:
         return answer
 
     async def status(self) -> dict[str, Any]:
-        """Return what is loaded, what could not be, and how many rows wait."""
+        """Return what is loaded, what could not be, and how many rows wait and are under way."""
         return {
             "role": self._role,
             "loaded": self._versions.digests,
             "not_ours": sorted(self._not_ours),
             "problems": dict(self._problems),
             "waiting": self._engine.waiting,
+            "drawing": self._engine.drawing,
         }
 
     def check_health(self) -> None:
@@ -215,7 +218,7 @@ class Stage:
             self._engine.cancel(question)
         return Refused(found.kind, found.message) if isinstance(found, Failed) else found
 
-    async def _follow(self, held: "Held", work: Work) -> AsyncIterator[Event]:
+    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
         from services.tickets import Failed, Finished, Full
 
         loop = asyncio.get_running_loop()

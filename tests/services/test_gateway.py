@@ -178,7 +178,8 @@ def test_a_request_id_is_taken_over_where_it_is_one(app: Any, ask: Ask) -> None:
 
 def test_models_are_listed_and_found_by_every_name(workshop: Any, app: Any, ask: Ask) -> None:
     listed = ask(app, "GET", "/v1/models").json()["data"]
-    assert [(card["id"], card["version"]) for card in listed] == [
+    mine = [card for card in listed if card["id"] in {"digits", "shapes"}]  # others add theirs
+    assert [(card["id"], card["version"]) for card in mine] == [
         ("digits", "digits:1"),
         ("shapes", "shapes:1"),
     ]

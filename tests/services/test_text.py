@@ -20,7 +20,7 @@ from models.parts.tokens import CONTROL, of_signs
 from services.engine import Engine
 from services.tickets import Failed, Finished, Wrote
 from services.trial import agreeing
-from services.work import Text
+from services.work import Piece, Pin, Text, Work
 
 Ask = Callable[..., httpx.Response]
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -234,7 +234,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(asked=REQUESTS)
 def test_a_row_of_text_is_the_same_alone_and_in_a_crowd(asked: list[tuple[int, str, int]]) -> None:
     model = gpt()
@@ -322,6 +322,22 @@ def test_a_client_that_leaves_frees_its_rows(workshop: Any, served: Any) -> None
     assert asyncio.run(leave()) == 0
     generate.close()
     upscale.close()
+
+
+def test_a_stream_that_nobody_reads_on_leaves_the_batch(workshop: Any, served: Any) -> None:
+    stage = workshop.stage("generate")
+    pinned = workshop.publish_alone("left", gpt())["stages"][0]
+    pin = Pin(name=pinned["name"], number=pinned["version"], digest=pinned["sha256"])
+    work = Work(pin=pin, seeds=tuple(range(16)), prompts=("a",) * 16, max_tokens=29, pieces=True)
+
+    async def read_one() -> None:
+        events = stage.watch(work)
+        assert isinstance(await anext(events), Piece)
+        await events.aclose()
+        assert (await stage.status())["drawing"] == 0
+
+    asyncio.run(read_one())
+    stage.close()
 
 
 def test_control_tokens_are_never_text() -> None:
