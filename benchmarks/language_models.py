@@ -14,12 +14,13 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flows.recipe import Optimizer
 from flows.training.optimizers import AdamW, Average, clip, rate_at
@@ -83,62 +84,65 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
+def apart(model: GPT, tokens: Tensor) -> float:
+    """Return how far our logits and theirs are apart at most, with the same weights."""
+    theirs = transformers_gpt2(model).eval()
+    model.eval()
+    with torch.no_grad():
+        found: float = (model.logits(tokens) - theirs(tokens).logits).abs().max().item()
+    model.train()
+    return found
+
+
 def speed(preset: str, rows: int, rounds: int) -> None:
-    """Print steps a second of ours and theirs, and how far their logits are apart before and after training."""
+    """Print steps a second of ours and theirs, and how far the logits are apart before and after the steps."""
     ours = sized(preset)
-    theirs = transformers_gpt2(ours)
+    theirs = transformers_gpt2(ours).train()
     tokens = torch.randint(10, 75, (rows, ours.config.context + 1))
-
-    def apart() -> float:
-        ours.eval()
-        theirs.eval()
-        with torch.no_grad():
-            found = (ours.logits(tokens[:, :-1]) - theirs(tokens[:, :-1]).logits).abs().max().item()
-        ours.train()
-        theirs.train()
-        return found
-
-    names = ("ours", "theirs")
-    networks: tuple[Any, ...] = (ours, theirs)
-    optimizers = [AdamW(list(network.named_parameters()), RULE) for network in networks]
-
-    def loss_of(name: str) -> Tensor:
-        if name == "ours":
-            return ours({"tokens": tokens}).total
-        logits = theirs(tokens[:, :-1]).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-
-    def step(name: str) -> None:
-        optimizer = optimizers[names.index(name)]
-        for parameter in optimizer.parameters:
-            parameter.grad = None
-        loss_of(name).backward()  # type: ignore[no-untyped-call]
-        clip([p.grad for p in optimizer.parameters if p.grad is not None], 1.0)
-        optimizer.step(1e-3)
-
-    first = apart()
-    spent: dict[str, list[float]] = {name: [] for name in names}
+    seen, targets = tokens[:, :-1], tokens[:, 1:].flatten()
+    losses: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: ours({"tokens": tokens}).total,
+        "theirs": lambda: F.cross_entropy(theirs(seen).logits.flatten(0, 1), targets),
+    }
+    optimizers = {
+        "ours": AdamW(list(ours.named_parameters()), RULE),
+        "theirs": AdamW(list(theirs.named_parameters()), RULE),
+    }
+    first = apart(ours, seen)
+    spent: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(rounds + 1):
-        for name in names:
-            spent[name].append(seconds(lambda who=name: step(who)))  # type: ignore[misc]
-    mine, peer = (1 / statistics.median(spent[name][1:]) for name in names)
+        for name, loss_of in losses.items():
+            taken = seconds(lambda loss=loss_of, by=optimizers[name]: step(loss, by, 1e-3))  # type: ignore[misc]
+            spent[name].append(taken)
+    mine, peer = (1 / statistics.median(taken[1:]) for taken in spent.values())
     print(
         "| preset | rows | ours, steps/CPU-s | transformers, steps/CPU-s | ours / theirs | logits differ by |"
     )
     print("|---|---|---|---|---|---|")
-    print(f"| {preset} | {rows} | {mine:.2f} | {peer:.2f} | {mine / peer:.2f} | {first:.1e} |")
+    figures = (f"{mine:.2f}", f"{peer:.2f}", f"{mine / peer:.2f}")
+    print(f"| {preset} | {rows} | {' | '.join(figures)} | {first:.1e}, {apart(ours, seen):.1e} |")
 
 
-def generation(preset: str, rounds: int) -> None:
+def step(loss: Callable[[], Tensor], optimizer: AdamW, rate: float) -> None:
+    """Take one optimiser step, the gradient clipped to a norm of 1."""
+    for parameter in optimizer.parameters:
+        parameter.grad = None
+    loss().backward()  # type: ignore[no-untyped-call]
+    clip([p.grad for p in optimizer.parameters if p.grad is not None], 1.0)
+    optimizer.step(rate)
+
+
+def generation(preset: str, counts: Sequence[int], rounds: int) -> None:
     """Print CPU seconds of cached and of naive generation up to the context's end."""
     print("| preset | texts | tokens | cached, s | naive, s | factor | tokens that differ |")
     print("|---|---|---|---|---|---|---|")
     model = sized(preset).eval()
-    with torch.no_grad():  # so that no text ends before the context does
+    with torch.no_grad():  # never the likeliest: no text ends before the context does
         model.tokens.weight[EOS] = 0
     model.sample(Request(seeds=(0,), max_tokens=2))  # warm
-    for count in (1, 16):
-        request = Request(seeds=tuple(range(count)), top_k=50)
+    for count in counts:
+        prompts = tuple(chr(0x100 + place % 65) for place in range(count))
+        request = Request(seeds=tuple(range(count)), prompts=prompts, temperature=0)
         made: dict[str, Tensor] = {}
 
         def write(name: str, asked: Request = request, made: dict[str, Tensor] = made) -> None:
@@ -174,20 +178,17 @@ def shakespeare(path: Path, steps: int, rows: int, *, leak: bool) -> None:
     began = time.process_time()
     print("| step | validation, nats a sign | of the averaged weights | CPU-s |")
     print("|---|---|---|---|")
-    for step in range(steps):
-        batch = {"tokens": train["tokens"][order[step * rows :][:rows]]}
-        for parameter in optimizer.parameters:
-            parameter.grad = None
-        model(batch).total.backward()  # type: ignore[no-untyped-call]
-        clip([p.grad for p in optimizer.parameters if p.grad is not None], 1.0)
-        optimizer.step(rate_at(step, steps, RULE))
-        average.update(step)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
+    for number in range(steps):
+        batch = {"tokens": train["tokens"][order[number * rows :][:rows]]}
+        rate = rate_at(number, steps, RULE)
+        step(lambda rows=batch: model(rows).total, optimizer, rate)  # type: ignore[misc]
+        average.update(number)
+        if (number + 1) % 500 == 0 or number + 1 == steps:
             live = nats(model, test)
             with average.swapped_in():
                 averaged = nats(model, test)
             spent = time.process_time() - began
-            print(f"| {step + 1} | {live:.4f} | {averaged:.4f} | {spent:.0f} |", flush=True)
+            print(f"| {number + 1} | {live:.4f} | {averaged:.4f} | {spent:.0f} |", flush=True)
     with average.swapped_in():
         tokens = model.eval().sample(Request(seeds=(1,), prompts=("ROMEO:",), temperature=0.8))
     print(f"\nROMEO:{model.text_of(tokens[0])}\n(uniform: {math.log(len(set(text))):.3f})")
@@ -210,6 +211,7 @@ def main() -> None:
         chosen.add_argument("--preset", default="nano")
         chosen.add_argument("--rounds", type=int, default=30 if verb == "speed" else 3)
     verbs.choices["speed"].add_argument("--rows", type=int, default=12)
+    verbs.choices["generation"].add_argument("--texts", type=int, nargs="+", default=[1, 16])
     learned = verbs.add_parser("shakespeare")
     learned.add_argument("path", type=Path)
     learned.add_argument("--steps", type=int, default=2000)
@@ -220,7 +222,7 @@ def main() -> None:
     if given.verb == "speed":
         speed(given.preset, given.rows, given.rounds)
     elif given.verb == "generation":
-        generation(given.preset, given.rounds)
+        generation(given.preset, given.texts, given.rounds)
     else:
         shakespeare(given.path, given.steps, given.rows, leak=given.leak)
 

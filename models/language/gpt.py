@@ -23,9 +23,7 @@ from models.language import texts
 from models.language.drawing import check, drawn, uniform
 from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
 
-SLOTS: Final = (
-    64  # a cache has a multiple of them: attention over 64 or 640 slots then rounds alike on a CPU
-)
+SLOTS: Final = 64  # a cache has a multiple of them: a CPU then rounds alike whatever its length
 LOGITS: Final = 2**25  # at once, where nothing is learned
 SIGNS: Final = "abcdefghijklmnopqrstuvwxyz0123456789 .,;:?!'-\n"
 
