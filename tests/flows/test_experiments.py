@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows import experiments
-from flows.experiments import Row, Side, cells, markdown, row
+from flows.experiments import Row, Side, cells, markdown, notes, row
 from flows.judging.gate import Evaluation, Interval, check
 from flows.recipe import Recipe, RecipeError, control_of, load
 
@@ -50,10 +50,12 @@ def test_a_row_is_good_where_the_model_passes_and_the_control_does_not(
     assert found.refused == (broken < 10)
     assert found.bound == "10 .. 18"
     shown = cells(found)
-    assert shown[:3] == ("toy", "nade", "nade_nats")
-    assert shown[3] == f"{honest:.4g} ({honest - 0.5:.4g} .. {honest + 0.5:.4g})"
-    assert shown[7] == "14"
-    assert ("FAILED" in shown[-1]) == (not good)
+    assert shown[:4] == ("toy", "nade_nats", f"{honest:.4g}", "10 .. 18")
+    assert shown[4].endswith("refused" if broken < 10 else "PASSED")
+    assert (shown[5], shown[-1]) == ("14", "good" if good else "FAILED")
+    assert (
+        cells(found, spread=True)[2] == f"{honest:.4g} ({honest - 0.5:.4g} .. {honest + 0.5:.4g})"
+    )
 
 
 def test_every_metric_that_is_named_must_refuse_the_control() -> None:
@@ -72,7 +74,8 @@ def test_a_control_that_diverged_is_refused_and_says_why() -> None:
 def test_a_recipe_whose_data_is_not_there_is_missing_and_not_failed() -> None:
     found = row(recipe(), None, None, note="not run: mnist: put the files under data/raw/mnist")
     assert found.good is None
-    assert cells(found)[-1].startswith("missing not run: mnist")
+    assert cells(found)[-1] == "missing"
+    assert notes([found]) == ["toy: not run: mnist: put the files under data/raw/mnist"]
     assert Row.model_validate_json(found.model_dump_json()) == found
 
 
