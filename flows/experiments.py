@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
@@ -176,51 +176,46 @@ def _says(least: float | None, most: float | None) -> str:
     return f">= {least:g}" if least is not None else f"<= {most:g}"
 
 
-def cells(one: Row) -> tuple[str, ...]:
-    """Return a row of the table, as text."""
+COLUMNS: Final = ("experiment", "metric", "value", "gate", "control", "CPU-s", "peer", "")
+
+
+def cells(one: Row, *, spread: bool = False) -> tuple[str, ...]:
+    """Return a row of the table as text; `spread` adds the intervals."""
+    control = _value(one.control, one.metric, spread)
+    if one.refused is not None:
+        control += ", refused" if one.refused else ", PASSED"
     return (
         one.name,
-        ", ".join(dict.fromkeys(one.families)),
         one.metric,
-        _value(one.honest, one.metric),
+        _value(one.honest, one.metric, spread),
         one.bound,
-        _value(one.control, one.metric),
-        {True: "refused", False: "PASSED", None: "-"}[one.refused],
+        control,
         f"{one.honest.cpu_seconds:.0f}" if one.honest else "-",
         one.peer or "-",
-        {True: "", False: "FAILED", None: "missing"}[one.good]
-        + (f" {one.note}" if one.note else ""),
+        {True: "good", False: "FAILED", None: "missing"}[one.good],
     )
 
 
-COLUMNS = (
-    "experiment",
-    "family",
-    "metric",
-    "value",
-    "gate",
-    "control",
-    "by the gate",
-    "CPU-s",
-    "peer",
-    "",
-)
-
-
-def _value(one: Side | None, metric: str) -> str:
-    if one is None or metric not in one.conditions:
+def _value(one: Side | None, metric: str, spread: bool) -> str:
+    if one is None:
         return "-"
-    condition = one.conditions[metric]
-    if condition.value is None:
+    if metric not in one.conditions or (found := one.conditions[metric]).value is None:
         return "not measured"
-    if condition.low is None or condition.high is None:
-        return f"{condition.value:.4g}"
-    return f"{condition.value:.4g} ({condition.low:.4g} .. {condition.high:.4g})"
+    if not spread or found.low is None or found.high is None:
+        return f"{found.value:.4g}"
+    return f"{found.value:.4g} ({found.low:.4g} .. {found.high:.4g})"
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Return what is to be said of rows beside the table."""
+    return [f"{one.name}: {one.note}" for one in rows if one.note]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the table as Markdown."""
+    """Return the table as Markdown, with intervals, and the notes below."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for one in rows:
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells(one)) + " |")
-    return "\n".join(lines) + "\n"
+        texts = (cell.replace("|", "\\|") for cell in cells(one, spread=True))
+        lines.append("| " + " | ".join(texts) + " |")
+    said = [f"- {note}" for note in notes(rows)]
+    return "\n".join([*lines, *([""] if said else []), *said]) + "\n"

@@ -53,7 +53,7 @@ def families(
     else:
         shown = [experiments.cells(row) for row in rows]
         show_table("experiments", experiments.COLUMNS, shown)
-        if missing := [row.name for row in rows if row.good is None]:
-            console.print(f"not run, their data is not here: {', '.join(missing)}")
+        for note in experiments.notes(rows):
+            console.print(note, style="dim", markup=False, soft_wrap=True)
     if any(row.good is False for row in rows):
         raise typer.Exit(1)
