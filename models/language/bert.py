@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Record, Request
 from models.parts.attention import EncoderLayer
-from models.parts.draws import drawn
+from models.parts.draws import asked, drawn
 from models.parts.levels import uniforms
 from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, Tokenizer, of_signs, tokenizer
 
@@ -249,18 +249,14 @@ class BERT(Family):
         if not (tokens_BT == MASK).any(1).all():
             raise ValueError(f"every prompt needs a blank, written {BLANK}")
         u_BT = uniforms(request.seeds, (self.config.max_tokens,), device)
-        temperature = torch.full((count,), float(request.temperature or 0), device=device)
-        top_k = torch.full((count,), request.top_k or 0, device=device)
-        top_p = torch.full((count,), 1.0 if request.top_p is None else request.top_p, device=device)
+        rules = asked(request, device)
         number_B = torch.arange(count, device=device)
         while (blank_BT := tokens_BT == MASK).any():
             logits_BTK = self.token_logits(self.hidden(tokens_BT, segment_BT)).float()
             logits_BTK[..., : len(CONTROL)] = -torch.inf
             sure_BT = logits_BTK.softmax(2).amax(2).masked_fill(~blank_BT, -1)
             at_B = sure_BT.argmax(1)
-            token_B = drawn(
-                logits_BTK[number_B, at_B], u_BT[number_B, at_B], temperature, top_k, top_p
-            )
+            token_B = drawn(logits_BTK[number_B, at_B], u_BT[number_B, at_B], *rules)
             old_B = tokens_BT[number_B, at_B]
             tokens_BT[number_B, at_B] = torch.where(old_B == MASK, token_B, old_B)
         return self._written(tokens_BT)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
 from models.language.beams import search as beams_search
 from models.parts.attention import Attention, EncoderLayer, FeedForward
-from models.parts.draws import drawn
+from models.parts.draws import asked, drawn
 from models.parts.levels import uniforms
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, tokenizer
 
@@ -198,7 +198,7 @@ class Transformer(Family):
         if self.config.beams > 1:
             return self.beam_search(source_NS, self.config.beams)[0]
         request = Request(seeds=(0,) * len(source_NS))
-        return self._run(self._rows(request, self.memory(source_NS), source_NS != PAD))
+        return self._run(self._rows(request, self._remembered(source_NS), source_NS != PAD))
 
     def logits(self, source_NS: Tensor, target_NT: Tensor) -> Tensor:
         """Return (N, T, K): at each place of the target, which starts with <bos>, the logits of what follows."""
@@ -243,9 +243,8 @@ class Transformer(Family):
             ValueError: prompts are missing or too long.
         """
         if self.config.beams > 1 and not request.temperature:
-            return self.beam_search(self._sources(request), self.config.beams, request.max_tokens)[
-                0
-            ]
+            source_NS = self._sources(request)
+            return self.beam_search(source_NS, self.config.beams, request.max_tokens)[0]
         return self._run(self.begin(request))
 
     def _run(self, rows: Rows) -> Tensor:
@@ -264,8 +263,13 @@ class Transformer(Family):
             ValueError: prompts are missing or too long, or a number of the request is out of range.
         """
         source_NS = self._sources(request)
-        memory_NSE = torch.cat([self.memory(one) for one in source_NS[:, None]])
-        return self._rows(request, memory_NSE, source_NS != PAD)
+        memory_NSL2E = torch.cat([self._remembered(one) for one in source_NS[:, None]])
+        return self._rows(request, memory_NSL2E, source_NS != PAD)
+
+    def _remembered(self, source_NS: Tensor) -> Tensor:
+        """Return every decoder layer's keys and values of the sources, (N, S, L, 2, E)."""
+        memory_NSE = self.memory(source_NS)
+        return torch.stack([layer.source.keys_values(memory_NSE) for layer in self._layers()], 2)
 
     def _sources(self, request: Request) -> Tensor:
         """Return the prompts' tokens (N, max_source)."""
@@ -282,27 +286,21 @@ class Transformer(Family):
                 )
         return _padded(sources, most).to(self.embedding.weight.device)
 
-    def _rows(self, request: Request, memory_NSE: Tensor, heard_NS: Tensor) -> Rows:
-        config, count, device = self.config, len(memory_NSE), memory_NSE.device
-        temperature = request.temperature or 0.0
-        top_k = request.top_k or 0
-        top_p = 1.0 if request.top_p is None else request.top_p
+    def _rows(self, request: Request, memory_NSL2E: Tensor, heard_NS: Tensor) -> Rows:
+        config, count, device = self.config, len(memory_NSL2E), memory_NSL2E.device
+        temperature, top_k, top_p = asked(request, device)
         limit = config.max_target if request.max_tokens is None else request.max_tokens
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or limit < 1:
-            raise ValueError(
-                "temperature and top_k must be at least 0, top_p above 0 and at most 1, max_tokens at least 1, got"
-                f" {temperature}, {top_k}, {top_p}, {limit}"
-            )
-        memory = [layer.source.keys_values(memory_NSE) for layer in self._layers()]
+        if limit < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {limit}")
         return {
             "tokens": torch.full((count, config.max_target), -1, device=device),
-            "kept": memory_NSE.new_zeros(count, config.max_target, config.layers, 2, config.width),
-            "memory": torch.stack(memory, 2),
+            "kept": memory_NSL2E.new_zeros(count, config.max_target, *memory_NSL2E.shape[2:]),
+            "memory": memory_NSL2E,
             "heard": heard_NS,
             "u": uniforms(request.seeds, (config.max_target,), device),
-            "temperature": torch.full((count,), float(temperature), device=device),
-            "top_k": torch.full((count,), top_k, device=device),
-            "top_p": torch.full((count,), float(top_p), device=device),
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
             "index": torch.zeros(count, dtype=torch.long),
             "limit": torch.full((count,), min(limit, config.max_target)),
             "ended": torch.zeros(count, dtype=torch.bool),
@@ -371,7 +369,7 @@ class Transformer(Family):
         again_R = torch.arange(len(source_NS), device=source_NS.device).repeat_interleave(beams)
         request = Request(seeds=(0,) * len(again_R), max_tokens=max_tokens)
         heard_RS = (source_NS != PAD)[again_R]
-        rows = self._rows(request, self.memory(source_NS)[again_R], heard_RS)
+        rows = self._rows(request, self._remembered(source_NS)[again_R], heard_RS)
         return beams_search(rows, self._next_nats, beams, self.config.length_penalty)
 
     def _next_nats(self, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ Shape letters: B rows, K tokens of the vocabulary.
 import torch
 from torch import Tensor
 
+from models.family import Request
+
 
 def drawn(
     logits_BK: Tensor, u_B: Tensor, temperature_B: Tensor, top_k_B: Tensor, top_p_B: Tensor
@@ -33,3 +35,24 @@ def drawn(
     place_B = place_B.minimum(kept_BK.sum(1) - 1)  # u of 1 is the last one
     token_B: Tensor = order_BK.gather(1, place_B[:, None])[:, 0]
     return token_B
+
+
+def asked(request: Request, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return temperature, top_k and top_p a row (B,), as `drawn` takes them; the likeliest where nothing is asked.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+    temperature, top_k = request.temperature or 0.0, request.top_k or 0
+    top_p = 1.0 if request.top_p is None else request.top_p
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            "temperature and top_k must be at least 0, top_p above 0 and at most 1, got"
+            f" {temperature}, {top_k} and {top_p}"
+        )
+    count = len(request.seeds)
+    return (
+        torch.full((count,), float(temperature), device=device),
+        torch.full((count,), top_k, device=device),
+        torch.full((count,), float(top_p), device=device),
+    )
