@@ -53,8 +53,7 @@ class WaveNetConfig:
             raise ValueError(f"levels must be between 2 and 65536, got {self.levels}")
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations must be at least 1, and at least one: {self.dilations}")
-        sizes = ("sample_rate", "max_words", "hop", "stacks", "residual", "skip", "block")
-        for name in sizes:
+        for name in ("sample_rate", "max_words", "hop", "stacks", "residual", "skip", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.features < 0:
@@ -130,6 +129,7 @@ class WaveNet(Family):
         super().__init__()
         self.config = config
         known = len(config.vocabulary) if config.reads_text else 0
+        self.one_hot = nn.Embedding(config.levels + 1, config.residual)
         self.first = nn.Linear(2, config.residual)
         self.layers = nn.ModuleList(
             DilatedLayer(config, dilation, known) for dilation in config.dilations * config.stacks
@@ -140,11 +140,9 @@ class WaveNet(Family):
     @property
     def capabilities(self) -> Capabilities:
         """Return what this config can do."""
+        text = self.config.reads_text
         return Capabilities(
-            modality="audio",
-            condition="text" if self.config.reads_text else "none",
-            likelihood=True,
-            stepwise=True,
+            modality="audio", condition="text" if text else "none", likelihood=True, stepwise=True
         )
 
     def encode(self, captions: Sequence[str]) -> Tensor | None:
@@ -195,11 +193,8 @@ class WaveNet(Family):
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return `bits_per_sample` (N,), the mean over a sound's length; uniform levels have log2 K."""
         _, length_B = self._levels(batch)
-        parts = [
-            self.log_prob({key: rows[start : start + 16] for key, rows in batch.items()})
-            for start in range(0, len(length_B), 16)  # 256 logits a sample: 8 MB a second of sound
-        ]
-        return {"bits_per_sample": -torch.cat(parts) / (length_B.clamp(min=1) * math.log(2))}
+        bits_B = -self.log_prob(batch) / math.log(2)
+        return {"bits_per_sample": bits_B / length_B.clamp(min=1)}
 
     def logits(
         self, level_BT: Tensor, tokens: Tensor | None = None, features_BMN: Tensor | None = None
@@ -208,10 +203,8 @@ class WaveNet(Family):
         return self._logits(level_BT, tokens, self._local(features_BMN, level_BT.shape[1]))
 
     def _logits(self, level_BT: Tensor, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
-        seen_BT2 = self._seen(level_BT)
-        if self.config.shift:
-            seen_BT2 = F.pad(seen_BT2, (0, 0, 1, 0))[:, :-1]
-        x_BTR, skips = self.first(seen_BT2), []
+        told_BT = F.pad(level_BT + 1, (1, 0))[:, :-1] if self.config.shift else level_BT + 1
+        x_BTR, skips = self._entered(told_BT), []
         for layer in self._layers():
             x_BTR, skip_BTS = layer(x_BTR, layer.conditions(tokens, local_BTM))
             skips.append(skip_BTS)
@@ -226,10 +219,15 @@ class WaveNet(Family):
         logits: Tensor = self.head2(self.head1(skips.relu()).relu())
         return logits
 
-    def _seen(self, level: Tensor) -> Tensor:
-        """Return companded samples in [-1, 1] beside ones, which tell samples from what was before the first."""
-        companded = 2 * level.float() / (self.config.levels - 1) - 1
-        return torch.stack([companded, torch.ones_like(companded)], -1)
+    def _entered(self, told: Tensor) -> Tensor:
+        """Return the first features (..., R) of levels 1..K, 0 where the sound has not begun.
+
+        One-hot as in the paper, and the companded value beside it, so that near levels are near from the first step on.
+        """
+        begun = (told > 0).float()
+        companded = (2 * (told - 1) / (self.config.levels - 1) - 1) * begun
+        entered: Tensor = self.one_hot(told) + self.first(torch.stack([companded, begun], -1))
+        return entered
 
     def _levels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return levels (B, T) up to the longest length, and the lengths (B,)."""
@@ -299,7 +297,7 @@ class WaveNet(Family):
         rows = {
             "u": uniforms(request.seeds, (steps * config.block,), device),
             "level": torch.zeros(count, steps * config.block, dtype=torch.long, device=device),
-            "seen": torch.zeros(count, 2, device=device),
+            "told": torch.zeros(count, dtype=torch.long, device=device),
             "queue": torch.zeros(count, queued, config.residual, device=device),
             "heard": torch.stack(heard, 1).expand(count, -1, -1),
             "index": torch.zeros(count, dtype=torch.long),
@@ -324,18 +322,16 @@ class WaveNet(Family):
         place_BT = place_BT + torch.arange(size, device=device)
         walk = Walk(self, rows, place_BT)
         u_BT = rows["u"].gather(1, place_BT)
-        seen, drawn_levels = rows["seen"], []
+        told, levels = rows["told"], []
         for t in range(size):
-            level_B = drawn(self._head(walk.sample(t, seen)), u_BT[:, t])
-            seen = self._seen(level_B)
-            drawn_levels.append(level_B.long())
-        level_BT = torch.stack(drawn_levels, 1)
+            levels.append(drawn(self._head(walk.sample(t, told)), u_BT[:, t]).long())
+            told = levels[-1] + 1
         kept_BT = rows["level"].gather(1, place_BT)
-        told_BT = torch.where(going[:, None], level_BT, kept_BT)
+        told_BT = torch.where(going[:, None], torch.stack(levels, 1), kept_BT)
         return {
             **rows,
             "level": rows["level"].scatter(1, place_BT, told_BT),
-            "seen": torch.where(going[:, None], seen, rows["seen"]),
+            "told": torch.where(going, told, rows["told"]),
             "queue": torch.where(going[:, None, None], walk.queue(), rows["queue"]),
             "index": rows["index"] + going_B.long(),
         }
@@ -358,7 +354,10 @@ class Walk:
 
     def __init__(self, model: WaveNet, rows: Rows, place_BT: Tensor) -> None:
         layers, size = list(model._layers()), place_BT.shape[1]
-        self.first, self.dilations = model.first, [layer.dilation for layer in layers]
+        self.dilations = [layer.dilation for layer in layers]
+        self.table_KR = model._entered(
+            torch.arange(model.config.levels + 1, device=place_BT.device)
+        )
         self.width = model.config.residual
         local_BTM = None
         if "local" in rows:
@@ -379,9 +378,9 @@ class Walk:
         self.skip = torch.cat([layer.out.weight[self.width :] for layer in layers], 1).T
         self.skip_bias = torch.stack([layer.out.bias[self.width :] for layer in layers]).sum(0)
 
-    def sample(self, t: int, seen_B2: Tensor) -> Tensor:
+    def sample(self, t: int, told_B: Tensor) -> Tensor:
         """Take the sample before the block's sample t; return the sum of skip connections (B, S) there."""
-        x_BR, parts = self.first(seen_B2), []
+        x_BR, parts = self.table_KR[told_B], []
         for number, dilation in enumerate(self.dilations):
             told, heard = self.told[number], self.heard[number]
             told[dilation + t] = x_BR
