@@ -7,6 +7,7 @@ from contextlib import suppress
 import typer
 
 from flows.command_line import (
+    bench_verbs,
     compare_verbs,
     data_verbs,
     lineage_verbs,
@@ -38,6 +39,7 @@ for verbs in (
     lineage_verbs,
     stack_verbs,
     data_verbs,
+    bench_verbs,
 ):
     verbs.register(app)
 

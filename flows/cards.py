@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import Environment, StrictUndefined
 
 from flows.judging.gate import Evaluation, GateReport
-from flows.judging.pipeline import Pipeline
+from flows.judging.pipeline import SAMPLING, Pipeline
 from flows.recipe import Recipe, TrainingSpec
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ PIPELINE: Final = """\
 {% for stage in pipeline.stages -%}
 | {{ stage.stage }} | {{ stage.name }}:{{ stage.version }} | `{{ stage.sha256[:12] }}` |
 {% endfor %}
+It gives {{ pipeline.modality }}{% if pipeline.sample_rate %} at {{ pipeline.sample_rate }} Hz{% endif %}\
+{% if pipeline.abilities %} and can be asked for {{ pipeline.abilities|join(", ") }}{% endif %}.
+{% for stage in pipeline.stages %}{% for setting in sampling if stage[setting] is not none %}\
+{% if loop.first %}
+`{{ stage.stage }}` is sampled with {% endif %}{{ setting.replace("_", " ") }} {{ "%g" % stage[setting] }}\
+{{ "." if loop.last else ", " }}{% if loop.last %}
+
+{% endif %}{% endfor %}{% endfor %}
 Data `{{ recipe.data.name }}`, identity `{{ data_identity }}`.
 {% if recipe.found_by %}
 Found by trial {{ recipe.found_by.trial }} of the search in MLflow run `{{ recipe.found_by.search }}`:
@@ -84,6 +92,7 @@ def pipeline_card(
         PIPELINE,
         recipe=recipe,
         pipeline=pipeline,
+        sampling=SAMPLING,
         data_identity=data_identity,
         evaluation=evaluation,
         report=report,

@@ -1,35 +1,27 @@
-"""Two pipeline versions side by side: metrics, stages, recipe, and pictures of the same prompts and seeds.
+"""Two pipeline versions side by side: metrics, stages, recipe, and samples of the same prompts and seeds.
 
 A difference is always B minus A: what changes for whoever goes from A to B.
 """
 
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.judging.gate import Evaluation, Interval
-from flows.judging.pipeline import Pipeline
-from flows.recipe import Recipe
+from flows.judging.pipeline import SAMPLING, Pipeline
 from flows.workshop import ledger, registry
-from infra.settings import settings
 from infra.storage import MANIFEST
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from infra.registry import Version
-    from models.family import Family
 
-PICTURES: Final = 24
-FACTORS: Final = (32, 16, 8, 4, 2, 1)
 RESAMPLES: Final = 1000
 
 
 class Incomparable(ValueError):
-    """Two versions that draw no common picture, or one that is no pipeline."""
+    """Two versions that make nothing in common, or one that is no pipeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +54,6 @@ class Metric:
         if self.change.low > 0:
             return "B is higher"
         return "B is lower" if self.change.high < 0 else "no difference shown"
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """The same requests drawn by both, (N, C, H, W) in [0, 1]."""
-
-    prompts: tuple[str, ...]  # "" without text
-    seeds: tuple[int, ...]
-    source: str
-    first: "Tensor"
-    second: "Tensor"
-    difference: "Tensor | None"  # |A - B| times `factor`, at most 1; None: other sizes
-    factor: int
-    most: float  # the largest |A - B|, in [0, 1]
-
-    @property
-    def says(self) -> str:
-        """The difference in a sentence."""
-        if self.difference is None:
-            a, b = (f"{one.shape[-1]}x{one.shape[-2]}" for one in (self.first, self.second))
-            return f"A draws {a} pictures, B {b}: they have no pixels to subtract"
-        if not self.most:
-            return "both drew the same pictures, bit for bit"
-        return f"|A - B| x {self.factor}; the largest difference is {self.most * 255:.0f} of 255"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +117,7 @@ def side(ref: str) -> Side:
 
 
 def compare(first: Side, second: Side) -> Comparison:
-    """Return what differs between two versions on paper; `draw_both` has the pictures."""
+    """Return what differs between two versions on paper; `flows.side_by_side` has what they make."""
     metrics, paired = compare_metrics(first, second)
     return Comparison(
         first,
@@ -201,119 +169,20 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, s
     ]
 
 
-def draw_both(first: Side, second: Side, count: int = PICTURES) -> Pictures:
-    """Return the pictures that both draw of the same requests, on this process's CPU.
-
-    Raises:
-        Incomparable: no prompt that both can read, or other numbers of channels.
-    """
-    from flows.judging.pipeline import draw
-
-    models = _load(first), _load(second)
-    prompts, seeds, source = common_requests(first, second, (models[0][0], models[1][0]), count)
-    a = draw(models[0], first.pipeline.stages, prompts, seeds).clamp(0, 1)
-    b = draw(models[1], second.pipeline.stages, prompts, seeds).clamp(0, 1)
-    shown = tuple(prompts) or ("",) * len(seeds)
-    if a.shape != b.shape:
-        return Pictures(shown, tuple(seeds), source, a, b, None, 1, 0.0)
-    apart = (a - b).abs()
-    factor = amplification(apart)
-    return Pictures(
-        shown, tuple(seeds), source, a, b, (apart * factor).clamp(0, 1), factor, float(apart.max())
-    )
-
-
-def amplification(apart: "Tensor") -> int:
-    """Return by how much to multiply differences so that all but the largest hundredth stay below white."""
-    top = float(apart.flatten()[:: max(1, apart.numel() // 1_000_000)].quantile(0.99))
-    return next((factor for factor in FACTORS if top * factor <= 1), 1)
-
-
-def common_requests(
-    first: Side, second: Side, models: "tuple[Family, Family]", count: int
-) -> tuple[list[str], list[int], str]:
-    """Return prompts and seeds that both can draw, and in words where they come from.
-
-    They are drawn by lot, always the same, from the evaluation's requests where A's dataset is prepared here, else the
-    recipes' prompts to try, with numbered seeds.
-
-    Raises:
-        Incomparable: only one of them reads text, or no prompt suits both.
-    """
-    reads = {one.pipeline.stages[0].accepts.prompt for one in (first, second)}
-    a, b = first.version.ref, second.version.ref
-    if len(reads) > 1:
-        raise Incomparable(f"only one of {a} and {b} reads text: they draw no common request")
-    if reads == {"none"}:
-        return [], list(range(count)), f"seeds 0 to {count - 1}"
-    fixed = _fixed(first)
-    if fixed is None:
-        tried = [*first.pipeline.try_prompts, *second.pipeline.try_prompts]
-        prompts = list(dict.fromkeys(tried))
-        rounds = -(-count // max(1, len(prompts)))
-        fixed = prompts * rounds, [seed for seed in range(rounds) for _ in prompts]
-        source = "the recipes' prompts to try (the evaluation's dataset is not prepared here)"
-    else:
-        source = f"by a fixed lot from the evaluation's {len(fixed[1])} requests"
-    readable = {
-        prompt for prompt in set(fixed[0]) if all(_reads(model, prompt) for model in models)
-    }
-    pairs = [pair for pair in zip(*fixed, strict=True) if pair[0] in readable]
-    if not pairs:
-        raise Incomparable(f"{a} and {b} have no prompt that both can read")
-    # by lot and not evenly: captions come in an order, and an even step would meet it
-    places = sorted(random.Random(0).sample(range(len(pairs)), min(count, len(pairs))))
-    chosen = [pairs[place] for place in places]
-    return [prompt for prompt, _ in chosen], [seed for _, seed in chosen], source
-
-
-def _fixed(one: Side) -> tuple[list[str], list[int]] | None:
-    """Return the requests that a version was judged on, or None where its data is not prepared here."""
-    from data.catalog import CatalogError, prepared
-    from flows.judging.evaluate import fixed_requests
-
-    if not one.recipe:
-        return None
-    recipe = Recipe.model_validate(one.recipe)
-    try:
-        ready = prepared(recipe.data.name, settings().project)
-    except (CatalogError, OSError):
-        return None
-    if ready.identity != one.facts.get("data_identity"):
-        return None
-    return fixed_requests(one.pipeline, ready.header["captions"], recipe.evaluation)
-
-
-def _reads(model: "Family", prompt: str) -> bool:
-    try:
-        model.encode([prompt])
-    except ValueError:
-        return False
-    return True
-
-
-def _load(one: Side) -> "list[Family]":
-    from flows.judging.pipeline import load_model
-
-    stages = one.pipeline.stages
-    return [
-        load_model(registry().fetch(stage.name, stage.version, digest=stage.sha256))
-        for stage in stages
-    ]
-
-
 def _stages(a: Pipeline, b: Pipeline) -> list[tuple[str, str, str, bool]]:
     ours, theirs = ({stage.stage: stage for stage in one.stages} for one in (a, b))
     rows = []
     for name in dict.fromkeys([*ours, *theirs]):
         texts, digests = [], []
         for stage in (ours.get(name), theirs.get(name)):
-            digests.append(stage and (stage.sha256, stage.steps, stage.guidance))
+            digests.append(stage and (stage.sha256, *(getattr(stage, name) for name in SAMPLING)))
             if stage is None:
                 texts.append("-")
                 continue
             how = [f"{stage.steps} steps"] if stage.steps else []
-            how += [f"guidance {stage.guidance:g}"] if stage.guidance is not None else []
+            for setting in SAMPLING[1:]:
+                if (value := getattr(stage, setting)) is not None:
+                    how.append(f"{setting.replace('_', ' ')} {value:g}")
             texts.append(", ".join([f"{stage.name}:{stage.version} ({stage.sha256[:12]})", *how]))
         rows.append((name, texts[0], texts[1], digests[0] == digests[1]))
     return rows

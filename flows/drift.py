@@ -12,8 +12,8 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows.judging.gate import Evaluation
+from flows.judging.pictures import fixed_requests, wanted_attributes
 from flows.judging.pipeline import PinnedStage, Pipeline, draw, load_model
-from flows.judging.scores import wanted_attributes
 from flows.pages.drift import write_page
 from flows.recipe import Recipe
 from flows.workshop import ledger, registry
@@ -221,13 +221,17 @@ def examine(name: str) -> DriftReport:
     import torch
 
     from data.catalog import prepared
-    from flows.judging.evaluate import fixed_requests, load_judge_network
+    from flows.judging.evaluate import load_judge_network
 
     row = ledger().head(name, "production")
     if row is None or row.to_version is None or row.to_digest is None:
         raise ValueError(f"{name} has no version in production; promote one")
     directory = registry().fetch(f"{name}:{row.to_version}", digest=row.to_digest)
     pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
+    if pipeline.modality != "image":
+        raise ValueError(
+            f"{name}:{row.to_version} gives {pipeline.modality}: drift is looked for in pictures alone"
+        )
     served = kept(name, row.to_digest, pipeline.stages[0])
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
     record = Evaluation.model_validate_json((directory / "evaluation.json").read_text()).judge

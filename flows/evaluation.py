@@ -12,7 +12,16 @@ from prefect.runtime import flow_run
 from flows.cards import pipeline_card
 from flows.judging.evaluate import Order, evaluate_on_ray
 from flows.judging.gate import Evaluation, check
-from flows.judging.pipeline import PinnedStage, Pipeline, check_fit, interface, interface_hash
+from flows.judging.pipeline import (
+    SAMPLING,
+    Ability,
+    PinnedStage,
+    Pipeline,
+    abilities,
+    check_fit,
+    interface,
+    interface_hash,
+)
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe
 from flows.workshop import ROOT, fingerprint, git_commit, named, registry
@@ -27,6 +36,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         StageMismatch: two stages do not fit; the message names both.
     """
     stages = []
+    able: tuple[Ability, ...] = ()
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
@@ -42,17 +52,20 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
                 interface=interface_hash(config),
                 accepts=accepts,
                 gives=gives,
-                steps=stage.steps,
-                guidance=stage.guidance,
+                **{setting: getattr(stage, setting) for setting in SAMPLING},
             )
         )
+        able = abilities(config)
     check_fit(stages)
-    _, height, width = stages[-1].gives.picture
+    given = stages[-1].gives
     return Pipeline(
         endpoint=recipe.name,
+        modality=given.modality,
+        abilities=able,
         stages=tuple(stages),
-        vocabulary=tuple(facts["vocabulary"]),
-        image_size=(width, height),
+        vocabulary=tuple(facts.get("vocabulary", ())),
+        image_size=None if given.picture is None else (given.picture[2], given.picture[1]),
+        sample_rate=given.sample_rate,
         sample=recipe.drift.sample if recipe.drift else 0.0,
         try_prompts=recipe.try_prompts,
     )
@@ -73,7 +86,9 @@ def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str
                 "found_by",
             },
         ),
-        "sampling": {name: [stage.steps, stage.guidance] for name, stage in recipe.stages.items()},
+        "sampling": {
+            name: stage.model_dump(include=set(SAMPLING)) for name, stage in recipe.stages.items()
+        },
         "trained": trained,
         "data": prepared["identity"],
         "code": fingerprint(sorted((ROOT / "flows/judging").glob("*.py"))),
@@ -101,9 +116,9 @@ def judge_pipeline(
     pipeline = pin(recipe, trained, facts)
     connect(settings().ray_url)
     order = order_of(recipe, pipeline, trained.get("judge"), prepared)
-    evaluation, picture = evaluate_on_ray(order, facts["captions"])
-    run_id = record(recipe.name, key, evaluation, picture)
-    version = _publish(recipe, pipeline, prepared, evaluation, picture, run_id=run_id, key=key)
+    evaluation, files = evaluate_on_ray(order)
+    run_id = record(recipe.name, key, evaluation, files)
+    version = _publish(recipe, pipeline, prepared, evaluation, files, run_id=run_id, key=key)
     return named(version)
 
 
@@ -125,16 +140,17 @@ def order_of(
     )
 
 
-def record(experiment: str, key: str, evaluation: Evaluation, picture: bytes) -> str:
+def record(experiment: str, key: str, evaluation: Evaluation, files: dict[str, bytes]) -> str:
     """Write metrics and the gallery to an MLflow run of their own; returns its id."""
     tags = {"atelier.identity": key, "atelier.flow_run": flow_run.id or ""}
     run_id = registry().start_run(experiment, key, tags)
     values = {name: metric.value for name, metric in evaluation.metrics.items()}
     registry().log_metrics(run_id, values, step=0)
     with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
-        path = Path(folder) / "gallery.png"
-        path.write_bytes(picture)
-        registry().log_file(run_id, path, "gallery")
+        _write(Path(folder), files)
+        for name in files:
+            parent = Path("gallery") / Path(name).parent
+            registry().log_file(run_id, Path(folder) / name, parent.as_posix())
     registry().end_run(run_id, "FINISHED")
     return run_id
 
@@ -144,7 +160,7 @@ def _publish(
     pipeline: Pipeline,
     prepared: dict[str, Any],
     evaluation: Evaluation,
-    picture: bytes,
+    files: dict[str, bytes],
     *,
     run_id: str,
     key: str,
@@ -163,7 +179,7 @@ def _publish(
         }
         for name, text in texts.items():
             (directory / name).write_text(text)
-        (directory / "gallery.png").write_bytes(picture)
+        _write(directory, files)
         metrics = {name: metric.value for name, metric in evaluation.metrics.items()}
         facts = {
             "kind": "pipeline",
@@ -186,6 +202,13 @@ def _publish(
         return registry().publish(recipe.name, directory, key=key, tags=tags, run_id=run_id)
 
 
+def _write(directory: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
 @flow(flow_run_name="evaluate {ref}")
 def evaluate(ref: str) -> dict[str, Any]:
     """Judge a registered pipeline version anew, on today's data; returns {"evaluation", "report"}."""
@@ -206,10 +229,9 @@ def evaluate(ref: str) -> dict[str, Any]:
         found = registry().by_digest(pinned, before.judge.sha256) or registry().get(pinned)
         judge = named(found)
     connect(settings().ray_url)
-    facts = json.loads((Path(prepared["path"]) / "dataset.json").read_text())
     order = order_of(recipe, pipeline, judge, prepared)
-    evaluation, picture = evaluate_on_ray(order, facts["captions"])
-    record(recipe.name, f"evaluate-{version.ref}-{evaluation.evaluation_set}", evaluation, picture)
+    evaluation, files = evaluate_on_ray(order)
+    record(recipe.name, f"evaluate-{version.ref}-{evaluation.evaluation_set}", evaluation, files)
     report = check(recipe.gate, evaluation, production=None)
     return {
         "evaluation": evaluation.model_dump(mode="json", exclude={"outcomes"}),

@@ -87,7 +87,7 @@ def _judged_anew(serving: Path, directory: Path, wanted: Evaluation) -> Evaluati
     connect(settings().ray_url)
     data = {"path": str(ready.path), "identity": ready.identity}
     order = order_of(recipe, pipeline_of(serving), judge, data)
-    evaluation, _ = evaluate_on_ray(order, ready.header["captions"])
+    evaluation, _ = evaluate_on_ray(order)
     return evaluation
 
 

@@ -1,4 +1,4 @@
-"""The graph from data over runs, versions and the pipeline to what was served, and to one picture."""
+"""The graph from data over runs, versions and the pipeline to what was served, and to one answer."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from flows import tracing
 from flows.judging.gate import Evaluation
 from flows.judging.pipeline import Pipeline
-from flows.recipe import Found, Recipe
+from flows.recipe import Recipe
+from flows.sections import Found
 from flows.workshop import registry
 from infra.settings import settings
 
@@ -73,7 +74,8 @@ def graph_of(what: str) -> Graph:
             re.sub(r"[^A-Za-z0-9_-]", "-", path.stem)[:60], f"Where {path.name} comes from"
         )
         _pipeline(graph, found.version)
-        _receipt(graph, found.receipt, found.version, found.says)
+        noun = {"image": "picture", "audio": "sound", "text": "text"}[found.pipeline.modality]
+        _receipt(graph, found.receipt, found.version, found.says, noun)
         return graph
     version = registry().get(what)
     graph = Graph(f"{version.name}-{version.number}", f"Where {version.ref} comes from")
@@ -210,21 +212,22 @@ def _mlflow(page: str) -> tuple[tuple[str, str], ...]:
     return (("MLflow", f"{uri}/{page}"),) if uri.startswith(("http://", "https://")) else ()
 
 
-def _receipt(graph: Graph, receipt: "Receipt", version: "Version", says: str) -> None:
+def _receipt(graph: Graph, receipt: "Receipt", version: "Version", says: str, noun: str) -> None:
+    asked = receipt.prompt or "; ".join(text for _, text in receipt.messages or ())
     lines = [
-        *_lines(receipt.prompt),
-        f"seed {receipt.seed}, {receipt.size}",
+        *_lines(asked),
+        ", ".join([f"seed {receipt.seed}", *([receipt.size] if receipt.size else [])]),
         f"{receipt.created:%Y-%m-%d %H:%M:%S} UTC",
     ]
     graph.note = says
-    identity = graph.add(Node("receipt", f"request {receipt.request_id}", "picture", tuple(lines)))
+    identity = graph.add(Node("receipt", f"request {receipt.request_id}", noun, tuple(lines)))
     for row, _ in tracing.places(version):
         same = (row.stage, row.epoch) == (receipt.place, receipt.epoch)
         if same and f"ledger {row.hash}" in {node.identity for node in graph.nodes}:
             graph.link(f"ledger {row.hash}", identity)
             return
-    asked = "by number" if receipt.place is None else "elsewhere"
-    graph.link(f"sha256 {version.digest}", identity, asked)
+    found = "by number" if receipt.place is None else "elsewhere"
+    graph.link(f"sha256 {version.digest}", identity, found)
 
 
 def _lines(text: str, width: int = 26, most: int = 2) -> Sequence[str]:

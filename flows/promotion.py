@@ -13,7 +13,8 @@ from typing import Any, Final, Literal, cast
 from flows.gating import gate_of, gate_report
 from flows.judging.gate import GateReport, document
 from flows.served import load_versions, pins, pipeline_of, project_aliases, serve_wanted
-from flows.smoke import Candidate, SmokeFailed, draws_once, smoke
+from flows.smoke import draws_once, smoke
+from flows.tryouts import Candidate, SmokeFailed
 from flows.workshop import actor, ledger, promotions, registry
 from infra import serving
 from infra.chain import canonical

@@ -7,17 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from flows.sections import Control, Found, Fraction, Peer, Positive, Search, Strict
+
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
-
-
-class Strict(BaseModel):
-    """A section of a recipe: frozen, and a typo is an error that names the field."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resources(Strict):
@@ -72,6 +66,11 @@ class Stage(Strict):
     resources: Resources = Resources()
     steps: Positive | None = None  # sampler steps; None: the family's default
     guidance: Annotated[float, Field(ge=0)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=60)] | None = None  # of sound
+    max_tokens: Positive | None = None  # of text; None: as many as the context has room for
+    temperature: Annotated[float, Field(ge=0, le=10)] | None = None  # of text; 0: the likeliest
+    top_k: Positive | None = None  # only the k likeliest tokens
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None  # the likeliest of this probability
 
 
 class Data(Strict):
@@ -134,65 +133,6 @@ class Gate(Strict):
     approvals: Approvals | None = None
 
 
-class Range(Strict):
-    """Where a searched value may lie: one of four."""
-
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    int_uniform: tuple[int, int] | None = None  # both ends may be drawn
-    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _is_one_of_them(self) -> "Range":
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            raise ValueError("give one of log_uniform, uniform, int_uniform or choice")
-        if self.choice is None:
-            low, high = self.ends
-            if not low < high:
-                raise ValueError(f"{given[0]} must be [low, high] with low < high")
-            if self.log_uniform is not None and low <= 0:
-                raise ValueError("log_uniform needs a low end above 0")
-        return self
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The outermost values, or every choice: where these are fit to be used, so is what lies between."""
-        found = self.log_uniform or self.uniform or self.int_uniform or self.choice
-        assert found is not None
-        return found
-
-
-class Search(Strict):
-    """What `atelier tune` looks for: values of one stage with which a short training validates best."""
-
-    stage: str | None = None  # None: the only one
-    space: Annotated[dict[str, Range], Field(min_length=1)]  # by path in the stage
-    metric: Literal["validation_loss"] = "validation_loss"  # the least is the best
-    trials: Positive = 16  # drawn from the space; the recipe's own values are tried besides
-    max_steps: Positive  # of a trial
-    grace_steps: Positive  # before which no trial is stopped
-    reduction: Annotated[int, Field(ge=2)] = 3  # of this many trials, one goes on at each rung
-    validate_every: Positive
-
-    @model_validator(mode="after")
-    def _steps_are_in_order(self) -> "Search":
-        if not self.validate_every <= self.grace_steps <= self.max_steps:
-            raise ValueError(
-                "validate_every <= grace_steps <= max_steps must hold, got"
-                f" {self.validate_every}, {self.grace_steps}, {self.max_steps}"
-            )
-        return self
-
-
-class Found(Strict):
-    """Which search found a recipe's values."""
-
-    search: str  # the MLflow run of the search
-    trial: Annotated[int, Field(ge=0)]
-    values: dict[str, Any]  # by path in the stage
-
-
 class Drift(Strict):
     """What is kept of the answers in production, so that `atelier drift` can look at them."""
 
@@ -212,6 +152,8 @@ class Recipe(Strict):
     judge: Stage | None = None
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
+    control: Control | None = None
+    peer: Peer | None = None
     drift: Drift | None = None  # None: nothing that users asked for is kept
     try_prompts: tuple[str, ...] = ()
     search: Search | None = None
@@ -275,6 +217,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(document)
         if recipe.search is not None:
             _check_search(recipe, recipe.search)
+        if recipe.control is not None:
+            _check_control(recipe, recipe.control)
     except ValidationError as error:
         raise RecipeError(f"{path}: {_first(error)}") from None
     except RecipeError as error:
@@ -314,6 +258,34 @@ def changed(stage: Stage, values: Mapping[str, Any]) -> Stage:
         return Stage.model_validate(document)
     except ValidationError as error:
         raise RecipeError(_first(error)) from None
+
+
+def control_of(recipe: Recipe) -> Recipe:
+    """Return the recipe of the broken control: another name, and what it sets.
+
+    Raises:
+        RecipeError: the recipe has no control, or one that sets what a recipe cannot have.
+    """
+    if recipe.control is None:
+        raise RecipeError(f"recipe {recipe.name} has no `control:` section")
+    document = recipe.model_dump(mode="json", exclude={"control", "peer", "search"})
+    document["name"] = f"{recipe.name}-control"
+    for field, value in recipe.control.set.items():
+        _set(document, field.split("."), value, f"control.set {field}")
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(f"control.set: {_first(error)}") from None
+
+
+def _check_control(recipe: Recipe, control: Control) -> None:
+    control_of(recipe)
+    asked = [*control.refused_by, *([recipe.peer.metric] if recipe.peer else [])]
+    if unknown := [name for name in asked if name not in recipe.gate.metrics]:
+        known = ", ".join(recipe.gate.metrics)
+        raise RecipeError(
+            f"control.refused_by: the gate has no metric {unknown[0]!r}; choose from {known}"
+        )
 
 
 def _check_search(recipe: Recipe, search: Search) -> None:

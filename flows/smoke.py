@@ -1,23 +1,20 @@
-"""Smoke: a handful of pictures by a version that is loaded but not yet served, drawn through the front door.
+"""Smoke: a handful of answers by a version that is loaded but not yet served, asked for through the front door.
 
-What comes back must be pictures: of the right size, not flat, not all the same. Its latency is measured beside
+What comes back must be what the version promises, see `flows.tryouts`: pictures of the right size, not flat and not
+all the same; sound that is not silent; text that is there; embeddings. Its latency is measured beside
 production's, request by request in turn, so that a busy machine is as hard on one as on the other.
 """
 
-import base64
-import binascii
-import io
 import os
 import secrets
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.judging.gate import Condition
-from flows.judging.pipeline import Pipeline
+from flows.tryouts import MALFORMED, Candidate, SmokeFailed, tryout
 from infra.serving import address
 from infra.settings import settings
 from infra.storage import atomic_write
@@ -25,45 +22,23 @@ from infra.storage import atomic_write
 if TYPE_CHECKING:
     import httpx
 
-PICTURES: Final = 4
-LEVELS: Final = (
-    4  # of 256: a picture is flat with less between darkest and brightest in every channel
-)
-LONGEST_S: Final = 30.0  # of one picture, a full queue's waits included
+ANSWERS: Final = 4
+LONGEST_S: Final = 30.0  # of one answer, a full queue's waits included
 ROUNDS: Final = 3  # of measuring, before a version is called slow
 
 
-class SmokeFailed(ValueError):
-    """The version does not answer with pictures; the message says what came instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A version by number, and its pipeline."""
-
-    ref: str
-    pipeline: Pipeline
-
-    def prompt(self, number: int) -> str:
-        """Return a prompt that it can read: one to try, or a word it knows."""
-        if self.pipeline.stages[0].accepts.prompt == "none":
-            return ""
-        known = self.pipeline.try_prompts or self.pipeline.vocabulary or ("",)
-        return known[number % len(known)]
-
-
 def draws_once(new: Candidate) -> None:
-    """Check one picture: enough for a version that was served before.
+    """Check one answer: enough for a version that was served before.
 
     Raises:
-        SmokeFailed: it is none.
+        SmokeFailed: it is no good.
     """
     with _http() as http:
-        _check([_paint(http, new, 0)], new)
+        tryout(new.pipeline).check(new, [_ask(http, new, 0)])
 
 
 def smoke(new: Candidate, old: Candidate | None, max_slowdown: float) -> list[Condition]:
-    """Return what the new version's pictures and latency were like, as conditions of the gate's report.
+    """Return what the new version's answers and latency were like, as conditions of the gate's report.
 
     Args:
         new: The version to try.
@@ -71,14 +46,12 @@ def smoke(new: Candidate, old: Candidate | None, max_slowdown: float) -> list[Co
         max_slowdown: How many times production's median latency its own may be.
 
     Raises:
-        SmokeFailed: an answer that is no picture, or pictures that are flat or repeat.
+        SmokeFailed: an answer that is none, or is no good.
     """
     with _http() as http:
-        pictures, ours, theirs = _round(http, new, old, warm=True)
-        _check(pictures, new)
-        size = "{}x{}".format(*new.pipeline.image_size)
-        says = f"{len(pictures)} pictures of {size} drawn, none flat, all different"
-        found = [Condition(name="smoke", passed=True, value=len(pictures), says=says)]
+        made, ours, theirs = _round(http, new, old, warm=True)
+        says = tryout(new.pipeline).check(new, made)
+        found = [Condition(name="smoke", passed=True, value=len(made), says=says)]
         if old is None:
             return found
         for _ in range(ROUNDS - 1):
@@ -92,33 +65,33 @@ def smoke(new: Candidate, old: Candidate | None, max_slowdown: float) -> list[Co
 def _round(
     http: "httpx.Client", new: Candidate, old: Candidate | None, *, warm: bool
 ) -> tuple[list[Any], list[float], list[float]]:
-    """Return the new version's pictures and both versions' seconds, drawn in turn.
+    """Return the new version's answers and both versions' seconds, asked in turn.
 
-    Production that cannot draw just now cannot be compared with: its seconds are then none.
+    Production that cannot answer just now cannot be compared with: its seconds are then none.
     """
-    pictures, ours, theirs = [], [], []
+    made, ours, theirs = [], [], []
     beside = old
-    for number in range(-1 if warm else 0, PICTURES):
+    for number in range(-1 if warm else 0, ANSWERS):
         began = time.perf_counter()
-        picture = _paint(http, new, number % (PICTURES + 1))
+        answer = _ask(http, new, number % (ANSWERS + 1))
         passed = time.perf_counter() - began
-        beside, other = _timed(http, beside, number % (PICTURES + 1))
+        beside, other = _timed(http, beside, number % (ANSWERS + 1))
         if number >= 0:  # the one before warms up
-            pictures.append(picture)
+            made.append(answer)
             ours.append(passed)
             theirs.append(other)
-    return pictures, ours, theirs if beside is not None else []
+    return made, ours, theirs if beside is not None else []
 
 
 def _timed(
     http: "httpx.Client", old: Candidate | None, number: int
 ) -> tuple[Candidate | None, float]:
-    """Return production and the seconds of one of its pictures, or None once it does not draw."""
+    """Return production and the seconds of one of its answers, or None once it gives none."""
     if old is None:
         return None, 0.0
     began = time.perf_counter()
     try:
-        _paint(http, old, number)
+        _ask(http, old, number)
     except SmokeFailed:
         return None, 0.0
     return old, time.perf_counter() - began
@@ -139,35 +112,18 @@ def _compared(ours: list[float], theirs: list[float], old: Candidate, most: floa
     return Condition(name=name, passed=value <= most, value=value, at_most=most, says=says)
 
 
-def _check(pictures: list[Any], new: Candidate) -> None:
-    """Refuse pictures of another size, flat ones, and the same one for different prompts and seeds."""
-    width, height = new.pipeline.image_size
-    for number, pixels in enumerate(pictures):
-        asked = f"{new.ref}, prompt {new.prompt(number)!r} and seed {number}"
-        if pixels.shape[:2] != (height, width):
-            got = f"{pixels.shape[1]}x{pixels.shape[0]}"
-            raise SmokeFailed(f"{asked}: the picture has {got} pixels, not {width}x{height}")
-        spread = int((pixels.max(axis=(0, 1)).astype(int) - pixels.min(axis=(0, 1))).max())
-        if spread < LEVELS:
-            raise SmokeFailed(f"{asked}: the picture is flat, {spread} levels from dark to bright")
-        for earlier in range(number):
-            if (pictures[earlier] == pixels).all():
-                raise SmokeFailed(f"{asked}: the same picture as with seed {earlier}")
-
-
-def _paint(http: "httpx.Client", one: Candidate, number: int) -> Any:
-    """Return one picture's pixels (H, W, 3); a full queue is waited for."""
+def _ask(http: "httpx.Client", one: Candidate, number: int) -> Any:
+    """Return one answer, read; a full queue is waited for."""
     import httpx
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
 
-    body = {"model": one.ref, "prompt": one.prompt(number), "seed": number}
+    how = tryout(one.pipeline)
+    body = how.body(one, number)
     deadline = time.monotonic() + LONGEST_S
     try:
-        answer = http.post("/v1/images/generations", json=body)
+        answer = http.post(how.path, json=body)
         while answer.status_code in {429, 503} and time.monotonic() < deadline:
             time.sleep(0.25)
-            answer = http.post("/v1/images/generations", json=body)
+            answer = http.post(how.path, json=body)
     except httpx.HTTPError as error:
         why = type(error).__name__
         raise SmokeFailed(f"{one.ref} did not answer within {LONGEST_S:g} s ({why})") from None
@@ -176,10 +132,11 @@ def _paint(http: "httpx.Client", one: Candidate, number: int) -> Any:
     if answer.status_code != 200:
         raise SmokeFailed(f"{one.ref} answered {answer.status_code}: {_message(answer)}")
     try:
-        file = base64.b64decode(answer.json()["data"][0]["b64_json"], validate=True)
-        return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
-    except (ValueError, LookupError, TypeError, binascii.Error, UnidentifiedImageError) as error:
-        raise SmokeFailed(f"{one.ref} answered 200 without a picture: {error!r}") from None
+        return how.read(answer.json())
+    except MALFORMED as error:
+        article = "an" if how.noun[0] in "aeiou" else "a"
+        without = f"{one.ref} answered 200 without {article} {how.noun}"
+        raise SmokeFailed(f"{without}: {error!r}") from None
 
 
 def _message(answer: "httpx.Response") -> str:

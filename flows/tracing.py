@@ -144,13 +144,15 @@ def _says_elsewhere(receipt: Receipt, version: "Version", origin: str) -> tuple[
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A picture that was drawn again, beside the first."""
+    """A picture or sound that was made again, beside the first."""
 
-    picture: bytes  # PNG
-    pixels: int
+    picture: bytes  # PNG, or WAV
+    pixels: int  # or sound samples
     differing: int
-    most: int  # of 255, the largest difference of a channel
+    most: int  # of `levels`, the largest difference
     notes: tuple[str, ...]
+    noun: str = "pixels"
+    levels: int = 255
 
     @property
     def same(self) -> bool:
@@ -161,9 +163,10 @@ class Replay:
     def says(self) -> str:
         """The comparison in a sentence."""
         if not self.differing:
-            return f"identical: all {self.pixels} pixels"
+            return f"identical: all {self.pixels} {self.noun}"
         rounding = " (a rounding step)" if self.same else ""
-        return f"{self.differing} of {self.pixels} pixels differ, by at most {self.most} of 255{rounding}"
+        many = f"{self.differing} of {self.pixels} {self.noun} differ"
+        return f"{many}, by at most {self.most} of {self.levels}{rounding}"
 
 
 def redraw(found: Trace) -> bytes:
@@ -199,17 +202,45 @@ def compare_pixels(found: Trace, first: bytes, again: bytes, *, where: str) -> R
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (a.shape, b.shape)]
         raise Untraceable(f"the picture is {sizes[0]}, drawn again it is {sizes[1]}")
     difference = np.abs(a.astype(np.int16) - b.astype(np.int16)).max(axis=2)
+    return Replay(
+        again,
+        difference.size,
+        int((difference > 0).sum()),
+        int(difference.max()),
+        _notes(found, again, where, differs=bool(difference.any())),
+    )
+
+
+def compare_sounds(found: Trace, first: bytes, again: bytes, *, where: str) -> Replay:
+    """Return how two sounds of one receipt differ, and what could be the reason.
+
+    Raises:
+        Untraceable: the sounds are of different lengths.
+    """
+    import numpy as np
+    import soundfile
+
+    a, b = (soundfile.read(io.BytesIO(one), dtype="int16")[0].astype(int) for one in (first, again))
+    if a.shape != b.shape:
+        raise Untraceable(f"the sound has {len(a)} samples, made again it has {len(b)}")
+    difference = np.abs(a - b)
+    notes = _notes(found, again, where, differs=bool(difference.any()))
+    most = int(difference.max(initial=0))
+    return Replay(
+        again, len(a), int((difference > 0).sum()), most, notes, noun="samples", levels=65535
+    )
+
+
+def _notes(found: Trace, again: bytes, where: str, *, differs: bool) -> tuple[str, ...]:
     notes = [f"drawn by {found.version.ref} {where}"]
     notes += _otherwise(found.receipt, read(again))
     if found.version.ref != found.receipt.version:
         notes.append(f"the receipt's {found.receipt.version} is {found.version.ref} here")
-    if difference.any():
+    if differs:
         notes.append(
             "a receipt names no device: CPU and GPU, and other library versions, round otherwise"
         )
-    return Replay(
-        again, difference.size, int((difference > 0).sum()), int(difference.max()), tuple(notes)
-    )
+    return tuple(notes)
 
 
 def _otherwise(then: Receipt, now: Receipt) -> list[str]:
@@ -221,7 +252,7 @@ def _otherwise(then: Receipt, now: Receipt) -> list[str]:
     for old, new in zip(before, after, strict=False):
         if old != new:
             notes.append(f"another stage drew: {' '.join(new)}, not {' '.join(old)}")
-    for field in ("prompt", "seed", "steps", "guidance", "size"):
+    for field in ("prompt", "seed", "steps", "guidance", "size", "seconds", "temperature"):
         if getattr(then, field) != getattr(now, field):
             notes.append(f"{field} was {getattr(then, field)!r}, now {getattr(now, field)!r}")
     return notes

@@ -4,8 +4,9 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prefect import flow, task
 from prefect.runtime import flow_run
@@ -21,6 +22,9 @@ from infra.storage import MANIFEST, seal
 
 if TYPE_CHECKING:
     from infra.registry import Version
+
+LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokenizer"}
+"""The fact of a dataset without which a network cannot learn its modality."""
 
 
 def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> TrainingSpec:
@@ -133,13 +137,16 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
     Raises:
         ValueError: names the stage and what is wrong with it.
     """
-    from data.loaders import facts_of
+    from data.loaders import facts_of, modality_of
     from flows.training.counting import check_passes
     from models import configure, trainable
 
     for spec in specs:
         try:
             facts = facts_of(spec.prepared, spec.image_size)
+            kind = modality_of(spec.prepared)
+            if LEARNED[kind] not in {field.name for field in fields(trainable(spec.family).Config)}:
+                raise ValueError(f"{spec.family} learns no {kind}, and {spec.dataset} is {kind}")
             config = configure(spec.family, spec.preset, spec.config, facts)
             if (family := trainable(spec.family)).counts:
                 check_passes(spec, family(config))

@@ -1,10 +1,13 @@
-"""Receipts: which endpoint, versions, seed and parameters made a picture, carried in the PNG itself.
+"""Receipts: which endpoint, versions, seed and parameters made a picture, a sound or a text.
 
-A receipt is one tEXt chunk `atelier` of ASCII JSON straight after the header; the pixels' bytes stay as they are.
-PNG: https://www.w3.org/TR/png-3/, section 5 (chunks) and 11.3.3.3 (tEXt).
+A PNG carries it in one tEXt chunk `atelier` of ASCII JSON straight after the header; the pixels' bytes stay as they
+are. PNG: https://www.w3.org/TR/png-3/, section 5 (chunks) and 11.3.3.3 (tEXt). WAV and FLAC: infra.sound_receipts. A
+text's receipt goes beside it and names its sha256; a file with the answer's JSON can be read.
 """
 
+import hashlib
 import io
+import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,16 +16,19 @@ from typing import Annotated, BinaryIO, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from infra import sound_receipts
+
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 KEYWORD: Final = b"atelier\x00"
 MOST_BYTES: Final = 64 * 1024  # of a receipt: a prompt and four stages take about 1 kB
 MOST_CHUNKS: Final = 100_000
+MOST_JSON: Final = 2**24  # bytes
 
 Digest = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class ReceiptError(ValueError):
-    """The file is no PNG, has no receipt, or has one that cannot be read."""
+    """The file carries no receipts, has none, or has one that cannot be read."""
 
 
 class Strict(BaseModel):
@@ -40,7 +46,7 @@ class StageReceipt(Strict):
 
 
 class Receipt(Strict):
-    """What made one picture; the same values make it again."""
+    """What made one picture, sound or text; the same values make it again. None: not asked for, or has no meaning."""
 
     format: Literal[1] = 1
     endpoint: str
@@ -53,22 +59,40 @@ class Receipt(Strict):
     seed: int
     steps: int | None = None
     guidance: float | None = None
-    size: Annotated[str, Field(pattern=r"^[0-9]+x[0-9]+$")]  # width x height in pixels
+    size: Annotated[str, Field(pattern=r"^[0-9]+x[0-9]+$")] | None = None  # width x height, pixels
+    seconds: float | None = None  # of sound, as asked for
+    messages: tuple[tuple[str, str], ...] | None = None  # (role, text), in place of a prompt
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] | None = None
+    text_sha256: str | None = None  # of the text that it speaks for, UTF-8
     created: AwareDatetime
     request_id: str
 
+    @property
+    def ascii_json(self) -> bytes:
+        """The receipt as it travels."""
+        return self.model_dump_json(ensure_ascii=True, exclude_none=True).encode("ascii")
 
-def attach(png: bytes, receipt: Receipt) -> bytes:
-    """Return the PNG with this receipt (and no older one); pixels and other chunks keep their bytes.
+
+def attach(file: bytes, receipt: Receipt) -> bytes:
+    """Return the PNG, WAV or FLAC with this receipt (and no older one); what is seen or heard keeps its bytes.
 
     Raises:
-        ReceiptError: not a PNG, or a receipt above 64 KiB.
+        ReceiptError: another kind of file, or a receipt above 64 KiB.
     """
-    text = receipt.model_dump_json(ensure_ascii=True).encode("ascii")
+    text = receipt.ascii_json
     if len(text) > MOST_BYTES:
         raise ReceiptError(f"a receipt has at most {MOST_BYTES} bytes, this one has {len(text)}")
+    if sound_receipts.is_sound(file):
+        try:
+            return sound_receipts.attach(file, text)
+        except ValueError as error:
+            raise ReceiptError(str(error)) from None
     made = [SIGNATURE]
-    for kind, content in _chunks(io.BytesIO(png), "the picture", texts_only=False):
+    for kind, content in _chunks(io.BytesIO(file), "the picture", texts_only=False):
         if kind == b"tEXt" and content.startswith(KEYWORD):
             continue
         made.append(_chunk(kind, content))
@@ -78,13 +102,15 @@ def attach(png: bytes, receipt: Receipt) -> bytes:
 
 
 def read(source: Path | bytes) -> Receipt:
-    """Return a PNG's receipt; reads no pixels, and never more than 64 KiB at once.
+    """Return the receipt of a PNG, WAV or FLAC, or of an answer's JSON with one text.
+
+    Reads no pixels and no sound, and never more than 64 KiB at once; of JSON at most 16 MiB.
 
     Raises:
-        ReceiptError: no such file, not a PNG, damaged, without a receipt, or with one that is not ours.
+        ReceiptError: no such file, of another kind, damaged, without a receipt, or with one that is not ours.
     """
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), "the picture")
+        return _read(io.BytesIO(source), "the file")
     try:
         with source.open("rb") as file:
             return _read(file, str(source))
@@ -93,11 +119,21 @@ def read(source: Path | bytes) -> Receipt:
 
 
 def _read(file: BinaryIO, where: str) -> Receipt:
-    texts = [
-        content[len(KEYWORD) :]
-        for _, content in _chunks(file, where, texts_only=True)
-        if content.startswith(KEYWORD)
-    ]
+    start = file.read(len(SIGNATURE))
+    file.seek(0)
+    if sound_receipts.is_sound(start):
+        try:
+            texts = sound_receipts.texts(file, MOST_BYTES)
+        except ValueError as error:
+            raise ReceiptError(f"{where}: {error}") from None
+    elif start[:1] == b"{":
+        texts = _of_answer(file.read(MOST_JSON), where)
+    else:
+        texts = [
+            content[len(KEYWORD) :]
+            for _, content in _chunks(file, where, texts_only=True)
+            if content.startswith(KEYWORD)
+        ]
     if not texts:
         raise ReceiptError(f"no receipt in {where}: it was not made by atelier, or was saved anew")
     if len(texts) > 1:
@@ -108,6 +144,26 @@ def _read(file: BinaryIO, where: str) -> Receipt:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ReceiptError(f"the receipt in {where} is not valid: {field} {first['msg']}") from None
+
+
+def _of_answer(content: bytes, where: str) -> list[bytes]:
+    """Return the receipts in the JSON of a completion, a chat turn or samples, each with its own text beside it."""
+    try:
+        document = json.loads(content)
+        entries = [
+            (entry["receipt"], entry.get("text") or entry.get("message", {}).get("content") or "")
+            for entry in document.get("choices", document.get("data", []))
+            if "receipt" in entry
+        ]
+        for receipt, text in entries:
+            found = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()
+            if receipt.get("text_sha256") != found:
+                raise ReceiptError(f"the text in {where} is not the one that its receipt names")
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        if isinstance(error, ReceiptError):
+            raise
+        raise ReceiptError(f"{where} is not an answer of atelier's in JSON") from None
+    return [json.dumps(receipt).encode() for receipt, _ in entries]
 
 
 def _chunks(file: BinaryIO, where: str, *, texts_only: bool) -> Iterator[tuple[bytes, bytes]]:

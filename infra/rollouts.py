@@ -160,6 +160,6 @@ def _slower(limits: Limits, shape: str, champion: Tally, challenger: Tally) -> s
 
 WORDS: Final = {
     "not_finite": "not finite",
-    "flat": "of one colour",
+    "flat": "of one colour or empty",
     "repeated": "the same for different requests",
 }

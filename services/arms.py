@@ -15,9 +15,10 @@ import numpy as np
 from infra.rollouts import Arm, Tally, bucket
 from services.endpoints import Endpoint, Rollout, Route
 from services.errors import ApiError, logger
-from services.media import Bitmap
+from services.making import Complete, Drawing, Maker, One, Progress
+from services.media import Sound
 from services.rollout import Observer, asked, look
-from services.text_to_image import Complete, Drawing, Progress, TextToImage
+from services.work import Piece, Text
 
 MIRRORED: Final = 4  # shadow requests under way; more are left out
 FAULTS: Final = (ApiError, RuntimeError, ValueError, TypeError, LookupError, OSError)
@@ -42,24 +43,24 @@ class _Defective(Exception):
 class Arms:
     """Draws with the version that a route names, or with its rollout's challenger."""
 
-    def __init__(self, painter: TextToImage, observer: Observer, timeout_s: float) -> None:
-        self._painter = painter
+    def __init__(self, maker: Maker, observer: Observer, timeout_s: float) -> None:
+        self._maker = maker
         self._observer = observer
         self._patience_s = timeout_s / 2  # with a challenger: the rest is the champion's
         self._mirrored: set[asyncio.Task[None]] = set()
 
-    async def draw(self, route: Route, planning: Planning) -> tuple[Step, list[Bitmap]]:
-        """Return the finished pictures and who drew them; errors are the champion's."""
+    async def draw(self, route: Route, planning: Planning) -> tuple[Step, Complete]:
+        """Return the finished samples and who drew them; errors are the champion's."""
         async with aclosing(self.watch(route, planning, whole=True)) as steps:
             async for step in steps:
                 if isinstance(step.progress, Complete):
-                    return step, step.progress.pictures
-        raise AssertionError("a drawing ends with pictures or an error")
+                    return step, step.progress
+        raise AssertionError("a drawing ends with samples or an error")
 
     async def watch(
         self, route: Route, planning: Planning, *, whole: bool = False
     ) -> AsyncGenerator[Step]:
-        """Yield sketches and then the pictures, with `whole` the pictures alone; errors are the champion's."""
+        """Yield what is seen on the way and then the samples, with `whole` these alone; errors are the champion's."""
         rollout = route.rollout
         if rollout is not None and self._observer.stopped(rollout):
             rollout = None
@@ -84,10 +85,9 @@ class Arms:
                     if rollout is not None and isinstance(progress, Complete):
                         seconds = time.perf_counter() - began if whole else None
                         if rollout.place == "shadow":
-                            self._mirror(rollout, route, planning, step, progress.pictures, seconds)
+                            self._mirror(rollout, route, planning, step, progress.made, seconds)
                         else:
-                            pictures = progress.pictures
-                            await self._saw(rollout, "champion", drawing, pictures, seconds)
+                            await self._saw(rollout, "champion", drawing, progress.made, seconds)
                     yield step
         except ApiError as error:
             if rollout is not None and error.status >= 500:
@@ -97,13 +97,22 @@ class Arms:
     async def _canary(
         self, rollout: Rollout, route: Route, planning: Planning, whole: bool
     ) -> AsyncGenerator[Step]:
-        """Yield what the challenger draws or, where it fails, what the champion does."""
+        """Yield what the challenger draws or, where it fails, what the champion does.
+
+        Text is not shown before all of it was seen to be good: what was read cannot be taken back.
+        """
         sketched, refusal = False, None
+        written: list[Step] = []
         try:
             async with aclosing(
                 self._challenger(rollout, route.challenger, planning, whole)
             ) as steps:
                 async for step in steps:
+                    if isinstance(step.progress, Piece):
+                        written.append(step)
+                        continue
+                    for piece in written:
+                        yield piece
                     sketched = True
                     yield step
                 return
@@ -140,7 +149,7 @@ class Arms:
                     return
                 if isinstance(progress, Complete):
                     seconds = time.perf_counter() - began if whole else None
-                    if await self._saw(rollout, "challenger", drawing, progress.pictures, seconds):
+                    if await self._saw(rollout, "challenger", drawing, progress.made, seconds):
                         raise _Defective
                 yield Step(endpoint, drawing, progress)
 
@@ -148,9 +157,9 @@ class Arms:
         self, endpoint: Endpoint, drawing: Drawing, whole: bool
     ) -> AsyncGenerator[Progress]:
         if whole:
-            yield Complete(await self._painter.draw(endpoint.plan, drawing))
+            yield await self._maker.draw(endpoint.plan, drawing)
             return
-        async for progress in self._painter.watch(endpoint.plan, drawing):
+        async for progress in self._maker.watch(endpoint.plan, drawing):
             yield progress
 
     def _mirror(
@@ -159,7 +168,7 @@ class Arms:
         route: Route,
         planning: Planning,
         step: Step,
-        pictures: list[Bitmap],
+        made: Sequence[One],
         seconds: float | None,
     ) -> None:
         """Let the challenger draw what the champion drew, later and beside; left out where too many are under way."""
@@ -168,11 +177,11 @@ class Arms:
             return
 
         async def compare() -> None:
-            await self._saw(rollout, "champion", step.drawing, pictures, seconds)
+            await self._saw(rollout, "champion", step.drawing, made, seconds)
             try:
                 async for other in self._challenger(rollout, route.challenger, planning, True):
                     assert isinstance(other.progress, Complete)
-                    apart = await asyncio.to_thread(difference, pictures, other.progress.pictures)
+                    apart = await asyncio.to_thread(difference, made, other.progress.made)
                     tally = Tally(compared=1, difference=apart)
                     self._observer.count(rollout, "challenger", tally)
             except _Defective:
@@ -192,12 +201,13 @@ class Arms:
         rollout: Rollout,
         arm: Arm,
         drawing: Drawing,
-        pictures: list[Bitmap],
+        made: Sequence[One],
         seconds: float | None,
     ) -> bool:
-        """Count an arm's pictures; returns whether they are not to be shown."""
-        looks = await asyncio.to_thread(lambda: [look(pixels) for pixels in pictures])
-        wanted = [asked(seed, drawing.prompt) for seed in drawing.seeds]
+        """Count an arm's samples; returns whether they are not to be shown."""
+        looks = await asyncio.to_thread(lambda: [look(one) for one in made])
+        seeds = (0,) * len(made) if drawing.temperature == 0 else drawing.seeds
+        wanted = [asked(seed, drawing.asked(row)) for row, seed in enumerate(seeds)]
         flat = any(one.flat for one in looks)
         repeated = self._observer.repeated(rollout, arm, looks, wanted)
         tally = Tally(requests=1, flat=flat, repeated=repeated)
@@ -214,17 +224,28 @@ class Arms:
 
 
 def shape(drawing: Drawing) -> str:
-    """Return what makes a request longer than another, whichever version draws: "4 pictures, 20 steps"."""
+    """Return what makes a request longer than another, whichever version answers: "4 samples, 20 steps"."""
     count = len(drawing.seeds)
-    pictures = "1 picture" if count == 1 else f"{count} pictures"
-    return pictures if drawing.steps is None else f"{pictures}, {drawing.steps} steps"
+    parts = ["1 sample" if count == 1 else f"{count} samples"]
+    for name in ("steps", "seconds", "max_tokens"):
+        if (value := getattr(drawing, name)) is not None:
+            parts.append(f"{value:g} {name.removeprefix('max_')}")
+    return ", ".join(parts)
 
 
-def difference(ours: Sequence[Bitmap], theirs: Sequence[Bitmap]) -> float:
-    """Return the mean absolute difference of two lists of pictures, 0 to 1; 1 where their shapes differ."""
-    if [one.shape for one in ours] != [one.shape for one in theirs]:
+def difference(ours: Sequence[One], theirs: Sequence[One]) -> float:
+    """Return how far two lists of samples are apart, 0 to 1: the mean over their pairs.
+
+    Of pictures and sounds the mean absolute difference, 1 where their shapes differ; of texts 1 where they differ.
+    """
+    return float(np.mean([_apart(one, other) for one, other in zip(ours, theirs, strict=True)]))
+
+
+def _apart(one: One, other: One) -> float:
+    if isinstance(one, Text) or isinstance(other, Text):
+        return float(one != other)
+    a, b = (each.levels if isinstance(each, Sound) else each for each in (one, other))
+    if a.shape != b.shape:
         return 1.0
-    apart = [
-        np.abs(one.astype(np.int16) - other).mean() for one, other in zip(ours, theirs, strict=True)
-    ]
-    return float(np.mean(apart)) / 255
+    span = 65535 if isinstance(one, Sound) else 255
+    return float(np.abs(a.astype(np.int32) - b).mean()) / span

@@ -10,9 +10,9 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from infra.database import DatabaseError
 from infra.ledger import Ledger, Row, Stage
@@ -20,7 +20,7 @@ from infra.registry import Registry, RegistryError, Unreachable, Version
 from infra.rollouts import PLACES, Place, Terms
 from infra.storage import IntegrityError
 from services.errors import ApiError
-from services.work import Pin
+from services.plans import Plan
 
 _MODEL: Final = re.compile(
     r"(?P<name>[a-z][a-z0-9-]{0,40})(@(?P<stage>staging|production|canary|shadow)|:(?P<number>[1-9][0-9]{0,8}))?"
@@ -28,56 +28,6 @@ _MODEL: Final = re.compile(
 _REMEMBERED: Final = 512  # plans, and versions by number
 
 T = TypeVar("T")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)  # a newer writer may say more
-
-
-class Accepts(_Part):
-    """What a stage starts from."""
-
-    prompt: Literal["text", "none"] = "none"
-    picture: tuple[int, int, int] | None = None
-
-
-class PinnedStage(_Part):
-    """One stage of a pipeline version."""
-
-    stage: str
-    name: str
-    version: int
-    sha256: str
-    accepts: Accepts
-    steps: int | None = None
-    guidance: float | None = None
-
-    @property
-    def pin(self) -> Pin:
-        """The version to draw with."""
-        return Pin(name=self.name, number=self.version, digest=self.sha256)
-
-
-class Plan(_Part):
-    """pipeline.json: the stages in the order they draw."""
-
-    format: Literal[1]
-    endpoint: str
-    stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]
-    vocabulary: tuple[str, ...] = ()
-    image_size: tuple[int, int]  # width, height
-    sample: float = 0.0  # share of the answers in production that are kept, see services.samples
-    try_prompts: tuple[str, ...] = ()
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether it draws what a prompt says."""
-        return self.stages[0].accepts.prompt == "text"
-
-    @property
-    def size(self) -> str:
-        """WIDTHxHEIGHT."""
-        return f"{self.image_size[0]}x{self.image_size[1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +50,6 @@ class Endpoint:
 
     def card(self) -> dict[str, Any]:
         """Return the model object of /v1/models."""
-        first = self.plan.stages[0]
         return {
             "id": self.model,
             "object": "model",
@@ -110,13 +59,7 @@ class Endpoint:
             "root": f"models:/{self.name}/{self.number}",
             "digest": self.digest,
             "alias": self.stage,
-            "capabilities": ["image_generation"],
-            "reads_text": self.plan.reads_text,
-            "size": self.plan.size,
-            "steps": first.steps,
-            "guidance": first.guidance,
-            "stages": [stage.pin.ref for stage in self.plan.stages],
-            "try_prompts": list(self.plan.try_prompts),
+            **self.plan.card(),
         }
 
 

@@ -79,6 +79,9 @@ def from_validation(error: ValidationError | RequestValidationError) -> ApiError
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     message = str(first["msg"]).removeprefix("Value error, ")
+    named, colon, rest = message.partition(": ")
+    if param is None and colon and named.isidentifier():  # a rule about several fields names one
+        param, message = named, rest
     if code == "unknown_parameter":
         message = f"unknown parameter {param!r}"
     elif param and code != "invalid_json":

@@ -1,15 +1,15 @@
-"""The gateway: OpenAI's image API over the pipelines that the ledger names, as a Ray Serve application.
+"""The gateway: OpenAI's API over the pipelines that the ledger names, as a Ray Serve application.
 
 `services.gateway:build` is the import path of the application: the ingress `Gateway` and, behind handles, the stages
-`Generate` and `Upscale`.
+`Generate` and `Upscale`. The routes of pictures, text, sound, embeddings and likelihoods each have a file.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,22 +17,33 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
 from services import errors
-from services.answers import Answer, plan_drawing
 from services.arms import Arms
-from services.endpoints import Endpoints
+from services.embeddings import EmbeddingOrder, answer_embeddings
+from services.endpoints import Endpoint, Endpoints
 from services.errors import ApiError
+from services.exchange import Exchange
 from services.files import Files
 from services.guard import Guard, KeyStore, require_key_off_loopback
-from services.orders import ImageOrder
+from services.making import Drawing, Stages
+from services.one_stage import Pipelines
+from services.orders import ImageOrder, Order
+from services.pictures import PictureAnswer, plan_drawing
 from services.readiness import Readiness
 from services.remote import Remote
 from services.samples import Samples
+from services.sampling import SampleOrder, give_samples, plan_samples
+from services.scores import ScoreOrder, answer_scores
+from services.sound import SpeechOrder, plan_speech, speak
 from services.stages import Stage, StageArguments
-from services.text_to_image import TextToImage
+from services.text import TextAnswer, plan_completion, plan_turn
+from services.text_orders import ChatOrder, CompletionOrder
 
 if TYPE_CHECKING:
     from ray import serve
     from ray.serve.handle import DeploymentHandle
+
+Body = TypeVar("Body", bound=BaseModel)
+Asked = TypeVar("Asked", bound=Order)
 
 
 class Arguments(BaseModel):
@@ -47,9 +58,9 @@ class Arguments(BaseModel):
     files: Path  # pictures answered by url
     samples: Path  # answers kept for the drift check
     timeout_s: float = Field(default=120.0, gt=0)  # of a request, all attempts together
-    max_body: int = Field(default=256 * 1024, ge=1)  # bytes
+    max_body: int = Field(default=2**20, ge=1)  # bytes
     max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
-    max_queued: int = Field(default=256, ge=1)  # pictures that wait at a stage
+    max_queued: int = Field(default=256, ge=1)  # samples that wait at a stage
     device: str = "auto"
     threads: int = 1
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -75,6 +86,7 @@ class Parts:
 
     endpoints: Endpoints
     arms: Arms
+    generate: Stages
     files: Files
     samples: Samples
     keys: KeyStore
@@ -89,6 +101,8 @@ def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
     _health_routes(app, parts)
     _model_routes(app, parts)
     _image_routes(app, parts)
+    _sample_routes(app, parts)
+    _question_routes(app, parts)
     arguments = parts.arguments
     return Guard(
         app,
@@ -129,27 +143,12 @@ def _model_routes(app: FastAPI, parts: Parts) -> None:
 
 
 def _image_routes(app: FastAPI, parts: Parts) -> None:
-    schema = {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ImageOrder.model_json_schema()}},
-        }
-    }
-
-    @app.post("/v1/images/generations", openapi_extra=schema, response_model=None)
+    @app.post("/v1/images/generations", openapi_extra=_schema(ImageOrder), response_model=None)
     async def generate(request: Request) -> Response:
         """Draw pictures."""
-        order = await _order(request)
-        seeds = order.seeds()
-        session = order.session or str(
-            seeds[0]
-        )  # who says nothing at all is somebody else each time
-        route = await asyncio.to_thread(parts.endpoints.route, order.model, session)
-        planning = partial(plan_drawing, order, seeds)
-        timeout_s = parts.arguments.timeout_s
-        answer = Answer(
-            parts.arms, parts.files, parts.samples, timeout_s, request, order, route, planning
-        )
+        order = await _order(request, ImageOrder)
+        exchange = await _exchange(parts, request, order, plan_drawing)
+        answer = PictureAnswer(exchange, order, parts.files, parts.samples)
         return await (answer.stream() if order.stream else answer.whole())
 
     @app.get("/v1/files/{name}", response_model=None)
@@ -165,14 +164,88 @@ def _image_routes(app: FastAPI, parts: Parts) -> None:
         return Response(found, media_type="image/png", headers=headers)
 
 
-async def _order(request: Request) -> ImageOrder:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+def _sample_routes(app: FastAPI, parts: Parts) -> None:
+    @app.post("/v1/completions", openapi_extra=_schema(CompletionOrder), response_model=None)
+    async def complete(request: Request) -> Response:
+        """Go on from prompts."""
+        order = await _order(request, CompletionOrder)
+        answer = TextAnswer(await _exchange(parts, request, order, plan_completion), order)
+        return await (answer.stream() if order.stream else answer.whole())
+
+    @app.post("/v1/chat/completions", openapi_extra=_schema(ChatOrder), response_model=None)
+    async def chat(request: Request) -> Response:
+        """Say the next turn of a dialogue."""
+        order = await _order(request, ChatOrder)
+        answer = TextAnswer(await _exchange(parts, request, order, plan_turn), order)
+        return await (answer.stream() if order.stream else answer.whole())
+
+    @app.post("/v1/audio/speech", openapi_extra=_schema(SpeechOrder), response_model=None)
+    async def speech(request: Request) -> Response:
+        """Say something."""
+        order = await _order(request, SpeechOrder)
+        return await speak(await _exchange(parts, request, order, plan_speech), order)
+
+    @app.post("/v1/samples", openapi_extra=_schema(SampleOrder), response_model=None)
+    async def sample(request: Request) -> Response:
+        """Make whatever the model makes."""
+        order = await _order(request, SampleOrder)
+        return await give_samples(await _exchange(parts, request, order, plan_samples))
+
+
+def _question_routes(app: FastAPI, parts: Parts) -> None:
+    timeout_s = parts.arguments.timeout_s
+
+    @app.post("/v1/embeddings", openapi_extra=_schema(EmbeddingOrder), response_model=None)
+    async def embed(request: Request) -> Response:
+        """Embed texts."""
+        order = await _order(request, EmbeddingOrder)
+        route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
+        return await answer_embeddings(parts.generate, route.endpoint, order, timeout_s)
+
+    @app.post("/v1/scores", openapi_extra=_schema(ScoreOrder), response_model=None)
+    async def score(request: Request) -> Response:
+        """Return how likely given inputs are."""
+        order = await _order(request, ScoreOrder)
+        route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
+        return await answer_scores(parts.generate, route.endpoint, order, timeout_s)
+
+
+def _schema(order: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": order.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _order(request: Request, kind: type[Body]) -> Body:
+    """Return the body.
+
+    Raises:
+        ApiError: 415, it is no JSON; 400 that names its first wrong field.
+    """
+    content = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content != "application/json":
         raise ApiError(415, "send the body as application/json", code="unsupported_media_type")
     try:
-        return ImageOrder.model_validate_json(await request.body())
+        return kind.model_validate_json(await request.body())
     except ValidationError as error:
         raise errors.from_validation(error) from None
+
+
+async def _exchange(
+    parts: Parts,
+    request: Request,
+    order: Asked,
+    planning: Callable[[Asked, tuple[int, ...], Endpoint], Drawing],
+) -> Exchange:
+    """Return the request with where it goes and what it wants there."""
+    seeds = order.seeds()
+    session = order.session or str(seeds[0])  # who says nothing at all is somebody else each time
+    return Exchange(
+        arms=parts.arms,
+        timeout_s=parts.arguments.timeout_s,
+        request=request,
+        route=await asyncio.to_thread(parts.endpoints.route, order.model, session),
+        planning=partial(planning, order, seeds),
+    )
 
 
 class Gateway:
@@ -195,11 +268,12 @@ class Gateway:
         require_key_off_loopback(given.host, keys)
         endpoints = Endpoints(ledger, Registry(given.tracking_uri, given.cache))
         stages = {"generate": Remote(generate), "upscale": Remote(upscale)}
-        painter = TextToImage(stages["generate"], stages["upscale"])
+        pipelines = Pipelines(stages["generate"], stages["upscale"])
         observer = Observer(ledger, Observations(given.database))
         self._parts = Parts(
             endpoints=endpoints,
-            arms=Arms(painter, observer, given.timeout_s),
+            arms=Arms(pipelines, observer, given.timeout_s),
+            generate=stages["generate"],
             files=Files(given.files),
             samples=Samples(given.samples),
             keys=keys,

@@ -1,19 +1,43 @@
-"""Pictures to bytes: 8 bits a channel, PNG, and the receipt inside it.
+"""Pictures and sounds to bytes and back: PNG, WAV, FLAC and bare PCM; and uploads as a model learned such things.
 
-Shape letters: N pictures, C channels (1 or 3), H and W pixels.
+Shape letters: N pictures, C channels (1 or 3), H and W pixels, T sound samples.
 """
 
+import struct
+import warnings
+from dataclasses import dataclass
 from io import BytesIO
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from services.work import Pictures
+from services.work import Pictures, Sounds
 
 Bitmap: TypeAlias = NDArray[np.uint8]
 """(H, W, C)."""
+
+LARGEST_SIDE: Final = 4096  # pixels of an upload
+LONGEST_SOUND: Final = 2**22  # samples of an upload
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+class MediaError(ValueError):
+    """An upload that cannot be read; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """One channel of 16-bit sound."""
+
+    levels: NDArray[np.int16]
+    sample_rate: int  # Hz
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return len(self.levels) / self.sample_rate
 
 
 def bitmap(picture: Pictures) -> Bitmap:
@@ -35,6 +59,106 @@ def png(pixels: Bitmap) -> bytes:
     file = BytesIO()
     _image(pixels).save(file, "PNG", compress_level=6)
     return file.getvalue()
+
+
+def sound(samples_T: Sounds, sample_rate: int) -> Sound:
+    """Return (T,) in [-1, 1] as 16-bit levels, rounded."""
+    rounded = (samples_T.astype(np.float64) * 32768).round().clip(-32768, 32767)
+    return Sound(rounded.astype(np.int16), sample_rate)
+
+
+def pcm(one: Sound) -> bytes:
+    """Return the bare levels, 16 bits, little-endian."""
+    return one.levels.astype("<i2").tobytes()
+
+
+def wav(one: Sound) -> bytes:
+    """Return a RIFF file with a format chunk and a data chunk."""
+    levels, rate = pcm(one), one.sample_rate
+    shape = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate, 2, 16)  # PCM, one channel, 16 bits
+    body = b"WAVEfmt " + struct.pack("<I", len(shape)) + shape
+    body += b"data" + struct.pack("<I", len(levels)) + levels
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def flac(one: Sound) -> bytes:
+    """Return a FLAC file."""
+    import soundfile
+
+    file = BytesIO()
+    soundfile.write(file, one.levels, one.sample_rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def learned_pixels(content: bytes, side: int, channels: int) -> Bitmap:
+    """Return an uploaded picture as preparing a dataset makes it (data.pictures): (H, W, C) bytes.
+
+    Upright, transparency over white, grey where C is 1, the central square, resized by box where the side divides it
+    and by Lanczos otherwise; a picture that has the size already keeps its bytes.
+
+    Raises:
+        MediaError: no picture that can be read, or above 4096 pixels a side.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
+            image = Image.open(BytesIO(content), formats=FORMATS)
+        if max(image.size) > LARGEST_SIDE:
+            wide, high = image.size
+            raise MediaError(f"{wide}x{high} pixels, at most {LARGEST_SIDE}x{LARGEST_SIDE}")
+        image.load()
+        flat = _flat(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+    except MediaError:
+        raise
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error) as error:
+        raise MediaError(f"not a picture that can be read ({', '.join(FORMATS)})") from error
+    return np.asarray(_square(flat, side)).reshape(side, side, channels).copy()
+
+
+def learned_sound(content: bytes, sample_rate: int) -> Sounds:
+    """Return an uploaded sound as (T,) in [-1, 1], the mean of its channels.
+
+    Raises:
+        MediaError: no sound that can be read, too long, or at another sample rate.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(BytesIO(content)) as file:
+            if file.samplerate != sample_rate:
+                message = f"the sound has {file.samplerate} Hz, the model learned {sample_rate} Hz: resample it"
+                raise MediaError(message)
+            if not 0 < file.frames <= LONGEST_SOUND:
+                raise MediaError(f"the sound has {file.frames} samples, 1 to {LONGEST_SOUND} fit")
+            samples_TC = file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise MediaError("not a sound that can be read (WAV, FLAC, OGG)") from error
+    found: Sounds = samples_TC.mean(1, dtype=np.float32)
+    return found
+
+
+def _flat(image: Image.Image, mode: str) -> Image.Image:
+    """Return the picture in `mode`, transparency over white, 16 bits as 8."""
+    if image.mode == mode:
+        return image
+    if image.mode.startswith(("I", "F")):
+        levels = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert(mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    width, height = image.size
+    edge = min(width, height)
+    left, top = (width - edge) // 2, (height - edge) // 2
+    square = image.crop((left, top, left + edge, top + edge))
+    if edge == side:
+        return square
+    exact = edge % side == 0
+    return square.resize((side, side), Image.Resampling.BOX if exact else Image.Resampling.LANCZOS)
 
 
 def _image(pixels: Bitmap) -> Image.Image:

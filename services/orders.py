@@ -1,10 +1,10 @@
-"""The body of POST /v1/images/generations: what is understood, what changes nothing, and the limits."""
+"""The bodies of requests: what all of them have, and that of POST /v1/images/generations with its limits."""
 
 import secrets
 import unicodedata
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 LARGEST_SEED: Final = 2**53 - 1  # every JSON reader keeps it exact
 LONGEST_PROMPT: Final = 1000
@@ -15,21 +15,82 @@ LARGEST_GUIDANCE: Final = 50.0
 Label = Annotated[str, Field(max_length=256)]
 
 
-class ImageOrder(BaseModel):
-    """A request for pictures, in OpenAI's words; `seed`, `steps` and `guidance` (or their longer names) are ours."""
+class Strict(BaseModel):
+    """A body, or a part of one, in which every field is known."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    prompt: Annotated[str, Field(max_length=LONGEST_PROMPT)]
+
+class Order(Strict):
+    """A request for samples."""
+
     model: Annotated[str, Field(max_length=100)] | None = None  # None: the only one in production
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None  # sample i has seed + i
+
+    @property
+    def count(self) -> int:
+        """How many samples, of each prompt where there are several."""
+        return self.n or 1
+
+    @property
+    def session(self) -> str:
+        """Whose request it is, as far as it says."""
+        return ""
+
+    def seeds(self) -> tuple[int, ...]:
+        """Return a seed a sample: the asked one and those after it, or random ones that a person can copy."""
+        first = secrets.randbelow(2**32 - 16) if self.seed is None else self.seed
+        return tuple(first + number for number in range(self.count))
+
+    def check_seeds(self) -> None:
+        """Check that the last sample's seed is one.
+
+        Raises:
+            ValueError: it is too large.
+        """
+        if self.seed is not None and self.seed + self.count - 1 > LARGEST_SEED:
+            raise ValueError(
+                f"seed: sample i has seed + i, so with n {self.count} it is at most"
+                f" {LARGEST_SEED - self.count + 1}, got {self.seed}"
+            )
+
+
+def plain_text(text: str) -> str:
+    """Return the text.
+
+    Raises:
+        ValueError: it has half of a surrogate pair, which no tokenizer reads.
+    """
+    odd = next((sign for sign in text if "\ud800" <= sign <= "\udfff"), None)
+    if odd is not None:
+        raise ValueError(f"half of a surrogate pair, U+{ord(odd):04X}, is no character")
+    return text
+
+
+def one_line(prompt: str) -> str:
+    """Return a caption in NFC, without blanks around it.
+
+    Raises:
+        ValueError: it has control characters.
+    """
+    text = unicodedata.normalize("NFC", prompt)
+    odd = next((sign for sign in text if unicodedata.category(sign) in {"Cc", "Cs"}), None)
+    if odd is not None:
+        raise ValueError(f"a prompt has no control characters, found U+{ord(odd):04X}")
+    return text.strip()
+
+
+class ImageOrder(Order):
+    """A request for pictures, in OpenAI's words; `seed`, `steps` and `guidance` (or their longer names) are ours."""
+
+    prompt: Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)]
     size: Annotated[str, Field(max_length=20)] | None = "auto"  # or WIDTHxHEIGHT
     response_format: Literal["b64_json", "url"] | None = "b64_json"
     output_format: Literal["png"] | None = "png"
     stream: bool | None = False
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
 
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None  # picture i has seed + i
     steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
     guidance: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
@@ -46,34 +107,15 @@ class ImageOrder(BaseModel):
     user: Label | None = None
     safety_identifier: Label | None = None
 
-    @field_validator("prompt")
-    @classmethod
-    def _plain(cls, prompt: str) -> str:
-        """Return the prompt in NFC, without control characters."""
-        text = unicodedata.normalize("NFC", prompt)
-        odd = next((sign for sign in text if unicodedata.category(sign) in {"Cc", "Cs"}), None)
-        if odd is not None:
-            raise ValueError(f"a prompt has no control characters, found U+{ord(odd):04X}")
-        return text.strip()
-
     @model_validator(mode="after")
     def _one_name_each(self) -> Self:
         for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
             if getattr(self, short) is not None and getattr(self, long) is not None:
                 raise ValueError(f"give {short} or {long}, not both")
-        if self.seed is not None and self.seed + self.count - 1 > LARGEST_SEED:
-            raise ValueError(
-                f"seed: picture i has seed + i, so with n {self.count} it is at most"
-                f" {LARGEST_SEED - self.count + 1}, got {self.seed}"
-            )
+        self.check_seeds()
         if self.partial_images and not self.stream:
             raise ValueError("partial_images needs stream: true")
         return self
-
-    @property
-    def count(self) -> int:
-        """How many pictures."""
-        return self.n or 1
 
     @property
     def sampler_steps(self) -> int | None:
@@ -89,8 +131,3 @@ class ImageOrder(BaseModel):
     def session(self) -> str:
         """Whose request it is, as far as it says: the user, else the prompt; empty where it says nothing."""
         return self.user or self.safety_identifier or self.prompt
-
-    def seeds(self) -> tuple[int, ...]:
-        """Return a seed a picture: the asked one and those after it, or random ones that a person can copy."""
-        first = secrets.randbelow(2**32 - 16) if self.seed is None else self.seed
-        return tuple(first + number for number in range(self.count))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 from services.errors import ApiError
-from services.work import Drawn, Event, Refused, Work
+from services.work import Embedded, EmbedWork, Event, Made, Refused, Scored, ScoreWork, Work
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -26,14 +26,28 @@ class Remote:
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
 
-    async def draw(self, work: Work) -> Drawn | Refused:
-        """Return all pictures of `work`, or why there are none; a lost replica's work is done again."""
+    async def draw(self, work: Work) -> Made | Refused:
+        """Return all samples of `work`, or why there are none; a lost replica's work is done again."""
+        answer: Made | Refused = await self._ask("draw", work, once=work.once)
+        return answer
+
+    async def embed(self, work: EmbedWork) -> Embedded | Refused:
+        """Return an embedding a text, or why there is none."""
+        answer: Embedded | Refused = await self._ask("embed", work)
+        return answer
+
+    async def score(self, work: ScoreWork) -> Scored | Refused:
+        """Return the likelihood of an input, or why there is none."""
+        answer: Scored | Refused = await self._ask("score", work)
+        return answer
+
+    async def _ask(self, method: str, work: Any, *, once: bool = False) -> Any:
         from ray.exceptions import RayActorError, RayError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-        for attempt in range(1 if work.once else ATTEMPTS):
+        for attempt in range(1 if once else ATTEMPTS):
             try:
-                answer: Drawn | Refused = await self._handle.draw.remote(work)
+                answer = await getattr(self._handle, method).remote(work)
             except BackPressureError as error:
                 return _full(error)
             except (RayActorError, DeploymentUnavailableError) as error:
@@ -48,10 +62,10 @@ class Remote:
         return Refused("stopped", "no replica could be reached")
 
     async def watch(self, work: Work) -> AsyncIterator[Event]:
-        """Yield previews, then the pictures; begun again only while nothing was shown.
+        """Yield what is seen on the way, then the samples; begun again only while nothing was shown.
 
         Raises:
-            ApiError: 503, the replica was lost after a preview had been shown.
+            ApiError: 503, the replica was lost after something had been shown.
         """
         from ray.exceptions import RayActorError, RayError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError

@@ -19,7 +19,9 @@ from infra.ledger import Conflict, KeyReused, Ledger
 from infra.observations import Observations
 from infra.rollouts import Arm, Tally, verdict
 from services.endpoints import Rollout
-from services.media import Bitmap
+from services.making import One
+from services.media import Bitmap, Sound
+from services.work import Text
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,21 +29,38 @@ REMEMBERED: Final = 4096  # pictures of an arm, to see one again
 ROLLOUTS: Final = 64  # kept in memory, the newest
 SHAPES: Final = 32  # of requests, whose latencies are kept apart
 FLAT: Final = 2  # of 255 levels: less contrast than this is one colour
+SILENT: Final = 32  # of 65535 levels between the lowest and the highest
+SAME_SIGNS: Final = 16  # so many of one sign and no other are no text
 
 Asked: TypeAlias = tuple[int, str]
-"""What makes a picture different from others: its seed and its prompt."""
+"""What makes a sample different from others: its seed and its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a finished picture looks like, as far as a rollout cares."""
+    """What a finished sample looks like, as far as a rollout cares."""
 
-    flat: bool
-    digest: bytes
+    flat: bool  # one colour, silence, or no text
+    digest: bytes | None  # None: it may rightly come again for another request
 
 
-def look(pixels: Bitmap) -> Look:
-    """Return whether a picture has one colour, and a digest of its pixels."""
+def look(one: One) -> Look:
+    """Return whether there is nothing in a sample, and a digest of it.
+
+    A picture of one colour, a silent sound; a text that is empty or one sign over and over. Short texts come again
+    rightly ("yes"), so a text has no digest.
+    """
+    if isinstance(one, Text):
+        signs = "".join(one.text.split())
+        return Look(len(set(signs)) <= 1 and len(signs) not in range(1, SAME_SIGNS), None)
+    if isinstance(one, Sound):
+        levels = one.levels
+        silent = int(levels.max()) - int(levels.min()) <= SILENT
+        return Look(silent, hashlib.blake2b(levels.tobytes(), digest_size=16).digest())
+    return _look(one)
+
+
+def _look(pixels: Bitmap) -> Look:
     contrast = pixels.max(axis=(0, 1)).astype(int) - pixels.min(axis=(0, 1))
     return Look(
         bool((contrast <= FLAT).all()), hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
@@ -108,7 +127,7 @@ class Observer:
         with self._changed:
             pictures, found = self._state(rollout).pictures, False
             for one, what in zip(looks, wanted, strict=True):
-                if not one.flat:
+                if not one.flat and one.digest is not None:
                     found |= pictures.setdefault((arm, one.digest), what) != what
             while len(pictures) > REMEMBERED:
                 pictures.popitem(last=False)

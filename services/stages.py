@@ -1,4 +1,4 @@
-"""A stage: a deployment that holds versions of one kind of model on one device and draws with them.
+"""A stage: a deployment that holds versions of one kind of model on one device, samples, embeds and scores.
 
 Two deployments run this class: `Generate` (models that start from a prompt or from nothing) and `Upscale` (models
 that take a low-resolution picture). torch is imported with the first replica, not with this module, so that the
@@ -7,17 +7,36 @@ gateway starts without it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.work import Drawn, Event, Pictures, Pin, Preview, Refused, Work
+from services.work import (
+    Drawn,
+    Embedded,
+    EmbedWork,
+    Event,
+    Made,
+    Piece,
+    Pin,
+    Preview,
+    Refused,
+    Scored,
+    ScoreWork,
+    Sounded,
+    Text,
+    Work,
+    Written,
+)
 
 if TYPE_CHECKING:
     from infra.registry import Registry
-    from services.engine import Result
+    from models.family import Request
+    from services.tickets import Result
     from services.versions import Held
 
 logger = logging.getLogger("ray.serve")
@@ -80,35 +99,65 @@ class Stage:
         for pin in pins:
             await self._load(pin)
 
-    async def draw(self, work: Work) -> Drawn | Refused:
-        """Return the pictures of `work`, or why there are none."""
+    async def draw(self, work: Work) -> Made | Refused:
+        """Return the samples of `work`, or why there are none."""
         last: Event | None = None
         async for event in self.watch(work):
             last = event
-        assert isinstance(last, Drawn | Refused)
+        assert isinstance(last, Drawn | Sounded | Written | Refused)
         return last
 
-    async def watch(self, work: Work) -> AsyncIterator[Event]:
-        """Yield previews as they come, then the pictures or why there are none."""
+    async def watch(self, work: Work) -> AsyncGenerator[Event]:
+        """Yield previews or pieces of text as they come, then the samples or why there are none."""
         held = await self._load(work.pin)
         if held is None:
-            why = self._problems.get(work.pin.digest, "another kind of stage runs it")
-            yield Refused("missing", f"{work.pin.ref}: {why}")
+            yield self._missing(work.pin)
             return
         if refused := _check(held, work):
             yield refused
             return
-        async for event in self._follow(held, work):
-            yield event
+        async with aclosing(self._follow(held, work)) as events:  # at once when the client goes
+            async for event in events:
+                yield event
+
+    async def embed(self, work: EmbedWork) -> Embedded | Refused:
+        """Return an embedding a text, or why there are none; some texts at a time, between two sampler steps."""
+        held = await self._load(work.pin)
+        if held is None:
+            return self._missing(work.pin)
+        import numpy as np
+
+        from services.questions import TOGETHER, embed
+
+        found: list[Embedded] = []
+        for start in range(0, len(work.texts), TOGETHER):
+            part = work.texts[start : start + TOGETHER]
+            answer = await self._ask(partial(embed, held.model, part))
+            if isinstance(answer, Refused):
+                return answer
+            found.append(answer)
+        vectors = np.concatenate([one.vectors for one in found])
+        return Embedded(vectors, tuple(count for one in found for count in one.tokens))
+
+    async def score(self, work: ScoreWork) -> Scored | Refused:
+        """Return log p of one input, or why there is none."""
+        held = await self._load(work.pin)
+        if held is None:
+            return self._missing(work.pin)
+        from services.questions import score
+
+        answer: Scored | Refused = await self._ask(partial(score, held.model, work))
+        return answer
 
     async def status(self) -> dict[str, Any]:
-        """Return what is loaded, what could not be, and how many rows wait."""
+        """Return what is loaded, what could not be, and how many rows wait and are under way."""
         return {
             "role": self._role,
             "loaded": self._versions.digests,
             "not_ours": sorted(self._not_ours),
             "problems": dict(self._problems),
             "waiting": self._engine.waiting,
+            "drawing": self._engine.drawing,
         }
 
     def check_health(self) -> None:
@@ -143,11 +192,34 @@ class Stage:
         self._problems.pop(pin.digest, None)
         return held
 
-    async def _follow(self, held: "Held", work: Work) -> AsyncIterator[Event]:
-        import torch
+    def _missing(self, pin: Pin) -> Refused:
+        why = self._problems.get(pin.digest, "another kind of stage runs it")
+        return Refused("missing", f"{pin.ref}: {why}")
 
-        from models.family import Request
-        from services.engine import Failed, Finished, Full, Shown
+    async def _ask(self, call: Callable[[], Any]) -> Any:
+        """Return what a call in the engine's thread returns, or why it does not."""
+        from services.tickets import Failed, Full
+
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Any] = asyncio.Queue()
+
+        def deliver(found: Any) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, found)
+
+        try:
+            question = self._engine.ask(call, deliver)
+        except Full as full:
+            return Refused("full", str(full), full.retry_after_s)
+        except RuntimeError as error:
+            return Refused("stopped", str(error))
+        try:
+            found = await told.get()
+        finally:
+            self._engine.cancel(question)
+        return Refused(found.kind, found.message) if isinstance(found, Failed) else found
+
+    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
+        from services.tickets import Failed, Finished, Full
 
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[Result] = asyncio.Queue()
@@ -155,16 +227,15 @@ class Stage:
         def deliver(result: "Result") -> None:
             loop.call_soon_threadsafe(results.put_nowait, result)
 
-        request = Request(
-            seeds=work.seeds,
-            prompts=work.prompts,
-            steps=work.steps,
-            guidance=work.guidance,
-            low_BCHW=None if work.low is None else torch.from_numpy(work.low.copy()),
-        )
         try:
             ticket = self._engine.submit(
-                held.model, request, deliver, previews=work.previews, buckets=held.buckets
+                held.model,
+                _request(work),
+                deliver,
+                previews=work.previews,
+                pieces=work.pieces,
+                stops=work.stop,
+                buckets=held.buckets,
             )
         except Full as full:
             yield Refused("full", str(full), full.retry_after_s)
@@ -172,30 +243,83 @@ class Stage:
         except RuntimeError as error:
             yield Refused("stopped", str(error))
             return
-        pictures: dict[int, Pictures] = {}
+        made: dict[int, Any] = {}
         try:
-            while len(pictures) < len(work.seeds):
-                result = await results.get()
-                if isinstance(result, Failed):
-                    yield Refused(result.kind, result.message)
-                    return
-                if isinstance(result, Shown):
-                    yield Preview(row=result.row, index=result.index, picture=result.picture)
-                elif isinstance(result, Finished):
-                    pictures[result.row] = result.picture
-            yield Drawn(_stack([pictures[row] for row in range(len(work.seeds))]))
+            while len(made) < len(work.seeds):
+                for result in await _all_there(results):
+                    if isinstance(result, Failed):
+                        yield Refused(result.kind, result.message)
+                        return
+                    if isinstance(result, Finished):
+                        made[result.row] = result.made
+                    else:
+                        yield _on_the_way(result)
+            yield _together(held, work, [made[row] for row in range(len(work.seeds))])
         finally:
             self._engine.cancel(ticket)  # the client has gone, or it is over anyway
 
 
+async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
+    """Wait for a result and return all that are there, the pieces of a text that nobody fetched yet as one."""
+    from services.tickets import Wrote
+
+    found = [await results.get()]
+    while not results.empty():
+        found.append(results.get_nowait())
+    kept: list[Result] = []
+    pieces: dict[int, int] = {}  # where the row's piece stands
+    for result in found:
+        if isinstance(result, Wrote) and result.row in pieces:
+            before = kept[pieces[result.row]]
+            assert isinstance(before, Wrote)
+            kept[pieces[result.row]] = Wrote(result.row, before.text + result.text)
+            continue
+        if isinstance(result, Wrote):
+            pieces[result.row] = len(kept)
+        kept.append(result)
+    return kept
+
+
+def _on_the_way(result: "Result") -> Preview | Piece:
+    from services.tickets import Shown, Wrote
+
+    if isinstance(result, Wrote):
+        return Piece(result.row, result.text)
+    assert isinstance(result, Shown)
+    return Preview(row=result.row, index=result.index, picture=result.picture)
+
+
+def _request(work: Work) -> "Request":
+    import torch
+
+    from models.family import Request
+
+    return Request(
+        seeds=work.seeds,
+        prompts=work.prompts,
+        dialogues=work.dialogues,
+        steps=work.steps,
+        guidance=work.guidance,
+        low_BCHW=None if work.low is None else torch.from_numpy(work.low.copy()),
+        seconds=work.seconds,
+        max_tokens=work.max_tokens,
+        temperature=work.temperature,
+        top_k=work.top_k,
+        top_p=work.top_p,
+    )
+
+
 def _check(held: "Held", work: Work) -> Refused | None:
     """Refuse what the model cannot draw before it waits in the queue."""
-    if not held.model.capabilities.stepwise:
+    able = held.model.capabilities
+    if not held.finite:
+        return Refused("not_finite", f"{work.pin.ref} has weights that are not finite")
+    if not able.stepwise or able.modality != "image":
         for param, value in (("steps", work.steps), ("guidance", work.guidance)):
             if value is not None:
                 message = f"{param}: this model draws in one go and takes none"
                 return Refused("invalid", message, param=param)
-    if work.prompts:
+    if work.prompts and able.modality != "text":
         try:
             held.model.encode(work.prompts)
         except ValueError as error:
@@ -203,7 +327,23 @@ def _check(held: "Held", work: Work) -> Refused | None:
     return None
 
 
-def _stack(pictures: Sequence[Pictures]) -> Pictures:
+def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
+    """Return a request's finished rows as one answer."""
     import numpy as np
 
-    return np.stack(pictures)
+    from services.questions import count_tokens
+
+    modality = held.model.capabilities.modality
+    if modality == "image":
+        return Drawn(np.stack(made))
+    if modality == "audio":
+        return Sounded(np.stack(made), held.model.config.sample_rate)
+    texts: list[Text] = list(made)
+    asked: list[tuple[str, ...]] = [(prompt,) for prompt in work.prompts]
+    asked += [tuple(text for _, text in dialogue) for dialogue in work.dialogues]
+    known: dict[tuple[str, ...], int] = {}
+    for one in asked:
+        if one not in known:
+            known[one] = sum(count_tokens(held.model, text) for text in one)
+    counts = tuple(known[one] for one in asked) or (0,) * len(texts)
+    return Written(tuple(texts), counts)

@@ -6,14 +6,14 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from models import Family, build
-from models.family import Request
-from models.parts.rows import join, take
 from services.engine import BUCKETS
+from services.questions import DRAWS
+from services.trial import agreeing
 from services.work import Pin
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Held:
     model: Family
     bytes: int
     buckets: tuple[int, ...]
+    finite: bool  # of text, since tokens cannot show what they were drawn from; else what is drawn tells
 
 
 class WrongRole(ValueError):
@@ -124,7 +125,8 @@ class Versions:
     def _build(self, directory: Path, pin: Pin) -> Held:
         from safetensors.torch import load_file
 
-        model = build(json.loads((directory / "config.json").read_bytes()))
+        with DRAWS:  # fresh weights come from torch's global generator
+            model = build(json.loads((directory / "config.json").read_bytes()))
         if not isinstance(model, Family) or model.capabilities.upscales != self._upscales:
             raise WrongRole(f"{pin.ref} is not run by this stage")
         model.load_state_dict(load_file(directory / "model.safetensors"))
@@ -132,38 +134,7 @@ class Versions:
         tensors = [*model.parameters(), *model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         torch.set_num_threads(self._threads)  # as in the engine: the trial shows what it will do
-        return Held(model, size, agreeing(model, self._buckets))
-
-
-def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
-    """Return the batch sizes whose rows equal, bit for bit, those of the largest one, on this device.
-
-    Two steps over as many rows as the largest batch has; a size that differs is left out.
-    """
-    count = buckets[-1]
-    largest = _trial(model, count, count)
-    agreed = [size for size in buckets[:-1] if torch.equal(_trial(model, count, size), largest)]
-    return (*agreed, count)
-
-
-@torch.no_grad()
-def _trial(model: Family, count: int, size: int) -> torch.Tensor:
-    """Return `count` rows drawn two steps far in batches of `size`."""
-    low = None
-    if model.capabilities.upscales:
-        side, channels = model.config.low_size, model.config.channels
-        grey = torch.Generator().manual_seed(0)
-        low = torch.rand(1, channels, side, side, generator=grey)
-    parts = []
-    for start in range(0, count, size):
-        seeds = tuple(min(seed, count - 1) for seed in range(start, start + size))
-        if not model.capabilities.stepwise:
-            asked = model.config.vocabulary[:1] if model.capabilities.condition == "text" else ()
-            parts.append(model.sample(Request(seeds=seeds, prompts=asked * len(seeds))))
-            continue
-        stepwise: Any = model
-        rows = join([stepwise.begin(Request(seeds=(seed,), low_BCHW=low)) for seed in seeds])
-        for _ in range(2):
-            rows = stepwise.step(rows)
-        parts.append(stepwise.preview(take(rows, list(range(size)))))
-    return torch.cat(parts)[:count]
+        writes = model.capabilities.modality == "text"
+        finite = not writes or all(bool(tensor.isfinite().all()) for tensor in model.parameters())
+        buckets = agreeing(model, self._buckets) if finite else self._buckets
+        return Held(model, size, buckets, finite)

@@ -1,6 +1,6 @@
 """What passes between the gateway and the stages: plain values and arrays, no torch.
 
-Shape letters: N pictures of a request, C channels, H and W pixels.
+Shape letters: N samples of a request, C channels, H and W pixels, T sound samples, E numbers of an embedding.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 
 Pictures: TypeAlias = NDArray[np.float32]
 """(N, C, H, W) in [0, 1]."""
+Sounds: TypeAlias = NDArray[np.float32]
+"""(N, T) in [-1, 1]."""
+Vectors: TypeAlias = NDArray[np.float32]
+"""(N, E)."""
+Dialogue: TypeAlias = tuple[tuple[str, str], ...]
+"""(role, text) in their order."""
+Reason: TypeAlias = Literal["stop", "length"]
+"""Why a text ended: by itself or at a stop string, or for want of room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +37,23 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One request's pictures at one stage: a row a seed."""
+    """One request's samples at one stage: a row a seed. None always leaves it to the family."""
 
     pin: Pin
     seeds: tuple[int, ...]
     prompts: tuple[str, ...] = ()  # one a seed; empty for a stage without text
-    steps: int | None = None  # None: the family's default
+    dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
+    steps: int | None = None
     guidance: float | None = None
     low: Pictures | None = None  # for a stage that upscales
-    previews: int = 0  # estimates to show on the way, evenly spaced over the steps
+    seconds: float | None = None  # of sound
+    max_tokens: int | None = None  # of text
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()  # strings that end a text and are not part of it
+    pieces: bool = False  # text as it is written
+    previews: int = 0  # estimates of pictures to show on the way, evenly spaced over the steps
     once: bool = (
         False  # not again on another replica when one is lost: perhaps this work is what killed it
     )
@@ -53,10 +69,78 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """The next part of one text; a row's pieces in their order are its text."""
+
+    row: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A finished text."""
+
+    text: str
+    tokens: int  # that were written, those of a stop string among them
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Drawn:
     """All pictures of a Work, in the order of its seeds."""
 
     pictures: Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Sounded:
+    """All sounds of a Work, in the order of its seeds."""
+
+    sounds: Sounds
+    sample_rate: int  # Hz
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """All texts of a Work, in the order of its seeds."""
+
+    texts: tuple[Text, ...]
+    prompt_tokens: tuple[int, ...]  # one a seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedWork:
+    """Texts to embed."""
+
+    pin: Pin
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An embedding a text, in their order."""
+
+    vectors: Vectors
+    tokens: tuple[int, ...]  # one a text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreWork:
+    """One input whose likelihood is asked for: a file of a picture or of sound, or a text record."""
+
+    pin: Pin
+    content: bytes = b""
+    record: Dialogue = ()
+    caption: str | None = None
+    seed: int = 0  # of what the family draws for it: grey levels to bits, a latent code
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """log p of one input, or its lower bound."""
+
+    nats: float
+    numbers: int  # pixels times channels, sound samples, or tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +158,5 @@ class Refused:
     param: str | None = None  # of an invalid request
 
 
-Event: TypeAlias = Preview | Drawn | Refused
+Made: TypeAlias = Drawn | Sounded | Written
+Event: TypeAlias = Preview | Piece | Made | Refused

@@ -1,10 +1,11 @@
-"""Pictures through the front door: the `openai` client against the gateway, as any user would."""
+"""Pictures, sounds and texts through the front door: the `openai` client against the gateway, as any user would."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.command_line.terminal import console
 from infra.settings import settings
@@ -49,22 +50,73 @@ def paint(
         Unanswered: the gateway's refusal in its own words.
         NoGateway: it is not there.
     """
-    from openai import APIConnectionError, APIError
-
     wishes = {"seed": seed, "num_inference_steps": steps, "guidance_scale": guidance}
     body = {name: value for name, value in wishes.items() if value is not None}
-    try:
+    with _asking():
         answer = client().images.generate(
             model=model, prompt=prompt, response_format="b64_json", extra_body=body
         )
+    if not answer.data or answer.data[0].b64_json is None:
+        raise Unanswered(f"{model} answered without a picture")
+    return base64.b64decode(answer.data[0].b64_json)
+
+
+def card(model: str) -> dict[str, Any]:
+    """Return what /v1/models says of a model.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    with _asking():
+        return client().models.retrieve(model).model_dump()
+
+
+def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> bytes:
+    """Return one sound as WAV, with its receipt; `more` are `seconds` and `temperature`.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    wishes = {"model": model, "prompt": text, "seed": seed, **more}
+    body = {name: value for name, value in wishes.items() if value is not None}
+    with _asking():
+        answer: Any = client().post("/samples", cast_to=object, body=body)
+    return base64.b64decode(answer["data"][0]["b64"])
+
+
+def write(model: str, prompt: str, *, chats: bool, seed: int | None = None) -> Iterator[str]:
+    """Yield one text as it is written: an answer where the model chats, else what goes on from the prompt.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    ours = client()
+    with _asking():
+        if chats:
+            turn: Any = {"role": "user", "content": prompt}
+            for said in ours.chat.completions.create(
+                model=model, messages=[turn], stream=True, seed=seed
+            ):
+                yield from (one.delta.content or "" for one in said.choices)
+        else:
+            for wrote in ours.completions.create(
+                model=model, prompt=prompt, stream=True, seed=seed
+            ):
+                yield from (one.text for one in wrote.choices)
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    from openai import APIConnectionError, APIError
+
+    try:
+        yield
     except APIConnectionError:
         address = settings().gateway_url
         raise NoGateway(f"no gateway at {address}: start it with `atelier up`") from None
     except APIError as error:
         raise Unanswered(_words(error)) from None
-    if not answer.data or answer.data[0].b64_json is None:
-        raise Unanswered(f"{model} answered without a picture")
-    return base64.b64decode(answer.data[0].b64_json)
 
 
 def _words(error: "APIError") -> str:

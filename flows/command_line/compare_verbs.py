@@ -69,12 +69,14 @@ def _show(found: "Comparison") -> None:
 
 def _write(found: "Comparison", folder: Path) -> tuple[Path, Path | None]:
     """Write the page, and the sheet where both draw a common request."""
-    from flows.compare import Incomparable, draw_both
+    from flows.compare import Incomparable
     from flows.pages.compare import page, sheet
+    from flows.side_by_side import Pictures, Texts, draw_both
     from infra.storage import atomic_write
     from infra.votes import interval
 
-    pictures, why = None, ""
+    pictures: Pictures | Texts | None = None
+    why = ""
     try:
         pictures = draw_both(found.first, found.second)
     except Incomparable as error:
@@ -85,7 +87,7 @@ def _write(found: "Comparison", folder: Path) -> tuple[Path, Path | None]:
     if pictures is None:
         return folder / "compare.html", None
     with atomic_write(folder / "compare.png") as file:
-        sheet(found, pictures).save(file, format="PNG")
+        file.write(sheet(found, pictures))
     return folder / "compare.html", folder / "compare.png"
 
 
@@ -106,14 +108,21 @@ def vote(
     from flows import compare as comparing
     from flows.pages.compare import picture_png
     from flows.pages.style import data_uri
+    from flows.side_by_side import Pictures, draw_both
     from flows.voting import Booth, Pair, serve
     from flows.workshop import actor
     from infra.votes import Votes, interval
 
     first, second = comparing.side(a), comparing.side(b)
+    for side in (first, second):
+        if (kind := side.pipeline.modality) != "image":
+            raise comparing.Incomparable(
+                f"{side.version.ref} gives {kind}: blind votes are for pictures alone"
+            )
     one, other = first.version.digest, second.version.digest
     votes = Votes(settings().database, one, other)
-    drawn = comparing.draw_both(first, second, count)
+    drawn = draw_both(first, second, count)
+    assert isinstance(drawn, Pictures)
     asked = zip(drawn.prompts, drawn.seeds, drawn.first, drawn.second, strict=True)
     pairs = [
         Pair(prompt, seed, data_uri(picture_png(left)), data_uri(picture_png(right)))

@@ -8,9 +8,12 @@ import typer
 from flows.command_line.terminal import AsJson, Ref, console, show_json, show_table, use_stack
 
 if TYPE_CHECKING:
-    from flows.tracing import Trace
+    from flows.tracing import Replay, Trace
 
-Picture = Annotated[Path, typer.Argument(metavar="FILE", help="A picture with a receipt.")]
+Picture = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="A picture, a sound or a text's answer, with a receipt."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(file: Picture, as_json: AsJson = False) -> None:
-    """Walk from a picture's receipt back to the versions, the ledger's row, the run and the data it came from."""
+    """Walk from a file's receipt back to the versions, the ledger's row, the run and the data it came from."""
     use_stack()
     from flows.tracing import trace
 
@@ -50,31 +53,18 @@ def _show(file: Path, found: "Trace") -> None:
 def replay(
     file: Picture,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write the picture anew.")
+        Path | None, typer.Option("-o", "--output", help="Where to write it anew.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a picture again from its receipt and compare the pixels; exit code 1 when more than rounding differs."""
+    """Make a picture or sound again from its receipt and compare; exit code 1 when more than rounding differs."""
     use_stack()
     from flows import tracing
-    from flows.command_line.client import NoGateway, paint
     from infra.storage import atomic_write
 
     found = tracing.trace(file)
-    asked = found.receipt
-    try:
-        again = paint(
-            found.version.ref,
-            asked.prompt,
-            seed=asked.seed,
-            steps=asked.steps,
-            guidance=asked.guidance,
-        )
-        where = "through the gateway"
-    except NoGateway:
-        again = tracing.redraw(found)
-        where = "in this process on the CPU, since no gateway answers"
-    compared = tracing.compare_pixels(found, file.read_bytes(), again, where=where)
+    compared = _again(file, found)
+    again = compared.picture
     if output is not None:
         with atomic_write(output) as target:
             target.write(again)
@@ -95,6 +85,29 @@ def replay(
             console.print(f"  {note}", style="dim")
     if not compared.same:
         raise typer.Exit(1)
+
+
+def _again(file: Path, found: "Trace") -> "Replay":
+    """Make what a receipt names once more, through the gateway or, of a picture, in this process."""
+    from flows import tracing
+    from flows.command_line.client import NoGateway, paint, speak
+
+    asked, ref, through = found.receipt, found.version.ref, "through the gateway"
+    if found.pipeline.modality == "text":
+        raise tracing.Untraceable(f"{file}: texts are not made again; ask {ref} with the receipt's")
+    if found.pipeline.modality == "audio":
+        more = {name: getattr(asked, name) for name in ("seconds", "temperature", "top_k", "top_p")}
+        again = speak(ref, asked.prompt, seed=asked.seed, **more)
+        return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
+    where = through
+    try:
+        again = paint(
+            ref, asked.prompt, seed=asked.seed, steps=asked.steps, guidance=asked.guidance
+        )
+    except NoGateway:
+        again = tracing.redraw(found)
+        where = "in this process on the CPU, since no gateway answers"
+    return tracing.compare_pixels(found, file.read_bytes(), again, where=where)
 
 
 def lineage(

@@ -124,17 +124,41 @@ def _gate_table(ref: str, report: dict[str, Any]) -> None:
 
 def generate(
     name: Ref,
-    prompt: Annotated[str, typer.Argument(help='e.g. "a small red circle on the left"')],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the PNG.")],
+    prompt: Annotated[
+        str, typer.Argument(help='e.g. "a small red circle on the left"; "" where none is read')
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where to write the PNG or WAV; of text, as well."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    steps: Annotated[int | None, typer.Option(min=1)] = None,
-    guidance: Annotated[float | None, typer.Option(min=0)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Of a picture.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Of a sound.")] = None,
 ) -> None:
-    """Paint one picture through the served API."""
-    from flows.command_line.client import paint
+    """Make one picture, sound or text through the served API; text comes as it is written."""
+    from flows.command_line import client
     from infra.storage import atomic_write
 
-    picture = paint(name, prompt, seed=seed, steps=steps, guidance=guidance)
+    card = client.card(name)
+    modality = card.get("modality", "image")
+    if modality == "text":
+        pieces = []
+        chats = "chat" in card.get("abilities", ())
+        for piece in client.write(name, prompt, chats=chats, seed=seed):
+            pieces.append(piece)
+            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        console.print()
+        made = "".join(pieces).encode()
+    elif output is None:
+        raise typer.BadParameter(f"{name} makes {modality}: say where to write it with -o FILE")
+    elif modality == "audio":
+        made = client.speak(name, prompt, seed=seed, seconds=seconds)
+    else:
+        made = client.paint(name, prompt, seed=seed, steps=steps, guidance=guidance)
+    if output is None:
+        return
     with atomic_write(output) as file:
-        file.write(picture)
-    console.print(f"{output}  (where it came from: atelier verify {output})")
+        file.write(made)
+    if modality != "text":
+        console.print(f"{output}  (where it came from: atelier verify {output})")

@@ -1,4 +1,4 @@
-"""Judge one pipeline: draw its fixed prompts x seeds on Ray, score the pictures, keep a gallery.
+"""Judge one pipeline: draw its fixed prompts x seeds on Ray, score the samples, keep a gallery.
 
 Runs wherever Ray puts it: workers fetch versions by name and digest, and only arrays and numbers travel.
 """
@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from flows.judging.gate import Evaluation, JudgeRecord
+from flows.judging.modalities import judging
 from flows.judging.pipeline import Pipeline, draw, load_model
-from flows.judging.scores import score
 from flows.judging.speed import cost_per_sample
 from flows.recipe import Evaluation as EvaluationSpec
 
@@ -38,40 +36,30 @@ class Order:
     num_gpus: float
 
 
-def evaluation_set(order: Order, prompts: Sequence[str], seeds: Sequence[int]) -> str:
-    """Return the hash that two evaluations must share to be compared: prompts, seeds, data and judge."""
+def evaluation_set(
+    order: Order, prompts: Sequence[str], seeds: Sequence[int], cut: str = ""
+) -> str:
+    """Return the hash that two evaluations must share to be compared: prompts, seeds, data and judge.
+
+    `cut` are the rows that held-out text was cut into: nats of other windows or tokens are of something else.
+    """
     judge = order.judge["digest"] if order.judge else None
-    text = json.dumps(["by prompt", order.data_identity, judge, list(prompts), list(seeds)])
+    parts = ["by prompt", order.data_identity, judge, list(prompts), list(seeds)]
+    text = json.dumps([*parts, cut] if cut else parts)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def fixed_requests(
-    pipeline: Pipeline, captions: Sequence[str], spec: EvaluationSpec
-) -> tuple[list[str], list[int]]:
-    """Return one prompt and one seed a sample: every caption with every seed, or numbered seeds without prompts."""
-    if pipeline.stages[0].accepts.prompt == "none":
-        return [], list(range(spec.samples))
-    step = max(1, len(captions) * len(spec.seeds) // spec.samples)
-    chosen = list(captions)[::step]
-    pairs = [
-        (caption, 100_003 * seed + row) for seed in spec.seeds for row, caption in enumerate(chosen)
-    ]
-    return [caption for caption, _ in pairs], [seed for _, seed in pairs]
-
-
-def draw_part(order: Order, prompts: list[str], seeds: list[int]) -> "NDArray[np.uint8]":
-    """Return this part's pictures (N, C, H, W) as bytes 0..255; runs as a Ray task."""
+def draw_part(order: Order, prompts: list[str], seeds: list[int]) -> "NDArray[Any]":
+    """Return this part's samples as they travel, a row a seed; runs as a Ray task."""
     pipeline = Pipeline.model_validate(order.pipeline)
-    models = _models(order, pipeline)
-    pictures = draw(models, pipeline.stages, prompts, seeds)
-    levels: NDArray[np.uint8] = (pictures.clamp(0, 1) * 255).round().byte().numpy()
-    return levels
+    drawn = draw(_models(order, pipeline), pipeline.stages, prompts, seeds)
+    return judging(pipeline.modality).packed(drawn)
 
 
 def score_all(
-    order: Order, prompts: list[str], seeds: list[int], parts: "list[NDArray[np.uint8]]"
-) -> tuple[str, bytes]:
-    """Return the evaluation as JSON and the gallery as PNG; runs as a Ray task."""
+    order: Order, prompts: list[str], seeds: list[int], parts: "list[NDArray[Any]]"
+) -> tuple[str, dict[str, bytes]]:
+    """Return the evaluation as JSON and the gallery's files by path; runs as a Ray task."""
     from infra.registry import Registry
 
     pipeline = Pipeline.model_validate(order.pipeline)
@@ -82,8 +70,8 @@ def score_all(
         directory = registry.fetch(pinned, digest=order.judge["digest"])
         judge, record = load_judge(directory, order)
     models = _models(order, pipeline)
-    metrics, outcomes, gallery = score(
-        np.concatenate(parts),
+    judged = judging(pipeline.modality).score(
+        parts,
         prompts,
         judge=judge,
         prepared=Path(order.prepared),
@@ -91,14 +79,13 @@ def score_all(
         models=models,
         pipeline=pipeline,
     )
-    metrics |= cost_per_sample(models, pipeline.stages, prompts)
     found = Evaluation(
-        evaluation_set=evaluation_set(order, prompts, seeds),
+        evaluation_set=evaluation_set(order, prompts, seeds, judged.cut),
         judge=record,
-        metrics=metrics,
-        outcomes=outcomes,
+        metrics=judged.metrics | cost_per_sample(models, pipeline.stages, prompts),
+        outcomes=judged.outcomes,
     )
-    return found.model_dump_json(), gallery
+    return found.model_dump_json(), judged.files
 
 
 def load_judge_network(directory: Path) -> Any:
@@ -127,13 +114,13 @@ def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
     )
 
 
-def evaluate_on_ray(order: Order, captions: Sequence[str]) -> tuple[Evaluation, bytes]:
-    """Return the evaluation and the gallery's PNG; drawing is spread over the cluster's CPUs or GPUs."""
+def evaluate_on_ray(order: Order) -> tuple[Evaluation, dict[str, bytes]]:
+    """Return the evaluation and the gallery's files by path; drawing is spread over the cluster's CPUs or GPUs."""
     import ray
 
     pipeline = Pipeline.model_validate(order.pipeline)
     spec = EvaluationSpec.model_validate(order.spec)
-    prompts, seeds = fixed_requests(pipeline, captions, spec)
+    prompts, seeds = judging(pipeline.modality).requests(pipeline, Path(order.prepared), spec)
     cluster: Mapping[str, float] = ray.cluster_resources()
     workers = cluster.get("GPU" if order.num_gpus else "CPU", 1)
     size = max(32, -(-len(seeds) // max(1, min(16, int(workers)))))
@@ -144,13 +131,13 @@ def evaluate_on_ray(order: Order, captions: Sequence[str]) -> tuple[Evaluation, 
         for start in range(0, len(seeds), size)
     ]
     scoring = ray.remote(_score_refs).options(**lent)
-    document, gallery = ray.get(scoring.remote(order, prompts, seeds, *parts))
-    return Evaluation.model_validate_json(document), gallery
+    document, files = ray.get(scoring.remote(order, prompts, seeds, *parts))
+    return Evaluation.model_validate_json(document), files
 
 
 def _score_refs(
-    order: Order, prompts: list[str], seeds: list[int], *parts: "NDArray[np.uint8]"
-) -> tuple[str, bytes]:
+    order: Order, prompts: list[str], seeds: list[int], *parts: "NDArray[Any]"
+) -> tuple[str, dict[str, bytes]]:
     return score_all(order, prompts, seeds, list(parts))
 
 

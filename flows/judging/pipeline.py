@@ -1,11 +1,11 @@
-"""A pipeline version: which stage versions it pins, whether they fit, and how its pictures are drawn in turn."""
+"""A pipeline version: which stage versions it pins, whether they fit, and what it can be asked for."""
 
 import hashlib
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,30 +14,39 @@ from infra.storage import verify
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.family import Family
+    from models.family import Family, Request
 
 Picture = tuple[int, int, int]  # channels, height, width
+Modality = Literal["image", "audio", "text"]
+Ability = Literal["images", "speech", "completions", "chat", "embeddings", "scores", "samples"]
+ADDED: Final = ("modality", "sample_rate", "tokenizer")
+"""Fields of `Accepts` and `Gives` that came with sound and text: at their defaults they are in no interface's hash."""
 
 
 class Accepts(BaseModel):
-    """What a stage starts from: a prompt or nothing, and the picture of the stage before it or none."""
+    """What a stage starts from: a prompt or nothing, and what the stage before it gives: one of the rest, or none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Literal["text", "none"]
     picture: Picture | None = None
+    sample_rate: int | None = None  # of sound, Hz
+    tokenizer: str | None = None  # of tokens, as in `Gives`
 
 
 class Gives(BaseModel):
-    """What a stage hands on."""
+    """What a stage hands on: a picture, sound at a sample rate, or tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    picture: Picture
+    modality: Modality = "image"
+    picture: Picture | None = None
+    sample_rate: int | None = None  # Hz
+    tokenizer: str | None = None  # the first 16 digits of the document's sha256
 
 
 class PinnedStage(BaseModel):
-    """One stage of a pipeline version, pinned by digest."""
+    """One stage of a pipeline version, pinned by digest, with how it is sampled where that is not asked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,6 +60,20 @@ class PinnedStage(BaseModel):
     gives: Gives
     steps: int | None = None
     guidance: float | None = None
+    seconds: float | None = None  # of sound
+    max_tokens: int | None = None  # of text
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+SAMPLING: Final = (
+    *("steps", "guidance", "seconds", "max_tokens"),
+    *("temperature", "top_k", "top_p"),
+)
+"""What of a stage's sampling a recipe sets and a pipeline version pins; None leaves it to the family."""
+SILENCE: Final = {"image": 0, "audio": 0, "text": -1}
+"""What follows a sample that ended before others of its batch."""
 
 
 class Pipeline(BaseModel):
@@ -60,9 +83,12 @@ class Pipeline(BaseModel):
 
     format: Literal[1] = 1
     endpoint: str
+    modality: Modality = "image"
+    abilities: tuple[Ability, ...] = ()  # of the last stage; empty: written before there were any
     stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]
     vocabulary: tuple[str, ...]
-    image_size: tuple[int, int]  # width, height
+    image_size: tuple[int, int] | None = None  # width, height
+    sample_rate: int | None = None  # Hz, of sound
     sample: float = 0.0  # share of the answers that the gateway keeps, see flows.drift
     try_prompts: tuple[str, ...] = ()
 
@@ -73,29 +99,82 @@ class StageMismatch(ValueError):
 
 def interface(config: dict[str, Any]) -> tuple[Accepts, Gives]:
     """Return what a model with this config.json accepts and gives."""
-    from models import Family, build
-
-    model = build(config)
-    assert isinstance(model, Family)
-    size, channels = model.config.image_size, model.config.channels
-    able = model.capabilities
-    low = model.config.low_size if able.upscales else None
+    model = _fresh(config)
+    able, settings = model.capabilities, model.config
+    if able.modality == "audio":
+        given = Gives(modality="audio", sample_rate=settings.sample_rate)
+        return Accepts(prompt=able.condition), given
+    if able.modality == "text":
+        digest = hashlib.sha256(settings.tokenizer.encode()).hexdigest()[:16]
+        return Accepts(prompt=able.condition), Gives(modality="text", tokenizer=digest)
+    size, channels = settings.image_size, settings.channels
+    low = settings.low_size if able.upscales else None
     return (
         Accepts(prompt=able.condition, picture=(channels, low, low) if low else None),
         Gives(picture=(channels, size, size)),
     )
 
 
+def abilities(config: dict[str, Any]) -> tuple[Ability, ...]:
+    """Return what a pipeline whose last stage has this config.json can be asked for."""
+    model = _fresh(config)
+    able = model.capabilities
+    found: list[tuple[Ability, bool]] = [
+        ("images", able.modality == "image"),
+        ("speech", able.modality == "audio" and able.condition == "text"),
+        ("completions", able.modality == "text" and able.condition == "text"),
+        ("chat", able.chats),
+        ("embeddings", able.embeds),
+        ("scores", able.likelihood),
+        ("samples", able.modality != "text" or _writes_unasked(model)),
+    ]
+    return tuple(name for name, has in found if has)
+
+
+def _writes_unasked(model: "Family") -> bool:
+    """Return whether a model of text writes without a prompt."""
+    import torch
+
+    from models.family import Request
+
+    if model.capabilities.condition == "none":
+        return True
+    try:
+        with torch.no_grad():
+            model.sample(Request(seeds=(0,), max_tokens=1))
+    except ValueError:
+        return False
+    return True
+
+
+def _fresh(config: dict[str, Any]) -> "Family":
+    from models import Family, build
+
+    model = build(config)
+    assert isinstance(model, Family)
+    return model.eval()
+
+
 def interface_hash(config: dict[str, Any]) -> str:
-    """Return the hash of all that a stage's neighbours rely on: pictures in and out, condition, and vocabulary."""
+    """Return the hash of all that a stage's neighbours rely on: what comes in and goes out, prompts, and vocabulary."""
     accepts, gives = interface(config)
     document = {
-        "accepts": accepts.model_dump(mode="json"),
-        "gives": gives.model_dump(mode="json"),
+        "accepts": _hashed(accepts),
+        "gives": _hashed(gives),
         "vocabulary": config["config"].get("vocabulary"),
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hashed(side: Accepts | Gives) -> dict[str, Any]:
+    defaults = {name: field.default for name, field in type(side).model_fields.items()}
+    document = side.model_dump(mode="json")
+    return {
+        name: value
+        for name, value in document.items()
+        if name not in ADDED or value != defaults[name]
+    }
 
 
 def check_interfaces(stages: Sequence[tuple[PinnedStage, Path]]) -> None:
@@ -120,22 +199,34 @@ def check_fit(stages: Sequence[PinnedStage]) -> None:
         StageMismatch: the first pair that does not fit.
     """
     first = stages[0]
-    if first.accepts.picture is not None:
-        raise StageMismatch(
-            f"{first.name}:{first.version} upscales a picture: no stage stands before it"
-        )
+    if _taken(first.accepts) is not None:
+        what = "upscales a picture" if first.accepts.picture else f"takes {_says(first.accepts)}"
+        raise StageMismatch(f"{first.name}:{first.version} {what}: no stage stands before it")
     for left, right in itertools.pairwise(stages):
-        if right.accepts.picture != left.gives.picture:
-            wants = "no picture" if right.accepts.picture is None else _size(right.accepts.picture)
+        if _taken(right.accepts) != _taken(left.gives):
             raise StageMismatch(
-                f"{left.name}:{left.version} gives {_size(left.gives.picture)}, "
-                f"but {right.name}:{right.version} takes {wants}"
+                f"{left.name}:{left.version} gives {_says(left.gives)}, "
+                f"but {right.name}:{right.version} takes {_says(right.accepts)}"
             )
 
 
-def _size(picture: Picture) -> str:
-    channels, height, width = picture
-    return f"{width}x{height} pictures of {channels} channels"
+def _taken(side: Accepts | Gives) -> tuple[str, Any] | None:
+    """Return what passes from one stage to the next."""
+    for kind in ("picture", "sample_rate", "tokenizer"):
+        if (value := getattr(side, kind)) is not None:
+            return kind, value
+    return None
+
+
+def _says(side: Accepts | Gives) -> str:
+    if side.picture is not None:
+        channels, height, width = side.picture
+        return f"{width}x{height} pictures of {channels} channels"
+    if side.sample_rate is not None:
+        return f"sound of {side.sample_rate} Hz"
+    if side.tokenizer is not None:
+        return f"text by tokenizer {side.tokenizer}"
+    return "no picture, sound or text of another stage"
 
 
 def load_model(directory: Path) -> "Family":
@@ -158,25 +249,49 @@ def draw(
     seeds: Sequence[int],
     rows_at_once: int = 64,
 ) -> "Tensor":
-    """Return the pipeline's pictures (N, C, H, W) in [0, 1]: each stage upscales what the one before it drew."""
-    import torch
+    """Return what the pipeline makes, a row a seed, as `Family.sample` does: pictures, sound or tokens.
 
-    from models.family import Request
+    Each stage upscales what the one before it drew. Sound and text that end early are silent to the longest one's end.
+    """
+    import torch
 
     drawn = []
     for start in range(0, len(seeds), rows_at_once):
         part = slice(start, start + rows_at_once)
-        pictures: Tensor | None = None
+        made: Tensor | None = None
         for model, stage in zip(models, stages, strict=True):
-            request = Request(
-                seeds=tuple(seeds[part]),
-                prompts=tuple(prompts[part]) if stage.accepts.prompt == "text" else (),
-                steps=stage.steps,
-                guidance=stage.guidance,
-                low_BCHW=pictures,
-            )
             with torch.no_grad():
-                pictures = model.sample(request).cpu()
-        assert pictures is not None
-        drawn.append(pictures)
-    return torch.cat(drawn)
+                made = model.sample(asked(model, stage, prompts[part], seeds[part], made)).cpu()
+        assert made is not None
+        drawn.append(made)
+    return joined(drawn, SILENCE[stages[-1].gives.modality])
+
+
+def asked(
+    model: "Family",
+    stage: PinnedStage,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    low_BCHW: "Tensor | None" = None,
+) -> "Request":
+    """Return what a stage is asked for, sampled as it is pinned; who chats is asked by dialogues of one turn."""
+    from models.family import Request
+
+    reads = prompts if stage.accepts.prompt == "text" else ()
+    chats = model.capabilities.chats
+    return Request(
+        seeds=tuple(seeds),
+        prompts=() if chats else tuple(reads),
+        dialogues=tuple((("user", one),) for one in reads) if chats else (),
+        low_BCHW=low_BCHW,
+        **{name: getattr(stage, name) for name in SAMPLING},
+    )
+
+
+def joined(parts: Sequence["Tensor"], silence: float) -> "Tensor":
+    """Return rows of several batches as one, (N, ...); shorter rows are silent at the end."""
+    import torch
+    from torch.nn import functional as F
+
+    longest = max(part.shape[-1] for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.shape[-1]), value=silence) for part in parts])

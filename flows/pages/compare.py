@@ -1,10 +1,11 @@
-"""The comparison as one page with its pictures inside, and as one PNG sheet."""
+"""The comparison as one page with its pictures or texts inside, and as one PNG sheet."""
 
 import io
 from typing import TYPE_CHECKING, Final
 
-from flows.compare import Comparison, Metric, Pictures
+from flows.compare import Comparison, Metric
 from flows.pages.style import STYLE, data_uri, environment
+from flows.side_by_side import Pictures, Texts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,6 +22,7 @@ PAGE: Final = """<!doctype html>
 .side b { font-size: 1.15rem; font-weight: 600 } .side .a, .side .b { font-weight: 600; margin-right: .5rem }
 .side div { margin-top: .15rem } .bar line { stroke-width: 2 } .bar .a { stroke: var(--a) } .bar .b { stroke: var(--b) }
 .bar circle.a { fill: var(--a) } .bar circle.b { fill: var(--b) } .bar { display: block }
+.text { white-space: pre-wrap; vertical-align: top }
 .narrow { width: auto } .narrow th, .narrow td { padding-right: 2.6rem }
 .same td { color: var(--soft) } .pairs { display: grid; gap: 1.5rem 1.2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, {{ 3 * side + 20 }}px), 1fr)) }
@@ -81,6 +83,13 @@ figcaption { font-size: .84rem; line-height: 1.35; margin-top: .35rem } figcapti
 {% for source, what in row.images %}<img alt="{{ what }}" src="{{ source }}">{% endfor %}</div>
 <figcaption>{{ row.prompt }} <span class="soft">seed {{ row.seed }}</span></figcaption></figure>
 {% endfor %}</div>
+{% elif texts %}
+<p class="soft">{{ texts.seeds|length }} requests, {{ texts.source }}. {{ texts.says }}.</p>
+<div class="wide"><table><tr><th>asked</th><th class="a">A</th><th class="b">B</th></tr>
+{% for prompt, seed, a, b in said %}<tr{% if a == b %} class="same"{% endif %}>
+<td>{{ prompt }} <span class="soft">seed {{ seed }}</span></td>
+<td class="text">{{ a }}</td><td class="text">{{ b }}</td></tr>
+{% endfor %}</table></div>
 {% else %}<p class="soft">{{ why_none }}.</p>{% endif %}
 </body></html>
 """
@@ -88,7 +97,7 @@ figcaption { font-size: .84rem; line-height: 1.35; margin-top: .35rem } figcapti
 
 def page(
     found: Comparison,
-    pictures: Pictures | None,
+    drawn: Pictures | Texts | None,
     why_none: str = "",
     votes: tuple[float, int, float, float] = (0.0, 0, 0.0, 1.0),
 ) -> str:
@@ -96,11 +105,18 @@ def page(
 
     Args:
         found: What differs on paper.
-        pictures: What both drew, or None.
-        why_none: Why there are no pictures.
+        drawn: What both drew or wrote, or None.
+        why_none: Why there is nothing.
         votes: What B won of how many blind votes, and the rate's interval.
     """
     rows = []
+    pictures = drawn if isinstance(drawn, Pictures) else None
+    texts = drawn if isinstance(drawn, Texts) else None
+    said = (
+        list(zip(texts.prompts, texts.seeds, texts.first, texts.second, strict=True))
+        if texts
+        else []
+    )
     if pictures is not None:
         third = [] if pictures.difference is None else [(pictures.difference, "difference")]
         parts = [(pictures.first, "A"), (pictures.second, "B"), *third]
@@ -108,7 +124,7 @@ def page(
             images = [(data_uri(picture_png(tensor[place])), what) for tensor, what in parts]
             rows.append({"prompt": prompt, "seed": seed, "images": images})
     text: str = environment().from_string(PAGE).render(
-        found=found, pictures=pictures, why_none=why_none, votes=votes, rows=rows, style=STYLE,
+        found=found, pictures=pictures, why_none=why_none, votes=votes, rows=rows, style=STYLE, texts=texts, said=said,
         bar=_bar, bar_px=BAR, side=112,
     )  # fmt: skip
     return text
@@ -131,8 +147,27 @@ def _bar(metric: Metric) -> list[dict[str, object]]:
     return marks
 
 
-def sheet(found: Comparison, pictures: Pictures) -> "Image.Image":
-    """Return A's, B's and the difference's pictures as three panels of one sheet."""
+def sheet(found: Comparison, pictures: Pictures | Texts) -> bytes:
+    """Return A's, B's and the difference's pictures as three panels of one sheet, or both's texts by request; PNG."""
+    if isinstance(pictures, Texts):
+        from flows.judging.sheets import of_texts
+
+        asked = zip(pictures.prompts, pictures.seeds, pictures.first, pictures.second, strict=True)
+        return of_texts(
+            [
+                (f"{name}, seed {seed}: {prompt}", text)
+                for prompt, seed, *both in asked
+                for name, text in zip(
+                    (found.first.version.ref, found.second.version.ref), both, strict=True
+                )
+            ]
+        )
+    file = io.BytesIO()
+    _panels(found, pictures).save(file, "PNG")
+    return file.getvalue()
+
+
+def _panels(found: Comparison, pictures: Pictures) -> "Image.Image":
     from PIL import Image, ImageDraw, ImageFont
 
     from models.judges.gallery import GAP_PX, INK, PAPER, gallery

@@ -45,8 +45,7 @@ class CountingLoop(Loop):
                 self._measure(self.loader.rows / max(time.monotonic() - started, 1e-9))
             self._save()
         self.seconds["loop"] = time.monotonic() - began
-        if self.journal:
-            self._publish()
+        self._finish()
 
     def _pass(self, number: int) -> None:
         """Absorb this rank's rows, add up the pass's sums over ranks, settle."""

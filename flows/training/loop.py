@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
-from flows.training import pictures
+from flows.training import previews
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
 from flows.training.journal import Journal, repeated_steps, sign_in
@@ -89,7 +89,7 @@ class Loop:
         seconds: Mapping[str, float],
         on_validation: OnValidation | None = None,
     ) -> None:
-        began = time.monotonic()
+        began, self._cpu = time.monotonic(), time.process_time()
         self.spec, self.folder, self.ranks, self.lease = spec, folder, ranks, lease
         self.on_validation = on_validation
         self.seconds = {**seconds, "checkpoints": 0.0, "pictures": 0.0, "validation": 0.0}
@@ -195,6 +195,12 @@ class Loop:
             if rules.sample_every and step % rules.sample_every == 0 and step < rules.steps:
                 self._draw(batch)
         self.seconds["loop"] = time.monotonic() - began
+        self._finish()
+
+    def _finish(self) -> None:
+        """Add up the CPU time of all ranks, of this attempt; publish."""
+        spent = torch.tensor([time.process_time() - self._cpu], dtype=torch.float64)
+        self.seconds["cpu"] = float(self.ranks.summed(spent))
         if self.journal:
             self._publish()
 
@@ -350,7 +356,7 @@ class Loop:
     def _picture(self, batch: Mapping[str, Tensor]) -> bytes | None:
         assert self.state.average is not None
         with self.state.average.swapped_in():
-            return pictures.png_of_samples(self.state.model, self.spec.prepared, batch)
+            return previews.png_of_samples(self.state.model, self.spec.prepared, batch)
 
     def _publish(self) -> None:
         """Seal the averaged weights, the config and a last grid as the result."""
@@ -376,7 +382,7 @@ class Loop:
             "identity": self.spec.identity,
             "seed": self.spec.seed,
             "steps": self.state.step,
-            "metrics": self.state.means,
+            "metrics": {**self.state.means, "cpu_seconds": round(self.seconds["cpu"], 1)},
             "attempts": self.attempt,
             "repeated_steps": repeated_steps(self.folder.journal),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},

@@ -12,15 +12,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from flows.recipe import (
-    Found,
-    Range,
     Recipe,
     RecipeError,
-    Search,
     TrainingSpec,
     changed,
     searched_stage,
 )
+from flows.sections import Found, Range, Search
 from flows.workshop import fingerprint
 from infra.storage import atomic_write
 

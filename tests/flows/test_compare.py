@@ -10,14 +10,13 @@ from PIL import Image
 
 from flows.compare import (
     Incomparable,
-    amplification,
     compare,
     compare_metrics,
     differences,
-    draw_both,
     side,
 )
 from flows.pages.compare import page, sheet
+from flows.side_by_side import Pictures, amplification, draw_both
 from tests.flows.versions_kit import NAME, Installation
 
 
@@ -82,6 +81,7 @@ def test_both_draw_the_same_requests_and_a_version_beside_itself_differs_nowhere
 ) -> None:
     first, second = side(here.pipeline(0).ref), side(here.pipeline(1).ref)
     drawn = draw_both(first, second, count=6)
+    assert isinstance(drawn, Pictures)
     assert drawn.first.shape == drawn.second.shape == (6, 3, 16, 16)
     assert set(drawn.prompts) == {"red square", "green circle"}
     assert len({*zip(drawn.prompts, drawn.seeds, strict=True)}) == 6
@@ -102,6 +102,7 @@ def test_the_page_holds_all_of_itself_and_escapes_what_people_wrote(here: Instal
     hostile = "<script>alert(1)</script>"
     first, second = side(here.pipeline(0).ref), side(here.pipeline(1, description=hostile).ref)
     found, drawn = compare(first, second), draw_both(first, second, count=4)
+    assert isinstance(drawn, Pictures)
     text = page(found, drawn, votes=(3.0, 4, 0.3, 0.95))
     read = Page(text)
     assert "script" not in read.tags
@@ -116,11 +117,8 @@ def test_the_page_holds_all_of_itself_and_escapes_what_people_wrote(here: Instal
 def test_the_sheet_has_three_panels(here: Installation) -> None:
     first, second = side(here.pipeline(0).ref), side(here.pipeline(1).ref)
     found, drawn = compare(first, second), draw_both(first, second, count=8)
-    image = sheet(found, drawn)
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    with Image.open(file) as read:
-        assert read.width > 3 * 4 * 96
+    image = Image.open(io.BytesIO(sheet(found, drawn)))
+    assert image.width > 3 * 4 * 96
     assert len(image.crop((0, 40, *image.size)).getcolors(maxcolors=1_000_000) or ()) > 100
 
 

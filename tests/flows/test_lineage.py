@@ -17,7 +17,7 @@ from flows.cards import live_card, renew
 from flows.lineage import COLUMNS, Graph, Node, graph_of, mermaid_text
 from flows.pages.lineage import TOP, WIDTH, layout, page
 from flows.served import project_aliases, stage_versions
-from flows.tracing import Untraceable, compare_pixels, redraw, trace
+from flows.tracing import Untraceable, compare_pixels, compare_sounds, redraw, trace
 from infra.receipts import ReceiptError, attach, read
 from tests.flows.versions_kit import NAME, Installation
 
@@ -106,6 +106,28 @@ def test_a_changed_pixel_is_counted_and_more_than_rounding_is_a_difference(
     )
     assert (compared.differing, compared.most, compared.same) == (1, step, same)
     assert any("names no device" in note for note in compared.notes)
+
+
+@pytest.mark.parametrize(("step", "same"), [(0, True), (1, True), (90, False)])
+def test_a_sound_made_again_is_compared_level_by_level(
+    picture: Path, step: int, same: bool
+) -> None:
+    import soundfile
+
+    levels = (np.sin(np.arange(400) / 9) * 9000).astype(np.int16)
+    files = []
+    for change in (0, step):
+        file = io.BytesIO()
+        told = np.where(np.arange(400) == 7, levels + change, levels).astype(np.int16)
+        soundfile.write(file, told, 8000, format="WAV", subtype="PCM_16")
+        files.append(attach(file.getvalue(), read(picture)))
+    compared = compare_sounds(trace(picture), files[0], files[1], where="here")
+    assert (compared.differing, compared.most, compared.same) == (int(step > 0), step, same)
+    assert "400 samples" in compared.says
+    shorter = io.BytesIO()
+    soundfile.write(shorter, levels[:399], 8000, format="WAV", subtype="PCM_16")
+    with pytest.raises(Untraceable, match="the sound has 400 samples, made again it has 399"):
+        compare_sounds(trace(picture), files[0], shorter.getvalue(), where="here")
 
 
 def test_another_seed_stage_or_version_is_told_plainly(here: Installation, picture: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flows import evaluation
-from flows.judging.evaluate import fixed_requests
+from flows.judging.pictures import fixed_requests, wanted_attributes
 from flows.judging.pipeline import (
     PinnedStage,
     Pipeline,
@@ -18,7 +18,6 @@ from flows.judging.pipeline import (
     interface,
     interface_hash,
 )
-from flows.judging.scores import wanted_attributes
 from flows.judging.speed import cost_per_sample
 from flows.recipe import Evaluation
 from models import describe

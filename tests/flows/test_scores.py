@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flows.judging import scores
+from flows.judging import pictures
+from flows.judging import scores as scoring
 from flows.judging.gate import Interval
 from flows.judging.pipeline import PinnedStage, Pipeline, interface
 from flows.recipe import Evaluation
@@ -29,19 +30,19 @@ class Elsewhere(VAE):
 
 
 def test_a_likelihood_is_measured_where_the_network_is() -> None:
-    found = scores._Scores(Evaluation(bootstrap=2))
+    found = scoring.Scores(Evaluation(bootstrap=2))
     model = Elsewhere(VAE.presets["tiny"]).to("meta")
-    scores._likelihood(found, model, "vae", torch.rand(5, 1, 8, 8), [""] * 5)
+    scoring.likelihood(found, model, "vae", {"pixels": torch.rand(5, 1, 8, 8)})
     assert found.metrics["vae_nats"].count == 5
 
 
-@pytest.mark.parametrize(("count", "measured"), [(1, 0), (600, scores.MEASURED)])
-def test_what_a_family_tells_of_itself_is_a_metric_of_its_stage(count: int, measured: int) -> None:
-    """One picture has no distribution; more than enough are taken evenly."""
-    found = scores._Scores(Evaluation(bootstrap=5))
-    scores._own(found, WAE(WAE.presets["tiny"]).eval(), "base", torch.rand(count, 1, 8, 8))
+def test_what_a_family_tells_of_itself_is_a_metric_of_its_stage() -> None:
+    """Of rows that are many it tells in parts; what is one number a part is their mean."""
+    found = scoring.Scores(Evaluation(bootstrap=5))
+    batch = {"pixels": torch.rand(60, 1, 8, 8)}
+    scoring.own(found, WAE(WAE.presets["tiny"]).eval(), "base", batch, rows_at_once=30)
     counts = {name: metric.count for name, metric in found.metrics.items()}
-    assert counts == ({"base_mmd_excess": 1, "base_cost": measured} if measured else {})
+    assert counts == {"base_mmd_excess": 2, "base_cost": 60}
 
 
 def test_a_model_of_captioned_pictures_is_told_the_captions_of_those_it_rates() -> None:
@@ -50,8 +51,8 @@ def test_a_model_of_captioned_pictures_is_told_the_captions_of_those_it_rates() 
     model, pixels = PixelCNN(config), torch.rand(5, 1, 8, 8).round()
     found = {}
     for captions in (["one"] * 5, ["two"] * 5):
-        kept = scores._Scores(Evaluation(bootstrap=2))
-        scores._likelihood(kept, model, "digits", pixels, captions)
+        kept = scoring.Scores(Evaluation(bootstrap=2))
+        scoring.likelihood(kept, model, "digits", pictures.rated(model, pixels, captions))
         tokens = model.encode(captions)
         assert tokens is not None
         nats = -model.log_prob({"pixels": pixels, "tokens": tokens}).mean().item()
@@ -64,15 +65,15 @@ def test_a_model_of_captioned_pictures_is_told_the_captions_of_those_it_rates() 
 def test_few_pictures_are_judged_by_what_they_can_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    header = {"held_out": [], "attributes": {"digit": ["one", "two"]}}
+    header = {"format": 1, "held_out": [], "attributes": {"digit": ["one", "two"]}}
     (tmp_path / "dataset.json").write_text(json.dumps(header))
-    pictures = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    real = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def everything(_: Path, split: str, **__: Any) -> tuple[Tensor, list[str], Tensor]:
-        rows = pictures[:count] if split == "test" else pictures[count:]
+        rows = real[:count] if split == "test" else real[count:]
         return rows, ["one"] * len(rows), torch.zeros(len(rows), 1, dtype=torch.long)
 
-    monkeypatch.setattr(scores, "everything", everything)
+    monkeypatch.setattr(pictures, "everything", everything)
     model = VAE(VAE.presets["tiny"]).eval()
     accepts, gives = interface(describe(model))
     stage = PinnedStage(
@@ -80,8 +81,8 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
         accepts=accepts, gives=gives,
     )  # fmt: skip
     drawn = (torch.rand(30, 1, 8, 8) * 255).byte().numpy()
-    metrics, _, sheet = scores.score(
-        drawn,
+    judged = pictures.score(
+        [drawn[:20], drawn[20:]],
         [],
         judge=AttributeJudge(AttributeJudge.presets["tiny"]).eval(),
         prepared=tmp_path,
@@ -89,16 +90,17 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
         models=[model],
         pipeline=Pipeline(endpoint="toy", stages=(stage,), vocabulary=(), image_size=(8, 8)),
     )
+    metrics = judged.metrics
     assert {"memorised", "fd_judge", "precision", "recall"} & metrics.keys() == (
         set() if count == 1 else {"memorised", "fd_judge", "precision", "recall"}
     )
     assert metrics["vae_nats"].count == count
-    assert sheet
+    assert judged.files.keys() == {"gallery.png"}
 
 
 def test_the_pictures_that_are_compared_come_from_every_prompt() -> None:
     prompts = torch.arange(10).repeat_interleave(10)  # in the order of captions
-    assert scores.evenly(prompts, 10).tolist() == list(range(10))
+    assert scoring.evenly(prompts, 10).tolist() == list(range(10))
 
 
 def test_pictures_of_one_prompt_are_resampled_together() -> None:
@@ -107,7 +109,7 @@ def test_pictures_of_one_prompt_are_resampled_together() -> None:
     right = torch.tensor([number % 2 for number in range(60)])
     widths = []
     for seeds in (1, 10):
-        found = scores._Scores(Evaluation(bootstrap=500))
+        found = scoring.Scores(Evaluation(bootstrap=500))
         found.mean("alignment", right.repeat(seeds), over=prompts * seeds)
         metric = found.metrics["alignment"]
         assert (metric.value, metric.count) == (0.5, 60 * seeds)
@@ -128,8 +130,8 @@ class Told(AttributeJudge):
 def classes(digits: Tensor, sure: float, prompts: list[str]) -> dict[str, Interval]:
     pixels = torch.zeros(len(digits), 1, 8, 8)
     pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = digits / 10, sure
-    found = scores._Scores(Evaluation(bootstrap=200))
-    scores._classes(found, Told(AttributeJudge.presets["tiny"]), pixels, prompts)
+    found = scoring.Scores(Evaluation(bootstrap=200))
+    pictures._classes(found, Told(AttributeJudge.presets["tiny"]), pixels, prompts)
     return found.metrics
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from flows.judging.pipeline import Accepts, Gives, PinnedStage, Pipeline
-from flows.smoke import Candidate, SmokeFailed, draws_once, own_key, smoke
+from flows.smoke import draws_once, own_key, smoke
+from flows.tryouts import Candidate, SmokeFailed
 from infra.keys import Keys
 from infra.settings import settings
 
@@ -36,6 +37,33 @@ def candidate(number: int) -> Candidate:
         endpoint="toy", stages=(stage,), vocabulary=("red", "blue"), image_size=(SIDE, SIDE)
     )
     return Candidate(f"toy:{number}", pipeline)
+
+
+def trying(modality: Any, *abilities: Any, **facts: Any) -> Candidate:
+    """A version of sound or of text."""
+    stage = candidate(2).pipeline.stages[0].model_copy(update=facts.pop("stage", {}))
+    pipeline = Pipeline(
+        endpoint="toy",
+        modality=modality,
+        abilities=abilities,
+        stages=(stage,),
+        vocabulary=("low", "high"),
+        **facts,
+    )
+    return Candidate("toy:2", pipeline)
+
+
+def heard(levels: Any, rate: int = 8000) -> tuple[int, Any]:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, levels, rate, format="WAV", subtype="PCM_16")
+    return 200, {"data": [{"b64": base64.b64encode(file.getvalue()).decode()}]}
+
+
+def hiss(asked: dict[str, Any], samples: int = 2000, rate: int = 8000) -> tuple[int, Any]:
+    draw = np.random.default_rng(asked["seed"])
+    return heard(draw.integers(-1000, 1000, samples, dtype=np.int16), rate)
 
 
 def drawn(pixels: Any) -> tuple[int, Any]:
@@ -102,6 +130,76 @@ def test_what_is_no_good_picture_fails(
     answers["toy:2"] = answer
     with pytest.raises(SmokeFailed, match=says):
         smoke(candidate(2), None, max_slowdown=1.5)
+
+
+SOUND = trying("audio", "speech", sample_rate=8000, stage={"seconds": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda asked: hiss(asked, samples=1000), "has 1000 samples, not 2000"),
+        (lambda asked: hiss(asked, rate=16000), "has 16000 Hz, not 8000"),
+        (lambda _: heard(np.full(2000, 900, np.int16)), "is silent, 0 levels"),
+        (lambda _: hiss({"seed": 0}), "seed 1: the same sound as with seed 0"),
+        (lambda _: (200, {"data": [{"b64": "AAAA"}]}), "answered 200 without a sound"),
+    ],
+)
+def test_what_is_no_good_sound_fails(answers: dict[str, Answer], answer: Answer, says: str) -> None:
+    answers["toy:2"] = hiss
+    assert "none silent" in smoke(SOUND, None, max_slowdown=1.5)[0].says
+    answers["toy:2"] = answer
+    with pytest.raises(SmokeFailed, match=says):
+        smoke(SOUND, None, max_slowdown=1.5)
+
+
+def said(text: str) -> tuple[int, Any]:
+    return 200, {"choices": [{"message": {"content": text}}]}
+
+
+@pytest.mark.parametrize(
+    ("new", "good", "bad", "says"),
+    [
+        (
+            trying("text", "completions"),
+            lambda asked: (200, {"choices": [{"text": "" if asked["seed"] else "so"}]}),
+            lambda _: (200, {"choices": [{"text": " "}]}),
+            "all 4 texts are empty",
+        ),
+        (
+            trying("text", "completions", "chat"),
+            lambda asked: said(asked["messages"][0]["content"]),
+            lambda _: (200, {"choices": [{"text": None}]}),
+            "answered 200 without a text",
+        ),
+        (
+            trying("text", "samples"),
+            lambda _: (200, {"data": [{"text": "so it was"}]}),
+            lambda _: (200, {"data": []}),
+            "answered 200 without a text",
+        ),
+        (
+            trying("text", "embeddings", "completions"),
+            lambda asked: (200, {"data": [{"embedding": [len(asked["input"]), 1.0]}]}),
+            lambda _: (200, {"data": [{"embedding": [1.0, 1.0]}]}),
+            "the same embedding as of another text",
+        ),
+        (
+            trying("text", "embeddings"),
+            lambda asked: (200, {"data": [{"embedding": [len(asked["input"]), 1.0]}]}),
+            lambda _: (200, {"data": [{"embedding": [0.0, 0.0]}]}),
+            "empty, zero or not finite",
+        ),
+    ],
+)
+def test_a_version_of_text_must_answer_what_it_promises(
+    answers: dict[str, Answer], new: Candidate, good: Answer, bad: Answer, says: str
+) -> None:
+    answers["toy:2"] = good
+    assert smoke(new, None, max_slowdown=1.5)[0].passed
+    answers["toy:2"] = bad
+    with pytest.raises(SmokeFailed, match=says):
+        smoke(new, None, max_slowdown=1.5)
 
 
 def test_a_full_queue_is_waited_for(answers: dict[str, Answer]) -> None:

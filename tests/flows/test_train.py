@@ -6,6 +6,7 @@ import pytest
 
 from flows.recipe import Recipe
 from flows.train import check_specs, training_spec
+from tests.flows.modalities_kit import prose, text_folder
 from tests.flows.training_kit import prepare
 
 
@@ -30,3 +31,16 @@ def test_a_stage_that_does_not_suit_its_data_is_named_before_anything_is_trained
     check_specs(specs[:1])
     with pytest.raises(ValueError, match=rf"shades\.other: .*{says}"):
         check_specs(specs)
+
+
+@pytest.mark.parametrize("family", ["vae", "attribute-judge"])
+def test_what_looks_at_pictures_is_not_trained_on_text(family: str, tmp_path: Path) -> None:
+    stage = {"family": family, "preset": "tiny", "training": {"steps": 1}}
+    document = {"name": "prose", "data": {"name": "prose"}, "stages": {"base": stage}}
+    folder = text_folder(tmp_path / "prose", {"train": prose(0, 3)})
+    prepared = {"path": str(folder), "identity": "data"}
+    spec = training_spec(Recipe.model_validate(document), "base", prepared)
+    with pytest.raises(
+        ValueError, match=rf"prose\.base: {family} learns no text, and prose is text"
+    ):
+        check_specs([spec])

@@ -18,7 +18,7 @@ from flows.training.checkpoints import generators, seed_generators, set_generato
 from flows.training.journal import Journal, Progress, Reader, repeated_steps
 from flows.training.loop import Diverged
 from flows.training.optimizers import AdamW, Average, clip, rate_at
-from flows.training.pictures import grid
+from flows.training.previews import grid
 from flows.training.ray_train import Trained, fit
 from flows.training.rows import check_turns, rows_of
 from flows.training.run_folder import Fenced, RunFolder

@@ -1,11 +1,13 @@
 """A receipt travels in the PNG and leaves its pixels alone."""
 
+import contextlib
 import io
 import struct
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,3 +136,52 @@ def test_a_receipt_above_the_limit_is_not_written() -> None:
     long = RECEIPT.model_copy(update={"prompt": "a" * MOST_BYTES})
     with pytest.raises(ReceiptError, match="at most 65536 bytes"):
         attach(png(), long)
+
+
+def wav(samples: int = 101) -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    levels = (np.sin(np.arange(samples) / 5) * 9000).astype(np.int16)
+    soundfile.write(file, levels, 8000, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def flac() -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.arange(2000, dtype=np.int16), 8000, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("made", [wav(), wav(100), flac()], ids=["odd wav", "wav", "flac"])
+def test_a_sound_carries_its_receipt_and_keeps_its_samples(made: bytes) -> None:
+    import soundfile
+
+    spoken = RECEIPT.model_copy(update={"size": None, "seconds": 0.5, "prompt": "é 🙂"})
+    stamped = attach(attach(made, RECEIPT), spoken)
+    assert read(stamped) == spoken
+    before, after = (soundfile.read(io.BytesIO(one), dtype="int16") for one in (made, stamped))
+    np.testing.assert_array_equal(after[0], before[0])
+    assert after[1] == before[1]
+    with pytest.raises(ReceiptError, match="no receipt in"):
+        read(made)
+
+
+@pytest.mark.parametrize("made", [wav(), flac()], ids=["wav", "flac"])
+@given(st.data())
+def test_a_damaged_sound_is_refused_or_has_its_receipt(made: bytes, data: st.DataObject) -> None:
+    stamped = bytearray(attach(made, RECEIPT))
+    place = data.draw(st.integers(0, len(stamped) - 1))
+    stamped[place] ^= data.draw(st.integers(1, 255))
+    with contextlib.suppress(ReceiptError):
+        read(bytes(stamped[: data.draw(st.integers(1, len(stamped)))]))
+
+
+def test_other_readers_show_a_wav_s_receipt() -> None:
+    import soundfile
+
+    with soundfile.SoundFile(io.BytesIO(attach(wav(), RECEIPT))) as file:
+        assert Receipt.model_validate_json(file.comment) == RECEIPT
+        assert file.software == "atelier"

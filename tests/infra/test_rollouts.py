@@ -70,7 +70,7 @@ def test_the_slower_arm_is_found_only_where_it_is_surely_slower() -> None:
         ),
         (
             Tally(requests=9, flat=3),
-            "3 of the challenger's 9 answers were of one colour, at most 2",
+            "3 of the challenger's 9 answers were of one colour or empty, at most 2",
         ),
         (Tally(requests=9, repeated=3), "were the same for different requests"),
         (Tally(requests=40, failures=12), "12 of the challenger's 40 requests failed"),

@@ -6,18 +6,22 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
+import soundfile
 
-from infra import serving
+from infra import receipts, serving
 from infra.keys import Keys
 from infra.ledger import Ledger
 from infra.registry import Registry
 from infra.settings import Settings
+from models.family import Family, Request
+from tests.integration.capabilities_kit import publish_all
 from tests.integration.serving_kit import (
     NAME,
     PROMPT,
@@ -128,6 +132,162 @@ def test_a_wrong_key_is_an_authentication_error(house: House) -> None:
     with pytest.raises(openai.AuthenticationError) as raised:
         house.client(api_key="wrong").models.list()
     assert raised.value.code == "invalid_api_key"
+
+
+@pytest.fixture(scope="module")
+def able(house: House, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+    """A model of each kind in production beside the shapes."""
+    return publish_all(house, tmp_path_factory.mktemp("able"))
+
+
+def test_the_client_streams_a_completion(house: House, able: Any) -> None:
+    asked = {"model": "able-prose", "prompt": "once upon ", "max_tokens": 24, "seed": 5}
+    completions = house.client().completions
+    whole = completions.create(**asked)
+    chunks = list(completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(one.text for chunk in chunks for one in chunk.choices) == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+    model = able["able-prose"]
+    request = Request(seeds=(5,), prompts=("once upon ",), max_tokens=24)
+    assert whole.choices[0].text == model.text_of(model.sample(request)[0])
+    assert whole.choices[0].finish_reason in {"stop", "length"}
+
+
+def test_the_client_chats(house: House, able: Any) -> None:
+    turn: Any = {"role": "user", "content": "what time is it?"}
+    asked: Any = {"model": "able-chat", "messages": [turn], "max_tokens": 20, "seed": 1}
+    answer = house.client().chat.completions.create(**asked)
+    chunks = list(house.client().chat.completions.create(**asked, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    said = "".join(one.delta.content or "" for chunk in chunks for one in chunk.choices)
+    assert said == answer.choices[0].message.content
+    stop = said[len(said) // 2 :][:2]
+    cut = house.client().chat.completions.create(**asked, stop=[stop])
+    assert cut.choices[0].message.content == said[: said.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_the_client_embeds(house: House, able: Any) -> None:
+    texts = ["the clocks were striking", "a small dog"]
+    answer = house.client().embeddings.create(model="able-words", input=texts)  # as base64
+    plain = house.client().embeddings.create(
+        model="able-words", input=texts, encoding_format="float"
+    )
+    expected = able["able-words"].embed(texts).numpy()
+    for way in (answer, plain):
+        found = np.array([entry.embedding for entry in way.data])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_client_draws_a_digit_by_its_class(house: House, able: Any) -> None:
+    entry = house.draw(model="able-digits", prompt="two", extra_body={"seed": 3}).data[0]
+    drawn = able["able-digits"].sample(Request(seeds=(3,), prompts=("two",)))
+    np.testing.assert_array_equal(pixels(entry), (drawn[0, 0] * 255).byte().numpy())
+    assert receipt(entry).prompt == "two"
+
+
+def test_the_score_of_an_uploaded_digit_is_the_models_own(house: House, able: Any) -> None:
+    digit = house.client().post("/samples", cast_to=object, body={"model": "able-bits", "seed": 9})
+    upload: Any = {"model": "able-bits", "input": {"image_b64": digit["data"][0]["b64"]}}
+    answer: Any = house.client().post("/scores", cast_to=object, body=upload)
+    model = able["able-bits"]
+    expected = float(model.log_prob({"pixels": model.sample(Request(seeds=(9,)))}))
+    assert answer["data"][0]["nats"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_client_hears_a_label_as_a_wav(house: House, able: Any, tmp_path: Path) -> None:
+    asked: Any = {"model": "able-voice", "input": "one", "voice": "default"}
+    extra = {"seed": 4, "seconds": 0.1}
+    with house.client().audio.speech.with_streaming_response.create(
+        **asked, extra_body=extra
+    ) as answer:
+        assert answer.headers["content-type"] == "audio/wav"
+        answer.stream_to_file(tmp_path / "one.wav")
+    levels, rate = soundfile.read(tmp_path / "one.wav", dtype="int16")
+    assert (len(levels), rate) == (800, 8000)
+    sample = able["able-voice"].sample(Request(seeds=(4,), prompts=("one",), seconds=0.1))
+    np.testing.assert_allclose(levels / 32768, sample[0].numpy(), atol=1 / 32768)
+    made = receipts.read(tmp_path / "one.wav")
+    assert (made.version, made.prompt, made.seed) == ("able-voice:1", "one", 4)
+    with pytest.raises(openai.BadRequestError, match="choose one of wav, flac, pcm") as raised:
+        house.client().audio.speech.create(**asked, response_format="mp3")
+    assert (raised.value.code, raised.value.param) == ("unsupported_format", "response_format")
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "param", "code", "words"),
+    [
+        (
+            lambda c: c.completions.create(model="able-prose", prompt="a", extra_body={"foo": 1}),
+            openai.BadRequestError,
+            "foo",
+            "unknown_parameter",
+            "unknown parameter 'foo'",
+        ),
+        (
+            lambda c: c.completions.create(model="nope", prompt="a"),
+            openai.NotFoundError,
+            "model",
+            "model_not_found",
+            "'nope' does not exist",
+        ),
+        (
+            lambda c: c.chat.completions.create(
+                model="able-bits", messages=[{"role": "user", "content": "a"}]
+            ),
+            openai.BadRequestError,
+            "model",
+            "unsupported_capability",
+            "able-bits gives no chat at /v1/chat/completions; it gives pictures",
+        ),
+        (
+            lambda c: c.embeddings.create(model="able-words", input="a dog", dimensions=3),
+            openai.BadRequestError,
+            "dimensions",
+            "invalid_value",
+            "16 numbers a text",
+        ),
+        (
+            lambda c: c.audio.speech.create(model="able-prose", input="a", voice="alloy"),
+            openai.BadRequestError,
+            "model",
+            "unsupported_capability",
+            "it gives text at /v1/completions",
+        ),
+        (
+            lambda c: c.completions.create(model="able-prose", prompt="a" * 100),
+            openai.BadRequestError,
+            "prompt",
+            "invalid_value",
+            "shorten it",
+        ),
+    ],
+)
+def test_each_error_of_text_and_sound_is_the_right_exception(
+    house: House, able: Any, call: Any, kind: Any, param: str, code: str, words: str
+) -> None:
+    with pytest.raises(kind) as raised:
+        call(house.client())
+    assert (raised.value.param, raised.value.code) == (param, code)
+    assert words in str(raised.value)
+    assert raised.value.request_id
+
+
+def test_a_text_is_the_same_alone_and_in_a_crowd(house: House, able: Any) -> None:
+    bodies = [
+        {"model": "able-prose", "prompt": "a" * (1 + seed % 9), "seed": seed, "max_tokens": 20}
+        for seed in range(12)
+    ]
+
+    async def crowd() -> list[str]:
+        async with http(house) as client:
+            answers = await asyncio.gather(
+                *(client.post("/completions", json=body) for body in bodies)
+            )
+            return [answer.json()["choices"][0]["text"] for answer in answers]
+
+    alone = [house.client().completions.create(**body).choices[0].text for body in bodies]  # type: ignore[call-overload]
+    assert asyncio.run(crowd()) == alone
 
 
 def test_a_full_queue_is_a_rate_limit_error_and_clients_that_leave_empty_it(house: House) -> None:

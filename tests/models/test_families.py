@@ -1,9 +1,13 @@
-"""What every family keeps: learn, repeat for a seed, round-trip through JSON and safetensors."""
+"""What every family keeps: learn, repeat for a seed, round-trip through JSON and safetensors.
+
+Causality by gradient and sums over all outcomes need a family's own tensors: its own tests have them.
+"""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,50 +17,14 @@ from hypothesis import strategies as st
 
 from models import FAMILIES, build, configure, describe, trainable
 from models.family import Family, Request
-
-
-def tiny(name: str) -> Family:
-    torch.manual_seed(0)
-    model = trainable(name)(trainable(name).presets["tiny"])
-    assert isinstance(model, Family)
-    return model
-
-
-def counted(model: Family, batch: Mapping[str, torch.Tensor], parts: int = 1) -> Family:
-    """Return a counting model that has seen the batch, in `parts`."""
-    for number in range(len(model.sums)):
-        for pixels in batch["pixels"].chunk(parts):
-            model.absorb({"pixels": pixels}, number)
-        model.settle(number)
-    return model
-
-
-def shaken(name: str) -> Family:
-    """A tiny model with no weight at zero, so that every part takes part in what it draws."""
-    model = tiny(name)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return (counted(model, stripes(model)) if model.counts else model).eval()
-
-
-def stripes(model: Family, count: int = 16) -> Mapping[str, torch.Tensor]:
-    """Black and white rows, shifted by one in every other picture: structure, unlike noise."""
-    size, channels = model.config.image_size, model.config.channels
-    rows = ((torch.arange(size) + torch.arange(count)[:, None]) % 2).float()
-    return {"pixels": rows[:, None, :, None].expand(count, channels, size, size).contiguous()}
-
-
-def request(model: Family, seeds: tuple[int, ...]) -> Request:
-    assert model.capabilities.condition == "none"
-    return Request(seeds=seeds)
+from tests.models.families_kit import batch_of, counted, request, shaken, tiny
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_lowers_the_loss(name: str) -> None:
     """Players that work against one another have no loss that falls: what they draw comes nearer to the pictures."""
     model = tiny(name)
-    batch = stripes(model)
+    batch = batch_of(model)
     steps = 60 if len(model.players) == 1 else 200
     if model.counts:  # a mixture of both stripes is no structure to pixels that are independent
         batch = {"pixels": batch["pixels"][[0] * 15 + [1]]}
@@ -67,7 +35,8 @@ def test_training_lowers_the_loss(name: str) -> None:
         (player, torch.optim.Adam(model.player_parameters(player), lr=1e-2, betas=(0.5, 0.99)))
         for player in model.players
     ]
-    before, losses = distance(model, batch), []
+    alone = len(model.players) == 1
+    before, losses = 0.0 if alone else distance(model, batch), []
     for _ in range(steps):
         for player, optimizer in optimizers:
             optimizer.zero_grad()
@@ -75,7 +44,7 @@ def test_training_lowers_the_loss(name: str) -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    if len(model.players) == 1:
+    if alone:
         assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     else:
         assert distance(model, batch) < 0.8 * before
@@ -99,7 +68,7 @@ def test_every_parameter_has_one_owner_and_gets_a_gradient(name: str) -> None:
     owned = [id(p) for player in model.players for p in model.player_parameters(player)]
     assert sorted(owned) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     for player in model.players:
-        model(stripes(model), player).total.backward()
+        model(batch_of(model), player).total.backward()
         assert all(p.grad is not None for p in model.player_parameters(player))
 
 
@@ -108,33 +77,60 @@ def test_every_parameter_has_one_owner_and_gets_a_gradient(name: str) -> None:
 @given(parts=st.integers(1, 16))
 def test_sums_are_the_same_in_one_batch_or_in_many(name: str, parts: int) -> None:
     """So workers' sums can be added up: float64, and nothing but sums is kept of the rows."""
-    whole, cut = (counted(tiny(name), stripes(tiny(name)), count) for count in (1, parts))
+    whole, cut = (counted(tiny(name), batch_of(tiny(name)), count) for count in (1, parts))
     for names in whole.sums:
         assert all(whole.get_buffer(one).dtype == torch.float64 for one in names)
     torch.testing.assert_close(whole.state_dict(), cut.state_dict(), rtol=0, atol=1e-9)
 
 
+def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
+    """Check that samples are pictures, sound or text as the contract has it."""
+    config, kind = model.config, model.capabilities.modality
+    assert len(samples) == count
+    if kind == "text":
+        assert samples.dtype == torch.int64
+        ended = samples < 0
+        assert (ended[:, 1:] >= ended[:, :-1]).all(), "nothing is written after the end"
+        assert samples.min() >= -1
+        assert all(isinstance(model.text_of(row[row >= 0]), str) for row in samples)
+        return
+    least = 0 if kind == "image" else -1
+    assert samples.isfinite().all()
+    assert least <= samples.min() <= samples.max() <= 1
+    if kind == "image":
+        assert samples.shape[1:] == (config.channels, config.image_size, config.image_size)
+    else:
+        assert samples.dim() == 2
+        assert config.sample_rate > 0
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=10, deadline=None)
 @given(seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5))
-def test_samples_are_pictures_and_repeat_for_a_seed(name: str, seeds: list[int]) -> None:
+def test_samples_are_what_they_should_be_and_repeat_for_a_seed(name: str, seeds: list[int]) -> None:
     model = shaken(name)
     first, second = (model.sample(request(model, tuple(seeds))) for _ in range(2))
-    config = model.config
-    assert first.shape == (len(seeds), config.channels, config.image_size, config.image_size)
-    assert first.isfinite().all()
-    assert 0 <= first.min() <= first.max() <= 1
+    check_samples(model, first, len(seeds))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_seed_gives_its_sample_alone_or_in_a_batch(name: str) -> None:
-    """Matrix products round differently at another batch size, hence the tolerance: 1/40 level."""
-    model = shaken(name)
-    together = model.sample(request(model, (3, 1, 4, 1, 5)))
-    for row, seed in enumerate((3, 1, 4, 1, 5)):
-        alone = model.sample(request(model, (seed,)))[0]
-        torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-4)
+    """Matrix products round differently at another batch size, hence the tolerance: 1/40 level. Tokens are equal."""
+    model, seeds = shaken(name), (3, 1, 4, 1, 5)
+    asked = request(model, seeds)
+    together = model.sample(asked)
+    for row, seed in enumerate(seeds):
+        one = dataclasses.replace(
+            asked,
+            seeds=(seed,),
+            prompts=asked.prompts[row : row + 1],
+            dialogues=asked.dialogues[row : row + 1],
+        )
+        alone, among = model.sample(one)[0], together[row]
+        if model.capabilities.modality == "text":
+            alone, among = alone[alone >= 0], among[among >= 0]
+        torch.testing.assert_close(among, alone, rtol=0, atol=1e-4)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
@@ -163,19 +159,19 @@ def test_a_checkpoint_restores_the_same_sampler(name: str, tmp_path: Path) -> No
 def test_a_likelihood_is_given_where_it_is_declared(name: str) -> None:
     model = shaken(name)
     if model.capabilities.likelihood:
-        nats = model.log_prob(stripes(model, 4))
+        nats = model.log_prob(batch_of(model, 4))
         assert nats.shape == (4,)
         assert nats.isfinite().all()
     else:
         with pytest.raises(NotImplementedError, match="declares no likelihood"):
-            model.log_prob(stripes(model, 4))
+            model.log_prob(batch_of(model, 4))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_model_measures_of_itself_is_finite_and_repeats(name: str) -> None:
     model = shaken(name)
     before = torch.get_rng_state()
-    first, second = (model.measure(stripes(model, 32)) for _ in range(2))
+    first, second = (model.measure(batch_of(model, 32)) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert first.keys() == second.keys()
     for key, values in first.items():
@@ -186,9 +182,59 @@ def test_what_a_model_measures_of_itself_is_finite_and_repeats(name: str) -> Non
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stepwise_families_have_the_whole_contract(name: str) -> None:
-    model = shaken(name)
+    """What goes step by step ends where `sample` does, whatever neighbours it had on the way."""
+    model: Any = shaken(name)
     verbs = ("begin", "step", "done", "preview", "finish")
-    assert model.capabilities.stepwise == all(hasattr(model, verb) for verb in verbs)
+    if not model.capabilities.stepwise:
+        assert not all(hasattr(model, verb) for verb in verbs)
+        return
+    asked = request(model, (3, 1, 4))
+    rows = model.begin(asked)
+    assert all(len(tensor) == 3 for tensor in rows.values()), "rows join and part"
+    while not model.done(rows).all():
+        check_samples(model, model.preview(rows), 3)
+        rows = model.step(rows)
+    torch.testing.assert_close(model.finish(rows), model.sample(asked), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_embeddings_are_given_where_they_are_declared(name: str) -> None:
+    model = shaken(name)
+    if not model.capabilities.embeds:
+        with pytest.raises(NotImplementedError, match="declares no embeddings"):
+            model.embed(["abc"])
+        return
+    together = model.embed(["abc", "cab abc", "abc"])
+    assert together.dim() == 2
+    assert together.isfinite().all()
+    torch.testing.assert_close(together[0], together[2])
+    torch.testing.assert_close(together[1], model.embed(["cab abc"])[0], rtol=0, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_who_chats_answers_a_dialogue_with_a_history(name: str) -> None:
+    model = shaken(name)
+    if not model.capabilities.chats:
+        return
+    history = (("system", "abc"), ("user", "abc"), ("assistant", "cba"), ("user", "bca"))
+    asked = Request(seeds=(1,), dialogues=(history,), max_tokens=4)
+    check_samples(model, model.sample(asked), 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_of_text_learns_from_records_and_refuses_others(name: str) -> None:
+    model = tiny(name)
+    if model.capabilities.modality != "text":
+        with pytest.raises(NotImplementedError, match="learns no text"):
+            model.examples([(("text", "abc"),)])
+        return
+    rows = batch_of(model)
+    assert len({len(tensor) for tensor in rows.values()}) == 1
+    again = batch_of(model)
+    assert all(torch.equal(rows[key], again[key]) for key in rows), "a pure function of the records"
+    with pytest.raises(ValueError, match=r"role|learn|nobody"):
+        model.examples([(("nobody", "abc"), ("somebody", "abc"))])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -25,11 +25,12 @@ from services.arms import Arms
 from services.endpoints import Endpoints
 from services.files import Files
 from services.gateway import Arguments, Parts, create
+from services.one_stage import Pipelines
 from services.readiness import Readiness
 from services.rollout import Observer
 from services.samples import Samples
 from services.stages import Stage
-from services.text_to_image import TextToImage
+from tests.services.toys import described
 
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left")
 
@@ -121,6 +122,24 @@ class Workshop:
         }
         return {**self.publish(name, {"pipeline.json": document}), "stages": stages}
 
+    def publish_alone(self, name: str, model: Family, **stage: Any) -> dict[str, Any]:
+        """Publish a pipeline of one model, whatever its modality, and put it in production."""
+        version = self.publish(f"{name}.base", {}, model)
+        pinned = {
+            "stage": "base",
+            "name": version["name"],
+            "version": version["number"],
+            "sha256": version["digest"],
+            "family": describe(model)["family"],
+            "accepts": {"prompt": model.capabilities.condition},
+            **stage,
+        }
+        words = getattr(model.config, "vocabulary", ())
+        document = {"format": 1, "endpoint": name, "stages": [pinned], "vocabulary": list(words)}
+        published = self.publish(name, {"pipeline.json": {**document, **described(model)}})
+        self.promote(published)
+        return {**published, "stages": [pinned]}
+
     def promote(self, version: dict[str, Any], stage: Any = "production") -> None:
         head = self.ledger.head(version["name"], stage)
         epoch = head.epoch if head else 0
@@ -149,11 +168,12 @@ class Workshop:
         )
         endpoints = Endpoints(self.ledger, self.registry)
         self.observer = Observer(self.ledger, self.observations, every_s=0.05)
-        self.arms = Arms(TextToImage(generate, upscale), self.observer, given.timeout_s)
+        self.arms = Arms(Pipelines(generate, upscale), self.observer, given.timeout_s)
         stages = {"generate": generate, "upscale": upscale}
         parts = Parts(
             endpoints=endpoints,
             arms=self.arms,
+            generate=generate,
             files=Files(given.files),
             samples=Samples(given.samples),
             keys=self.keys,

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from models.autoregressive.pixelcnn import PixelCNN
 from models.family import Family, Request
-from services.engine import Engine, Failed, Finished, Full, Shown
-from services.versions import agreeing
+from services.engine import Engine
+from services.tickets import Failed, Finished, Full, Shown
+from services.trial import agreeing
 
 PATIENCE_S = 60
 
@@ -39,7 +40,7 @@ class Inbox(Queue[Any]):
             result = self.get(timeout=PATIENCE_S)
             assert isinstance(result, Finished | Shown), result
             if isinstance(result, Finished):
-                found[result.row] = result.picture
+                found[result.row] = result.made
         return [found[row] for row in range(count)]
 
 
@@ -147,7 +148,7 @@ def test_previews_are_spread_over_the_steps(engine: Engine, base: Family) -> Non
     kinds = [inbox.get(timeout=PATIENCE_S) for _ in range(4)]
     assert [event.index for event in kinds[:3]] == [0, 1, 2]
     assert isinstance(kinds[3], Finished)
-    differences = [float(np.abs(e.picture - kinds[3].picture).mean()) for e in kinds[:3]]
+    differences = [float(np.abs(e.picture - kinds[3].made).mean()) for e in kinds[:3]]
     assert differences[2] < differences[0]
 
 
@@ -158,7 +159,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(base: Family) -> None:
     engine.submit(held, order(*range(16)), first.put)
     assert model.stepping.wait(PATIENCE_S)
     engine.submit(held, order(*range(4)), second.put)
-    with pytest.raises(Full, match="4 pictures are waiting, at most 4 may") as refused:
+    with pytest.raises(Full, match="4 samples are waiting, at most 4 may") as refused:
         engine.submit(held, order(9), Inbox().put)
     assert 1 <= refused.value.retry_after_s <= 120
     model.go.set()

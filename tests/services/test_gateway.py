@@ -111,7 +111,7 @@ def test_a_pipeline_without_text_draws_from_an_empty_prompt(app: Any, ask: Ask) 
         ({"partial_images": 1}, (400, "invalid_value", None)),
         ({"negative_prompt": "x"}, (400, "unknown_parameter", "negative_prompt")),
         ({"seed": 2**53}, (400, "integer_above_max_value", "seed")),
-        ({"seed": 2**53 - 1, "n": 2}, (400, "invalid_value", None)),
+        ({"seed": 2**53 - 1, "n": 2}, (400, "invalid_value", "seed")),
     ],
 )
 def test_what_is_wrong_is_named(app: Any, ask: Ask, changes: Any, expected: Any) -> None:
@@ -131,7 +131,7 @@ def test_an_unknown_word_is_named_with_what_the_model_knows(app: Any, ask: Ask) 
         ("POST", IMAGES, {"content": b"{"}, (415, "unsupported_media_type", None)),
         ("POST", IMAGES, {"json": [1]}, (400, "invalid_type", None)),
         ("POST", IMAGES, {"json": {}}, (400, "missing_required_parameter", "prompt")),
-        ("POST", IMAGES, {"json": "x" * 300_000}, (413, "body_too_large", None)),
+        ("POST", IMAGES, {"json": "x" * 1_100_000}, (413, "body_too_large", None)),
         ("GET", "/v1/models/nope", {}, (404, "model_not_found", "model")),
         ("GET", "/v1/models/a/b", {}, (404, "model_not_found", "model")),
         (
@@ -166,7 +166,7 @@ def test_a_body_is_cut_off_while_it_streams(app: Any, ask: Ask) -> None:
     headers = {"content-type": "application/json"}
     told = ask(app, "POST", IMAGES, content=endless(), headers=headers)
     assert error(told) == (413, "body_too_large", None)
-    assert sent < 10
+    assert sent <= 17  # 64 KiB each, and 1 MiB may come
 
 
 def test_a_request_id_is_taken_over_where_it_is_one(app: Any, ask: Ask) -> None:
@@ -178,7 +178,8 @@ def test_a_request_id_is_taken_over_where_it_is_one(app: Any, ask: Ask) -> None:
 
 def test_models_are_listed_and_found_by_every_name(workshop: Any, app: Any, ask: Ask) -> None:
     listed = ask(app, "GET", "/v1/models").json()["data"]
-    assert [(card["id"], card["version"]) for card in listed] == [
+    mine = [card for card in listed if card["id"] in {"digits", "shapes"}]  # others add theirs
+    assert [(card["id"], card["version"]) for card in mine] == [
         ("digits", "digits:1"),
         ("shapes", "shapes:1"),
     ]

@@ -198,7 +198,7 @@ def test_a_canary_answers_its_share_with_receipts_that_name_its_row(trial: Any) 
     [
         (not_finite, {}, "were not finite, at most 0", 1),
         (sizes, {"min_requests": 10}, "10 of the challenger's 10 requests failed", 10),
-        (black, {}, "were of one colour, at most 2", 3),
+        (black, {}, "were of one colour or empty, at most 2", 3),
         (stuck, {}, "were the same for different requests, at most 2", 4),
         (longer, {"max_slowdown": 1.5, "min_requests": 8}, "times as long, at most 1.5", 60),
     ],

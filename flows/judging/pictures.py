@@ -1,0 +1,199 @@
+"""Judging pictures: what the judge says of the drawn ones, against real ones never trained on; a gallery."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.loaders import everything, read_header
+from flows.judging.pipeline import Pipeline
+from flows.judging.scores import Judged, Scores, evenly, likelihood, own
+from flows.judging.sheets import of_pictures
+from flows.recipe import Evaluation as EvaluationSpec
+from models.family import Family, Request
+from models.judges import metrics as m
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from models.judges.attribute_judge import AttributeJudge
+
+MEASURED: Final = 500  # real pictures of which a family tells by itself, at most
+PAIRS: Final = 192  # real pictures on which an upsampler is measured
+
+
+def requests(
+    pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
+) -> tuple[list[str], list[int]]:
+    """Return one prompt and one seed a picture."""
+    return fixed_requests(pipeline, read_header(prepared)["captions"], spec)
+
+
+def fixed_requests(
+    pipeline: Pipeline, captions: Sequence[str], spec: EvaluationSpec
+) -> tuple[list[str], list[int]]:
+    """Return one prompt and one seed a sample: every caption with every seed, or numbered seeds without prompts."""
+    if pipeline.stages[0].accepts.prompt == "none":
+        return [], list(range(spec.samples))
+    step = max(1, len(captions) * len(spec.seeds) // spec.samples)
+    chosen = list(captions)[::step]
+    pairs = [
+        (caption, 100_003 * seed + row) for seed in spec.seeds for row, caption in enumerate(chosen)
+    ]
+    return [caption for caption, _ in pairs], [seed for _, seed in pairs]
+
+
+def packed(drawn: Tensor) -> "NDArray[Any]":
+    """Return pictures (N, C, H, W) in [0, 1] as bytes 0..255."""
+    levels: NDArray[np.uint8] = (drawn.clamp(0, 1) * 255).round().byte().numpy()
+    return levels
+
+
+def score(
+    drawn: "Sequence[NDArray[Any]]",
+    prompts: Sequence[str],
+    *,
+    judge: "AttributeJudge | None",
+    prepared: Path,
+    spec: EvaluationSpec,
+    models: Sequence[Family],
+    pipeline: Pipeline,
+) -> Judged:
+    """Return every metric with its interval, per-sample outcomes for paired comparison, and the gallery."""
+    facts = read_header(prepared)
+    pictures = torch.from_numpy(np.concatenate(drawn)).float() / 255
+    side = pictures.shape[-1]
+    train, _, _ = everything(prepared, "train", image_size=side)
+    test, captions, _ = everything(prepared, "test", image_size=side)
+    held_out = set(facts["held_out"])
+    familiar = torch.tensor([caption not in held_out for caption in captions])
+    scores = Scores(spec)
+    if judge is not None:
+        if prompts and facts["attributes"]:
+            _alignment(scores, judge, pictures, prompts, facts)
+        seen = torch.tensor(
+            [prompt not in held_out for prompt in prompts] or [True] * len(pictures)
+        )
+        _distribution(scores, judge, pictures[seen], test[familiar])
+        if len(facts["attributes"]) == 1:
+            _classes(scores, judge, pictures, prompts)
+    _memorisation(scores, pictures, train, test[familiar])
+    for model, stage in zip(models, pipeline.stages, strict=True):
+        if model.capabilities.upscales:
+            _upsampling(scores, model, stage.stage, test, captions, stage.steps)
+        if model.capabilities.likelihood:
+            likelihood(scores, model, stage.stage, rated(model, test, captions))
+        if len(test) >= m.LEAST_HELD_OUT:  # one picture has no distribution
+            chosen = evenly(test, min(len(test), MEASURED))
+            own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)
+    files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
+    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+
+
+def rated(model: Family, pixels: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Return pictures as a model rates them: given their captions where it reads text."""
+    batch = {"pixels": pixels}
+    if model.capabilities.condition == "text" and (tokens := model.encode(captions)) is not None:
+        batch["tokens"] = tokens
+    return batch
+
+
+def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:
+    """Return (N, A) the index of the value that each prompt asks for, attribute by attribute."""
+    rows = []
+    for prompt in prompts:
+        words = prompt.split()
+        rows.append(
+            [
+                next(i for i, value in enumerate(values) if value == prompt or value in words)
+                for values in attributes.values()
+            ]
+        )
+    return torch.tensor(rows)
+
+
+def _alignment(
+    scores: Scores,
+    judge: "AttributeJudge",
+    pictures: Tensor,
+    prompts: Sequence[str],
+    facts: dict[str, Any],
+) -> None:
+    with torch.no_grad():
+        predicted = judge.predict(pictures)
+    wanted = wanted_attributes(prompts, facts["attributes"])
+    joint, single = m.alignment(predicted, wanted)
+    scores.mean("alignment", joint, over=prompts, keep=True)
+    held_out = torch.tensor([prompt in set(facts["held_out"]) for prompt in prompts])
+    if held_out.any():
+        for part, chosen in (("trained", ~held_out), ("held_out", held_out)):
+            asked = [p for p, inside in zip(prompts, chosen.tolist(), strict=True) if inside]
+            scores.mean(f"alignment_{part}", joint[chosen], over=asked)
+    for column, name in enumerate(facts["attributes"]):
+        scores.mean(f"alignment_{name}", single[:, column], over=prompts)
+
+
+def _classes(
+    scores: Scores, judge: "AttributeJudge", pictures: Tensor, prompts: Sequence[str]
+) -> None:
+    """Whether every value of the one attribute is drawn, and how sure the judge is of what it sees."""
+    shares_NV = judge.probabilities(pictures)[0].cpu()
+    sure_N, predicted_N = shares_NV.max(1)
+    scores.mean("judge_confidence", sure_N, over=prompts)
+    if prompts:
+        return  # the prompts settle how often a value is drawn; `alignment` says if they are heeded
+    least = partial(m.least_share, classes=shares_NV.shape[1])
+    found = m.bootstrap(predicted_N, least, count=scores.resamples, seed=0)
+    scores.add("least_class", found.value, found.low, found.high, len(pictures))
+
+
+def _distribution(scores: Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:
+    count = min(len(pictures), len(real))  # both measures depend on it
+    if count < m.LEAST_HELD_OUT:
+        return
+    with torch.no_grad():
+        fake_features = judge.features(evenly(pictures, count))
+        real_features = judge.features(evenly(real, count))
+    fd = m.jackknife(real_features, fake_features, m.frechet_distance, blocks=min(20, count // 2))
+    scores.add("fd_judge", fd.value, max(0.0, fd.low), fd.high, count)
+    precision, recall = m.precision_recall(real_features, fake_features)
+    scores.mean("precision", precision)
+    scores.mean("recall", recall)
+
+
+def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
+    if len(test) < m.LEAST_HELD_OUT:
+        return  # a small folder can be learned from all the same; a gate that asks for this says so
+    scores.mean("memorised", m.memorisation(pictures, train, test))
+
+
+def _upsampling(
+    scores: Scores,
+    model: Family,
+    stage: str,
+    test: Tensor,
+    captions: Sequence[str],
+    steps: int | None,
+) -> None:
+    """PSNR of upscaled real pictures over bicubic interpolation's, in dB, picture by picture."""
+    step = max(1, len(test) // PAIRS)
+    high, chosen = test[::step][:PAIRS], list(captions)[::step][:PAIRS]
+    low = F.adaptive_avg_pool2d(high, model.config.low_size)
+    request = Request(
+        seeds=tuple(range(len(high))),
+        prompts=tuple(chosen) if model.capabilities.condition == "text" else (),
+        steps=steps,
+        guidance=1.0,
+        low_BCHW=low,
+    )
+    with torch.no_grad():
+        ours = model.sample(request).cpu()
+    cubic = F.interpolate(low, size=high.shape[-2:], mode="bicubic", align_corners=False).clamp(
+        0, 1
+    )
+    scores.mean(f"{stage}_gain_db", m.psnr(ours, high) - m.psnr(cubic, high), keep=True)

@@ -1,0 +1,105 @@
+"""Previews: a fixed set of prompts and seeds, sampled now and then to see how far training is, always as a PNG file."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flows.judging.sheets import of_sounds, of_texts, png
+from models import Family, Trainable
+from models.family import Modality, Request
+
+COUNT: Final = 16  # pictures
+COLUMNS: Final = 4
+SOUNDS: Final = 4
+TEXTS: Final = 6
+TOKENS: Final = 96  # of a text, at most
+
+
+def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]) -> bytes | None:
+    """Return samples as PNG, or None for a network that makes none of what it is asked for.
+
+    Args:
+        model: the network, with the weights to show.
+        prepared: the dataset's folder; evenly chosen captions or openings of it are the prompts.
+        batch: real samples, whose low-resolution copies an upscaling model starts from.
+    """
+    if not isinstance(model, Family):
+        return None
+    training = model.training
+    model.eval()
+    device = next(iter(batch.values())).device
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        found = _KINDS[model.capabilities.modality](model, prepared, batch)
+    model.train(training)
+    return found
+
+
+def _pictures(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
+    kind = model.capabilities
+    prompts: tuple[str, ...] = ()
+    count, low = COUNT, None
+    if kind.upscales:
+        real = batch["pixels"][:COUNT]
+        count, side = len(real), model.config.low_size
+        low = F.interpolate(real, size=(side, side), mode="area")
+    if kind.condition == "text":
+        prompts = _captions(prepared, count)
+    pixels = model.sample(Request(seeds=tuple(range(count)), prompts=prompts, low_BCHW=low))
+    return png(grid(pixels.float().cpu()))
+
+
+def _sounds(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:  # noqa: ARG001
+    prompts = _captions(prepared, SOUNDS) if model.capabilities.condition == "text" else ()
+    sound = model.sample(Request(seeds=tuple(range(SOUNDS)), prompts=prompts))
+    return of_sounds(sound, model.config.sample_rate, prompts)
+
+
+def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes | None:  # noqa: ARG001
+    from data import loaders
+    from flows.judging.texts import openings
+
+    seeds, able = tuple(range(TEXTS)), model.capabilities
+    asked: list[str] = []
+    if able.condition == "text":
+        asked = openings(loaders.records(prepared, "validation"), TEXTS)
+        asked = [asked[seed % len(asked)] for seed in seeds]
+    request = Request(
+        seeds=seeds,
+        prompts=() if able.chats else tuple(asked),
+        dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
+        max_tokens=TOKENS,
+    )
+    try:
+        tokens = model.sample(request).cpu()
+    except ValueError:  # an opening that is longer than its context, or has no blank to fill in
+        return None
+    written = [model.text_of(row[row >= 0]) for row in tokens]
+    return of_texts(list(zip(asked or [""] * TEXTS, written, strict=True)))
+
+
+_KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], bytes | None]]] = {
+    "image": _pictures,
+    "audio": _sounds,
+    "text": _texts,
+}
+
+
+def _captions(prepared: Path, count: int) -> tuple[str, ...]:
+    captions = json.loads((prepared / "dataset.json").read_bytes())["captions"]
+    return tuple(captions[index * len(captions) // count] for index in range(count))
+
+
+def grid(pixels_BCHW: Tensor, columns: int = COLUMNS, scale: int = 2) -> Tensor:
+    """Return the pictures side by side, (C, H, W), two dark pixels between them, every pixel `scale` wide."""
+    padded = F.pad(
+        pixels_BCHW.repeat_interleave(scale, 2).repeat_interleave(scale, 3), (2, 2, 2, 2)
+    )
+    rows = -(-len(padded) // columns)
+    blank = padded.new_zeros(rows * columns - len(padded), *padded.shape[1:])
+    tiles = torch.cat([padded, blank]).view(rows, columns, *padded.shape[1:])
+    return tiles.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)

@@ -1,0 +1,147 @@
+"""Receipts in sound files: a comment that every reader shows, before or after the samples, which keep their bytes.
+
+WAV: a LIST chunk of type INFO with ISFT "atelier" and ICMT, the receipt (RIFF, Microsoft and IBM 1991). FLAC: the
+comment ATELIER=receipt in the file's one VORBIS_COMMENT block (RFC 9639, section 8.6).
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, Final
+
+MAKER: Final = b"ISFT\x08\x00\x00\x00atelier\x00"
+COMMENT: Final = b"ATELIER="
+VORBIS_COMMENT: Final = 4  # kind of a FLAC metadata block
+MOST_PARTS: Final = 10_000
+
+
+def is_sound(start: bytes) -> bool:
+    """Return whether a file that begins so is one of these."""
+    return start[:4] in {b"RIFF", b"fLaC"}
+
+
+def attach(file: bytes, receipt: bytes) -> bytes:
+    """Return the file with this receipt and no other.
+
+    Raises:
+        ValueError: damaged, or a RIFF file that is no WAV.
+    """
+    return _into_wav(file, receipt) if file[:4] == b"RIFF" else _into_flac(file, receipt)
+
+
+def texts(file: BinaryIO, most: int) -> list[bytes]:
+    """Return the receipts in a file; reads no samples, and no comment above `most` bytes.
+
+    Raises:
+        ValueError: damaged, or a RIFF file that is no WAV.
+    """
+    return _of_wav(file, most) if file.read(4) == b"RIFF" else _of_flac(file, most)
+
+
+def _into_wav(file: bytes, receipt: bytes) -> bytes:
+    made = [b"WAVE"]
+    reading = io.BytesIO(file)
+    reading.seek(4)
+    for kind, length in _chunks(reading):
+        content = reading.read(length)
+        if kind == b"LIST" and content[:4] == b"INFO" and content[4:].startswith(MAKER):
+            continue
+        made.append(_chunk(kind, content))
+    made.append(_chunk(b"LIST", b"INFO" + MAKER + _chunk(b"ICMT", receipt + b"\x00")))
+    body = b"".join(made)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _of_wav(file: BinaryIO, most: int) -> list[bytes]:
+    found = []
+    for kind, length in _chunks(file):
+        if kind != b"LIST":
+            continue
+        start = file.read(min(length, 4 + len(MAKER) + 8))
+        if start[:4] != b"INFO" or not start[4:].startswith(MAKER):
+            continue
+        inner, size = struct.unpack("<4sI", start[-8:])
+        if len(start) < 4 + len(MAKER) + 8 or inner != b"ICMT" or size > length:
+            raise ValueError("its comment is damaged")
+        if size > most + 1:
+            raise ValueError(f"the receipt is above {most} bytes: refused")
+        found.append(file.read(size).rstrip(b"\x00"))
+    return found
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield a WAV's chunks as (kind, length), with the file at the content of each; "RIFF" was read."""
+    if file.read(8)[4:] != b"WAVE":
+        raise ValueError("not a WAV file")
+    whole = file.seek(0, io.SEEK_END)
+    place = 12
+    for _ in range(MOST_PARTS):
+        file.seek(place)
+        header = file.read(8)
+        if len(header) < 8:
+            return
+        kind, length = struct.unpack("<4sI", header)
+        if place + 8 + length > whole:
+            raise ValueError(f"cut short in its chunk {kind!r}")
+        yield kind, length
+        place += 8 + length + length % 2
+    raise ValueError(f"more than {MOST_PARTS} chunks: refused")
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("<I", len(content)) + content + b"\x00" * (len(content) % 2)
+
+
+def _into_flac(file: bytes, receipt: bytes) -> bytes:
+    reading = io.BytesIO(file)
+    reading.seek(4)
+    blocks = [(kind, reading.read(length)) for kind, length in _blocks(reading)]
+    sound = reading.read()
+    comment = COMMENT + receipt
+    ours = struct.pack("<I7sII", 7, b"atelier", 1, len(comment)) + comment
+    kept = [(kind, content) for kind, content in blocks if kind != VORBIS_COMMENT]
+    made = [kept[0], (VORBIS_COMMENT, ours), *kept[1:]]
+    parts = [b"fLaC"]
+    for number, (kind, content) in enumerate(made):
+        last = 0x80 if number == len(made) - 1 else 0
+        parts.append(bytes([kind | last]) + len(content).to_bytes(3, "big") + content)
+    return b"".join([*parts, sound])
+
+
+def _of_flac(file: BinaryIO, most: int) -> list[bytes]:
+    found = []
+    for kind, length in _blocks(file):
+        if kind != VORBIS_COMMENT:
+            file.seek(length, io.SEEK_CUR)
+            continue
+        if length > most + 1024:
+            raise ValueError(f"its comments are above {most} bytes: refused")
+        found += [one for one in _comments(file.read(length)) if one.startswith(COMMENT)]
+    return [one.removeprefix(COMMENT) for one in found]
+
+
+def _comments(content: bytes) -> Iterator[bytes]:
+    try:
+        (vendor,) = struct.unpack_from("<I", content)
+        (count,) = struct.unpack_from("<I", content, 4 + vendor)
+        place = 8 + vendor
+        for _ in range(count):
+            (length,) = struct.unpack_from("<I", content, place)
+            yield content[place + 4 : place + 4 + length]
+            place += 4 + length
+    except struct.error:
+        raise ValueError("its comments are damaged") from None
+
+
+def _blocks(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Yield a FLAC's metadata blocks as (kind, length), with the file at the content of each; "fLaC" was read."""
+    for number in range(MOST_PARTS):
+        header = file.read(4)
+        if len(header) < 4:
+            raise ValueError("cut short in its metadata")
+        if number == 0 and header[0] & 0x7F:
+            raise ValueError("not a FLAC file")
+        yield header[0] & 0x7F, int.from_bytes(header[1:], "big")
+        if header[0] & 0x80:
+            return
+    raise ValueError(f"more than {MOST_PARTS} blocks: refused")

@@ -1,0 +1,87 @@
+"""POST /v1/embeddings: a vector a text, as base64 of little-endian float32 or as numbers."""
+
+import base64
+from typing import Annotated, Any, Final, Literal
+
+from fastapi.responses import JSONResponse, Response
+from pydantic import BeforeValidator, Field
+
+from services.endpoints import Endpoint
+from services.errors import ApiError
+from services.exchange import Deadline
+from services.making import Stages, refusal
+from services.orders import Label, Strict, plain_text
+from services.text_orders import LONGEST_TEXT
+from services.work import Embedded, EmbedWork, Refused, Vectors
+
+MOST_INPUTS: Final = 256
+
+
+def _inputs(value: Any) -> Any:
+    many = [value] if isinstance(value, str) else value
+    if not isinstance(many, list) or not all(isinstance(one, str) for one in many):
+        raise ValueError("send a string or a list of strings; token ids are not taken")
+    if not 1 <= len(many) <= MOST_INPUTS:
+        raise ValueError(f"send 1 to {MOST_INPUTS} texts, got {len(many)}")
+    for one in many:
+        if not 1 <= len(one) <= LONGEST_TEXT:
+            raise ValueError(f"a text has 1 to {LONGEST_TEXT} characters, got {len(one)}")
+        plain_text(one)
+    return tuple(many)
+
+
+class EmbeddingOrder(Strict):
+    """A request for embeddings, in OpenAI's words."""
+
+    input: Annotated[tuple[str, ...], BeforeValidator(_inputs)]
+    model: Annotated[str, Field(max_length=100)] | None = None
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: Label | None = None
+
+
+async def answer_embeddings(
+    stage: Stages, endpoint: Endpoint, order: EmbeddingOrder, timeout_s: float
+) -> Response:
+    """Return the embeddings.
+
+    While a rollout runs they are the champion's: vectors of two models in one index would be worth nothing.
+
+    Raises:
+        ApiError: 400, the model embeds nothing, or has another size than `dimensions`; 429, 500 or 503 otherwise.
+    """
+    endpoint.plan.must("embeddings", endpoint.name)
+    async with Deadline(timeout_s):
+        work = EmbedWork(pin=endpoint.plan.stages[0].pin, texts=order.input)
+        found = await stage.embed(work)
+    if isinstance(found, Refused):
+        found = Refused(found.kind, found.message, found.retry_after_s, found.param or "input")
+        raise refusal(found)
+    size = found.vectors.shape[1]
+    if order.dimensions not in {None, size}:
+        message = (
+            f"dimensions: {endpoint.name} gives {size} numbers a text and they cannot be cut short"
+        )
+        raise ApiError(400, f"{message}; leave it out", code="invalid_value", param="dimensions")
+    return JSONResponse(_document(endpoint, found, order.encoding_format == "base64"))
+
+
+def _document(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> dict[str, Any]:
+    tokens = sum(found.tokens)
+    return {
+        "object": "list",
+        "model": endpoint.ref,
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _packed(vector) if base64_wanted else vector.tolist(),
+            }
+            for index, vector in enumerate(found.vectors)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _packed(vector: Vectors) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

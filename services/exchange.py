@@ -1,0 +1,143 @@
+"""One request for samples being answered: who makes them, until when, and the receipt of each."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from infra.receipts import Receipt, StageReceipt
+from services.arms import Arms, Planning, Step
+from services.endpoints import Route
+from services.errors import ApiError, logger
+from services.making import Complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A request, where it goes, and what it wants of the version that answers."""
+
+    arms: Arms
+    timeout_s: float
+    request: Request
+    route: Route
+    planning: Planning
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def request_id(self) -> str:
+        """The id that the answer's header has, too."""
+        return str(self.request.scope["request_id"])
+
+    async def whole(self) -> tuple[Step, Complete]:
+        """Return who answered, and all samples."""
+        async with Deadline(self.timeout_s):
+            return await self.arms.draw(self.route, self.planning)
+
+    async def stream(
+        self,
+        events: Callable[[Step], Iterable[bytes]],
+        failed: Callable[[ApiError], bytes],
+        end: bytes = b"",
+    ) -> Response:
+        """Return server-sent events; what fails before the first one is still an ordinary error.
+
+        Args:
+            events: What is sent for a step.
+            failed: What is sent when it breaks off; nothing comes after it.
+            end: What is sent when all went well.
+        """
+        steps = self.arms.watch(self.route, self.planning)
+        async with Deadline(self.timeout_s):
+            first = await anext(steps)
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        lines = self._lines(first, steps, events, failed, end)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+
+    async def _lines(
+        self,
+        first: Step,
+        rest: AsyncIterator[Step],
+        events: Callable[[Step], Iterable[bytes]],
+        failed: Callable[[ApiError], bytes],
+        end: bytes,
+    ) -> AsyncIterator[bytes]:
+        async def made(step: Step) -> list[bytes]:
+            whole = isinstance(step.progress, Complete)  # files to write: not in the event loop
+            return await asyncio.to_thread(lambda: list(events(step))) if whole else [*events(step)]
+
+        try:
+            for line in await made(first):
+                yield line
+            async with Deadline(self.timeout_s):
+                async for step in rest:
+                    for line in await made(step):
+                        yield line
+        except ApiError as error:
+            yield failed(error)
+        except (RuntimeError, ValueError, TypeError, LookupError, OSError) as error:
+            logger.error("request %s failed", self.request_id, exc_info=error)
+            yield failed(ApiError(500, "the server failed while drawing", code="internal_error"))
+        else:
+            if end:
+                yield end
+
+    def receipt(self, step: Step, row: int, **more: Any) -> Receipt:
+        """Return the receipt of sample `row`."""
+        endpoint, drawing = step.endpoint, step.drawing
+        first = endpoint.plan.stages[0]
+        image = endpoint.plan.modality == "image"
+        return Receipt(
+            endpoint=endpoint.name,
+            version=endpoint.ref,
+            digest=endpoint.digest,
+            place=endpoint.stage,
+            epoch=endpoint.epoch,
+            stages=tuple(
+                StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
+                for stage in endpoint.plan.stages
+            ),
+            prompt=drawing.prompts[row] if drawing.prompts else "",
+            messages=drawing.dialogues[row] if drawing.dialogues else None,
+            seed=drawing.seeds[row],
+            steps=first.steps if image and drawing.steps is None else drawing.steps,
+            guidance=first.guidance if image and drawing.guidance is None else drawing.guidance,
+            size=endpoint.plan.size,
+            seconds=drawing.seconds,
+            max_tokens=drawing.max_tokens,
+            temperature=drawing.temperature,
+            top_k=drawing.top_k,
+            top_p=drawing.top_p,
+            stop=drawing.stop or None,
+            created=self.created,
+            request_id=self.request_id,
+            **more,
+        )
+
+
+class Deadline:
+    """A block that ends with 504 after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            message = f"the answer was not ready within {self._seconds:g} s"
+            raise ApiError(504, message, code="timeout", retry=False) from None
+
+
+def event(body: Mapping[str, Any], kind: str = "") -> bytes:
+    """Return a server-sent event."""
+    name = f"event: {kind}\n" if kind else ""
+    return f"{name}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

@@ -1,0 +1,125 @@
+"""What is to be made, what is seen on the way and what comes out, whatever the modality."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from services.errors import ApiError, invalid
+from services.media import Bitmap, Sound
+from services.plans import Plan
+from services.work import (
+    Dialogue,
+    Embedded,
+    EmbedWork,
+    Event,
+    Piece,
+    Refused,
+    Scored,
+    ScoreWork,
+    Text,
+    Work,
+)
+from services.work import Made as Samples
+
+One: TypeAlias = Bitmap | Sound | Text
+"""A finished sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What to make: a sample a seed. None leaves it to the pipeline, and it to the family."""
+
+    prompts: tuple[str, ...] = ()  # one a seed; empty where nothing is asked for
+    dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
+    seeds: tuple[int, ...]
+    steps: int | None = None
+    guidance: float | None = None
+    seconds: float | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    previews: int = 0
+    once: bool = False  # see Work
+
+    def asked(self, row: int) -> str:
+        """Return what row `row` was asked for, in words."""
+        if self.dialogues:
+            return "\n".join(f"{role}: {text}" for role, text in self.dialogues[row])
+        return self.prompts[row] if self.prompts else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """Preview `index` of picture `row`, at the pipeline's size."""
+
+    row: int
+    index: int
+    pixels: Bitmap
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """All samples, in the order of their seeds."""
+
+    made: Sequence[One]
+    prompt_tokens: tuple[int, ...] = ()  # of texts, one a seed
+
+
+Progress: TypeAlias = Sketch | Piece | Complete
+
+
+class Stages(Protocol):
+    """A stage, in this process or behind a handle."""
+
+    async def draw(self, work: Work) -> Samples | Refused:
+        """Return all samples of `work`, or why there are none."""
+        ...
+
+    def watch(self, work: Work) -> AsyncIterator[Event]:
+        """Yield previews, then the samples or why there are none."""
+        ...
+
+    async def embed(self, work: EmbedWork) -> Embedded | Refused:
+        """Return an embedding a text, or why there is none."""
+        ...
+
+    async def score(self, work: ScoreWork) -> Scored | Refused:
+        """Return the likelihood of an input, or why there is none."""
+        ...
+
+
+class Maker(Protocol):
+    """Makes what a plan names."""
+
+    async def draw(self, plan: Plan, drawing: Drawing) -> Complete:
+        """Return the samples.
+
+        Raises:
+            ApiError: 429 when a stage's queue is full, 400 when the model cannot draw this, 500 or 503 otherwise.
+        """
+        ...
+
+    def watch(self, plan: Plan, drawing: Drawing) -> AsyncIterator[Progress]:
+        """Yield what is seen on the way, then the samples; errors as in `draw`."""
+        ...
+
+
+def refusal(refused: Refused) -> ApiError:
+    """Return what the client is told when a stage refuses."""
+    if refused.kind == "full":
+        return ApiError(
+            429,
+            f"the queue is full: {refused.message}",
+            code="queue_full",
+            retry_after_s=refused.retry_after_s,
+        )
+    if refused.kind == "invalid":
+        return invalid(refused.message, refused.param)
+    if refused.kind == "not_finite":
+        return ApiError(500, "the model gave numbers that are not finite", code="not_finite")
+    if refused.kind == "failed":
+        return ApiError(500, "the model failed while drawing", code="model_failed")
+    reason = "is not loaded" if refused.kind == "missing" else "is restarting"
+    return ApiError(503, f"the model {reason}; try again", code="unavailable", retry_after_s=5)

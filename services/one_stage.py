@@ -1,0 +1,72 @@
+"""The pipelines of sound and of text: one stage speaks or writes. And of any version: the pipeline of its modality."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from services.making import Complete, Drawing, Maker, Progress, Stages, refusal
+from services.media import sound
+from services.plans import Plan
+from services.text_to_image import TextToImage
+from services.work import Event, Piece, Refused, Sounded, Work, Written
+
+
+class OneStage:
+    """Speaks or writes with the only stage of a plan."""
+
+    def __init__(self, generate: Stages) -> None:
+        self._generate = generate
+
+    async def draw(self, plan: Plan, drawing: Drawing) -> Complete:
+        """Return the sounds or texts; errors as in `Maker`."""
+        return _complete(await self._generate.draw(_work(plan, drawing, pieces=False)), drawing)
+
+    async def watch(self, plan: Plan, drawing: Drawing) -> AsyncIterator[Progress]:
+        """Yield pieces of text as they are written, then the whole; errors as in `Maker`."""
+        work = _work(plan, drawing, pieces=plan.modality == "text")
+        async for event in self._generate.watch(work):
+            yield event if isinstance(event, Piece) else _complete(event, drawing)
+
+
+class Pipelines:
+    """Makes pictures, sounds and texts, each by its own pipeline."""
+
+    def __init__(self, generate: Stages, upscale: Stages) -> None:
+        one = OneStage(generate)
+        painter: Maker = TextToImage(generate, upscale)
+        self._makers: dict[str, Maker] = {"image": painter, "audio": one, "text": one}
+
+    async def draw(self, plan: Plan, drawing: Drawing) -> Complete:
+        """Return the samples; errors as in `Maker`."""
+        return await self._makers[plan.modality].draw(plan, drawing)
+
+    def watch(self, plan: Plan, drawing: Drawing) -> AsyncIterator[Progress]:
+        """Yield what is seen on the way, then the samples; errors as in `Maker`."""
+        return self._makers[plan.modality].watch(plan, drawing)
+
+
+def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
+    stage = plan.stages[0]
+    return Work(
+        pin=stage.pin,
+        seeds=drawing.seeds,
+        prompts=drawing.prompts,
+        dialogues=drawing.dialogues,
+        seconds=drawing.seconds,
+        max_tokens=drawing.max_tokens,
+        temperature=drawing.temperature,
+        top_k=drawing.top_k,
+        top_p=drawing.top_p,
+        stop=drawing.stop,
+        pieces=pieces,
+        once=drawing.once,
+    )
+
+
+def _complete(answer: Event, drawing: Drawing) -> Complete:
+    if isinstance(answer, Refused):
+        asked = "messages" if drawing.dialogues else "prompt"
+        raise refusal(replace(answer, param=answer.param or asked))
+    if isinstance(answer, Sounded):
+        return Complete([sound(one, answer.sample_rate) for one in answer.sounds])
+    assert isinstance(answer, Written)
+    return Complete(answer.texts, answer.prompt_tokens)

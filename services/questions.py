@@ -1,0 +1,98 @@
+"""What is asked of a model beside samples: embeddings of texts and the likelihood of one input.
+
+Both run in the engine's thread, between two steps, so that a model is never in two calls at once.
+
+Shape letters: N texts, E numbers of an embedding, B = 1 input, C channels, H and W pixels, T sound samples.
+"""
+
+import itertools
+import threading
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.family import Batch, Family
+from models.parts.tokens import tokenizer
+from services.media import MediaError, learned_pixels, learned_sound
+from services.tickets import NotFinite
+from services.work import Embedded, Scored, ScoreWork
+
+TOGETHER: Final = 16  # texts a call
+DRAWS: Final = threading.Lock()
+"""Held by whoever needs torch's global generator to itself; families draw from it in `log_prob`."""
+
+
+def embed(model: Family, texts: tuple[str, ...]) -> Embedded:
+    """Return an embedding a text.
+
+    Raises:
+        ValueError: a text is too long for the model.
+        NotFinite: the model gave other than finite numbers.
+    """
+    found_NE = model.embed(texts).float().cpu().numpy()
+    if not np.isfinite(found_NE).all():
+        raise NotFinite("the embeddings are not finite")
+    return Embedded(found_NE, tuple(count_tokens(model, text) for text in texts))
+
+
+def count_tokens(model: Family, text: str) -> int:
+    """Return how many tokens a text has, control tokens apart; 0 for a model without a tokenizer."""
+    document = getattr(model.config, "tokenizer", "")
+    return len(tokenizer(document).encode(text)) if document else 0
+
+
+def score(model: Family, work: ScoreWork) -> Scored:
+    """Return log p of one input, or its lower bound.
+
+    Pictures and sound are prepared as datasets are. What the family draws for it (grey levels to bits, a latent code)
+    comes from torch's global generator, seeded with the work's seed before the input, as evaluations seed it with 0
+    before the test split: the same input and seed have the same number.
+
+    Raises:
+        ValueError: the input cannot be read, or the model has learned no such thing.
+        NotFinite: the model gave no number; minus infinity is one.
+    """
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
+    batch, numbers = _batch(model, work)
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    with DRAWS, torch.random.fork_rng():
+        torch.manual_seed(work.seed)
+        nats_B: Tensor = model.log_prob(batch)
+    nats = float(nats_B.double().sum())  # a long text is several rows
+    if nats != nats or nats == float("inf"):
+        raise NotFinite("the likelihood is not finite")
+    return Scored(nats, numbers)
+
+
+def _batch(model: Family, work: ScoreWork) -> tuple[Batch, int]:
+    """Return the model's batch and how many numbers the likelihood is of."""
+    able = model.capabilities
+    if able.modality == "text":
+        texts = [text for _, text in work.record]
+        return model.examples([work.record]), sum(count_tokens(model, text) for text in texts)
+    try:
+        batch = _picture(model, work) if able.modality == "image" else _sound(model, work)
+    except MediaError as error:
+        raise ValueError(str(error)) from None
+    numbers = next(iter(batch.values())).numel()
+    if able.condition == "text":
+        if work.caption is None:
+            raise ValueError("this model learned p(x | caption): give a caption")
+        tokens = model.encode([work.caption])
+        if tokens is not None:
+            batch["tokens"] = tokens
+    return batch, numbers
+
+
+def _picture(model: Family, work: ScoreWork) -> dict[str, Tensor]:
+    config = model.config
+    pixels_HWC = learned_pixels(work.content, config.image_size, config.channels)
+    pixels_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].float() / 255
+    return {"pixels": pixels_BCHW}
+
+
+def _sound(model: Family, work: ScoreWork) -> dict[str, Tensor]:
+    sound_T = torch.from_numpy(learned_sound(work.content, model.config.sample_rate))
+    return {"sound": sound_T[None], "length": torch.tensor([len(sound_T)])}

@@ -1,0 +1,166 @@
+"""POST /v1/completions and /v1/chat/completions: one JSON document, or server-sent events that end with [DONE].
+
+Every choice carries its receipt: in the document beside its text, in a stream in the chunk with its finish_reason.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fastapi.responses import JSONResponse, Response
+
+from services.arms import Step
+from services.endpoints import Endpoint
+from services.errors import ApiError
+from services.exchange import Exchange, event
+from services.making import Complete, Drawing
+from services.plans import PinnedStage
+from services.text_orders import COMPLETION_TOKENS, ChatOrder, CompletionOrder, TextOrder
+from services.work import Piece, Text
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+def plan_completion(order: CompletionOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+    """Return what to write with a version: every prompt n times, with the same seeds whatever stands beside it.
+
+    Raises:
+        ApiError: 400, it completes nothing.
+    """
+    endpoint.plan.must("completions", endpoint.name)
+    first = endpoint.plan.stages[0]
+    room = first.max_tokens or COMPLETION_TOKENS
+    return Drawing(
+        prompts=tuple(prompt for prompt in order.prompt for _ in seeds),
+        seeds=seeds * len(order.prompt),
+        max_tokens=order.max_tokens or room,
+        **_sampling(order, first),
+    )
+
+
+def plan_turn(order: ChatOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+    """Return what to say with a version.
+
+    Raises:
+        ApiError: 400, it does not chat.
+    """
+    endpoint.plan.must("chat", endpoint.name)
+    first = endpoint.plan.stages[0]
+    return Drawing(
+        dialogues=(order.dialogue,) * len(seeds),
+        seeds=seeds,
+        max_tokens=order.max_completion_tokens or order.max_tokens or first.max_tokens,
+        **_sampling(order, first),
+    )
+
+
+def _sampling(order: TextOrder, stage: PinnedStage) -> dict[str, Any]:
+    """Return how tokens are drawn: as the request says, else as the pipeline does."""
+    asked = {name: getattr(order, name) for name in ("temperature", "top_p", "top_k")}
+    found = {n: getattr(stage, n) if value is None else value for n, value in asked.items()}
+    return {**found, "stop": order.stop}
+
+
+class TextAnswer:
+    """One request for text being answered."""
+
+    def __init__(self, exchange: Exchange, order: CompletionOrder | ChatOrder) -> None:
+        self._exchange = exchange
+        self._order = order
+        self._chats = isinstance(order, ChatOrder)
+        self._begun: set[int] = set()  # rows of a stream that have sent something
+        kind = "chatcmpl" if self._chats else "cmpl"
+        self._id = f"{kind}-{exchange.request_id}"
+
+    async def whole(self) -> Response:
+        """Return all texts as one JSON document."""
+        step, complete = await self._exchange.whole()
+        choices = []
+        for row, text in _texts(complete):
+            words = self._echo(step, row) + text.text
+            said = {"message": {"role": "assistant", "content": words, "refusal": None}}
+            choices.append(
+                {
+                    "index": row,
+                    **(said if self._chats else {"text": words}),
+                    "logprobs": None,
+                    "finish_reason": text.reason,
+                    "seed": step.drawing.seeds[row],
+                    "receipt": self._receipt(step, row, words),
+                }
+            )
+        kind = "chat.completion" if self._chats else "text_completion"
+        body = {**self._common(step, kind), "choices": choices, "usage": self._usage(complete)}
+        return JSONResponse(body)
+
+    async def stream(self) -> Response:
+        """Return the texts as they are written."""
+        return await self._exchange.stream(self._events, _failed, DONE)
+
+    def _events(self, step: Step) -> Iterator[bytes]:
+        kind = "chat.completion.chunk" if self._chats else "text_completion"
+        common = self._common(step, kind)
+        usage = {"usage": None} if self._order.usage else {}
+
+        def chunk(row: int, text: str, **more: Any) -> bytes:
+            said: dict[str, Any] = {"content": text} if text else {}
+            if row not in self._begun and self._chats:
+                said = {"role": "assistant", "content": text}
+            elif row not in self._begun:
+                text = self._echo(step, row) + text
+            self._begun.add(row)
+            what = {"delta": said} if self._chats else {"text": text}
+            choice = {"index": row, **what, "logprobs": None, "finish_reason": None, **more}
+            return event({**common, "choices": [choice], **usage})
+
+        progress = step.progress
+        if isinstance(progress, Piece):
+            if self._chats and progress.row not in self._begun:
+                yield chunk(progress.row, "")  # the role comes first
+            yield chunk(progress.row, progress.text)
+            return
+        assert isinstance(progress, Complete)
+        for row, text in _texts(progress):
+            words = self._echo(step, row) + text.text
+            facts = {"seed": step.drawing.seeds[row], "receipt": self._receipt(step, row, words)}
+            yield chunk(row, "", **{"finish_reason": text.reason, **facts})
+        if self._order.usage:
+            yield event({**common, "choices": [], "usage": self._usage(progress)})
+
+    def _echo(self, step: Step, row: int) -> str:
+        echoes = isinstance(self._order, CompletionOrder) and self._order.echo
+        return step.drawing.prompts[row] if echoes else ""
+
+    def _receipt(self, step: Step, row: int, words: str) -> dict[str, Any]:
+        digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()
+        receipt = self._exchange.receipt(step, row, text_sha256=digest)
+        return receipt.model_dump(mode="json", exclude_none=True)
+
+    def _common(self, step: Step, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": int(self._exchange.created.timestamp()),
+            "model": step.endpoint.ref,
+            "system_fingerprint": step.endpoint.digest[:16],
+        }
+
+    def _usage(self, complete: Complete) -> dict[str, int]:
+        """Return the counts: a prompt counts once however often it is answered, control tokens apart."""
+        each = complete.prompt_tokens[:: self._order.count]
+        prompt, completion = sum(each), sum(text.tokens for _, text in _texts(complete))
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+
+def _texts(complete: Complete) -> Iterator[tuple[int, Text]]:
+    for row, text in enumerate(complete.made):
+        assert isinstance(text, Text)
+        yield row, text
+
+
+def _failed(error: ApiError) -> bytes:
+    return event(error.body)

@@ -1,0 +1,168 @@
+"""What the engine is given and what it gives back: rows of requests, and the results of each."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+
+from models.family import Family, Request, Rows
+from services.work import Pictures, Sounds, Text
+from services.writing import Writing
+
+FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped"]
+EACH: Final = ("seeds", "prompts", "dialogues", "low_BCHW")
+"""The fields of a Request that have one entry a row; rows that share a call have the others alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A preview (C, H, W) of row `row`."""
+
+    row: int
+    index: int
+    picture: Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """The next part of the text of row `row`."""
+
+    row: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Row `row` is done: a picture (C, H, W), a sound (T,) or a text."""
+
+    row: int
+    made: Pictures | Sounds | Text
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No more rows of this ticket will come."""
+
+    kind: FailedKind
+    message: str
+
+
+Result: TypeAlias = Shown | Wrote | Finished | Failed
+Deliver: TypeAlias = Callable[[Result], None]
+
+
+class Full(Exception):
+    """The queue has no room for these rows; there should be some after `retry_after_s`."""
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} samples are waiting, at most {limit} may")
+        self.retry_after_s = retry_after_s
+
+
+class NotFinite(ArithmeticError):
+    """A model gave numbers that are not finite where an answer was to be one."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One submitted request; `over` once it was cancelled, failed or finished."""
+
+    deliver: Deliver
+    over: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One sample of a request."""
+
+    ticket: Ticket
+    number: int
+    request: Request  # of this row alone
+    previews: int
+    pieces: bool  # of text, as it is written
+    writing: Writing
+    watched: bool  # its text is looked at after every step
+    taken: int = 0  # steps
+    shown: int = 0
+    ended: bool = False  # delivered, though the model would go on
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.ended or self.ticket.over
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What rows must have in common to be drawn in one call."""
+        names = (one.name for one in fields(self.request) if one.name not in EACH)
+        return tuple(getattr(self.request, name) for name in names)
+
+
+@dataclass(slots=True)
+class Lane:
+    """One model's rows: those that wait and the batch under way (padded to a bucket)."""
+
+    model: Family
+    buckets: Sequence[int]
+    waiting: deque[Row] = field(default_factory=deque)
+    fresh: list[Row] = field(default_factory=list)  # taken from the queue, not begun
+    members: list[Row] = field(default_factory=list)
+    rows: Rows | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self.waiting or self.members)
+
+
+@dataclass(eq=False, slots=True)
+class Question:
+    """A call that needs a model and gives one answer; it is made between two steps."""
+
+    call: Callable[[], Any]
+    deliver: Callable[[Any], None]  # gets what the call returned, or Failed
+    over: bool = False
+
+
+def rows_of(
+    ticket: Ticket, request: Request, previews: int, pieces: bool, stops: Sequence[str]
+) -> list[Row]:
+    """Return a request's rows."""
+    watched = pieces or bool(stops)
+    return [
+        Row(ticket, place, one(request, place), previews, pieces, Writing(stops), watched)
+        for place in range(len(request.seeds))
+    ]
+
+
+def one(request: Request, number: int) -> Request:
+    """Return the request of one row."""
+    part = slice(number, number + 1)
+    low = request.low_BCHW
+    return replace(
+        request,
+        seeds=request.seeds[part],
+        prompts=request.prompts[part],
+        dialogues=request.dialogues[part],
+        low_BCHW=None if low is None else low[part],
+    )
+
+
+def together(requests: Sequence[Request], buckets: Sequence[int]) -> Request:
+    """Return one request of all these rows, padded to a bucket by copies of the first."""
+    padded = [*requests, *[requests[0]] * (bucket(len(requests), buckets) - len(requests))]
+    lows = [request.low_BCHW for request in padded if request.low_BCHW is not None]
+    return replace(
+        requests[0],
+        seeds=tuple(seed for request in padded for seed in request.seeds),
+        prompts=tuple(prompt for request in padded for prompt in request.prompts),
+        dialogues=tuple(record for request in padded for record in request.dialogues),
+        low_BCHW=torch.cat(lows) if lows else None,
+    )
+
+
+def bucket(count: int, buckets: Sequence[int]) -> int:
+    """Return the smallest batch size that has room for so many rows."""
+    return next(size for size in buckets if size >= count)

@@ -1,0 +1,110 @@
+"""Which batch sizes give a row the same bits, found by trying a model out when it is loaded."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+
+from models.family import Family, Request
+from models.parts.rows import join, take
+
+STEPS: Final = 2  # of a stepwise model
+SECONDS: Final = 0.01  # of sound
+TOKENS: Final = 8  # of text by a model without steps
+
+
+def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
+    """Return the batch sizes whose rows equal, bit for bit, those of the largest one, on this device.
+
+    Two steps over as many rows as the largest batch has; a size that differs is left out. Of text and sound all that
+    the model keeps between steps is compared, since equal tokens may come of unequal numbers; of sound in one batch
+    of each size, since a step is many samples. A model that draws nothing (it only embeds) keeps all sizes.
+    """
+    asked = _acceptable(model)
+    if asked is None:
+        return tuple(buckets)
+    count = buckets[-1]
+    largest = _trial(model, asked, count, count)
+    slow = model.capabilities.modality == "audio"
+    agreed = [
+        size
+        for size in buckets[:-1]
+        if _equal(_trial(model, asked, size if slow else count, size), largest)
+    ]
+    return (*agreed, count)
+
+
+def _acceptable(model: Family) -> Request | None:
+    """Return a request of one row that the model takes, or None where it takes none."""
+    able = model.capabilities
+    if able.modality == "text":
+        return next((one for one in _written() if _takes(model, one)), None)
+    words = getattr(model.config, "vocabulary", ())[:1] if able.condition == "text" else ()
+    if able.modality == "audio":
+        return Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)
+    if able.upscales:
+        side, channels = model.config.low_size, model.config.channels
+        grey = torch.Generator().manual_seed(0)
+        return Request(seeds=(0,), low_BCHW=torch.rand(1, channels, side, side, generator=grey))
+    return Request(seeds=(0,), prompts=() if able.stepwise else tuple(words))
+
+
+def _written() -> Iterator[Request]:
+    yield Request(seeds=(0,), prompts=("a",), max_tokens=TOKENS)
+    yield Request(seeds=(0,), prompts=("a [MASK]",), max_tokens=TOKENS)  # a text with a blank
+    yield Request(seeds=(0,), dialogues=((("user", "a"),),), max_tokens=TOKENS)
+    yield Request(seeds=(0,), max_tokens=TOKENS)
+
+
+@torch.no_grad()
+def _takes(model: Family, request: Request) -> bool:
+    stepwise: Any = model
+    try:
+        if model.capabilities.stepwise:
+            stepwise.begin(request)
+        else:
+            model.sample(request)
+    except (ValueError, NotImplementedError):
+        return False
+    return True
+
+
+@torch.no_grad()
+def _trial(model: Family, asked: Request, count: int, size: int) -> list[torch.Tensor]:
+    """Return `count` rows drawn two steps far in batches of `size`: every tensor that is to be equal."""
+    parts: list[list[torch.Tensor]] = []
+    stepwise: Any = model
+    for start in range(0, count, size):
+        each = [
+            replace(asked, seeds=(min(seed, count - 1),)) for seed in range(start, start + size)
+        ]
+        if not model.capabilities.stepwise:
+            parts.append([model.sample(_all(asked, [one.seeds[0] for one in each]))])
+            continue
+        rows = join([stepwise.begin(one) for one in each])
+        for _ in range(STEPS):
+            rows = stepwise.step(rows)
+        rows = take(rows, list(range(size)))
+        shown = [stepwise.preview(rows)]
+        if model.capabilities.modality != "image":
+            shown += [rows[name] for name in sorted(rows)]
+        parts.append(shown)
+    return [torch.cat(list(tensors))[:count] for tensors in zip(*parts, strict=True)]
+
+
+def _all(asked: Request, seeds: Sequence[int]) -> Request:
+    """Return the same request for each of these seeds."""
+    count, low = len(seeds), asked.low_BCHW
+    return replace(
+        asked,
+        seeds=tuple(seeds),
+        prompts=asked.prompts * count,
+        dialogues=asked.dialogues * count,
+        low_BCHW=None if low is None else low.expand(count, -1, -1, -1),
+    )
+
+
+def _equal(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
+    """Return whether the rows of ours are the first of theirs."""
+    return all(torch.equal(one, other[: len(one)]) for one, other in zip(ours, theirs, strict=True))

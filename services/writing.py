@@ -1,0 +1,58 @@
+"""Text that grows token by token: what of it may be shown already, and where a stop string ends it.
+
+A character whose bytes are not all there decodes to U+FFFD and is held back, as is an end that may yet become a stop
+string. So a row's pieces, put together, are the text that it has when nobody watches.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+UNFINISHED: Final = "\ufffd"
+
+
+class Writing:
+    """One text under way."""
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = tuple(stops)
+        self._shown = ""
+        self.stopped = False  # at a stop string
+
+    @property
+    def text(self) -> str:
+        """All that was shown; the whole text once it is over."""
+        return self._shown
+
+    def grow(self, text: str, *, last: bool = False) -> str:
+        """Return what can be shown beyond the last time.
+
+        Args:
+            text: All that was written so far, decoded.
+            last: Whether nothing comes after it.
+        """
+        settled = text if last else text.rstrip(UNFINISHED)
+        place = first_stop(settled, self._stops)
+        if place is not None:
+            settled, self.stopped = settled[:place], True
+        elif not last:
+            settled = settled[: len(settled) - _hopeful(settled, self._stops)]
+        if not settled.startswith(self._shown):  # a decoder took something back: wait
+            return ""
+        fresh = settled[len(self._shown) :]
+        self._shown = settled
+        return fresh
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Return where the stop string begins that is complete first (of those, the longest), or None without any."""
+    found = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _hopeful(text: str, stops: Sequence[str]) -> int:
+    """Return how many characters at the end may be the beginning of a stop string."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for count in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-count:]) for stop in stops):
+            return count
+    return 0

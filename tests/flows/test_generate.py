@@ -1,0 +1,106 @@
+"""`atelier generate` against a gateway that answers what a test has put into it."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from flows.command_line.client import NoGateway, Unanswered
+from flows.command_line.version_verbs import generate
+from infra.settings import settings
+
+ABLE: dict[str, dict[str, Any]] = {
+    "prose": {"modality": "text", "abilities": ["completions"]},
+    "chat": {"modality": "text", "abilities": ["completions", "chat"]},
+    "voice": {"modality": "audio", "abilities": ["speech"]},
+}
+PIECES = ("once", " upon", " a [time]\n")
+
+
+def sse(*documents: Any) -> bytes:
+    lines = [f"data: {json.dumps(one)}\n\n" for one in documents]
+    return "".join([*lines, "data: [DONE]\n\n"]).encode()
+
+
+@pytest.fixture
+def asked(private_home: Path) -> Iterator[list[Any]]:
+    """What a gateway was asked: (path, body)."""
+    found: list[Any] = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            if name in ABLE:
+                self.answer({"id": name, "object": "model", **ABLE[name]})
+            else:
+                error = {"message": "no such model", "type": "", "param": None, "code": None}
+                self.answer({"error": error}, 404)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            found.append((self.path, body))
+            if self.path.endswith("/chat/completions"):
+                deltas = [{"role": "assistant", "content": ""}, *({"content": p} for p in PIECES)]
+                chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+                self.answer(sse(*chunks))
+            elif self.path.endswith("/completions"):
+                self.answer(sse(*({"choices": [{"index": 0, "text": p}]} for p in PIECES)))
+            else:
+                self.answer({"data": [{"b64": base64.b64encode(b"RIFF").decode()}]})
+
+        def answer(self, content: Any, status: int = 200) -> None:
+            streams = isinstance(content, bytes)
+            body = content if streams else json.dumps(content).encode()
+            kind = "text/event-stream" if streams else "application/json"
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", settings().gateway_port), Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield found
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["prose", "chat"])
+def test_text_is_printed_as_it_is_and_written_where_asked(
+    asked: list[Any], name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    generate(name, "tell me", tmp_path / "text.txt", seed=3)
+    assert capsys.readouterr().out == "".join(PIECES) + "\n"
+    assert (tmp_path / "text.txt").read_text() == "".join(PIECES)
+    [(path, body)] = asked
+    assert path.endswith("/chat/completions") == (name == "chat")
+    assert (body["seed"], body["stream"]) == (3, True)
+
+
+def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
+    generate("voice", "two", tmp_path / "two.wav", seed=3, seconds=0.5)
+    assert (tmp_path / "two.wav").read_bytes() == b"RIFF"
+    body = {"model": "voice", "prompt": "two", "seed": 3, "seconds": 0.5}
+    assert asked == [("/v1/samples", body)]
+    with pytest.raises(typer.BadParameter, match="voice makes audio: say where"):
+        generate("voice", "two")
+
+
+def test_the_gateway_s_own_words_are_told(asked: list[Any]) -> None:
+    with pytest.raises(Unanswered, match="no such model"):
+        generate("nothing", "two")
+
+
+def test_a_gateway_that_is_not_there_is_said_to_be(private_home: Path) -> None:
+    with pytest.raises(NoGateway, match="atelier up"):
+        generate("prose", "two")

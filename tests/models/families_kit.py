@@ -1,0 +1,120 @@
+"""What every family is tried on, whatever it makes: structure to learn from, and requests that it can answer."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from models import trainable
+from models.family import Family, Record, Request
+
+SAID: Final = ("abc", "bca", "cab", "acb")
+BLANKS: Final = tuple(f"{one} [MASK][MASK][MASK]" for one in SAID)
+STORY: Final = ("the cat sat.", "a dog ran.", "the sun set.", "a bird sang.")
+RECORDS: Final[tuple[Sequence[Record], ...]] = (
+    [(("text", "\n".join((STORY[start:] + STORY[:start]) * 3)),) for start in range(4)] * 2,
+    [(("source", one), ("target", one[::-1])) for one in SAID] * 4,
+    [(("user", one), ("assistant", one[::-1])) for one in SAID] * 4,
+)
+"""Text records with a pattern, a kind each: documents, pairs, dialogues."""
+
+
+def tiny(name: str) -> Family:
+    torch.manual_seed(0)
+    model = trainable(name)(trainable(name).presets["tiny"])
+    assert isinstance(model, Family)
+    return model
+
+
+def shaken(name: str) -> Family:
+    """A tiny model with no weight at zero, so that every part takes part in what it makes."""
+    model = tiny(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return (counted(model, batch_of(model)) if model.counts else model).eval()
+
+
+def counted(model: Family, batch: Mapping[str, Tensor], parts: int = 1) -> Family:
+    """Return a counting model that has seen the batch, in `parts`."""
+    for number in range(len(model.sums)):
+        cut = {name: tensor.chunk(parts) for name, tensor in batch.items()}
+        for part in range(len(next(iter(cut.values())))):
+            model.absorb({name: tensors[part] for name, tensors in cut.items()}, number)
+        model.settle(number)
+    return model
+
+
+def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
+    """Return `count` rows with structure, unlike noise: stripes, tones, or what the model makes of patterned text."""
+    kind = model.capabilities.modality
+    if kind == "text":
+        rows = model.examples(records_for(model))
+        index = torch.arange(count) % len(next(iter(rows.values())))
+        return {name: tensor[index] for name, tensor in rows.items()}
+    batch = stripes(model, count) if kind == "image" else tones(model, count)
+    if model.capabilities.condition == "text":
+        tokens = model.encode(prompts(model, count))
+        assert tokens is not None
+        batch["tokens"] = tokens
+    return batch
+
+
+def stripes(model: Family, count: int) -> dict[str, Tensor]:
+    """Black and white rows, shifted by one in every other picture."""
+    size, channels = model.config.image_size, model.config.channels
+    rows = ((torch.arange(size) + torch.arange(count)[:, None]) % 2).float()
+    return {"pixels": rows[:, None, :, None].expand(count, channels, size, size).contiguous()}
+
+
+def tones(model: Family, count: int) -> dict[str, Tensor]:
+    """Two tones, one in every other sound, the last quarter of it silent."""
+    length = getattr(model.config, "clip_samples", 128)
+    period = torch.where(torch.arange(count) % 2 == 0, 8.0, 16.0)
+    sound = 0.8 * (2 * torch.pi * torch.arange(length) / period[:, None]).sin()
+    ends = length - length // 4
+    sound[:, ends:] = 0
+    return {"sound": sound, "length": torch.full((count,), ends)}
+
+
+def records_for(model: Family) -> Sequence[Record]:
+    """Return patterned records of the roles that the model learns from."""
+    for records in RECORDS:
+        try:
+            model.examples(records)
+        except ValueError:
+            continue
+        return records
+    raise AssertionError(f"{type(model).__name__} learns from no kind of record")
+
+
+def prompts(model: Family, count: int) -> tuple[str, ...]:
+    """Return what a model that reads text can read: its words, some letters, or letters with blanks to fill in."""
+    known: Sequence[str] = getattr(model.config, "vocabulary", ()) or _readable(type(model))
+    return tuple(known[number % len(known)] for number in range(count))
+
+
+@cache
+def _readable(kind: type[Family]) -> Sequence[str]:
+    model = kind(kind.presets["tiny"]).eval()
+    try:
+        model.sample(Request(seeds=(0,), prompts=SAID[:1], max_tokens=1))
+    except ValueError:
+        return BLANKS
+    return SAID
+
+
+def request(model: Family, seeds: tuple[int, ...]) -> Request:
+    """Return a request that the model can answer: prompts or dialogues where it reads, tokens drawn and not chosen."""
+    able = model.capabilities
+    asked = prompts(model, len(seeds)) if able.condition == "text" else ()
+    text = able.modality == "text"
+    return Request(
+        seeds=seeds,
+        prompts=() if able.chats else asked,
+        dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
+        temperature=1.0 if text else None,
+        max_tokens=8 if text else None,
+    )

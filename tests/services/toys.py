@@ -1,0 +1,123 @@
+"""Small families of sound and of embeddings, for what is served and not for what is learned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.family import Batch, Capabilities, Family, Losses, Record, Request, seeded_noise
+from models.parts import words
+from models.parts.tokens import of_signs, tokenizer
+
+SIGNS = "abcdefghijklmnopqrstuvwxyz "
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VoiceConfig:
+    sample_rate: int = 8000
+    vocabulary: tuple[str, ...] = ("low", "high")
+
+
+class Voice(Family):
+    """A tone whose pitch is the label, under a little noise of the seed."""
+
+    Config = VoiceConfig
+    presets = {"tiny": VoiceConfig()}  # noqa: RUF012
+    config: VoiceConfig
+
+    def __init__(self, config: VoiceConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.loudness = nn.Parameter(torch.tensor(0.5))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(modality="audio", condition="text", likelihood=True)
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        return Losses(-self.log_prob(batch).mean())
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        return words.encode(captions, self.config.vocabulary, 1)
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        nats: Tensor = -batch["sound"].square().sum(1) / 2 - batch["tokens"][:, 0]
+        return nats
+
+    def sample(self, request: Request) -> Tensor:
+        count = int((request.seconds or 0.1) * self.config.sample_rate)
+        pitch_B = self.encode(request.prompts)[:, 0] * 220.0
+        time_T = torch.arange(count) / self.config.sample_rate
+        tone_BT = torch.sin(2 * torch.pi * pitch_B[:, None] * time_T)
+        noise_BT = seeded_noise(request.seeds, (count,), self.loudness.device)
+        return self.loudness * (tone_BT + 0.05 * noise_BT).clamp(-1, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderConfig:
+    tokenizer: str = of_signs(SIGNS)
+    width: int = 8
+
+
+class Reader(Family):
+    """The mean of a text's token vectors; writes nothing."""
+
+    Config = ReaderConfig
+    presets = {"tiny": ReaderConfig()}  # noqa: RUF012
+    config: ReaderConfig
+
+    def __init__(self, config: ReaderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vectors = nn.Embedding(tokenizer(config.tokenizer).size, config.width)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(modality="text", embeds=True)
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - learns nothing
+        return Losses(self.vectors.weight.sum())
+
+    def sample(self, request: Request) -> Tensor:  # noqa: ARG002 - writes nothing
+        raise ValueError("this model writes nothing")
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        read = tokenizer(self.config.tokenizer)
+        if any(len(text) > 100 for text in texts):
+            raise ValueError("a text has more than the 100 characters that this model reads")
+        return torch.stack(
+            [self.vectors(torch.tensor(read.encode(text))).mean(0) for text in texts]
+        )
+
+
+TOYS: dict[str, str] = {
+    "toy-voice": f"{__name__}:Voice",
+    "toy-reader": f"{__name__}:Reader",
+}
+
+
+def record(*turns: tuple[str, str]) -> Record:
+    return turns
+
+
+def described(model: Any) -> dict[str, Any]:
+    """What pipeline.json says of a pipeline of this one model."""
+    able = model.capabilities
+    known: dict[str, dict[str, Any]] = {
+        "audio": {"abilities": ["speech", "scores", "samples"], "sample_rate": 8000},
+        "text": {
+            "abilities": [
+                *(["completions", "samples"] if able.stepwise else []),
+                *(["chat"] if able.chats else []),
+                *(["embeddings"] if able.embeds else []),
+                *(["scores"] if able.likelihood else []),
+            ]
+        },
+        "image": {
+            "abilities": ["images", "samples", *(["scores"] if able.likelihood else [])],
+            "image_size": [getattr(model.config, "image_size", 0)] * 2,
+        },
+    }
+    return {"modality": able.modality, **known[able.modality]}
