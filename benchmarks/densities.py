@@ -2,7 +2,7 @@
 
 `python -m benchmarks.densities --data DIR [--recipes mnist-nade ...] [--cpu-seconds 300]`, where DIR is the prepared
 dataset `binarized-mnist`, prints a row a recipe and budget. Each budget is a training of its own by the platform's loop
-on one thread, annealed over just the steps that the budget allows, which were timed before; all 10,000 test pictures are
+on one thread, annealed over the steps that the budget allows, which were timed before; all 10,000 test pictures are
 measured, for the file is sorted by digit. Nats of a VAE are a bound: by 500 importance samples beside the ELBO.
 """
 

@@ -7,6 +7,7 @@ import typer
 
 from flows.command_line.terminal import (
     AsJson,
+    aside,
     console,
     ready,
     show_json,
@@ -46,6 +47,8 @@ def families(
     with training_progress():
         for recipe in experiments.recipes(settings().project / "flows" / "recipes", names):
             rows.append(experiments.run(recipe))
+            told = "  ".join(experiments.cells(rows[-1]))
+            aside.print(f"  {told}", markup=False, soft_wrap=True)
     if write is not None:
         write.write_text(experiments.markdown(rows))
     if as_json:

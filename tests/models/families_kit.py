@@ -115,6 +115,7 @@ def request(model: Family, seeds: tuple[int, ...]) -> Request:
         seeds=seeds,
         prompts=() if able.chats else asked,
         dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
+        seconds=0.02 if able.modality == "audio" else None,
         temperature=1.0 if text else None,
         max_tokens=8 if text else None,
     )
