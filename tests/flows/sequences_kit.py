@@ -56,6 +56,9 @@ class Bigram(Family):
     def sample(self, request: Request) -> Tensor:
         return torch.full((len(request.seeds), 1), BOS)
 
+    def text_of(self, tokens_T: Tensor) -> str:
+        return self.text.decode(tokens_T.tolist())
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
