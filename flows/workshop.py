@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from infra.registry import Registry, Version
 
 ROOT: Final = Path(__file__).parents[1]
-TRAINING_CODE: Final = ("models/family.py", "models/parts", "data/loaders.py", "flows/training")
+TRAINING_CODE: Final = (
+    *("models/family.py", "models/parts"),
+    *("data/loaders.py", "data/reading.py", "data/modalities", "flows/training"),
+)
 
 
 @lru_cache

@@ -52,7 +52,7 @@ class Request:
     max_tokens: int | None = (
         None  # of text that is written; None: as many as the context has room for
     )
-    temperature: float | None = None  # of every draw of a token; 0: the likeliest; None: 1
+    temperature: float | None = None  # of a token's draw; 0: the likeliest; None: the family's
     top_k: int | None = None  # only the k likeliest tokens; None: all
     top_p: float | None = (
         None  # only the likeliest tokens that together have this probability; None: all
