@@ -18,6 +18,7 @@ from models import describe
 from models.autoregressive.pixelcnn import PixelCNN
 from models.judges.attribute_judge import AttributeJudge
 from models.variational.vae import VAE
+from models.variational.vqvae import VQVAE
 from models.variational.wae import WAE
 
 
@@ -143,6 +144,42 @@ def test_a_lost_class_and_an_unsure_judge_are_seen() -> None:
     collapsed = classes(torch.arange(500) % 9, 0.5, [])
     assert collapsed["least_class"].value == collapsed["least_class"].high == 0
     assert collapsed["judge_confidence"].value == pytest.approx(0.5)
+
+
+class Reader(AttributeJudge):
+    """A judge that reads the digit from the first pixel."""
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        return (pixels[:, 0, 0, :1] * 10).round().long()
+
+
+class Levels(VQVAE):
+    """A tokenizer of a picture's first pixel, of which it loses every digit of `lost` and above."""
+
+    lost = 10
+
+    def codes(self, pixels: Tensor) -> Tensor:
+        return (pixels[:, 0, 0, :1] * 10).round().long().clamp(max=self.lost - 1)
+
+    def painted(self, index_BP: Tensor) -> Tensor:
+        return (index_BP / 10)[:, :, None, None].expand(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("lost", "right"), [(10, 1.0), (7, 0.7), (1, 0.1)])
+def test_what_real_pictures_lose_by_becoming_codes_is_seen(lost: int, right: float) -> None:
+    """Of 1000 pictures in the order of their captions 500 are looked at, evenly, each beside its own caption."""
+    facts = {"attributes": {"digit": [str(digit) for digit in range(10)]}}
+    digits = torch.arange(10).repeat_interleave(100)
+    pixels = (digits / 10)[:, None, None, None].expand(-1, 1, 8, 8)
+    model = Levels(VQVAE.presets["tiny"])
+    model.lost = lost
+    found = scoring.Scores(Evaluation(bootstrap=50))
+    captions = [str(int(digit)) for digit in digits]
+    judge = Reader(AttributeJudge.presets["tiny"])
+    pictures._reconstruction(found, judge, model, "vqvae", pixels, captions, facts)
+    metric = found.metrics["vqvae_reconstruction_alignment"]
+    assert metric.value == pytest.approx(right)
+    assert metric.count == 500
 
 
 def test_where_prompts_say_what_is_drawn_no_share_is_measured() -> None:
