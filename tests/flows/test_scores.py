@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from data.loaders import everything, read_header
 from flows.judging import pictures
 from flows.judging import scores as scoring
+from flows.judging.evaluate import Order, load_judge
 from flows.judging.gate import Interval
 from flows.judging.pipeline import PinnedStage, Pipeline, interface
 from flows.recipe import Evaluation
@@ -20,6 +23,7 @@ from models.judges.attribute_judge import AttributeJudge
 from models.variational.vae import VAE
 from models.variational.vqvae import VQVAE
 from models.variational.wae import WAE
+from tests.flows.training_kit import prepare
 
 
 class Elsewhere(VAE):
@@ -180,6 +184,34 @@ def test_what_real_pictures_lose_by_becoming_codes_is_seen(lost: int, right: flo
     metric = found.metrics["vqvae_reconstruction_alignment"]
     assert metric.value == pytest.approx(right)
     assert metric.count == 500
+
+
+def test_a_judge_is_rated_on_held_out_pictures_of_its_own_size(tmp_path: Path) -> None:
+    """Pictures of 8 pixels are stored; a judge of what a stage of 4 draws sees them at 4."""
+    prepared = prepare(tmp_path / "shades", rows=2, validation=12)
+    shades = tuple(read_header(prepared)["attributes"]["shade"])
+    config = replace(
+        AttributeJudge.presets["tiny"],
+        image_size=4,
+        channels=3,
+        attributes=(("shade", shades),),
+    )
+    judge = AttributeJudge(config)
+    (tmp_path / "config.json").write_text(json.dumps(describe(judge)))
+    save_file(judge.state_dict(), tmp_path / "model.safetensors")
+    order = Order(
+        pipeline={},
+        judge={"name": "toy.judge", "version": "1", "digest": "0"},
+        prepared=str(prepared),
+        data_identity="",
+        spec={},
+        tracking_uri="",
+        cache="",
+        num_gpus=0,
+    )
+    found, record = load_judge(tmp_path, order)
+    pixels, _, attributes = everything(prepared, "validation", image_size=4)
+    assert record.accuracy == found.accuracy(pixels, attributes)["joint"]
 
 
 def test_where_prompts_say_what_is_drawn_no_share_is_measured() -> None:
