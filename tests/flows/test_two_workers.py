@@ -1,4 +1,4 @@
-"""Every family under two workers: both hold the same weights and codebooks, and what one worker would, but for noise."""
+"""Every family under two workers: they hold the same weights, and what one worker would, but for noise."""
 
 import os
 import subprocess
