@@ -55,7 +55,7 @@ def test_companding_is_symmetric_and_as_fine_as_its_levels(levels: int, x: float
     slope = math.log1p(mu) * (1 + mu * max(abs(x), abs(back.item()))) / mu  # of a level's width
     assert abs(back.item() - x) <= slope / mu + 1e-6
     mirrored = int(levels_of(-sound, levels))
-    assert mirrored == mu - level or x == 0 or abs((level - mirrored) - mu) <= 2
+    assert abs(int(level) + mirrored - mu) <= 1  # where a level ends, rounding is upwards for both
 
 
 @pytest.mark.parametrize("levels", [2, 16, 256])
