@@ -215,6 +215,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             ) from None
     try:
         recipe = Recipe.model_validate(document)
+        _check_judge(recipe)
         if recipe.search is not None:
             _check_search(recipe, recipe.search)
         if recipe.control is not None:
@@ -276,6 +277,16 @@ def control_of(recipe: Recipe) -> Recipe:
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(f"control.set: {_first(error)}") from None
+
+
+def _check_judge(recipe: Recipe) -> None:
+    """Refuse a judge of pictures of another size before anything is trained."""
+    drawn = next(stage.image_size for stage in reversed(recipe.stages.values()))
+    if recipe.judge is not None and drawn is not None and recipe.judge.image_size != drawn:
+        found = recipe.judge.image_size or "none, which is the dataset's"
+        raise RecipeError(
+            f"judge.image_size must be {drawn}, the size that the last stage draws at, got {found}"
+        )
 
 
 def _check_control(recipe: Recipe, control: Control) -> None:

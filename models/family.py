@@ -1,7 +1,8 @@
 """The contract between a generative family and everything that trains, judges or serves it.
 
-Shape letters: B rows of a batch, N examples of a split, C channels, H and W pixels, T places in time (words, tokens or
-sound samples), E numbers of an embedding. Pixels are in [0, 1] and sound in [-1, 1] at every public edge.
+Shape letters: B rows of a batch, N examples of a split, C channels, H and W pixels, P places of a grid of codes, T
+places in time (words, tokens or sound samples), E numbers of an embedding. Pixels are in [0, 1] and sound in [-1, 1] at
+every public edge.
 """
 
 from abc import ABC, abstractmethod
@@ -78,6 +79,7 @@ class Capabilities:
     stepwise: bool = False  # has begin, step, done, preview, finish
     chats: bool = False  # takes Request.dialogues
     embeds: bool = False  # has embed
+    tokenizes: bool = False  # has codes and painted: a picture as a grid of discrete codes
 
 
 class Trainable(nn.Module, ABC):
@@ -164,6 +166,17 @@ class Family(Trainable):
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return an embedding a text, (B, E); where `embeds` is declared."""
         raise NotImplementedError(f"{type(self).__name__} declares no embeddings")
+
+    def codes(self, pixels: Tensor) -> Tensor:
+        """Return the codes of pictures, (B, P) int64 in 0..config.codes - 1; where `tokenizes` is declared.
+
+        P places of the grid in raster order, each the one code that a stage which learns from codes would see.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no codes")
+
+    def painted(self, index_BP: Tensor) -> Tensor:
+        """Return the pictures (B, C, H, W) in [0, 1] that codes stand for; where `tokenizes` is declared."""
+        raise NotImplementedError(f"{type(self).__name__} declares no codes")
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared."""

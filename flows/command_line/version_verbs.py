@@ -58,7 +58,8 @@ def _families(as_json: bool) -> None:
         cls = trainable(name)
         assert issubclass(cls, Family)
         able = cls(cls.presets["tiny"]).capabilities
-        gives = [word for word in ("likelihood", "upscales", "stepwise") if getattr(able, word)]
+        also = ("likelihood", "upscales", "stepwise", "tokenizes")
+        gives = [word for word in also if getattr(able, word)]
         rows.append((name, able.modality, able.condition, " ".join(gives), " ".join(cls.presets)))
     columns = ("family", "modality", "condition", "also", "presets")
     if as_json:

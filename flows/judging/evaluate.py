@@ -100,11 +100,12 @@ def load_judge_network(directory: Path) -> Any:
 
 
 def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
-    """Return the judge network and its record: its accuracy is measured here, on the held-out split."""
+    """Return the judge network and its record: its accuracy is measured here, on the held-out split at its size."""
     from data.loaders import everything
 
     judge = load_judge_network(directory)
-    pixels, _, attributes = everything(Path(order.prepared), "validation")
+    size = judge.config.image_size
+    pixels, _, attributes = everything(Path(order.prepared), "validation", image_size=size)
     accuracy = judge.accuracy(pixels, attributes)["joint"]
     assert order.judge is not None
     return judge, JudgeRecord(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from data.loaders import everything, read_header
 from flows.judging.pipeline import Pipeline
-from flows.judging.scores import Judged, Scores, evenly, likelihood, own
+from flows.judging.scores import Judged, Scores, device_of, evenly, likelihood, own
 from flows.judging.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Request
@@ -86,6 +86,8 @@ def score(
     for model, stage in zip(models, pipeline.stages, strict=True):
         if model.capabilities.upscales:
             _upsampling(scores, model, stage.stage, test, captions, stage.steps)
+        if model.capabilities.tokenizes and judge is not None and facts["attributes"]:
+            _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
         if model.capabilities.likelihood:
             likelihood(scores, model, stage.stage, rated(model, test, captions))
         if len(test) >= m.LEAST_HELD_OUT:  # one picture has no distribution
@@ -170,6 +172,28 @@ def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor)
     if len(test) < m.LEAST_HELD_OUT:
         return  # a small folder can be learned from all the same; a gate that asks for this says so
     scores.mean("memorised", m.memorisation(pictures, train, test))
+
+
+def _reconstruction(
+    scores: Scores,
+    judge: "AttributeJudge",
+    model: Family,
+    stage: str,
+    test: Tensor,
+    captions: Sequence[str],
+    facts: dict[str, Any],
+) -> None:
+    """Whether real pictures still show what their captions say once they have been codes, and nothing but codes.
+
+    What a stage that learns to write codes can reach at best. All attributes right, as the judge sees them.
+    """
+    pixels = evenly(test, min(len(test), MEASURED))
+    shown = [captions[len(test) * place // len(pixels)] for place in range(len(pixels))]
+    with torch.no_grad():
+        back = model.painted(model.codes(pixels.to(device_of(model)))).cpu()
+        predicted = judge.predict(back)
+    joint, _ = m.alignment(predicted, wanted_attributes(shown, facts["attributes"]))
+    scores.mean(f"{stage}_reconstruction_alignment", joint, over=shown, keep=True)
 
 
 def _upsampling(

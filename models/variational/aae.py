@@ -81,8 +81,8 @@ class AAE(Family):
         """Return the player's loss; `accuracy` of the discriminator is 1/2 where codes and prior look the same."""
         x_BCHW = batch["pixels"]
         if player == "discriminator":
-            return self._judge(self.codes(x_BCHW).detach())
-        z_BZ = self.codes(x_BCHW)
+            return self._judge(self.latents(x_BCHW).detach())
+        z_BZ = self.latents(x_BCHW)
         cost = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1).mean()
         fooling = F.softplus(-self.prior_logit(z_BZ)).mean()  # -log D(z)
         return Losses(
@@ -104,7 +104,7 @@ class AAE(Family):
         (`models.parts.mmd.excess`), which asks nobody.
         """
         x_BCHW = batch["pixels"]
-        z_BZ = self.codes(x_BCHW)
+        z_BZ = self.latents(x_BCHW)
         prior_BZ = seeded_noise(range(len(z_BZ)), (self.config.latent,), z_BZ.device)
         cost_B = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1)
         return {
@@ -113,7 +113,7 @@ class AAE(Family):
             "cost": cost_B,
         }
 
-    def codes(self, pixels: Tensor) -> Tensor:
+    def latents(self, pixels: Tensor) -> Tensor:
         """Return the pictures' codes (B, Z)."""
         z_BZ: Tensor = self.encoder(pixels * 2 - 1).float()
         return z_BZ

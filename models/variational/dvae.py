@@ -124,7 +124,7 @@ class DVAE(Family):
     @property
     def capabilities(self) -> Capabilities:
         """Return what every config can do: draw pictures, without a likelihood of the picture alone."""
-        return Capabilities()
+        return Capabilities(tokenizes=True)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean cost of the module's docstring and its parts; outside of training, of the likeliest codes."""

@@ -127,6 +127,7 @@ class VQVAE(Family):
     presets: ClassVar[Mapping[str, VQVAEConfig]] = {
         "tiny": VQVAEConfig(image_size=8, channels=1, hidden=(16,), codes=16, width=4),
         "digits": VQVAEConfig(image_size=8, channels=1, hidden=(32, 64), codes=64, width=16),
+        "shapes": VQVAEConfig(image_size=16, codes=64),
         "base": VQVAEConfig(),
     }
     config: VQVAEConfig
@@ -148,7 +149,7 @@ class VQVAE(Family):
     @property
     def capabilities(self) -> Capabilities:
         """Return what every config can do: draw pictures, without a likelihood."""
-        return Capabilities()
+        return Capabilities(tokenizes=True)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the cost and beta times the commitment, eq. 3 of the paper; in training, move the codebook."""

@@ -71,7 +71,7 @@ class WAE(Family):
         `mmd` among the parts is to be read beside `mmd_of_prior`, the size of it between two draws from the prior.
         """
         x_BCHW = batch["pixels"]
-        z_BZ = self.codes(x_BCHW)
+        z_BZ = self.latents(x_BCHW)
         cost = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1).mean()
         prior_BZ = torch.randn_like(z_BZ)
         penalty = mmd(z_BZ, prior_BZ)
@@ -92,11 +92,11 @@ class WAE(Family):
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return how far the codes are from the prior (`models.parts.mmd.excess`) and the cost a picture."""
         x_BCHW = batch["pixels"]
-        z_BZ = self.codes(x_BCHW)
+        z_BZ = self.latents(x_BCHW)
         cost_B = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1)
         return {"mmd_excess": excess(z_BZ)[None], "cost": cost_B}
 
-    def codes(self, pixels: Tensor) -> Tensor:
+    def latents(self, pixels: Tensor) -> Tensor:
         """Return the pictures' codes (B, Z)."""
         z_BZ: Tensor = self.encoder(pixels * 2 - 1).float()
         return z_BZ

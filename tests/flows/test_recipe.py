@@ -40,6 +40,15 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("size", ["32", "null"])
+def test_a_judge_of_pictures_of_another_size_is_refused_before_anything_is_trained(
+    size: str,
+) -> None:
+    path = SHAPES.with_stem("shapes-dvae")
+    with pytest.raises(RecipeError, match=r"judge\.image_size must be 16, .* got (32|none)"):
+        load(path, [f"judge.image_size={size}"])
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot read recipe .*none\.yaml: No such file"):
         load(tmp_path / "none.yaml")

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from data.loaders import everything, read_header
 from flows.judging import pictures
 from flows.judging import scores as scoring
+from flows.judging.evaluate import Order, load_judge
 from flows.judging.gate import Interval
 from flows.judging.pipeline import PinnedStage, Pipeline, interface
 from flows.recipe import Evaluation
@@ -18,7 +21,9 @@ from models import describe
 from models.autoregressive.pixelcnn import PixelCNN
 from models.judges.attribute_judge import AttributeJudge
 from models.variational.vae import VAE
+from models.variational.vqvae import VQVAE
 from models.variational.wae import WAE
+from tests.flows.training_kit import prepare
 
 
 class Elsewhere(VAE):
@@ -143,6 +148,70 @@ def test_a_lost_class_and_an_unsure_judge_are_seen() -> None:
     collapsed = classes(torch.arange(500) % 9, 0.5, [])
     assert collapsed["least_class"].value == collapsed["least_class"].high == 0
     assert collapsed["judge_confidence"].value == pytest.approx(0.5)
+
+
+class Reader(AttributeJudge):
+    """A judge that reads the digit from the first pixel."""
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        return (pixels[:, 0, 0, :1] * 10).round().long()
+
+
+class Levels(VQVAE):
+    """A tokenizer of a picture's first pixel, of which it loses every digit of `lost` and above."""
+
+    lost = 10
+
+    def codes(self, pixels: Tensor) -> Tensor:
+        return (pixels[:, 0, 0, :1] * 10).round().long().clamp(max=self.lost - 1)
+
+    def painted(self, index_BP: Tensor) -> Tensor:
+        return (index_BP / 10)[:, :, None, None].expand(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("lost", "right"), [(10, 1.0), (7, 0.7), (1, 0.1)])
+def test_what_real_pictures_lose_by_becoming_codes_is_seen(lost: int, right: float) -> None:
+    """Of 1000 pictures in the order of their captions 500 are looked at, evenly, each beside its own caption."""
+    facts = {"attributes": {"digit": [str(digit) for digit in range(10)]}}
+    digits = torch.arange(10).repeat_interleave(100)
+    pixels = (digits / 10)[:, None, None, None].expand(-1, 1, 8, 8)
+    model = Levels(VQVAE.presets["tiny"])
+    model.lost = lost
+    found = scoring.Scores(Evaluation(bootstrap=50))
+    captions = [str(int(digit)) for digit in digits]
+    judge = Reader(AttributeJudge.presets["tiny"])
+    pictures._reconstruction(found, judge, model, "vqvae", pixels, captions, facts)
+    metric = found.metrics["vqvae_reconstruction_alignment"]
+    assert metric.value == pytest.approx(right)
+    assert metric.count == 500
+
+
+def test_a_judge_is_rated_on_held_out_pictures_of_its_own_size(tmp_path: Path) -> None:
+    """Pictures of 8 pixels are stored; a judge of what a stage of 4 draws sees them at 4."""
+    prepared = prepare(tmp_path / "shades", rows=2, validation=12)
+    shades = tuple(read_header(prepared)["attributes"]["shade"])
+    config = replace(
+        AttributeJudge.presets["tiny"],
+        image_size=4,
+        channels=3,
+        attributes=(("shade", shades),),
+    )
+    judge = AttributeJudge(config)
+    (tmp_path / "config.json").write_text(json.dumps(describe(judge)))
+    save_file(judge.state_dict(), tmp_path / "model.safetensors")
+    order = Order(
+        pipeline={},
+        judge={"name": "toy.judge", "version": "1", "digest": "0"},
+        prepared=str(prepared),
+        data_identity="",
+        spec={},
+        tracking_uri="",
+        cache="",
+        num_gpus=0,
+    )
+    found, record = load_judge(tmp_path, order)
+    pixels, _, attributes = everything(prepared, "validation", image_size=4)
+    assert record.accuracy == found.accuracy(pixels, attributes)["joint"]
 
 
 def test_where_prompts_say_what_is_drawn_no_share_is_measured() -> None:

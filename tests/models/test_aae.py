@@ -24,7 +24,7 @@ def pictures(count: int = 16) -> Tensor:
 
 def test_the_losses_are_binary_cross_entropies_with_the_prior_as_real() -> None:
     model, x = aae(3.0), pictures()
-    z = model.codes(x)
+    z = model.latents(x)
     torch.manual_seed(5)
     ours = model({"pixels": x}, "discriminator").total
     torch.manual_seed(5)
@@ -50,13 +50,13 @@ def test_the_autoencoder_is_paid_for_codes_that_pass_for_the_prior() -> None:
     model, x = aae(1.0), pictures(128)
     for parameter in model.decoder.parameters():
         parameter.requires_grad_(False)
-    before = model.prior_logit(model.codes(x)).mean()
-    fooling = F.softplus(-model.prior_logit(model.codes(x))).mean()
+    before = model.prior_logit(model.latents(x)).mean()
+    fooling = F.softplus(-model.prior_logit(model.latents(x))).mean()
     rows = list(model.encoder.parameters())
     with torch.no_grad():
         for parameter, slope in zip(rows, torch.autograd.grad(fooling, rows), strict=True):
             parameter -= slope
-    assert model.prior_logit(model.codes(x)).mean() > before
+    assert model.prior_logit(model.latents(x)).mean() > before
 
 
 def test_a_discriminator_without_an_opinion_is_right_half_of_the_time() -> None:

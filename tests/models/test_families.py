@@ -213,6 +213,26 @@ def test_embeddings_are_given_where_they_are_declared(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_pictures_are_codes_and_back_where_that_is_declared(name: str) -> None:
+    """A picture has its codes alone or in a batch, and codes have one picture: nothing else passes between stages."""
+    model = shaken(name)
+    if not model.capabilities.tokenizes:
+        with pytest.raises(NotImplementedError, match="declares no codes"):
+            model.codes(torch.rand(1, 1, 8, 8))
+        with pytest.raises(NotImplementedError, match="declares no codes"):
+            model.painted(torch.zeros(1, 4, dtype=torch.int64))
+        return
+    pixels = batch_of(model)["pixels"]
+    index = model.codes(pixels)
+    assert index.dtype == torch.int64
+    assert index.shape == (len(pixels), model.config.side**2)
+    assert 0 <= index.min() <= index.max() < model.config.codes
+    assert torch.equal(index[:1], model.codes(pixels[:1]))
+    check_samples(model, model.painted(index), len(pixels))
+    assert not torch.equal(model.painted(index[:1]), model.painted((index[:1] + 1) % 2))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_who_chats_answers_a_dialogue_with_a_history(name: str) -> None:
     model = shaken(name)
     if not model.capabilities.chats:
