@@ -65,7 +65,9 @@ def test_pairs_that_do_not_fit_are_left_out_and_other_records_refused() -> None:
     assert len(pairs(model, 7, 777, 8)["source"]) == 2
     with pytest.raises(ValueError, match=r"none of 1 pairs has less than 4 and 16 tokens"):
         pairs(model, 777)
-    with pytest.raises(ValueError, match=r"learns from \(source, target\), got \(text\)"):
+    with pytest.raises(
+        ValueError, match=r"learns from \(source, target\), but record 0 has the roles text: take"
+    ):
         model.examples([(("text", "seven"),)])
 
 
