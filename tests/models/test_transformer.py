@@ -292,7 +292,7 @@ def test_a_config_or_a_request_that_would_fail_late_fails_early() -> None:
         model.sample(Request(seeds=(1,), prompts=("one two three",)))
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
         model.sample(Request(seeds=(1,), prompts=("one",), max_tokens=0))
-    with pytest.raises(ValueError, match=r"top_p above 0 and at most 1, got 0\.0, 0 and 1\.5"):
+    with pytest.raises(ValueError, match=r"top_p must be in \(0, 1\], got 1\.5"):
         model.sample(Request(seeds=(1,), prompts=("one",), top_p=1.5))
 
 
