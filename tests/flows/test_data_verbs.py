@@ -18,7 +18,9 @@ def test_the_list_of_datasets_is_numbers_and_whole_hashes_as_json(
     [told] = json.loads(capsys.readouterr().out)
     assert (told["size"], told["identity"], told["rows"]) == ("32 px", known, {"train": 18})
     data_verbs.list_datasets()
-    assert "train 18" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "train, val., test" in shown
+    assert " 18 " in shown
 
 
 @pytest.mark.parametrize(

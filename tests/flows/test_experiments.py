@@ -120,7 +120,7 @@ def test_a_control_that_cannot_be_is_refused_when_the_recipe_is_read(
 
 
 def test_recipes_are_those_with_a_control_or_those_that_are_named() -> None:
-    assert "mnist-vae" not in {one.name for one in CONTROLLED}
-    assert [one.name for one in experiments.recipes(RECIPES, ["mnist-vae"])] == ["mnist-vae"]
+    assert "cifar10-edm" not in {one.name for one in CONTROLLED}
+    assert [one.name for one in experiments.recipes(RECIPES, ["cifar10-edm"])] == ["cifar10-edm"]
     with pytest.raises(ValueError, match=r"no recipe 'mnist'; choose from .*mnist-vae"):
         experiments.recipes(RECIPES, ["mnist"])
