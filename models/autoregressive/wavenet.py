@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows
 from models.parts import words
-from models.parts.levels import drawn, levels_of, sound_of, uniforms
+from models.parts.levels import check_unasked, drawn, levels_of, sound_of, uniforms
 
 LONGEST_S: Final = 60.0  # of a drawn sound
 PART: Final = 2**14  # samples that are rated at once: their logits take K times as many numbers
@@ -164,8 +164,7 @@ class WaveNet(Family):
         window = min(self.config.window, level_BT.shape[1])
         field, place_T = self.config.field, torch.arange(window, device=level_BT.device)
         room_B = (length_B - window).clamp(min=0) + field
-        draw_B = torch.rand(len(length_B), device=level_BT.device)
-        start_B = ((draw_B * (room_B + 1)).long() - field).clamp(min=0)
+        start_B = (torch.rand_like(room_B.float()) * (room_B + 1)).long().sub(field).clamp(min=0)
         index_BT = start_B[:, None] + place_T
         local_BTM = self._local(batch.get("features"), level_BT.shape[1])
         if local_BTM is not None:
@@ -264,7 +263,7 @@ class WaveNet(Family):
         """Draw sample after sample; returns (B, T) in [-1, 1] at `sample_rate`, of `request.seconds`.
 
         Raises:
-            ValueError: prompts or frames are missing or not understood, or seconds out of range.
+            ValueError: prompts or frames are missing or not understood, seconds out of range, or see `check_unasked`.
         """
         rows = self.begin(request, features_BMN)
         while not self.done(rows).all():
@@ -287,9 +286,10 @@ class WaveNet(Family):
         """Return rows before their first sample; a step draws `block` samples.
 
         Raises:
-            ValueError: prompts or frames are missing or not understood, or seconds out of range.
+            ValueError: prompts or frames are missing or not understood, seconds out of range, or see `check_unasked`.
         """
         config, count = self.config, len(request.seeds)
+        check_unasked(request)
         seconds = config.seconds if request.seconds is None else request.seconds
         if not 0 < seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, got {seconds}")

@@ -317,6 +317,17 @@ def test_nothing_foretells_a_coin_but_a_model_that_sees_itself() -> None:
     assert bits_of_coins(shift=False) < 0.1
 
 
+@pytest.mark.parametrize(
+    "asked", [{"temperature": 0.5}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.9}]
+)
+def test_what_would_change_how_likely_a_level_is_is_refused_and_not_ignored(
+    asked: dict[str, float],
+) -> None:
+    with pytest.raises(ValueError, match=f"leave out {next(iter(asked))}, got"):
+        wavenet().sample(Request(seeds=(1,), **asked))  # type: ignore[arg-type]
+    wavenet().begin(Request(seeds=(1,), temperature=1, top_p=1))
+
+
 def test_captions_are_needed_where_they_were_learned() -> None:
     model = wavenet(vocabulary=WORDS, max_words=1)
     assert model.capabilities.condition == "text"
