@@ -17,7 +17,7 @@ import torch
 
 from data.loaders import everything, read_header
 from flows.judging.pipeline import load_model
-from flows.recipe import Recipe, TrainingSpec, load
+from flows.recipe import Recipe, Resources, TrainingSpec, load
 from flows.train import training_spec
 from flows.training.ray_train import fit
 from models.family import Family
@@ -58,7 +58,7 @@ def trained(recipe: Recipe, prepared: Path, steps: int) -> tuple[Family, float]:
     found = {"path": str(prepared.resolve()), "identity": read_header(prepared)["name"]}
     spec: TrainingSpec = training_spec(recipe, name, found)
     rules = stage.training.model_copy(update={"steps": steps, "checkpoint_every": steps})
-    spec = spec.model_copy(update={"training": rules})
+    spec = spec.model_copy(update={"training": rules, "resources": Resources(num_workers=0)})
     with tempfile.TemporaryDirectory(prefix="atelier-densities-") as folder:
         began = time.process_time()
         made = fit(spec, run_id=None, tracking_uri=None, runs=Path(folder))

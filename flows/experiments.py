@@ -76,6 +76,8 @@ def run(recipe: Recipe) -> Row:
         found = experiment(recipe)
     except CatalogError as error:
         return row(recipe, None, None, note=f"not run: {error}")
+    except ArithmeticError as error:  # one failure costs the other rows nothing
+        return row(recipe, Side(), None, note=f"diverged: {error}")
     honest = side(found["version"], found["trained"], list(recipe.stages))
     if recipe.control is None:
         return row(recipe, honest, None)

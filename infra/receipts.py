@@ -159,7 +159,7 @@ def _of_answer(content: bytes, where: str) -> list[bytes]:
             found = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()
             if receipt.get("text_sha256") != found:
                 raise ReceiptError(f"the text in {where} is not the one that its receipt names")
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         if isinstance(error, ReceiptError):
             raise
         raise ReceiptError(f"{where} is not an answer of atelier's in JSON") from None

@@ -46,7 +46,7 @@ LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer o
 NOT_FINITE: Final = "the model gave numbers that are not finite"
 BROKEN: Final = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    *(ArithmeticError, AssertionError, NotImplementedError),
+    *(ArithmeticError, AssertionError, NotImplementedError, OSError, EOFError, MemoryError),
 )
 """What a model's code and torch raise: memory, kernels, shapes, an index out of range."""
 

@@ -5,6 +5,7 @@ Shape letters: N pictures, C channels (1 or 3), H and W pixels, T sound samples.
 
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final, TypeAlias
@@ -19,8 +20,14 @@ Bitmap: TypeAlias = NDArray[np.uint8]
 """(H, W, C)."""
 
 LARGEST_SIDE: Final = 4096  # pixels of an upload
-LONGEST_SOUND: Final = 2**22  # samples of an upload
+LONGEST_SOUND: Final = 2**20  # samples of an upload
+MOST_CHANNELS: Final = 2  # of an upload: packed silence of many would fill the memory
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+BROKEN: Final = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow's decoders are known to raise on damaged files."""
 
 
 class MediaError(ValueError):
@@ -101,16 +108,16 @@ def learned_pixels(content: bytes, side: int, channels: int) -> Bitmap:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
+            warnings.simplefilter("ignore")  # of sizes, our bound is lower, and of odd metadata
             image = Image.open(BytesIO(content), formats=FORMATS)
-        if max(image.size) > LARGEST_SIDE:
-            wide, high = image.size
-            raise MediaError(f"{wide}x{high} pixels, at most {LARGEST_SIDE}x{LARGEST_SIDE}")
-        image.load()
-        flat = _flat(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+            if max(image.size) > LARGEST_SIDE:
+                wide, high = image.size
+                raise MediaError(f"{wide}x{high} pixels, at most {LARGEST_SIDE}x{LARGEST_SIDE}")
+            image.load()
+            flat = _flat(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
     except MediaError:
         raise
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error) as error:
+    except BROKEN as error:
         raise MediaError(f"not a picture that can be read ({', '.join(FORMATS)})") from error
     return np.asarray(_square(flat, side)).reshape(side, side, channels).copy()
 
@@ -119,7 +126,7 @@ def learned_sound(content: bytes, sample_rate: int) -> Sounds:
     """Return an uploaded sound as (T,) in [-1, 1], the mean of its channels.
 
     Raises:
-        MediaError: no sound that can be read, too long, or at another sample rate.
+        MediaError: no sound that can be read, too long, of too many channels, or at another sample rate.
     """
     import soundfile
 
@@ -128,11 +135,20 @@ def learned_sound(content: bytes, sample_rate: int) -> Sounds:
             if file.samplerate != sample_rate:
                 message = f"the sound has {file.samplerate} Hz, the model learned {sample_rate} Hz: resample it"
                 raise MediaError(message)
+            if file.channels > MOST_CHANNELS:
+                message = (
+                    f"the sound has {file.channels} channels, at most {MOST_CHANNELS} are read"
+                )
+                raise MediaError(message)
             if not 0 < file.frames <= LONGEST_SOUND:
                 raise MediaError(f"the sound has {file.frames} samples, 1 to {LONGEST_SOUND} fit")
             samples_TC = file.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except MediaError:
+        raise
+    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise MediaError("not a sound that can be read (WAV, FLAC, OGG)") from error
+    if not np.isfinite(samples_TC).all():
+        raise MediaError("a sample of the sound is no number")
     found: Sounds = samples_TC.mean(1, dtype=np.float32)
     return found
 

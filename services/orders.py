@@ -43,17 +43,14 @@ class Order(Strict):
         first = secrets.randbelow(2**32 - 16) if self.seed is None else self.seed
         return tuple(first + number for number in range(self.count))
 
-    def check_seeds(self) -> None:
-        """Check that the last sample's seed is one.
-
-        Raises:
-            ValueError: it is too large.
-        """
+    @model_validator(mode="after")
+    def _last_seed_is_one(self) -> Self:
         if self.seed is not None and self.seed + self.count - 1 > LARGEST_SEED:
             raise ValueError(
                 f"seed: sample i has seed + i, so with n {self.count} it is at most"
                 f" {LARGEST_SEED - self.count + 1}, got {self.seed}"
             )
+        return self
 
 
 def plain_text(text: str) -> str:
@@ -112,7 +109,6 @@ class ImageOrder(Order):
         for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
             if getattr(self, short) is not None and getattr(self, long) is not None:
                 raise ValueError(f"give {short} or {long}, not both")
-        self.check_seeds()
         if self.partial_images and not self.stream:
             raise ValueError("partial_images needs stream: true")
         return self

@@ -15,7 +15,7 @@ from services.exchange import Exchange, event
 from services.files import Files
 from services.making import Complete, Drawing, One, Sketch
 from services.media import Sound, png
-from services.orders import LARGEST_COST, ImageOrder
+from services.orders import LARGEST_COST, LONGEST_PROMPT, ImageOrder
 from services.samples import Samples
 from services.work import Text
 
@@ -52,7 +52,7 @@ def caption(
     """Return the prompt of each seed: the same one, or none where the version reads no text.
 
     Raises:
-        ApiError: 400, it is empty and must not be, or the other way round.
+        ApiError: 400, it is too long, or empty and must not be, or the other way round.
     """
     if not endpoint.plan.reads_text:
         if prompt:
@@ -60,6 +60,9 @@ def caption(
         return ()
     if not prompt:
         raise invalid(f"{name}: it is empty; say what is wanted", name)
+    if len(prompt) > LONGEST_PROMPT:
+        message = f"{name}: a caption has at most {LONGEST_PROMPT} characters, got {len(prompt)}"
+        raise invalid(message, name)
     return (prompt,) * len(seeds)
 
 

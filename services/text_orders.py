@@ -86,7 +86,6 @@ class TextOrder(Order):
     def _fits(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: it needs stream: true")
-        self.check_seeds()
         return self
 
     @property

@@ -122,7 +122,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MakerError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise MakerError(f"{path}:{number}: not an object with `file_name` and `text`")

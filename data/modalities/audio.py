@@ -22,6 +22,7 @@ FORMATS: Final = ("WAV", "FLAC", "OGG")
 LEAST_RATE_HZ: Final = 4_000
 MOST_RATE_HZ: Final = 192_000
 MOST_SECONDS: Final = 600.0  # decoded at all
+MOST_CHANNELS: Final = 8  # decoded at all
 SILENCE: Final = 1e-3  # of full scale, -60 dB
 MAX_CLIPPED: Final = 0.01  # share of samples at full scale
 FULL_SCALE: Final = 1 << 15
@@ -157,7 +158,7 @@ def decode(content: bytes, rate: int) -> Sound:
     """Return a sound file decoded to its last sample, mixed to mono, at `rate` Hz.
 
     Raises:
-        SampleError: another format, damaged, cut short, or longer than ten minutes.
+        SampleError: another format, damaged, cut short, longer than ten minutes, or of more than eight channels.
     """
     import soundfile
 
@@ -171,6 +172,8 @@ def decode(content: bytes, rate: int) -> Sound:
                 raise SampleError(
                     f"{frames / found:.0f} s, at most {MOST_SECONDS:.0f} s are decoded"
                 )
+            if channels > MOST_CHANNELS:
+                raise SampleError(f"{channels} channels, at most {MOST_CHANNELS} are decoded")
             x_TC = file.read(dtype="float64", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         if isinstance(error, SampleError):

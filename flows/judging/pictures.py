@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from data.loaders import everything, read_header
 from flows.judging.pipeline import Pipeline
-from flows.judging.scores import Judged, Scores, device_of, evenly, likelihood, own
+from flows.judging.scores import Judged, Scores, device_of, evenly, likelihood, own, rated
 from flows.judging.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Request
@@ -89,20 +89,12 @@ def score(
         if model.capabilities.tokenizes and judge is not None and facts["attributes"]:
             _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
         if model.capabilities.likelihood:
-            likelihood(scores, model, stage.stage, rated(model, test, captions))
+            likelihood(scores, model, stage.stage, rated(model, {"pixels": test}, captions))
         if len(test) >= m.LEAST_HELD_OUT:  # one picture has no distribution
             chosen = evenly(test, min(len(test), MEASURED))
             own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)
     files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
-
-
-def rated(model: Family, pixels: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-    """Return pictures as a model rates them: given their captions where it reads text."""
-    batch = {"pixels": pixels}
-    if model.capabilities.condition == "text" and (tokens := model.encode(captions)) is not None:
-        batch["tokens"] = tokens
-    return batch
 
 
 def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:

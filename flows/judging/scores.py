@@ -88,6 +88,19 @@ def own(
         scores.mean(f"{stage}_{name}", torch.cat(parts))
 
 
+def taken(rows: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
+    """Return at most so many of the rows, evenly taken."""
+    count = len(next(iter(rows.values())))
+    return {name: evenly(tensor, min(count, most)) for name, tensor in rows.items()}
+
+
+def rated(model: Family, batch: Mapping[str, Tensor], captions: Sequence[str]) -> dict[str, Tensor]:
+    """Return held-out rows as a model rates them: given their captions where it reads text."""
+    reads = model.capabilities.condition == "text"
+    tokens = model.encode(captions) if reads else None
+    return {**batch, **({} if tokens is None else {"tokens": tokens})}
+
+
 def parts_of(
     batch: Mapping[str, Tensor], rows: int, device: torch.device
 ) -> list[dict[str, Tensor]]:

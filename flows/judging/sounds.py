@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data import loaders
 from flows.judging.pipeline import Pipeline, joined
-from flows.judging.scores import Judged, Scores, evenly, likelihood, own
+from flows.judging.scores import Judged, Scores, likelihood, own, rated, taken
 from flows.judging.sheets import of_sounds
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family
@@ -64,13 +64,7 @@ def score(
     if attributes.shape[1]:
         rows["attributes"] = attributes
     for model, stage in zip(models, pipeline.stages, strict=True):
-        told = dict(rows)
-        if (
-            model.capabilities.condition == "text"
-            and (tokens := model.encode(captions)) is not None
-        ):
-            told["tokens"] = tokens
-        told = {name: evenly(tensor, min(len(sound), ROWS)) for name, tensor in told.items()}
+        told = taken(rated(model, rows, captions), ROWS)
         if model.capabilities.likelihood:
             likelihood(scores, model, stage.stage, told, AT_ONCE)
         own(scores, model, stage.stage, told, AT_ONCE)

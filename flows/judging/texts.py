@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data import loaders
 from flows.judging.pipeline import Pipeline, joined
-from flows.judging.scores import Judged, Scores, evenly, likelihood, own
+from flows.judging.scores import Judged, Scores, likelihood, own, taken
 from flows.judging.sheets import of_texts
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Record
@@ -113,12 +113,6 @@ def score(
     return Judged(
         metrics=scores.metrics, outcomes=scores.outcomes, files=files, cut=cut.hexdigest()[:16]
     )
-
-
-def taken(rows: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
-    """Return at most so many of the rows, evenly taken."""
-    count = len(next(iter(rows.values())))
-    return {name: evenly(tensor, min(count, most)) for name, tensor in rows.items()}
 
 
 def memorised(

@@ -65,18 +65,20 @@ def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes 
 
     seeds, able = tuple(range(TEXTS)), model.capabilities
     asked: list[str] = []
-    if able.condition == "text":
-        asked = openings(loaders.records(prepared, "validation"), TEXTS)
-        asked = [asked[seed % len(asked)] for seed in seeds]
-    request = Request(
-        seeds=seeds,
-        prompts=() if able.chats else tuple(asked),
-        dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
-        max_tokens=TOKENS,
-    )
     try:
+        if able.condition == "text":
+            asked = openings(loaders.records(prepared, "validation"), TEXTS)
+            asked = [asked[seed % len(asked)] for seed in seeds]
+        request = Request(
+            seeds=seeds,
+            prompts=() if able.chats else tuple(asked),
+            dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
+            max_tokens=TOKENS,
+        )
         tokens = model.sample(request).cpu()
-    except ValueError:  # an opening that is longer than its context, or has no blank to fill in
+    except (
+        ValueError
+    ):  # no validation split, an opening longer than the context, or without a blank
         return None
     written = [model.text_of(row[row >= 0]) for row in tokens]
     return of_texts(list(zip(asked or [""] * TEXTS, written, strict=True)))

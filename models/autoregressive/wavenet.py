@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows
 from models.parts import words
-from models.parts.levels import drawn, levels_of, sound_of, uniforms
+from models.parts.levels import check_unasked, drawn, levels_of, sound_of, uniforms
 
 LONGEST_S: Final = 60.0  # of a drawn sound
+PART: Final = 2**14  # samples that are rated at once: their logits take K times as many numbers
 DILATIONS: Final = tuple(2**n for n in range(10))  # of a stack in the paper, in samples
 
 
@@ -53,11 +54,10 @@ class WaveNetConfig:
             raise ValueError(f"levels must be between 2 and 65536, got {self.levels}")
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations must be at least 1, and at least one: {self.dilations}")
-        for name in ("sample_rate", "max_words", "hop", "stacks", "residual", "skip", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.features < 0:
-            raise ValueError(f"features must be at least 0, got {self.features}")
+        sizes = ("sample_rate", "max_words", "hop", "stacks", "residual", "skip", "block")
+        for name, least in (*((one, 1) for one in sizes), ("features", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0, at most {LONGEST_S}, got {self.seconds}")
         if self.window <= self.field:
@@ -164,15 +164,12 @@ class WaveNet(Family):
         window = min(self.config.window, level_BT.shape[1])
         field, place_T = self.config.field, torch.arange(window, device=level_BT.device)
         room_B = (length_B - window).clamp(min=0) + field
-        draw_B = torch.rand(len(length_B), device=level_BT.device)
-        start_B = ((draw_B * (room_B + 1)).long() - field).clamp(min=0)
+        start_B = (torch.rand_like(room_B.float()) * (room_B + 1)).long().sub(field).clamp(min=0)
         index_BT = start_B[:, None] + place_T
         local_BTM = self._local(batch.get("features"), level_BT.shape[1])
         if local_BTM is not None:
             local_BTM = local_BTM.gather(1, index_BT[..., None].expand(-1, -1, local_BTM.shape[2]))
-        level_BT = level_BT.gather(1, index_BT)
-        logits_BTK = self._logits(level_BT, self._tokens(batch), local_BTM)
-        nats_BT = F.cross_entropy(logits_BTK.mT.float(), level_BT, reduction="none")
+        nats_BT = self._nats(level_BT.gather(1, index_BT), self._tokens(batch), local_BTM)
         counted_BT = ((start_B == 0)[:, None] | (place_T >= field)) & (index_BT < length_B[:, None])
         return Losses((nats_BT * counted_BT).sum() / counted_BT.sum().clamp(min=1))
 
@@ -184,10 +181,19 @@ class WaveNet(Family):
             ValueError: the model learned captions or frames and the batch has no `tokens` or `features`.
         """
         level_BT, length_B = self._levels(batch)
-        logits_BTK = self.logits(level_BT, self._tokens(batch), batch.get("features"))
-        nats_BT = F.cross_entropy(logits_BTK.mT.float(), level_BT, reduction="none")
-        place_T = torch.arange(level_BT.shape[1], device=level_BT.device)
-        return -(nats_BT * (place_T < length_B[:, None])).sum(1)
+        tokens, samples = self._tokens(batch), level_BT.shape[1]
+        local_BTM = self._local(batch.get("features"), samples)
+        parts = []
+        for start in range(0, samples, PART):  # the field before a part is all that it depends on
+            seen = slice(max(0, start - self.config.field), start + PART)
+            local = None if local_BTM is None else local_BTM[:, seen]
+            parts.append(self._nats(level_BT[:, seen], tokens, local)[:, start - seen.start :])
+        place_T = torch.arange(samples, device=level_BT.device)
+        return -(torch.cat(parts, 1) * (place_T < length_B[:, None])).sum(1)
+
+    def _nats(self, level_BT: Tensor, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
+        logits_BTK = self._logits(level_BT, tokens, local_BTM)
+        return F.cross_entropy(logits_BTK.mT.float(), level_BT, reduction="none")
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -257,7 +263,7 @@ class WaveNet(Family):
         """Draw sample after sample; returns (B, T) in [-1, 1] at `sample_rate`, of `request.seconds`.
 
         Raises:
-            ValueError: prompts or frames are missing or not understood, or seconds out of range.
+            ValueError: prompts or frames are missing or not understood, seconds out of range, or see `check_unasked`.
         """
         rows = self.begin(request, features_BMN)
         while not self.done(rows).all():
@@ -280,9 +286,10 @@ class WaveNet(Family):
         """Return rows before their first sample; a step draws `block` samples.
 
         Raises:
-            ValueError: prompts or frames are missing or not understood, or seconds out of range.
+            ValueError: prompts or frames are missing or not understood, seconds out of range, or see `check_unasked`.
         """
         config, count = self.config, len(request.seeds)
+        check_unasked(request)
         seconds = config.seconds if request.seconds is None else request.seconds
         if not 0 < seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, got {seconds}")
@@ -293,12 +300,11 @@ class WaveNet(Family):
         tokens = self.encode(request.prompts)
         tokens = None if tokens is None else tokens.to(device)
         heard = [layer.conditions(tokens, None)[:, 0] for layer in self._layers()]
-        queued = config.stacks * sum(config.dilations)
         rows = {
             "u": uniforms(request.seeds, (steps * config.block,), device),
             "level": torch.zeros(count, steps * config.block, dtype=torch.long, device=device),
             "told": torch.zeros(count, dtype=torch.long, device=device),
-            "queue": torch.zeros(count, queued, config.residual, device=device),
+            "queue": torch.zeros(count, config.field - 1, config.residual, device=device),
             "heard": torch.stack(heard, 1).expand(count, -1, -1),
             "index": torch.zeros(count, dtype=torch.long),
             "count": torch.full((count,), steps),
@@ -354,11 +360,9 @@ class Walk:
 
     def __init__(self, model: WaveNet, rows: Rows, place_BT: Tensor) -> None:
         layers, size = list(model._layers()), place_BT.shape[1]
-        self.dilations = [layer.dilation for layer in layers]
-        self.table_KR = model._entered(
-            torch.arange(model.config.levels + 1, device=place_BT.device)
-        )
-        self.width = model.config.residual
+        self.dilations, self.width = [layer.dilation for layer in layers], model.config.residual
+        known_K = torch.arange(model.config.levels + 1, device=place_BT.device)
+        self.table_KR = model._entered(known_K)
         local_BTM = None
         if "local" in rows:
             index = place_BT[..., None].expand(-1, -1, rows["local"].shape[2])

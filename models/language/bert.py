@@ -20,10 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Record, Request
+from models.language.texts import check_roles
 from models.parts.attention import EncoderLayer
 from models.parts.draws import asked, drawn
 from models.parts.levels import uniforms
-from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, Tokenizer, of_signs, tokenizer
+from models.parts.tokens import (
+    CLS,
+    CONTROL,
+    MASK,
+    PAD,
+    SEP,
+    UNK,
+    Tokenizer,
+    of_signs,
+    padded,
+    tokenizer,
+)
 
 SIGNS: Final = of_signs(" ." + string.ascii_lowercase + string.digits)
 BLANK: Final = "[MASK]"
@@ -132,10 +144,8 @@ class BERT(Family):
         """
         pairs: list[tuple[list[int], list[int]]] = []
         most, documents = self.config.max_sentence, list[int]()
+        check_roles(records, ("text",), "take a dataset of documents")
         for number, record in enumerate(records):
-            if [role for role, _ in record] != ["text"]:
-                found = ", ".join(role for role, _ in record)
-                raise ValueError(f"bert learns from documents, (text), got ({found})")
             lines = [line for line in record[0][1].splitlines() if line.strip()]
             sentences = [one[:most] for one in self._tokenizer.encode_all(lines)]
             pairs += pairwise(sentences)
@@ -145,8 +155,8 @@ class BERT(Family):
                 f"none of {len(records)} documents has two lines: a sentence is a line, and bert learns from neighbours"
             )
         return {
-            "first": _padded([first for first, _ in pairs]),
-            "second": _padded([second for _, second in pairs]),
+            "first": padded([first for first, _ in pairs]),
+            "second": padded([second for _, second in pairs]),
             "document": torch.tensor(documents),
         }
 
@@ -284,7 +294,7 @@ class BERT(Family):
                 )
             rows.append(row)
             segments.append(segment)
-        return _padded(rows, most), _padded(segments, most)
+        return padded(rows, most), padded(segments, most)
 
     def _blanked(self, line: str) -> list[int]:
         """Return a line's tokens, <mask> for every blank, which takes a space before it along where a word does."""
@@ -333,9 +343,3 @@ def _joined(first_BP: Tensor, second_BQ: Tensor) -> tuple[Tensor, Tensor]:
     segment_BT = torch.zeros_like(tokens_BT)
     segment_BT[:, first_BP.shape[1] + 2 :] = 1
     return tokens_BT, segment_BT
-
-
-def _padded(rows: Sequence[Sequence[int]], places: int = 0) -> Tensor:
-    """Return (N, T) int64, zeros after each row."""
-    places = max([places, *(len(row) for row in rows)])
-    return torch.tensor([[*row, *[0] * (places - len(row))] for row in rows])

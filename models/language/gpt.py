@@ -178,7 +178,7 @@ class GPT(Family):
 
         The mean over rows of each row's mean: equal parts of a batch (workers, accumulation) then average to the whole.
         """
-        learned_BT = self._learned(batch, self.config.loss_on)
+        learned_BT = self._targets(batch, learned=True)
         logits_BTV = self.logits(batch["tokens"][:, :-1].clamp(min=0)).float()
         target_BT = batch["tokens"][:, 1:].masked_fill(~learned_BT, -1)
         nats_BT = F.cross_entropy(
@@ -203,19 +203,24 @@ class GPT(Family):
         found: Tensor = self.norm(x_BTE)
         return found
 
-    def _learned(self, batch: Batch, on: str = "answers") -> Tensor:
-        """Return which targets count, (B, T) bool."""
+    def _targets(self, batch: Batch, *, learned: bool = False) -> Tensor:
+        """Return which targets count, (B, T) bool: measured ones once, `learned` ones in every window."""
         there_BT = batch["tokens"][:, 1:] >= 0
-        only_answers = self.config.learns == "dialogues" and on == "answers"
-        return there_BT & batch["answer"] if only_answers else there_BT
+        if self.config.learns == "documents":
+            return there_BT if learned else there_BT & batch.get("fresh", there_BT)
+        everything = learned and self.config.loss_on == "everything"
+        return there_BT if everything else there_BT & batch["answer"]
 
     @torch.no_grad()
     def log_prob(self, batch: Batch) -> Tensor:
-        """Return log p of each row's tokens given its first, in nats (B,); exact. Of a dialogue: of its answers."""
+        """Return log p of each row's tokens given its first, in nats (B,); exact. Of a dialogue: of its answers.
+
+        Of windows that overlap: of what is new in each, so that the rows of a text add up to the text.
+        """
         tokens = batch["tokens"]
         pieces = min(len(tokens), 1 + tokens.numel() * self.tokens.num_embeddings // LOGITS)
-        found, learned = [], self._learned(batch).chunk(pieces)
-        for part, wanted in zip(tokens.chunk(pieces), learned, strict=True):
+        found, targets = [], self._targets(batch).chunk(pieces)
+        for part, wanted in zip(tokens.chunk(pieces), targets, strict=True):
             log_p_BTV = self.logits(part[:, :-1].clamp(min=0)).float().log_softmax(2)
             log_p_BT = log_p_BTV.gather(2, part[:, 1:, None].clamp(min=0))[:, :, 0]
             found.append(log_p_BT.masked_fill(~wanted, 0).sum(1))
@@ -227,18 +232,18 @@ class GPT(Family):
         That is 1 where the last answer, written token by token by the likeliest, is the reference with its end. It is
         really written: a model that sees the future would guess each token of a reference that it is shown.
         """
-        nats = -self.log_prob(batch) / self._learned(batch).sum(1).clamp(min=1)
+        nats = -self.log_prob(batch) / self._targets(batch).sum(1).clamp(min=1)
         if self.config.learns == "documents":
             return {"nats_per_token": nats}
         right: list[float] = []
         for start in range(0, len(nats), SLOTS):
             rows = [[t for t in row if t >= 0] for row in batch["tokens"][start:][:SLOTS].tolist()]
-            asked = [len(row) - row[::-1].index(ASSISTANT) for row in rows]
-            prompts = [row[:end] for row, end in zip(rows, asked, strict=True)]
-            longest = max(len(row) - end for row, end in zip(rows, asked, strict=True))
+            ends = [len(row) - row[::-1].index(ASSISTANT) for row in rows]
+            prompts = [row[:end] for row, end in zip(rows, ends, strict=True)]
+            longest = max(len(row) - end for row, end in zip(rows, ends, strict=True))
             request = Request(seeds=(0,) * len(rows), temperature=0, max_tokens=longest)
             answers = self._written(self._begun(prompts, request)).tolist()
-            for row, end, answer in zip(rows, asked, answers, strict=True):
+            for row, end, answer in zip(rows, ends, answers, strict=True):
                 right.append(float([*(t for t in answer if t >= 0), EOS] == row[end:]))
         return {"nats_per_token": nats, "exact_match": nats.new_tensor(right)}
 
@@ -281,10 +286,10 @@ class GPT(Family):
                 raise ValueError("this model learned documents and does not chat: give prompts")
             prompts = request.prompts or ("",) * len(request.seeds)
             return [[EOS, *one] for one in words.encode_all(prompts)]
-        asked = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
-        if not asked:
+        told = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
+        if not told:
             raise ValueError("this model answers: give one prompt or dialogue a seed")
-        return [texts.question(one, f"dialogue {n}", words) for n, one in enumerate(asked)]
+        return [texts.question(one, f"dialogue {n}", words) for n, one in enumerate(told)]
 
     @torch.no_grad()
     def _begun(self, prompts: Sequence[Sequence[int]], request: Request) -> Rows:

@@ -1,4 +1,4 @@
-"""What is learned from text records: windows of a stream of documents, and dialogues with their answers marked.
+"""What is learned from text records: windows of a stream of documents, dialogues with answers marked, their roles.
 
 Shape letters: N examples, T places.
 """
@@ -16,29 +16,44 @@ from models.parts.tokens import ASSISTANT, BOS, EOS, SYSTEM, USER, Tokenizer
 SIGN = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
+def check_roles(records: Sequence[Record], roles: tuple[str, ...], way_out: str) -> None:
+    """Check that every record has these roles, in this order.
+
+    Raises:
+        ValueError: names the first that has others, and the way out.
+    """
+    for number, record in enumerate(records):
+        found = tuple(role for role, _ in record)
+        if found != roles:
+            raise ValueError(
+                f"this model learns from ({', '.join(roles)}), but record {number} has the roles"
+                f" {', '.join(found) or 'of nobody'}: {way_out}"
+            )
+
+
 def windows(
     records: Sequence[Record], words: Tokenizer, context: int, stride: int
 ) -> dict[str, Tensor]:
     """Return `tokens` (N, context + 1): documents as one stream, `<eos>` before, between and after them.
 
-    A window begins `stride` tokens after the one before it; the last one is filled up with -1.
+    A window begins `stride` tokens after the one before it; the last one is filled up with -1. Where windows overlap,
+    `fresh` (N, context) says which targets stand in none before.
 
     Raises:
         ValueError: no records, or one that is no document.
     """
-    for number, record in enumerate(records):
-        if [role for role, _ in record] != ["text"]:
-            raise ValueError(
-                f"this model learns documents, but record {number} has the roles"
-                f" {', '.join(role for role, _ in record) or 'of nobody'}: set learns: dialogues, or"
-                " take a dataset of documents"
-            )
+    check_roles(records, ("text",), "set learns: dialogues, or take a dataset of documents")
     _some(records)
     found = words.encode_all([text for ((_, text),) in records])
     stream = torch.tensor([EOS, *chain.from_iterable([*text, EOS] for text in found)])
     more = -(-max(0, len(stream) - 1 - context) // stride)  # windows after the first
     stream = F.pad(stream, (0, context + 1 + more * stride - len(stream)), value=-1)
-    return {"tokens": stream.unfold(0, context + 1, stride).contiguous()}
+    tokens = stream.unfold(0, context + 1, stride)
+    if stride == context:
+        return {"tokens": tokens}
+    fresh = torch.ones(len(tokens), context, dtype=torch.bool)
+    fresh[1:, : context - stride] = False
+    return {"tokens": tokens, "fresh": fresh}
 
 
 def dialogues(records: Sequence[Record], words: Tokenizer, context: int) -> dict[str, Tensor]:

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
 from models.language.beams import search as beams_search
+from models.language.texts import check_roles
 from models.parts.attention import Attention, EncoderLayer, FeedForward
 from models.parts.draws import asked, drawn
 from models.parts.levels import uniforms
-from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, tokenizer
+from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, padded, tokenizer
 
 SIGNS: Final = of_signs(" " + string.ascii_lowercase + string.digits)
 
@@ -138,10 +139,7 @@ class Transformer(Family):
         Raises:
             ValueError: a record is no pair of a source and a target, or every pair is too long.
         """
-        for record in records:
-            if [role for role, _ in record] != ["source", "target"]:
-                found = ", ".join(role for role, _ in record)
-                raise ValueError(f"transformer learns from (source, target), got ({found})")
+        check_roles(records, ("source", "target"), "take a dataset of pairs")
         sources = self._tokenizer.encode_all([record[0][1] for record in records])
         targets = self._tokenizer.encode_all([record[1][1] for record in records])
         most, most_target = self.config.max_source, self.config.max_target
@@ -156,8 +154,8 @@ class Transformer(Family):
                 " raise max_source and max_target"
             )
         return {
-            "source": _padded([one for one, _ in kept]),
-            "target": _padded([t for _, t in kept]),
+            "source": padded([one for one, _ in kept]),
+            "target": padded([t for _, t in kept]),
         }
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
@@ -284,7 +282,7 @@ class Transformer(Family):
                 raise ValueError(
                     f"the prompt {prompt[:40]!r} has {len(source) - 1} tokens, at most {most - 1} fit"
                 )
-        return _padded(sources, most).to(self.embedding.weight.device)
+        return padded(sources, most).to(self.embedding.weight.device)
 
     def _rows(self, request: Request, memory_NSL2E: Tensor, heard_NS: Tensor) -> Rows:
         config, count, device = self.config, len(memory_NSL2E), memory_NSL2E.device
@@ -380,9 +378,3 @@ def _writable(values_NK: Tensor) -> Tensor:
     control = torch.arange(values_NK.shape[-1], device=values_NK.device) < len(CONTROL)
     control[EOS] = False
     return values_NK.masked_fill(control, -math.inf)
-
-
-def _padded(rows: Sequence[Sequence[int]], places: int = 0) -> Tensor:
-    """Return (N, T) int64, <pad> after each row."""
-    places = max([places, *(len(row) for row in rows)])
-    return torch.tensor([[*row, *[PAD] * (places - len(row))] for row in rows])

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from models.family import seeded_noise
+from models.family import Request, seeded_noise
 
 Binarize: TypeAlias = Literal["dynamic", "threshold"]
 """dynamic: grey levels are probabilities, redrawn at every step; threshold: 1 from one half up. Bits stay bits."""
@@ -48,6 +48,25 @@ def uniforms(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -
     """Return (len(seeds), *shape) draws from [0, 1], each row all of its own seed."""
     found: Tensor = torch.special.ndtr(seeded_noise(seeds, shape, device))
     return found
+
+
+def check_unasked(request: Request) -> None:
+    """Refuse a temperature, top_k or top_p that would change something, where each level comes as often as it should.
+
+    Raises:
+        ValueError: names it.
+    """
+    changes = {
+        "temperature": request.temperature not in {None, 1},
+        "top_k": request.top_k is not None,
+        "top_p": request.top_p not in {None, 1},
+    }
+    for name, does in changes.items():
+        if does:
+            raise ValueError(
+                f"this model draws every level as often as it is likely: leave out {name},"
+                f" got {getattr(request, name)}"
+            )
 
 
 def drawn(logits_BK: Tensor, u_B: Tensor) -> Tensor:

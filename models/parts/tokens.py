@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
+import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Trained
+from torch import Tensor
 
 CONTROL: Final = (
     *("<pad>", "<unk>", "<bos>", "<eos>", "<sep>", "<cls>", "<mask>"),
@@ -62,6 +64,12 @@ def _ordinary(token: int) -> int:
 def tokenizer(document: str) -> Tokenizer:
     """Return the tokenizer of a document, parsed once a process."""
     return Tokenizer(document)
+
+
+def padded(rows: Sequence[Sequence[int]], places: int = 0) -> Tensor:
+    """Return rows of tokens as (N, T) int64, `<pad>` after each; T is the longest row's, or `places` at least."""
+    places = max([places, *map(len, rows)])
+    return torch.tensor([[*row, *[PAD] * (places - len(row))] for row in rows])
 
 
 def of_signs(signs: str) -> str:

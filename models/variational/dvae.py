@@ -47,7 +47,7 @@ class DVAEConfig:
     sigma: float | None = None  # of gaussian pixels; None: learned; 1 is the broken control
     warm: float = 1.0  # the temperature at first
     cold: float = 1 / 16  # and from anneal_steps on, by a cosine
-    anneal_steps: int = 3000  # training steps
+    anneal_steps: int = 3000  # training steps, each part of an accumulated batch by itself
     kl_weight: float = 1.0  # beta, from kl_steps on; the paper: 6.6
     kl_steps: int = 500  # training steps in which it rises from 0, by a cosine
     usage_bonus: float = 100.0  # gamma; 0 is the broken control: most codes are never used
@@ -138,7 +138,7 @@ class DVAE(Family):
             chosen_BPK = F.one_hot(index_BP, c.codes).to(q_BPK.dtype)
         nll = self._nll(chosen_BPK @ self.vectors.weight, x_BCHW).mean()
         kl = math.log(c.codes) * c.side**2 + (q_BPK * log_q_BPK).sum((1, 2)).mean()
-        usage = usage_entropy(q_BPK)
+        usage = usage_entropy(q_BPK, shared=self.training)
         unused = math.log(c.codes) - usage
         total = nll + self.kl_weight * kl + c.usage_bonus * unused
         parts = {
@@ -256,15 +256,19 @@ def gumbel(like: Tensor) -> Tensor:
     return -(-torch.rand_like(like).clamp(min=TINIEST).log()).clamp(min=TINIEST).log()
 
 
-def usage_entropy(q_BPK: Tensor) -> Tensor:
-    """Return the entropy of the mean of q over all places of all workers' pictures, in nats; at most ln K.
+def usage_entropy(q_BPK: Tensor, *, shared: bool) -> Tensor:
+    """Return the entropy of the mean of q over all places, in nats; at most ln K.
 
-    It is each worker's part of the mean over workers, and so is its gradient: H(q) = - sum q ln q, whose inner
+    `shared`: of all workers' pictures, so all must call it; one that measures alone would wait for ever. It is each
+    worker's part of the mean over workers, and so is its gradient: H(q) = - sum q ln q, whose inner
     derivative is a constant, which probabilities do not feel.
     """
     mine_K = q_BPK.mean((0, 1))
-    total_K, count = summed(mine_K.detach(), torch.ones_like(mine_K[0]))
-    return -(mine_K * (total_K / count).clamp(min=TINIEST).log()).sum()
+    mean_K = mine_K.detach()
+    if shared:
+        total_K, count = summed(mean_K, torch.ones_like(mean_K[0]))
+        mean_K = total_K / count
+    return -(mine_K * mean_K.clamp(min=TINIEST).log()).sum()
 
 
 def perplexity(index_BP: Tensor, codes: int) -> Tensor:

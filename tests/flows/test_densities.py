@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from data.makers import DIGITS
-from flows.judging import pictures, scores
+from flows.judging import scores
 from flows.judging.gate import Evaluation, GateReport, check
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
@@ -53,7 +53,9 @@ def judged(recipe_name: str, steps: int, *overrides: str) -> tuple[float, GateRe
         optimizer.step()
         schedule.step()
     kept = scores.Scores(EvaluationSpec(bootstrap=50))
-    scores.likelihood(kept, model, name, pictures.rated(model, pixels[:297], captions[:297]))
+    scores.likelihood(
+        kept, model, name, scores.rated(model, {"pixels": pixels[:297]}, captions[:297])
+    )
     metric = f"{name}_nats"
     gate = recipe.gate.model_copy(update={"metrics": {metric: recipe.gate.metrics[metric]}})
     record = Evaluation(evaluation_set="", judge=None, metrics=kept.metrics, outcomes={})

@@ -79,6 +79,13 @@ def test_a_recipe_whose_data_is_not_there_is_missing_and_not_failed() -> None:
     assert Row.model_validate_json(found.model_dump_json()) == found
 
 
+def test_a_recipe_that_diverged_has_failed_and_says_so() -> None:
+    found = row(recipe(), Side(), None, note="diverged: loss is nan at step 3")
+    assert found.good is False
+    assert "nan at step 3" in found.note
+    assert cells(found)[2] == "not measured"
+
+
 def test_the_table_can_be_pasted_into_a_document() -> None:
     peer = {"name": "a | b", "metric": "nade_nats", "value": 17.84}
     text = markdown([row(recipe(peer=peer), judged(recipe(), 16.7), judged(recipe(), 0.0))])

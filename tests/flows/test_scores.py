@@ -57,7 +57,9 @@ def test_a_model_of_captioned_pictures_is_told_the_captions_of_those_it_rates() 
     found = {}
     for captions in (["one"] * 5, ["two"] * 5):
         kept = scoring.Scores(Evaluation(bootstrap=2))
-        scoring.likelihood(kept, model, "digits", pictures.rated(model, pixels, captions))
+        scoring.likelihood(
+            kept, model, "digits", scoring.rated(model, {"pixels": pixels}, captions)
+        )
         tokens = model.encode(captions)
         assert tokens is not None
         nats = -model.log_prob({"pixels": pixels, "tokens": tokens}).mean().item()

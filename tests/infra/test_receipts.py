@@ -185,3 +185,8 @@ def test_other_readers_show_a_wav_s_receipt() -> None:
     with soundfile.SoundFile(io.BytesIO(attach(wav(), RECEIPT))) as file:
         assert Receipt.model_validate_json(file.comment) == RECEIPT
         assert file.software == "atelier"
+
+
+def test_json_that_is_nested_too_deeply_is_no_answer() -> None:
+    with pytest.raises(ReceiptError, match="not an answer"):
+        read(b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")

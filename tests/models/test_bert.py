@@ -68,7 +68,7 @@ def test_long_sentences_are_cut_so_that_any_two_fit() -> None:
 
 def test_other_records_and_documents_of_one_line_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"learns from documents, \(text\), got \(source, target\)"
+        ValueError, match=r"learns from \(text\), but record 0 has the roles source, target: take"
     ):
         bert().examples([(("source", "a"), ("target", "b"))])
     with pytest.raises(ValueError, match="none of 1 documents has two lines"):

@@ -180,6 +180,24 @@ def test_records_of_another_kind_are_refused() -> None:
             gpt(learns=learns).examples([])
 
 
+def test_of_windows_that_overlap_every_token_is_measured_once_and_learned_often() -> None:
+    model = gpt(stride=3, context=8)
+    batch = model.examples([document("the quick brown fox"), document("jumps")])
+    words = tokenizer(model.config.tokenizer)
+    stream = [EOS, *words.encode("the quick brown fox"), EOS, *words.encode("jumps"), EOS]
+    fresh = batch["tokens"][:, 1:][batch["fresh"]]
+    assert fresh[fresh >= 0].tolist() == stream[1:]
+    with torch.no_grad():
+        log_p_NTV = model.logits(batch["tokens"][:, :-1].clamp(min=0)).log_softmax(2)
+    nats_NT = -log_p_NTV.gather(2, batch["tokens"][:, 1:, None].clamp(min=0))[:, :, 0]
+    there_NT = batch["tokens"][:, 1:] >= 0
+    torch.testing.assert_close(
+        -model.log_prob(batch), (nats_NT * (there_NT & batch["fresh"])).sum(1)
+    )
+    whole = ((nats_NT * there_NT).sum(1) / there_NT.sum(1)).mean()
+    torch.testing.assert_close(model(batch).total.detach(), whole)
+
+
 def test_weights_begin_as_nanogpts_do() -> None:
     torch.manual_seed(0)
     model = GPT(dataclasses.replace(GPT.presets["nano"], width=256, layers=8))

@@ -65,7 +65,9 @@ def test_pairs_that_do_not_fit_are_left_out_and_other_records_refused() -> None:
     assert len(pairs(model, 7, 777, 8)["source"]) == 2
     with pytest.raises(ValueError, match=r"none of 1 pairs has less than 4 and 16 tokens"):
         pairs(model, 777)
-    with pytest.raises(ValueError, match=r"learns from \(source, target\), got \(text\)"):
+    with pytest.raises(
+        ValueError, match=r"learns from \(source, target\), but record 0 has the roles text: take"
+    ):
         model.examples([(("text", "seven"),)])
 
 
@@ -290,7 +292,7 @@ def test_a_config_or_a_request_that_would_fail_late_fails_early() -> None:
         model.sample(Request(seeds=(1,), prompts=("one two three",)))
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
         model.sample(Request(seeds=(1,), prompts=("one",), max_tokens=0))
-    with pytest.raises(ValueError, match=r"top_p above 0 and at most 1, got 0\.0, 0 and 1\.5"):
+    with pytest.raises(ValueError, match=r"top_p must be in \(0, 1\], got 1\.5"):
         model.sample(Request(seeds=(1,), prompts=("one",), top_p=1.5))
 
 

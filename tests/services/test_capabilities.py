@@ -148,6 +148,12 @@ def test_without_a_format_it_is_a_wav_and_the_seed_decides(served: Any, ask: Ask
         (SAMPLES, {"model": "bits", "seconds": 1.0}, (400, "invalid_value", "seconds")),
         (SAMPLES, {"model": "voice", "prompt": "low", "steps": 2}, (400, "invalid_value", "steps")),
         (SAMPLES, {"model": "bits", "prompt": "one"}, (400, "invalid_value", "prompt")),
+        (
+            SAMPLES,
+            {"model": "voice", "prompt": "low" + "!" * 998},
+            (400, "invalid_value", "prompt"),
+        ),
+        (SAMPLES, {"model": "bits", "n": 2, "seed": 2**53 - 1}, (400, "invalid_value", "seed")),
         (SAMPLES, {"model": "bits", "size": "8x8"}, (400, "unknown_parameter", "size")),
         (SCORES, {"model": "reader", "input": "a"}, (400, "unsupported_capability", "model")),
         (SCORES, {"model": "bits", "input": "a"}, (400, "invalid_value", "input")),
