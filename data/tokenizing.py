@@ -56,12 +56,17 @@ def train(texts: Sequence[str], kind: str, size: int) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def unknown_shares(document: str, texts: Sequence[str]) -> list[float]:
-    """Return, for every text, the share of its tokens that the tokenizer does not know."""
+def unknown_shares(document: str, records: Sequence[Sequence[str]]) -> list[float]:
+    """Return, for every record's texts, the share of their tokens that the tokenizer does not know."""
     trained = Tokenizer.from_str(document)
     trained.encode_special_tokens = True
-    found = [one.ids for one in trained.encode_batch(list(texts), add_special_tokens=False)]
-    return [ids.count(UNKNOWN) / max(1, len(ids)) for ids in found]
+    texts = [text for record in records for text in record]
+    ids = iter(one.ids for one in trained.encode_batch(texts, add_special_tokens=False))
+    shares = []
+    for record in records:
+        found = [token for _ in record for token in next(ids)]
+        shares.append(found.count(UNKNOWN) / max(1, len(found)))
+    return shares
 
 
 def _characters(texts: Sequence[str], size: int) -> Tokenizer:

@@ -82,7 +82,8 @@ def _acquire(client: "SyncPrefectClient", run: UUID, count: int) -> UUID:
             continue
         if not said:
             said = True
-            progress.say(f"waits for {count} training slots: another flow trains")
+            wanted = "a training slot" if count == 1 else f"{count} training slots"
+            progress.say(f"waits for {wanted}: another flow trains")
         time.sleep(WAIT_S)
 
 

@@ -162,6 +162,8 @@ class Replay:
     @property
     def says(self) -> str:
         """The comparison in a sentence."""
+        if self.noun == "text":
+            return "another text came" if self.differing else "identical: the same text"
         if not self.differing:
             return f"identical: all {self.pixels} {self.noun}"
         rounding = " (a rounding step)" if self.same else ""
@@ -231,6 +233,14 @@ def compare_sounds(found: Trace, first: bytes, again: bytes, *, where: str) -> R
     )
 
 
+def compare_texts(found: Trace, again: bytes, *, where: str) -> Replay:
+    """Return whether a receipt's text, of which it names the sha256, came again; `again` is the answer's JSON."""
+    now = read(again)
+    differs = now.text_sha256 != found.receipt.text_sha256
+    notes = _notes(found, again, where, differs=differs)
+    return Replay(again, 1, int(differs), 2 * differs, notes, noun="text")
+
+
 def _notes(found: Trace, again: bytes, where: str, *, differs: bool) -> tuple[str, ...]:
     notes = [f"drawn by {found.version.ref} {where}"]
     notes += _otherwise(found.receipt, read(again))
@@ -252,7 +262,19 @@ def _otherwise(then: Receipt, now: Receipt) -> list[str]:
     for old, new in zip(before, after, strict=False):
         if old != new:
             notes.append(f"another stage drew: {' '.join(new)}, not {' '.join(old)}")
-    for field in ("prompt", "seed", "steps", "guidance", "size", "seconds", "temperature"):
+    for field in (
+        "prompt",
+        "seed",
+        "steps",
+        "guidance",
+        "size",
+        "seconds",
+        "max_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "stop",
+    ):
         if getattr(then, field) != getattr(now, field):
             notes.append(f"{field} was {getattr(then, field)!r}, now {getattr(now, field)!r}")
     return notes

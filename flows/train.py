@@ -16,6 +16,7 @@ from flows.cards import model_card
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, Stage, TrainingSpec
 from flows.slots import training_slots
+from flows.training.halting import ends_with_the_caller
 from flows.workshop import code_identity, environment, git_commit, named, registry
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
@@ -126,7 +127,7 @@ def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
     specs = {name: training_spec(recipe, name, prepared) for name in names}
     new = [spec for spec in specs.values() if not registry().find(spec.name, spec.identity)]
     check_specs(new)
-    with training_slots(new):
+    with training_slots(new), ends_with_the_caller():
         futures = {name: train_stage.submit(spec, recipe.name) for name, spec in specs.items()}
         return {name: future.result() for name, future in futures.items()}
 

@@ -135,7 +135,9 @@ def _settings() -> Iterator[Check]:
         alias = about.validation_alias
         variable = alias if isinstance(alias, str) else f"ATELIER_{name.upper()}"
         source = variable if name in now.model_fields_set else f"default ({variable} sets it)"
-        value = re.sub(r"//[^/@]*@", "//***@", str(getattr(now, name)))  # no password on a screen
+        found = getattr(now, name)
+        value = re.sub(r"//[^/@]*@", "//***@", str(found))  # no password on a screen
+        value = "not set" if found is None else value
         yield Check(f"setting {name}", "ok", f"{value}, from {source}")
     known = {f"ATELIER_{name.upper()}" for name in Settings.model_fields} | {MARK, "ATELIER_FAULT"}
     for variable in sorted(os.environ):

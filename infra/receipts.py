@@ -169,7 +169,9 @@ def _of_answer(content: bytes, where: str) -> list[bytes]:
 def _chunks(file: BinaryIO, where: str, *, texts_only: bool) -> Iterator[tuple[bytes, bytes]]:
     """Yield a PNG's chunks in order as (kind, content); with `texts_only` only tEXt has its content."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
-        raise ReceiptError(f"{where} is not a PNG")
+        raise ReceiptError(
+            f"{where} is not a PNG, WAV or FLAC, and no answer's JSON: only these carry receipts"
+        )
     for _ in range(MOST_CHUNKS):
         header = file.read(8)
         if len(header) < 8:

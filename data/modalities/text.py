@@ -73,20 +73,21 @@ class Text(Modality):
         all_rows = zip(
             rows.select(["decodes", "split", "left_out"]).to_pylist(), contents(), strict=True
         )
-        texts = [
-            (row, _joined(record_of(content)) if row["decodes"] else None)
+        found = [
+            (row, _texts(record_of(content)) if row["decodes"] else None)
             for row, content in all_rows
         ]
         learned = [
             text
-            for row, text in texts
-            if text is not None and row["split"] == "train" and not row["left_out"]
+            for row, texts in found
+            if texts is not None and row["split"] == "train" and not row["left_out"]
+            for text in texts
         ]
         document = tokenizing.train(learned, **made["tokenizer"])
         shares = iter(
-            tokenizing.unknown_shares(document, [text for _, text in texts if text is not None])
+            tokenizing.unknown_shares(document, [texts for _, texts in found if texts is not None])
         )
-        return {"unknown": [None if text is None else next(shares) for _, text in texts]}
+        return {"unknown": [None if texts is None else next(shares) for _, texts in found]}
 
     def rules(self, made: Mapping[str, Any]) -> list[Rule]:  # noqa: ARG002 - no settings
         """Return the expectations: text that people wrote, roles in order, a tokenizer that knows it."""
@@ -105,7 +106,9 @@ class Text(Modality):
 
     def summary(self, rows: pa.Table, made: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tokenizer that the rows trained, and how many characters they have."""
-        texts = [_joined(record_of(row.encode())) for row in rows[self.column].to_pylist()]
+        texts = [
+            text for row in rows[self.column].to_pylist() for text in _texts(record_of(row.encode()))
+        ]
         document = tokenizing.train(texts, **made["tokenizer"])
         return {"characters": sum(map(len, texts)), "tokenizer": document}
 
@@ -164,8 +167,9 @@ def role_fault(roles: Sequence[str]) -> str:
     return "" if turns[-1] == "assistant" else "the last word is the user's: nothing to learn from"
 
 
-def _joined(record: Record) -> str:
-    return "\n".join(text for _, text in record)
+def _texts(record: Record) -> list[str]:
+    """Return the texts apart, as every family reads them: a turn's first word has nothing before it."""
+    return [text for _, text in record]
 
 
 def _is_control(sign: str) -> bool:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,28 @@ def write(model: str, prompt: str, *, chats: bool, seed: int | None = None) -> I
                 model=model, prompt=prompt, stream=True, seed=seed
             ):
                 yield from (one.text for one in wrote.choices)
+
+
+def answer(
+    model: str, prompt: str, messages: Sequence[tuple[str, str]] | None = None, **rules: Any
+) -> bytes:
+    """Return the JSON of one text with its receipt: of a chat turn where there are messages (role, text).
+
+    `rules` are the request's other fields, such as `seed` and `temperature`; None leaves one out.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    wishes: dict[str, Any] = {"model": model, **rules}
+    if messages is None:
+        path, wishes["prompt"] = "/completions", prompt
+    else:
+        path = "/chat/completions"
+        wishes["messages"] = [{"role": role, "content": said} for role, said in messages]
+    body = {name: value for name, value in wishes.items() if value is not None}
+    with _asking():
+        made: Any = client().post(path, cast_to=object, body=body)
+    return json.dumps(made, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass")
 
 
 @contextmanager

@@ -40,7 +40,9 @@ def verify(file: Picture, as_json: AsJson = False) -> None:
 def _show(file: Path, found: "Trace") -> None:
     facts = {name: value for name, value in found.as_json().items() if name[:6] != "stages"}
     title = "verified" if facts.pop("verified") else "NOT VERIFIED"
-    rows = [(name, value) for name, value in facts.items() if value is not None]
+    if facts.get("messages"):
+        facts["messages"] = "\n".join(f"{role}: {said}" for role, said in facts["messages"])
+    rows = [(name, value) for name, value in facts.items() if value not in (None, "")]
     show_table(f"{file}: {title}", ("", ""), rows)
     stages = zip(found.receipt.stages, found.stages, strict=True)
     show_table(
@@ -57,7 +59,7 @@ def replay(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a picture or sound again from its receipt and compare; exit code 1 when more than rounding differs."""
+    """Make a picture, sound or text again from its receipt and compare; exit code 1 when more than rounding differs."""
     use_stack()
     from flows import tracing
     from infra.storage import atomic_write
@@ -90,11 +92,14 @@ def replay(
 def _again(file: Path, found: "Trace") -> "Replay":
     """Make what a receipt names once more, through the gateway or, of a picture, in this process."""
     from flows import tracing
-    from flows.command_line.client import NoGateway, paint, speak
+    from flows.command_line.client import NoGateway, answer, paint, speak
 
     asked, ref, through = found.receipt, found.version.ref, "through the gateway"
     if found.pipeline.modality == "text":
-        raise tracing.Untraceable(f"{file}: texts are not made again; ask {ref} with the receipt's")
+        names = ("seed", "max_tokens", "temperature", "top_k", "top_p", "stop")
+        rules = {name: getattr(asked, name) for name in names}
+        again = answer(ref, asked.prompt, asked.messages, **rules)
+        return tracing.compare_texts(found, again, where=through)
     if found.pipeline.modality == "audio":
         more = {name: getattr(asked, name) for name in ("seconds", "temperature", "top_k", "top_p")}
         again = speak(ref, asked.prompt, seed=asked.seed, **more)

@@ -37,7 +37,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
     console.print(table if table.row_count else f"{title}: none")
 
 

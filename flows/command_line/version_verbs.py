@@ -51,21 +51,41 @@ def models(
 
 
 def _families(as_json: bool) -> None:
-    from models import FAMILIES, Family, trainable
+    import torch
+
+    from models import FAMILIES, Family, configure, trainable
 
     rows = []
     for name in sorted(FAMILIES):
         cls = trainable(name)
-        assert issubclass(cls, Family)
-        able = cls(cls.presets["tiny"]).capabilities
-        also = ("likelihood", "upscales", "stepwise", "tokenizes")
-        gives = [word for word in also if getattr(able, word)]
-        rows.append((name, able.modality, able.condition, " ".join(gives), " ".join(cls.presets)))
-    columns = ("family", "modality", "condition", "also", "presets")
+        captions = {"vocabulary": ("zero", "one"), "max_words": 1}
+        asked = {"text": "caption"} if hasattr(cls.presets["tiny"], "text") else {}
+        configs = [*cls.presets.values(), configure(name, "tiny", asked, captions)]
+        able = []
+        with torch.device("meta"):  # what a model can do takes its config alone
+            for config in configs:
+                model = cls(config)
+                assert isinstance(model, Family)
+                able.append(model.capabilities)
+        reads = "text" if able[0].condition == "text" else "captions"
+        gives = ("likelihood", "upscales", "stepwise", "tokenizes", "chats", "embeds")
+        rows.append(
+            (
+                name,
+                able[0].modality,
+                reads if able[-1].condition == "text" else "nothing",
+                " ".join(word for word in gives if any(getattr(one, word) for one in able)),
+                " ".join(cls.presets),
+            )
+        )
+    columns = ("family", "makes", "reads", "also", "presets")
     if as_json:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         show_table("families", columns, rows)
+        console.print(
+            "captions: where the dataset has some; also: in one preset at least", style="dim"
+        )
 
 
 def show(ref: Ref, as_json: AsJson = False) -> None:
@@ -130,7 +150,11 @@ def generate(
     ] = "",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Where to write the PNG or WAV; of text, as well."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Where to write the PNG or WAV; a text, with its receipt if FILE.json.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of a picture.")] = None,
@@ -143,9 +167,15 @@ def generate(
 
     card = client.card(name)
     modality = card.get("modality", "image")
-    if modality == "text":
+    chats = "chat" in card.get("abilities", ())
+    if modality == "text" and output is not None and output.suffix == ".json":
+        made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)
+        choice = json.loads(made)["choices"][0]
+        said = choice["message"]["content"] if chats else choice["text"]
+        console.print(said, markup=False, soft_wrap=True)
+        console.print(f"{output}  (where it came from: atelier verify {output})")
+    elif modality == "text":
         pieces = []
-        chats = "chat" in card.get("abilities", ())
         for piece in client.write(name, prompt, chats=chats, seed=seed):
             pieces.append(piece)
             console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)

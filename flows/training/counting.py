@@ -13,6 +13,7 @@ import torch
 
 from data.loaders import DatasetError, Loader, rows_in
 from flows.recipe import TrainingSpec
+from flows.training import halting
 from flows.training.loop import Diverged, Loop
 from models import Trainable
 
@@ -51,6 +52,7 @@ class CountingLoop(Loop):
         """Absorb this rank's rows, add up the pass's sums over ranks, settle."""
         model = self.state.model
         for batch in self.loader.once():
+            halting.check()
             model.absorb({k: v.to(self.ranks.device) for k, v in batch.items()}, number)
         for name in model.sums[number]:
             own = model.get_buffer(name)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
-from flows.training import previews
+from flows.training import halting, previews
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
 from flows.training.journal import Journal, repeated_steps, sign_in
@@ -179,6 +179,7 @@ class Loop:
         began, first = time.monotonic(), self.state.step
         self._since = began, first
         for batch in self._batches():
+            halting.check()
             self._step(batch)
             step = self.state.step
             if step == first + 1:

@@ -15,6 +15,7 @@ from models.family import Modality, Request
 
 COUNT: Final = 16  # pictures
 COLUMNS: Final = 4
+TILE_PX: Final = 96  # a small picture is enlarged by a whole factor to about this, to be seen
 SOUNDS: Final = 4
 TEXTS: Final = 6
 TOKENS: Final = 96  # of a text, at most
@@ -50,7 +51,7 @@ def _pictures(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> byt
     if kind.condition == "text":
         prompts = _captions(prepared, count)
     pixels = model.sample(Request(seeds=tuple(range(count)), prompts=prompts, low_BCHW=low))
-    return png(grid(pixels.float().cpu()))
+    return png(grid(pixels.float().cpu(), scale=max(1, round(TILE_PX / pixels.shape[-1]))))
 
 
 def _sounds(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:  # noqa: ARG001
@@ -96,7 +97,7 @@ def _captions(prepared: Path, count: int) -> tuple[str, ...]:
     return tuple(captions[index * len(captions) // count] for index in range(count))
 
 
-def grid(pixels_BCHW: Tensor, columns: int = COLUMNS, scale: int = 2) -> Tensor:
+def grid(pixels_BCHW: Tensor, columns: int = COLUMNS, scale: int = 1) -> Tensor:
     """Return the pictures side by side, (C, H, W), two dark pixels between them, every pixel `scale` wide."""
     padded = F.pad(
         pixels_BCHW.repeat_interleave(scale, 2).repeat_interleave(scale, 3), (2, 2, 2, 2)

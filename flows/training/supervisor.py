@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flows.recipe import TrainingSpec
+from flows.training import halting
 from flows.training.journal import Reporter
 from flows.training.run_folder import RunFolder
 from infra.cluster import capacity, connect, require
@@ -105,6 +106,7 @@ def _one_controller(
     told = time.monotonic()
     try:
         while not ray.wait([end], timeout=1.0)[0]:
+            halting.check()
             late = time.monotonic() - told > NOTE_EVERY_S
             if late and is_waiting(lease):
                 told = time.monotonic()
@@ -161,6 +163,7 @@ def _wait_for_room(request: Request, reporter: Reporter) -> None:
         if time.monotonic() - told > NOTE_EVERY_S:
             told = time.monotonic()
             reporter.note(f"waiting for room: {_free(request)}")
+        halting.check()
         time.sleep(POLL_S)
 
 

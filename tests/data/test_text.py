@@ -68,7 +68,23 @@ def test_words_leave_digits_alone_and_the_rare_ones_out() -> None:
     document = tokenizing.train(["one one one 12 21 two"], "words", len(CONTROL) + 4)
     found = Tokenizer(document)
     assert [found.decode([token]) for token in found.encode("12 one")] == ["1", "2", "one"]
-    assert tokenizing.unknown_shares(document, ["one two", "one"]) == [0.5, 0.0]
+    assert tokenizing.unknown_shares(document, [["one two"], ["one"], ["one", "two 1"]]) == [
+        0.5,
+        0.0,
+        1 / 4,
+    ]
+
+
+def test_the_first_word_of_every_turn_is_known_as_families_read_it(tmp_path: Path) -> None:
+    folder = prepare(
+        tmp_path, {"maker": "chat", "count": 300, "tokenizer": {"kind": "words", "size": 128}}
+    )
+    found = Tokenizer(facts_of(folder)["tokenizer"])
+    for record in records(folder, "test"):
+        for _, said in record:
+            tokens = found.encode(said)
+            assert tokenizing.UNKNOWN not in tokens
+            assert found.decode(tokens) == said
 
 
 def test_a_tokenizer_of_bytes_is_not_smaller_than_the_bytes() -> None:

@@ -1,8 +1,10 @@
 """From a picture back to its data: by digest, with what the ledger said, drawn again; and as a graph."""
 
+import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from flows.cards import live_card, renew
 from flows.lineage import COLUMNS, Graph, Node, graph_of, mermaid_text
 from flows.pages.lineage import TOP, WIDTH, layout, page
 from flows.served import project_aliases, stage_versions
-from flows.tracing import Untraceable, compare_pixels, compare_sounds, redraw, trace
+from flows.tracing import Untraceable, compare_pixels, compare_sounds, compare_texts, redraw, trace
 from infra.receipts import ReceiptError, attach, read
 from tests.flows.versions_kit import NAME, Installation
 
@@ -128,6 +130,21 @@ def test_a_sound_made_again_is_compared_level_by_level(
     soundfile.write(shorter, levels[:399], 8000, format="WAV", subtype="PCM_16")
     with pytest.raises(Untraceable, match="the sound has 400 samples, made again it has 399"):
         compare_sounds(trace(picture), files[0], shorter.getvalue(), where="here")
+
+
+@pytest.mark.parametrize(("said", "same"), [("you have 3 things .", True), ("3 .", False)])
+def test_a_text_made_again_is_the_same_or_another(picture: Path, said: str, same: bool) -> None:
+    found = trace(picture)
+    told = ("you have 3 things .", said)
+    first, again = (
+        found.receipt.model_copy(update={"text_sha256": hashlib.sha256(one.encode()).hexdigest()})
+        for one in told
+    )
+    choice = {"text": said, "receipt": again.model_dump(mode="json")}
+    answer = json.dumps({"choices": [choice]}).encode()
+    compared = compare_texts(replace(found, receipt=first), answer, where="here")
+    assert compared.same == same
+    assert compared.says == ("identical: the same text" if same else "another text came")
 
 
 def test_another_seed_stage_or_version_is_told_plainly(here: Installation, picture: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_result_holds_config_averaged_weights_and_a_picture(undisturbed: Train
     model = build(json.loads((undisturbed.directory / "config.json").read_bytes()))
     model.load_state_dict(load_file(undisturbed.directory / "model.safetensors"))
     with Image.open(undisturbed.directory / "samples.png") as picture:
-        assert picture.size == (4 * 20, 4 * 20)
+        assert picture.size == (4 * 100, 4 * 100)  # 8 pixels a side, enlarged to be seen
 
 
 def test_progress_is_told_at_every_log_step(prepared: Path, tmp_path: Path) -> None:

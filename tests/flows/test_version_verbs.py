@@ -7,6 +7,7 @@ import pytest
 from flows import workshop
 from flows.command_line import version_verbs
 from infra.registry import Version
+from models import FAMILIES
 
 
 def test_a_version_that_stands_in_two_places_is_shown_in_both(
@@ -20,3 +21,20 @@ def test_a_version_that_stands_in_two_places_is_shown_in_both(
     monkeypatch.setattr(workshop, "ledger", lambda: SimpleNamespace(heads=lambda: heads))
     version_verbs.models(as_json=True)
     assert json.loads(capsys.readouterr().out)[0]["stands in"] == "production staging"
+
+
+def test_every_family_is_listed_with_all_that_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    version_verbs.models(families=True, as_json=True)
+    found = {row["family"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found.keys() == FAMILIES.keys()
+    assert found["gpt"]["also"] == "likelihood stepwise chats"
+    assert found["bert"]["also"] == "embeds"
+    assert found["ddpm"]["also"] == "upscales stepwise"
+    reads = {name: found[name]["reads"] for name in ("gan", "pixelcnn", "wavenet", "gpt", "nade")}
+    assert reads == {
+        "gan": "captions",
+        "pixelcnn": "captions",
+        "wavenet": "captions",
+        "gpt": "text",
+        "nade": "nothing",
+    }
