@@ -107,7 +107,9 @@ class Text(Modality):
     def summary(self, rows: pa.Table, made: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tokenizer that the rows trained, and how many characters they have."""
         texts = [
-            text for row in rows[self.column].to_pylist() for text in _texts(record_of(row.encode()))
+            text
+            for row in rows[self.column].to_pylist()
+            for text in _texts(record_of(row.encode()))
         ]
         document = tokenizing.train(texts, **made["tokenizer"])
         return {"characters": sum(map(len, texts)), "tokenizer": document}
