@@ -4,6 +4,7 @@ They run in threads of Prefect's, which no signal reaches, and Prefect waits for
 end a command when its training is done.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,10 @@ def ends_with_the_caller() -> Iterator[None]:
     _halted.clear()
     try:
         yield
-    except BaseException as reason:
-        if not isinstance(reason, Exception):
+    finally:
+        reason = sys.exception()
+        if reason is not None and not isinstance(reason, Exception):
             _halted.set()
-        raise
 
 
 def check() -> None:
