@@ -1,7 +1,7 @@
 """Dialogues from templates, of two turns, with answers that are right or wrong to the letter.
 
 The second question is about what was said in the first turn, so it takes the whole dialogue to answer it: a sum of
-digits and its successor, the first or last of three things, a colour or a name that was told before. Every dialogue is
+digits and its successor, the last of three things, a colour or a name that was told before. Every dialogue is
 another one, but what it takes to answer those that are tested (100 sums, 14 names, 10 things, 6 colours) is learned.
 """
 
@@ -78,12 +78,11 @@ def _sum(generator: np.random.Generator) -> Turns:
 
 def _order(generator: np.random.Generator) -> Turns:
     first, second, third = (THINGS[place] for place in generator.permutation(len(THINGS))[:3])
-    asked = int(generator.integers(2))
     return (
         f"i have a {first} , a {second} and a {third} .",
         "you have 3 things .",
-        f"what comes {('first', 'last')[asked]} ?",
-        f"the {(first, third)[asked]} comes {('first', 'last')[asked]} .",
+        "what comes last ?",
+        f"the {third} comes last .",
     )
 
 
