@@ -65,9 +65,9 @@ def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False
         waiting(found["promoted"])
         return
     console.print(f"[bold]{ref}[/] is in production")
+    asked = (wanted.try_prompts or ("",))[0]
     console.print(
-        f'next: atelier generate {wanted.name} "{(wanted.try_prompts or ("",))[0]}" -o picture.png',
-        soft_wrap=True,
+        f'next: atelier generate {wanted.name} "{asked}"{_into(ref)}', soft_wrap=True, markup=False
     )
 
 
@@ -142,6 +142,16 @@ def _show_metrics(ref: str) -> None:
     directory = registry().fetch(registry().get(ref))
     found = json.loads((directory / "evaluation.json").read_text())
     _metrics_table(ref, found["metrics"])
+
+
+def _into(ref: str) -> str:
+    """Return how `generate` is told where to put what the version makes; text goes to the terminal."""
+    from flows.judging.pipeline import Pipeline
+    from flows.workshop import registry
+
+    directory = registry().fetch(registry().get(ref))
+    made = Pipeline.model_validate_json((directory / "pipeline.json").read_text()).modality
+    return {"image": " -o picture.png", "audio": " -o sound.wav", "text": ""}[made]
 
 
 def _metrics_table(ref: str, metrics: dict[str, Any]) -> None:
