@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -105,14 +106,16 @@ def all_well(outcomes: list[Outcome]) -> None:
 
 def test_twenty_promotions_and_rollbacks_under_load_fail_no_request(house: House) -> None:
     began: dict[int, datetime] = {}
+    one_at_a_time = threading.Lock()  # a move may take longer than the pause until the next
 
     def move(to: int) -> Callable[[], None]:
         def moving() -> None:
-            start = datetime.now(UTC)
-            house.promote(to)
-            head = house.ledger.head(NAME, "production")
-            assert head is not None
-            began[head.epoch] = start
+            with one_at_a_time:
+                start = datetime.now(UTC)
+                house.promote(to)
+                head = house.ledger.head(NAME, "production")
+                assert head is not None
+                began[head.epoch] = start
 
         return moving
 
