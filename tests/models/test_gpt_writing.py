@@ -85,7 +85,8 @@ def test_temperature_zero_is_the_likeliest_token_whatever_the_seed() -> None:
 def test_the_kept_tokens_are_those_of_transformers_warpers(
     temperature: float, top_k: int, top_p: float, seed: int
 ) -> None:
-    process = pytest.importorskip("transformers.generation.logits_process")
+    from transformers.generation import logits_process as process
+
     logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     warped = logits
     for warper in (
