@@ -47,12 +47,21 @@ class Training(Strict):
     ema_decay: Fraction = 0.999
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     compile: bool = False
+    cuda_graph: bool = False  # on a GPU: a step's many small kernels as one
     log_every: Positive = 20
     sample_every: Positive | None = None  # sample grids; None: at the end only
     checkpoint_every: Positive = 200
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     validate_every: Positive | None = None  # the loss on the validation split; None: never
     shuffle_captions: bool = False  # the broken control: pictures learn other pictures' captions
+
+    @model_validator(mode="after")
+    def _is_captured_whole(self) -> "Training":
+        if self.cuda_graph and self.accumulate > 1:
+            raise ValueError(
+                f"cuda_graph takes a step whole: accumulate must be 1, got {self.accumulate}"
+            )
+        return self
 
 
 class Stage(Strict):

@@ -14,10 +14,10 @@ from prefect.runtime import flow_run
 from flows import progress
 from flows.cards import model_card
 from flows.prepare import prepare_dataset
-from flows.recipe import Recipe, Stage, TrainingSpec
+from flows.recipe import Recipe, TrainingSpec
 from flows.slots import training_slots
 from flows.training.halting import ends_with_the_caller
-from flows.workshop import code_identity, environment, git_commit, named, registry
+from flows.workshop import environment, git_commit, named, registry, training_spec
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
 
@@ -26,26 +26,6 @@ if TYPE_CHECKING:
 
 LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokenizer"}
 """The fact of a dataset without which a network cannot learn its modality."""
-
-
-def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> TrainingSpec:
-    """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge)."""
-    chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
-    assert chosen is not None
-    return TrainingSpec(
-        name=f"{recipe.name}.{stage}",
-        family=chosen.family,
-        preset=chosen.preset,
-        config=chosen.config,
-        image_size=chosen.image_size,
-        seed=recipe.seed,
-        training=chosen.training,
-        resources=chosen.resources,
-        dataset=recipe.data.name,
-        prepared=Path(prepared["path"]),
-        data_identity=prepared["identity"],
-        code_identity=code_identity(chosen.family),
-    )
 
 
 def _identity(_: Any, parameters: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flows.recipe import Recipe, Stage, TrainingSpec
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,26 @@ def promotions() -> "Promotions":
 def named(version: "Version") -> dict[str, Any]:
     """Return how a version passes from step to step: its name, number and digest."""
     return {"name": version.name, "version": version.number, "digest": version.digest}
+
+
+def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> TrainingSpec:
+    """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge)."""
+    chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
+    assert chosen is not None
+    return TrainingSpec(
+        name=f"{recipe.name}.{stage}",
+        family=chosen.family,
+        preset=chosen.preset,
+        config=chosen.config,
+        image_size=chosen.image_size,
+        seed=recipe.seed,
+        training=chosen.training,
+        resources=chosen.resources,
+        dataset=recipe.data.name,
+        prepared=Path(prepared["path"]),
+        data_identity=prepared["identity"],
+        code_identity=code_identity(chosen.family),
+    )
 
 
 def code_identity(family: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
 from flows.training import halting, previews
+from flows.training.captured import Captured
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
 from flows.training.journal import Journal, repeated_steps, sign_in
@@ -103,6 +104,8 @@ class Loop:
         self.model: Any = self.state.model
         if spec.training.compile:
             self.model = torch.compile(self.state.model)
+        if spec.training.cuda_graph and ranks.device.type == "cuda":
+            self.model = Captured(self.state.model, self.model)
         self.gradients = {
             player: Gradients(optimizer.parameters, ranks.world)
             for player, optimizer in self.state.optimizers.items()
@@ -280,7 +283,8 @@ class Loop:
     def _precision(self) -> AbstractContextManager[Any]:
         wanted, kind = self.spec.training.precision, self.ranks.device.type
         if wanted == "bf16" or (wanted == "auto" and kind == "cuda"):
-            return torch.autocast(kind, dtype=torch.bfloat16)
+            cached = not self.spec.training.cuda_graph  # casts of weights are part of a graph
+            return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=cached)
         return nullcontext()
 
     def _flush(self, validates: bool) -> None:

@@ -24,11 +24,12 @@ def learned_by_gradients() -> list[str]:
     return [name for name in FAMILIES if not trainable(name).counts]
 
 
-def steps(name: str, rank: int = 0, world: int = 1) -> Family:
+def steps(name: str, rank: int = 0, world: int = 1, device: str = "cpu") -> Family:
     """Return the family's tiny model after its first steps on this worker's rows, gradients averaged over workers."""
     model = tiny(name)
     torch.manual_seed(100 + rank)
-    batch = {key: rows[rank::world] for key, rows in batch_of(model, ROWS).items()}
+    batch = {key: rows[rank::world].to(device) for key, rows in batch_of(model, ROWS).items()}
+    model.to(device)
     for _ in range(STEPS):
         for player in model.players:
             parameters = model.player_parameters(player)

@@ -1,0 +1,73 @@
+"""A loss and its backward pass as one CUDA graph: a network of many small kernels no longer waits for the CPU."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flows.training.checkpoints import generators, set_generators
+from models.family import Losses, Trainable
+
+
+class Captured:
+    """A model whose loss is recorded on its first batch and replayed on every later one, which must have its shapes.
+
+    Python runs once: a loss that takes another path from step to step, or waits for the GPU to choose among rows,
+    cannot be captured.
+    """
+
+    def __init__(self, model: Trainable, call: Any) -> None:
+        self.model, self._call = model, call  # the model itself or what was compiled from it
+        self._step: _Step | None = None
+        self._replay: Any = None
+
+    def __call__(self, batch: Mapping[str, Tensor], player: str) -> Losses:
+        """Return the losses of the batch, with gradients; the tensors are overwritten by the next call.
+
+        Raises:
+            ValueError: the family cannot be captured.
+        """
+        if self._step is None:
+            self._step = self._capture(batch, player)
+        total, *parts = self._replay(*batch.values())
+        return Losses(total, dict(zip(self._step.parts, parts, strict=True)))
+
+    def _capture(self, batch: Mapping[str, Tensor], player: str) -> "_Step":
+        """Record; the rounds before leave no trace in the model's buffers and the random generators."""
+        if len(self.model.players) > 1:
+            raise ValueError(
+                f"{type(self.model).__name__} has several players, which no one graph holds: leave out"
+                " training.cuda_graph"
+            )
+        step = _Step(self._call, tuple(batch), player)
+        inputs = tuple(value.clone() for value in batch.values())
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        before = generators(inputs[0].device)
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # meant, here
+        try:
+            self._replay = torch.cuda.make_graphed_callables(step, inputs, allow_unused_input=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(self.model).__name__} cannot be captured ({str(error).splitlines()[0]}): leave out"
+                " training.cuda_graph"
+            ) from error
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        set_generators(before, inputs[0].device)
+        return step
+
+
+class _Step(nn.Module):
+    """The loss as tensors in, tensors out."""
+
+    def __init__(self, call: Any, names: tuple[str, ...], player: str) -> None:
+        super().__init__()
+        self.call, self.names, self.player = call, names, player
+        self.parts: tuple[str, ...] = ()
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        losses = self.call(dict(zip(self.names, values, strict=True)), self.player)
+        self.parts = tuple(losses.parts)
+        return (losses.total, *losses.parts.values())
