@@ -33,6 +33,8 @@ A `{{ spec.family }}` ({{ spec.preset }}) trained on `{{ spec.dataset }}`\
 {% endfor %}
 """
 
+MADE: Final = {"image": "pictures", "audio": "sound", "text": "text"}
+
 PIPELINE: Final = """\
 # {{ recipe.name }}
 
@@ -43,7 +45,7 @@ PIPELINE: Final = """\
 {% for stage in pipeline.stages -%}
 | {{ stage.stage }} | {{ stage.name }}:{{ stage.version }} | `{{ stage.sha256[:12] }}` |
 {% endfor %}
-It gives {{ pipeline.modality }}{% if pipeline.sample_rate %} at {{ pipeline.sample_rate }} Hz{% endif %}\
+It makes {{ made[pipeline.modality] }}{% if pipeline.sample_rate %} at {{ pipeline.sample_rate }} Hz{% endif %}\
 {% if pipeline.abilities %} and can be asked for {{ pipeline.abilities|join(", ") }}{% endif %}.
 {% for stage in pipeline.stages %}{% for setting in sampling if stage[setting] is not none %}\
 {% if loop.first %}
@@ -93,6 +95,7 @@ def pipeline_card(
         recipe=recipe,
         pipeline=pipeline,
         sampling=SAMPLING,
+        made=MADE,
         data_identity=data_identity,
         evaluation=evaluation,
         report=report,

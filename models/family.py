@@ -157,6 +157,10 @@ class Family(Trainable):
 
         image: (B, C, H, W) in [0, 1]. audio: (B, T) in [-1, 1], at `config.sample_rate`. text: (B, T) int64, the tokens
         that were written, -1 from the end of each row's text on.
+
+        Raises:
+            ValueError: the request cannot be answered. Where a field other than the prompt is why, the message begins
+                with its name.
         """
 
     def text_of(self, tokens_T: Tensor) -> str:

@@ -1,7 +1,7 @@
 """The pipelines of sound and of text: one stage speaks or writes. And of any version: the pipeline of its modality."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from services.making import Complete, Drawing, Maker, Progress, Stages, refusal
 from services.media import sound
@@ -62,10 +62,17 @@ def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
     )
 
 
+def _named(message: str) -> str | None:
+    """Return the field that a family's refusal begins with, if it does."""
+    word = message.partition(" ")[0].rstrip(":")
+    return word if word in {field.name for field in fields(Drawing)} else None
+
+
 def _complete(answer: Event, drawing: Drawing) -> Complete:
     if isinstance(answer, Refused):
         asked = "messages" if drawing.dialogues else "prompt"
-        raise refusal(replace(answer, param=answer.param or asked))
+        param = answer.param or _named(answer.message) or asked
+        raise refusal(replace(answer, param=param))
     if isinstance(answer, Sounded):
         return Complete([sound(one, answer.sample_rate) for one in answer.sounds])
     assert isinstance(answer, Written)

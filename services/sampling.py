@@ -76,6 +76,10 @@ def plan_samples(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint)
             raise invalid(message, "steps")
     else:
         asked = {n: getattr(first, n) if value is None else value for n, value in asked.items()}
+    seconds = asked.get("seconds")
+    if seconds is not None and order.count * seconds > LONGEST_S:
+        message = f"seconds: n x seconds is at most {LONGEST_S:g}, got {order.count} x {seconds:g}"
+        raise invalid(message, "seconds")
     if plan.modality == "text":
         asked["max_tokens"] = asked["max_tokens"] or COMPLETION_TOKENS
     return Drawing(prompts=_prompts(order, seeds, endpoint), seeds=seeds, **asked)

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)  # what was asked for
 aside = Console(highlight=False, stderr=True)  # how it goes: never mixed into --json
+CONTROLS = {  # but tabs and line ends
+    code: 0x2400 + code if code < 0x20 else 0xFFFD
+    for code in (*range(0x20), *range(0x7F, 0xA0))
+    if chr(code) not in "\t\n"
+}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Ref = Annotated[str, typer.Argument(metavar="NAME[:v|@alias]")]
 Overrides = Annotated[
@@ -29,6 +34,11 @@ Overrides = Annotated[
 def show_json(value: Any) -> None:
     """Print a value as JSON, for another program."""
     console.print_json(json.dumps(value, default=str))
+
+
+def printable(text: str) -> str:
+    """Return what a model wrote with signs for its control characters, so that no terminal obeys them."""
+    return text.translate(CONTROLS)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.command_line.terminal import AsJson, Ref, console, show_json, show_table, use_stack
+from flows.command_line.terminal import (
+    AsJson,
+    Ref,
+    console,
+    printable,
+    show_json,
+    show_table,
+    use_stack,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -172,13 +180,13 @@ def generate(
         made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)
         choice = json.loads(made)["choices"][0]
         said = choice["message"]["content"] if chats else choice["text"]
-        console.print(said, markup=False, soft_wrap=True)
+        console.print(printable(said), markup=False, soft_wrap=True)
         console.print(f"{output}  (where it came from: atelier verify {output})")
     elif modality == "text":
         pieces = []
         for piece in client.write(name, prompt, chats=chats, seed=seed):
             pieces.append(piece)
-            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(piece), end="", markup=False, highlight=False, soft_wrap=True)
         console.print()
         made = "".join(pieces).encode()
     elif output is None:

@@ -64,8 +64,8 @@ def check_unasked(request: Request) -> None:
     for name, does in changes.items():
         if does:
             raise ValueError(
-                f"this model draws every level as often as it is likely: leave out {name},"
-                f" got {getattr(request, name)}"
+                f"{name}: this model draws every level as often as it is likely; leave it out, got"
+                f" {getattr(request, name)}"
             )
 
 

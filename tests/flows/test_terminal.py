@@ -24,6 +24,10 @@ def test_an_error_is_one_line_on_stderr_however_long() -> None:
     assert line.startswith("error: cannot read recipe long-long-")
 
 
+def test_what_a_model_wrote_gives_the_terminal_no_orders() -> None:
+    assert terminal.printable("a\x1b[2J\x9b\tb\n") == "a\u241b[2J\ufffd\tb\n"
+
+
 def test_a_wrong_setting_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATELIER_RAY_PORT", "many")
     done = subprocess.run(

@@ -106,7 +106,7 @@ def test_a_version_of_text_says_what_it_gives_and_how_it_is_sampled(here: Instal
     assert (found.stages[0].temperature, found.stages[0].max_tokens) == (0.5, 12)
     assert draw([writer()], found.stages, ASKED, [1, 2]).shape == (2, 12)
     card = (here.registry.fetch(version) / "card.md").read_text()
-    assert "It gives text and can be asked for completions, scores." in card
+    assert "It makes text and can be asked for completions, scores." in card
     assert "`base` is sampled with max tokens 12, temperature 0.5." in card
 
 
@@ -121,7 +121,7 @@ def test_a_version_of_sound_carries_what_can_be_heard(here: Installation, tmp_pa
     directory = here.registry.fetch(version)
     assert "samples/01.wav" in verify(directory, version.digest)["files"]
     assert soundfile.info(directory / "samples/01.wav").samplerate == 2000
-    assert "It gives audio at 2000 Hz" in (directory / "card.md").read_text()
+    assert "It makes sound at 2000 Hz" in (directory / "card.md").read_text()
     export(version.ref, tmp_path / "out")
     again = import_folder(tmp_path / "out", trust=_signer())
     assert again.version.digest == version.digest

@@ -134,6 +134,7 @@ def test_without_a_format_it_is_a_wav_and_the_seed_decides(served: Any, ask: Ask
         (SPEECH, spoken(voice="anna"), (400, "invalid_value", "voice")),
         (SPEECH, spoken(speed=2.0), (400, "integer_above_max_value", "speed")),
         (SPEECH, spoken(seconds=61.0), (400, "integer_above_max_value", "seconds")),
+        (SPEECH, spoken(temperature=0.5), (400, "invalid_value", "temperature")),
         (SPEECH, spoken(model="prose"), (400, "unsupported_capability", "model")),
         (EMBEDDINGS, {"model": "prose", "input": "a"}, (400, "unsupported_capability", "model")),
         (EMBEDDINGS, {"model": "reader", "input": []}, (400, "invalid_value", "input")),
@@ -147,6 +148,11 @@ def test_without_a_format_it_is_a_wav_and_the_seed_decides(served: Any, ask: Ask
         (SAMPLES, {"model": "reader"}, (400, "unsupported_capability", "model")),
         (SAMPLES, {"model": "bits", "seconds": 1.0}, (400, "invalid_value", "seconds")),
         (SAMPLES, {"model": "voice", "prompt": "low", "steps": 2}, (400, "invalid_value", "steps")),
+        (
+            SAMPLES,
+            {"model": "voice", "prompt": "low", "n": 4, "seconds": 16.0},
+            (400, "invalid_value", "seconds"),
+        ),
         (SAMPLES, {"model": "bits", "prompt": "one"}, (400, "invalid_value", "prompt")),
         (
             SAMPLES,

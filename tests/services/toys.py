@@ -47,6 +47,8 @@ class Voice(Family):
         return nats
 
     def sample(self, request: Request) -> Tensor:
+        if request.temperature not in {None, 1}:
+            raise ValueError(f"temperature: tones are what they are, got {request.temperature}")
         count = int((request.seconds or 0.1) * self.config.sample_rate)
         pitch_B = self.encode(request.prompts)[:, 0] * 220.0
         time_T = torch.arange(count) / self.config.sample_rate
