@@ -31,6 +31,7 @@ def free_ports(count: int) -> list[int]:
 def pytest_configure(config: pytest.Config) -> None:
     for name in OUTSIDE:
         os.environ.pop(name, None)
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads do not pay on what is so small
     folder = tempfile.mkdtemp(prefix="atelier-test-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ["ATELIER_HOME"] = folder

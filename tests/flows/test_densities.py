@@ -1,6 +1,5 @@
 """The gates of the exact densities: an honest network passes, and one whose pixels see themselves is refused."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from models import configure, trainable
 from models.family import Family
 
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def judged(recipe_name: str, steps: int, *overrides: str) -> tuple[float, GateReport]:

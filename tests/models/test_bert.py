@@ -1,7 +1,6 @@
 """BERT: what is masked and exchanged, that nothing leaks through padding, and that it equals its peer."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,6 @@ from models.family import Request
 from models.language.bert import BERT, BERTConfig, Masked
 from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, of_signs
 from tests.models.language_kit import SCENE_WORDS, fit, of_words, peer_bert, scenes
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on networks this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def bert(seed: int = 0, **change: Any) -> BERT:

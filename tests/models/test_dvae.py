@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,6 @@ from models.variational.dvae import DVAE, DVAEConfig, gumbel, usage_entropy
 from tests.models.autoencoder_kit import fitted, found
 
 SPREAD = 1e-5  # of sums of 64 pixels in float32, relative
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def dvae(**change: object) -> DVAE:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,15 +24,6 @@ with warnings.catch_warnings():
 TOLERANCE = 1e-5  # relative to the largest value on the way: both sides are float32
 WORDS = ("dark", "bright")
 TINY = EDM.presets["tiny"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model(**changes: object) -> EDM:

@@ -15,15 +15,6 @@ from models.family import Batch, Request
 WORDS = ("one", "two", "three")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def gan(seed: int = 0, **change: object) -> GAN:
     torch.manual_seed(seed)
     return GAN(dataclasses.replace(GAN.presets["tiny"], **change))  # type: ignore[arg-type]

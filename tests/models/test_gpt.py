@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,6 @@ from models.family import Request
 from models.language.gpt import GPT, GPTConfig
 from models.parts.tokens import ASSISTANT, BOS, CONTROL, EOS, USER, of_signs, tokenizer
 from tests.models.gpt_kit import dialogue, document, gpt
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on networks this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def influence(model: GPT) -> Tensor:

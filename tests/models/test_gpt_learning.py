@@ -1,7 +1,6 @@
 """What GPT learns from documents and dialogues, and that it does."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,15 +11,6 @@ from torch import Tensor
 from models.family import Request
 from models.parts.tokens import ASSISTANT, BOS, CONTROL, EOS, SYSTEM, USER
 from tests.models.gpt_kit import dialogue, document, fitted, gpt
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on networks this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_documents_become_windows_of_one_stream() -> None:

@@ -1,7 +1,6 @@
 """How GPT writes: by rule, from a seed, cached or not, alone or beside others."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,15 +13,6 @@ from models.parts.draws import drawn, uniform
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, tokenizer
 from tests.models.gpt_kit import gpt
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on networks this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_top_p_keeps_the_smallest_set_that_has_the_probability() -> None:

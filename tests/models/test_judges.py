@@ -1,7 +1,6 @@
 """The judge learns real pictures, keeps its judgement on soft ones, and knows nothing from shuffled labels."""
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -16,15 +15,6 @@ from models import build, configure, describe
 from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig
 
 DIGIT = (("digit", tuple("0123456789")),)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,15 +13,6 @@ from torch.autograd.functional import jacobian as jacobian_of
 from models import build, describe
 from models.autoregressive.nade import NADE, NADEConfig
 from models.family import Request
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def nade(seed: int = 0, **change: object) -> NADE:

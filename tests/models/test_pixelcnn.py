@@ -1,8 +1,6 @@
 """PixelCNN against its definition: it sums to one, sees all that came before and no more, and draws what it says."""
 
-import dataclasses
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,82 +15,50 @@ from models import build, describe
 from models.autoregressive.pixelcnn import PixelCNN, PixelCNNConfig
 from models.family import Request
 from models.parts.levels import drawn
-
-WORDS = ("one", "three", "two")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def pixelcnn(seed: int = 0, **change: object) -> PixelCNN:
-    """A PixelCNN whose weights are large enough that every pixel matters to those after it."""
-    torch.manual_seed(seed)
-    model = PixelCNN(dataclasses.replace(PixelCNN.presets["tiny"], **change))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)
-    return model.eval()
-
-
-def every_picture(side: int, levels: int) -> Tensor:
-    values = [level / (levels - 1) for level in range(levels)]
-    return torch.tensor(list(itertools.product(values, repeat=side * side))).view(-1, 1, side, side)
+from tests.models.densities_kit import (
+    WORDS,
+    every_picture,
+    influence,
+    log_probs_by_caption,
+    sharp,
+    total_probability,
+)
 
 
 @pytest.mark.parametrize(("side", "levels"), [(3, 2), (2, 4)])
 def test_the_probabilities_of_all_pictures_sum_to_one(side: int, levels: int) -> None:
-    model = pixelcnn(image_size=side, levels=levels)
-    total = model.log_prob({"pixels": every_picture(side, levels)}).double().exp().sum()
-    assert total.item() == pytest.approx(1, abs=1e-5)
+    model = sharp(PixelCNN, image_size=side, levels=levels)
+    total = total_probability(model, side, levels)
+    assert total == pytest.approx(1, abs=1e-5)
 
 
 def test_they_sum_to_one_given_any_caption() -> None:
-    model = pixelcnn(image_size=3, vocabulary=WORDS, max_words=2)
-    pixels, found = every_picture(3, 2), []
-    for caption in (*WORDS, "two three"):
-        tokens = model.encode([caption] * len(pixels))
-        assert tokens is not None
-        found.append(model.log_prob({"pixels": pixels, "tokens": tokens}))
-        assert found[-1].double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+    model = sharp(PixelCNN, image_size=3, vocabulary=WORDS, max_words=2)
+    found = log_probs_by_caption(model)
+    assert [one.exp().sum().item() for one in found] == pytest.approx([1] * 4, abs=1e-5)
     assert all((a - b).abs().max() > 1e-3 for a, b in itertools.combinations(found, 2))
 
 
 def test_a_first_layer_that_sees_its_own_pixel_gives_no_density() -> None:
-    model = pixelcnn(image_size=3, mask="B")
-    total = model.log_prob({"pixels": every_picture(3, 2)}).double().exp().sum()
-    assert abs(total.item() - 1) > 0.1
-
-
-def influence(model: PixelCNN) -> Tensor:
-    """|d logits_i / d x_j|, the largest over the levels, (pixels, pixels) in raster order; float64."""
-    side = model.config.image_size
-    model = model.double()
-    start = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)).double()
-    found = jacobian_of(model.logits, start)  # type: ignore[no-untyped-call]
-    assert isinstance(found, Tensor)
-    return found.abs().amax((0, 1)).reshape(side * side, side * side)
+    model = sharp(PixelCNN, image_size=3, mask="B")
+    total = total_probability(model, 3, 2)
+    assert abs(total - 1) > 0.1
 
 
 @pytest.mark.parametrize("levels", [2, 17])
 def test_a_logit_depends_on_no_pixel_that_is_not_before_it(levels: int) -> None:
-    found = influence(pixelcnn(image_size=6, levels=levels))
+    found = influence(sharp(PixelCNN, image_size=6, levels=levels))
     assert torch.equal(found.triu(), torch.zeros_like(found))
-    leaking = influence(pixelcnn(image_size=6, levels=levels, mask="B"))
+    leaking = influence(sharp(PixelCNN, image_size=6, levels=levels, mask="B"))
     assert (leaking.diagonal() > 0).all()
     assert torch.equal(leaking.triu(1), torch.zeros_like(found))
 
 
 def test_there_is_no_blind_spot() -> None:
     """With layers enough, every pixel before is seen: (r - 1, c + 1), too, which one masked stack misses at first."""
-    found = influence(pixelcnn(image_size=5, layers=5, first_kernel=3))
+    found = influence(sharp(PixelCNN, image_size=5, layers=5, first_kernel=3))
     assert (found[torch.tril(torch.ones_like(found), -1).bool()] > 0).all()
-    one = influence(pixelcnn(image_size=5, layers=1, first_kernel=3)).view(5, 5, 5, 5)
+    one = influence(sharp(PixelCNN, image_size=5, layers=1, first_kernel=3)).view(5, 5, 5, 5)
     assert one[2, 2, 1, 3] > 0
     above = set(itertools.product((0, 1), (1, 2, 3)))  # a vertical kernel of 2 x 3 in the row above
     seen = {(r, c) for r, c in itertools.product(range(5), repeat=2) if one[2, 2, r, c] > 0}
@@ -116,7 +82,7 @@ def test_the_detector_sees_the_blind_spot_of_one_masked_stack() -> None:
     assert isinstance(found, Tensor)
     assert found[0, 0, 4, 2, 0, 0, 3, 3] > 0
     assert found[0, 0, 4, 2, 0, 0, 3, 4] == 0  # blind: it is before, and near
-    ours = influence(pixelcnn(image_size=7, layers=4, first_kernel=3)).view(7, 7, 7, 7)
+    ours = influence(sharp(PixelCNN, image_size=7, layers=4, first_kernel=3)).view(7, 7, 7, 7)
     assert ours[4, 2, 3, 4] > 0
 
 
@@ -131,7 +97,8 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(
     seeds: list[int], levels: int, kernels: tuple[int, int], conditional: bool
 ) -> None:
     """Sums differ in the last bits, so a level could differ with a chance near 1e-6 a pixel; these do not."""
-    model = pixelcnn(
+    model = sharp(
+        PixelCNN,
         levels=levels,
         first_kernel=kernels[0],
         kernel=kernels[1],
@@ -152,7 +119,7 @@ def test_the_cached_logits_are_the_naive_ones(monkeypatch: pytest.MonkeyPatch) -
         return drawn(logits_BK, u_B)
 
     monkeypatch.setattr("models.autoregressive.pixelcnn.drawn", watching)
-    model = pixelcnn(levels=5, vocabulary=WORDS, max_words=2)
+    model = sharp(PixelCNN, levels=5, vocabulary=WORDS, max_words=2)
     prompts = ("one", "two three")
     pictures = model.sample(Request(seeds=(1, 2), prompts=prompts))
     with torch.no_grad():
@@ -162,7 +129,7 @@ def test_the_cached_logits_are_the_naive_ones(monkeypatch: pytest.MonkeyPatch) -
 
 def test_pictures_are_drawn_as_often_as_their_probability_says() -> None:
     """16 pictures, 20,000 draws: a standard error of 0.0036 at most."""
-    model = pixelcnn(image_size=2)
+    model = sharp(PixelCNN, image_size=2)
     pictures = model.sample(Request(seeds=tuple(range(20_000)))).flatten(1)
     places = (pictures @ torch.tensor([8.0, 4, 2, 1])).long()
     often = places.bincount(minlength=16) / len(places)
@@ -179,14 +146,16 @@ def test_a_level_is_drawn_by_its_share_of_the_line() -> None:
 def test_pixels_are_rounded_to_levels_or_become_bits() -> None:
     seventeen = torch.from_numpy(load_digits().images).float()[:20, None]
     as_bytes = (seventeen * 255 / 16).round() / 255  # as the dataset stores them
-    assert torch.equal(pixelcnn(levels=17).observed(as_bytes), seventeen)
-    assert torch.equal(pixelcnn(binarize="threshold").observed(as_bytes), (seventeen >= 8).float())
-    redrawn = pixelcnn().observed(torch.full((500, 1, 8, 8), 0.3))
+    assert torch.equal(sharp(PixelCNN, levels=17).observed(as_bytes), seventeen)
+    assert torch.equal(
+        sharp(PixelCNN, binarize="threshold").observed(as_bytes), (seventeen >= 8).float()
+    )
+    redrawn = sharp(PixelCNN).observed(torch.full((500, 1, 8, 8), 0.3))
     assert redrawn.mean().item() == pytest.approx(0.3, abs=0.02)
 
 
 def test_captions_are_needed_where_they_were_learned() -> None:
-    model = pixelcnn(vocabulary=WORDS, max_words=1)
+    model = sharp(PixelCNN, vocabulary=WORDS, max_words=1)
     assert model.capabilities.condition == "text"
     with pytest.raises(ValueError, match="give one prompt a seed"):
         model.sample(Request(seeds=(1,)))
@@ -194,11 +163,11 @@ def test_captions_are_needed_where_they_were_learned() -> None:
         model.sample(Request(seeds=(1,), prompts=("four",)))
     with pytest.raises(ValueError, match="the batch needs tokens"):
         model.log_prob({"pixels": torch.zeros(1, 1, 8, 8)})
-    assert pixelcnn(vocabulary=WORDS, text="none").capabilities.condition == "none"
+    assert sharp(PixelCNN, vocabulary=WORDS, text="none").capabilities.condition == "none"
 
 
 def test_a_conditional_model_is_rebuilt_from_json() -> None:
-    model = pixelcnn(vocabulary=WORDS, max_words=1)
+    model = sharp(PixelCNN, vocabulary=WORDS, max_words=1)
     again = build(describe(model))
     again.load_state_dict(model.state_dict())
     assert isinstance(again, PixelCNN)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -24,84 +23,54 @@ from models.autoregressive.pixelrnn import (
 )
 from models.family import Request
 from models.parts.levels import drawn
+from tests.models.densities_kit import (
+    WORDS,
+    every_picture,
+    influence,
+    log_probs_by_caption,
+    sharp,
+    total_probability,
+)
 
-WORDS = ("one", "three", "two")
 CELLS = ("diagonal", "row")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def pixelrnn(seed: int = 0, **change: object) -> PixelRNN:
-    """A PixelRNN whose weights are large enough that every pixel matters to those after it."""
-    torch.manual_seed(seed)
-    model = PixelRNN(dataclasses.replace(PixelRNN.presets["tiny"], **change))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)
-    return model.eval()
-
-
-def every_picture(side: int, levels: int) -> Tensor:
-    values = [level / (levels - 1) for level in range(levels)]
-    return torch.tensor(list(itertools.product(values, repeat=side * side))).view(-1, 1, side, side)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("side", "levels"), [(3, 2), (2, 4)])
 def test_the_probabilities_of_all_pictures_sum_to_one(cell: str, side: int, levels: int) -> None:
-    model = pixelrnn(cell=cell, image_size=side, levels=levels, layers=2)
-    total = model.log_prob({"pixels": every_picture(side, levels)}).double().exp().sum()
-    assert total.item() == pytest.approx(1, abs=1e-5)
+    model = sharp(PixelRNN, cell=cell, image_size=side, levels=levels, layers=2)
+    total = total_probability(model, side, levels)
+    assert total == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_they_sum_to_one_given_any_caption(cell: str) -> None:
-    model = pixelrnn(cell=cell, image_size=3, vocabulary=WORDS, max_words=2)
-    pixels, found = every_picture(3, 2), []
-    for caption in (*WORDS, "two three"):
-        tokens = model.encode([caption] * len(pixels))
-        assert tokens is not None
-        found.append(model.log_prob({"pixels": pixels, "tokens": tokens}))
-        assert found[-1].double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+    model = sharp(PixelRNN, cell=cell, image_size=3, vocabulary=WORDS, max_words=2)
+    found = log_probs_by_caption(model)
+    assert [one.exp().sum().item() for one in found] == pytest.approx([1] * 4, abs=1e-5)
     assert all((a - b).abs().max() > 1e-3 for a, b in itertools.combinations(found, 2))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_first_layer_that_sees_its_own_pixel_gives_no_density(cell: str) -> None:
-    model = pixelrnn(cell=cell, image_size=3, mask="B")
-    total = model.log_prob({"pixels": every_picture(3, 2)}).double().exp().sum()
-    assert abs(total.item() - 1) > 0.1
-
-
-def influence(model: PixelRNN) -> Tensor:
-    """|d logits_i / d x_j|, the largest over the levels, (pixels, pixels) in raster order; float64."""
-    side = model.config.image_size
-    start = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)).double()
-    found = jacobian_of(model.double().logits, start)  # type: ignore[no-untyped-call]
-    assert isinstance(found, Tensor)
-    return found.abs().amax((0, 1)).reshape(side * side, side * side)
+    model = sharp(PixelRNN, cell=cell, image_size=3, mask="B")
+    total = total_probability(model, 3, 2)
+    assert abs(total - 1) > 0.1
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_logit_depends_on_no_pixel_that_is_not_before_it(cell: str, layers: int) -> None:
-    found = influence(pixelrnn(cell=cell, image_size=6, layers=layers))
+    found = influence(sharp(PixelRNN, cell=cell, image_size=6, layers=layers))
     assert torch.equal(found.triu(), torch.zeros_like(found))
-    leaking = influence(pixelrnn(cell=cell, image_size=6, layers=layers, mask="B"))
+    leaking = influence(sharp(PixelRNN, cell=cell, image_size=6, layers=layers, mask="B"))
     assert (leaking.diagonal() > 0).all()
     assert torch.equal(leaking.triu(1), torch.zeros_like(found))
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_one_diagonal_layer_sees_every_pixel_before(kernel: int) -> None:
-    found = influence(pixelrnn(image_size=7, layers=1, first_kernel=kernel))
+    found = influence(sharp(PixelRNN, image_size=7, layers=1, first_kernel=kernel))
     assert (found[torch.tril(torch.ones_like(found), -1).bool()] > 0).all()
 
 
@@ -127,7 +96,7 @@ def test_without_the_blank_column_the_last_pixel_of_the_row_above_is_not_seen() 
 
 def test_a_row_layer_sees_a_triangle() -> None:
     """Of features, which have a kernel's width of their own: 3 pixels wider a row, further up, on both sides."""
-    found = influence(pixelrnn(cell="row", image_size=7, first_kernel=3)).view(7, 7, 7, 7)
+    found = influence(sharp(PixelRNN, cell="row", image_size=7, first_kernel=3)).view(7, 7, 7, 7)
     assert found[3, 6, 2, 6] > 0
     assert found[3, 1, 2, 6] == 0
     widths = [int((found[6, 3, y] > 0).sum()) for y in range(6)]
@@ -212,7 +181,8 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(
     conditional: bool,
 ) -> None:
     """Sums differ in the last bits, so a level could differ with a chance near 1e-6 a pixel; these do not."""
-    model = pixelrnn(
+    model = sharp(
+        PixelRNN,
         image_size=6,
         levels=levels,
         first_kernel=kernels[0],
@@ -237,7 +207,7 @@ def test_the_cached_logits_are_the_naive_ones(cell: str, monkeypatch: pytest.Mon
         return drawn(logits_BK, u_B)
 
     monkeypatch.setattr("models.autoregressive.pixelrnn.drawn", watching)
-    model = pixelrnn(cell=cell, levels=5, vocabulary=WORDS, max_words=2, layers=3)
+    model = sharp(PixelRNN, cell=cell, levels=5, vocabulary=WORDS, max_words=2, layers=3)
     prompts = ("one", "two three")
     pictures = model.sample(Request(seeds=(1, 2), prompts=prompts))
     with torch.no_grad():
@@ -247,7 +217,7 @@ def test_the_cached_logits_are_the_naive_ones(cell: str, monkeypatch: pytest.Mon
 
 def test_pictures_are_drawn_as_often_as_their_probability_says() -> None:
     """16 pictures, 20,000 draws: a standard error of 0.0036 at most."""
-    model = pixelrnn(image_size=2)
+    model = sharp(PixelRNN, image_size=2)
     pictures = model.sample(Request(seeds=tuple(range(20_000)))).flatten(1)
     places = (pictures @ torch.tensor([8.0, 4, 2, 1])).long()
     often = places.bincount(minlength=16) / len(places)
@@ -256,7 +226,7 @@ def test_pictures_are_drawn_as_often_as_their_probability_says() -> None:
 
 
 def test_captions_are_needed_where_they_were_learned() -> None:
-    model = pixelrnn(vocabulary=WORDS, max_words=1)
+    model = sharp(PixelRNN, vocabulary=WORDS, max_words=1)
     assert model.capabilities.condition == "text"
     with pytest.raises(ValueError, match="give one prompt a seed"):
         model.sample(Request(seeds=(1,)))
@@ -264,12 +234,12 @@ def test_captions_are_needed_where_they_were_learned() -> None:
         model.sample(Request(seeds=(1,), prompts=("four",)))
     with pytest.raises(ValueError, match="the batch needs tokens"):
         model.log_prob({"pixels": torch.zeros(1, 1, 8, 8)})
-    assert pixelrnn(vocabulary=WORDS, text="none").capabilities.condition == "none"
+    assert sharp(PixelRNN, vocabulary=WORDS, text="none").capabilities.condition == "none"
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_conditional_model_is_rebuilt_from_json(cell: Literal["diagonal", "row"]) -> None:
-    model = pixelrnn(cell=cell, vocabulary=WORDS, max_words=1)
+    model = sharp(PixelRNN, cell=cell, vocabulary=WORDS, max_words=1)
     again = build(describe(model))
     again.load_state_dict(model.state_dict())
     assert isinstance(again, PixelRNN)

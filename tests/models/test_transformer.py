@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,15 +20,6 @@ from models.parts.tokens import BOS, CONTROL, EOS, PAD, of_signs
 from tests.models.language_kit import NUMBER_WORDS, fit, marian, number_pairs, of_words
 
 SOURCES = ("one two", "seven hundred and six", "nine")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on networks this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def transformer(seed: int = 0, **change: Any) -> Transformer:

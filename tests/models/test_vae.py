@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,15 +13,6 @@ from torch.distributions import Independent, Normal, kl_divergence
 from models import build, configure, describe
 from models.family import Request
 from models.variational.vae import VAE, VAEConfig
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on pictures this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def vae(seed: int = 0, **change: object) -> VAE:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,27 +16,7 @@ from models.autoregressive.wavenet import PART, WaveNet, WaveNetConfig
 from models.family import Request, Rows
 from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.rows import join, take
-
-WORDS = ("one", "three", "two")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads do not pay on networks this small, and cost dearly where other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def wavenet(seed: int = 0, **change: object) -> WaveNet:
-    """A WaveNet whose weights are large enough that every sample matters to those after it."""
-    torch.manual_seed(seed)
-    model = WaveNet(dataclasses.replace(WaveNet.presets["tiny"], **change))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)
-    return model.eval()
+from tests.models.densities_kit import WORDS, sharp
 
 
 def tone(*hertz: float, seconds: float = 0.05) -> Tensor:
@@ -45,7 +25,7 @@ def tone(*hertz: float, seconds: float = 0.05) -> Tensor:
 
 
 def test_a_long_sound_that_is_rated_in_parts_is_rated_as_a_whole() -> None:
-    model = wavenet(levels=16, features=2, hop=100)
+    model = sharp(WaveNet, levels=16, features=2, hop=100)
     generator = torch.Generator().manual_seed(0)
     sound = torch.rand(2, 2 * PART + 17, generator=generator) * 2 - 1
     frames = torch.randn(2, 2, 400, generator=generator)
@@ -91,15 +71,17 @@ def every_sound(samples: int, levels: int) -> Tensor:
 
 @pytest.mark.parametrize(("samples", "levels"), [(4, 4), (8, 2)])
 def test_the_probabilities_of_all_sounds_sum_to_one(samples: int, levels: int) -> None:
-    model, sounds = wavenet(levels=levels), every_sound(samples, levels)
+    model, sounds = sharp(WaveNet, levels=levels), every_sound(samples, levels)
     total = model.log_prob({"sound": sounds}).double().exp().sum()
     assert total.item() == pytest.approx(1, abs=1e-5)
-    leaking = wavenet(levels=levels, shift=False).log_prob({"sound": sounds}).double().exp().sum()
+    leaking = (
+        sharp(WaveNet, levels=levels, shift=False).log_prob({"sound": sounds}).double().exp().sum()
+    )
     assert abs(leaking.item() - 1) > 0.1
 
 
 def test_they_sum_to_one_given_any_caption_and_frames() -> None:
-    model = wavenet(levels=4, vocabulary=WORDS, max_words=2, features=3, hop=2)
+    model = sharp(WaveNet, levels=4, vocabulary=WORDS, max_words=2, features=3, hop=2)
     sounds, found = every_sound(4, 4), []
     for caption, seed in itertools.product((*WORDS, "two three"), (0, 1)):
         frames = torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(seed))
@@ -127,7 +109,7 @@ def first_changes(model: WaveNet, places: Sequence[int], samples: int = 60) -> l
 
 
 def test_a_logit_sees_the_whole_field_before_it_and_nothing_else() -> None:
-    model = wavenet()
+    model = sharp(WaveNet)
     field = model.config.field
     assert field == 2 * (1 + 2 + 4) + 1
     for place, moved in zip((0, 20, 44), first_changes(model, (0, 20, 44)), strict=True):
@@ -135,13 +117,13 @@ def test_a_logit_sees_the_whole_field_before_it_and_nothing_else() -> None:
 
 
 def test_without_the_shift_a_sample_sees_itself() -> None:
-    ((first, *_),) = first_changes(wavenet(shift=False), [20])
+    ((first, *_),) = first_changes(sharp(WaveNet, shift=False), [20])
     assert first == 20
 
 
 def test_a_frame_is_heard_from_its_first_sample_on() -> None:
     """Frame n is of the samples n hop to (n + 1) hop - 1, and no sample before hears of it."""
-    model = wavenet(features=3, hop=7)
+    model = sharp(WaveNet, features=3, hop=7)
     level_BT = torch.randint(256, (1, 60))
     frames = torch.randn(1, 3, 9)
     with torch.no_grad():
@@ -156,7 +138,7 @@ def test_a_frame_is_heard_from_its_first_sample_on() -> None:
 
 
 def test_frames_that_are_missing_or_too_few_are_refused() -> None:
-    model = wavenet(features=3, hop=10)
+    model = sharp(WaveNet, features=3, hop=10)
     with pytest.raises(ValueError, match="given frames"):
         model.sample(Request(seeds=(1,)))
     with pytest.raises(ValueError, match="5 frames of 10 samples for 400"):
@@ -175,7 +157,8 @@ def test_the_sampler_with_queues_draws_what_the_naive_one_draws(
     seeds: list[int], dilations: tuple[int, ...], block: int, conditional: bool, frames: bool
 ) -> None:
     """Sums differ in the last bits, so a level could differ with a chance near 1e-5 a sample; these do not."""
-    model = wavenet(
+    model = sharp(
+        WaveNet,
         dilations=dilations,
         block=block,
         levels=16,
@@ -201,7 +184,7 @@ def test_the_logits_of_the_queues_are_those_of_the_convolutions(
         return drawn(logits_BK, u_B)
 
     monkeypatch.setattr("models.autoregressive.wavenet.drawn", watching)
-    model = wavenet(vocabulary=WORDS, max_words=2, features=3, hop=10)
+    model = sharp(WaveNet, vocabulary=WORDS, max_words=2, features=3, hop=10)
     prompts, frames = ("one", "two three"), torch.randn(2, 3, 40)
     sounds = model.sample(Request(seeds=(1, 2), prompts=prompts), frames)
     with torch.no_grad():
@@ -211,7 +194,7 @@ def test_the_logits_of_the_queues_are_those_of_the_convolutions(
 
 def test_sounds_are_drawn_as_often_as_their_probability_says() -> None:
     """16 sounds of 4 samples, 10,000 draws: a standard error of 0.005 at most."""
-    model = wavenet(levels=2)
+    model = sharp(WaveNet, levels=2)
     sounds = model.sample(Request(seeds=tuple(range(10_000)), seconds=4 / 8000))
     places = (levels_of(sounds, 2) @ torch.tensor([8, 4, 2, 1])).long()
     often = places.bincount(minlength=16) / len(places)
@@ -227,7 +210,7 @@ def ended(model: WaveNet, rows: Rows) -> Rows:
 
 def test_rows_of_other_lengths_and_at_other_steps_share_a_batch() -> None:
     """The arithmetic of a row depends on the batch's size in the last bits, hence 16 levels and these seeds."""
-    model = wavenet(vocabulary=WORDS, max_words=1, levels=16)
+    model = sharp(WaveNet, vocabulary=WORDS, max_words=1, levels=16)
     long = model.begin(Request(seeds=(1,), prompts=("one",), seconds=0.03))
     short = model.begin(Request(seeds=(2, 3), prompts=("two", "three"), seconds=0.0125))
     rows = ended(model, join([model.step(long), short]))
@@ -240,7 +223,7 @@ def test_rows_of_other_lengths_and_at_other_steps_share_a_batch() -> None:
 
 
 def test_a_preview_is_the_beginning_of_the_sound() -> None:
-    model = wavenet()
+    model = sharp(WaveNet)
     rows = model.step(model.begin(Request(seeds=(1, 2))))
     early, whole = model.preview(rows), model.finish(ended(model, rows))
     block = model.config.block
@@ -250,14 +233,14 @@ def test_a_preview_is_the_beginning_of_the_sound() -> None:
 
 
 def test_a_sound_is_as_long_as_was_asked_for() -> None:
-    model = wavenet()
+    model = sharp(WaveNet)
     assert model.sample(Request(seeds=(1,), seconds=0.0101)).shape == (1, 81)
     with pytest.raises(ValueError, match=r"seconds must be above 0 and at most 60\.0, got 61"):
         model.sample(Request(seeds=(1,), seconds=61))
 
 
 def test_silence_after_the_length_is_not_scored() -> None:
-    model = wavenet()
+    model = sharp(WaveNet)
     sound = tone(440.0)
     longer = torch.cat([sound, torch.zeros(1, 100)], 1)
     batch = {"sound": longer, "length": torch.tensor([400])}
@@ -269,7 +252,7 @@ def test_silence_after_the_length_is_not_scored() -> None:
 
 def test_the_loss_is_of_windows_inside_the_length_with_all_that_comes_before() -> None:
     """On average over the windows it is the mean of the exact nats: of sounds that are all as likely as another."""
-    model = wavenet(window=60)
+    model = sharp(WaveNet, window=60)
     sound = torch.cat([tone(300.0, seconds=0.02), torch.ones(1, 90)], 1)  # ones are never heard
     batch = {"sound": sound, "length": torch.tensor([160])}
     with torch.no_grad():
@@ -287,7 +270,7 @@ def test_the_loss_is_of_windows_inside_the_length_with_all_that_comes_before() -
 
 
 def test_whole_short_sounds_are_learned() -> None:
-    model = wavenet()
+    model = sharp(WaveNet)
     batch = {"sound": tone(440.0, 300.0)[:, :150], "length": torch.tensor([150, 20])}
     nats = -model.log_prob(batch).sum() / 170
     assert model(batch).total.item() == pytest.approx(nats.item(), abs=1e-4)
@@ -322,12 +305,12 @@ def test_what_would_change_how_likely_a_level_is_is_refused_and_not_ignored(
     asked: dict[str, float],
 ) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(asked))}: .* leave it out, got"):
-        wavenet().sample(Request(seeds=(1,), **asked))  # type: ignore[arg-type]
-    wavenet().begin(Request(seeds=(1,), temperature=1, top_p=1))
+        sharp(WaveNet).sample(Request(seeds=(1,), **asked))  # type: ignore[arg-type]
+    sharp(WaveNet).begin(Request(seeds=(1,), temperature=1, top_p=1))
 
 
 def test_captions_are_needed_where_they_were_learned() -> None:
-    model = wavenet(vocabulary=WORDS, max_words=1)
+    model = sharp(WaveNet, vocabulary=WORDS, max_words=1)
     assert model.capabilities.condition == "text"
     with pytest.raises(ValueError, match="give one prompt a seed"):
         model.sample(Request(seeds=(1,)))
@@ -335,11 +318,11 @@ def test_captions_are_needed_where_they_were_learned() -> None:
         model.sample(Request(seeds=(1,), prompts=("four",)))
     with pytest.raises(ValueError, match="the batch needs tokens"):
         model.log_prob({"sound": torch.zeros(1, 8)})
-    assert wavenet(vocabulary=WORDS, text="none").capabilities.condition == "none"
+    assert sharp(WaveNet, vocabulary=WORDS, text="none").capabilities.condition == "none"
 
 
 def test_a_conditional_model_is_rebuilt_from_json() -> None:
-    model = wavenet(vocabulary=WORDS, max_words=1)
+    model = sharp(WaveNet, vocabulary=WORDS, max_words=1)
     again = build(describe(model))
     again.load_state_dict(model.state_dict())
     assert isinstance(again, WaveNet)
