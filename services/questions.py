@@ -1,6 +1,7 @@
 """What is asked of a model beside samples: embeddings of texts and the likelihood of one input.
 
-Both run in the engine's thread, between two steps, so that a model is never in two calls at once.
+Both run in the engine's thread, between two steps, so that a model is never in two calls at once; an upload is decoded
+before, in a thread of its own.
 
 Shape letters: N texts, E numbers of an embedding, B = 1 input, C channels, H and W pixels, T sound samples.
 """
@@ -17,7 +18,7 @@ from models.family import Batch, Family
 from models.parts.tokens import tokenizer
 from services.media import MediaError, learned_pixels, learned_sound
 from services.tickets import NotFinite
-from services.work import Embedded, Scored, ScoreWork
+from services.work import Embedded, ScoreWork
 
 TOGETHER: Final = 16  # texts a call
 DRAWS: Final = threading.Lock()
@@ -43,31 +44,34 @@ def count_tokens(model: Family, text: str) -> int:
     return len(tokenizer(document).encode(text)) if document else 0
 
 
-def score(model: Family, work: ScoreWork) -> Scored:
-    """Return log p of one input, or its lower bound.
+def score(model: Family, batch: Batch, seed: int) -> float:
+    """Return log p of one input, or its lower bound, in nats.
 
-    Pictures and sound are prepared as datasets are. What the family draws for it (grey levels to bits, a latent code)
-    comes from torch's global generator, seeded with the work's seed before the input, as evaluations seed it with 0
+    What the family draws for it (grey levels to bits, a latent code)
+    comes from torch's global generator, seeded with `seed` before the input, as evaluations seed it with 0
     before the test split: the same input and seed have the same number.
 
     Raises:
-        ValueError: the input cannot be read, or the model has learned no such thing.
+        ValueError: the model has learned no such thing.
         NotFinite: the model gave no number; minus infinity is one.
     """
     device = next(itertools.chain(model.parameters(), model.buffers())).device
-    batch, numbers = _batch(model, work)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     with DRAWS, torch.random.fork_rng():
-        torch.manual_seed(work.seed)
+        torch.manual_seed(seed)
         nats_B: Tensor = model.log_prob(batch)
     nats = float(nats_B.double().sum())  # a long text is several rows
     if nats != nats or nats == float("inf"):
         raise NotFinite("the likelihood is not finite")
-    return Scored(nats, numbers)
+    return nats
 
 
-def _batch(model: Family, work: ScoreWork) -> tuple[Batch, int]:
-    """Return the model's batch and how many numbers the likelihood is of."""
+def decoded(model: Family, work: ScoreWork) -> tuple[Batch, int]:
+    """Return the model's batch of one input, prepared as datasets are, and how many numbers its likelihood is of.
+
+    Raises:
+        ValueError: the input cannot be read, or the model has learned no such thing.
+    """
     able = model.capabilities
     if able.modality == "text":
         texts = [text for _, text in work.record]

@@ -144,10 +144,14 @@ class Stage:
         held = await self._load(work.pin)
         if held is None:
             return self._missing(work.pin)
-        from services.questions import score
+        from services.questions import decoded, score
 
-        answer: Scored | Refused = await self._ask(partial(score, held.model, work))
-        return answer
+        try:
+            batch, numbers = await asyncio.to_thread(decoded, held.model, work)
+        except ValueError as error:
+            return Refused("invalid", " ".join(str(error).split()))
+        nats: float | Refused = await self._ask(partial(score, held.model, batch, work.seed))
+        return nats if isinstance(nats, Refused) else Scored(nats, numbers)
 
     async def status(self) -> dict[str, Any]:
         """Return what is loaded, what could not be, and how many rows wait and are under way."""

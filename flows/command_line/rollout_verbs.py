@@ -162,7 +162,7 @@ ROWS = (
     ("requests", lambda arm: arm["requests"]),
     ("failed (95 % interval)", _rate),
     ("not finite", lambda arm: arm["not_finite"]),
-    ("of one colour", lambda arm: arm["flat"]),
+    ("of one colour or empty", lambda arm: arm["flat"]),
     ("repeated", lambda arm: arm["repeated"]),
     ("median (99 % interval)", _ms),
     ("p95", lambda arm: "-" if arm["p95_ms"] is None else f"{arm['p95_ms']:.0f} ms"),

@@ -1,5 +1,6 @@
 """`train`, `run`, `evaluate`, `demo`: the verbs that make versions."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,7 +47,9 @@ def train(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fal
         return
     for name, version in trained.items():
         console.print(f"{name}: [bold]{version['name']}:{version['version']}[/]")
-    console.print(f"next: atelier run {recipe}   (judges and promotes; nothing is trained twice)")
+    changes = [word for one in overrides or () for word in ("--set", one)]
+    again = shlex.join(["atelier", "run", str(recipe), *changes])
+    console.print(f"next: {again}   (judges and promotes; nothing is trained twice)")
 
 
 def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
