@@ -81,7 +81,7 @@ class Control(Strict):
 
 
 class Peer(Strict):
-    """What another program reached at the same work, where that was measured."""
+    """What another program, or the paper with its own means, reached at the same work."""
 
     name: str
     metric: str  # of the gate
