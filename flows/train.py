@@ -129,7 +129,13 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
             if LEARNED[kind] not in {field.name for field in fields(trainable(spec.family).Config)}:
                 raise ValueError(f"{spec.family} learns no {kind}, and {spec.dataset} is {kind}")
             config = configure(spec.family, spec.preset, spec.config, facts)
-            if (family := trainable(spec.family)).counts:
+            family = trainable(spec.family)
+            if spec.training.cuda_graph and (family.counts or len(family.players) > 1):
+                what = "counts" if family.counts else f"has {len(family.players)} players"
+                raise ValueError(
+                    f"training.cuda_graph holds the step of one player, and {spec.family} {what}"
+                )
+            if family.counts:
                 check_passes(spec, family(config))
         except ValueError as error:
             raise ValueError(f"{spec.name}: {error}") from None

@@ -1,4 +1,4 @@
-"""What every flow reaches for: the registry, the ledger, the identity of code and of the one who asks."""
+"""What every flow reaches for: the registry, the ledger, specs, the identity of code and of the one who asks."""
 
 import hashlib
 import os

@@ -28,7 +28,7 @@ class Limits(BaseModel):
     max_error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.05
     max_slowdown: Annotated[float, Field(ge=1)] = 1.5  # median latency, challenger / champion
     max_not_finite: Annotated[int, Field(ge=0)] = 0  # answers with numbers that are not finite
-    max_flat: Annotated[int, Field(ge=0)] = 2  # answers with a picture of one colour
+    max_flat: Annotated[int, Field(ge=0)] = 2  # answers of one colour or empty
     max_repeated: Annotated[int, Field(ge=0)] = 2  # answers with the bytes of another request's
 
 

@@ -1,13 +1,17 @@
 """The pipelines of sound and of text: one stage speaks or writes. And of any version: the pipeline of its modality."""
 
 from collections.abc import AsyncIterator
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Final
 
 from services.making import Complete, Drawing, Maker, Progress, Stages, refusal
 from services.media import sound
 from services.plans import Plan
 from services.text_to_image import TextToImage
 from services.work import Event, Piece, Refused, Sounded, Work, Written
+
+NAMED: Final = {"seconds", "max_tokens", "temperature", "top_k", "top_p", "stop"}
+"""Fields of a request that a family may refuse by name."""
 
 
 class OneStage:
@@ -65,7 +69,7 @@ def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
 def _named(message: str) -> str | None:
     """Return the field that a family's refusal begins with, if it does."""
     word = message.partition(" ")[0].rstrip(":")
-    return word if word in {field.name for field in fields(Drawing)} else None
+    return word if word in NAMED else None
 
 
 def _complete(answer: Event, drawing: Drawing) -> Complete:

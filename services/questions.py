@@ -1,7 +1,7 @@
 """What is asked of a model beside samples: embeddings of texts and the likelihood of one input.
 
-Both run in the engine's thread, between two steps, so that a model is never in two calls at once; an upload is decoded
-before, in a thread of its own.
+Both run in the engine's thread, between two steps, so that no two use a network at once; what is to be scored is
+decoded and encoded before, in another thread.
 
 Shape letters: N texts, E numbers of an embedding, B = 1 input, C channels, H and W pixels, T sound samples.
 """
@@ -47,9 +47,9 @@ def count_tokens(model: Family, text: str) -> int:
 def score(model: Family, batch: Batch, seed: int) -> float:
     """Return log p of one input, or its lower bound, in nats.
 
-    What the family draws for it (grey levels to bits, a latent code)
-    comes from torch's global generator, seeded with `seed` before the input, as evaluations seed it with 0
-    before the test split: the same input and seed have the same number.
+    What the family draws for it (grey levels to bits, a latent code) comes from torch's global generator, seeded with
+    `seed` before the input, as evaluations seed it with 0 before the test split: the same input and seed have the same
+    number.
 
     Raises:
         ValueError: the model has learned no such thing.

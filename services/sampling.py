@@ -24,9 +24,9 @@ from services.orders import (
 )
 from services.pictures import caption, stamped_png
 from services.plans import Modality
-from services.sound import LONGEST_S, stamped_sound
+from services.sound import stamped_sound
 from services.text_orders import COMPLETION_TOKENS, LONGEST_TEXT
-from services.work import Text
+from services.work import LONGEST_S, Text
 
 MEANINGFUL: dict[Modality, tuple[str, ...]] = {
     "image": ("steps", "guidance"),
@@ -76,10 +76,6 @@ def plan_samples(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint)
             raise invalid(message, "steps")
     else:
         asked = {n: getattr(first, n) if value is None else value for n, value in asked.items()}
-    seconds = asked.get("seconds")
-    if seconds is not None and order.count * seconds > LONGEST_S:
-        message = f"seconds: n x seconds is at most {LONGEST_S:g}, got {order.count} x {seconds:g}"
-        raise invalid(message, "seconds")
     if plan.modality == "text":
         asked["max_tokens"] = asked["max_tokens"] or COMPLETION_TOKENS
     return Drawing(prompts=_prompts(order, seeds, endpoint), seeds=seeds, **asked)

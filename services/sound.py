@@ -16,8 +16,8 @@ from services.making import Drawing, One
 from services.media import Sound, flac, pcm, wav
 from services.orders import LONGEST_PROMPT, Label, Order, one_line
 from services.pictures import caption
+from services.work import LONGEST_S
 
-LONGEST_S: Final = 60.0
 WRITERS: Final[Mapping[str, tuple[str, Callable[[Sound], bytes]]]] = {
     "wav": ("audio/wav", wav),
     "flac": ("audio/flac", flac),

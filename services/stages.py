@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.work import (
+    LONGEST_S,
     Drawn,
     Embedded,
     EmbedWork,
@@ -144,12 +145,14 @@ class Stage:
         held = await self._load(work.pin)
         if held is None:
             return self._missing(work.pin)
+        from services.engine import BROKEN
         from services.questions import decoded, score
 
         try:
             batch, numbers = await asyncio.to_thread(decoded, held.model, work)
-        except ValueError as error:
-            return Refused("invalid", " ".join(str(error).split()))
+        except BROKEN as error:
+            wrong = isinstance(error, ValueError)  # the input, not the model
+            return Refused("invalid" if wrong else "failed", " ".join(str(error).split()))
         nats: float | Refused = await self._ask(partial(score, held.model, batch, work.seed))
         return nats if isinstance(nats, Refused) else Scored(nats, numbers)
 
@@ -323,6 +326,12 @@ def _check(held: "Held", work: Work) -> Refused | None:
             if value is not None:
                 message = f"{param}: this model draws in one go and takes none"
                 return Refused("invalid", message, param=param)
+    seconds = getattr(held.model.config, "seconds", None) if work.seconds is None else work.seconds
+    if able.modality == "audio" and seconds and len(work.seeds) * seconds > LONGEST_S:
+        message = (
+            f"seconds: n x seconds is at most {LONGEST_S:g}, got {len(work.seeds)} x {seconds:g}"
+        )
+        return Refused("invalid", message, param="seconds")
     if work.prompts and able.modality != "text":
         try:
             held.model.encode(work.prompts)

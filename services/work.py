@@ -4,7 +4,7 @@ Shape letters: N samples of a request, C channels, H and W pixels, T sound sampl
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ Dialogue: TypeAlias = tuple[tuple[str, str], ...]
 """(role, text) in their order."""
 Reason: TypeAlias = Literal["stop", "length"]
 """Why a text ended: by itself or at a stop string, or for want of room."""
+
+LONGEST_S: Final = 60.0  # of sound, all samples of a request together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

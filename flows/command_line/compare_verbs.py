@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from flows.command_line.terminal import AsJson, Ref, console, show_json, show_table, use_stack
 from infra.settings import settings
@@ -162,7 +163,7 @@ def drift(name: str, as_json: AsJson = False) -> None:
         ("", "question", "found", "limit"),
         [
             (
-                "[red]drifted[/]" if one["drifted"] else "steady",
+                Text("drifted", "red") if one["drifted"] else "steady",
                 one["about"],
                 one["says"],
                 one["limit"],

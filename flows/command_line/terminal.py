@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from infra.settings import settings
 
@@ -33,7 +34,7 @@ Overrides = Annotated[
 
 def show_json(value: Any) -> None:
     """Print a value as JSON, for another program."""
-    console.print_json(json.dumps(value, default=str))
+    console.print_json(json.dumps(value, default=str), ensure_ascii=True)
 
 
 def printable(text: str) -> str:
@@ -42,13 +43,17 @@ def printable(text: str) -> str:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows as a table, or say that there are none."""
+    """Print rows as a table, or say that there are none; a cell that is no `Text` is shown as it is, without markup."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
     console.print(table if table.row_count else f"{title}: none")
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else printable(str(value))
 
 
 def use_stack() -> None:

@@ -49,7 +49,11 @@ def train(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fal
         console.print(f"{name}: [bold]{version['name']}:{version['version']}[/]")
     changes = [word for one in overrides or () for word in ("--set", one)]
     again = shlex.join(["atelier", "run", str(recipe), *changes])
-    console.print(f"next: {again}   (judges and promotes; nothing is trained twice)")
+    console.print(
+        f"next: {again}   (judges and promotes; nothing is trained twice)",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -224,6 +224,8 @@ class Loop:
             for step in steps:
                 batch = coming.result() if coming else self._pinned(step)
                 coming = reader.submit(self._pinned, step + 1) if step + 1 < steps.stop else None
+                if coming and step == steps.start and self.spec.training.cuda_graph:
+                    coming.exception()  # nothing may pin memory while the first step is captured
                 yield {k: v.to(self.ranks.device, non_blocking=True) for k, v in batch.items()}
 
     def _pinned(self, step: int) -> dict[str, Tensor]:
@@ -283,8 +285,10 @@ class Loop:
     def _precision(self) -> AbstractContextManager[Any]:
         wanted, kind = self.spec.training.precision, self.ranks.device.type
         if wanted == "bf16" or (wanted == "auto" and kind == "cuda"):
-            cached = not self.spec.training.cuda_graph  # casts of weights are part of a graph
-            return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=cached)
+            keeps = (
+                kind == "cpu" or not self.spec.training.cuda_graph
+            )  # a graph casts its weights anew
+            return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=keeps)
         return nullcontext()
 
     def _flush(self, validates: bool) -> None:

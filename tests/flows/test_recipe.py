@@ -24,6 +24,10 @@ def test_an_override_reaches_its_field() -> None:
     [
         ("stages.base.training.step=3", r"stages\.base\.training\.step: Extra inputs"),
         ("stages.base.training.steps=0", r"stages\.base\.training\.steps: .*greater than 0, got 0"),
+        (
+            "stages.base.training={steps: 1, cuda_graph: true, accumulate: 2}",
+            r"cuda_graph takes a step whole: accumulate must be 1, got 2",
+        ),
         ("gate.judge_accuracy=0.5", r"gate\.judge_accuracy: .*0\.95, got 0\.5"),
         ("name=Bad Name", r"name: "),
         ("nonsense", r"--set takes a\.b=value, got 'nonsense'"),

@@ -18,6 +18,10 @@ from tests.flows.training_kit import prepare
         ({"family": "ddpm", "config": {"widht": 3}}, "has no setting 'widht'"),
         ({"family": "ddpm", "image_size": 7}, "image_size 7"),
         ({"family": "attribute-judge", "config": {"width": 9}}, "multiple of 8, got 9"),
+        (
+            {"family": "gan", "training": {"steps": 5, "cuda_graph": True}},
+            r"training\.cuda_graph holds the step of one player, and gan has 2 players",
+        ),
         ({"family": "lda", "training": {"steps": 5}}, r"counts in 1 pass\(es\) .* set it to 1"),
     ],
 )

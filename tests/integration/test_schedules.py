@@ -89,14 +89,14 @@ def ended(house: ScheduledHouse, schedule: str) -> Any:
 
 
 def remove(house: ScheduledHouse, schedule: str) -> None:
-    """Remove a schedule: refused while a run is at work, as may be one that was due when it was paused."""
+    """Remove a schedule: refused, and paused, while a run is at work, as may be one that was due at that time."""
 
     def removed() -> bool:
         done = house.tried("-m", "flows", "schedule", "rm", schedule)
         assert done.returncode == 0 or f"a run of {schedule} is at work" in done.stdout, done.stdout
         return done.returncode == 0
 
-    wait_for("removal", removed, 90)
+    wait_for("removal", removed, 150)
 
 
 def process_of(run: Any) -> psutil.Process:
@@ -195,6 +195,10 @@ def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_ste
     crashed = time.monotonic() - began
     wait_for("second attempt", lambda: house.state(run.id) == "Running", 60)
     again = time.monotonic() - began
+    refused = house.tried("-m", "flows", "schedule", "rm", name)
+    if house.state(run.id) == "Running":
+        assert f"a run of {name} is at work" in refused.stdout
+        assert [one["paused"] for one in house.json("schedule", "list")] == [True]
     done = ended(house, name)
     text = (
         f"killed with its worker: CRASHED after {crashed:.0f} s, at work again after {again:.0f} s"
