@@ -47,9 +47,7 @@ class Training(Strict):
     ema_decay: Fraction = 0.999
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     compile: bool = False
-    cuda_graph: bool = (
-        False  # on a GPU: loss and backward as one graph; one player, batches of one shape
-    )
+    cuda_graph: bool = False  # on a GPU: one player's loss and backward pass as one graph
     log_every: Positive = 20
     sample_every: Positive | None = None  # sample grids; None: at the end only
     checkpoint_every: Positive = 200

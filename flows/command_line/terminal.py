@@ -44,12 +44,14 @@ def printable(text: str) -> str:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows as a table, or say that there are none; a cell that is no `Text` is shown as it is, without markup."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
-    console.print(table if table.row_count else f"{title}: none")
+    console.print(Text(_cell(title) if table.row_count else f"{_cell(title)}: none", "italic"))
+    if table.row_count:
+        console.print(table)
 
 
 def _cell(value: object) -> str:

@@ -285,10 +285,8 @@ class Loop:
     def _precision(self) -> AbstractContextManager[Any]:
         wanted, kind = self.spec.training.precision, self.ranks.device.type
         if wanted == "bf16" or (wanted == "auto" and kind == "cuda"):
-            keeps = (
-                kind == "cpu" or not self.spec.training.cuda_graph
-            )  # a graph casts its weights anew
-            return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=keeps)
+            graphs = kind == "cuda" and self.spec.training.cuda_graph  # cast their weights anew
+            return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=not graphs)
         return nullcontext()
 
     def _flush(self, validates: bool) -> None:

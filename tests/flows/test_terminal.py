@@ -31,10 +31,11 @@ def test_what_a_model_wrote_gives_the_terminal_no_orders() -> None:
 def test_a_table_shows_what_it_is_given_and_obeys_none_of_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal.show_table("said", ("who", "what"), [("a user", "[red]x[/b] \x1b[2J"), ("b", None)])
+    terminal.show_table("[b].png", ("who", "what"), [("a user", "[red]x[/b] \x1b[2J"), ("b", None)])
     shown = capsys.readouterr().out
     assert "[red]x[/b] \u241b[2J" in shown
     assert "b       -" in shown
+    assert shown.startswith("[b].png")
 
 
 def test_a_wrong_setting_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
