@@ -38,7 +38,7 @@ BANNED_ARGUMENTS = {
     ("weights_only", False),
 }
 BROAD = {"Exception", "BaseException"}
-LONGEST_FILE = 400
+LONGEST_FILE = 600
 
 
 def sources(package: str) -> list[Path]:
