@@ -82,6 +82,7 @@ class Registry(Runs):
             if found := settled(client, name, key, digest):
                 return found
             create_name(client, name)
+            faultpoint("registry.named")
             logged = self._log(client, name, directory, {**lineage, **tags, **ours}, run_id)
             faultpoint("registry.logged")
             self._register(client, name, logged, {**lineage, **tags, **ours}, run_id)
@@ -164,20 +165,19 @@ class Registry(Runs):
         return self._kept(version.digest) or self._download(version)
 
     def names(self) -> list[str]:
-        """Return the names of all models that have a version or had one."""
+        """Return the names of all models: with a version, without one left, or without one yet."""
         with self._mlflow.calling() as client:
             return sorted(model.name for model in pages(client.search_registered_models))
 
     def versions(self, name: str) -> list[Version]:
-        """Return every version of a name, oldest first.
+        """Return every version of a name, oldest first; none where its first publication was cut off.
 
         Raises:
             RegistryError: the name is unknown; the message lists near ones.
         """
-        with self._mlflow.calling() as client:
-            found = pages(client.search_model_versions, f"name = '{quoted(name)}'")
-        if not found:
-            raise RegistryError(self._unknown(name, name))
+        found = self._listed(name)
+        if not found and name not in (names := self.names()):
+            raise RegistryError(_no_such(name, names))
         return sorted((as_version(one) for one in found), key=lambda version: version.number)
 
     def project(self, name: str, aliases: Mapping[str, int]) -> None:
@@ -308,18 +308,28 @@ class Registry(Runs):
             raise RegistryError(f"{name} has no version at {alias!r} (it has: {held}); promote one")
         return [client.get_model_version(name, aliases[alias])]
 
+    def _listed(self, name: str) -> "list[ModelVersion]":
+        with self._mlflow.calling() as client:
+            return pages(client.search_model_versions, f"name = '{quoted(name)}'")
+
     def _unknown(self, name: str, ref: str) -> str:
         names = self.names()
-        if name in names:
-            numbers = [version.number for version in self.versions(name)]
-            return f"{name} has no version {ref.rpartition(':')[2]}; it has {ranges(numbers)}"
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else f"there are: {', '.join(names) or 'none yet'}"
-        )
-        return f"no model is called {name!r}; {hint}"
+        if name not in names:
+            return _no_such(name, names)
+        numbers = sorted(int(version.version) for version in self._listed(name))
+        if not numbers:
+            return f"{name} has no version: its publication was cut off, or all were deleted; publish it again"
+        return f"{name} has no version {ref.rpartition(':')[2]}; it has {ranges(numbers)}"
+
+
+def _no_such(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else f"there are: {', '.join(names) or 'none yet'}"
+    )
+    return f"no model is called {name!r}; {hint}"
 
 
 __all__ = ["PUBLISHABLE", "Registry", "RegistryError", "Status", "Unreachable", "Version"]

@@ -106,7 +106,7 @@ def test_publishing_again_under_a_key_gives_the_same_version(
         registry.publish("again", other, key="k", tags={})
 
 
-@pytest.mark.parametrize("place", ["registry.logged", "registry.registered"])
+@pytest.mark.parametrize("place", ["registry.named", "registry.logged", "registry.registered"])
 def test_an_interrupted_publication_is_finished_by_the_next(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -118,6 +118,23 @@ def test_an_interrupted_publication_is_finished_by_the_next(
     made = registry.publish(name, directory, key="k", tags={})
     assert registry.versions(name) == [made]
     assert registry.fetch(made).is_dir()
+
+
+def test_a_name_whose_first_publication_was_cut_off_has_no_version_and_says_so(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATELIER_FAULT", "registry.named:enospc")
+    with pytest.raises(OSError, match="No space left"):
+        publish(registry, tmp_path, "halfway")
+    assert "halfway" in registry.names()
+    assert registry.versions("halfway") == []
+    for ref in ("halfway", "halfway:1"):
+        with pytest.raises(RegistryError, match=r"^halfway has no version: .*publish it again$"):
+            registry.get(ref)
+    with pytest.raises(RegistryError, match=r"halfway has no version at 'production'"):
+        registry.get("halfway@production")
+    with pytest.raises(RegistryError, match=r"no model is called 'halfwey'; did you mean halfway"):
+        registry.versions("halfwey")
 
 
 def test_publishers_who_race_under_one_key_make_one_version(uri: str, tmp_path: Path) -> None:
