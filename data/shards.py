@@ -54,39 +54,36 @@ def sample_id(content: bytes, caption: str) -> str:
 def samples(
     contents: Sequence[bytes],
     captions: Sequence[str],
+    values: Sequence[Sequence[str]],
     attributes: Mapping[str, Sequence[str]],
     sources: Sequence[str] | None = None,
     kind: Modality | None = None,
 ) -> pa.Table:
-    """Return the rows that `write` takes, pictures if nothing else; a caption's attributes are read off its words.
+    """Return the rows that `write` takes, pictures if nothing else; `values` are the attributes of each sample.
 
     Raises:
-        ValueError: a caption has no value of an attribute.
+        ValueError: a sample has no value of an attribute, or one that the attribute has not.
     """
     kind = kind or modality("image")
-    places = {caption: places_of(caption, attributes) for caption in dict.fromkeys(captions)}
+    known = {tuple(one): _places_of(one, attributes) for one in values}
     return pa.table(
         {
             "id": [sample_id(*pair) for pair in zip(contents, captions, strict=True)],
             kind.column: pa.array(contents, kind.kind),
             "caption": pa.array(captions, pa.string()),
-            "attributes": pa.array([places[caption] for caption in captions], pa.list_(pa.int16())),
+            "attributes": pa.array([known[tuple(one)] for one in values], pa.list_(pa.int16())),
             "source": pa.array(sources or [""] * len(contents), pa.string()),
         }
     )
 
 
-def places_of(caption: str, attributes: Mapping[str, Sequence[str]]) -> list[int]:
-    """Return, for each attribute, the place of the value that is the caption or one of its words."""
-    known = {caption, *caption.split()}
+def _places_of(values: Sequence[str], attributes: Mapping[str, Sequence[str]]) -> list[int]:
+    """Return, attribute by attribute, the place of a sample's value."""
     found = []
-    for name, values in attributes.items():
-        place = next((place for place, value in enumerate(values) if value in known), None)
-        if place is None:
-            raise ValueError(
-                f"caption {caption!r} has no {name}; the values are {', '.join(values)}"
-            )
-        found.append(place)
+    for (name, known), value in zip(attributes.items(), values, strict=True):
+        if value not in known:
+            raise ValueError(f"{value!r} is no {name}; the values are {', '.join(known)}")
+        found.append(list(known).index(value))
     return found
 
 
@@ -113,7 +110,7 @@ def write(
             path = folder / f"{split}-{number:05d}.parquet"
             write_table(path, part.drop_columns("source"))
             shards.append({"file": path.name, "rows": len(part), "sha256": sha256_of(path)})
-            manifest.append(_places(part, split, path.name))
+            manifest.append(_placed(part, split, path.name))
         entries[split] = {"rows": 0 if rows is None else len(rows), "shards": shards}
     write_table(folder / "manifest.parquet", pa.concat_tables(manifest))
     captions = sorted(
@@ -141,7 +138,7 @@ def _parts(rows: pa.Table | None, kind: Modality, limit: int) -> Iterator[pa.Tab
         yield rows.slice(first, size)
 
 
-def _places(rows: pa.Table, split: str, shard: str) -> pa.Table:
+def _placed(rows: pa.Table, split: str, shard: str) -> pa.Table:
     size = len(rows)
     return pa.table(
         {

@@ -34,6 +34,7 @@ SCHEMA: Final = pa.schema(
         ("caption", pa.string()),
         ("split", pa.string()),
         ("problem", pa.string()),
+        ("attributes", pa.list_(pa.string())),
     ]
 )
 
@@ -94,7 +95,7 @@ def facts(name: str, project: Path) -> None:
         classed=bool(made["attributes"]),
         tolerant=kind.repeats > 0,
     )
-    found = kind.relate(related, partial(_contents, folder), made)
+    found = kind.relate(related, partial(_column, folder, "content"), made)
     for column, values in found.items():
         place = related.schema.get_field_index(column)
         field = related.schema.field(place)
@@ -138,9 +139,9 @@ def shards(name: str, project: Path) -> None:
     folder = _made(name, project)
     made, table = _read_made(folder), pq.read_table(folder / "facts.parquet")
     kind, attributes = modality(made["modality"]), dict(made["attributes"])
-    contents = [kind.pack(content, made) for content in _contents(folder)]
+    contents = [kind.pack(content, made) for content in _column(folder, "content")]
     captions, files = table["caption"].to_pylist(), table["file"].to_pylist()
-    rows = samples(contents, captions, attributes, files, kind)
+    rows = samples(contents, captions, _column(folder, "attributes"), attributes, files, kind)
     rows = rows.append_column("split", table["split"])
     rows = rows.filter(compute.invert(table["left_out"]))
     if not kind.ordered:
@@ -192,10 +193,10 @@ def _samples(folder: Path) -> list[Path]:
     return parts
 
 
-def _contents(folder: Path) -> list[bytes]:
-    """Return every sample's content as it was made, in order."""
-    parts = (pq.read_table(part, columns=["content"]) for part in _samples(folder))
-    return [content.as_py() for part in parts for content in part["content"]]
+def _column(folder: Path, name: str) -> list[Any]:
+    """Return a column of the samples as they were made, in order."""
+    parts = (pq.read_table(part, columns=[name]) for part in _samples(folder))
+    return [value.as_py() for part in parts for value in part[name]]
 
 
 def _read_made(folder: Path) -> dict[str, Any]:
@@ -218,6 +219,7 @@ def _parts(samples: Iterable[Sample]) -> Iterator[pa.Table]:
                 "caption": sample.caption,
                 "split": sample.split,
                 "problem": sample.problem,
+                "attributes": sample.attributes,
             }
         )
         size += len(sample.content)

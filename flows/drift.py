@@ -12,7 +12,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows.judging.gate import Evaluation
-from flows.judging.pictures import fixed_requests, wanted_attributes
+from flows.judging.pictures import fixed_requests, named, wanted_attributes
 from flows.judging.pipeline import PinnedStage, Pipeline, draw, load_model
 from flows.pages.drift import write_page
 from flows.recipe import Recipe
@@ -153,10 +153,7 @@ def compare(
 
 def understood(prompt: str, attributes: dict[str, list[str]]) -> bool:
     """Return whether a prompt names a value of every attribute."""
-    words = prompt.split()
-    return all(
-        any(value == prompt or value in words for value in values) for values in attributes.values()
-    )
+    return all(named(prompt, values) is not None for values in attributes.values())
 
 
 def _asked(

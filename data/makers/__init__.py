@@ -97,6 +97,7 @@ class Sample:
     caption: str = ""
     split: Split | None = None  # where the source has splits of its own
     problem: str = ""  # why there is no content
+    attributes: tuple[str, ...] = ()  # a value for each attribute of `Made`, in its order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

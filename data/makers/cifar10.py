@@ -82,8 +82,9 @@ def _from_batches(folder: Path) -> Iterator[Sample]:
             raise MakerError(f"{folder / name} has a label {rows[:, 0].max()}; they are 0 to 9")
         for index, row in enumerate(rows):
             x_HWC = row[1:].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
-            file = f"{name}/{index:05d}.png"
-            yield Sample(file, png(np.ascontiguousarray(x_HWC)), CLASSES[row[0]], split)
+            file, said = f"{name}/{index:05d}.png", CLASSES[row[0]]
+            content = png(np.ascontiguousarray(x_HWC))
+            yield Sample(file, content, said, split, attributes=(said,))
 
 
 def _from_sheets(sheets: list[Path]) -> Iterator[Sample]:

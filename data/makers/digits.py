@@ -34,4 +34,4 @@ def _pictures() -> Iterator[Sample]:
     found = load_digits()
     levels = np.rint(found.images * (255 / 16)).astype(np.uint8)
     for index, (x_HW, digit) in enumerate(zip(levels, found.target, strict=True)):
-        yield Sample(f"{index:04d}.png", png(x_HW), DIGITS[digit])
+        yield Sample(f"{index:04d}.png", png(x_HW), DIGITS[digit], attributes=(DIGITS[digit],))

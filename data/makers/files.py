@@ -1,6 +1,7 @@
 """Reading a source's files: unpacked within bounds, inside their folder, by name."""
 
 import gzip
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -69,9 +70,12 @@ def check_name(path: Path, number: int, file: str) -> None:
 
 
 def read_file(root: Path, file: str) -> tuple[bytes, str]:
-    """Return the bytes of a sample's file, or none and the reason."""
+    """Return the bytes of a sample's file, or none and the reason.
+
+    A name is found however its accents are composed: a list may be in NFC and the disk in NFD, or the other way round.
+    """
     try:
-        path = (root / file).resolve()
+        path = _spelled(root, file).resolve()
         if not path.is_relative_to(root):
             return b"", "a link that leaves the folder"
         if not path.is_file():
@@ -82,3 +86,12 @@ def read_file(root: Path, file: str) -> tuple[bytes, str]:
     except (OSError, RuntimeError) as error:
         return b"", f"cannot be read: {error}"
     return content, "" if content else "empty file"
+
+
+def _spelled(root: Path, file: str) -> Path:
+    """Return the path, each part as the disk has it."""
+    path = root
+    for part in PurePosixPath(file).parts:
+        forms = [part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
+        path = next((path / one for one in forms if (path / one).exists()), path / part)
+    return path

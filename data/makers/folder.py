@@ -10,8 +10,6 @@ the first missing file: the format is kept, the reader is not (a test compares t
 import csv
 import io
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from pydantic import Field
 
 from data.makers import Entry, Made, MakerError, Sample
 from data.makers.files import check_name, read_file
+from data.makers.words import normal
 
 LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
 MAX_CLASSES: Final = 256
@@ -48,17 +47,10 @@ def made(config: Config, project: Path) -> Made:
     classes = sorted(counts)
     few = 1 < len(classes) <= MAX_CLASSES and median(counts.values()) >= PICTURES_PER_CLASS
     return Made(
-        samples=_pictures(folder, captions),
+        samples=_pictures(folder, captions, classed=few),
         settings={"image_size": config.image_size, "channels": 3},
         attributes={"caption": classes} if few else {},
         vocabulary=sorted({word for caption in classes for word in caption.split()}),
-    )
-
-
-def normal(caption: str) -> str:
-    """Return a caption as it is learned: lower case, words of letters, digits, ' and -, one space between."""
-    return " ".join(
-        re.findall(r"[^\W_]+(?:['-][^\W_]+)*", unicodedata.normalize("NFC", caption).lower())
     )
 
 
@@ -139,8 +131,12 @@ def _tab_separated(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
         yield number, file.strip(), caption.strip()
 
 
-def _pictures(folder: Path, captions: Sequence[tuple[str, str]]) -> Iterator[Sample]:
+def _pictures(
+    folder: Path, captions: Sequence[tuple[str, str]], *, classed: bool
+) -> Iterator[Sample]:
     root = folder.resolve()
     for file, caption in captions:
         content, problem = read_file(root, file)
-        yield Sample(file, content, normal(caption), problem=problem)
+        said = normal(caption)
+        values = (said,) if classed else ()
+        yield Sample(file, content, said, problem=problem, attributes=values)

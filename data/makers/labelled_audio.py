@@ -1,14 +1,15 @@
 """A user's own sounds with labels: a folder of WAV, FLAC or Ogg files.
 
 The labels are in `labels.csv` (`file_name`, `text`; any other column is an attribute, but `split`), or in the files'
-names, after a pattern such as `{digit}_{speaker}_{index}.wav`. A caption is the text and after it the attributes,
-which are read off its words; a digit becomes its word. A field of the pattern that is called `index`, or that says
-what is tested, is none.
+names, after a pattern such as `{digit}_{speaker}_{index}.wav`. A caption is the text and after it the attributes'
+values that it does not have; a digit becomes its word. A field of the pattern that is called `index`, or that says
+what is tested, is none. The text is an attribute too where it is one of few.
 """
 
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from typing import Final, Literal
 
 from data.makers import DIGITS, AudioEntry, Made, MakerError, Sample, Split
 from data.makers.files import check_name, read_file
-from data.makers.folder import MAX_CLASSES, PICTURES_PER_CLASS, normal
+from data.makers.folder import MAX_CLASSES, PICTURES_PER_CLASS
+from data.makers.words import normal
 
 LIST: Final = "labels.csv"
 ENDINGS: Final = (".wav", ".flac", ".ogg")
@@ -52,6 +54,10 @@ class Labelled:
         words = self.text.split()
         return " ".join([*words, *(v for v in self.attributes.values() if v not in words)])
 
+    def value(self, name: str) -> str:
+        """Return the value of one of `_attributes`."""
+        return self.text if name == "text" else self.attributes[name]
+
 
 def made(config: Config, project: Path) -> Made:
     """Return the sounds that the list or the pattern names.
@@ -69,11 +75,12 @@ def made(config: Config, project: Path) -> Made:
     tested = any(one.split == "test" for one in labelled)
     validated = any(one.split == "validation" for one in labelled)
     training = sum(one.split == "train" for one in labelled)
+    attributes = _attributes(labelled)
     return Made(
-        samples=_samples(folder, labelled),
+        samples=_samples(folder, labelled, tuple(attributes)),
         modality="audio",
         settings={"sample_rate": config.sample_rate, "clip_samples": config.clip_samples},
-        attributes=_attributes(labelled),
+        attributes=attributes,
         vocabulary=sorted({word for one in labelled for word in one.caption.split()}),
         validation_rows=max(1, round(VALIDATION * training)) if tested and not validated else None,
     )
@@ -136,7 +143,7 @@ def _named(folder: Path, pattern: str, test: Mapping[str, Sequence[str]]) -> Ite
     if not files:
         raise MakerError(f"{folder} has no file that ends in {', '.join(ENDINGS)}")
     for file in files:
-        found = expression.fullmatch(file)
+        found = expression.fullmatch(unicodedata.normalize("NFC", file))
         if found is None:
             raise MakerError(f"{folder / file} is not named like {pattern}")
         split: Split | None = None
@@ -146,7 +153,7 @@ def _named(folder: Path, pattern: str, test: Mapping[str, Sequence[str]]) -> Ite
 
 
 def _expression(pattern: str) -> tuple[re.Pattern[str], list[str]]:
-    parts = re.split(r"\{([a-z_]+)\}", pattern)
+    parts = re.split(r"\{([a-z_]+)\}", unicodedata.normalize("NFC", pattern))
     fields = parts[1::2]
     if not set(fields) - {"index"} or len(set(fields)) < len(fields):
         raise MakerError(
@@ -166,12 +173,11 @@ def _word(value: str) -> str:
 
 
 def _attributes(labelled: Sequence[Labelled]) -> dict[str, Sequence[str]]:
-    """Return the values of the attributes that every sound has, and of the text where its words are classes."""
+    """Return the values of the attributes that every sound has, and of the text where it counts as a class."""
     found: dict[str, Sequence[str]] = {}
     counts = Counter(one.text for one in labelled if one.text)
-    words = all(" " not in text for text in counts)
     few = 1 < len(counts) <= MAX_CLASSES and median(counts.values()) >= PICTURES_PER_CLASS
-    if few and words and sum(counts.values()) == len(labelled):
+    if few and sum(counts.values()) == len(labelled):
         found["text"] = sorted(counts)
     for name in labelled[0].attributes:
         values = {one.attributes[name] for one in labelled}
@@ -184,8 +190,9 @@ def _place(value: str) -> int:
     return DIGITS.index(value) if value in DIGITS else len(DIGITS)
 
 
-def _samples(folder: Path, labelled: Sequence[Labelled]) -> Iterator[Sample]:
+def _samples(folder: Path, labelled: Sequence[Labelled], names: Sequence[str]) -> Iterator[Sample]:
     root = folder.resolve()
     for one in labelled:
         content, problem = read_file(root, one.file)
-        yield Sample(one.file, content, one.caption, one.split, problem)
+        values = tuple(one.value(name) for name in names)
+        yield Sample(one.file, content, one.caption, one.split, problem, values)

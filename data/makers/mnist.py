@@ -79,7 +79,8 @@ def _pictures(files: dict[Split, tuple[Path, Path]]) -> Iterator[Sample]:
         if digits.max(initial=0) > 9:
             raise MakerError(f"{labels} has a label {digits.max()}; digits are 0 to 9")
         for index, (x_HW, digit) in enumerate(zip(x_NHW, digits, strict=True)):
-            yield Sample(f"{split}/{index:05d}.png", png(x_HW), DIGITS[digit], split)
+            name, said = f"{split}/{index:05d}.png", DIGITS[digit]
+            yield Sample(name, png(x_HW), said, split, attributes=(said,))
 
 
 def read_idx(path: Path, dimensions: int) -> Bytes:

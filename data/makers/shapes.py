@@ -64,7 +64,7 @@ def made(config: Config, project: Path) -> Made:  # noqa: ARG001 - drawn, not re
     drawn = enumerate(make(config.count, config.seed, config.image_size))
     return Made(
         samples=(
-            Sample(f"{index:06d}.png", png(np.asarray(image)), caption)
+            Sample(f"{index:06d}.png", png(np.asarray(image)), caption, attributes=_values(caption))
             for index, (image, caption) in drawn
         ),
         settings={"image_size": config.image_size, "channels": 3},
@@ -76,7 +76,7 @@ def made(config: Config, project: Path) -> Made:  # noqa: ARG001 - drawn, not re
 
 def draw(caption: str, generator: np.random.Generator, side: int = 32) -> Image.Image:
     """Draw one caption; place, size, angle, colour and background vary with the generator."""
-    _, size, colour, shape, _, _, position = caption.split()
+    size, colour, shape, position = _values(caption)
     big = side * SUPERSAMPLING
     background = tuple(int(value) for value in generator.integers(12, 44, size=3))
     image = Image.new("RGB", (big, big), background)
@@ -108,6 +108,12 @@ def make(count: int, seed: int, side: int = 32) -> Iterator[tuple[Image.Image, s
     for index in range(count):
         caption = CAPTIONS[index % len(CAPTIONS)]
         yield draw(caption, np.random.default_rng((seed, index)), side), caption
+
+
+def _values(caption: str) -> tuple[str, ...]:
+    """Return size, colour, shape and position."""
+    _, size, colour, shape, _, _, position = caption.split()
+    return size, colour, shape, position
 
 
 def _cross(a: float, b: float) -> list[tuple[float, float]]:

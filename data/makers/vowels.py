@@ -63,7 +63,12 @@ def _samples(config: Config) -> Iterator[Sample]:
         longest = config.clip_samples / config.sample_rate
         seconds = generator.uniform(LEAST_SECONDS, longest)
         wave = sing(vowel, speaker, seconds, config.sample_rate, generator)
-        yield Sample(f"{index:06d}.wav", wav(wave, config.sample_rate), f"{vowel} {speaker}")
+        yield Sample(
+            f"{index:06d}.wav",
+            wav(wave, config.sample_rate),
+            f"{vowel} {speaker}",
+            attributes=(vowel, speaker),
+        )
 
 
 def sing(

@@ -17,6 +17,7 @@ from flows.judging.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Request
 from models.judges import metrics as m
+from models.parts import words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,17 +99,27 @@ def score(
 
 
 def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:
-    """Return (N, A) the index of the value that each prompt asks for, attribute by attribute."""
+    """Return (N, A) the index of the value that each prompt asks for, attribute by attribute.
+
+    Raises:
+        ValueError: a prompt names no value of an attribute.
+    """
     rows = []
     for prompt in prompts:
-        words = prompt.split()
-        rows.append(
-            [
-                next(i for i, value in enumerate(values) if value == prompt or value in words)
-                for values in attributes.values()
-            ]
-        )
+        row = [named(prompt, values) for values in attributes.values()]
+        if None in row:
+            raise ValueError(f"{prompt!r} names no {list(attributes)[row.index(None)]}")
+        rows.append(row)
     return torch.tensor(rows)
+
+
+def named(prompt: str, values: Sequence[str]) -> int | None:
+    """Return the index of the value that a prompt is, else of the longest that stands in it as whole words."""
+    said = " ".join(words.split(prompt))
+    if said in values:
+        return list(values).index(said)
+    within = [value for value in values if f" {value} " in f" {said} "]
+    return list(values).index(max(within, key=len)) if within else None
 
 
 def _alignment(

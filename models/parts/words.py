@@ -1,21 +1,26 @@
-"""Captions to word tokens: one rule for training, evaluation and requests."""
+"""Captions to word tokens: one rule for training, evaluation and requests, and that of data.makers.words."""
 
 import difflib
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
+import regex
 import torch
 from torch import Tensor
 
-WORD: Final = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
-"""A word: letters and digits with inner apostrophes and hyphens; other signs are dropped."""
+WORD: Final = regex.compile(
+    r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*(?:['\-\u200c\u200d][\p{L}\p{N}][\p{L}\p{M}\p{N}]*)*"
+)
+"""Letters, digits and their combining marks, with inner apostrophes, hyphens and joiners of letters."""
+DOTTED: Final = regex.compile("i\u0307+")
+"""What İ is in lower case: a small i has its dot already."""
 
 
 def split(caption: str) -> list[str]:
     """Return a caption's words in lower case, accents composed (NFC)."""
-    return WORD.findall(unicodedata.normalize("NFC", caption).lower())
+    lower = unicodedata.normalize("NFC", caption).lower()
+    return list(WORD.findall(unicodedata.normalize("NFC", DOTTED.sub("i", lower))))
 
 
 def encode(captions: Sequence[str], vocabulary: Sequence[str], max_words: int) -> Tensor:

@@ -19,10 +19,9 @@ ATTRIBUTES = {"size": ("small", "large"), "colour": ("red", "green", "blue")}
 def dataset(folder: Path, rows: int = ROWS, shard_rows: int = 10, channels: int = 3) -> Path:
     generator = np.random.default_rng(rows)
     pixels = [generator.bytes(SIDE * SIDE * channels) for _ in range(rows)]
-    captions = [
-        f"a {('small', 'large')[i % 2]} {('red', 'green', 'blue')[i % 3]} dot" for i in range(rows)
-    ]
-    train = samples(pixels, captions, ATTRIBUTES)
+    values = [(("small", "large")[i % 2], ("red", "green", "blue")[i % 3]) for i in range(rows)]
+    captions = [f"a {size} {colour} dot" for size, colour in values]
+    train = samples(pixels, captions, values, ATTRIBUTES)
     few = train.slice(0, 3)
     header = Header(
         name="dots",

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from data.loaders import everything
 from data.makers import DIGITS, MAKERS, MakerError, digits, folder, maker, mnist, shapes
+from data.makers.words import normal
 from data.modalities import modality
 from data.pictures import decode, png
+from tests.data.prepare_kit import prepare
 
 HERE = Path()
 
@@ -172,6 +176,44 @@ def test_captions_are_classes_where_each_has_pictures_enough(tmp_path: Path) -> 
     assert made_from(tmp_path).attributes == {"caption": ["cat", "dog"]}
     listed(tmp_path, "captions.tsv", rows[:14])
     assert made_from(tmp_path).attributes == {}
+
+
+def test_a_class_of_two_words_is_not_the_class_that_is_one_of_them(tmp_path: Path) -> None:
+    rows = [(f"{i}.png", ("dog", "Hot dog")[i % 2]) for i in range(40)]
+    source = pictures_in(tmp_path / "mine", [file for file, _ in rows])
+    listed(source, "metadata.csv", rows)
+    entry = {"maker": "folder", "path": str(source), "image_size": 9}
+    prepared = prepare(tmp_path, entry)
+    for split in ("train", "validation", "test"):
+        _, captions, attributes = everything(prepared, split)
+        values = [("dog", "hot dog")[place] for place in attributes[:, 0].tolist()]
+        assert values == captions
+
+
+@pytest.mark.parametrize(
+    ("caption", "learned"),
+    [
+        ("किताब, कतब", ["किताब", "कतब"]),  # vowel signs are combining marks
+        ("ก็ ก", ["ก็", "ก"]),
+        ("क्\u200dष क्ष", ["क्\u200dष", "क्ष"]),  # so are joiners inside
+        ("İstanbul ISTANBUL i\u0307zmir", ["istanbul", "istanbul", "izmir"]),
+        ("cafe\u0301 CAFÉ", ["café", "café"]),
+        ("hot_dog (1) don't", ["hot", "dog", "1", "don't"]),
+    ],
+)
+def test_a_word_keeps_its_combining_marks(caption: str, learned: list[str]) -> None:
+    assert normal(caption).split() == learned
+
+
+@pytest.mark.parametrize(("listed_as", "stored_as"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_file_is_found_however_its_accents_are_composed(
+    tmp_path: Path, listed_as: str, stored_as: str
+) -> None:
+    name = "cafés/é.png"
+    pictures_in(tmp_path, [unicodedata.normalize(stored_as, name)])
+    listed(tmp_path, "captions.tsv", [(unicodedata.normalize(listed_as, name), "x")])
+    (picture,) = made_from(tmp_path).samples
+    assert (picture.problem, bool(picture.content)) == ("", True)
 
 
 def test_one_bad_picture_is_a_fact_and_not_an_error(tmp_path: Path) -> None:

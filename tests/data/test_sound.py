@@ -1,5 +1,6 @@
 import shutil
 import struct
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,36 @@ def test_a_list_has_texts_attributes_and_splits(tmp_path: Path) -> None:
         ("b.wav", "ann", "test"),
         ("c.wav", "stop bob-b", "validation"),
     ]
+
+
+def test_each_attribute_is_of_its_own_column(tmp_path: Path) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    lines = ["file_name,text,caller,called"]
+    for number in range(40):
+        sound_file(folder / f"{number}.wav", hertz=200 + 7 * number)
+        caller, called = (("ann", "bob"), ("bob", "ann"))[number % 2]
+        text = ("dog", "hot dog")[number // 2 % 2]
+        lines.append(f"{number}.wav,{text},{caller},{called}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    entry = {"maker": "labelled-audio", "path": str(folder), "clip_samples": 2600}
+    prepared = prepare(tmp_path, entry)
+    names = dict(facts_of(prepared)["attributes"])
+    assert names == {
+        "text": ("dog", "hot dog"),
+        "caller": ("ann", "bob"),
+        "called": ("ann", "bob"),
+    }
+    _, _, captions, attributes = sounds(prepared, "train")
+    for caption, row in zip(captions, attributes.tolist(), strict=True):
+        values = (v[place] for v, place in zip(names.values(), row, strict=True))
+        assert caption == " ".join(values)
+
+
+def test_labels_in_names_are_read_however_their_accents_are_composed(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        sound_file(tmp_path / unicodedata.normalize(form, f"é_{form}.wav"))
+    assert {caption for _, caption, _ in made(tmp_path, pattern="{vowel}_{index}.wav")} == {"é"}
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,11 @@ def test_a_prompt_asks_for_one_value_of_each_attribute() -> None:
     attributes = {"size": ["small", "large"], "colour": ["red", "blue"]}
     wanted = wanted_attributes(["a large red dot", "a small blue dot"], attributes)
     assert wanted.tolist() == [[1, 0], [0, 1]]
+    foods = {"food": ["dog", "hot dog", "hot"]}
+    asked = ["hot dog", "a hot dog", "dog", "a Dog, please"]
+    assert wanted_attributes(asked, foods).tolist() == [[1], [1], [0], [0]]
+    with pytest.raises(ValueError, match="'a cat' names no food"):
+        wanted_attributes(["a cat"], foods)
 
 
 def test_a_stage_s_interface_is_what_its_neighbours_rely_on(tmp_path: Path) -> None:

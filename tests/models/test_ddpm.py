@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import unicodedata
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from data.makers import folder
+from data.makers import words as caption_words
 from models.diffusion import schedules
 from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.family import Request
@@ -118,7 +119,11 @@ def test_words_become_tokens_and_an_unknown_one_is_named_with_its_neighbours() -
 @settings(max_examples=100, deadline=None)
 @given(caption=st.text(max_size=40))
 def test_a_prompt_is_split_as_captions_are_when_they_are_prepared(caption: str) -> None:
-    assert words.split(caption) == folder.normal(caption).split()
+    said = caption_words.normal(caption)
+    assert words.split(caption) == said.split()
+    assert (words.WORD, words.DOTTED) == (caption_words.WORD, caption_words.DOTTED)
+    assert caption_words.normal(said) == said
+    assert caption_words.normal(unicodedata.normalize("NFD", caption)) == said
 
 
 def test_capabilities_follow_the_config() -> None:
