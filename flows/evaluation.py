@@ -19,6 +19,7 @@ from flows.judging.pipeline import (
     Pipeline,
     abilities,
     check_fit,
+    facts_of_tokenizer,
     interface,
     interface_hash,
 )
@@ -37,6 +38,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     """
     stages = []
     able: tuple[Ability, ...] = ()
+    tokens: dict[str, str | int] | None = None
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
@@ -56,6 +58,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
             )
         )
         able = abilities(config)
+        tokens = facts_of_tokenizer(config) if gives.modality == "text" else None
     check_fit(stages)
     given = stages[-1].gives
     return Pipeline(
@@ -66,6 +69,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         vocabulary=tuple(facts.get("vocabulary", ())),
         image_size=None if given.picture is None else (given.picture[2], given.picture[1]),
         sample_rate=given.sample_rate,
+        tokenizer=tokens,
         sample=recipe.drift.sample if recipe.drift else 0.0,
         try_prompts=recipe.try_prompts,
     )

@@ -56,6 +56,7 @@ class Receipt(Strict):
     epoch: Annotated[int, Field(ge=0)] = 0  # of the ledger's row for that place; 0 without one
     stages: tuple[StageReceipt, ...]
     prompt: str = ""
+    prompt_tokens: tuple[int, ...] | None = None  # in place of a prompt
     seed: int
     steps: int | None = None
     guidance: float | None = None

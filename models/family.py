@@ -27,6 +27,9 @@ Record: TypeAlias = Sequence[tuple[str, str]]
 """One text sample: (role, text) in their order. A document is one ("text", ...); a pair is ("source", ...), ("target",
 ...); a dialogue alternates ("user", ...) and ("assistant", ...), perhaps after a ("system", ...)."""
 
+Prompt: TypeAlias = str | tuple[int, ...]
+"""What a sampler is asked: a text or, of a family of text, its tokenizer's tokens."""
+
 Rows: TypeAlias = dict[str, Tensor]
 """Samples under way: every tensor has one row a sample, so rows join and part by `cat` and index."""
 
@@ -45,6 +48,7 @@ class Request:
 
     seeds: tuple[int, ...]
     prompts: tuple[str, ...] = ()  # one a seed; empty for an unconditional sampler
+    prompt_tokens: tuple[tuple[int, ...], ...] = ()  # in place of prompts, for a family of text
     steps: int | None = None  # None: the family's own default
     guidance: float | None = None  # classifier-free guidance scale; 1 is none
     low_BCHW: Tensor | None = None  # in [0, 1], for a family that upscales
@@ -58,14 +62,20 @@ class Request:
     top_p: float | None = (
         None  # only the likeliest tokens that together have this probability; None: all
     )
+    logprobs: int | None = None  # of text: tell log p of each token and of so many likeliest ones
 
     def __post_init__(self) -> None:
-        each = {"prompts": self.prompts, "low_BCHW": self.low_BCHW, "dialogues": self.dialogues}
-        for name, value in each.items():
+        for name in ("prompts", "prompt_tokens", "dialogues", "low_BCHW"):
+            value = getattr(self, name)
             if value is not None and len(value) not in {0, len(self.seeds)}:
                 raise ValueError(
                     f"{len(self.seeds)} seeds but {len(value)} {name}: give one a seed"
                 )
+
+    @property
+    def texts(self) -> tuple[Prompt, ...]:
+        """What a family of text is asked, one a seed: the prompts, as text or as tokens."""
+        return self.prompt_tokens or self.prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,7 @@ class Capabilities:
     condition: Literal["none", "text"] = "none"
     likelihood: bool = False  # has log_prob
     upscales: bool = False  # wants Request.low_BCHW
-    stepwise: bool = False  # has begin, step, done, preview, finish
+    stepwise: bool = False  # has begin, step, done, preview, finish; of text, can tell logprobs
     chats: bool = False  # takes Request.dialogues
     embeds: bool = False  # has embed
     tokenizes: bool = False  # has codes and painted: a picture as a grid of discrete codes
@@ -167,7 +177,7 @@ class Family(Trainable):
         """Return the text that the tokens of a sample stand for, control tokens left out."""
         raise NotImplementedError(f"{type(self).__name__} writes no text")
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
+    def embed(self, texts: Sequence[Prompt]) -> Tensor:
         """Return an embedding a text, (B, E); where `embeds` is declared."""
         raise NotImplementedError(f"{type(self).__name__} declares no embeddings")
 

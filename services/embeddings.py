@@ -4,36 +4,26 @@ import base64
 from typing import Annotated, Any, Final, Literal
 
 from fastapi.responses import JSONResponse, Response
-from pydantic import BeforeValidator, Field
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from services.endpoints import Endpoint
-from services.errors import ApiError
 from services.exchange import Deadline
 from services.making import Stages, refusal
-from services.orders import Label, Strict, plain_text
-from services.text_orders import LONGEST_TEXT
-from services.work import Embedded, EmbedWork, Refused, Vectors
+from services.orders import Label, Strict
+from services.text_orders import prompts, prompts_schema
+from services.work import Embedded, EmbedWork, Prompt, Refused, Vectors
 
-MOST_INPUTS: Final = 256
-
-
-def _inputs(value: Any) -> Any:
-    many = [value] if isinstance(value, str) else value
-    if not isinstance(many, list) or not all(isinstance(one, str) for one in many):
-        raise ValueError("send a string or a list of strings; token ids are not taken")
-    if not 1 <= len(many) <= MOST_INPUTS:
-        raise ValueError(f"send 1 to {MOST_INPUTS} texts, got {len(many)}")
-    for one in many:
-        if not 1 <= len(one) <= LONGEST_TEXT:
-            raise ValueError(f"a text has 1 to {LONGEST_TEXT} characters, got {len(one)}")
-        plain_text(one)
-    return tuple(many)
+MOST_INPUTS: Final = 2048
 
 
 class EmbeddingOrder(Strict):
     """A request for embeddings, in OpenAI's words."""
 
-    input: Annotated[tuple[str, ...], BeforeValidator(_inputs)]
+    input: Annotated[
+        tuple[Prompt, ...],
+        PlainValidator(prompts(MOST_INPUTS, 1)),
+        WithJsonSchema(prompts_schema(MOST_INPUTS, 1)),
+    ]
     model: Annotated[str, Field(max_length=100)] | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -52,17 +42,12 @@ async def answer_embeddings(
     """
     endpoint.plan.must("embeddings", endpoint.name)
     async with Deadline(timeout_s):
-        work = EmbedWork(pin=endpoint.plan.stages[0].pin, texts=order.input)
+        pin = endpoint.plan.stages[0].pin
+        work = EmbedWork(pin=pin, texts=order.input, dimensions=order.dimensions)
         found = await stage.embed(work)
     if isinstance(found, Refused):
         found = Refused(found.kind, found.message, found.retry_after_s, found.param or "input")
         raise refusal(found)
-    size = found.vectors.shape[1]
-    if order.dimensions not in {None, size}:
-        message = (
-            f"dimensions: {endpoint.name} gives {size} numbers a text and they cannot be cut short"
-        )
-        raise ApiError(400, f"{message}; leave it out", code="invalid_value", param="dimensions")
     return JSONResponse(_document(endpoint, found, order.encoding_format == "base64"))
 
 

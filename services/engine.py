@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.family import Family, Request
 from models.parts.rows import join, take
+from services.telling import told
 from services.tickets import (
     Deliver,
     Failed,
@@ -251,9 +252,9 @@ def _step(lane: Lane) -> int:
         if row.over:
             continue
         if done[place]:
-            _finish(row, lane.model, model.finish(take(lane.rows, [place]))[0], lane, place)
+            _finish(row, lane, place, model.finish(take(lane.rows, [place]))[0])
         elif written is not None and row.watched:
-            _write(row, lane.model, written[place])
+            _write(row, lane, place, written[place])
         elif row.shown < row.previews:
             _show(row, lane, place)
     left = [place for place in range(len(lane.members)) if not done[place]]
@@ -304,14 +305,24 @@ def _show(row: Row, lane: Lane, place: int) -> None:
             row.shown += 1
 
 
-def _write(row: Row, model: Family, tokens_T: Tensor) -> None:
+def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = False) -> None:
     """Deliver what a row wrote in this step, as far as it is settled; end it at a stop string."""
-    piece = row.writing.grow(model.text_of(tokens_T))
-    if piece and row.pieces:
-        row.ticket.deliver(Wrote(row.number, piece))
-    if row.writing.stopped:
+    count, writing = _count(tokens_T), row.writing
+    text = lane.model.text_of(tokens_T)
+    if row.request.logprobs is not None and count > writing.tokens and lane.rows is not None:
+        writing.tell(text, told(lane.model, lane.rows, place, tokens_T, row.request.logprobs))
+    piece = writing.grow(text, last=last)
+    last = last or writing.stopped
+    likely = writing.told(last=last)
+    row.likely += likely
+    if row.pieces and (piece or likely):
+        row.ticket.deliver(Wrote(row.number, piece, likely))
+    if last:
+        reason: Reason = "stop" if writing.stopped or _ended(row, lane, place, count) else "length"
         row.ended = True  # dropped at the next step boundary
-        row.ticket.deliver(Finished(row.number, Text(row.writing.text, _count(tokens_T), "stop")))
+        row.ticket.deliver(
+            Finished(row.number, Text(writing.text, count, reason, tuple(row.likely)))
+        )
 
 
 def _sample(lane: Lane) -> int:
@@ -327,46 +338,37 @@ def _sample(lane: Lane) -> int:
             for row in members:
                 _fail(row.ticket, "invalid", _line(error))
             continue
-        for row, made in zip(members, found, strict=False):
-            _finish(row, lane.model, made)
+        for place, (row, made) in enumerate(zip(members, found, strict=False)):
+            _finish(row, lane, place, made)
     finished = len(lane.fresh)
     lane.fresh = []
     return finished
 
 
-def _finish(
-    row: Row, model: Family, made: Tensor, lane: Lane | None = None, place: int = 0
-) -> None:
+def _finish(row: Row, lane: Lane, place: int, made: Tensor) -> None:
     """Deliver a row: its text, with what of it was held back, or its numbers."""
-    if model.capabilities.modality == "text":
-        if lane is not None and not _sane(lane, place):
+    if lane.model.capabilities.modality == "text":
+        if not _sane(lane, place):
             _fail(row.ticket, "not_finite", NOT_FINITE)
             return
-        piece = row.writing.grow(model.text_of(made), last=True)
-        if piece and row.pieces:
-            row.ticket.deliver(Wrote(row.number, piece))
-        count = _count(made)
-        reason: Reason = (
-            "stop" if row.writing.stopped or _ended(row, lane, place, count) else "length"
-        )
-        row.ticket.deliver(Finished(row.number, Text(row.writing.text, count, reason)))
+        _write(row, lane, place, made, last=True)
         return
     found = _finite(row, made)
     if found is not None:
         row.ticket.deliver(Finished(row.number, found))
 
 
-def _ended(row: Row, lane: Lane | None, place: int, count: int) -> bool:
+def _ended(row: Row, lane: Lane, place: int, count: int) -> bool:
     """Return whether a text ended by itself: stepwise families say so in their rows, of others the length tells."""
-    if lane is not None and lane.rows is not None and "ended" in lane.rows:
+    if lane.rows is not None and "ended" in lane.rows:
         return bool(lane.rows["ended"][place])
     return count != row.request.max_tokens
 
 
 def _sane(lane: Lane, place: int) -> bool:
     """Return whether no number that a row was written from is a NaN; the tokens themselves cannot tell."""
-    assert lane.rows is not None
-    tensors = (value[place] for value in lane.rows.values() if value.is_floating_point())
+    rows = (lane.rows or {}).values()  # a family without steps keeps none
+    tensors = (value[place] for value in rows if value.is_floating_point())
     return not any(bool(one.isnan().any()) for one in tensors)
 
 

@@ -18,7 +18,10 @@ CODES: Final[Mapping[str, str]] = {
     "missing": "missing_required_parameter",
     "less_than_equal": "integer_above_max_value",
     "greater_than_equal": "integer_below_min_value",
+    "less_than": "integer_above_max_value",
+    "greater_than": "integer_below_min_value",
     "json_invalid": "invalid_json",
+    "unsupported": "unsupported_value",
 }
 """Pydantic's kinds of error by OpenAI's codes; types that end in _type are invalid_type, the rest invalid_value."""
 
@@ -82,9 +85,10 @@ def from_validation(error: ValidationError | RequestValidationError) -> ApiError
     named, colon, rest = message.partition(": ")
     if param is None and colon and named.isidentifier():  # a rule about several fields names one
         param, message = named, rest
+    param = param or "body"
     if code == "unknown_parameter":
         message = f"unknown parameter {param!r}"
-    elif param and code != "invalid_json":
+    elif code != "invalid_json":
         message = f"{param}: {message}{_shown(first.get('input'))}"
     return invalid(message, param, code)
 

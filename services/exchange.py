@@ -102,6 +102,7 @@ class Exchange:
                 for stage in endpoint.plan.stages
             ),
             prompt=drawing.prompts[row] if drawing.prompts else "",
+            prompt_tokens=drawing.prompt_tokens[row] if drawing.prompt_tokens else None,
             messages=drawing.dialogues[row] if drawing.dialogues else None,
             seed=drawing.seeds[row],
             steps=first.steps if image and drawing.steps is None else drawing.steps,

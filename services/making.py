@@ -30,6 +30,7 @@ class Drawing:
     """What to make: a sample a seed. None leaves it to the pipeline, and it to the family."""
 
     prompts: tuple[str, ...] = ()  # one a seed; empty where nothing is asked for
+    prompt_tokens: tuple[tuple[int, ...], ...] = ()  # one a seed, in place of prompts
     dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
     seeds: tuple[int, ...]
     steps: int | None = None
@@ -40,6 +41,7 @@ class Drawing:
     top_k: int | None = None
     top_p: float | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
     previews: int = 0
     once: bool = False  # see Work
 
@@ -47,6 +49,8 @@ class Drawing:
         """Return what row `row` was asked for, in words."""
         if self.dialogues:
             return "\n".join(f"{role}: {text}" for role, text in self.dialogues[row])
+        if self.prompt_tokens:
+            return " ".join(map(str, self.prompt_tokens[row]))
         return self.prompts[row] if self.prompts else ""
 
 
@@ -64,7 +68,8 @@ class Complete:
     """All samples, in the order of their seeds."""
 
     made: Sequence[One]
-    prompt_tokens: tuple[int, ...] = ()  # of texts, one a seed
+    prompt_tokens: tuple[int, ...] = ()  # of texts: how many, one a seed
+    prompts: tuple[str, ...] = ()  # of texts, one a seed, where they were asked for as tokens
 
 
 Progress: TypeAlias = Sketch | Piece | Complete

@@ -54,6 +54,7 @@ def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
         pin=stage.pin,
         seeds=drawing.seeds,
         prompts=drawing.prompts,
+        prompt_tokens=drawing.prompt_tokens,
         dialogues=drawing.dialogues,
         seconds=drawing.seconds,
         max_tokens=drawing.max_tokens,
@@ -61,6 +62,7 @@ def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
         top_k=drawing.top_k,
         top_p=drawing.top_p,
         stop=drawing.stop,
+        logprobs=drawing.logprobs,
         pieces=pieces,
         once=drawing.once,
     )
@@ -80,4 +82,4 @@ def _complete(answer: Event, drawing: Drawing) -> Complete:
     if isinstance(answer, Sounded):
         return Complete([sound(one, answer.sample_rate) for one in answer.sounds])
     assert isinstance(answer, Written)
-    return Complete(answer.texts, answer.prompt_tokens)
+    return Complete(answer.texts, answer.prompt_tokens, answer.prompts)

@@ -2,17 +2,64 @@
 
 import secrets
 import unicodedata
-from typing import Annotated, Final, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-LARGEST_SEED: Final = 2**53 - 1  # every JSON reader keeps it exact
+SEEDS: Final = 2**64  # as many as OpenAI has: from -2^63 on
 LONGEST_PROMPT: Final = 1000
 LARGEST_COST: Final = 2000  # n times sampler steps of the first stage
 LARGEST_STEPS: Final = 250
 LARGEST_GUIDANCE: Final = 50.0
 
 Label = Annotated[str, Field(max_length=256)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Marks a field of OpenAI's for what is not done here: values that ask for nothing are taken, others refused."""
+
+    what: str
+    nothing: tuple[Any, ...] = ()  # beside null
+
+    def __get_pydantic_core_schema__(
+        self, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Return what checks a value."""
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(
+        self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the values that are taken."""
+        return {"enum": [None, *self.nothing]}
+
+    def _check(self, value: Any) -> None:
+        alike = (one for one in self.nothing if one == value)
+        if value is not None and not any(
+            isinstance(one, bool) == isinstance(value, bool) for one in alike
+        ):
+            message = "there are no {what} here; leave it out"
+            raise PydanticCustomError("unsupported", message, {"what": self.what})
+
+
+def apart(*names: str) -> JsonSchemaValue:
+    """Return the JSON schema of bodies in which only one of these fields, or none, is other than null."""
+    given = {name: {"not": {"type": "null"}} for name in names}
+    return {"not": {"required": [*names], "properties": given}}
+
+
+def needs_stream(name: str, asked: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the JSON schema of bodies in which `name`, where it is like `asked`, comes with stream: true."""
+    return {
+        "if": {"required": [name], "properties": {name: asked}},
+        "then": {"required": ["stream"], "properties": {"stream": {"const": True}}},
+    }
 
 
 class Strict(BaseModel):
@@ -26,7 +73,7 @@ class Order(Strict):
 
     model: Annotated[str, Field(max_length=100)] | None = None  # None: the only one in production
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None  # sample i has seed + i
+    seed: Seed | None = None  # sample i has seed + i; after the largest one comes the smallest
 
     @property
     def count(self) -> int:
@@ -41,16 +88,8 @@ class Order(Strict):
     def seeds(self) -> tuple[int, ...]:
         """Return a seed a sample: the asked one and those after it, or random ones that a person can copy."""
         first = secrets.randbelow(2**32 - 16) if self.seed is None else self.seed
-        return tuple(first + number for number in range(self.count))
-
-    @model_validator(mode="after")
-    def _last_seed_is_one(self) -> Self:
-        if self.seed is not None and self.seed + self.count - 1 > LARGEST_SEED:
-            raise ValueError(
-                f"seed: sample i has seed + i, so with n {self.count} it is at most"
-                f" {LARGEST_SEED - self.count + 1}, got {self.seed}"
-            )
-        return self
+        half = SEEDS // 2
+        return tuple((first + number + half) % SEEDS - half for number in range(self.count))
 
 
 def plain_text(text: str) -> str:
@@ -63,6 +102,10 @@ def plain_text(text: str) -> str:
     if odd is not None:
         raise ValueError(f"half of a surrogate pair, U+{ord(odd):04X}, is no character")
     return text
+
+
+ONE_LINE: Final = Field(json_schema_extra={"pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"})
+"""What `one_line` takes, as a JSON schema says it."""
 
 
 def one_line(prompt: str) -> str:
@@ -81,7 +124,17 @@ def one_line(prompt: str) -> str:
 class ImageOrder(Order):
     """A request for pictures, in OpenAI's words; `seed`, `steps` and `guidance` (or their longer names) are ours."""
 
-    prompt: Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                apart("steps", "num_inference_steps"),
+                apart("guidance", "guidance_scale"),
+                needs_stream("partial_images", {"type": "integer", "minimum": 1}),
+            ]
+        }
+    )
+
+    prompt: Annotated[str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)]
     size: Annotated[str, Field(max_length=20)] | None = "auto"  # or WIDTHxHEIGHT
     response_format: Literal["b64_json", "url"] | None = "b64_json"
     output_format: Literal["png"] | None = "png"
@@ -108,9 +161,9 @@ class ImageOrder(Order):
     def _one_name_each(self) -> Self:
         for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
             if getattr(self, short) is not None and getattr(self, long) is not None:
-                raise ValueError(f"give {short} or {long}, not both")
+                raise ValueError(f"{short}: give {short} or {long}, not both")
         if self.partial_images and not self.stream:
-            raise ValueError("partial_images needs stream: true")
+            raise ValueError("partial_images: it needs stream: true")
         return self
 
     @property

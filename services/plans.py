@@ -42,6 +42,14 @@ class Accepts(_Part):
     picture: tuple[int, int, int] | None = None
 
 
+class TokenizerFacts(_Part):
+    """Which tokenizer a model of text reads by."""
+
+    kind: str  # "WordLevel", "BPE"
+    tokens: int
+    sha256: str  # of its JSON document
+
+
 class PinnedStage(_Part):
     """One stage of a pipeline version, and how it samples where a request does not say; None: as the family does."""
 
@@ -75,6 +83,7 @@ class Plan(_Part):
     vocabulary: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None  # width, height
     sample_rate: int | None = None  # Hz
+    tokenizer: TokenizerFacts | None = None  # of text
     sample: float = 0.0  # share of the answers in production that are kept, see services.samples
     try_prompts: tuple[str, ...] = ()
 
@@ -129,4 +138,5 @@ class Plan(_Part):
         if self.modality == "text":
             found["max_tokens"] = first.max_tokens
             found["temperature"] = first.temperature
+            found["tokenizer"] = self.tokenizer and self.tokenizer.model_dump()
         return found

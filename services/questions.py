@@ -18,14 +18,14 @@ from models.family import Batch, Family
 from models.parts.tokens import tokenizer
 from services.media import MediaError, learned_pixels, learned_sound
 from services.tickets import NotFinite
-from services.work import Embedded, ScoreWork
+from services.work import Embedded, Prompt, ScoreWork
 
 TOGETHER: Final = 16  # texts a call
 DRAWS: Final = threading.Lock()
 """Held by whoever needs torch's global generator to itself; families draw from it in `log_prob`."""
 
 
-def embed(model: Family, texts: tuple[str, ...]) -> Embedded:
+def embed(model: Family, texts: tuple[Prompt, ...]) -> Embedded:
     """Return an embedding a text.
 
     Raises:
@@ -38,7 +38,7 @@ def embed(model: Family, texts: tuple[str, ...]) -> Embedded:
     return Embedded(found_NE, tuple(count_tokens(model, text) for text in texts))
 
 
-def count_tokens(model: Family, text: str) -> int:
+def count_tokens(model: Family, text: Prompt) -> int:
     """Return how many tokens a text has, control tokens apart; 0 for a model without a tokenizer."""
     document = getattr(model.config, "tokenizer", "")
     return len(tokenizer(document).encode(text)) if document else 0

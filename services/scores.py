@@ -16,7 +16,7 @@ from services.endpoints import Endpoint
 from services.errors import invalid
 from services.exchange import Deadline
 from services.making import Stages, refusal
-from services.orders import LARGEST_SEED, LONGEST_PROMPT, Strict, plain_text
+from services.orders import LONGEST_PROMPT, Seed, Strict, plain_text
 from services.plans import Modality
 from services.text_orders import LONGEST_TEXT
 from services.work import Dialogue, Refused, Scored, ScoreWork
@@ -90,7 +90,7 @@ class ScoreOrder(Strict):
     input: Annotated[list[ScoreInput], BeforeValidator(_inputs)]
     model: Annotated[str, Field(max_length=100)] | None = None
     caption: Annotated[str, Field(max_length=LONGEST_PROMPT)] | None = None  # of a p(x | caption)
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = 0
+    seed: Seed | None = 0
 
 
 async def answer_scores(

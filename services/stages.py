@@ -25,6 +25,7 @@ from services.work import (
     Piece,
     Pin,
     Preview,
+    Prompt,
     Refused,
     Scored,
     ScoreWork,
@@ -136,6 +137,10 @@ class Stage:
             answer = await self._ask(partial(embed, held.model, part))
             if isinstance(answer, Refused):
                 return answer
+            size = answer.vectors.shape[1]
+            if work.dimensions not in {None, size}:
+                message = f"dimensions: this model gives {size} numbers a text; send {size} or leave it out"
+                return Refused("invalid", f"{message}, got {work.dimensions}", param="dimensions")
             found.append(answer)
         vectors = np.concatenate([one.vectors for one in found])
         return Embedded(vectors, tuple(count for one in found for count in one.tokens))
@@ -279,7 +284,8 @@ async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
         if isinstance(result, Wrote) and result.row in pieces:
             before = kept[pieces[result.row]]
             assert isinstance(before, Wrote)
-            kept[pieces[result.row]] = Wrote(result.row, before.text + result.text)
+            logprobs = before.logprobs + result.logprobs
+            kept[pieces[result.row]] = Wrote(result.row, before.text + result.text, logprobs)
             continue
         if isinstance(result, Wrote):
             pieces[result.row] = len(kept)
@@ -291,7 +297,7 @@ def _on_the_way(result: "Result") -> Preview | Piece:
     from services.tickets import Shown, Wrote
 
     if isinstance(result, Wrote):
-        return Piece(result.row, result.text)
+        return Piece(result.row, result.text, result.logprobs)
     assert isinstance(result, Shown)
     return Preview(row=result.row, index=result.index, picture=result.picture)
 
@@ -304,6 +310,7 @@ def _request(work: Work) -> "Request":
     return Request(
         seeds=work.seeds,
         prompts=work.prompts,
+        prompt_tokens=work.prompt_tokens,
         dialogues=work.dialogues,
         steps=work.steps,
         guidance=work.guidance,
@@ -313,6 +320,7 @@ def _request(work: Work) -> "Request":
         temperature=work.temperature,
         top_k=work.top_k,
         top_p=work.top_p,
+        logprobs=work.logprobs,
     )
 
 
@@ -326,6 +334,9 @@ def _check(held: "Held", work: Work) -> Refused | None:
             if value is not None:
                 message = f"{param}: this model draws in one go and takes none"
                 return Refused("invalid", message, param=param)
+    if work.logprobs is not None and not able.stepwise:
+        message = "logprobs: this model does not write token by token, so no token has one"
+        return Refused("invalid", message, param="logprobs")
     seconds = getattr(held.model.config, "seconds", None) if work.seconds is None else work.seconds
     if able.modality == "audio" and seconds and len(work.seeds) * seconds > LONGEST_S:
         message = (
@@ -343,6 +354,7 @@ def _check(held: "Held", work: Work) -> Refused | None:
 def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
     """Return a request's finished rows as one answer."""
     import numpy as np
+    import torch
 
     from services.questions import count_tokens
 
@@ -352,11 +364,12 @@ def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
     if modality == "audio":
         return Sounded(np.stack(made), held.model.config.sample_rate)
     texts: list[Text] = list(made)
-    asked: list[tuple[str, ...]] = [(prompt,) for prompt in work.prompts]
+    asked: list[tuple[Prompt, ...]] = [(prompt,) for prompt in work.prompts or work.prompt_tokens]
     asked += [tuple(text for _, text in dialogue) for dialogue in work.dialogues]
-    known: dict[tuple[str, ...], int] = {}
+    known: dict[tuple[Prompt, ...], int] = {}
     for one in asked:
         if one not in known:
             known[one] = sum(count_tokens(held.model, text) for text in one)
     counts = tuple(known[one] for one in asked) or (0,) * len(texts)
-    return Written(tuple(texts), counts)
+    read = {one: held.model.text_of(torch.tensor(one)) for one in set(work.prompt_tokens)}
+    return Written(tuple(texts), counts, tuple(read[one] for one in work.prompt_tokens))

@@ -4,19 +4,26 @@ Every choice carries its receipt: in the document beside its text, in a stream i
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from fastapi.responses import JSONResponse, Response
 
 from services.arms import Step
 from services.endpoints import Endpoint
-from services.errors import ApiError
+from services.errors import ApiError, invalid
 from services.exchange import Exchange, event
+from services.likely import said_of, written_of
 from services.making import Complete, Drawing
 from services.plans import PinnedStage
-from services.text_orders import COMPLETION_TOKENS, ChatOrder, CompletionOrder, TextOrder
-from services.work import Piece, Text
+from services.text_orders import (
+    COMPLETION_TOKENS,
+    MOST_ROWS,
+    ChatOrder,
+    CompletionOrder,
+    TextOrder,
+)
+from services.work import Piece, Text, Told
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -28,14 +35,38 @@ def plan_completion(order: CompletionOrder, seeds: tuple[int, ...], endpoint: En
         ApiError: 400, it completes nothing.
     """
     endpoint.plan.must("completions", endpoint.name)
+    _check_together(order)
     first = endpoint.plan.stages[0]
     room = first.max_tokens or COMPLETION_TOKENS
+    asked = [prompt for prompt in order.prompt for _ in seeds]
     return Drawing(
-        prompts=tuple(prompt for prompt in order.prompt for _ in seeds),
+        prompts=tuple(prompt for prompt in asked if isinstance(prompt, str)),
+        prompt_tokens=tuple(prompt for prompt in asked if not isinstance(prompt, str)),
         seeds=seeds * len(order.prompt),
         max_tokens=order.max_tokens or room,
+        logprobs=order.logprobs,
         **_sampling(order, first),
     )
+
+
+def _check_together(order: CompletionOrder) -> None:
+    """Refuse what fields ask for together and each alone may."""
+    if len(order.prompt) * order.count > MOST_ROWS:
+        message = (
+            f"n: prompts times n is at most {MOST_ROWS}, got {len(order.prompt)} x {order.count}"
+        )
+        raise invalid(message, "n")
+    if order.best_of not in {None, order.count}:
+        message = "best_of: no answers are thrown away; leave it out"
+        raise invalid(f"{message}, got {order.best_of} with n {order.count}", "best_of")
+    if order.echo and order.logprobs is not None:
+        message = (
+            "logprobs: they are of what is written; leave echo out, /v1/scores has a text's own"
+        )
+        raise invalid(message, "logprobs")
+    if order.echo and order.stream and not isinstance(order.prompt[0], str):
+        message = "echo: a stream repeats text, not tokens; send text, or leave stream or echo out"
+        raise invalid(message, "echo")
 
 
 def plan_turn(order: ChatOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
@@ -50,6 +81,7 @@ def plan_turn(order: ChatOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> D
         dialogues=(order.dialogue,) * len(seeds),
         seeds=seeds,
         max_tokens=order.max_completion_tokens or order.max_tokens or first.max_tokens,
+        logprobs=(order.top_logprobs or 0) if order.logprobs else None,
         **_sampling(order, first),
     )
 
@@ -69,6 +101,7 @@ class TextAnswer:
         self._order = order
         self._chats = isinstance(order, ChatOrder)
         self._begun: set[int] = set()  # rows of a stream that have sent something
+        self._told: dict[int, int] = {}  # characters of a stream's row whose tokens were told
         kind = "chatcmpl" if self._chats else "cmpl"
         self._id = f"{kind}-{exchange.request_id}"
 
@@ -77,13 +110,14 @@ class TextAnswer:
         step, complete = await self._exchange.whole()
         choices = []
         for row, text in _texts(complete):
-            words = self._echo(step, row) + text.text
+            echo = self._echo(step, row, complete)
+            words = echo + text.text
             said = {"message": {"role": "assistant", "content": words, "refusal": None}}
             choices.append(
                 {
                     "index": row,
                     **(said if self._chats else {"text": words}),
-                    "logprobs": None,
+                    "logprobs": self._logprobs(step, text.logprobs, len(echo)),
                     "finish_reason": text.reason,
                     "seed": step.drawing.seeds[row],
                     "receipt": self._receipt(step, row, words),
@@ -115,21 +149,34 @@ class TextAnswer:
 
         progress = step.progress
         if isinstance(progress, Piece):
-            if self._chats and progress.row not in self._begun:
-                yield chunk(progress.row, "")  # the role comes first
-            yield chunk(progress.row, progress.text)
+            row = progress.row
+            if self._chats and row not in self._begun:
+                yield chunk(row, "")  # the role comes first
+            start = self._told.get(row, len(self._echo(step, row)))
+            self._told[row] = start + sum(len(token.text) for token in progress.logprobs)
+            likely = self._logprobs(step, progress.logprobs, start)
+            yield chunk(row, progress.text, logprobs=likely)
             return
         assert isinstance(progress, Complete)
         for row, text in _texts(progress):
-            words = self._echo(step, row) + text.text
+            words = self._echo(step, row, progress) + text.text
             facts = {"seed": step.drawing.seeds[row], "receipt": self._receipt(step, row, words)}
             yield chunk(row, "", **{"finish_reason": text.reason, **facts})
         if self._order.usage:
             yield event({**common, "choices": [], "usage": self._usage(progress)})
 
-    def _echo(self, step: Step, row: int) -> str:
-        echoes = isinstance(self._order, CompletionOrder) and self._order.echo
-        return step.drawing.prompts[row] if echoes else ""
+    def _echo(self, step: Step, row: int, complete: Complete | None = None) -> str:
+        if not (isinstance(self._order, CompletionOrder) and self._order.echo):
+            return ""
+        if complete is not None and complete.prompts:  # of tokens; a stream has none of these
+            return complete.prompts[row]
+        return step.drawing.prompts[row]
+
+    def _logprobs(self, step: Step, tokens: Sequence[Told], start: int) -> dict[str, Any] | None:
+        """Return how likely the tokens were, the first of which begins `start` characters into the text."""
+        if step.drawing.logprobs is None:
+            return None
+        return said_of(tokens) if self._chats else written_of(tokens, start)
 
     def _receipt(self, step: Step, row: int, words: str) -> dict[str, Any]:
         digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,11 +8,11 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 
 from models.family import Family, Request, Rows
-from services.work import Pictures, Sounds, Text
+from services.work import Pictures, Sounds, Text, Told
 from services.writing import Writing
 
 FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped"]
-EACH: Final = ("seeds", "prompts", "dialogues", "low_BCHW")
+EACH: Final = ("seeds", "prompts", "prompt_tokens", "dialogues", "low_BCHW")
 """The fields of a Request that have one entry a row; rows that share a call have the others alike."""
 
 
@@ -31,6 +31,7 @@ class Wrote:
 
     row: int
     text: str
+    logprobs: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Row:
     taken: int = 0  # steps
     shown: int = 0
     ended: bool = False  # delivered, though the model would go on
+    likely: list[Told] = field(default_factory=list)  # its tokens so far, where they are asked for
 
     @property
     def over(self) -> bool:
@@ -130,7 +132,7 @@ def rows_of(
     ticket: Ticket, request: Request, previews: int, pieces: bool, stops: Sequence[str]
 ) -> list[Row]:
     """Return a request's rows."""
-    watched = pieces or bool(stops)
+    watched = pieces or bool(stops) or request.logprobs is not None
     return [
         Row(ticket, place, one(request, place), previews, pieces, Writing(stops), watched)
         for place in range(len(request.seeds))
@@ -145,6 +147,7 @@ def one(request: Request, number: int) -> Request:
         request,
         seeds=request.seeds[part],
         prompts=request.prompts[part],
+        prompt_tokens=request.prompt_tokens[part],
         dialogues=request.dialogues[part],
         low_BCHW=None if low is None else low[part],
     )
@@ -158,6 +161,7 @@ def together(requests: Sequence[Request], buckets: Sequence[int]) -> Request:
         requests[0],
         seeds=tuple(seed for request in padded for seed in request.seeds),
         prompts=tuple(prompt for request in padded for prompt in request.prompts),
+        prompt_tokens=tuple(tokens for request in padded for tokens in request.prompt_tokens),
         dialogues=tuple(record for request in padded for record in request.dialogues),
         low_BCHW=torch.cat(lows) if lows else None,
     )

@@ -3,7 +3,7 @@
 Shape letters: N samples of a request, C channels, H and W pixels, T sound samples, E numbers of an embedding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +17,8 @@ Vectors: TypeAlias = NDArray[np.float32]
 """(N, E)."""
 Dialogue: TypeAlias = tuple[tuple[str, str], ...]
 """(role, text) in their order."""
+Prompt: TypeAlias = str | tuple[int, ...]
+"""A text, or the tokens of one."""
 Reason: TypeAlias = Literal["stop", "length"]
 """Why a text ended: by itself or at a stop string, or for want of room."""
 
@@ -44,6 +46,7 @@ class Work:
     pin: Pin
     seeds: tuple[int, ...]
     prompts: tuple[str, ...] = ()  # one a seed; empty for a stage without text
+    prompt_tokens: tuple[tuple[int, ...], ...] = ()  # one a seed, in place of prompts
     dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
     steps: int | None = None
     guidance: float | None = None
@@ -54,6 +57,7 @@ class Work:
     top_k: int | None = None
     top_p: float | None = None
     stop: tuple[str, ...] = ()  # strings that end a text and are not part of it
+    logprobs: int | None = None  # of text: log p of each token and of so many likeliest ones
     pieces: bool = False  # text as it is written
     previews: int = 0  # estimates of pictures to show on the way, evenly spaced over the steps
     once: bool = (
@@ -71,11 +75,21 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """A written token: its part of the text, log p in nats, and the likeliest in its place with theirs."""
+
+    text: str
+    nats: float
+    likeliest: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """The next part of one text; a row's pieces in their order are its text."""
 
     row: int
     text: str
+    logprobs: tuple[Told, ...] = ()  # of the tokens that are shown whole now
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,7 @@ class Text:
     text: str
     tokens: int  # that were written, those of a stop string among them
     reason: Reason
+    logprobs: tuple[Told, ...] = field(default=(), compare=False)  # where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +122,8 @@ class Written:
     """All texts of a Work, in the order of its seeds."""
 
     texts: tuple[Text, ...]
-    prompt_tokens: tuple[int, ...]  # one a seed
+    prompt_tokens: tuple[int, ...]  # how many, one a seed
+    prompts: tuple[str, ...] = ()  # one a seed, as text, where they were tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +131,8 @@ class EmbedWork:
     """Texts to embed."""
 
     pin: Pin
-    texts: tuple[str, ...]
+    texts: tuple[Prompt, ...]
+    dimensions: int | None = None  # that an embedding must have; None: whatever it has
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,12 @@ A character whose bytes are not all there decodes to U+FFFD and is held back, as
 string. So a row's pieces, put together, are the text that it has when nobody watches.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
+
+from services.work import Told
 
 UNFINISHED: Final = "\ufffd"
 
@@ -16,6 +20,10 @@ class Writing:
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
         self._shown = ""
+        self._settled = 0  # characters that no token to come will change
+        self._told: deque[tuple[int, Told]] = deque()  # where a token's text ends, and the token
+        self._place = 0  # where the next of them begins
+        self.tokens = 0  # that were told
         self.stopped = False  # at a stop string
 
     @property
@@ -41,6 +49,28 @@ class Writing:
         fresh = settled[len(self._shown) :]
         self._shown = settled
         return fresh
+
+    def tell(self, text: str, token: Told) -> None:
+        """Take down how likely the newest token was, after which the text is `text`."""
+        self._settled = max(self._settled, len(text.rstrip(UNFINISHED)))
+        self._told.append((self._settled, token))
+        self.tokens += 1
+
+    def told(self, *, last: bool = False) -> tuple[Told, ...]:
+        """Return the tokens that are shown whole since the last time; put together they are what is shown.
+
+        A character is the token's that completes it. At the end what a stop string cut off is left out.
+        """
+        found, shown = [], len(self._shown)
+        while self._told:
+            end, token = self._told[0]
+            if end > shown and not (last and self._place < shown):
+                break
+            self._told.popleft()
+            end = shown if last and not self._told else min(end, shown)
+            found.append(replace(token, text=self._shown[self._place : end]))
+            self._place = end
+        return tuple(found)
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:

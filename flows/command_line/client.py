@@ -107,7 +107,10 @@ def write(model: str, prompt: str, *, chats: bool, seed: int | None = None) -> I
 
 
 def answer(
-    model: str, prompt: str, messages: Sequence[tuple[str, str]] | None = None, **rules: Any
+    model: str,
+    prompt: str | Sequence[int],
+    messages: Sequence[tuple[str, str]] | None = None,
+    **rules: Any,
 ) -> bytes:
     """Return the JSON of one text with its receipt: of a chat turn where there are messages (role, text).
 

@@ -98,7 +98,7 @@ def _again(file: Path, found: "Trace") -> "Replay":
     if found.pipeline.modality == "text":
         names = ("seed", "max_tokens", "temperature", "top_k", "top_p", "stop")
         rules = {name: getattr(asked, name) for name in names}
-        again = answer(ref, asked.prompt, asked.messages, **rules)
+        again = answer(ref, asked.prompt_tokens or asked.prompt, asked.messages, **rules)
         return tracing.compare_texts(found, again, where=through)
     if found.pipeline.modality == "audio":
         more = {name: getattr(asked, name) for name in ("seconds", "temperature", "top_k", "top_p")}

@@ -89,6 +89,7 @@ class Pipeline(BaseModel):
     vocabulary: tuple[str, ...]
     image_size: tuple[int, int] | None = None  # width, height
     sample_rate: int | None = None  # Hz, of sound
+    tokenizer: dict[str, str | int] | None = None  # of text: kind, tokens, sha256 of its document
     sample: float = 0.0  # share of the answers that the gateway keeps, see flows.drift
     try_prompts: tuple[str, ...] = ()
 
@@ -113,6 +114,13 @@ def interface(config: dict[str, Any]) -> tuple[Accepts, Gives]:
         Accepts(prompt=able.condition, picture=(channels, low, low) if low else None),
         Gives(picture=(channels, size, size)),
     )
+
+
+def facts_of_tokenizer(config: dict[str, Any]) -> dict[str, str | int]:
+    """Return which tokenizer a model of text with this config.json reads by."""
+    from models.parts.tokens import tokenizer
+
+    return tokenizer(_fresh(config).config.tokenizer).facts
 
 
 def abilities(config: dict[str, Any]) -> tuple[Ability, ...]:

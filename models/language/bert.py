@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Record, Request
+from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request
 from models.language.texts import check_roles
 from models.parts.attention import EncoderLayer
 from models.parts.draws import asked, drawn
@@ -250,12 +250,12 @@ class BERT(Family):
         Raises:
             ValueError: prompts are missing, too long, of more than two lines or without a blank.
         """
-        if not request.prompts:
+        if not request.texts:
             raise ValueError(
                 f"this model fills in blanks: give one prompt a seed, with {BLANK} in it"
             )
-        device, count = self.token.weight.device, len(request.prompts)
-        tokens_BT, segment_BT = (x.to(device) for x in self._read(request.prompts))
+        device, count = self.token.weight.device, len(request.texts)
+        tokens_BT, segment_BT = (x.to(device) for x in self._read(request.texts))
         if not (tokens_BT == MASK).any(1).all():
             raise ValueError(f"every prompt needs a blank, written {BLANK}")
         u_BT = uniforms(request.seeds, (self.config.max_tokens,), device)
@@ -277,24 +277,35 @@ class BERT(Family):
         after_BT = torch.arange(tokens_BT.shape[1] - 1, device=tokens_BT.device) >= length_B1
         return tokens_BT[:, 1:].masked_fill(after_BT, -1)
 
-    def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return tokens and segments (B, max_tokens) of texts of one line or two, a <mask> for every blank."""
+    def _read(self, texts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Return tokens and segments (B, max_tokens) of texts of one line or two, a <mask> for every blank.
+
+        Tokens are one line, without blanks.
+        """
         rows, segments, most = [], [], self.config.max_tokens
         for text in texts:
-            lines = [line for line in text.splitlines() if line.strip()]
-            if not 1 <= len(lines) <= 2:
-                raise ValueError(f"bert reads one line or two, got {len(lines)} in {text[:40]!r}")
+            found = self._lines(text)
+            if not 1 <= len(found) <= 2:
+                raise ValueError(
+                    f"bert reads one line or two, got {len(found)} in {str(text)[:40]!r}"
+                )
             row, segment = [CLS], [0]
-            for number, line in enumerate(lines):
-                row += [*self._blanked(line), SEP]
+            for number, line in enumerate(found):
+                row += [*line, SEP]
                 segment += [number] * (len(row) - len(segment))
             if len(row) > most:
                 raise ValueError(
-                    f"the text {text[:40]!r} has {len(row)} tokens with its control tokens, at most {most} fit"
+                    f"the text {str(text)[:40]!r} has {len(row)} tokens with its control tokens, at most {most} fit"
                 )
             rows.append(row)
             segments.append(segment)
         return padded(rows, most), padded(segments, most)
+
+    def _lines(self, text: Prompt) -> list[list[int]]:
+        """Return the tokens of each line."""
+        if isinstance(text, str):
+            return [self._blanked(line) for line in text.splitlines() if line.strip()]
+        return [self._tokenizer.encode(text)] if text else []
 
     def _blanked(self, line: str) -> list[int]:
         """Return a line's tokens, <mask> for every blank, which takes a space before it along where a word does."""
@@ -321,7 +332,7 @@ class BERT(Family):
         return "\n".join(self._tokenizer.decode(line) for line in lines)
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> Tensor:
+    def embed(self, texts: Sequence[Prompt]) -> Tensor:
         """Return (B, E) of length 1: the mean of the last states of a text's tokens, control tokens left out.
 
         Not the pooler's: that was learned to tell whether a sentence follows, and knows little else.

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
 from models.language import texts
-from models.parts.draws import asked, drawn, uniform
+from models.parts.draws import asked, drawn, silent, told, uniform
 from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
 
 SLOTS: Final = 64  # a cache has a multiple of them: a CPU then rounds alike whatever its length
@@ -284,8 +284,10 @@ class GPT(Family):
         if self.config.learns == "documents":
             if request.dialogues:
                 raise ValueError("this model learned documents and does not chat: give prompts")
-            prompts = request.prompts or ("",) * len(request.seeds)
+            prompts = request.texts or ("",) * len(request.seeds)
             return [[EOS, *one] for one in words.encode_all(prompts)]
+        if request.prompt_tokens:
+            raise ValueError("this model answers dialogues: send text, not tokens")
         told = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
         if not told:
             raise ValueError("this model answers: give one prompt or dialogue a seed")
@@ -327,6 +329,8 @@ class GPT(Family):
             "temperature": temperature_B,
             "top_k": top_k_B,
             "top_p": top_p_B,
+            "tells": torch.full((count,), request.logprobs is not None),
+            **silent(count, self.tokens.num_embeddings),
         }
 
     def _memory(self, keys: Tensor, values: Tensor, place_BT: Tensor) -> Memory:
@@ -370,6 +374,7 @@ class GPT(Family):
             "position": rows["position"] + live_B,
             "count": rows["count"] + writes_B,
             "ended": rows["ended"] | (live_B & (token_B == EOS)),
+            **told(rows, logits_BV, token_B),
         }
 
     def preview(self, rows: Rows) -> Tensor:

@@ -69,7 +69,7 @@ def dialogues(records: Sequence[Record], words: Tokenizer, context: int) -> dict
     _some(records)
     rows = []
     for number, record in enumerate(records):
-        turns = _turns(record, f"record {number}", "assistant", words)
+        turns = _turns(record, f"record {number}", words)
         first = 1 + (record[0][0] == "system")
         while sum(map(len, turns)) > context + 1 and len(turns) >= first + 4:
             del turns[first : first + 2]
@@ -94,24 +94,41 @@ def dialogues(records: Sequence[Record], words: Tokenizer, context: int) -> dict
 def question(record: Record, name: str, words: Tokenizer) -> list[int]:
     """Return the tokens of a dialogue that waits for an answer, `<assistant>` last.
 
+    Turns may come in any order, for whoever asks knows why. A last turn of the assistant's is one that it is to go on
+    with, so nothing follows it.
+
     Raises:
-        ValueError: it is no dialogue, or does not end with the user; the message begins with `name`.
+        ValueError: there are no turns, or one of another role; the message begins with `name`.
     """
-    return [*chain.from_iterable(_turns(record, name, "user", words)), ASSISTANT]
+    odd = next((role for role, _ in record if role not in SIGN), None)
+    if odd is not None or not record:
+        raise ValueError(f"{name} has turns of {', '.join(SIGN)}; got {odd or 'none'}")
+    told = _signed(record, words)
+    return [*chain.from_iterable(told[:-1]), *_open(told[-1])]
 
 
-def _turns(record: Record, name: str, last: str, words: Tokenizer) -> list[list[int]]:
+def _open(turn: list[int]) -> list[int]:
+    """Return a last turn's tokens, ready for what the assistant writes after them."""
+    return turn[:-1] if turn[0] == ASSISTANT else [*turn, ASSISTANT]
+
+
+def _turns(record: Record, name: str, words: Tokenizer) -> list[list[int]]:
     roles = [role for role, _ in record]
     exchanges = roles[roles[:1] == ["system"] :]
     in_turn = [("user", "assistant")[place % 2] for place in range(len(exchanges))]
-    if not exchanges or exchanges != in_turn or exchanges[-1] != last:
+    if not exchanges or exchanges != in_turn or exchanges[-1] != "assistant":
         raise ValueError(
-            f"{name} must be user and assistant in turn, perhaps after system, and end with {last};"
+            f"{name} must be user and assistant in turn, perhaps after system, and end with assistant;"
             f" got {', '.join(roles) or 'nothing'}"
         )
+    return _signed(record, words)
+
+
+def _signed(record: Record, words: Tokenizer) -> list[list[int]]:
+    """Return `<bos>` and every turn's tokens: its role's sign, its text and, of the assistant's, `<eos>`."""
     found = words.encode_all([text for _, text in record])
-    ends = [[EOS] if role == "assistant" else [] for role in roles]
-    told = zip(roles, found, ends, strict=True)
+    ends = [[EOS] if role == "assistant" else [] for role, _ in record]
+    told = zip([role for role, _ in record], found, ends, strict=True)
     return [[BOS], *([SIGN[role], *text, *end] for role, text, end in told)]
 
 

@@ -22,7 +22,7 @@ from models.family import Batch, Capabilities, Family, Losses, Record, Request, 
 from models.language.beams import search as beams_search
 from models.language.texts import check_roles
 from models.parts.attention import Attention, EncoderLayer, FeedForward
-from models.parts.draws import asked, drawn
+from models.parts.draws import asked, drawn, silent, told
 from models.parts.levels import uniforms
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, padded, tokenizer
 
@@ -271,16 +271,16 @@ class Transformer(Family):
 
     def _sources(self, request: Request) -> Tensor:
         """Return the prompts' tokens (N, max_source)."""
-        if not request.prompts:
+        if not request.texts:
             raise ValueError(
                 "this model writes what a source text stands for: give one prompt a seed"
             )
         most = self.config.max_source
-        sources = [[*one, EOS] for one in self._tokenizer.encode_all(request.prompts)]
-        for prompt, source in zip(request.prompts, sources, strict=True):
+        sources = [[*one, EOS] for one in self._tokenizer.encode_all(request.texts)]
+        for prompt, source in zip(request.texts, sources, strict=True):
             if len(source) > most:
                 raise ValueError(
-                    f"the prompt {prompt[:40]!r} has {len(source) - 1} tokens, at most {most - 1} fit"
+                    f"the prompt {str(prompt)[:40]!r} has {len(source) - 1} tokens, at most {most - 1} fit"
                 )
         return padded(sources, most).to(self.embedding.weight.device)
 
@@ -300,6 +300,8 @@ class Transformer(Family):
             "index": torch.zeros(count, dtype=torch.long),
             "limit": torch.full((count,), min(limit, config.max_target)),
             "ended": torch.zeros(count, dtype=torch.bool),
+            "tells": torch.full((count,), request.logprobs is not None),
+            **silent(count, self.embedding.num_embeddings),
         }
 
     def _layers(self) -> list[DecoderLayer]:
@@ -323,6 +325,7 @@ class Transformer(Family):
             "kept": torch.where(live[:, None, None, None, None], kept, rows["kept"]),
             "index": rows["index"] + live_N,
             "ended": rows["ended"] | (live_N & ends_N.cpu()),
+            **told(rows, logits_NK, token_N),
         }
 
     def next_logits(self, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,16 @@
 """Drawing a token from its logits: by temperature, from the k likeliest, from the likeliest of a joint probability p.
 
-Shape letters: B rows, V tokens of the vocabulary.
+And telling how likely it was. Shape letters: B rows, V tokens of the vocabulary, K of the likeliest.
 """
+
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from models.family import Request, mixed
+from models.family import Request, Rows, mixed
+
+MOST_TOLD: Final = 20  # likeliest tokens
 
 
 def uniform(seed: int, position: int) -> float:
@@ -35,6 +39,30 @@ def drawn(
     place_B = place_B.minimum((kept_BV > 0).sum(1) - 1)  # whatever rounding leaves of u
     token_B: Tensor = order_BV.gather(1, place_B[:, None])[:, 0]
     return token_B
+
+
+def silent(count: int, size: int) -> Rows:
+    """Return the part of `count` rows that `told` fills in, of a vocabulary of `size` tokens."""
+    most = min(MOST_TOLD, size)
+    return {
+        "nats": torch.zeros(count),
+        "likeliest": torch.zeros(count, most, dtype=torch.long),
+        "likeliest_nats": torch.zeros(count, most),
+    }
+
+
+def told(rows: Rows, logits_BV: Tensor, token_B: Tensor) -> Rows:
+    """Return log p of the tokens just drawn and the likeliest ones (B, K), in nats, where any row has `tells`.
+
+    That is of all tokens, at temperature 1, before top_k and top_p: the distribution that likelihoods are of.
+    """
+    if not rows["tells"].any():
+        return {}
+    nats_BV = logits_BV.float().log_softmax(1)
+    nats_BK, likeliest_BK = nats_BV.topk(rows["likeliest"].shape[1], 1)
+    nats_B = nats_BV.gather(1, token_B.to(nats_BV.device)[:, None])[:, 0]
+    found = {"nats": nats_B, "likeliest": likeliest_BK, "likeliest_nats": nats_BK}
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def asked(request: Request, default: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

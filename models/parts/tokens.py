@@ -4,6 +4,7 @@ The dataset brings it (fact `tokenizer`), trained on its training split. The fir
 `CONTROL`, in that order; text that spells one, like "<user>", is ordinary text and never becomes it.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -13,6 +14,8 @@ import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Trained
 from torch import Tensor
+
+from models.family import Prompt
 
 CONTROL: Final = (
     *("<pad>", "<unk>", "<bos>", "<eos>", "<sep>", "<cls>", "<mask>"),
@@ -30,8 +33,9 @@ class Tokenizer:
 
     def __init__(self, document: str) -> None:
         try:
-            added = json.loads(document)["added_tokens"]
-            first = tuple(token["content"] for token in added[: len(CONTROL)])
+            parsed = json.loads(document)
+            self.kind: Final[str] = parsed["model"]["type"]  # "WordLevel", "BPE"
+            first = tuple(token["content"] for token in parsed["added_tokens"][: len(CONTROL)])
         except (ValueError, LookupError, TypeError):
             raise ValueError(f"no tokenizers document: {document[:40]!r}") from None
         if first != CONTROL:
@@ -39,20 +43,50 @@ class Tokenizer:
         self._trained = Trained.from_str(document)
         self._trained.encode_special_tokens = True  # as ordinary text
         self.size: Final = self._trained.get_vocab_size()
+        self.sha256: Final = hashlib.sha256(document.encode()).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """Return the text's tokens, none of them a control token but <unk>."""
+    def encode(self, text: Prompt) -> list[int]:
+        """Return the text's tokens, none of them a control token but <unk>; tokens are what they are.
+
+        Raises:
+            ValueError: a token is not one of this tokenizer's, or is a control token.
+        """
         return self.encode_all([text])[0]
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return every text's tokens."""
-        found = self._trained.encode_batch(list(texts), add_special_tokens=False)
-        return [[_ordinary(token) for token in one.ids] for one in found]
+    def encode_all(self, texts: Sequence[Prompt]) -> list[list[int]]:
+        """Return every text's tokens; errors as in `encode`."""
+        words = [text for text in texts if isinstance(text, str)]
+        found = iter(self._trained.encode_batch(words, add_special_tokens=False))
+        return [
+            [_ordinary(token) for token in next(found).ids]
+            if isinstance(text, str)
+            else self._known(text)
+            for text in texts
+        ]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of the tokens; control tokens and negative numbers are left out."""
         found: str = self._trained.decode([one for one in tokens if one >= len(CONTROL)])
         return found
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What tells it from others, for whoever sends tokens: its kind, tokens and the document's digest."""
+        return {"kind": self.kind, "tokens": self.size, "sha256": self.sha256}
+
+    def spelled(self, token: int) -> str:
+        """Return a token as it stands in the vocabulary, a control token too."""
+        return str(self._trained.id_to_token(token))
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        for token in tokens:
+            if not len(CONTROL) <= token < self.size:
+                raise ValueError(
+                    f"token {token} is none of this model's, which are {len(CONTROL)} to {self.size - 1}"
+                    f" of its own {self.kind} tokenizer (sha256 {self.sha256[:16]}): send text,"
+                    " or tokens of that one"
+                )
+        return list(tokens)
 
 
 def _ordinary(token: int) -> int:

@@ -138,8 +138,15 @@ def test_requests_that_mean_nothing_are_refused() -> None:
         (chat, Request(seeds=(1,)), "this model answers: give one prompt or dialogue a seed"),
         (
             chat,
-            Request(seeds=(1,), dialogues=(dialogue("a", "b"),)),
-            "dialogue 0 must be .* end with user; got",
+            Request(seeds=(1,), dialogues=((("tool", "a"),),)),
+            "dialogue 0 has turns of system, user, assistant; got tool",
+        ),
+        (chat, Request(seeds=(1,), prompt_tokens=((10,),)), "send text, not tokens"),
+        (model, Request(seeds=(1,), prompt_tokens=((3,),)), "token 3 is none of this model's"),
+        (
+            model,
+            Request(seeds=(1,), prompt_tokens=((100_257,),)),
+            r"which are 10 to .* of its own WordLevel tokenizer \(sha256 [0-9a-f]{16}\)",
         ),
         (model, Request(seeds=(1,), temperature=-1), "temperature must be in 0..100, got -1"),
         (

@@ -12,7 +12,7 @@ from models.family import Request, Rows
 from models.parts.draws import drawn, uniform
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, tokenizer
-from tests.models.gpt_kit import gpt
+from tests.models.gpt_kit import dialogue, gpt
 
 
 def test_top_p_keeps_the_smallest_set_that_has_the_probability() -> None:
@@ -239,3 +239,39 @@ def test_the_text_ends_with_the_context() -> None:
         ValueError, match=r"a prompt has 33 tokens, but this model sees 32: shorten it"
     ):
         model.sample(Request(seeds=(1,), prompts=("a" * 32,)))
+
+
+def test_a_row_tells_how_likely_its_tokens_were_as_the_whole_text_has_it() -> None:
+    model = gpt()
+    request = Request(seeds=(1, 2), prompts=("abc", "d"), temperature=0.5, logprobs=3)
+    rows, told = model.begin(request), []
+    for _ in range(6):
+        rows = model.step(rows)
+        told.append({name: rows[name] for name in ("nats", "likeliest", "likeliest_nats")})
+    for row, prompt in enumerate(request.prompts):
+        read = tokenizer(model.config.tokenizer).encode(prompt)
+        written = model.preview(rows)[row].tolist()[:6]
+        tokens = torch.tensor([[EOS, *read, *written]])
+        with torch.no_grad():
+            nats_TV = model.logits(tokens)[0, len(read) : -1].log_softmax(1)
+        for step, token in enumerate(written):
+            expected = nats_TV[step].topk(20)
+            found = {name: value[row] for name, value in told[step].items()}
+            torch.testing.assert_close(found["nats"], nats_TV[step, token], rtol=0, atol=1e-4)
+            torch.testing.assert_close(found["likeliest_nats"], expected.values, rtol=0, atol=1e-4)
+            assert torch.equal(found["likeliest"][:3], expected.indices[:3])
+
+
+def test_tokens_as_a_prompt_are_read_as_its_text_is() -> None:
+    model = gpt()
+    ids = tuple(tokenizer(model.config.tokenizer).encode("abc d"))
+    by_text = model.sample(Request(seeds=(4,), prompts=("abc d",)))
+    assert torch.equal(model.sample(Request(seeds=(4,), prompt_tokens=(ids,))), by_text)
+
+
+def test_a_last_turn_of_the_assistants_is_gone_on_with() -> None:
+    model = gpt(learns="dialogues")
+    whole = model.sample(Request(seeds=(3,), dialogues=(dialogue("ab"),), max_tokens=12))
+    half = model.text_of(whole[0, :5])
+    more = model.sample(Request(seeds=(3,), dialogues=(dialogue("ab", half),), max_tokens=7))
+    assert half + model.text_of(more[0]) == model.text_of(whole[0])

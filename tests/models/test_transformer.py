@@ -115,6 +115,20 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole(seed: int) -> None:
         rows = model.step(rows)
 
 
+def test_a_row_tells_how_likely_its_tokens_were_and_the_text_is_as_likely() -> None:
+    model = transformer(max_target=8)
+    request = Request(seeds=(5,), prompts=SOURCES[:1], temperature=1.0, logprobs=0)
+    rows, nats = model.begin(request), 0.0
+    while not model.done(rows).all():
+        rows = model.step(rows)
+        nats += float(rows["nats"][0])
+    written = [t for t in model.finish(rows)[0].tolist() if t >= 0]
+    target = [BOS, *written, *([EOS] if bool(rows["ended"][0]) else [])]
+    source = model.examples([(("source", SOURCES[0]), ("target", "a"))])["source"]
+    batch = {"source": source, "target": torch.tensor([target])}
+    assert float(model.log_prob(batch)) == pytest.approx(nats, rel=1e-4)
+
+
 def test_rows_join_and_part_at_any_step_and_finished_rows_stay() -> None:
     model = transformer(max_target=8)
     request = Request(seeds=(5, 6, 7), prompts=SOURCES, temperature=1.0)

@@ -19,6 +19,7 @@ from infra import receipts
 from models.autoregressive.nade import NADE
 from models.family import Request
 from models.language.gpt import GPT
+from models.parts.tokens import tokenizer
 from services.rollout import look
 from services.work import Text
 from tests.services.toys import TOYS, Reader, Voice
@@ -139,6 +140,8 @@ def test_without_a_format_it_is_a_wav_and_the_seed_decides(served: Any, ask: Ask
         (EMBEDDINGS, {"model": "prose", "input": "a"}, (400, "unsupported_capability", "model")),
         (EMBEDDINGS, {"model": "reader", "input": []}, (400, "invalid_value", "input")),
         (EMBEDDINGS, {"model": "reader", "input": [[1]]}, (400, "invalid_value", "input")),
+        (EMBEDDINGS, {"model": "reader", "input": [9906, 1917]}, (400, "invalid_value", "input")),
+        (EMBEDDINGS, {"model": "reader", "input": ["a"] * 2049}, (400, "invalid_value", "input")),
         (EMBEDDINGS, {"model": "reader", "input": "a" * 101}, (400, "invalid_value", "input")),
         (
             EMBEDDINGS,
@@ -159,7 +162,7 @@ def test_without_a_format_it_is_a_wav_and_the_seed_decides(served: Any, ask: Ask
             {"model": "voice", "prompt": "low" + "!" * 998},
             (400, "invalid_value", "prompt"),
         ),
-        (SAMPLES, {"model": "bits", "n": 2, "seed": 2**53 - 1}, (400, "invalid_value", "seed")),
+        (SAMPLES, {"model": "bits", "seed": 2**63}, (400, "integer_above_max_value", "seed")),
         (SAMPLES, {"model": "bits", "size": "8x8"}, (400, "unknown_parameter", "size")),
         (SCORES, {"model": "reader", "input": "a"}, (400, "unsupported_capability", "model")),
         (SCORES, {"model": "bits", "input": "a"}, (400, "invalid_value", "input")),
@@ -195,6 +198,26 @@ def test_embeddings_are_the_models_own_in_both_encodings(served: Any, ask: Ask) 
         np.testing.assert_allclose(np.frombuffer(raw, "<f4"), numbers, rtol=1e-6)
     assert plain["usage"] == {"prompt_tokens": 6 * 26, "total_tokens": 6 * 26}
     assert [entry["index"] for entry in plain["data"]] == list(range(26))
+
+
+def test_two_thousand_inputs_as_tokens_are_embedded_as_their_texts(served: Any, ask: Ask) -> None:
+    words = tokenizer(Reader.presets["tiny"].tokenizer)
+    texts = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"] * 20 + [
+        "z"
+    ] * 48
+    by_text, by_token = (
+        ask(served, "POST", EMBEDDINGS, json={"model": "reader", "input": inputs}).json()
+        for inputs in (texts, words.encode_all(texts))
+    )
+    assert len(by_text["data"]) == 2048
+    assert by_text == by_token
+
+
+def test_another_number_of_dimensions_is_refused_with_the_models_own(served: Any, ask: Ask) -> None:
+    body = {"model": "reader", "input": "a", "dimensions": 4}
+    told = ask(served, "POST", EMBEDDINGS, json=body).json()["error"]["message"]
+    assert "gives 8 numbers a text; send 8 or leave it out, got 4" in told
+    assert ask(served, "POST", EMBEDDINGS, json={**body, "dimensions": 8}).status_code == 200
 
 
 def test_samples_of_each_modality_come_with_their_type_and_receipt(served: Any, ask: Ask) -> None:

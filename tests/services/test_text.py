@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -16,25 +15,15 @@ from hypothesis import strategies as st
 from infra import receipts
 from models.family import Request
 from models.language.gpt import GPT
-from models.parts.tokens import CONTROL, of_signs
+from models.parts.tokens import CONTROL, tokenizer
 from services.engine import Engine
+from services.text_orders import ChatOrder, CompletionOrder
 from services.tickets import Failed, Finished, Wrote
 from services.trial import agreeing
 from services.work import Piece, Pin, Text, Work
+from tests.services.text_kit import CHAT, COMPLETIONS, SIGNS, events, gpt, said, wrote
 
 Ask = Callable[..., httpx.Response]
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-SIGNS = "abcdefgh .é😀"
-
-
-def gpt(learns: Any = "documents", seed: int = 0) -> GPT:
-    torch.manual_seed(seed)
-    config = replace(GPT.presets["tiny"], tokenizer=of_signs(SIGNS), learns=learns)
-    model = GPT(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +38,6 @@ def served(workshop: Any) -> Iterator[Any]:
     yield workshop.gateway(generate, upscale)
     generate.close()
     upscale.close()
-
-
-def wrote(**changes: Any) -> dict[str, Any]:
-    return {"model": "writer", "prompt": "abc", "seed": 3, "max_tokens": 12, **changes}
-
-
-def said(**changes: Any) -> dict[str, Any]:
-    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "bad cafe"}]
-    return {"model": "talker", "messages": turns, "seed": 3, "max_tokens": 10, **changes}
-
-
-def events(answer: httpx.Response) -> list[Any]:
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def error(answer: httpx.Response) -> tuple[int, Any, Any]:
@@ -158,18 +131,29 @@ def test_temperature_zero_makes_seeds_alike(served: Any, ask: Ask) -> None:
     assert len({choice["text"] for choice in answer["choices"]}) == 1
 
 
+SHOWN = {"role": "user", "content": [{"type": "image_url"}]}
+CALLED = {"role": "assistant", "tool_calls": [{"id": "a"}]}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "expected"),
     [
         (COMPLETIONS, wrote(prompt=[1, 2]), (400, "invalid_value", "prompt")),
+        (COMPLETIONS, wrote(prompt=[10, 100_257]), (400, "invalid_value", "prompt")),
+        (COMPLETIONS, wrote(prompt=[True]), (400, "invalid_value", "prompt")),
+        (COMPLETIONS, wrote(prompt=["a", [10]]), (400, "invalid_value", "prompt")),
+        (COMPLETIONS, wrote(prompt=[[]]), (400, "invalid_value", "prompt")),
         (COMPLETIONS, wrote(prompt="a" * 40), (400, "invalid_value", "prompt")),
-        (COMPLETIONS, wrote(n=17), (400, "integer_above_max_value", "n")),
-        (COMPLETIONS, wrote(prompt=["a"] * 32, n=4), (400, "invalid_value", "n")),
+        (COMPLETIONS, wrote(n=129), (400, "integer_above_max_value", "n")),
+        (COMPLETIONS, wrote(prompt=["a"] * 32, n=5), (400, "invalid_value", "n")),
         (COMPLETIONS, wrote(stop=["a"] * 5), (400, "invalid_value", "stop")),
         (COMPLETIONS, wrote(stop=""), (400, "invalid_value", "stop")),
-        (COMPLETIONS, wrote(logprobs=2), (400, "invalid_value", "logprobs")),
+        (COMPLETIONS, wrote(logprobs=21), (400, "integer_above_max_value", "logprobs")),
+        (COMPLETIONS, wrote(logprobs=2, echo=True), (400, "invalid_value", "logprobs")),
+        (COMPLETIONS, wrote(prompt=[10], echo=True, stream=True), (400, "invalid_value", "echo")),
+        (COMPLETIONS, wrote(suffix="a"), (400, "unsupported_value", "suffix")),
         (COMPLETIONS, wrote(best_of=3), (400, "invalid_value", "best_of")),
-        (COMPLETIONS, wrote(frequency_penalty=0.5), (400, "integer_above_max_value", "frequency_penalty")),
+        (COMPLETIONS, wrote(frequency_penalty=0.5), (400, "unsupported_value", "frequency_penalty")),
         (COMPLETIONS, wrote(temperature=2.5), (400, "integer_above_max_value", "temperature")),
         (COMPLETIONS, wrote(max_tokens=0), (400, "integer_below_min_value", "max_tokens")),
         (COMPLETIONS, wrote(stream_options={}), (400, "invalid_value", "stream_options")),
@@ -179,11 +163,16 @@ def test_temperature_zero_makes_seeds_alike(served: Any, ask: Ask) -> None:
         (COMPLETIONS, wrote(model="broken-writer"), (500, "not_finite", None)),
         (CHAT, said(model="writer"), (400, "unsupported_capability", "model")),
         (CHAT, said(messages=[]), (400, "invalid_value", "messages")),
-        (CHAT, said(messages=[{"role": "user"}]), (400, "missing_required_parameter", "messages.0.content")),
+        (CHAT, said(messages=[{"content": "a"}]), (400, "missing_required_parameter", "messages.0.role")),
+        (CHAT, said(messages=[SHOWN]), (400, "invalid_value", "messages.0.content")),
+        (CHAT, said(messages=[CALLED]), (400, "unsupported_value", "messages.0.tool_calls")),
         (CHAT, said(messages=[{"role": "tool", "content": ""}]), (400, "invalid_value", "messages.0.role")),
-        (CHAT, said(messages=[{"role": "assistant", "content": "a"}]), (400, "invalid_value", "messages")),
-        (CHAT, said(tools=[{"type": "function"}]), (400, "invalid_value", "tools")),
-        (CHAT, said(response_format={"type": "json_object"}), (400, "invalid_value", "response_format")),
+        (CHAT, said(tools=[{"type": "function"}]), (400, "unsupported_value", "tools")),
+        (CHAT, said(tool_choice="required"), (400, "unsupported_value", "tool_choice")),
+        (CHAT, said(tool_choice=False), (400, "unsupported_value", "tool_choice")),
+        (CHAT, said(response_format={"type": "json_object"}), (400, "unsupported_value", "response_format")),
+        (CHAT, said(top_logprobs=2), (400, "invalid_value", "top_logprobs")),
+        (CHAT, said(max_completion_tokens=4), (400, "invalid_value", "max_tokens")),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(served: Any, ask: Ask, path: str, body: Any, expected: Any) -> None:
@@ -196,7 +185,59 @@ def test_harmless_fields_of_openais_are_taken(served: Any, ask: Ask) -> None:
     )
     assert ask(served, "POST", COMPLETIONS, json=body).status_code == 200
     body = said(response_format={"type": "text"}, tools=[], store=False, metadata={"a": "b"})
+    body.update(tool_choice="auto", reasoning_effort="low", verbosity="low", seed=-5, user="me")
     assert ask(served, "POST", CHAT, json=body).status_code == 200
+    optional = ChatOrder.model_fields.keys() - {"model", "messages"}
+    nulls = said(**dict.fromkeys(optional))
+    assert ask(served, "POST", CHAT, json=nulls).status_code == 200
+    optional = CompletionOrder.model_fields.keys() - {"model", "prompt"}
+    nulls = wrote(**dict.fromkeys(optional), prompt=None)
+    assert ask(served, "POST", COMPLETIONS, json=nulls).status_code == 200
+
+
+def test_a_dialogue_may_have_any_turns_and_its_last_is_gone_on_with(served: Any, ask: Ask) -> None:
+    user, developer = {"role": "user", "content": "bad"}, {"role": "developer", "content": "a"}
+    system = {"role": "system", "content": "a"}
+    answers = [
+        ask(served, "POST", CHAT, json=said(messages=messages)).json()["choices"][0]["message"]
+        for messages in ([developer, user], [system, user], [system, {**user, "name": "me"}])
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    asked = [system, user, {"role": "assistant", "content": answers[0]["content"][:4]}]
+    more = ask(served, "POST", CHAT, json=said(messages=asked, max_tokens=6)).json()["choices"][0]
+    assert asked[2]["content"] + more["message"]["content"] == answers[0]["content"]
+    called = {"role": "assistant", "content": None, "tool_calls": [], "refusal": None}
+    for odd in ([system], [user, user], [called, user], [user, called]):
+        assert ask(served, "POST", CHAT, json=said(messages=odd)).status_code == 200
+
+
+def test_what_is_not_there_is_named_in_a_sentence(served: Any, ask: Ask) -> None:
+    asked = said(tools=[{"type": "function", "function": {"name": "f"}}])
+    told = ask(served, "POST", CHAT, json=asked).json()["error"]
+    assert told["message"] == "tools: there are no tools here; leave it out"
+    asked = said(response_format={"type": "json_schema", "json_schema": {"name": "a"}})
+    told = ask(served, "POST", CHAT, json=asked).json()["error"]["message"]
+    assert told.startswith("response_format: there are no formats but text (no json_schema,")
+
+
+def test_tokens_are_a_prompt_as_their_text_is(served: Any, ask: Ask) -> None:
+    ids = tokenizer(gpt().config.tokenizer).encode("abc")
+    by_text = ask(served, "POST", COMPLETIONS, json=wrote(echo=True)).json()
+    for prompt in (ids, [ids]):
+        answer = ask(served, "POST", COMPLETIONS, json=wrote(prompt=prompt, echo=True)).json()
+        assert answer["choices"][0]["text"] == by_text["choices"][0]["text"]
+        assert answer["usage"] == by_text["usage"]
+        assert answer["choices"][0]["receipt"]["prompt_tokens"] == ids
+    both = ask(served, "POST", COMPLETIONS, json=wrote(prompt=[ids, ids[:2]], n=2)).json()
+    assert [choice["seed"] for choice in both["choices"]] == [3, 4, 3, 4]
+    told = ask(served, "POST", COMPLETIONS, json=wrote(prompt=[ids[0], 100_257])).json()["error"]
+    assert "token 100257 is none of this model's" in told["message"]
+    assert tokenizer(gpt().config.tokenizer).sha256[:16] in told["message"]
+
+
+def test_n_goes_to_the_specs_bound(served: Any, ask: Ask) -> None:
+    answer = ask(served, "POST", COMPLETIONS, json=wrote(n=128, max_tokens=1)).json()
+    assert len(answer["choices"]) == 128
 
 
 def test_a_refusal_says_what_the_model_can_do(served: Any, ask: Ask) -> None:
@@ -205,6 +246,8 @@ def test_a_refusal_says_what_the_model_can_do(served: Any, ask: Ask) -> None:
     card = ask(served, "GET", "/v1/models/writer").json()
     assert card["capabilities"] == ["completions", "samples", "scores"]
     assert (card["modality"], card["max_tokens"], card["temperature"]) == ("text", 12, 0.9)
+    words = tokenizer(gpt().config.tokenizer)
+    assert card["tokenizer"] == {"kind": "WordLevel", "tokens": words.size, "sha256": words.sha256}
 
 
 class Inbox:

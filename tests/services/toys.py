@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.family import Batch, Capabilities, Family, Losses, Record, Request, seeded_noise
+from models.family import (
+    Batch,
+    Capabilities,
+    Family,
+    Losses,
+    Prompt,
+    Record,
+    Request,
+    seeded_noise,
+)
 from models.parts import words
 from models.parts.tokens import of_signs, tokenizer
 
@@ -85,7 +94,7 @@ class Reader(Family):
     def sample(self, request: Request) -> Tensor:  # noqa: ARG002 - writes nothing
         raise ValueError("this model writes nothing")
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
+    def embed(self, texts: Sequence[Prompt]) -> Tensor:
         read = tokenizer(self.config.tokenizer)
         if any(len(text) > 100 for text in texts):
             raise ValueError("a text has more than the 100 characters that this model reads")
@@ -111,7 +120,8 @@ def described(model: Any) -> dict[str, Any]:
         "audio": {"abilities": ["speech", "scores", "samples"], "sample_rate": 8000},
         "text": {
             "abilities": [
-                *(["completions", "samples"] if able.stepwise else []),
+                *(["completions"] if able.condition == "text" else []),
+                *(["samples"] if able.stepwise else []),
                 *(["chat"] if able.chats else []),
                 *(["embeddings"] if able.embeds else []),
                 *(["scores"] if able.likelihood else []),
@@ -122,4 +132,6 @@ def described(model: Any) -> dict[str, Any]:
             "image_size": [getattr(model.config, "image_size", 0)] * 2,
         },
     }
-    return {"modality": able.modality, **known[able.modality]}
+    words = getattr(model.config, "tokenizer", "")
+    tokens = tokenizer(words).facts if words else None
+    return {"modality": able.modality, "tokenizer": tokens, **known[able.modality]}
