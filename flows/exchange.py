@@ -24,10 +24,9 @@ from flows.judging.gate import Evaluation
 from flows.judging.pipeline import Pipeline
 from flows.recipe import Recipe
 from flows.tracing import imported_rows
-from flows.workshop import actor, ledger, registry
+from flows.workshop import actor, ledger, registry, signing
 from infra.registry import PUBLISHABLE, Version
 from infra.settings import settings
-from infra.signing import Signing
 from infra.storage import IntegrityError, sha256_of, verify, write_json
 
 INDEX: Final = "index.json"
@@ -87,11 +86,6 @@ class Imported:
     version: Version
     published: list[str]
     signer: str
-
-
-def signing() -> Signing:
-    """Return this installation's key and whom it trusts."""
-    return Signing(settings().state / "exchange")
 
 
 def export(ref: str, folder: Path) -> Index:

@@ -69,13 +69,16 @@ def graph_of(what: str) -> Graph:
     """
     path = Path(what)
     if path.suffix.lower() == ".png" or path.is_file():
-        found = tracing.trace(path)
+        checked = tracing.verify(path)
+        found = checked.found or tracing.trace(path)  # which says why there is none
         graph = Graph(
             re.sub(r"[^A-Za-z0-9_-]", "-", path.stem)[:60], f"Where {path.name} comes from"
         )
         _pipeline(graph, found.version)
         noun = {"image": "picture", "audio": "sound", "text": "text"}[found.pipeline.modality]
         _receipt(graph, found.receipt, found.version, found.says, noun)
+        wrong = [one.says for one in checked.checks if one.passed is False and one.name != "ledger"]
+        graph.note = "; ".join([graph.note, *wrong])
         return graph
     version = registry().get(what)
     graph = Graph(f"{version.name}-{version.number}", f"Where {version.ref} comes from")

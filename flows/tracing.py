@@ -2,16 +2,18 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.judging.pipeline import Pipeline
-from flows.workshop import ledger, registry
+from flows.workshop import ledger, registry, signing
+from infra import provenance
+from infra.provenance import Check
 from infra.receipts import Receipt, attach, read
 from infra.settings import settings
-from infra.storage import MANIFEST
+from infra.storage import MANIFEST, IntegrityError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,19 +53,78 @@ class Trace:
             "git_commit": self.facts.get("git_commit"),
             "imported_from": self.version.tags.get("atelier.imported_from"),
             "ledger": self.says,
-            "verified": self.verdict != "contradicts",
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was checked of a receipt, and what came out."""
+
+    receipt: Receipt
+    checks: tuple[Check, ...]
+    found: Trace | None  # None: the registry was not reached, or has it otherwise
+
+    @property
+    def verified(self) -> bool:
+        """Whether a known signer's signature holds it and nothing that was checked is wrong."""
+        return all(check.passed is not False for check in self.checks)
+
+    @property
+    def says(self) -> str:
+        """The outcome in a few words."""
+        if not self.verified:
+            return "NOT VERIFIED"
+        rest = [check.name for check in self.checks if check.passed is None]
+        return f"verified, but for: {', '.join(rest)}" if rest else "verified"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as a document."""
+        facts = self.found.as_json() if self.found else self.receipt.model_dump(mode="json")
+        checks = [asdict(check) for check in self.checks]
+        return {**facts, "verified": self.verified, "checks": checks}
+
+
+def verify(file: Path, beside: Path | None = None) -> Verification:
+    """Check a receipt's signature and content, and then what registry and ledger say of what it names.
+
+    Args:
+        file: A PNG, WAV, FLAC or an answer's JSON; with `beside` any file.
+        beside: A file with the receipt's JSON, where it came in a header.
+
+    Raises:
+        ReceiptError: no receipt that can be read.
+    """
+    from infra.registry import RegistryError, Unreachable
+
+    receipt, checks = provenance.check(file, signing(), beside)
+    try:
+        found = _traced(receipt, file)
+    except Unreachable as error:
+        rest = (Check("registry", None, str(error)), Check("ledger", None, "not asked"))
+        return Verification(receipt, (*checks, *rest), None)
+    except (Untraceable, IntegrityError, RegistryError) as error:
+        rest = (Check("registry", False, str(error)), Check("ledger", None, "not asked"))
+        return Verification(receipt, (*checks, *rest), None)
+    held = f"{found.version.ref} and {len(found.stages)} stages are here, their bytes as published"
+    agrees = {"agrees": True, "silent": None, "contradicts": False}[found.verdict]
+    rest = (Check("registry", True, held), Check("ledger", agrees, found.says))
+    return Verification(receipt, (*checks, *rest), found)
+
+
 def trace(file: Path) -> Trace:
-    """Return what is known of a picture, with every version's bytes verified.
+    """Return what is known of the version that a receipt names, with every version's bytes verified.
+
+    Whether the receipt itself is to be believed is `verify`'s question.
 
     Raises:
         ReceiptError: no receipt that can be read.
         Untraceable: a version or stage that is not in this registry, or other stages than the version pins.
         IntegrityError: a version's bytes are not what was published.
     """
-    receipt = read(file)
+    return _traced(read(file), file)
+
+
+def _traced(receipt: Receipt, file: Path) -> Trace:
     version = registry().by_digest(receipt.version, receipt.digest)
     if version is None:
         raise Untraceable(
@@ -188,7 +249,8 @@ def redraw(found: Trace) -> bytes:
     file = io.BytesIO()
     (image.convert("L") if picture.shape[0] == 1 else image).save(file, "PNG")
     anew = {"place": None, "epoch": 0, "created": datetime.now(UTC), "request_id": "replay"}
-    return attach(file.getvalue(), receipt.model_copy(update=anew))
+    drawn = provenance.sign(receipt.model_copy(update=anew), file.getvalue(), signing())
+    return attach(file.getvalue(), drawn)
 
 
 def compare_pixels(found: Trace, first: bytes, again: bytes, *, where: str) -> Replay:

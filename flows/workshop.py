@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from infra.ledger import Ledger
     from infra.promotions import Promotions
     from infra.registry import Registry, Version
+    from infra.signing import Signing
 
 ROOT: Final = Path(__file__).parents[1]
 TRAINING_CODE: Final = (
@@ -46,6 +47,13 @@ def promotions() -> "Promotions":
     from infra.promotions import Promotions
 
     return Promotions(settings().database)
+
+
+def signing() -> "Signing":
+    """Return this installation's key and whom it trusts."""
+    from infra.signing import Signing
+
+    return Signing(settings().state / "exchange")
 
 
 def named(version: "Version") -> dict[str, Any]:

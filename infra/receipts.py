@@ -5,20 +5,20 @@ are. PNG: https://www.w3.org/TR/png-3/, section 5 (chunks) and 11.3.3.3 (tEXt). 
 text's receipt goes beside it and names its sha256; a file with the answer's JSON can be read.
 """
 
-import hashlib
 import io
 import json
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, Literal
+from typing import Annotated, Any, BinaryIO, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from infra import sound_receipts
+from infra.contents import PNG as SIGNATURE
+from infra.contents import text_sha256
 
-SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 KEYWORD: Final = b"atelier\x00"
 MOST_BYTES: Final = 64 * 1024  # of a receipt: a prompt and four stages take about 1 kB
 MOST_CHUNKS: Final = 100_000
@@ -29,6 +29,10 @@ Digest = Annotated[str, Field(min_length=1, max_length=64)]
 
 class ReceiptError(ValueError):
     """The file carries no receipts, has none, or has one that cannot be read."""
+
+
+class NoReceipt(ReceiptError):
+    """The file is whole, as far as it was read, and carries none."""
 
 
 class Strict(BaseModel):
@@ -46,7 +50,11 @@ class StageReceipt(Strict):
 
 
 class Receipt(Strict):
-    """What made one picture, sound or text; the same values make it again. None: not asked for, or has no meaning."""
+    """What made one picture, sound or text; the same values make it again. None: not asked for, or has no meaning.
+
+    One of the four digests names what it speaks for, and `signature` covers it and every other field; a receipt from
+    before there were signatures has none (infra.provenance).
+    """
 
     format: Literal[1] = 1
     endpoint: str
@@ -68,9 +76,14 @@ class Receipt(Strict):
     top_k: int | None = None
     top_p: float | None = None
     stop: tuple[str, ...] | None = None
+    sample_rate: int | None = None  # of sound, Hz
     text_sha256: str | None = None  # of the text that it speaks for, UTF-8
+    pixels_sha256: Digest | None = None  # of the picture that it lies in, RGBA
+    samples_sha256: Digest | None = None  # of the sound that it lies in, 16 bits
+    file_sha256: Digest | None = None  # of the whole file that it lies beside
     created: AwareDatetime
     request_id: str
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{64} [0-9a-f]{128}$")] | None = None
 
     @property
     def ascii_json(self) -> bytes:
@@ -136,41 +149,59 @@ def _read(file: BinaryIO, where: str) -> Receipt:
             if content.startswith(KEYWORD)
         ]
     if not texts:
-        raise ReceiptError(f"no receipt in {where}: it was not made by atelier, or was saved anew")
+        raise NoReceipt(f"no receipt in {where}: it was not made by atelier, or was saved anew")
     if len(texts) > 1:
         raise ReceiptError(f"{where} has {len(texts)} receipts: it was altered after it was made")
+    return parse(texts[0], f"the receipt in {where}")
+
+
+def parse(text: bytes, what: str) -> Receipt:
+    """Return a receipt from its JSON, as it stands in a file or in the header beside one.
+
+    Raises:
+        ReceiptError: above 64 KiB, or not ours; `what` names it.
+    """
+    if len(text) > MOST_BYTES:
+        raise ReceiptError(f"{what} is above {MOST_BYTES} bytes: refused")
     try:
-        return Receipt.model_validate_json(texts[0])
+        return Receipt.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ReceiptError(f"the receipt in {where} is not valid: {field} {first['msg']}") from None
+        raise ReceiptError(f"{what} is not valid: {field} {first['msg']}") from None
 
 
 def _of_answer(content: bytes, where: str) -> list[bytes]:
     """Return the receipts in the JSON of a completion, a chat turn or samples, each with its own text beside it."""
     try:
         document = json.loads(content)
-        entries = [
-            (entry["receipt"], entry.get("text") or entry.get("message", {}).get("content") or "")
-            for entry in document.get("choices", document.get("data", []))
-            if "receipt" in entry
-        ]
-        for receipt, text in entries:
-            found = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()
-            if receipt.get("text_sha256") != found:
+        [entries] = [document[name] for name in ("choices", "data") if name in document]
+        receipts = [entry["receipt"] for entry in entries if "receipt" in entry]
+        if receipts and len(receipts) < len(entries):
+            raise ReceiptError(f"{where} has a text without a receipt: it was altered")
+        for entry in entries if receipts else ():
+            if entry["receipt"].get("text_sha256") != text_sha256(_text_of(entry)):
                 raise ReceiptError(f"the text in {where} is not the one that its receipt names")
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         if isinstance(error, ReceiptError):
             raise
-        raise ReceiptError(f"{where} is not an answer of atelier's in JSON") from None
-    return [json.dumps(receipt).encode() for receipt, _ in entries]
+        raise NoReceipt(f"{where} is not an answer of atelier's in JSON") from None
+    return [json.dumps(receipt).encode() for receipt in receipts]
+
+
+def _text_of(entry: dict[str, Any]) -> str:
+    """Return a choice's one text: of a completion or a sample, or of a chat turn."""
+    [text] = [
+        *([entry["text"]] if "text" in entry else []),
+        *([entry["message"]["content"]] if "message" in entry else []),
+    ]
+    return str(text or "")
 
 
 def _chunks(file: BinaryIO, where: str, *, texts_only: bool) -> Iterator[tuple[bytes, bytes]]:
     """Yield a PNG's chunks in order as (kind, content); with `texts_only` only tEXt has its content."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
-        raise ReceiptError(
+        raise NoReceipt(
             f"{where} is not a PNG, WAV or FLAC, and no answer's JSON: only these carry receipts"
         )
     for _ in range(MOST_CHUNKS):

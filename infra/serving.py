@@ -187,13 +187,16 @@ def _application(
         "cache": str(settings.state / "versions"),
         "files": str(settings.state / "files"),
         "samples": str(settings.state / "samples"),
+        "signing": str(settings.state / "exchange"),
     }
     given = config.get("args", {})
     if (
         settings.ray_address is not None
     ):  # folders that its nodes mount, and the host that they open
         arguments |= {
-            name: given[name] for name in ("host", "cache", "files", "samples") if name in given
+            name: given[name]
+            for name in ("host", "cache", "files", "samples", "signing")
+            if name in given
         }
     return {
         **{key: value for key, value in config.items() if value is not None},

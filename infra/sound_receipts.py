@@ -13,6 +13,9 @@ MAKER: Final = b"ISFT\x08\x00\x00\x00atelier\x00"
 COMMENT: Final = b"ATELIER="
 VORBIS_COMMENT: Final = 4  # kind of a FLAC metadata block
 MOST_PARTS: Final = 10_000
+ONCE: Final = frozenset({b"fmt ", b"data"})
+NEUTRAL: Final = frozenset({b"LIST", b"fact", b"bext", b"id3 ", b"ID3 ", b"JUNK", b"PAD "})
+"""Chunks that may stand in a WAV beside those: texts, and room left free."""
 
 
 def is_sound(start: bytes) -> bool:
@@ -36,6 +39,20 @@ def texts(file: BinaryIO, most: int) -> list[bytes]:
         ValueError: damaged, or a RIFF file that is no WAV.
     """
     return _of_wav(file, most) if file.read(4) == b"RIFF" else _of_flac(file, most)
+
+
+def check_plain(file: BinaryIO) -> None:
+    """Check that a WAV has one format, one piece of sound, and nothing that may change it; "RIFF" was read.
+
+    Raises:
+        ValueError: a second one, loops, cues or a chunk that is not known.
+    """
+    seen: set[bytes] = set()
+    for kind, _ in _chunks(file):
+        if kind in seen or kind not in ONCE | NEUTRAL:
+            raise ValueError(f"its chunk {kind!r} may change how it sounds: take it out")
+        if kind in ONCE:
+            seen.add(kind)
 
 
 def _into_wav(file: bytes, receipt: bytes) -> bytes:

@@ -10,7 +10,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from infra import provenance
 from infra.receipts import Receipt, StageReceipt
+from infra.signing import Signing
 from services.arms import Arms, Planning, Step
 from services.endpoints import Route
 from services.errors import ApiError, logger
@@ -26,6 +28,7 @@ class Exchange:
     request: Request
     route: Route
     planning: Planning
+    signing: Signing
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -86,8 +89,11 @@ class Exchange:
             if end:
                 yield end
 
-    def receipt(self, step: Step, row: int, **more: Any) -> Receipt:
-        """Return the receipt of sample `row`."""
+    def receipt(self, step: Step, row: int, made: bytes | str, *, beside: bool = False) -> Receipt:
+        """Return the signed receipt of sample `row`: a file that it goes into, one that it lies beside, or a text."""
+        return provenance.sign(self._facts(step, row), made, self.signing, beside=beside)
+
+    def _facts(self, step: Step, row: int) -> Receipt:
         endpoint, drawing = step.endpoint, step.drawing
         first = endpoint.plan.stages[0]
         image = endpoint.plan.modality == "image"
@@ -114,9 +120,9 @@ class Exchange:
             top_k=drawing.top_k,
             top_p=drawing.top_p,
             stop=drawing.stop or None,
+            sample_rate=endpoint.plan.sample_rate,
             created=self.created,
             request_id=self.request_id,
-            **more,
         )
 
 

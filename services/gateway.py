@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
+from infra.signing import Signing
 from services import errors
 from services.arms import Arms
 from services.embeddings import EmbeddingOrder, answer_embeddings
@@ -28,6 +29,7 @@ from services.making import Drawing, Stages
 from services.one_stage import Pipelines
 from services.orders import ImageOrder, Order
 from services.pictures import PictureAnswer, plan_drawing
+from services.provenance import UPLOAD, answer_provenance
 from services.readiness import Readiness
 from services.remote import Remote
 from services.samples import Samples
@@ -57,6 +59,7 @@ class Arguments(BaseModel):
     cache: Path  # verified copies of versions
     files: Path  # pictures answered by url
     samples: Path  # answers kept for the drift check
+    signing: Path  # the key that signs receipts and exports
     timeout_s: float = Field(default=120.0, gt=0)  # of a request, all attempts together
     max_body: int = Field(default=2**20, ge=1)  # bytes
     max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
@@ -89,6 +92,7 @@ class Parts:
     generate: Stages
     files: Files
     samples: Samples
+    signing: Signing
     keys: KeyStore
     readiness: Readiness
     arguments: Arguments
@@ -209,6 +213,11 @@ def _question_routes(app: FastAPI, parts: Parts) -> None:
         route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
         return await answer_scores(parts.generate, route.endpoint, order, timeout_s)
 
+    @app.post("/v1/content_provenance_checks", openapi_extra=UPLOAD, response_model=None)
+    async def check_provenance(request: Request) -> Response:
+        """Check the receipt of a picture or sound."""
+        return await answer_provenance(request, parts.signing)
+
 
 def _schema(order: type[BaseModel]) -> dict[str, Any]:
     content = {"application/json": {"schema": order.model_json_schema()}}
@@ -245,6 +254,7 @@ async def _exchange(
         request=request,
         route=await asyncio.to_thread(parts.endpoints.route, order.model, session),
         planning=partial(planning, order, seeds),
+        signing=parts.signing,
     )
 
 
@@ -276,6 +286,7 @@ class Gateway:
             generate=stages["generate"],
             files=Files(given.files),
             samples=Samples(given.samples),
+            signing=Signing(given.signing),
             keys=keys,
             readiness=Readiness(stages, endpoints),
             arguments=given,

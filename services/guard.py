@@ -20,6 +20,8 @@ from services.errors import ApiError
 OPEN: Final = frozenset({"/healthz", "/readyz"})
 REFUSED_HEADERS: Final = ("x-request-timeout-", "x-request-disconnect-", "x-serve-", "serve_")
 """Serve's proxy obeys them (no time-out, no cancelling) before we see them, so such a request is not served at all."""
+LARGEST_UPLOADS: Final = {"/v1/content_provenance_checks": 8 * 2**20}
+"""Bytes of the bodies that may be larger than others: files as we answer them, a minute of sound at 48 kHz."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -90,18 +92,19 @@ class Guard:
                 out.setdefault("cache-control", "no-store")
             await send(message)
 
+        most = max(self._max_body, LARGEST_UPLOADS.get(scope["path"], 0))
         try:
-            await self._check(scope["path"], headers)
+            await self._check(scope["path"], headers, most)
         except ApiError as error:
             await error.response()(scope, receive, answer)
             return
         self._under_way += 1
         try:
-            await self._app(scope, _Capped(receive, self._max_body), answer)
+            await self._app(scope, _Capped(receive, most), answer)
         finally:
             self._under_way -= 1
 
-    async def _check(self, path: str, headers: Headers) -> None:
+    async def _check(self, path: str, headers: Headers, most: int) -> None:
         """Raise why this request may not come in."""
         for name in headers:
             if name.startswith(REFUSED_HEADERS):
@@ -117,8 +120,8 @@ class Guard:
                 retry_after_s=2,
             )
         length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length[:20]) > self._max_body:
-            raise too_large(self._max_body)
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
+            raise too_large(most)
 
     async def _authorize(self, headers: Headers) -> None:
         scheme, _, given = headers.get("authorization", "").partition(" ")

@@ -141,7 +141,8 @@ class PictureAnswer:
 def stamped_png(exchange: Exchange, step: Step, row: int, made: One) -> bytes:
     """Return picture `row` as a PNG with its receipt."""
     assert not isinstance(made, Text | Sound)
-    return attach(png(made), exchange.receipt(step, row))
+    file = png(made)
+    return attach(file, exchange.receipt(step, row, file))
 
 
 def _failed(error: ApiError) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 from typing import Annotated, Any
 
 from fastapi.responses import JSONResponse, Response
@@ -112,8 +111,7 @@ async def give_samples(exchange: Exchange) -> Response:
 def _entry(exchange: Exchange, step: Step, row: int, made: One) -> dict[str, Any]:
     common = {"object": "sample", "index": row, "seed": step.drawing.seeds[row]}
     if isinstance(made, Text):
-        digest = hashlib.sha256(made.text.encode("utf-8", "surrogatepass")).hexdigest()
-        receipt = exchange.receipt(step, row, text_sha256=digest)
+        receipt = exchange.receipt(step, row, made.text)
         return {
             **common,
             "content_type": "text/plain; charset=utf-8",

@@ -99,7 +99,8 @@ async def speak(exchange: Exchange, order: SpeechOrder) -> Response:
     file = await asyncio.to_thread(stamped_sound, exchange, step, 0, complete.made[0], kind)
     headers = {}
     if kind == "pcm":
-        headers[RECEIPT] = exchange.receipt(step, 0).ascii_json.decode()
+        receipt = await asyncio.to_thread(exchange.receipt, step, 0, file, beside=True)
+        headers[RECEIPT] = receipt.ascii_json.decode()
         headers["x-sample-rate"] = str(step.endpoint.plan.sample_rate)
     return Response(file, media_type=content_type, headers=headers)
 
@@ -109,4 +110,4 @@ def stamped_sound(exchange: Exchange, step: Step, row: int, made: One, kind: str
     assert isinstance(made, Sound)
     _, writer = WRITERS[kind]
     file = writer(made)
-    return file if kind == "pcm" else attach(file, exchange.receipt(step, row))
+    return file if kind == "pcm" else attach(file, exchange.receipt(step, row, file))

@@ -3,7 +3,6 @@
 Every choice carries its receipt: in the document beside its text, in a stream in the chunk with its finish_reason.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -179,8 +178,7 @@ class TextAnswer:
         return said_of(tokens) if self._chats else written_of(tokens, start)
 
     def _receipt(self, step: Step, row: int, words: str) -> dict[str, Any]:
-        digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()
-        receipt = self._exchange.receipt(step, row, text_sha256=digest)
+        receipt = self._exchange.receipt(step, row, words)
         return receipt.model_dump(mode="json", exclude_none=True)
 
     def _common(self, step: Step, kind: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 from flows.command_line.terminal import AsJson, Ref, console, show_json, show_table, use_stack
 
 if TYPE_CHECKING:
-    from flows.tracing import Replay, Trace
+    from flows.tracing import Replay, Trace, Verification
 
 Picture = Annotated[
     Path,
@@ -23,28 +23,40 @@ def register(app: typer.Typer) -> None:
     app.command("import")(import_version)
 
 
-def verify(file: Picture, as_json: AsJson = False) -> None:
-    """Walk from a file's receipt back to the versions, the ledger's row, the run and the data it came from."""
+def verify(
+    file: Picture,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="The receipt of a file that it lies beside: the header."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a file's receipt: signature, signer, content, version, ledger; exit code 1 when one of them is wrong."""
     use_stack()
-    from flows.tracing import trace
+    from flows import tracing
 
-    found = trace(file)
+    checked = tracing.verify(file, receipt)
     if as_json:
-        show_json(found.as_json())
+        show_json(checked.as_json())
     else:
-        _show(file, found)
-    if found.verdict == "contradicts":
+        _show(file, checked)
+    if not checked.verified:
         raise typer.Exit(1)
 
 
-def _show(file: Path, found: "Trace") -> None:
-    facts = {name: value for name, value in found.as_json().items() if name[:6] != "stages"}
-    title = "verified" if facts.pop("verified") else "NOT VERIFIED"
+def _show(file: Path, checked: "Verification") -> None:
+    outcomes = {True: "right", False: "WRONG", None: "not checked"}
+    rows = [(check.name, outcomes[check.passed], check.says) for check in checked.checks]
+    show_table(f"{file}: {checked.says}", ("check", "", ""), rows)
+    apart = {"verified", "checks", "ledger", "stages", "stages_here", "signature"}
+    facts = {name: value for name, value in checked.as_json().items() if name not in apart}
     if facts.get("messages"):
         facts["messages"] = "\n".join(f"{role}: {said}" for role, said in facts["messages"])
-    rows = [(name, value) for name, value in facts.items() if value not in (None, "")]
-    show_table(f"{file}: {title}", ("", ""), rows)
-    stages = zip(found.receipt.stages, found.stages, strict=True)
+    named = [(name, value) for name, value in facts.items() if value not in (None, "")]
+    show_table("the receipt says", ("", ""), named)
+    if checked.found is None:
+        return
+    stages = zip(checked.receipt.stages, checked.found.stages, strict=True)
     show_table(
         "stages, bytes verified",
         ("in the receipt", "here", "sha256"),
@@ -155,6 +167,7 @@ def export(name: Ref, folder: Annotated[Path, typer.Argument(metavar="DIR")]) ->
     """Write a pipeline version with its stages, judge and history as one signed folder."""
     use_stack()
     from flows import exchange
+    from flows.workshop import signing
 
     index = exchange.export(name, folder)
     size = sum(file.bytes for file in index.files.values())
@@ -163,7 +176,7 @@ def export(name: Ref, folder: Annotated[Path, typer.Argument(metavar="DIR")]) ->
         ("what", "version", "sha256"),
         [(one.role, one.ref, one.digest) for one in index.versions],
     )
-    signer = exchange.signing().fingerprint()
+    signer = signing().fingerprint()
     console.print(f"signed by {signer}", soft_wrap=True)
     console.print(f"there: atelier import {folder} --trust {signer}", style="dim", soft_wrap=True)
 

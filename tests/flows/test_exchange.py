@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
 
-from flows import exchange
+from flows import workshop
 from flows.exchange import ExchangeError, export, import_folder
 from flows.tracing import compare_pixels, redraw, trace
 from flows.workshop import registry
@@ -30,7 +30,7 @@ def sent(install: Install, tmp_path: Path) -> tuple[Path, Path, str]:
     version = there.pipeline()
     picture = there.picture(version, tmp_path / "picture.png", epoch=there.promote(version))
     export(version.ref, tmp_path / "sent")
-    signer = exchange.signing().fingerprint()
+    signer = workshop.signing().fingerprint()
     install("here")
     return tmp_path / "sent", picture, signer
 
@@ -205,7 +205,7 @@ def signed_anew(folder: Path, index: dict[str, object]) -> None:
     """Sign a forged index with this installation's own key, which it trusts."""
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "index.json.sig").write_bytes(
-        exchange.signing().sign((folder / "index.json").read_bytes())
+        workshop.signing().sign((folder / "index.json").read_bytes())
     )
 
 

@@ -19,8 +19,17 @@ from flows.cards import live_card, renew
 from flows.lineage import COLUMNS, Graph, Node, graph_of, mermaid_text
 from flows.pages.lineage import TOP, WIDTH, layout, page
 from flows.served import project_aliases, stage_versions
-from flows.tracing import Untraceable, compare_pixels, compare_sounds, compare_texts, redraw, trace
+from flows.tracing import (
+    Untraceable,
+    compare_pixels,
+    compare_sounds,
+    compare_texts,
+    redraw,
+    trace,
+    verify,
+)
 from infra.receipts import ReceiptError, attach, read
+from infra.registry import Registry
 from tests.flows.versions_kit import NAME, Installation
 
 
@@ -74,6 +83,30 @@ def test_a_receipt_that_the_ledger_contradicts_says_so(here: Installation, pictu
     early = read(picture).created.replace(year=2020)
     assert "before toys:1 came to" in trace(altered(picture, created=early)).says
     assert trace(altered(picture, place=None, epoch=0)).verdict == "silent"
+
+
+def test_verifying_says_what_was_checked_and_what_was_not(
+    here: Installation, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome(file: Path) -> tuple[str, dict[str, bool | None]]:
+        checked = verify(file)
+        assert checked.as_json()["verified"] == checked.verified
+        return checked.says, {check.name: check.passed for check in checked.checks}
+
+    good = {"signature": True, "signer": True, "content": True, "registry": True, "ledger": True}
+    assert outcome(picture) == ("verified", good)
+    by_number = here.picture(here.pipeline(), picture.with_name("number.png"), place=None, epoch=0)
+    assert outcome(by_number) == ("verified, but for: ledger", {**good, "ledger": None})
+    for changes in ({"prompt": "green circle"}, {"seed": 8}, {"signature": None}):
+        says, checks = outcome(altered(picture, **changes))
+        assert says == "NOT VERIFIED"
+        assert (checks["signature"], checks["content"], checks["ledger"]) == (False, None, True)
+    assert "altered after it was signed" in graph_of(str(altered(picture, seed=8))).note
+    gone = Registry("http://127.0.0.1:9", here.home / "elsewhere")
+    monkeypatch.setattr("flows.tracing.registry", lambda: gone)
+    says, checks = outcome(picture)
+    assert says == "verified, but for: registry, ledger"
+    assert checks == {**good, "registry": None, "ledger": None}
 
 
 def test_a_receipt_with_another_stage_is_refused(here: Installation, picture: Path) -> None:

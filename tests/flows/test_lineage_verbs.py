@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from flows.exchange import export as export_folder
-from flows.exchange import import_folder, signing
-from flows.workshop import registry
+from flows.exchange import import_folder
+from flows.workshop import registry, signing
 from infra.receipts import attach, read
 from infra.settings import settings
 from infra.votes import wins

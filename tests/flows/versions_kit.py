@@ -16,6 +16,7 @@ from flows import workshop
 from flows.judging.gate import Evaluation, Interval, JudgeRecord, check
 from flows.judging.pipeline import PinnedStage, Pipeline, draw, interface
 from flows.recipe import Gate
+from infra.provenance import sign
 from infra.receipts import Receipt, StageReceipt, attach
 from infra.registry import Registry, Version
 from infra.settings import settings
@@ -180,7 +181,8 @@ class Installation:
             prompt=PROMPT, seed=seed, steps=found.stages[0].steps, guidance=found.stages[0].guidance,
             size="16x16", created=datetime.now(UTC), request_id="r1",
         )  # fmt: skip
-        file.write_bytes(attach(image.getvalue(), receipt))
+        signed = sign(receipt, image.getvalue(), workshop.signing())
+        file.write_bytes(attach(image.getvalue(), signed))
         return file
 
     def model(self, stage: PinnedStage) -> Family:

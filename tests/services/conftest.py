@@ -16,6 +16,7 @@ from infra.keys import Keys
 from infra.ledger import Ledger
 from infra.observations import Observations
 from infra.registry import Registry
+from infra.signing import Signing
 from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
@@ -164,6 +165,7 @@ class Workshop:
             cache=self.cache,
             files=self.folder / "files",
             samples=self.folder / "samples",
+            signing=self.folder / "exchange",
             **arguments,
         )
         endpoints = Endpoints(self.ledger, self.registry)
@@ -176,6 +178,7 @@ class Workshop:
             generate=generate,
             files=Files(given.files),
             samples=Samples(given.samples),
+            signing=Signing(given.signing),
             keys=self.keys,
             readiness=Readiness(stages, endpoints),
             arguments=given,

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 import models
-from infra import receipts
+from infra import provenance, receipts
+from infra.signing import Signing
 from models.autoregressive.nade import NADE
 from models.family import Request
 from models.language.gpt import GPT
@@ -92,7 +93,10 @@ def spoken(**changes: Any) -> dict[str, Any]:
     return {"model": "voice", "input": "high", "voice": "default", "seed": 5, **changes}
 
 
-def test_speech_is_a_sound_file_with_its_receipt(served: Any, ask: Ask, tmp_path: Any) -> None:
+def test_speech_is_a_sound_file_with_its_signed_receipt(
+    workshop: Any, served: Any, ask: Ask, tmp_path: Any
+) -> None:
+    signing = Signing(workshop.folder / "exchange")
     files = {}
     for kind in ("wav", "flac", "pcm"):
         answer = ask(served, "POST", SPEECH, json=spoken(response_format=kind))
@@ -110,9 +114,13 @@ def test_speech_is_a_sound_file_with_its_receipt(served: Any, ask: Ask, tmp_path
         (tmp_path / f"sound.{kind}").write_bytes(files[kind].content)
         receipt = receipts.read(tmp_path / f"sound.{kind}")
         assert (receipt.prompt, receipt.seed, receipt.seconds) == ("high", 5, 0.25)
+        assert all(one.passed for one in provenance.check(files[kind].content, signing)[1])
     header = files["pcm"].headers["x-atelier-receipt"]
-    assert receipts.Receipt.model_validate_json(header).version == "voice:1"
+    assert receipts.Receipt.model_validate_json(header).sample_rate == 8000
     assert files["pcm"].headers["x-sample-rate"] == "8000"
+    (tmp_path / "receipt.json").write_text(header)
+    _, checks = provenance.check(files["pcm"].content, signing, tmp_path / "receipt.json")
+    assert all(one.passed for one in checks)
 
 
 def test_without_a_format_it_is_a_wav_and_the_seed_decides(served: Any, ask: Ask) -> None:
