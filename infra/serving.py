@@ -1,7 +1,8 @@
 """Ray Serve from outside: put the application "atelier" with the versions to hold loaded, and say how it is.
 
 Everything goes over the dashboard's REST API, so that a flow needs no Ray client. Sizes, replicas and GPUs that an
-operator deployed (infra/deploy/serve) stay; only what is held loaded and the addresses are ours.
+operator deployed (infra/deploy/serve) stay; only what is held loaded and the addresses are ours. A PUT there replaces
+every application that came by a PUT, so other teams' go back in as they were read, a moment before.
 """
 
 import os
@@ -55,10 +56,10 @@ def deploy(
         VersionRefused: a replica cannot load one that is waited for.
         ServingError: no dashboard, no key on an open host, or the time is up.
     """
-    _check_host(settings)
+    _check_host(settings, settings.host)
     deadline = time.monotonic() + timeout_s
     with _dashboard(settings) as client:
-        _put(client, settings, versions, _deployed(client))
+        _put(client, settings, versions, _serve(client))
         digests = [str(version["digest"]) for version in versions] if needed is None else needed
         _wait(client, settings, list(digests), deadline)
 
@@ -83,9 +84,9 @@ def start(settings: Settings) -> None:
     Raises:
         ServingError: no dashboard answers, or no key on an open host.
     """
-    _check_host(settings)
+    _check_host(settings, settings.host)
     with _dashboard(settings) as client:
-        if (found := _deployed(client)) is None:
+        if APPLICATION not in (found := _serve(client))["applications"]:
             _put(client, settings, [], found)
 
 
@@ -127,23 +128,38 @@ def status(settings: Settings) -> dict[str, Any] | None:
     }
 
 
-def stop(settings: Settings) -> None:
-    """Take the application and Serve down.
+def stop(settings: Settings, timeout_s: float = DEPLOY_S) -> bool:
+    """Take the application down and wait until it is gone; Serve and what others run there stay.
+
+    Returns:
+        Whether there was one.
 
     Raises:
-        ServingError: no dashboard answers.
+        ServingError: no dashboard answers, or the time is up.
     """
+    deadline = time.monotonic() + timeout_s
     with _dashboard(settings) as client:
-        _call(client, "DELETE")
+        found = _serve(client)
+        if APPLICATION not in found["applications"]:
+            return False
+        _apply(client, {**_kept(found), "applications": _others(found)})
+        while APPLICATION in _serve(client)["applications"]:
+            if time.monotonic() > deadline:
+                raise ServingError("the application is not gone in time; look at the page of Ray")
+            time.sleep(POLL_S)
+    return True
 
 
 def _put(
     client: "httpx.Client",
     settings: Settings,
     versions: Sequence[Mapping[str, Any]],
-    before: Mapping[str, Any] | None,
+    before: Mapping[str, Any],
 ) -> None:
-    document = {
+    mine = _application(settings, versions, before["applications"].get(APPLICATION))
+    if before.get("http_options"):
+        mine["args"]["host"] = _listening(settings, before["http_options"])
+    front = {
         "proxy_location": "HeadOnly" if settings.ray_address is None else "EveryNode",
         "http_options": {
             "host": settings.host,
@@ -151,22 +167,57 @@ def _put(
             "request_timeout_s": 180,  # the gateway's own comes first, with an envelope
             "keep_alive_timeout_s": 75,
         },
-        "applications": [_application(settings, versions, before)],
     }
+    _apply(client, {**front, **_kept(before), "applications": [*_others(before), mine]})
+
+
+def _kept(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what holds for all of a Serve that runs, as it is: it cannot be changed, or is not ours to change."""
+    names = ("proxy_location", "http_options", "target_capacity")
+    return {name: before[name] for name in names if before.get(name) is not None}
+
+
+def _others(before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return other teams' applications as they deployed them; what came by `serve.run` no PUT touches."""
+    return [
+        one["deployed_app_config"]
+        for name, one in before["applications"].items()
+        if name != APPLICATION and one.get("deployed_app_config") and one["status"] != "DELETING"
+    ]
+
+
+def _listening(settings: Settings, options: Mapping[str, Any]) -> str:
+    """Return the host of a Serve that runs already, which may be another team's and moves for nobody.
+
+    Raises:
+        ServingError: our own Serve listens elsewhere than the settings say, or it is open and has no key.
+    """
+    host, port = str(options["host"]), int(options["port"])
+    if settings.ray_address is None and (host, port) != (settings.host, settings.gateway_port):
+        raise ServingError(
+            f"Serve listens on {host}:{port}, not on {settings.host}:{settings.gateway_port}: `atelier down` and"
+            " `atelier up` move it, or set ATELIER_HOST and ATELIER_GATEWAY_PORT back"
+        )
+    _check_host(settings, host)
+    return host
+
+
+def _apply(client: "httpx.Client", document: Mapping[str, Any]) -> None:
     answer = _call(client, "PUT", json=document)
     if answer.status_code != 200:
         raise ServingError(f"Serve refuses the application: {_line(answer.text)}")
 
 
-def _check_host(settings: Settings) -> None:
-    if settings.host in LOOPBACK:
+def _check_host(settings: Settings, host: str) -> None:
+    """Refuse to let a network in without a key."""
+    if host in LOOPBACK:
         return
     from infra.keys import Keys
 
     keys = Keys(settings.database)
     if not keys.any():
         raise ServingError(
-            f"the gateway would listen on {settings.host} without an API key: make one with"
+            f"the gateway would listen on {host} without an API key: make one with"
             " `atelier keys add`, or set ATELIER_HOST=127.0.0.1"
         )
 
@@ -260,10 +311,16 @@ def _reason(found: Mapping[str, Any]) -> str:
 
 
 def _deployed(client: "httpx.Client") -> dict[str, Any] | None:
+    found: dict[str, Any] | None = _serve(client)["applications"].get(APPLICATION)
+    return found
+
+
+def _serve(client: "httpx.Client") -> dict[str, Any]:
+    """Return the document of all that Serve runs; without `http_options` where it does not run."""
     answer = _call(client, "GET")
     if answer.status_code != 200:
         raise ServingError(f"Ray's dashboard answered {answer.status_code}: {_line(answer.text)}")
-    found: dict[str, Any] | None = answer.json()["applications"].get(APPLICATION)
+    found: dict[str, Any] = answer.json()
     return found
 
 

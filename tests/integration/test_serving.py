@@ -22,6 +22,7 @@ from infra.registry import Registry
 from infra.settings import Settings
 from models.family import Family, Request
 from tests.integration.capabilities_kit import publish_all
+from tests.integration.neighbour import Neighbour, move_in
 from tests.integration.serving_kit import (
     NAME,
     PROMPT,
@@ -57,6 +58,14 @@ def house(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hous
     house.promote(1)
     yield house
     serving.stop(settings)
+
+
+@pytest.fixture(scope="module")
+def neighbour(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Neighbour]:
+    """Another team's application on the same Serve, there to the end."""
+    found = move_in(house.settings, tmp_path_factory.mktemp("neighbour"))
+    yield found
+    found.leave()
 
 
 def test_the_client_draws_four_pictures_with_a_seed(house: House) -> None:
@@ -370,6 +379,21 @@ def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:
     assert house.draw().data
 
 
+def test_a_promotion_leaves_another_team_s_application_as_it_was(
+    house: House, neighbour: Neighbour
+) -> None:
+    pids = neighbour.pids()
+    house.promote(2)
+    assert (
+        neighbour.applications()[neighbour.config["name"]]["deployed_app_config"]
+        == neighbour.config
+    )
+    assert neighbour.pids() == pids
+    url = f"{serving.address(house.settings)}/neighbour"
+    assert httpx.get(url, trust_env=False).text == "good morning"
+    assert house.draw().data
+
+
 def test_a_version_that_cannot_be_loaded_fails_the_deploy_and_not_the_service(
     house: House,
 ) -> None:
@@ -380,3 +404,13 @@ def test_a_version_that_cannot_be_loaded_fails_the_deploy_and_not_the_service(
     state = serving.status(house.settings)
     assert state is not None
     assert state["status"] == "RUNNING"
+
+
+def test_taking_our_application_down_leaves_another_team_s_running(
+    house: House, neighbour: Neighbour
+) -> None:
+    pids = neighbour.pids()
+    assert serving.stop(house.settings)
+    assert list(neighbour.applications()) == [neighbour.config["name"]]
+    assert neighbour.pids() == pids
+    assert not serving.stop(house.settings)
