@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 REVISION: Final = (
-    "0003"  # the newest of infra/migrations/versions: an open that finds it loads no Alembic
+    "0004"  # the newest of infra/migrations/versions: an open that finds it loads no Alembic
 )
 BUSY_MS: Final = 20_000
 ADVISORY_LOCK: Final = 0x61746C72  # "atlr": who migrates a Postgres database holds it
@@ -43,6 +43,8 @@ def open_engine(url: str) -> Engine:
     """
     try:
         address = sa.make_url(url)
+        if address.drivername in {"postgres", "postgresql"}:  # as everybody writes it
+            address = address.set(drivername="postgresql+psycopg")
         if address.get_backend_name() == "sqlite":
             _create_file(address)
         engine = sa.create_engine(address, **_options(address))
@@ -51,7 +53,11 @@ def open_engine(url: str) -> Engine:
     if address.get_backend_name() == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
-    _migrate(engine, address)
+    try:
+        _migrate(engine, address)
+    except DatabaseError:
+        engine.dispose()
+        raise
     return engine
 
 
@@ -74,12 +80,14 @@ def writing(engine: Engine) -> Iterator[Connection]:
     On SQLite it holds the one write lock from its first moment, so that what it reads cannot change.
 
     Raises:
-        Busy: the lock was not free within 20 s.
+        Busy: that lock, or a row's on Postgres, was not free within 20 s.
     """
     try:
         with engine.connect() as connection:
             connection.execution_options(atelier_write=True)
             with connection.begin():
+                if engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {BUSY_MS}")
                 yield connection
     except sa.exc.SQLAlchemyError as error:
         raise _translate(error, engine.url) from error
@@ -164,7 +172,8 @@ def _translate(error: sa.exc.SQLAlchemyError, address: URL) -> DatabaseError:
     text = _line(getattr(error, "orig", None) or error)
     if isinstance(error, sa.exc.TimeoutError):
         return Busy(f"{where}: no free connection within 20 s; try again")
-    if isinstance(error, sa.exc.OperationalError) and ("locked" in text or "busy" in text):
+    waited = any(word in text for word in ("locked", "busy", "lock timeout"))
+    if isinstance(error, sa.exc.OperationalError) and waited:
         return Busy(f"{where} was locked by another process for {BUSY_MS / 1000:g} s; try again")
     return DatabaseError(f"{where}: {text}")
 

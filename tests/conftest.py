@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases_kit import KINDS, Database, Databases
+
 PORTS = ("GATEWAY", "MLFLOW", "PREFECT", "RAY", "DASHBOARD")
 OUTSIDE = ("ATELIER_TRACKING_URI", "ATELIER_RAY_ADDRESS", "PREFECT_API_URL", "RAY_ADDRESS")
 LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
@@ -59,6 +61,22 @@ def stack() -> Iterator[Mapping[str, float]]:
         os.environ.update(before)
         local.down()
         assert not [process for one in daemons for process in one.offspring()], "down left some"
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """Makes databases on SQLite and Postgres; the server starts with the first that is asked for."""
+    made = Databases(tmp_path_factory.mktemp("databases"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Database]:
+    """A migrated database without rows, once on each kind."""
+    made = databases.migrated(request.param)
+    yield made
+    databases.drop(made)
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flows.voting import MOST_BYTES, Ballot, Booth, Pair, application
 from infra.votes import VoteError, Votes, interval, wins
+from tests.databases_kit import Database
 
 A, B = "a" * 64, "b" * 64
 PAIRS = [Pair(f"prompt {i}", i, f"data:A{i}", f"data:B{i}") for i in range(6)]
@@ -20,13 +21,19 @@ ORIGIN = "http://127.0.0.1:4711"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'atelier.db'}"
+def url(database: Database) -> str:
+    return database.url
 
 
 @pytest.fixture
-def booth(url: str) -> Booth:
-    return Booth(PAIRS, Votes(url, B, A), A, B, "ann")
+def votes(url: str) -> Iterator[Votes]:
+    with closing(Votes(url, A, B)) as votes:
+        yield votes
+
+
+@pytest.fixture
+def booth(votes: Votes) -> Booth:
+    return Booth(PAIRS, votes, A, B, "ann")
 
 
 def prefer(booth: Booth, letter: str) -> None:
@@ -36,8 +43,7 @@ def prefer(booth: Booth, letter: str) -> None:
     assert booth.cast(Ballot.model_validate({"pair": shown["pair"], "choice": side}))
 
 
-def test_a_tie_counts_half_and_each_side_sees_its_own_wins(url: str) -> None:
-    votes = Votes(url, A, B)
+def test_a_tie_counts_half_and_each_side_sees_its_own_wins(votes: Votes, url: str) -> None:
     for seed, winner in enumerate((A, A, A, None, B)):
         votes.cast("red", seed, winner, "ann")
     assert wins(url, A, B) == (3.5, 5)
@@ -46,8 +52,7 @@ def test_a_tie_counts_half_and_each_side_sees_its_own_wins(url: str) -> None:
     assert wins(url, A, A) == (0, 0)
 
 
-def test_a_voter_has_one_vote_a_pair_and_may_change_it(url: str) -> None:
-    votes = Votes(url, A, B)
+def test_a_voter_has_one_vote_a_pair_and_may_change_it(votes: Votes, url: str) -> None:
     for winner in (A, None, B):
         votes.cast("red", 1, winner, "ann")
     votes.cast("red", 1, A, "bob")
@@ -79,19 +84,21 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.92 <= inside / 1000 <= 0.98
 
 
-def test_who_likes_one_version_votes_for_it_wherever_it_stands(booth: Booth, url: str) -> None:
+def test_who_likes_one_version_votes_for_it_wherever_it_stands(
+    booth: Booth, votes: Votes, url: str
+) -> None:
     while not booth.finished:
         prefer(booth, "B")
     assert wins(url, B, A) == (6, 6)
     assert booth.next() == {"done": 6, "of": 6}
-    assert Booth(PAIRS, Votes(url, A, B), A, B, "ann").finished, "a restart goes on"
-    assert not Booth(PAIRS, Votes(url, A, B), A, B, "bob").finished
+    assert Booth(PAIRS, votes, A, B, "ann").finished, "a restart goes on"
+    assert not Booth(PAIRS, votes, A, B, "bob").finished
 
 
-def test_left_and_right_and_the_order_are_left_to_chance(url: str) -> None:
+def test_left_and_right_and_the_order_are_left_to_chance(votes: Votes) -> None:
     seen, orders = set(), set()
     for _ in range(40):
-        booth = Booth(PAIRS, Votes(url, A, B), A, B, "eve")
+        booth = Booth(PAIRS, votes, A, B, "eve")
         shown = booth.next()
         seen.add("A" in shown["left"])
         orders.add(shown["pair"])

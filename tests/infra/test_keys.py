@@ -1,20 +1,19 @@
 """API keys pass until they are revoked, and are kept nowhere."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from infra.keys import KeyNotFound, Keys
+from tests.databases_kit import Database
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'atelier.db'}"
-
-
-@pytest.fixture
-def keys(url: str) -> Keys:
-    return Keys(url)
+def keys(database: Database) -> Iterator[Keys]:
+    with closing(Keys(database.url)) as keys:
+        yield keys
 
 
 def test_a_key_passes_and_others_do_not(keys: Keys) -> None:
@@ -37,14 +36,14 @@ def test_two_keys_with_equal_first_letters_both_pass(
     assert not keys.check("sk-atelier-AAAAAAAA" + "d" * 35)
 
 
-def test_a_revoked_key_is_refused_at_once_by_every_process(keys: Keys, url: str) -> None:
+def test_a_revoked_key_is_refused_at_once_by_every_process(keys: Keys, database: Database) -> None:
     key, other = keys.create("laptop"), keys.create("phone")
-    elsewhere = Keys(url)
-    assert elsewhere.check(key)
-    revoked = keys.revoke("laptop")
-    assert revoked.revoked is not None
-    assert not elsewhere.check(key)
-    assert elsewhere.check(other)
+    with closing(Keys(database.url)) as elsewhere:
+        assert elsewhere.check(key)
+        revoked = keys.revoke("laptop")
+        assert revoked.revoked is not None
+        assert not elsewhere.check(key)
+        assert elsewhere.check(other)
     assert keys.revoke("laptop") == revoked
 
 
@@ -56,7 +55,7 @@ def test_after_the_first_key_requests_need_one_even_when_all_are_revoked(keys: K
     assert keys.any()
 
 
-def test_a_listing_tells_when_but_not_what(keys: Keys, tmp_path: Path) -> None:
+def test_a_listing_tells_when_but_not_what(keys: Keys, database: Database) -> None:
     key = keys.create("laptop")
     [made] = keys.list()
     assert (made.label, made.revoked, made.used) == ("laptop", None, None)
@@ -64,13 +63,17 @@ def test_a_listing_tells_when_but_not_what(keys: Keys, tmp_path: Path) -> None:
     assert len(made.prefix) == len("sk-atelier-") + 8
     keys.check(key)
     assert keys.list()[0].used == made.created.date().isoformat()
-    keys.close()
-    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert key[20:].encode() not in stored
+    with database.engine().connect() as connection:
+        stored = repr(connection.exec_driver_sql("SELECT * FROM api_keys").all())
+    assert key[20:] not in stored
 
 
-def test_only_its_owner_reads_the_database(keys: Keys, tmp_path: Path) -> None:
-    assert (tmp_path / "atelier.db").stat().st_mode & 0o077 == 0
+def test_only_its_owner_reads_the_database(tmp_path: Path) -> None:
+    path = tmp_path / "atelier.db"
+    with closing(Keys(f"sqlite:///{path}")) as keys:
+        key = keys.create("laptop")
+    assert path.stat().st_mode & 0o077 == 0
+    assert key[20:].encode() not in path.read_bytes()
 
 
 def test_revoking_names_the_choices(keys: Keys) -> None:

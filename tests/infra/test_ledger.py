@@ -1,19 +1,20 @@
 """The ledger keeps every transition once, in order, and shows it when somebody changes one."""
 
-import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
 
 import infra.database
 from infra.chain import Broken, LedgerError
@@ -23,11 +24,15 @@ from infra.ledger import METADATA, Conflict, KeyReused, Ledger, Row
 from infra.observations import OBSERVATIONS
 from infra.promotions import APPROVALS, PROMOTIONS
 from infra.votes import VOTES
+from tests.databases_kit import KINDS, Database, Databases
+
+MIGRATIONS = str(Path(infra.database.__file__).parent / "migrations")
 
 
 @pytest.fixture
-def ledger(path: Path) -> Ledger:
-    return Ledger(f"sqlite:///{path}")
+def ledger(database: Database) -> Iterator[Ledger]:
+    with Ledger(database.url) as ledger:
+        yield ledger
 
 
 def move(ledger: Ledger, version: int | None, expected_epoch: int, **other: Any) -> Row:
@@ -166,20 +171,11 @@ def test_heads_lists_the_newest_of_every_stage(ledger: Ledger) -> None:
     assert ledger.heads()[:2] == [other, last]
 
 
-def test_another_process_sees_a_transition_at_once(ledger: Ledger, path: Path) -> None:
-    elsewhere = Ledger(f"sqlite:///{path}")
-    for epoch in range(5):
-        row = move(ledger, epoch + 1, epoch)
-        assert elsewhere.head("shapes", "production") == row
-
-
-def tamper(path: Path, *statements: str) -> None:
-    with sqlite3.connect(path) as connection:
-        for verb in ("update", "delete"):
-            connection.execute(f"DROP TRIGGER IF EXISTS transitions_no_{verb}")
-        for statement in statements:
-            connection.execute(statement)
-    connection.close()
+def test_another_process_sees_a_transition_at_once(ledger: Ledger, database: Database) -> None:
+    with Ledger(database.url) as elsewhere:
+        for epoch in range(5):
+            row = move(ledger, epoch + 1, epoch)
+            assert elsewhere.head("shapes", "production") == row
 
 
 @pytest.mark.parametrize(
@@ -194,27 +190,62 @@ def tamper(path: Path, *statements: str) -> None:
     ],
 )
 def test_a_changed_table_is_detected_and_the_row_named(
-    ledger: Ledger, path: Path, statement: str, message: str
+    ledger: Ledger, database: Database, statement: str, message: str
 ) -> None:
     for epoch in range(3):
         move(ledger, epoch + 1, epoch)
-    tamper(path, statement)
+    database.tamper(statement)
     with pytest.raises(Broken, match=message):
         ledger.verify()
 
 
+COLUMNS = ", ".join(column.name for column in METADATA.tables["transitions"].columns)
+COPY = f"({COLUMNS}) SELECT {COLUMNS} FROM transitions WHERE true"
+
+
 @pytest.mark.parametrize(
-    "verb", ["UPDATE transitions SET actor = 'eve'", "DELETE FROM transitions"]
+    ("kind", "statement"),
+    [
+        ("sqlite", "UPDATE transitions SET actor = 'eve'"),
+        ("sqlite", "DELETE FROM transitions"),
+        ("sqlite", f"INSERT OR REPLACE INTO transitions {COPY}"),
+        ("postgresql", "UPDATE transitions SET actor = 'eve'"),
+        ("postgresql", "DELETE FROM transitions"),
+        ("postgresql", "TRUNCATE transitions"),
+        (
+            "postgresql",
+            f"INSERT INTO transitions {COPY} ON CONFLICT (id) DO UPDATE SET actor = 'eve'",
+        ),
+    ],
 )
-def test_the_database_refuses_to_change_a_row(ledger: Ledger, path: Path, verb: str) -> None:
-    move(ledger, 3, 0)
-    with (
-        sqlite3.connect(path) as connection,
-        pytest.raises(sqlite3.IntegrityError, match="append-only"),
-    ):
-        connection.execute(verb)
-    connection.close()
-    assert ledger.verify() == 1
+def test_the_database_refuses_to_change_a_row(
+    databases: Databases, kind: str, statement: str
+) -> None:
+    database = databases.migrated(kind)
+    with Ledger(database.url) as ledger:
+        move(ledger, 3, 0)
+        with pytest.raises(DBAPIError, match="append-only"):
+            database.run(statement)
+        assert ledger.verify() == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_database_from_before_the_triggers_gets_them_when_it_is_opened(
+    databases: Databases, kind: str
+) -> None:
+    database = databases.migrated(kind)
+    with Ledger(database.url) as ledger:
+        move(ledger, 3, 0)
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    config.set_main_option("path_separator", "os")
+    with database.engine().begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0003")
+    with Ledger(database.url) as ledger:
+        with pytest.raises(DBAPIError, match="append-only"):
+            database.run("DELETE FROM transitions")
+        assert ledger.verify() == 1
 
 
 @pytest.mark.parametrize("place", ["ledger.commit", "ledger.committed"])
@@ -230,38 +261,37 @@ def test_an_ambiguous_failure_is_settled_by_the_same_call(
 
 
 def test_a_locked_database_is_busy_after_a_while_and_well_again(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infra.database, "BUSY_MS", 100)
-    ledger = Ledger(f"sqlite:///{path}")
-    holder = sqlite3.connect(path, isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Busy, match="was locked by another process"):
-        move(ledger, 3, 0)
-    assert ledger.head("shapes", "production") is None
-    holder.execute("ROLLBACK")
-    holder.close()
-    assert move(ledger, 3, 0).epoch == 1
+    with Ledger(database.url) as ledger:
+        with database.engine().connect() as holder:
+            lock = {
+                "sqlite": "BEGIN IMMEDIATE",
+                "postgresql": "SELECT 1 FROM ledger_tip FOR UPDATE",
+            }
+            holder.exec_driver_sql(lock[database.kind])
+            with pytest.raises(Busy, match="was locked by another process"):
+                move(ledger, 3, 0)
+            assert ledger.head("shapes", "production") is None
+        assert move(ledger, 3, 0).epoch == 1
 
 
-def test_the_migrations_make_the_tables_that_the_code_declares(path: Path) -> None:
+def test_the_migrations_make_the_tables_that_the_code_declares(database: Database) -> None:
     assert Keys.__module__ == "infra.keys"
-    engine = sa.create_engine(f"sqlite:///{path}")
-    with engine.connect() as connection:
+    with database.engine().connect() as connection:
         for table in (PROMOTIONS, APPROVALS, OBSERVATIONS, VOTES):
             assert table.name in METADATA.tables
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
-    engine.dispose()
     config = Config()
-    config.set_main_option(
-        "script_location", str(Path(infra.database.__file__).parent / "migrations")
-    )
+    config.set_main_option("script_location", MIGRATIONS)
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_heads() == [REVISION]
 
 
-def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'deep' / 'atelier.db'}"
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_may_open_a_new_database_at_once(databases: Databases, kind: str) -> None:
+    url = databases.empty(kind).url
     failed: list[BaseException] = []
 
     def opens() -> None:
@@ -271,7 +301,7 @@ def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
             failed.append(error)
 
     threads = [threading.Thread(target=opens) for _ in range(4)]
-    code = f"from infra.ledger import Ledger; Ledger({url!r})"
+    code = f"from infra.ledger import Ledger; Ledger({url!r}).close()"
     others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -279,15 +309,14 @@ def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
         thread.join()
     assert [other.wait(timeout=60) for other in others] == [0, 0]
     assert failed == []
-    assert Ledger(url).verify() == 0
+    with Ledger(url) as ledger:
+        assert ledger.verify() == 0
 
 
-def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
+    database.run("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(DatabaseError, match=r"another version of atelier.*9999"):
-        Ledger(f"sqlite:///{path}")
+        Ledger(database.url)
 
 
 @pytest.mark.parametrize(

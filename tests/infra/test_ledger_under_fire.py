@@ -1,7 +1,5 @@
 """Any order of calls, and promoters that are killed at any moment, leave a whole ledger."""
 
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from infra.database import open_engine, reading
 from infra.ledger import Conflict, KeyReused, Ledger, Row
 from infra.promotions import PROMOTIONS
+from tests.databases_kit import Databases
 
 VERSIONS = st.integers(1, 5)
 PLACES = st.sampled_from(
@@ -27,13 +26,13 @@ PLACES = st.sampled_from(
 class LedgerMachine(RuleBasedStateMachine):
     """Any order of moves, stale moves and repeated moves leaves what a list of rows would hold."""
 
-    template: Path
+    databases: Databases
+    kind: str
 
     @initialize()
     def opens(self) -> None:
-        self.path = self.template.with_name(f"machine-{os.urandom(6).hex()}.db")
-        shutil.copy(self.template, self.path)
-        self.ledger = Ledger(f"sqlite:///{self.path}")
+        self.database = self.databases.migrated(self.kind)
+        self.ledger = Ledger(self.database.url)
         self.rows: list[Row] = []
         self.calls: list[dict[str, Any]] = []
 
@@ -101,14 +100,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.ledger.close()
-        for file in self.path.parent.glob(f"{self.path.name}*"):
-            file.unlink()
+        self.databases.drop(self.database)
 
 
-def test_any_order_of_calls_leaves_a_whole_ledger(migrated: Path) -> None:
-    machine = type("Machine", (LedgerMachine,), {"template": migrated})
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 25), ("postgresql", 10)])
+def test_any_order_of_calls_leaves_a_whole_ledger(
+    databases: Databases, kind: str, examples: int
+) -> None:
+    machine = type("Machine", (LedgerMachine,), {"databases": databases, "kind": kind})
     quick = settings(
-        max_examples=25,
+        max_examples=examples,
         stateful_step_count=20,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -118,19 +119,28 @@ def test_any_order_of_calls_leaves_a_whole_ledger(migrated: Path) -> None:
 
 
 PROMOTERS = Path(__file__).with_name("promoters.py")
-KILLS, TRANSITIONS = 100, 1000
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "wanted_kills", "wanted_rows"), [("sqlite", 100, 1000), ("postgresql", 20, 100)]
+)
 def test_four_racing_promoters_lose_and_double_nothing_while_they_are_killed(
-    path: Path, tmp_path: Path, record_property: Any
+    databases: Databases,
+    tmp_path: Path,
+    record_property: Any,
+    kind: str,
+    wanted_kills: int,
+    wanted_rows: int,
 ) -> None:
-    url, began = f"sqlite:///{path}", time.monotonic()
-    command = [sys.executable, str(PROMOTERS), url, str(tmp_path), str(KILLS), str(TRANSITIONS)]
-    kills = int(subprocess.run(command, check=True, capture_output=True, timeout=150).stdout)
+    url, began = databases.migrated(kind).url, time.monotonic()
+    command = [sys.executable, PROMOTERS, url, tmp_path, str(wanted_kills), str(wanted_rows)]
+    kills = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     seconds = time.monotonic() - began
-    ledger = Ledger(url)
-    rows = {row.id: row for row in ledger.history("shapes")}
+    with Ledger(url) as ledger:
+        kept = ledger.history("shapes")
+        assert ledger.verify() == len(kept)
+    rows = {row.id: row for row in kept}
     answered, conflicts = 0, 0
     for log in tmp_path.glob("promoter-*.log"):
         # a line that a kill cut short was no answer
@@ -147,8 +157,8 @@ def test_four_racing_promoters_lose_and_double_nothing_while_they_are_killed(
                 answered += 1
     versions = [row.to_version for row in rows.values()]
     assert len(versions) == len(set(versions)), "a transition was made twice"
-    assert ledger.verify() == len(rows) >= answered >= TRANSITIONS
-    assert kills >= KILLS
+    assert len(rows) >= answered >= wanted_rows
+    assert kills >= wanted_kills
     _agrees(url, {row.to_version for row in rows.values()})
     record_property("kills", kills)
     record_property("transitions", len(rows))

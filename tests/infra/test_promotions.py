@@ -1,10 +1,9 @@
 """The journal lets each promotion take the steps there are, by one holder at a time, and every verdict counts once."""
 
-import os
-import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,11 +31,19 @@ from infra.promotions import (
     Promotions,
     advance,
 )
+from tests.databases_kit import Database, Databases
 
 
 @pytest.fixture
-def journal(path: Path) -> Promotions:
-    return Promotions(f"sqlite:///{path}")
+def journal(database: Database) -> Iterator[Promotions]:
+    with closing(Promotions(database.url)) as journal:
+        yield journal
+
+
+@pytest.fixture
+def ledger(database: Database) -> Iterator[Ledger]:
+    with Ledger(database.url) as ledger:
+        yield ledger
 
 
 def intend(journal: Promotions, **other: Any) -> Promotion:
@@ -138,9 +145,8 @@ def test_a_lease_is_renewed_beside_the_work_and_given_up_at_its_end(
 
 
 def test_the_journal_is_committed_exactly_when_the_ledger_is(
-    journal: Promotions, path: Path, monkeypatch: pytest.MonkeyPatch
+    journal: Promotions, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = Ledger(f"sqlite:///{path}")
 
     def commit(row: Promotion, holder: str) -> None:
         ledger.transition(
@@ -238,14 +244,14 @@ def test_an_unknown_id_says_where_to_look(journal: Promotions) -> None:
 class JournalMachine(RuleBasedStateMachine):
     """Any order of steps, take-overs and verdicts leaves what a small model of one promotion would hold."""
 
-    template: Path
+    databases: Databases
+    kind: str
     rows = Bundle("rows")
 
     @initialize()
     def opens(self) -> None:
-        self.path = self.template.with_name(f"journal-{os.urandom(6).hex()}.db")
-        shutil.copy(self.template, self.path)
-        self.journal = Promotions(f"sqlite:///{self.path}")
+        self.database = self.databases.migrated(self.kind)
+        self.journal = Promotions(self.database.url)
         self.state: dict[str, str] = {}
         self.holder: dict[str, str | None] = {}
         self.spoken: dict[str, set[str]] = {}
@@ -317,14 +323,16 @@ class JournalMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.journal.close()
-        for file in self.path.parent.glob(f"{self.path.name}*"):
-            file.unlink()
+        self.databases.drop(self.database)
 
 
-def test_any_order_of_steps_and_verdicts_is_what_the_model_says(migrated: Path) -> None:
-    machine = type("Machine", (JournalMachine,), {"template": migrated})
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 40), ("postgresql", 15)])
+def test_any_order_of_steps_and_verdicts_is_what_the_model_says(
+    databases: Databases, kind: str, examples: int
+) -> None:
+    machine = type("Machine", (JournalMachine,), {"databases": databases, "kind": kind})
     quick = settings(
-        max_examples=40,
+        max_examples=examples,
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=list(HealthCheck),

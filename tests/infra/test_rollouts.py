@@ -1,4 +1,4 @@
-from pathlib import Path
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from infra.observations import Observations
 from infra.rollouts import Limits, Tally, Terms, bucket, verdict, wilson
+from tests.databases_kit import Database
 
 COUNTS = st.integers(0, 1000)
 TALLIES = st.builds(
@@ -91,8 +92,12 @@ def test_terms_are_read_from_a_ledger_row_s_report_or_are_none() -> None:
         assert Terms.of(report) is None
 
 
-def test_gateways_write_beside_each_other_and_each_over_itself(tmp_path: Path) -> None:
-    observations = Observations(f"sqlite:///{tmp_path / 'atelier.db'}")
+def test_gateways_write_beside_each_other_and_each_over_itself(database: Database) -> None:
+    with closing(Observations(database.url)) as observations:
+        check_that_each_gateway_writes_over_itself(observations)
+
+
+def check_that_each_gateway_writes_over_itself(observations: Observations) -> None:
     for gateway, counts in (("a", (1, 5)), ("b", (3,))):
         for count in counts:
             tallies = {"champion": arm(0.1), "challenger": Tally(requests=count, flat=1)}
