@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
-from models import Family, build
-from models.family import Request
+from models import build
+from models.family import Family, Request
 
 CAP = 16
 

@@ -24,6 +24,7 @@ __all__ = [
     "add_own",
     "datasets",
     "identity",
+    "known",
     "point",
     "prepare",
     "prepared",
@@ -118,6 +119,36 @@ def prepared(name: str, project: Path) -> Prepared:
         raise CatalogError(f"{folder} is not what dvc.lock names ({known[:12]}): {again}")
     page = report_path(name, project)
     return Prepared(name, folder, known, page if page.is_file() else None)
+
+
+def known(name: str, project: Path) -> dict[str, Any]:
+    """Return what is known of a dataset now: dataset.json, or what its maker says where it is not prepared as asked.
+
+    The maker's has no `splits`, a word as `max_words`, and of text the tokenizer's settings in place of the tokenizer.
+
+    Raises:
+        CatalogError: unknown dataset, or files it is made from are missing or cannot be used (named).
+    """
+    values = entry(name, project)
+    try:
+        made = maker(values.maker).made(values, project)
+    except MakerError as error:
+        raise CatalogError(f"{name}: {error}") from None
+    found = {
+        "name": name,
+        "modality": made.modality,
+        **made.settings,
+        "attributes": {key: list(listed) for key, listed in made.attributes.items()},
+        "vocabulary": list(made.vocabulary),
+        "held_out": list(made.held_out),
+        "max_words": 1,
+    }
+    try:
+        header = prepared(name, project).header
+    except CatalogError:
+        return found
+    told = found.keys() - {"tokenizer", "max_words"}
+    return header if all(header[key] == found[key] for key in told) else found
 
 
 def identity(name: str, project: Path) -> str:

@@ -163,19 +163,13 @@ def row(recipe: Recipe, honest: Side | None, control: Side | None, note: str = "
         name=recipe.name,
         families=tuple(stage.family for stage in recipe.stages.values()),
         metric=metric,
-        bound="" if bound is None else _says(bound.at_least, bound.at_most),
+        bound="" if bound is None else bound.says,
         honest=honest,
         control=control,
         refused=refused,
         peer=f"{recipe.peer.name} {recipe.peer.value:g}" if recipe.peer else "",
         note="; ".join(notes),
     )
-
-
-def _says(least: float | None, most: float | None) -> str:
-    if least is not None and most is not None:
-        return f"{least:g} .. {most:g}"
-    return f">= {least:g}" if least is not None else f"<= {most:g}"
 
 
 COLUMNS: Final = ("experiment", "metric", "value", "gate", "control", "CPU-s", "peer", "")

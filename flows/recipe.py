@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from flows.sections import Control, Found, Fraction, Peer, Positive, Search, Strict
+from models import near
 
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
 
@@ -108,6 +110,13 @@ class Bound(Strict):
         if self.at_least is None and self.at_most is None:
             raise ValueError("give at_least, at_most or both")
         return self
+
+    @property
+    def says(self) -> str:
+        """Return the condition as people write it: ">= 0.5", "1 .. 2"."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} .. {self.at_most:g}"
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
 
 
 class Wins(Strict):
@@ -325,10 +334,36 @@ def _check_search(recipe: Recipe, search: Search) -> None:
 
 
 def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
+    """Return the first of the errors in one line; a field that nobody knows comes before all that follows from it."""
+    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = found[0]
     where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {first['msg']}, got {first['input']!r}{more}"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields(error, first["loc"][:-1])
+        return f"{where}: there is no such field{near(str(first['loc'][-1]), known)}{more}"
+    if first["type"] == "missing":
+        return f"{where}: this field is missing{more}"
+    if first["type"] == "model_type":
+        return f"{where}: this is a section of fields, got {shortened(first['input'])}{more}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {shortened(first['input'])}{more}"
+
+
+def _fields(error: ValidationError, place: Sequence[int | str]) -> list[str]:
+    """Return the names of the fields at a place in the document that was refused."""
+    kind: Any = Stage if error.title == "Stage" else Recipe
+    for part in place:
+        section = hasattr(kind, "model_fields")
+        kind = kind.model_fields[part].annotation if section else get_args(kind)[-1]
+        if isinstance(kind, UnionType):  # a section or None
+            kind = next(one for one in get_args(kind) if hasattr(one, "model_fields"))
+    return sorted(kind.model_fields)
+
+
+def shortened(value: Any) -> str:
+    """Return a value as an error shows it: no dump of a whole section."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def _set(document: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:

@@ -4,15 +4,15 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows import progress
 from flows.cards import model_card
+from flows.checking import unsuited
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, TrainingSpec
 from flows.slots import training_slots
@@ -23,9 +23,6 @@ from infra.storage import MANIFEST, seal
 
 if TYPE_CHECKING:
     from infra.registry import Version
-
-LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokenizer"}
-"""The fact of a dataset without which a network cannot learn its modality."""
 
 
 def _identity(_: Any, parameters: dict[str, Any]) -> str:
@@ -118,23 +115,18 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
     Raises:
         ValueError: names the stage and what is wrong with it.
     """
-    from data.loaders import facts_of, modality_of
+    from data.loaders import facts_of, read_header
     from flows.training.counting import check_passes
     from models import configure, trainable
+    from models.declared import of
 
     for spec in specs:
         try:
-            facts = facts_of(spec.prepared, spec.image_size)
-            kind = modality_of(spec.prepared)
-            if LEARNED[kind] not in {field.name for field in fields(trainable(spec.family).Config)}:
-                raise ValueError(f"{spec.family} learns no {kind}, and {spec.dataset} is {kind}")
-            config = configure(spec.family, spec.preset, spec.config, facts)
             family = trainable(spec.family)
-            if spec.training.cuda_graph and (family.counts or len(family.players) > 1):
-                what = "counts" if family.counts else f"has {len(family.players)} players"
-                raise ValueError(
-                    f"training.cuda_graph holds the step of one player, and {spec.family} {what}"
-                )
+            if lines := unsuited(spec, of(family), read_header(spec.prepared)):
+                raise ValueError(lines[0])
+            facts = facts_of(spec.prepared, spec.image_size)
+            config = configure(spec.family, spec.preset, spec.config, facts)
             if family.counts:
                 check_passes(spec, family(config))
         except ValueError as error:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from models.family import Family, Trainable
+if TYPE_CHECKING:  # torch takes seconds, and this table is read before anybody waits for it
+    from models.family import Trainable
 
 FAMILIES: Final[Mapping[str, str]] = {
     "aae": "models.variational.aae:AAE",
@@ -33,18 +34,31 @@ JUDGES: Final[Mapping[str, str]] = {
 }
 
 
-def trainable(name: str) -> type[Trainable]:
-    """Return the class of a family or judge by its name.
+def target(name: str) -> str:
+    """Return MODULE:CLASS of a family or judge.
 
     Raises:
         ValueError: the name is unknown; the message lists the known ones.
     """
     table = {**FAMILIES, **JUDGES}
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown family {name!r}{hint}; choose one of {', '.join(sorted(table))}")
-    module, _, attribute = table[name].partition(":")
+        raise ValueError(f"unknown family {name!r}{near(name, sorted(table))}")
+    return table[name]
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """Return how an error goes on that names something unknown: the nearest known one, or all where none is near."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else f"; choose one of {', '.join(known)}"
+
+
+def trainable(name: str) -> "type[Trainable]":
+    """Return the class of a family or judge by its name.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    module, _, attribute = target(name).partition(":")
     found: type[Trainable] = getattr(import_module(module), attribute)
     return found
 
@@ -61,17 +75,15 @@ def configure(
     """
     cls = trainable(name)
     if preset not in cls.presets:
-        raise ValueError(f"{name} has no preset {preset!r}; choose one of {', '.join(cls.presets)}")
+        raise ValueError(f"{name} has no preset {preset!r}{near(preset, list(cls.presets))}")
     fields = {field.name for field in dataclasses.fields(cls.Config)}
     if unknown := sorted(set(overrides) - fields):
-        raise ValueError(
-            f"{name} has no setting {unknown[0]!r}; choose from {', '.join(sorted(fields))}"
-        )
+        raise ValueError(f"{name} has no setting {unknown[0]!r}{near(unknown[0], sorted(fields))}")
     known = {key: value for key, value in facts.items() if key in fields}
     return dataclasses.replace(cls.presets[preset], **{**known, **overrides})
 
 
-def describe(model: Trainable) -> dict[str, Any]:
+def describe(model: "Trainable") -> dict[str, Any]:
     """Return the JSON document from which `build` makes the same network."""
     table = {**FAMILIES, **JUDGES}
     path = f"{type(model).__module__}:{type(model).__qualname__}"
@@ -79,7 +91,7 @@ def describe(model: Trainable) -> dict[str, Any]:
     return {"family": name, "config": dataclasses.asdict(model.config)}
 
 
-def build(document: Mapping[str, Any]) -> Trainable:
+def build(document: Mapping[str, Any]) -> "Trainable":
     """Return a freshly initialised network from `describe`'s document; JSON lists become tuples.
 
     Raises:
@@ -102,10 +114,10 @@ def _tuples(value: Any) -> Any:
 __all__ = [
     "FAMILIES",
     "JUDGES",
-    "Family",
-    "Trainable",
     "build",
     "configure",
     "describe",
+    "near",
+    "target",
     "trainable",
 ]

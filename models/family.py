@@ -107,6 +107,7 @@ class Trainable(nn.Module, ABC):
     presets: ClassVar[Mapping[str, Any]]  # named Configs; always has "tiny"
     players: ClassVar[tuple[str, ...]] = ("model",)
     counts: ClassVar[bool] = False  # has sums, absorb, settle
+    measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
     config: Any
 
     @abstractmethod
@@ -199,9 +200,14 @@ class Family(Trainable):
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:  # noqa: ARG002 - nothing of its own
         """Return what the model itself can tell of samples that it never learned, beside the judge's metrics.
 
-        Values (N,) by name; evaluation reports their mean as STAGE_NAME, and a gate may ask for it.
+        Values (N,) by name, of `measured`; evaluation reports their mean as STAGE_NAME, and a gate may ask for it.
         """
         return {}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return the names that `measure` gives with this config."""
+        return self.measures
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:

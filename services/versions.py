@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models import Family, build
+from models import build
+from models.family import Family
 from services.engine import BUCKETS
 from services.questions import DRAWS
 from services.trial import agreeing

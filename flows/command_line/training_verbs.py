@@ -1,9 +1,10 @@
-"""`train`, `run`, `evaluate`, `demo`: the verbs that make versions."""
+"""`check`, `train`, `run`, `evaluate`, `demo`: the verbs that make versions."""
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,9 @@ from flows.command_line.terminal import (
 )
 from infra.settings import settings
 
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
+
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. flows/recipes/shapes.yaml")
 ]
@@ -26,17 +30,61 @@ RecipeFile = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
+    app.command()(check)
     app.command()(train)
     app.command()(run)
     app.command()(evaluate)
     app.command()(demo)
 
 
+def checked(recipe: Path, overrides: Sequence[str]) -> "Recipe":
+    """Return the recipe, once nothing is known for which it would fail later.
+
+    Raises:
+        RecipeError: every reason, one a line.
+    """
+    return _checked(recipe, overrides)[0]
+
+
+def _checked(recipe: Path, overrides: Sequence[str]) -> "tuple[Recipe, dict[str, str]]":
+    from flows.checking import check as look
+    from flows.recipe import RecipeError, load
+
+    wanted = load(recipe, overrides)
+    try:
+        return wanted, look(wanted, settings().project)
+    except RecipeError as error:
+        lines = str(error).splitlines()
+        first = lines if len(lines) == 1 else ["this would fail later:", *lines]
+        raise RecipeError(f"{recipe}: " + "\n".join(first)) from None
+
+
+def check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Tell in seconds, and without the stack, what would fail later in a run of the recipe."""
+    wanted, metrics = _checked(recipe, overrides or [])
+    if as_json:
+        show_json({"recipe": wanted.name, "metrics": metrics})
+        return
+    bounds = wanted.gate.metrics
+    rows = [
+        (name, bounds[name].says if name in bounds else "", why)
+        for name, why in sorted(metrics.items(), key=lambda one: (one[0] not in bounds, one[0]))
+        if not why
+    ]
+    show_table("metrics that will be measured", ("metric", "gate"), [row[:2] for row in rows])
+    if not wanted.gate.metrics:
+        console.print("the gate has no metric: nothing could be promoted")
+    again = shlex.join(["atelier", "run", str(recipe), *_set_again(overrides)])
+    console.print(f"{recipe} can run; next: {again}", markup=False, soft_wrap=True)
+
+
+def _set_again(overrides: Sequence[str] | None) -> list[str]:
+    return [word for one in overrides or () for word in ("--set", one)]
+
+
 def train(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Prepare the data, train every stage and the judge, and register them."""
-    from flows.recipe import load
-
-    wanted = load(recipe, overrides or [])
+    wanted = checked(recipe, overrides or [])
     ready()
     from flows.train import train as train_flow
 
@@ -47,8 +95,7 @@ def train(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fal
         return
     for name, version in trained.items():
         console.print(f"{name}: [bold]{version['name']}:{version['version']}[/]")
-    changes = [word for one in overrides or () for word in ("--set", one)]
-    again = shlex.join(["atelier", "run", str(recipe), *changes])
+    again = shlex.join(["atelier", "run", str(recipe), *_set_again(overrides)])
     console.print(
         f"next: {again}   (judges and promotes; nothing is trained twice)",
         markup=False,
@@ -58,9 +105,7 @@ def train(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fal
 
 def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Walk a recipe the whole way: prepare, train, evaluate, promote, deploy."""
-    from flows.recipe import load
-
-    wanted = load(recipe, overrides or [])
+    wanted = checked(recipe, overrides or [])
     ready()
     found = _walk(wanted)
     if as_json:
@@ -96,10 +141,8 @@ def evaluate(
 
 def demo(overrides: Overrides = None) -> None:
     """From nothing to a served picture: the shapes recipe, then eight prompts through the HTTP API."""
-    from flows.recipe import load
-
     began = time.monotonic()
-    wanted = load(settings().project / "flows/recipes/shapes.yaml", overrides or [])
+    wanted = checked(settings().project / "flows/recipes/shapes.yaml", overrides or [])
     ready()
     found = _walk(wanted)
     ref = f"{found['version']['name']}:{found['version']['version']}"

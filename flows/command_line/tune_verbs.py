@@ -14,6 +14,7 @@ from flows.command_line.terminal import (
     show_table,
     training_progress,
 )
+from flows.command_line.training_verbs import checked
 
 
 def register(app: typer.Typer) -> None:
@@ -33,13 +34,10 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search a recipe's space, train the best values in full and register them as candidate."""
-    from flows.recipe import load, searched_stage
+    from flows.recipe import searched_stage
 
-    wanted = load(recipe, overrides or [])
+    wanted = checked(recipe, overrides or [])
     searched_stage(wanted)
-    from flows.tuning.plan import check
-
-    check(wanted)
     ready()
     from flows.tune import tune as tune_flow
 

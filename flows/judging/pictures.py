@@ -16,6 +16,7 @@ from flows.judging.scores import Judged, Scores, device_of, evenly, likelihood, 
 from flows.judging.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Request
+from models.judges import LEAST_HELD_OUT
 from models.judges import metrics as m
 from models.parts import words
 
@@ -91,7 +92,7 @@ def score(
             _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
         if model.capabilities.likelihood:
             likelihood(scores, model, stage.stage, rated(model, {"pixels": test}, captions))
-        if len(test) >= m.LEAST_HELD_OUT:  # one picture has no distribution
+        if len(test) >= LEAST_HELD_OUT:  # one picture has no distribution
             chosen = evenly(test, min(len(test), MEASURED))
             own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)
     files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
@@ -159,7 +160,7 @@ def _classes(
 
 def _distribution(scores: Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:
     count = min(len(pictures), len(real))  # both measures depend on it
-    if count < m.LEAST_HELD_OUT:
+    if count < LEAST_HELD_OUT:
         return
     with torch.no_grad():
         fake_features = judge.features(evenly(pictures, count))
@@ -172,7 +173,7 @@ def _distribution(scores: Scores, judge: "AttributeJudge", pictures: Tensor, rea
 
 
 def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
-    if len(test) < m.LEAST_HELD_OUT:
+    if len(test) < LEAST_HELD_OUT:
         return  # a small folder can be learned from all the same; a gate that asks for this says so
     scores.mean("memorised", m.memorisation(pictures, train, test))
 

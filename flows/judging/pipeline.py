@@ -100,7 +100,11 @@ class StageMismatch(ValueError):
 
 def interface(config: dict[str, Any]) -> tuple[Accepts, Gives]:
     """Return what a model with this config.json accepts and gives."""
-    model = _fresh(config)
+    return interface_of(_fresh(config))
+
+
+def interface_of(model: "Family") -> tuple[Accepts, Gives]:
+    """Return what a model accepts and gives; its weights are not looked at."""
     able, settings = model.capabilities, model.config
     if able.modality == "audio":
         given = Gives(modality="audio", sample_rate=settings.sample_rate)
@@ -156,7 +160,8 @@ def _writes_unasked(model: "Family") -> bool:
 
 
 def _fresh(config: dict[str, Any]) -> "Family":
-    from models import Family, build
+    from models import build
+    from models.family import Family
 
     model = build(config)
     assert isinstance(model, Family)
@@ -206,16 +211,18 @@ def check_fit(stages: Sequence[PinnedStage]) -> None:
     Raises:
         StageMismatch: the first pair that does not fit.
     """
-    first = stages[0]
-    if _taken(first.accepts) is not None:
-        what = "upscales a picture" if first.accepts.picture else f"takes {_says(first.accepts)}"
-        raise StageMismatch(f"{first.name}:{first.version} {what}: no stage stands before it")
-    for left, right in itertools.pairwise(stages):
-        if _taken(right.accepts) != _taken(left.gives):
-            raise StageMismatch(
-                f"{left.name}:{left.version} gives {_says(left.gives)}, "
-                f"but {right.name}:{right.version} takes {_says(right.accepts)}"
-            )
+    check_chain([(f"{stage.name}:{stage.version}", stage.accepts, stage.gives) for stage in stages])
+
+
+def check_chain(stages: Sequence[tuple[str, Accepts, Gives]]) -> None:
+    """As `check_fit`, of stages by what an error calls them."""
+    name, first, _ = stages[0]
+    if _taken(first) is not None:
+        what = "upscales a picture" if first.picture else f"takes {_says(first)}"
+        raise StageMismatch(f"{name} {what}: no stage stands before it")
+    for (left, _, given), (right, accepted, _) in itertools.pairwise(stages):
+        if _taken(accepted) != _taken(given):
+            raise StageMismatch(f"{left} gives {_says(given)}, but {right} takes {_says(accepted)}")
 
 
 def _taken(side: Accepts | Gives) -> tuple[str, Any] | None:
@@ -241,7 +248,8 @@ def load_model(directory: Path) -> "Family":
     """Return the network of a fetched model version, in evaluation mode, after verifying its bytes."""
     from safetensors.torch import load_file
 
-    from models import Family, build
+    from models import build
+    from models.family import Family
 
     verify(directory)
     model = build(json.loads((directory / "config.json").read_text()))

@@ -17,7 +17,7 @@ from flows.judging.scores import Judged, Scores, likelihood, own, taken
 from flows.judging.sheets import of_texts
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Record
-from models.judges.metrics import LEAST_HELD_OUT
+from models.judges import LEAST_HELD_OUT
 
 ROWS: Final = 2048  # of held-out text that are rated, at most
 AT_ONCE: Final = 32  # rows of a forward pass

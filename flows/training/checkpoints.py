@@ -16,7 +16,7 @@ from torch import Tensor
 from flows.training.optimizers import AdamW, Average
 from flows.training.ranks import Ranks
 from infra.storage import verify, write_json
-from models import Trainable
+from models.family import Trainable
 
 FORMAT: Final = 1
 

@@ -12,10 +12,10 @@ import time
 import torch
 
 from data.loaders import DatasetError, Loader, rows_in
-from flows.recipe import TrainingSpec
+from flows.recipe import Stage, TrainingSpec
 from flows.training import halting
 from flows.training.loop import Diverged, Loop
-from models import Trainable
+from models.family import Trainable
 
 
 class CountingLoop(Loop):
@@ -109,7 +109,7 @@ class CountingLoop(Loop):
         return {f"validation_{name}": value for name, value in total.items()}
 
 
-def check_passes(spec: TrainingSpec, model: Trainable) -> None:
+def check_passes(spec: Stage | TrainingSpec, model: Trainable) -> None:
     """Refuse a number of steps that is not the family's number of passes.
 
     Raises:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flows.judging.sheets import of_sounds, of_texts, png
-from models import Family, Trainable
-from models.family import Modality, Request
+from models.family import Family, Modality, Request, Trainable
 
 COUNT: Final = 16  # pictures
 COLUMNS: Final = 4

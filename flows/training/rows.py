@@ -1,7 +1,7 @@
 """How a batch is shared: among workers, their accumulated parts, and the turns of a player at one step."""
 
 from flows.recipe import TrainingSpec
-from models import Trainable
+from models.family import Trainable
 
 
 def rows_of(spec: TrainingSpec, world: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from data.loaders import Loader
 from flows.recipe import TrainingSpec
 from flows.training.checkpoints import generators, seed_generators, set_generators
-from models import Trainable
+from models.family import Trainable
 
 OnValidation: TypeAlias = Callable[[int, float], None]
 ROWS: Final = 64  # a batch

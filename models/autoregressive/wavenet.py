@@ -123,6 +123,7 @@ class WaveNet(Family):
             sample_rate=16000, dilations=DILATIONS, stacks=3, residual=128, skip=256, window=16000
         ),
     }
+    measures: ClassVar[tuple[str, ...]] = ("bits_per_sample",)
     config: WaveNetConfig
 
     def __init__(self, config: WaveNetConfig) -> None:

@@ -168,6 +168,7 @@ class EDM(Family):
         "base": EDMConfig(),
         "large": EDMConfig(widths=(128, 256, 256), patch=1, blocks=3, attention=2),
     }
+    measures: ClassVar[tuple[str, ...]] = ("bits_per_dim",)
     config: EDMConfig
 
     def __init__(self, config: EDMConfig) -> None:

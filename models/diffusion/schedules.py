@@ -22,9 +22,9 @@ def betas(schedule: str, *, zero_terminal_snr: bool = False) -> Tensor:
     time is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
     """
     if schedule == "linear":
-        beta_T = torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64)
+        beta_T = torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64, device="cpu")
     else:
-        time = torch.arange(TIMES + 1, dtype=torch.float64) / TIMES
+        time = torch.arange(TIMES + 1, dtype=torch.float64, device="cpu") / TIMES
         kept = torch.cos((time + 0.008) / 1.008 * math.pi / 2).square()
         beta_T = (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
     if not zero_terminal_snr:

@@ -53,10 +53,12 @@ class TextEncoder(nn.Module):
     def __init__(self, words: int, max_words: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.words = nn.Embedding(words + 1, width)
-        self.places = nn.Parameter(torch.randn(max_words, width) * 0.1)
+        self.places = nn.Parameter(nn.init.normal_(torch.empty(max_words, width), std=0.1))
         self.layers = nn.ModuleList(Attention(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.null_1TD = nn.Parameter(torch.randn(1, max_words, width))  # "no caption"
+        self.null_1TD = nn.Parameter(
+            nn.init.normal_(torch.empty(1, max_words, width))
+        )  # "no caption"
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return the context (B, T, D)."""

@@ -11,9 +11,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from models.judges import LEAST_HELD_OUT
+
 CHUNK: Final = 512  # rows of a distance matrix at a time
 PEAK_DB: Final = 100.0  # PSNR of equal pictures; their error is 0
-LEAST_HELD_OUT: Final = 20  # pictures from which `memorisation` learns what chance does
 MOST_HELD_OUT: Final = 1000  # more make it slower, not surer
 
 

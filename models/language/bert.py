@@ -103,6 +103,7 @@ class BERT(Family):
         ),
         "base": BERTConfig(),
     }
+    measures: ClassVar[tuple[str, ...]] = ("mlm_accuracy", "nsp_accuracy")
     config: BERTConfig
 
     def __init__(self, config: BERTConfig) -> None:

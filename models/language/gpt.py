@@ -134,6 +134,7 @@ class GPT(Family):
         "small": GPTConfig(context=256, width=384, layers=6, heads=6, dropout=0.2),  # on one GPU
         "base": GPTConfig(context=1024, width=768, layers=12, heads=12),  # GPT-2's smallest
     }
+    measures: ClassVar[tuple[str, ...]] = ("nats_per_token", "exact_match")
     config: GPTConfig
 
     def __init__(self, config: GPTConfig) -> None:
@@ -246,6 +247,11 @@ class GPT(Family):
             for row, end, answer in zip(rows, ends, answers, strict=True):
                 right.append(float([*(t for t in answer if t >= 0), EOS] == row[end:]))
         return {"nats_per_token": nats, "exact_match": nats.new_tensor(right)}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return the names that `measure` gives with this config."""
+        return self.measures if self.config.learns == "dialogues" else ("nats_per_token",)
 
     def text_of(self, tokens_T: Tensor) -> str:
         """Return the text that tokens stand for, control tokens left out."""

@@ -103,6 +103,7 @@ class Transformer(Family):
         ),
         "base": TransformerConfig(beams=4),
     }
+    measures: ClassVar[tuple[str, ...]] = ("exact_match", "nats_per_token")
     config: TransformerConfig
 
     def __init__(self, config: TransformerConfig) -> None:

@@ -54,6 +54,7 @@ class AAE(Family):
         "conv": AAEConfig(network="conv", hidden=(32, 64)),
     }
     players: ClassVar[tuple[str, ...]] = ("autoencoder", "discriminator")
+    measures: ClassVar[tuple[str, ...]] = ("mmd_excess", "discriminator_accuracy", "cost")
     config: AAEConfig
 
     def __init__(self, config: AAEConfig) -> None:

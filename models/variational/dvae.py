@@ -97,6 +97,7 @@ class DVAE(Family):
             kl_steps=5000,
         ),
     }
+    measures: ClassVar[tuple[str, ...]] = ("perplexity", "relative_cost", "certainty")
     config: DVAEConfig
     steps: Tensor
     places_PK: Tensor

@@ -69,6 +69,7 @@ class VAE(Family):
             binarize="none",
         ),
     }
+    measures: ClassVar[tuple[str, ...]] = ("kl", "iwae_nats")
     config: VAEConfig
 
     def __init__(self, config: VAEConfig) -> None:
@@ -155,6 +156,11 @@ class VAE(Family):
         if not self.capabilities.likelihood:
             return {"kl": kl_B}
         return {"kl": kl_B, "iwae_nats": -self.iwae(batch, IMPORTANCE, generator)}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return the names that `measure` gives with this config."""
+        return self.measures if self.capabilities.likelihood else ("kl",)
 
     @torch.no_grad()
     def active_units(self, batch: Batch) -> int:

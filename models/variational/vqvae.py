@@ -130,6 +130,7 @@ class VQVAE(Family):
         "shapes": VQVAEConfig(image_size=16, codes=64),
         "base": VQVAEConfig(),
     }
+    measures: ClassVar[tuple[str, ...]] = ("perplexity", "relative_cost")
     config: VQVAEConfig
 
     def __init__(self, config: VQVAEConfig) -> None:

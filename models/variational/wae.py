@@ -50,6 +50,7 @@ class WAE(Family):
             image_size=64, channels=3, network="conv", hidden=(128, 256, 512, 512), latent=64
         ),
     }
+    measures: ClassVar[tuple[str, ...]] = ("mmd_excess", "cost")
     config: WAEConfig
 
     def __init__(self, config: WAEConfig) -> None:

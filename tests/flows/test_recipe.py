@@ -22,7 +22,10 @@ def test_an_override_reaches_its_field() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.base.training.step=3", r"stages\.base\.training\.step: Extra inputs"),
+        (
+            "stages.base.training.step=3",
+            r"stages\.base\.training\.step: there is no such field; did you mean 'steps'\?",
+        ),
         ("stages.base.training.steps=0", r"stages\.base\.training\.steps: .*greater than 0, got 0"),
         (
             "stages.base.training={steps: 1, cuda_graph: true, accumulate: 2}",

@@ -1,0 +1,190 @@
+"""What can be known of a recipe before anything is started: every reason for which it would fail later."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from data.catalog import CatalogError, known
+from data.modalities import modality
+from flows.judging.measured import Able, measured, refusals
+from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of
+from models import FAMILIES, JUDGES, near
+from models.declared import Declared, declared
+
+if TYPE_CHECKING:
+    from models.family import Family, Trainable
+
+LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokenizer"}
+"""The fact of a dataset without which a network cannot learn its modality."""
+
+
+def check(recipe: Recipe, project: Path) -> dict[str, str]:
+    """Return the metrics that the recipe's evaluation will have, each with what keeps it from being measured.
+
+    First what needs no torch, so that the usual slips are told within a second; then what the configs themselves say.
+
+    Raises:
+        RecipeError: the recipe would fail later; a line for each reason, which names the field.
+    """
+    try:
+        data = known(recipe.data.name, project)
+    except CatalogError as error:
+        data, lines = None, [f"data.name: {error}"]
+    else:
+        lines = []
+    _refuse([*lines, *_declared(recipe, data)])
+    assert data is not None
+    models, lines = _built(recipe, data)
+    _refuse(lines)
+    found = measured(
+        data,
+        {name: Able.surely(model) for name, model in models.items()},
+        judged=recipe.judge is not None,
+        prompted=next(iter(models.values())).capabilities.condition == "text",
+    )
+    _refuse([f"gate.metrics: {line}" for line in refusals(tuple(recipe.gate.metrics), found)])
+    if recipe.search is not None:
+        from flows.tuning.plan import check as check_search
+
+        check_search(recipe)
+    return found
+
+
+def _refuse(lines: Sequence[str]) -> None:
+    if lines:
+        raise RecipeError("\n".join(lines))
+
+
+def _declared(recipe: Recipe, data: Mapping[str, Any] | None) -> list[str]:
+    """Return what is wrong by what families and dataset declare."""
+    lines = _named(_stages(recipe), data) or _named(_broken(recipe), data)
+    if data is None:
+        return lines
+    if recipe.judge is not None and not data["attributes"]:
+        pictures = data["modality"] == "image"
+        what = "has no captions that are classes" if pictures else "is no pictures"
+        lines.append(f"judge: {data['name']} {what}: leave the judge out")
+    if all(stage.family in FAMILIES for stage in recipe.stages.values()):
+        able = {name: Able.perhaps(declared(one.family)) for name, one in recipe.stages.items()}
+        found = measured(data, able, judged=recipe.judge is not None, prompted=None)
+        asked = refusals(tuple(recipe.gate.metrics), found)
+        lines += [f"gate.metrics: {line}" for line in asked]
+    return lines
+
+
+def _named(stages: Sequence[tuple[str, Stage]], data: Mapping[str, Any] | None) -> list[str]:
+    """Return what no family, or not the stage's, is called or can learn."""
+    lines: list[str] = []
+    for where, stage in stages:
+        table = JUDGES if where == "judge" else FAMILIES
+        if stage.family not in table:
+            wrong = f"unknown family {stage.family!r}{near(stage.family, sorted(table))}"
+            lines.append(f"{where}.family: {wrong}")
+            continue
+        says = declared(stage.family)
+        lines += [f"{where}.{line}" for line in _unknown(stage, says)]
+        if data is not None:
+            lines += [f"{where}: {line}" for line in unsuited(stage, says, data)]
+    return lines
+
+
+def _stages(recipe: Recipe) -> list[tuple[str, Stage]]:
+    """Return every stage and the judge, by what an error calls them."""
+    found = [(f"stages.{name}", stage) for name, stage in recipe.stages.items()]
+    if recipe.judge is not None:
+        found.append(("judge", recipe.judge))
+    return found
+
+
+def _broken(recipe: Recipe) -> list[tuple[str, Stage]]:
+    """Return the stages that the control changes."""
+    stages = control_of(recipe).stages if recipe.control is not None else {}
+    return [
+        (f"control: stages.{name}", stage)
+        for name, stage in stages.items()
+        if stage != recipe.stages.get(name)
+    ]
+
+
+def _unknown(stage: Stage, says: Declared) -> list[str]:
+    """Return the names that the stage's family does not have."""
+    asked = [
+        ("preset", "preset", [stage.preset], says.presets),
+        ("config", "setting", stage.config, says.settings),
+        ("training.optimizers", "player", stage.training.optimizers, says.players),
+    ]
+    return [
+        f"{where}: {stage.family} has no {what} {name!r}{near(name, known)}"
+        for where, what, names, known in asked
+        for name in names
+        if name not in known
+    ]
+
+
+def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any]) -> list[str]:
+    """Return why a family cannot learn a dataset, as `data.catalog.known` returns it, in the way that a stage asks."""
+    lines = []
+    kind, name = data["modality"], data["name"]
+    if LEARNED[kind] not in says.settings:
+        lines.append(f"{stage.family} learns no {kind}, and {name} is {kind}")
+    else:
+        try:
+            modality(kind).network_facts(data, stage.image_size)
+        except ValueError as error:
+            lines.append(str(error))
+    if stage.training.cuda_graph and (says.counts or len(says.players) > 1):
+        what = "counts" if says.counts else f"has {len(says.players)} players"
+        lines.append(f"training.cuda_graph holds the step of one player, and {stage.family} {what}")
+    return lines
+
+
+def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family], list[str]]":
+    """Return the recipe's stages as networks without weights, and what their configs refuse."""
+    from flows.judging.pipeline import StageMismatch, check_chain, interface_of
+    from models.family import Family
+
+    models: dict[str, Family] = {}
+    lines: list[str] = []
+    for where, stage in [*_stages(recipe), *_broken(recipe)]:
+        try:
+            model = _network(stage, data)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+            lines.append(f"{where}: {error}")
+            continue
+        if isinstance(model, Family) and (name := where.removeprefix("stages.")) in recipe.stages:
+            models[name] = model
+    if not lines:
+        try:
+            check_chain([(name, *interface_of(model)) for name, model in models.items()])
+        except StageMismatch as error:
+            lines.append(f"stages: {error}")
+        lines += _unreadable(recipe, data, next(iter(models.values())))
+    return models, lines
+
+
+def _network(stage: Stage, data: Mapping[str, Any]) -> "Trainable":
+    """Return a stage's network on no device: its sizes are checked and no memory is taken."""
+    from models import configure, trainable
+    from models.outline import outline
+
+    facts = modality(data["modality"]).network_facts(data, stage.image_size)
+    if "splits" not in data:
+        facts.pop("tokenizer", None)  # it is trained when the dataset is prepared
+    config = configure(stage.family, stage.preset, stage.config, facts)
+    model = outline(trainable(stage.family), config)
+    if model.counts:
+        from flows.training.counting import check_passes
+
+        check_passes(stage, model)
+    return model
+
+
+def _unreadable(recipe: Recipe, data: Mapping[str, Any], first: "Family") -> list[str]:
+    """Return what the first stage cannot read of the prompts to try, where the captions are known."""
+    if data["modality"] == "text" or first.capabilities.condition != "text" or "splits" not in data:
+        return []
+    try:
+        first.encode(recipe.try_prompts)
+    except ValueError as error:
+        return [f"try_prompts: {error}"]
+    return []

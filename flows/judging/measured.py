@@ -1,0 +1,117 @@
+"""Which metrics an evaluation will have, told before anything is trained: what a gate asks for must be among them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from models.declared import Declared
+from models.judges import LEAST_HELD_OUT
+
+if TYPE_CHECKING:
+    from models.family import Family
+
+COSTS = ("seconds_per_sample", "cpu_seconds_per_sample")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Able:
+    """What of a stage decides about its metrics."""
+
+    measures: tuple[str, ...]
+    likelihood: bool = True
+    upscales: bool = True
+    tokenizes: bool = True
+
+    @classmethod
+    def perhaps(cls, declared: Declared) -> "Able":
+        """Return all that some config of a family may have measured."""
+        return cls(measures=declared.measures)
+
+    @classmethod
+    def surely(cls, model: "Family") -> "Able":
+        """Return what a model has measured."""
+        able = model.capabilities
+        return cls(
+            measures=model.measured,
+            likelihood=able.likelihood,
+            upscales=able.upscales,
+            tokenizes=able.tokenizes,
+        )
+
+
+def measured(
+    data: Mapping[str, Any], stages: Mapping[str, Able], *, judged: bool, prompted: bool | None
+) -> dict[str, str]:
+    """Return the metrics by name, each with what keeps it from being measured: nothing where it will be.
+
+    Args:
+        data: as `data.catalog.known` returns it.
+        stages: what each stage can do, by name.
+        judged: whether the recipe has a judge.
+        prompted: whether the first stage reads captions; None: not known yet.
+    """
+    few = _few(data)
+    found = dict.fromkeys(COSTS, "")
+    for name, able in stages.items():
+        if able.likelihood:
+            found[f"{name}_nats"] = ""
+        found |= {f"{name}_{one}": few for one in able.measures}
+        if data["modality"] == "image":
+            found |= _of_pictures(name, able, data, judged)
+    if data["modality"] != "audio":
+        found["memorised"] = few
+    if data["modality"] == "image":
+        found |= _judged(data, few if judged else "the recipe has no judge", prompted)
+    return found
+
+
+def _few(data: Mapping[str, Any]) -> str:
+    """Return why little can be said of a small test split of pictures."""
+    if "splits" not in data or data["modality"] != "image":
+        return ""
+    rows = data["splits"]["test"]["rows"]
+    what = f"the test split of {data['name']} has {rows} pictures"
+    return f"{what}, and it needs {LEAST_HELD_OUT}" if rows < LEAST_HELD_OUT else ""
+
+
+def _of_pictures(name: str, able: Able, data: Mapping[str, Any], judged: bool) -> dict[str, str]:
+    found = {f"{name}_gain_db": ""} if able.upscales else {}
+    if able.tokenizes:
+        why = "" if judged else "the recipe has no judge"
+        found[f"{name}_reconstruction_alignment"] = why or _unclassed(data)
+    return found
+
+
+def _judged(data: Mapping[str, Any], why: str, prompted: bool | None) -> dict[str, str]:
+    """Return what the judge says of drawn pictures; `why` keeps it from that."""
+    no_judge = why if "judge" in why else ""
+    found = dict.fromkeys(("fd_judge", "precision", "recall"), why)
+    unasked = "the first stage reads no captions" if prompted is False else ""
+    aligned = no_judge or _unclassed(data) or unasked
+    found |= {f"alignment_{name}": aligned for name in data["attributes"]}
+    found["alignment"] = aligned
+    whole = "" if data["held_out"] else f"{data['name']} holds out no captions"
+    found |= {f"alignment_{part}": aligned or whole for part in ("trained", "held_out")}
+    one = "" if len(data["attributes"]) == 1 else "it is of data with one attribute"
+    found["judge_confidence"] = no_judge or one
+    asked = "the first stage reads captions, which settle it" if prompted else ""
+    found["least_class"] = no_judge or one or asked
+    return found
+
+
+def _unclassed(data: Mapping[str, Any]) -> str:
+    return "" if data["attributes"] else f"the captions of {data['name']} are no classes"
+
+
+def refusals(asked: Sequence[str], found: Mapping[str, str]) -> list[str]:
+    """Return a line for each metric asked for that will not be measured."""
+    from models import near
+
+    lines = []
+    for name in asked:
+        if name not in found:
+            known = sorted(one for one, why in found.items() if not why)
+            lines.append(f"nobody measures {name!r}{near(name, known)}")
+        elif found[name]:
+            lines.append(f"{name} will not be measured: {found[name]}")
+    return lines

@@ -1,0 +1,79 @@
+"""What a family's class says of itself, read from its source: importing it takes torch, and torch takes seconds."""
+
+import ast
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.abc import InspectLoader
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from models import target
+
+if TYPE_CHECKING:
+    from models.family import Trainable
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """The names that a recipe may use of a family."""
+
+    presets: tuple[str, ...]
+    settings: tuple[str, ...]  # fields of Config
+    players: tuple[str, ...] = ("model",)
+    counts: bool = False
+    measures: tuple[str, ...] = ()
+
+
+@cache
+def declared(name: str) -> Declared:
+    """Return what a family or judge declares.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    module, _, attribute = target(name).partition(":")
+    spec = find_spec(module)
+    assert spec is not None
+    assert isinstance(spec.loader, InspectLoader)
+    tree = ast.parse(spec.loader.get_source(module) or "")
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    values = dict(_assigned(classes[attribute]))
+    config, presets = values["Config"], values["presets"]
+    assert isinstance(config, ast.Name)
+    assert isinstance(presets, ast.Dict)
+    plain = {
+        key: ast.literal_eval(values[key])
+        for key in ("players", "counts", "measures")
+        if key in values
+    }
+    return Declared(
+        presets=tuple(ast.literal_eval(key) for key in presets.keys if key),
+        settings=tuple(
+            node.target.id
+            for node in classes[config.id].body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        ),
+        **plain,
+    )
+
+
+def of(cls: "type[Trainable]") -> Declared:
+    """Return what an imported class declares."""
+    return Declared(
+        presets=tuple(cls.presets),
+        settings=tuple(field.name for field in fields(cls.Config)),
+        players=cls.players,
+        counts=cls.counts,
+        measures=cls.measures,
+    )
+
+
+def _assigned(node: ast.ClassDef) -> list[tuple[str, ast.expr]]:
+    """Return the names that a class body gives values to."""
+    found: list[tuple[str, ast.expr]] = []
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and line.value and isinstance(line.target, ast.Name):
+            found.append((line.target.id, line.value))
+        elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            found.append((line.targets[0].id, line.value))
+    return found

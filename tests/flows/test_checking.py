@@ -1,0 +1,142 @@
+"""What is told of a recipe before anything is started."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.checking import check
+from flows.judging.measured import Able, measured, refusals
+from flows.recipe import RecipeError, load
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "flows/recipes"
+AT_HAND = ("shapes", "digits", "scenes", "numbers", "chat", "vowels")  # data that are made up
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(RECIPES.glob("*.yaml")) if load(path).data.name in AT_HAND],
+    ids=lambda path: path.stem,
+)
+def test_every_recipe_in_the_box_measures_what_its_gate_asks_for(path: Path) -> None:
+    recipe = load(path)
+    found = check(recipe, ROOT)
+    assert not [name for name in recipe.gate.metrics if found[name]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        (
+            "shapes",
+            "gate.metrics.memorized.at_most=0.2",
+            "gate.metrics: nobody measures 'memorized'; did you mean 'memorised'?",
+        ),
+        ("shapes", "gate.metrics.base_gain_db.at_least=1", "measures 'base_gain_db'; did you mean"),
+        ("shapes", "judge=null", "alignment_trained will not be measured: the recipe has no judge"),
+        (
+            "shapes",
+            "stages.base.training.optimizers.modle.learning_rate=1",
+            "stages.base.training.optimizers: ddpm has no player 'modle'; did you mean 'model'?",
+        ),
+        ("shapes", "stages.base.family=dpm", "stages.base.family: unknown family 'dpm'; did you"),
+        (
+            "shapes",
+            "stages.base.family=attribute-judge",
+            "unknown family 'attribute-judge'; choose",
+        ),
+        ("shapes", "stages.base.preset=bas", "no preset 'bas'; did you mean 'base'?"),
+        ("shapes", "stages.base.config.widht=8", "no setting 'widht'; did you mean 'widths'?"),
+        ("shapes", "stages.base.config.widths=[7]", "stages.base: widths must be multiples of 8"),
+        ("shapes", "stages.base.image_size=12", "image_size 12 does not divide the dataset's 32"),
+        (
+            "shapes",
+            "stages.base.image_size=8",
+            "stages: base gives 8x8 pictures of 3 channels, but",
+        ),
+        ("shapes", "data.name=shape", "data.name: unknown dataset 'shape'; choose one of shapes"),
+        ("shapes", "stages.base.family=gpt", "stages.base: gpt learns no image, and shapes is"),
+        (
+            "shapes",
+            "control.set={stages.base.config.x: 1}",
+            "control: stages.base.config: ddpm has",
+        ),
+        ("digits-lda", "stages.lda.training.steps=3", "set it to 1"),
+        ("digits-gan", "stages.gan.training.cuda_graph=true", "gan has 2 players"),
+        ("digits-vae", "stages.vae.config.binarize=none", "measures 'vae_nats'"),
+        ("vowels-wavenet", "stages.wavenet.config.stacks=0", "stages.wavenet: stacks must be at"),
+        ("chat-gpt", "stages.gpt.config.learns=documents", "nobody measures 'gpt_exact_match'"),
+    ],
+)
+def test_what_would_fail_later_is_told_in_a_line_that_names_the_field(
+    recipe: str, override: str, message: str
+) -> None:
+    with pytest.raises(RecipeError) as refused:
+        check(load(RECIPES / f"{recipe}.yaml", [override]), ROOT)
+    assert message in str(refused.value)
+
+
+def test_every_reason_is_told_at_once() -> None:
+    changes = ["data.name=nothing", "stages.base.preset=bas", "stages.upsampler.family=gann"]
+    with pytest.raises(RecipeError) as refused:
+        check(load(RECIPES / "shapes.yaml", changes), ROOT)
+    assert [line.partition(":")[0] for line in str(refused.value).splitlines()] == [
+        "data.name",
+        "stages.base.preset",
+        "stages.upsampler.family",
+    ]
+
+
+def test_what_families_and_data_declare_is_checked_without_torch() -> None:
+    """Importing torch costs more than two seconds on a slow machine."""
+    code = f"""
+import sys
+from pathlib import Path
+from flows.checking import check
+from flows.recipe import RecipeError, load
+try:
+    check(load(Path({str(RECIPES / "shapes.yaml")!r}), ["gate.metrics.a.at_most=1"]), Path({str(ROOT)!r}))
+except RecipeError as error:
+    print(error, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.startswith("gate.metrics: nobody measures 'a'; choose one of alignment,")
+    assert done.stdout.endswith(" False\n")
+
+
+def pictures(rows: int, **attributes: list[str]) -> dict[str, Any]:
+    return {
+        "name": "flowers",
+        "modality": "image",
+        "attributes": attributes,
+        "held_out": [],
+        "splits": {"test": {"rows": rows}},
+    }
+
+
+def test_a_small_test_split_says_little() -> None:
+    stages = {"edm": Able(measures=("bits_per_dim",), upscales=False, tokenizes=False)}
+    few = measured(pictures(7), stages, judged=False, prompted=True)
+    [line] = refusals(["memorised", "edm_nats"], few)
+    assert line.endswith("the test split of flowers has 7 pictures, and it needs 20")
+    enough = measured(pictures(20), stages, judged=False, prompted=True)
+    assert refusals(["memorised", "edm_nats", "edm_bits_per_dim"], enough) == []
+
+
+def test_alignment_needs_captions_that_are_classes_and_a_judge() -> None:
+    stages = {"ddpm": Able(measures=(), likelihood=False, upscales=False, tokenizes=False)}
+
+    def said(data: dict[str, Any], judged: bool, prompted: bool | None = True) -> str:
+        found = measured(data, stages, judged=judged, prompted=prompted)
+        return " ".join(refusals(["alignment"], found))
+
+    classed = pictures(40, caption=["rose", "tulip"])
+    assert said(pictures(40), True).endswith("the captions of flowers are no classes")
+    assert said(classed, False).endswith("the recipe has no judge")
+    assert said(classed, True, prompted=False).endswith("the first stage reads no captions")
+    assert said(classed, True) == ""
