@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from infra.database import METADATA, open_engine, reading, writing
 
 START: Final = "sk-atelier-"
+OURS: Final = "atelier:"  # how the labels of the platform's own keys begin
 PREFIX: Final = 8  # letters after START: 48 of the 256 random bits
 MOST_LABEL: Final = 100
 
@@ -44,6 +45,11 @@ class Key:
     revoked: datetime | None
     used: str | None  # the last day it was used, "2026-11-20" (UTC)
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is the platform's own, and no person's."""
+        return self.label.startswith(OURS)
+
 
 class Keys:
     """The keys in one database (SQLite or Postgres, by SQLAlchemy's address)."""
@@ -59,10 +65,21 @@ class Keys:
         """Return a new key of 256 random bits: the only time that it is shown.
 
         Raises:
-            ValueError: the label is empty or longer than 100 characters.
+            ValueError: the label is empty, longer than 100 characters, or one that the platform keeps to itself.
         """
         if not 0 < len(label.strip()) <= MOST_LABEL:
             raise ValueError(f"a key's label has 1 to {MOST_LABEL} characters, got {len(label)}")
+        if label.strip().startswith(OURS):
+            raise ValueError(
+                f"labels that begin with {OURS!r} are the platform's own, got {label!r}"
+            )
+        return self._create(label)
+
+    def create_ours(self, purpose: str) -> str:
+        """Return a new key of the platform's own: no person's, so that with it alone requests need none yet."""
+        return self._create(OURS + purpose)
+
+    def _create(self, label: str) -> str:
         secret = secrets.token_urlsafe(32)
         key = START + secret
         with writing(self._engine) as connection:
@@ -126,9 +143,10 @@ class Keys:
         return _key({**passed, "used": today})
 
     def any(self) -> bool:
-        """Return whether a key was ever made: from then on every request needs one, also when all are revoked."""
+        """Return whether a person's key was ever made: from then on every request needs one, revoked or not."""
+        persons = sa.not_(API_KEYS.c.label.startswith(OURS, autoescape=True))
         with reading(self._engine) as connection:
-            return connection.scalar(sa.select(API_KEYS.c.id).limit(1)) is not None
+            return connection.scalar(sa.select(API_KEYS.c.id).where(persons).limit(1)) is not None
 
 
 def _key(row: dict[str, Any]) -> Key:

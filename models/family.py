@@ -86,7 +86,9 @@ class Capabilities:
     condition: Literal["none", "text"] = "none"
     likelihood: bool = False  # has log_prob
     upscales: bool = False  # wants Request.low_BCHW
-    stepwise: bool = False  # has begin, step, done, preview, finish; of text, can tell logprobs
+    stepwise: bool = (
+        False  # has begin, step, done, preview, finish, steps_of; of text, can tell logprobs
+    )
     chats: bool = False  # takes Request.dialogues
     embeds: bool = False  # has embed
     tokenizes: bool = False  # has codes and painted: a picture as a grid of discrete codes
@@ -173,6 +175,10 @@ class Family(Trainable):
             ValueError: the request cannot be answered. Where a field other than the prompt is why, the message begins
                 with its name.
         """
+
+    def steps_of(self, request: Request) -> int:  # noqa: ARG002 - in one go, or until the text ends
+        """Return how many steps a row of this request takes at the least, before it begins; 1 for one go."""
+        return 1
 
     def text_of(self, tokens_T: Tensor) -> str:
         """Return the text that the tokens of a sample stand for, control tokens left out."""

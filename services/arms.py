@@ -139,11 +139,11 @@ class Arms:
     ) -> AsyncGenerator[Step]:
         if endpoint is None:
             raise ApiError(503, "the challenger's files cannot be had", code="unavailable")
-        drawing, began = replace(planning(endpoint), once=True), time.perf_counter()
-        until = asyncio.get_running_loop().time() + self._patience_s
+        began, until = time.perf_counter(), time.monotonic() + self._patience_s
+        drawing = replace(planning(endpoint), once=True, until=until)
         async with aclosing(self._progress(endpoint, drawing, whole)) as events:
             while True:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(until):  # asyncio's clock is the monotonic one
                     progress = await anext(events, None)
                 if progress is None:
                     return
@@ -159,8 +159,9 @@ class Arms:
         if whole:
             yield await self._maker.draw(endpoint.plan, drawing)
             return
-        async for progress in self._maker.watch(endpoint.plan, drawing):
-            yield progress
+        async with aclosing(self._maker.watch(endpoint.plan, drawing)) as seen:
+            async for progress in seen:
+                yield progress
 
     def _mirror(
         self,

@@ -31,7 +31,7 @@ class EmbeddingOrder(Strict):
 
 
 async def answer_embeddings(
-    stage: Stages, endpoint: Endpoint, order: EmbeddingOrder, timeout_s: float
+    stage: Stages, endpoint: Endpoint, order: EmbeddingOrder, timeout_s: float, *, ahead: bool
 ) -> Response:
     """Return the embeddings.
 
@@ -43,7 +43,7 @@ async def answer_embeddings(
     endpoint.plan.must("embeddings", endpoint.name)
     async with Deadline(timeout_s):
         pin = endpoint.plan.stages[0].pin
-        work = EmbedWork(pin=pin, texts=order.input, dimensions=order.dimensions)
+        work = EmbedWork(pin=pin, texts=order.input, dimensions=order.dimensions, ahead=ahead)
         found = await stage.embed(work)
     if isinstance(found, Refused):
         found = Refused(found.kind, found.message, found.retry_after_s, found.param or "input")

@@ -1,19 +1,25 @@
 """The step engine: rows of many requests advance through a model together, one sampler step at a time.
 
-One worker thread owns the models. At every step boundary it drops the rows whose client has gone, takes waiting rows
-in the order they came, pads the batch to a bucket, takes one step, shows previews, hands out the text that was
-written and the rows that finished. A row never waits for a batch to fill, and a request that is at its first step
-shares the batch with one at its last: for text that is continuous batching.
+One worker thread owns the models. At every step boundary it drops the rows whose client has gone or whose time is up,
+takes waiting rows in the order they came, pads the batch to a bucket, takes one step, shows previews, hands out the
+text that was written and the rows that finished. A row never waits for a batch to fill, and a request that is at its
+first step shares the batch with one at its last: for text that is continuous batching.
+
+Models get equal shares of time (`services.shares`): the one that has had least takes the next step. A family that
+draws in one go does so for as few rows at a time as that is short.
 
 Buckets: the arithmetic of a row depends on the batch's size (kernels differ), so batches only have sizes that were
 found to give equal bits (`services.versions.agreeing`); with them a seed gives its sample alone or in a batch.
 """
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,6 +27,7 @@ from torch import Tensor
 
 from models.family import Family, Request
 from models.parts.rows import join, take
+from services.shares import TRUSTED, Account
 from services.telling import told
 from services.tickets import (
     Deliver,
@@ -34,6 +41,7 @@ from services.tickets import (
     Row,
     Shown,
     Ticket,
+    TooLong,
     Wrote,
     bucket,
     rows_of,
@@ -45,6 +53,7 @@ BUCKETS: Final = (4, 8, 16)
 """Batch sizes that give equal bits on every CPU seen; `services.versions.agreeing` finds a model's own."""
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
 NOT_FINITE: Final = "the model gave numbers that are not finite"
+LATE: Final = "its time was up"
 BROKEN: Final = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
     *(ArithmeticError, AssertionError, NotImplementedError, OSError, EOFError, MemoryError),
@@ -59,7 +68,10 @@ class Engine:
         self._max_waiting = max_waiting
         self._threads = threads
         self._lanes: dict[int, Lane] = {}
+        self._accounts: WeakKeyDictionary[Family, Account] = WeakKeyDictionary()
         self._questions: deque[Question] = deque()
+        self._asking = Account()  # all questions together are one model
+        self._clock_s = 0.0  # what the model that takes the next step has had
         self._waiting = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -94,30 +106,42 @@ class Engine:
         pieces: bool = False,
         stops: Sequence[str] = (),
         buckets: Sequence[int] = BUCKETS,
+        within_s: float = math.inf,
+        ahead: bool = False,
     ) -> Ticket:
         """Queue a request's rows; `deliver` is called in the worker's thread, once a row that finishes and on failure.
 
         With `pieces` it gets a text as it is written, too. A text ends before the first of `stops`. A request larger
-        than the whole queue is taken when the queue is empty.
+        than the whole queue is taken when the queue is empty. Rows that are not done `within_s` are dropped. With
+        `ahead` the rows go before all that wait, however many do.
 
         Raises:
-            Full: too many rows wait already.
+            TooLong: the rows cannot be done `within_s`, whoever else there is.
+            Full: too many rows wait already, or so many that these could not be done `within_s`.
             RuntimeError: the engine was closed or its worker died.
         """
-        ticket = Ticket(deliver)
-        rows = rows_of(ticket, request, previews, pieces, stops)
+        ticket = Ticket(deliver, within_s, time.monotonic() + within_s)
+        steps = model.steps_of(request)
+        rows = rows_of(ticket, request, steps, previews=previews, pieces=pieces, stops=stops)
         with self._changed:
-            self._make_sure_of_room(len(rows), self._waiting)
-            lane = self._lanes.setdefault(id(model), Lane(model, tuple(sorted(buckets))))
-            lane.waiting.extend(rows)
+            self._make_sure_of_room(len(rows), 0 if ahead else self._waiting)
+            lane = self._lane(model, buckets)
+            self._make_sure_of_time(lane, rows, within_s)
+            if ahead:
+                lane.waiting.extendleft(reversed(rows))
+            else:
+                lane.waiting.extend(rows)
             self._waiting += len(rows)
             self._changed.notify()
         return ticket
 
-    def ask(self, call: Callable[[], Any], deliver: Callable[[Any], None]) -> Question:
+    def ask(
+        self, call: Callable[[], Any], deliver: Callable[[Any], None], *, ahead: bool = False
+    ) -> Question:
         """Queue a call that uses a model; `deliver` gets what it returned, or Failed, in the worker's thread.
 
-        One is made between two steps, so that a long list of them holds up nobody's samples for long.
+        Calls are made one at a time between steps, and all together have a model's share of the time. With `ahead` it
+        goes before those that wait.
 
         Raises:
             Full: too many calls wait already.
@@ -125,8 +149,13 @@ class Engine:
         """
         question = Question(call, deliver)
         with self._changed:
-            self._make_sure_of_room(1, len(self._questions))
-            self._questions.append(question)
+            self._make_sure_of_room(1, 0 if ahead else len(self._questions))
+            if not self._questions:
+                self._asking.used_s = max(self._asking.used_s, self._clock_s)
+            if ahead:
+                self._questions.appendleft(question)
+            else:
+                self._questions.append(question)
             self._changed.notify()
         return question
 
@@ -152,27 +181,63 @@ class Engine:
             raise RuntimeError("the engine has stopped")
         if waiting and waiting + coming > self._max_waiting:
             wait = min(LONGEST_WAIT_S, max(1.0, waiting * self._seconds_a_row))
-            raise Full(waiting, self._max_waiting, wait)
+            raise Full(f"{waiting} samples are waiting, at most {self._max_waiting} may", wait)
+
+    def _make_sure_of_time(self, lane: Lane, rows: Sequence[Row], within_s: float) -> None:
+        """Refuse rows that cannot be done in time: by themselves, or after those of their model and beside others'.
+
+        Another model gets no more of the time than these rows, and no more than it has work for.
+        """
+        alone = lane.seconds(rows)
+        if alone > within_s:
+            raise TooLong(alone, within_s)
+        there = sum(not row.over for row in (*lane.members, *lane.waiting))
+        queued = lane.left_s if there + len(rows) > lane.buckets[-1] else 0.0
+        mine = alone + queued
+        others = (other.left_s for other in self._lanes.values() if other is not lane)
+        whole = mine + sum(min(mine, left) for left in others)
+        if alone and whole > within_s:
+            wait = min(LONGEST_WAIT_S, max(1.0, whole - within_s))
+            raise Full(
+                f"it would take about {whole:.3g} s, at most {within_s:.3g} s may pass", wait
+            )
+
+    def _lane(self, model: Family, buckets: Sequence[int]) -> Lane:
+        """Return the model's lane; one that had nothing to do starts at the clock."""
+        lane = self._lanes.get(id(model))
+        if lane is None:
+            account = self._accounts.setdefault(model, Account())
+            lane = self._lanes[id(model)] = Lane(model, tuple(sorted(buckets)), account)
+        if not lane.busy:
+            lane.account.used_s = max(lane.account.used_s, self._clock_s)
+        return lane
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)  # counts for this thread alone
         try:
             with torch.no_grad():
-                while (lanes := self._next_lanes()) is not None:
-                    for lane in lanes:
-                        self._advance(lane)
-                    self._answer()
+                while (turn := self._next()) is not None:
+                    if isinstance(turn, Lane):
+                        self._advance(turn)
+                    else:
+                        self._answer()
         finally:
             self._stop()
 
-    def _next_lanes(self) -> list[Lane] | None:
-        """Wait for work; return the lanes that have some, or None when closing."""
+    def _next(self) -> Lane | Account | None:
+        """Wait for work; return what has had least: a model's lane, the questions' account, or None when closing."""
         with self._changed:
             for key in [key for key, lane in self._lanes.items() if not lane.busy]:
                 del self._lanes[key]
             while not self._lanes and not self._questions and not self._closing:
                 self._changed.wait()
-            return None if self._closing else list(self._lanes.values())
+            if self._closing:
+                return None
+            turns: list[Lane | Account] = [*self._lanes.values()]
+            turns += [self._asking] if self._questions else []
+            turn = min(turns, key=_had)
+            self._clock_s = _had(turn)
+            return turn
 
     def _stop(self) -> None:
         with self._changed:
@@ -197,6 +262,7 @@ class Engine:
             if not self._questions:
                 return
             question = self._questions.popleft()
+        began = time.perf_counter()
         try:
             found = question.call()
         except NotFinite:
@@ -204,14 +270,21 @@ class Engine:
         except BROKEN as error:
             wrong = isinstance(error, ValueError)  # the input, not the model
             found = Failed("invalid" if wrong else "failed", _line(error))
+        self._asking.note(1, time.perf_counter() - began)
         if not question.over:
             question.deliver(found)
 
     def _admit(self, lane: Lane) -> None:
-        """Take waiting rows, oldest first, as far as the largest bucket has room."""
+        """Take waiting rows, oldest first, as far as there is room: of a family without steps, those for one call."""
         with self._changed:
-            room = lane.buckets[-1] - sum(not row.over for row in lane.members)
-            count = min(room, len(lane.waiting))
+            if lane.model.capabilities.stepwise:
+                room = lane.buckets[-1] - sum(not row.over for row in lane.members)
+                alike = len(lane.waiting)
+            else:
+                room = lane.piece
+                same = (row.alike == lane.waiting[0].alike for row in lane.waiting)
+                alike = sum(takewhile(bool, same))
+            count = min(room, alike)
             self._waiting -= count
             lane.fresh = [lane.waiting.popleft() for _ in range(count)]
 
@@ -220,7 +293,7 @@ class Engine:
         self._admit(lane)
         began = time.perf_counter()
         try:
-            finished = _step(lane) if lane.model.capabilities.stepwise else _sample(lane)
+            size, finished = _step(lane) if lane.model.capabilities.stepwise else _sample(lane)
         except BROKEN as error:
             for row in (*lane.members, *lane.fresh):
                 if "inf, nan" in str(error) or "nan" in str(error).split():  # torch.multinomial's
@@ -228,17 +301,45 @@ class Engine:
                 _fail(row.ticket, "failed", f"the model broke: {_line(error)}")
             lane.members, lane.fresh, lane.rows = [], [], None
             return
-        self._busy_s += time.perf_counter() - began
+        passed = time.perf_counter() - began
+        if size:
+            lane.account.note(size, passed)
+        self._busy_s += passed
         if finished:
             self._seconds_a_row += 0.2 * (self._busy_s / finished - self._seconds_a_row)
             self._busy_s = 0.0
 
 
-def _step(lane: Lane) -> int:
-    """Take one sampler step, fresh rows included; return how many rows finished."""
+def _had(turn: Lane | Account) -> float:
+    return (turn.account if isinstance(turn, Lane) else turn).used_s
+
+
+def _expire(rows: Sequence[Row]) -> None:
+    now = time.monotonic()
+    for row in rows:
+        if now > row.ticket.until:
+            _fail(row.ticket, "late", LATE)
+
+
+def _foresee(lane: Lane) -> None:
+    """Drop rows that turn out to take too long: the door may have known nothing of their model yet."""
+    tried = {row.ticket: None for row in lane.members if row.taken == TRUSTED and not row.over}
+    for ticket in tried:
+        left_s = lane.seconds([row for row in lane.members if row.ticket is ticket])
+        over_s = time.monotonic() + left_s - ticket.until
+        if over_s > 0:
+            whole = TooLong(ticket.within_s + over_s, ticket.within_s)
+            _fail(ticket, "too_long", str(whole))
+
+
+def _step(lane: Lane) -> tuple[int, int]:
+    """Take one sampler step, fresh rows included; return the batch's size and how many rows finished."""
+    _expire(lane.members)
+    _foresee(lane)
     _gather(lane)
     if lane.rows is None:
-        return 0
+        return 0, 0
+    size = len(next(iter(lane.rows.values())))
     model: Any = lane.model  # stepwise families share these methods, see models.family
     lane.rows = model.step(lane.rows)
     assert lane.rows is not None
@@ -262,7 +363,7 @@ def _step(lane: Lane) -> int:
     if finished:
         lane.members = [lane.members[place] for place in left]
         lane.rows = take(lane.rows, left) if left else None
-    return finished
+    return size, finished
 
 
 def _gather(lane: Lane) -> None:
@@ -325,24 +426,21 @@ def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = F
         )
 
 
-def _sample(lane: Lane) -> int:
-    """Draw the fresh rows of a family that has no steps, all at once; return how many."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in lane.fresh:
-        if not row.over:
-            groups.setdefault(row.alike, []).append(row)
-    for members in groups.values():
-        try:
-            found = lane.model.sample(together([row.request for row in members], lane.buckets))
-        except ValueError as error:
-            for row in members:
-                _fail(row.ticket, "invalid", _line(error))
-            continue
-        for place, (row, made) in enumerate(zip(members, found, strict=False)):
-            _finish(row, lane, place, made)
-    finished = len(lane.fresh)
-    lane.fresh = []
-    return finished
+def _sample(lane: Lane) -> tuple[int, int]:
+    """Draw the fresh rows of a family that has no steps in one call; return the call's size and how many they are."""
+    fresh, lane.fresh = lane.fresh, []
+    _expire(fresh)
+    if not (members := [row for row in fresh if not row.over]):
+        return 0, 0
+    try:
+        found = lane.model.sample(together([row.request for row in members], lane.buckets))
+    except ValueError as error:
+        for row in members:
+            _fail(row.ticket, "invalid", _line(error))
+        return 0, 0
+    for place, (row, made) in enumerate(zip(members, found, strict=False)):
+        _finish(row, lane, place, made)
+    return bucket(len(members), lane.buckets), len(members)
 
 
 def _finish(row: Row, lane: Lane, place: int, made: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,9 +15,9 @@ from infra import provenance
 from infra.receipts import Receipt, StageReceipt
 from infra.signing import Signing
 from services.arms import Arms, Planning, Step
-from services.endpoints import Route
+from services.endpoints import Endpoint, Route
 from services.errors import ApiError, logger
-from services.making import Complete
+from services.making import Complete, Drawing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Exchange:
     planning: Planning
     signing: Signing
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def request_id(self) -> str:
@@ -38,8 +40,16 @@ class Exchange:
 
     async def whole(self) -> tuple[Step, Complete]:
         """Return who answered, and all samples."""
-        async with Deadline(self.timeout_s):
-            return await self.arms.draw(self.route, self.planning)
+        async with self._deadline():
+            return await self.arms.draw(self.route, self._planned)
+
+    def _deadline(self) -> "Deadline":
+        return Deadline(self.timeout_s, self.began)
+
+    def _planned(self, endpoint: Endpoint) -> Drawing:
+        """Return what the request wants of a version, by when, and whether it goes before others."""
+        until, ahead = self.began + self.timeout_s, from_the_house(self.request)
+        return replace(self.planning(endpoint), until=until, ahead=ahead)
 
     async def stream(
         self,
@@ -54,8 +64,8 @@ class Exchange:
             failed: What is sent when it breaks off; nothing comes after it.
             end: What is sent when all went well.
         """
-        steps = self.arms.watch(self.route, self.planning)
-        async with Deadline(self.timeout_s):
+        steps = self.arms.watch(self.route, self._planned)
+        async with self._deadline():
             first = await anext(steps)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         lines = self._lines(first, steps, events, failed, end)
@@ -76,7 +86,7 @@ class Exchange:
         try:
             for line in await made(first):
                 yield line
-            async with Deadline(self.timeout_s):
+            async with self._deadline():
                 async for step in rest:
                     for line in await made(step):
                         yield line
@@ -127,11 +137,11 @@ class Exchange:
 
 
 class Deadline:
-    """A block that ends with 504 after so many seconds."""
+    """A block that ends with 504 so many seconds after a request began, by time.monotonic; None: now."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, began: float | None = None) -> None:
         self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
+        self._timeout = asyncio.timeout_at((time.monotonic() if began is None else began) + seconds)
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
@@ -142,6 +152,11 @@ class Deadline:
         except TimeoutError:
             message = f"the answer was not ready within {self._seconds:g} s"
             raise ApiError(504, message, code="timeout", retry=False) from None
+
+
+def from_the_house(request: Request) -> bool:
+    """Return whether the platform itself asks, to try a version."""
+    return bool(request.scope["house"])
 
 
 def event(body: Mapping[str, Any], kind: str = "") -> bytes:

@@ -22,7 +22,7 @@ from services.arms import Arms
 from services.embeddings import EmbeddingOrder, answer_embeddings
 from services.endpoints import Endpoint, Endpoints
 from services.errors import ApiError
-from services.exchange import Exchange
+from services.exchange import Exchange, from_the_house
 from services.files import Files
 from services.guard import Guard, KeyStore, require_key_off_loopback
 from services.making import Drawing, Stages
@@ -204,14 +204,18 @@ def _question_routes(app: FastAPI, parts: Parts) -> None:
         """Embed texts."""
         order = await _order(request, EmbeddingOrder)
         route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
-        return await answer_embeddings(parts.generate, route.endpoint, order, timeout_s)
+        ahead = from_the_house(request)
+        return await answer_embeddings(
+            parts.generate, route.endpoint, order, timeout_s, ahead=ahead
+        )
 
     @app.post("/v1/scores", openapi_extra=_schema(ScoreOrder), response_model=None)
     async def score(request: Request) -> Response:
         """Return how likely given inputs are."""
         order = await _order(request, ScoreOrder)
         route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
-        return await answer_scores(parts.generate, route.endpoint, order, timeout_s)
+        ahead = from_the_house(request)
+        return await answer_scores(parts.generate, route.endpoint, order, timeout_s, ahead=ahead)
 
     @app.post("/v1/content_provenance_checks", openapi_extra=UPLOAD, response_model=None)
     async def check_provenance(request: Request) -> Response:

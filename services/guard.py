@@ -1,7 +1,8 @@
 """The door: what every request passes before a route sees it.
 
-A request id, headers that may not come in, the key, the number of requests under way, the size of the body. Closed
-unless opened: only the two health routes answer without a key once there is one.
+A request id, headers that may not come in, the key, the body, the number of requests under way. Closed unless opened:
+only the two health routes answer without a key once there is one. The platform itself, which tries a version before it
+is promoted, is let in however many requests are under way.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.database import DatabaseError
+from infra.keys import Key
+from services.bodies import Bodies, again, too_large
 from services.errors import ApiError
 
 OPEN: Final = frozenset({"/healthz", "/readyz"})
@@ -27,9 +30,8 @@ REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-Admission: TypeAlias = Literal[
-    "key", "open", "no"
-]  # by a key, since nobody made one, or not at all
+Admission: TypeAlias = Literal["house", "key", "open", "no"]
+"""By a key of the platform's own, by a person's, since nobody made one, or not at all."""
 
 
 class KeyStore(Protocol):
@@ -39,8 +41,8 @@ class KeyStore(Protocol):
         """Return whether a key was ever made and not revoked."""
         ...
 
-    def check(self, key: str) -> bool:
-        """Return whether a key is good."""
+    def find(self, key: str) -> Key | None:
+        """Return what is known of a key that is good."""
         ...
 
 
@@ -61,6 +63,7 @@ class Guard:
         self._keys = keys
         self._host = host
         self._max_body = max_body
+        self._bodies = Bodies()
         self._max_under_way = max_under_way
         self._behind_proxy = (
             behind_proxy  # Serve's: it gives every request its id and answers with it
@@ -94,43 +97,47 @@ class Guard:
 
         most = max(self._max_body, LARGEST_UPLOADS.get(scope["path"], 0))
         try:
-            await self._check(scope["path"], headers, most)
+            body = await self._read(scope, headers, receive, most)
         except ApiError as error:
             await error.response()(scope, receive, answer)
             return
         self._under_way += 1
         try:
-            await self._app(scope, _Capped(receive, most), answer)
+            await self._app(scope, again(body, receive), answer)
         finally:
             self._under_way -= 1
 
-    async def _check(self, path: str, headers: Headers, most: int) -> None:
-        """Raise why this request may not come in."""
+    async def _read(self, scope: Scope, headers: Headers, receive: Receive, most: int) -> bytes:
+        """Return the body, or raise why this request may not come in."""
         for name in headers:
             if name.startswith(REFUSED_HEADERS):
                 raise ApiError(400, f"the header {name} is not taken", code="header", param=name)
-        if path in OPEN:
-            return
-        await self._authorize(headers)
-        if self._under_way >= self._max_under_way:
+        scope["house"] = False
+        if scope["path"] in OPEN:
+            return b""
+        key = _key(headers)
+        admitted = await self._authorize(key, headers)
+        scope["house"] = admitted == "house"
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
+            raise too_large(most)
+        address, _ = scope.get("client") or ("", 0)
+        body = await self._bodies.read(address if admitted == "open" else _hash(key), receive, most)
+        if self._under_way >= self._max_under_way and admitted != "house":
             raise ApiError(
                 429,
                 f"{self._under_way} requests are under way, at most {self._max_under_way} may be",
                 code="queue_full",
                 retry_after_s=2,
             )
-        length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
-            raise too_large(most)
+        return body
 
-    async def _authorize(self, headers: Headers) -> None:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        key = given.strip() if scheme.lower() == "bearer" else ""
+    async def _authorize(self, key: str, headers: Headers) -> Admission:
         admitted = await self._verdict(key)
         if admitted == "open":
             _check_name(headers.get("host", ""))
         if admitted != "no":
-            return
+            return admitted
         message = (
             "incorrect API key; `atelier keys list` shows which are good"
             if key
@@ -140,7 +147,7 @@ class Guard:
 
     async def _verdict(self, key: str) -> Admission:
         """Return how the request may come in, remembered for a second by the key's hash."""
-        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        name = _hash(key)
         now = time.monotonic()
         found = self._verdicts.get(name)
         if found is not None and now - found[0] < REMEMBERED_S:
@@ -156,9 +163,18 @@ class Guard:
         return good
 
     def _ask(self, key: str) -> Admission:
-        if key and self._keys.check(key):
-            return "key"
+        if key and (known := self._keys.find(key)) is not None:
+            return "house" if known.ours else "key"
         return "open" if self._host in LOOPBACK and not self._keys.any() else "no"
+
+
+def _key(headers: Headers) -> str:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _check_name(host: str) -> None:
@@ -167,28 +183,6 @@ def _check_name(host: str) -> None:
     if name.strip("[]") not in LOOPBACK:
         message = "without an API key the gateway answers to localhost alone; make one with `atelier keys add`"
         raise ApiError(421, message, code="misdirected_request", param="host", retry=False)
-
-
-class _Capped:
-    """A request body that ends with 413 where it grows too large, however it is sent."""
-
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive = receive
-        self._most = most
-        self._taken = 0
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._taken += len(message.get("body", b""))
-            if self._taken > self._most:
-                raise too_large(self._most)
-        return message
-
-
-def too_large(most: int) -> ApiError:
-    """Return the answer to a body that is too large."""
-    return ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")
 
 
 def require_key_off_loopback(host: str, keys: KeyStore) -> None:

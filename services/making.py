@@ -1,6 +1,8 @@
 """What is to be made, what is seen on the way and what comes out, whatever the modality."""
 
-from collections.abc import AsyncIterator, Sequence
+import math
+import time
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -43,7 +45,14 @@ class Drawing:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     previews: int = 0
+    until: float = math.inf  # by time.monotonic, when nobody waits for it any more
+    ahead: bool = False  # see Work
     once: bool = False  # see Work
+
+    @property
+    def within_s(self) -> float:
+        """How long it may take from now on."""
+        return max(0.0, self.until - time.monotonic())
 
     def asked(self, row: int) -> str:
         """Return what row `row` was asked for, in words."""
@@ -82,7 +91,7 @@ class Stages(Protocol):
         """Return all samples of `work`, or why there are none."""
         ...
 
-    def watch(self, work: Work) -> AsyncIterator[Event]:
+    def watch(self, work: Work) -> AsyncGenerator[Event]:
         """Yield previews, then the samples or why there are none."""
         ...
 
@@ -106,7 +115,7 @@ class Maker(Protocol):
         """
         ...
 
-    def watch(self, plan: Plan, drawing: Drawing) -> AsyncIterator[Progress]:
+    def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `draw`."""
         ...
 
@@ -122,6 +131,10 @@ def refusal(refused: Refused) -> ApiError:
         )
     if refused.kind == "invalid":
         return invalid(refused.message, refused.param)
+    if refused.kind == "too_long":
+        return invalid(refused.message, refused.param, "too_long")
+    if refused.kind == "late":
+        return ApiError(504, f"no answer: {refused.message}", code="timeout", retry=False)
     if refused.kind == "not_finite":
         return ApiError(500, "the model gave numbers that are not finite", code="not_finite")
     if refused.kind == "failed":

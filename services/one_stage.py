@@ -1,6 +1,7 @@
 """The pipelines of sound and of text: one stage speaks or writes. And of any version: the pipeline of its modality."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Final
 
@@ -24,11 +25,12 @@ class OneStage:
         """Return the sounds or texts; errors as in `Maker`."""
         return _complete(await self._generate.draw(_work(plan, drawing, pieces=False)), drawing)
 
-    async def watch(self, plan: Plan, drawing: Drawing) -> AsyncIterator[Progress]:
+    async def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield pieces of text as they are written, then the whole; errors as in `Maker`."""
         work = _work(plan, drawing, pieces=plan.modality == "text")
-        async for event in self._generate.watch(work):
-            yield event if isinstance(event, Piece) else _complete(event, drawing)
+        async with aclosing(self._generate.watch(work)) as events:
+            async for event in events:
+                yield event if isinstance(event, Piece) else _complete(event, drawing)
 
 
 class Pipelines:
@@ -43,7 +45,7 @@ class Pipelines:
         """Return the samples; errors as in `Maker`."""
         return await self._makers[plan.modality].draw(plan, drawing)
 
-    def watch(self, plan: Plan, drawing: Drawing) -> AsyncIterator[Progress]:
+    def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `Maker`."""
         return self._makers[plan.modality].watch(plan, drawing)
 
@@ -64,6 +66,8 @@ def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
         stop=drawing.stop,
         logprobs=drawing.logprobs,
         pieces=pieces,
+        within_s=drawing.within_s,
+        ahead=drawing.ahead,
         once=drawing.once,
     )
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final
 
 from services.errors import ApiError
@@ -46,8 +46,12 @@ class Remote:
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
         for attempt in range(1 if once else ATTEMPTS):
+            call: Any = getattr(self._handle, method).remote(work)
             try:
-                answer = await getattr(self._handle, method).remote(work)
+                answer = await call
+            except asyncio.CancelledError:
+                call.cancel()  # Serve goes on with a call that nobody waits for
+                raise
             except BackPressureError as error:
                 return _full(error)
             except (RayActorError, DeploymentUnavailableError) as error:
@@ -61,7 +65,7 @@ class Remote:
             await _pause(attempt)
         return Refused("stopped", "no replica could be reached")
 
-    async def watch(self, work: Work) -> AsyncIterator[Event]:
+    async def watch(self, work: Work) -> AsyncGenerator[Event]:
         """Yield what is seen on the way, then the samples; begun again only while nothing was shown.
 
         Raises:
@@ -72,8 +76,8 @@ class Remote:
 
         for attempt in range(1 if work.once else ATTEMPTS):
             begun = False
+            events: Any = self._handle.options(stream=True).watch.remote(work)
             try:
-                events: Any = self._handle.options(stream=True).watch.remote(work)
                 async for event in events:
                     if isinstance(event, Refused) and event.kind == "stopped":
                         break
@@ -81,6 +85,9 @@ class Remote:
                     yield event
                 else:
                     return
+            except (asyncio.CancelledError, GeneratorExit):
+                events.cancel()
+                raise
             except BackPressureError as error:
                 yield _full(error)
                 return

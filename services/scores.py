@@ -94,7 +94,7 @@ class ScoreOrder(Strict):
 
 
 async def answer_scores(
-    stage: Stages, endpoint: Endpoint, order: ScoreOrder, timeout_s: float
+    stage: Stages, endpoint: Endpoint, order: ScoreOrder, timeout_s: float, *, ahead: bool
 ) -> Response:
     """Return the likelihoods; while a rollout runs they are the champion's.
 
@@ -119,6 +119,7 @@ async def answer_scores(
                 record=one.record,
                 caption=order.caption,
                 seed=order.seed or 0,
+                ahead=ahead,
             )
         )
     data = []

@@ -134,7 +134,7 @@ class Stage:
         found: list[Embedded] = []
         for start in range(0, len(work.texts), TOGETHER):
             part = work.texts[start : start + TOGETHER]
-            answer = await self._ask(partial(embed, held.model, part))
+            answer = await self._ask(partial(embed, held.model, part), work.ahead)
             if isinstance(answer, Refused):
                 return answer
             size = answer.vectors.shape[1]
@@ -158,7 +158,9 @@ class Stage:
         except BROKEN as error:
             wrong = isinstance(error, ValueError)  # the input, not the model
             return Refused("invalid" if wrong else "failed", " ".join(str(error).split()))
-        nats: float | Refused = await self._ask(partial(score, held.model, batch, work.seed))
+        nats: float | Refused = await self._ask(
+            partial(score, held.model, batch, work.seed), work.ahead
+        )
         return nats if isinstance(nats, Refused) else Scored(nats, numbers)
 
     async def status(self) -> dict[str, Any]:
@@ -208,7 +210,7 @@ class Stage:
         why = self._problems.get(pin.digest, "another kind of stage runs it")
         return Refused("missing", f"{pin.ref}: {why}")
 
-    async def _ask(self, call: Callable[[], Any]) -> Any:
+    async def _ask(self, call: Callable[[], Any], ahead: bool) -> Any:
         """Return what a call in the engine's thread returns, or why it does not."""
         from services.tickets import Failed, Full
 
@@ -219,7 +221,7 @@ class Stage:
             loop.call_soon_threadsafe(told.put_nowait, found)
 
         try:
-            question = self._engine.ask(call, deliver)
+            question = self._engine.ask(call, deliver, ahead=ahead)
         except Full as full:
             return Refused("full", str(full), full.retry_after_s)
         except RuntimeError as error:
@@ -231,7 +233,7 @@ class Stage:
         return Refused(found.kind, found.message) if isinstance(found, Failed) else found
 
     async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
-        from services.tickets import Failed, Finished, Full
+        from services.tickets import Failed, Finished, Full, TooLong
 
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[Result] = asyncio.Queue()
@@ -248,9 +250,14 @@ class Stage:
                 pieces=work.pieces,
                 stops=work.stop,
                 buckets=held.buckets,
+                within_s=work.within_s,
+                ahead=work.ahead,
             )
         except Full as full:
             yield Refused("full", str(full), full.retry_after_s)
+            return
+        except TooLong as long:
+            yield _too_long(held, work, str(long))
             return
         except RuntimeError as error:
             yield Refused("stopped", str(error))
@@ -260,7 +267,10 @@ class Stage:
             while len(made) < len(work.seeds):
                 for result in await _all_there(results):
                     if isinstance(result, Failed):
-                        yield Refused(result.kind, result.message)
+                        if result.kind == "too_long":
+                            yield _too_long(held, work, result.message)
+                        else:
+                            yield Refused(result.kind, result.message)
                         return
                     if isinstance(result, Finished):
                         made[result.row] = result.made
@@ -291,6 +301,18 @@ async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
             pieces[result.row] = len(kept)
         kept.append(result)
     return kept
+
+
+def _too_long(held: "Held", work: Work, why: str) -> Refused:
+    """Refuse what takes too long, by the parameter that makes it so."""
+    count = f"{len(work.seeds)} x " if len(work.seeds) > 1 else ""
+    config = held.model.config
+    for param in ("seconds", "steps"):
+        value = getattr(work, param) or getattr(config, param, None)
+        if value is not None:
+            message = f"{param}: {count}{value:g} is too much, {why}; ask for less"
+            return Refused("too_long", message, param=param)
+    return Refused("too_long", f"n: {len(work.seeds)} is too much, {why}", param="n")
 
 
 def _on_the_way(result: "Result") -> Preview | Piece:

@@ -3,7 +3,8 @@
 Seeds are the same at every stage; steps and guidance that a request asks for are those of the first.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from services.errors import ApiError
 from services.making import Complete, Drawing, Progress, Sketch, Stages, refusal
@@ -25,17 +26,18 @@ class TextToImage:
         drawn = await self._generate.draw(_work(first, drawing))
         return Complete(await self._enlarge(plan, further, drawing, _pictures(drawn)))
 
-    async def watch(self, plan: Plan, drawing: Drawing) -> AsyncIterator[Progress]:
+    async def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield sketches as the first stage draws, then the pictures; errors as in `Maker`."""
         first, *further = plan.stages
         assert plan.image_size is not None
         width, height = plan.image_size
-        async for event in self._generate.watch(_work(first, drawing)):
-            if isinstance(event, Preview):
-                pixels = enlarged(bitmap(event.picture), width, height)
-                yield Sketch(event.row, event.index, pixels)
-            else:
-                yield Complete(await self._enlarge(plan, further, drawing, _pictures(event)))
+        async with aclosing(self._generate.watch(_work(first, drawing))) as events:
+            async for event in events:
+                if isinstance(event, Preview):
+                    pixels = enlarged(bitmap(event.picture), width, height)
+                    yield Sketch(event.row, event.index, pixels)
+                else:
+                    yield Complete(await self._enlarge(plan, further, drawing, _pictures(event)))
 
     async def _enlarge(
         self, plan: Plan, stages: list[PinnedStage], drawing: Drawing, pictures: Pictures
@@ -48,6 +50,8 @@ class TextToImage:
                 steps=stage.steps,
                 guidance=stage.guidance,
                 low=pictures,
+                within_s=drawing.within_s,
+                ahead=drawing.ahead,
                 once=drawing.once,
             )
             pictures = _pictures(await self._upscale.draw(work))
@@ -67,6 +71,8 @@ def _work(stage: PinnedStage, drawing: Drawing) -> Work:
         steps=stage.steps if drawing.steps is None else drawing.steps,
         guidance=stage.guidance if drawing.guidance is None else drawing.guidance,
         previews=drawing.previews,
+        within_s=drawing.within_s,
+        ahead=drawing.ahead,
         once=drawing.once,
     )
 

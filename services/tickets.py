@@ -1,5 +1,6 @@
 """What the engine is given and what it gives back: rows of requests, and the results of each."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -8,10 +9,11 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 
 from models.family import Family, Request, Rows
+from services.shares import Account
 from services.work import Pictures, Sounds, Text, Told
 from services.writing import Writing
 
-FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped"]
+FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped", "too_long", "late"]
 EACH: Final = ("seeds", "prompts", "prompt_tokens", "dialogues", "low_BCHW")
 """The fields of a Request that have one entry a row; rows that share a call have the others alike."""
 
@@ -57,9 +59,19 @@ Deliver: TypeAlias = Callable[[Result], None]
 class Full(Exception):
     """The queue has no room for these rows; there should be some after `retry_after_s`."""
 
-    def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} samples are waiting, at most {limit} may")
+    def __init__(self, why: str, retry_after_s: float) -> None:
+        super().__init__(why)
         self.retry_after_s = retry_after_s
+
+
+class TooLong(Exception):
+    """These rows alone would take `seconds`, more than they may."""
+
+    def __init__(self, seconds: float, within_s: float) -> None:
+        super().__init__(
+            f"it takes about {seconds:.3g} s here, and an answer may take {within_s:.3g} s"
+        )
+        self.seconds = seconds
 
 
 class NotFinite(ArithmeticError):
@@ -71,6 +83,8 @@ class Ticket:
     """One submitted request; `over` once it was cancelled, failed or finished."""
 
     deliver: Deliver
+    within_s: float = math.inf  # that the whole of it may take
+    until: float = math.inf  # when that ends, by time.monotonic
     over: bool = False
 
 
@@ -81,6 +95,7 @@ class Row:
     ticket: Ticket
     number: int
     request: Request  # of this row alone
+    steps: int  # that it takes at least
     previews: int
     pieces: bool  # of text, as it is written
     writing: Writing
@@ -96,6 +111,11 @@ class Row:
         return self.ended or self.ticket.over
 
     @property
+    def left(self) -> int:
+        """How many steps it takes yet, at least."""
+        return max(1, self.steps - self.taken)
+
+    @property
     def alike(self) -> tuple[Any, ...]:
         """What rows must have in common to be drawn in one call."""
         names = (one.name for one in fields(self.request) if one.name not in EACH)
@@ -108,6 +128,7 @@ class Lane:
 
     model: Family
     buckets: Sequence[int]
+    account: Account
     waiting: deque[Row] = field(default_factory=deque)
     fresh: list[Row] = field(default_factory=list)  # taken from the queue, not begun
     members: list[Row] = field(default_factory=list)
@@ -117,6 +138,24 @@ class Lane:
     def busy(self) -> bool:
         """Whether there is something to do."""
         return bool(self.waiting or self.members)
+
+    @property
+    def left_s(self) -> float:
+        """How long its rows take yet when it alone has the engine; 0 as long as nobody knows."""
+        return self.seconds([row for row in (*self.members, *self.waiting) if not row.over])
+
+    def seconds(self, rows: Sequence["Row"]) -> float:
+        """Return how long these rows take at least, together and with nothing beside them; 0 where nobody knows."""
+        most = self.buckets[-1] if self.model.capabilities.stepwise else self.piece
+        size = min(len(rows), most)
+        pace = self.account.pace(bucket(size, self.buckets)) if rows else None
+        return 0.0 if pace is None else sum(row.left for row in rows) / size * pace
+
+    @property
+    def piece(self) -> int:
+        """How many rows may be drawn in one go: as many as take `shares.PIECE_S`, of the smallest bucket at least."""
+        fit = [size for size in self.buckets if self.account.short(size)]
+        return max(fit, default=self.buckets[0])
 
 
 @dataclass(eq=False, slots=True)
@@ -129,12 +168,18 @@ class Question:
 
 
 def rows_of(
-    ticket: Ticket, request: Request, previews: int, pieces: bool, stops: Sequence[str]
+    ticket: Ticket,
+    request: Request,
+    steps: int,
+    *,
+    previews: int,
+    pieces: bool,
+    stops: Sequence[str],
 ) -> list[Row]:
     """Return a request's rows."""
     watched = pieces or bool(stops) or request.logprobs is not None
     return [
-        Row(ticket, place, one(request, place), previews, pieces, Writing(stops), watched)
+        Row(ticket, place, one(request, place), steps, previews, pieces, Writing(stops), watched)
         for place in range(len(request.seeds))
     ]
 

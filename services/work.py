@@ -3,6 +3,7 @@
 Shape letters: N samples of a request, C channels, H and W pixels, T sound samples, E numbers of an embedding.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -60,6 +61,8 @@ class Work:
     logprobs: int | None = None  # of text: log p of each token and of so many likeliest ones
     pieces: bool = False  # text as it is written
     previews: int = 0  # estimates of pictures to show on the way, evenly spaced over the steps
+    within_s: float = math.inf  # what is not done by then is nobody's any more
+    ahead: bool = False  # before all that waits: a version is tried, not used
     once: bool = (
         False  # not again on another replica when one is lost: perhaps this work is what killed it
     )
@@ -133,6 +136,7 @@ class EmbedWork:
     pin: Pin
     texts: tuple[Prompt, ...]
     dimensions: int | None = None  # that an embedding must have; None: whatever it has
+    ahead: bool = False  # see Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ class ScoreWork:
     record: Dialogue = ()
     caption: str | None = None
     seed: int = 0  # of what the family draws for it: grey levels to bits, a latent code
+    ahead: bool = False  # see Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +172,14 @@ class Refused:
     """Why a stage did not draw; a value and not an exception, since a full queue is no failure of the replica.
 
     `full`: try again after `retry_after_s`. `invalid`: the request cannot be drawn by this model, whoever asks.
+    `too_long`: nor can it, in the time that there is. `late`: that time is up.
     `missing`: the version cannot be loaded. `failed`: the model broke while drawing. `not_finite`: it gave numbers that
     are no picture. `stopped`: the replica is going away; another may draw it.
     """
 
-    kind: Literal["full", "invalid", "missing", "failed", "not_finite", "stopped"]
+    kind: Literal[
+        "full", "invalid", "missing", "failed", "not_finite", "stopped", "too_long", "late"
+    ]
     message: str
     retry_after_s: float = 0.0
     param: str | None = None  # of an invalid request

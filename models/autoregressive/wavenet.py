@@ -24,6 +24,7 @@ from models.parts import words
 from models.parts.levels import check_unasked, drawn, levels_of, sound_of, uniforms
 
 LONGEST_S: Final = 60.0  # of a drawn sound
+PIECE: Final = 16  # samples of a step at most: some 10 ms, so that others' steps come soon
 PART: Final = 2**14  # samples that are rated at once: their logits take K times as many numbers
 DILATIONS: Final = tuple(2**n for n in range(10))  # of a stack in the paper, in samples
 
@@ -45,7 +46,7 @@ class WaveNetConfig:
     residual: int = 32  # features between the layers
     skip: int = 64  # features of the sum of all layers
     window: int = 2000  # samples of a training row
-    block: int = 200  # samples of one step of the sampler
+    block: int = PIECE  # samples of one step of the sampler; of more, PIECE at a time
     shift: bool = True  # of the input by one sample; False is the broken control: it sees itself
 
     def __post_init__(self) -> None:
@@ -69,6 +70,11 @@ class WaveNetConfig:
     def reads_text(self) -> bool:
         """Whether captions condition the sounds."""
         return self.text == "caption" and bool(self.vocabulary)
+
+    @property
+    def step(self) -> int:
+        """How many samples a step of the sampler draws."""
+        return min(self.block, PIECE)
 
     @property
     def field(self) -> int:
@@ -284,7 +290,7 @@ class WaveNet(Family):
 
     @torch.no_grad()
     def begin(self, request: Request, features_BMN: Tensor | None = None) -> Rows:
-        """Return rows before their first sample; a step draws `block` samples.
+        """Return rows before their first sample; a step draws `config.step` samples.
 
         Raises:
             ValueError: prompts or frames are missing or not understood, seconds out of range, or see `check_unasked`.
@@ -296,14 +302,16 @@ class WaveNet(Family):
             raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, got {seconds}")
         if config.reads_text and not request.prompts:
             raise ValueError("this model says what a caption asks for: give one prompt a seed")
-        samples = max(1, round(seconds * config.sample_rate))
-        steps, device = -(-samples // config.block), self.head2.weight.device
+        samples, size = self._samples(request), config.step
+        steps, device = -(-samples // size), self.head2.weight.device
         tokens = self.encode(request.prompts)
         tokens = None if tokens is None else tokens.to(device)
         heard = [layer.conditions(tokens, None)[:, 0] for layer in self._layers()]
+        drawn_from = -(-samples // config.block) * config.block  # a seed's draws depend on how many
+        u_BT = uniforms(request.seeds, (drawn_from,), device)
         rows = {
-            "u": uniforms(request.seeds, (steps * config.block,), device),
-            "level": torch.zeros(count, steps * config.block, dtype=torch.long, device=device),
+            "u": F.pad(u_BT, (0, steps * size - drawn_from)),
+            "level": torch.zeros(count, steps * size, dtype=torch.long, device=device),
             "told": torch.zeros(count, dtype=torch.long, device=device),
             "queue": torch.zeros(count, config.field - 1, config.residual, device=device),
             "heard": torch.stack(heard, 1).expand(count, -1, -1),
@@ -312,8 +320,16 @@ class WaveNet(Family):
             "samples": torch.full((count,), samples),
         }
         if (local_BTM := self._local(features_BMN, samples)) is not None:
-            rows["local"] = F.pad(local_BTM, (0, 0, 0, steps * config.block - samples))
+            rows["local"] = F.pad(local_BTM, (0, 0, 0, steps * size - samples))
         return rows
+
+    def _samples(self, request: Request) -> int:
+        seconds = self.config.seconds if request.seconds is None else request.seconds
+        return max(1, round(seconds * self.config.sample_rate))
+
+    def steps_of(self, request: Request) -> int:
+        """Return how many pieces the samples are."""
+        return -(-self._samples(request) // self.config.step)
 
     def done(self, rows: Rows) -> Tensor:
         """Return (B,) bool: the rows whose samples are all drawn."""
@@ -321,8 +337,8 @@ class WaveNet(Family):
 
     @torch.no_grad()
     def step(self, rows: Rows) -> Rows:
-        """Return the rows one block of samples later; finished rows stay as they are."""
-        size, device = self.config.block, rows["u"].device
+        """Return the rows one piece later; finished rows stay as they are."""
+        size, device = self.config.step, rows["u"].device
         going_B = ~self.done(rows)
         going = going_B.to(device)
         place_BT = (rows["index"].minimum(rows["count"] - 1) * size).to(device)[:, None]
@@ -349,7 +365,7 @@ class WaveNet(Family):
 
     def finish(self, rows: Rows) -> Tensor:
         """Return the sounds (B, T) in [-1, 1]; after its own end, each is silent."""
-        ended_B = (rows["index"] * self.config.block).minimum(rows["samples"])
+        ended_B = (rows["index"] * self.config.step).minimum(rows["samples"])
         longest = int(rows["samples"].max())
         sound_BT = sound_of(rows["level"][:, :longest], self.config.levels)
         inside_BT = torch.arange(longest) < ended_B[:, None]

@@ -324,6 +324,10 @@ class DDPM(Family):
             c.sampler, self._alpha_T, schedules.trailing(steps), c.eta, c.variance
         )
 
+    def steps_of(self, request: Request) -> int:
+        """Return the steps of the sampler."""
+        return self.config.steps if request.steps is None else request.steps
+
     def done(self, rows: Rows) -> Tensor:
         """Return (B,) bool: the rows that have taken all their steps."""
         return rows["index"] >= rows["count"]

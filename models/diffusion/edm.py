@@ -270,6 +270,11 @@ class EDM(Family):
                 rows["guidance"] = torch.full((count,), float(guidance))
         return rows
 
+    def steps_of(self, request: Request) -> int:
+        """Return the evaluations: Heun looks twice at every step but the last."""
+        steps = self.config.steps if request.steps is None else request.steps
+        return 2 * steps - 1 if self.config.sampler == "heun" else steps
+
     def done(self, rows: Rows) -> Tensor:
         """Return (B,) bool: the rows that have had all their evaluations."""
         return rows["index"] >= rows["count"]

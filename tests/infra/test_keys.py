@@ -55,6 +55,22 @@ def test_after_the_first_key_requests_need_one_even_when_all_are_revoked(keys: K
     assert keys.any()
 
 
+def test_the_platforms_own_keys_are_told_apart_and_nobody_else_can_make_one(keys: Keys) -> None:
+    key = keys.create_ours("smoke")
+    found = keys.find(key)
+    assert found is not None
+    assert found.ours
+    assert not keys.any()
+    with pytest.raises(
+        ValueError, match="labels that begin with 'atelier:' are the platform's own"
+    ):
+        keys.create(" atelier:smoke")
+    mine = keys.find(keys.create("atelier"))
+    assert mine is not None
+    assert not mine.ours
+    assert keys.any()
+
+
 def test_a_listing_tells_when_but_not_what(keys: Keys, database: Database) -> None:
     key = keys.create("laptop")
     [made] = keys.list()

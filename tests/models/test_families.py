@@ -222,11 +222,13 @@ def test_stepwise_families_have_the_whole_contract(name: str) -> None:
         assert not all(hasattr(model, verb) for verb in verbs)
         return
     asked = request(model, (3, 1, 4))
-    rows = model.begin(asked)
+    rows, steps = model.begin(asked), 0
     assert all(len(tensor) == 3 for tensor in rows.values()), "rows join and part"
     while not model.done(rows).all():
         check_samples(model, model.preview(rows), 3)
-        rows = model.step(rows)
+        rows, steps = model.step(rows), steps + 1
+    ends_itself = model.capabilities.modality == "text"
+    assert model.steps_of(asked) == (1 if ends_itself else steps)
     torch.testing.assert_close(model.finish(rows), model.sample(asked), rtol=0, atol=1e-4)
 
 

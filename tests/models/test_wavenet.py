@@ -226,9 +226,9 @@ def test_a_preview_is_the_beginning_of_the_sound() -> None:
     model = sharp(WaveNet)
     rows = model.step(model.begin(Request(seeds=(1, 2))))
     early, whole = model.preview(rows), model.finish(ended(model, rows))
-    block = model.config.block
-    assert torch.equal(early[:, :block], whole[:, :block])
-    assert (early[:, block:] == 0).all()
+    step = model.config.step
+    assert torch.equal(early[:, :step], whole[:, :step])
+    assert (early[:, step:] == 0).all()
     assert early.shape == whole.shape == (2, 400)
 
 

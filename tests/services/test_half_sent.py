@@ -1,0 +1,140 @@
+"""Bodies that do not come: they end by themselves, and hold up nobody."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from services.bodies import MOST, MOST_OF_ONE, Bodies
+from tests.services.test_gateway import IMAGES, body, error
+
+
+class Half:
+    """A request over ASGI whose body stops half-way."""
+
+    def __init__(self, app: Any, client: str, headers: dict[str, str] | None = None) -> None:
+        self.messages: list[Any] = []
+        self._parts = [{"type": "http.request", "body": b'{"model"', "more_body": True}]
+        given = {"host": "localhost", "content-type": "application/json", **(headers or {})}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": IMAGES,
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+            "client": (client, 50000),
+        }
+        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        if self._parts:
+            return self._parts.pop()
+        return await asyncio.Event().wait()
+
+    async def _send(self, message: Any) -> None:
+        self.messages.append(message)
+
+    @property
+    def answer(self) -> tuple[int, Any, dict[str, str]]:
+        start, end = self.messages
+        headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        return start["status"], json.loads(end["body"])["error"]["code"], headers
+
+
+async def post(app: Any, document: Any, **headers: str) -> httpx.Response:
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        return await client.post(IMAGES, json=document, headers=headers)
+
+
+def test_a_body_that_does_not_come_is_ended_with_408_and_its_connection_closed(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_bodies", Bodies(longest_s=0.01))
+
+    async def run() -> Half:
+        half = Half(app, "127.0.0.1")
+        await half.task
+        return half
+
+    status, code, headers = asyncio.run(run()).answer
+    assert (status, code, headers["connection"]) == (408, "body_timeout", "close")
+    assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize("client", ["127.0.0.1", "10.0.0.9"])
+def test_six_hundred_half_sent_bodies_of_one_client_close_the_gateway_to_nobody(
+    app: Any, client: str
+) -> None:
+    """Not to others, nor to the client itself: its oldest ones are ended."""
+
+    async def run() -> list[Half]:
+        halves = [Half(app, client) for _ in range(600)]
+        assert (await post(app, body(steps=1))).status_code == 200
+        left = [half for half in halves if not half.task.done()]
+        for half in left:
+            half.task.cancel()
+        await asyncio.gather(*(half.task for half in halves), return_exceptions=True)
+        assert len(left) <= MOST_OF_ONE
+        return halves
+
+    ended = [half for half in asyncio.run(run()) if half.messages]
+    assert {half.answer[:2] for half in ended} == {(408, "body_timeout")}
+
+
+def test_of_all_clients_together_the_one_with_most_makes_room() -> None:
+    async def run() -> None:
+        bodies = Bodies()
+
+        async def never() -> Any:
+            await asyncio.Event().wait()
+
+        clients = [str(place % (MOST // 32)) for place in range(MOST)] + ["busy"] * 32 + ["new"]
+        tasks = [asyncio.ensure_future(bodies.read(one, never, 2**20)) for one in clients]
+        await asyncio.sleep(0)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        while sum(task.done() for task in tasks) < len(tasks) - MOST:
+            await asyncio.sleep(0)
+        assert not tasks[-1].done()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_who_tries_a_version_is_let_in_when_the_gateway_is_full(
+    workshop: Any, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_max_under_way", 1)
+    ours = {"authorization": f"Bearer {workshop.keys.create_ours('smoke')}"}
+
+    async def run() -> None:
+        long = [asyncio.ensure_future(post(app, body(n=8, steps=250)))]
+        while app._under_way == 0:
+            await asyncio.sleep(0)
+        full = await post(app, body(steps=1))
+        assert error(full) == (429, "queue_full", None)
+        assert (await post(app, body(steps=1), **ours)).status_code == 200
+        assert not long[0].done()
+        long[0].cancel()
+        await asyncio.gather(*long, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_deadline_frees_the_model_as_a_client_that_leaves_does(workshop: Any) -> None:
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    app = workshop.gateway(generate, upscale, timeout_s=0.01)
+
+    async def run() -> None:
+        answer = await post(app, body(n=8, steps=250))
+        assert error(answer)[:2] in {(504, "timeout"), (400, "too_long")}  # after three steps
+        assert (await generate.status())["waiting"] == 0
+        assert (await generate.status())["drawing"] == 0
+
+    asyncio.run(run())
+    generate.close()
+    upscale.close()

@@ -1,0 +1,247 @@
+"""What the engine does with time: shares, deadlines and estimates, by a clock that only the models move."""
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import Queue
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.family import Family, Request
+from services.engine import Engine
+from services.shares import PIECE_S, TRUSTED, Account
+from services.tickets import Failed, Finished, Full, TooLong, Wrote
+
+PATIENCE_S = 60
+
+
+class Clock:
+    """Stands in for `time` in the engine."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Timed:
+    """A model whose steps and calls take as long as one says; the first waits for a word."""
+
+    def __init__(self, model: Family, clock: Clock, seconds: Callable[[int], float]) -> None:
+        self._model, self._clock, self._seconds = model, clock, seconds
+        self.took: list[tuple[float, int]] = []  # when each step ended, and its rows
+        self.go, self.stepping = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _pass(self, size: int) -> None:
+        self.stepping.set()
+        assert self.go.wait(PATIENCE_S)
+        self._clock.now += self._seconds(size)
+        self.took.append((self._clock.now, size))
+
+    def step(self, rows: Any) -> Any:
+        self._pass(len(rows["index"]))
+        model: Any = self._model
+        return model.step(rows)
+
+    def sample(self, request: Request) -> Any:
+        self._pass(len(request.seeds))
+        return self._model.sample(request)
+
+
+class Inbox(Queue[Any]):
+    """What an engine delivered."""
+
+    def last(self) -> Any:
+        while isinstance(found := self.get(timeout=PATIENCE_S), Wrote):
+            pass
+        return found
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("services.engine.time", clock)
+    return clock
+
+
+@pytest.fixture
+def engine(clock: Clock) -> Iterator[Engine]:
+    engine = Engine(max_waiting=32)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def timed(networks: Callable[..., Family], clock: Clock) -> Callable[..., Any]:
+    def make(seconds: float, a_row: float = 0.0, kind: str = "base") -> Any:
+        return Timed(networks(kind), clock, lambda size: seconds + a_row * size)
+
+    return make
+
+
+def order(steps: int | None = None, count: int = 1) -> Request:
+    return Request(seeds=tuple(range(count)), prompts=("a red circle",) * count, steps=steps)
+
+
+def known(engine: Engine, model: Any) -> None:
+    """Let the engine learn how long the model's steps are."""
+    model.go.set()
+    inbox = Inbox()
+    engine.submit(model, order(TRUSTED), inbox.put)
+    assert isinstance(inbox.last(), Finished)
+    engine.ask(lambda: "noted", inbox.put)
+    assert inbox.last() == "noted"
+
+
+def test_models_have_equal_shares_of_time_however_long_their_steps_are(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    slow, quick = timed(10.0), timed(1.0)
+    first, second = Inbox(), Inbox()
+    engine.submit(slow, order(6), first.put)
+    assert slow.stepping.wait(PATIENCE_S)
+    quick.go.set()
+    engine.submit(quick, order(40), second.put)
+    slow.go.set()
+    assert isinstance(first.last(), Finished)
+    assert isinstance(second.last(), Finished)
+    for place, (when, _) in enumerate(slow.took[:4]):
+        beside = sum(end <= when for end, _ in quick.took)
+        assert beside == 10 * place  # a second each
+
+
+def test_a_model_that_comes_back_has_saved_up_nothing_and_owes_nothing(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    one, other = timed(1.0), timed(1.0)
+    known(engine, other)
+    one.go.set()
+    inbox = Inbox()
+    engine.submit(one, order(50), inbox.put)
+    assert isinstance(inbox.last(), Finished)
+    one.go.clear()
+    one.stepping.clear()
+    first, second = Inbox(), Inbox()
+    engine.submit(one, order(20), first.put)
+    assert one.stepping.wait(PATIENCE_S)
+    engine.submit(other, order(20), second.put)
+    one.go.set()
+    assert isinstance(second.last(), Finished)
+    assert isinstance(first.last(), Finished)
+    turns = sorted(
+        [(end, "one") for end, _ in one.took[50:]]
+        + [(end, "other") for end, _ in other.took[TRUSTED:]]
+    )
+    names = [name for _, name in turns]
+    assert names[1:39] == ["other", "one"] * 19
+
+
+def test_rows_whose_time_is_up_leave_at_the_next_step(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    model, inbox = timed(1.0), Inbox()
+    engine.submit(model, order(7), inbox.put, within_s=7.5)  # foreseen to be in time
+    assert model.stepping.wait(PATIENCE_S)
+    model._seconds = lambda _size: 1.0 if len(model.took) < 4 else 2.0
+    model.go.set()
+    failed = inbox.last()
+    assert isinstance(failed, Failed)
+    assert failed.kind == "late"
+    assert model.took[-1][0] == 8.0
+    engine.ask(lambda: engine.drawing, inbox.put)
+    assert inbox.last() == 0
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_the_door_with_the_estimate(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    model = timed(2.0)
+    known(engine, model)
+    engine.submit(model, order(10), Inbox().put, within_s=20.5)
+    with pytest.raises(TooLong, match="about 200 s here, and an answer may take 120 s"):
+        engine.submit(model, order(100), Inbox().put, within_s=120)
+
+
+def test_what_turns_out_to_take_too_long_is_ended_as_soon_as_that_is_known(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    model, inbox = timed(2.0), Inbox()
+    model.go.set()
+    engine.submit(model, order(100), inbox.put, within_s=120)
+    failed = inbox.last()
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.message) == (
+        "too_long",
+        "it takes about 200 s here, and an answer may take 120 s",
+    )
+    assert len(model.took) == TRUSTED
+
+
+def test_a_queue_that_leaves_no_time_refuses_and_says_when_to_come_back(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    model, beside = timed(1.0), timed(1.0)
+    known(engine, model)
+    known(engine, beside)
+    model.go.clear()
+    model.stepping.clear()
+    engine.submit(model, order(40), Inbox().put)
+    assert model.stepping.wait(PATIENCE_S)
+    engine.submit(beside, order(30), Inbox().put, within_s=61)  # beside as much of the other
+    with pytest.raises(Full, match="it would take about 60 s, at most 50 s may pass") as refused:
+        engine.submit(beside, order(30), Inbox().put, within_s=50)
+    assert refused.value.retry_after_s == pytest.approx(10)
+    model.go.set()
+
+
+def test_a_family_that_draws_in_one_go_does_so_in_short_calls(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    model, inbox = timed(0.0, a_row=PIECE_S / 4, kind="vae"), Inbox()
+    model.go.set()
+    engine.submit(model, Request(seeds=tuple(range(15))), inbox.put, buckets=(1, 2, 4, 8, 16))
+    for _ in range(15):
+        assert isinstance(inbox.last(), Finished)
+    assert [size for _, size in model.took] == [1, 1, 1, 4, 4, 4]
+
+
+def test_who_goes_ahead_waits_for_nobodys_samples_and_no_full_queue(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    model, ahead = timed(1.0), Inbox()
+    engine.submit(model, order(2, count=16), Inbox().put)
+    assert model.stepping.wait(PATIENCE_S)
+    engine.submit(model, order(50, count=32), Inbox().put)
+    with pytest.raises(Full, match="32 samples are waiting, at most 32 may"):
+        engine.submit(model, order(3), Inbox().put)
+    engine.submit(model, order(3), ahead.put, ahead=True)
+    model.go.set()
+    assert isinstance(ahead.last(), Finished)
+    assert len(model.took) == 2 + 3
+
+
+@given(
+    st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(1e-3, 10), min_size=1),
+    st.sampled_from([1, 2, 4, 8, 16]),
+)
+def test_a_pace_is_what_was_measured_or_no_more_than_a_neighbour_lets_expect(
+    took: dict[int, float], size: int
+) -> None:
+    account = Account()
+    assert account.pace(size) is None
+    for one, seconds in took.items():
+        for _ in range(TRUSTED):
+            account.note(one, seconds)
+    pace = account.pace(size)
+    assert pace is not None
+    assert pace == took.get(size, pace)
+    assert pace <= max(took.values())
