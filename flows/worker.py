@@ -22,6 +22,7 @@ from prefect.workers.process import ProcessWorker
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows.deployments import register
+from flows.jobs import make_worker
 from flows.resuming import bury_the_dead, take_up_again
 from flows.schedules import watched
 from flows.watches import Watch
@@ -103,7 +104,7 @@ async def work() -> None:
     chores = (Chore(2, reconcile), Chore(5, resume), Chore(10, Lookout()))
     for chore in chores:
         threading.Thread(target=chore.forever, daemon=True).start()
-    worker = ProcessWorker(work_pool_name=POOL, name=name(), limit=AT_ONCE)
+    worker = make_worker(name(), POOL, AT_ONCE)
     async with asyncio.TaskGroup() as group:
         group.create_task(beat())
         if here:
