@@ -275,8 +275,10 @@ class Gateway:
         from infra.ledger import Ledger
         from infra.observations import Observations
         from infra.registry import Registry
+        from services.listening import listen_on_the_node
         from services.rollout import Observer
 
+        listen_on_the_node()
         given = Arguments.model_validate(arguments)
         keys, ledger = Keys(given.database), Ledger(given.database)
         require_key_off_loopback(given.host, keys)

@@ -71,8 +71,10 @@ class Stage:
 
         from infra.registry import Registry
         from services.engine import Engine
+        from services.listening import listen_on_the_node
         from services.versions import Versions
 
+        listen_on_the_node()
         given = StageArguments.model_validate(arguments)
         device = given.device
         if device == "auto":
