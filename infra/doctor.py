@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from infra import probes
-from infra.parts import Part, parts, token_file
+from infra.parts import Part, credential_file, parts, token_file
 from infra.processes import MARK, listener
 from infra.settings import Settings, settings
 
@@ -42,7 +42,7 @@ def doctor() -> list[Check]:
         _tools,
         _settings,
         _parts,
-        _token,
+        _tokens,
         _datasets,
     )
     return [check for look in looks for check in look()]
@@ -169,19 +169,18 @@ def _startable(part: Part) -> Check:
     return Check(part.name, "warn", found, "atelier up")
 
 
-def _token() -> Iterator[Check]:
-    if settings().ray_address is not None:
-        return
-    path = token_file(make=False)
-    if not path.exists():
-        yield Check("ray token", "ok", "made at the first start")
-        return
-    mode = stat.S_IMODE(path.stat().st_mode)
-    closed = mode & 0o077 == 0
-    found = f"{path} has mode {mode:04o}"
-    yield Check(
-        "ray token", "ok" if closed else "fail", found, "" if closed else f"chmod 600 {path}"
-    )
+def _tokens() -> Iterator[Check]:
+    files = {"stack token": credential_file(make=False)}
+    if settings().ray_address is None:
+        files["ray token"] = token_file(make=False)
+    for name, path in files.items():
+        if not path.exists():
+            yield Check(name, "ok", "made at the first start")
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        closed = mode & 0o077 == 0
+        advice = "" if closed else f"chmod 600 {path}"
+        yield Check(name, "ok" if closed else "fail", f"{path} has mode {mode:04o}", advice)
 
 
 def _datasets() -> Iterator[Check]:

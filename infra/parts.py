@@ -5,21 +5,28 @@ somebody else: it is probed, never started or stopped.
 """
 
 import hashlib
+import html
+import json
 import os
 import secrets
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from infra import probes
+from infra import front, guard, probes
 from infra.processes import Daemon, recall
 from infra.settings import QUIET, settings
 
 POOL: Final = "atelier"
 """The Prefect work pool of scheduled and submitted flows."""
+KEPT: Final = ("prefect", "mlflow", "worker")
+"""The parts that the keeper starts again when they die; Ray's end is the end of what ran in it."""
+PAGES: Final = ("prefect", "mlflow", "ray")
+"""The parts with a page for people."""
 
 
 class StackError(RuntimeError):
@@ -52,6 +59,11 @@ class Part:
         return settings().state / "logs" / f"{self.name}.log"
 
     @property
+    def restarts(self) -> Path:
+        """When it was started again after it died: a line each, ISO 8601; removed by `down`."""
+        return settings().state / "run" / f"{self.name}.restarts"
+
+    @property
     def daemon(self) -> Daemon | None:
         """Its running process, if we started it and it lives."""
         found = recall(self.record)
@@ -59,10 +71,14 @@ class Part:
 
 
 def parts() -> tuple[Part, ...]:
-    """Return the parts as the settings want them; the worker belongs to a Prefect of ours alone."""
-    prefect = _prefect()
+    """Return the parts as the settings want them; the worker belongs to a Prefect of ours alone.
+
+    The keeper is the last to start and the first to stop: it would start again what `down` ends.
+    """
+    prefect, mlflow = _prefect(), _mlflow()
     worker = () if prefect.external else (_worker(),)
-    return prefect, _mlflow(), _ray(), *worker
+    keeper = () if prefect.external and mlflow.external else (_keeper(),)
+    return prefect, mlflow, _ray(), *worker, *keeper
 
 
 def environment() -> dict[str, str]:
@@ -78,6 +94,14 @@ def environment() -> dict[str, str]:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "RAY_ADDRESS": now.ray_url,
     }
+    if not _prefect_is_elsewhere():
+        found |= {
+            "PREFECT_API_AUTH_STRING": f"{guard.USER}:{secret()}",
+            # most of its websockets send no other
+            "PREFECT_CLIENT_CUSTOM_HEADERS": json.dumps(guard.basic(guard.USER, secret())),
+        }
+    if now.tracking_uri is None:
+        found |= {"MLFLOW_TRACKING_USERNAME": guard.USER, "MLFLOW_TRACKING_PASSWORD": secret()}
     if now.ray_address is None:
         found |= {
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{now.dashboard_port}",
@@ -90,21 +114,27 @@ def environment() -> dict[str, str]:
     return found
 
 
+def _prefect_is_elsewhere() -> bool:
+    now = settings()
+    local = (
+        f"http://127.0.0.1:{now.prefect_port}/api"  # a client's child finds it in its environment
+    )
+    return now.prefect_url != local
+
+
 def _prefect() -> Part:
     now = settings()
     page = now.prefect_url.removesuffix("/api")
     folder = now.state / "prefect"
-    local = (
-        f"http://127.0.0.1:{now.prefect_port}/api"  # a client's child finds it in its environment
-    )
+    elsewhere = _prefect_is_elsewhere()
     return Part(
         name="prefect",
         address=now.prefect_url,
         page=page,
-        probe=lambda: probes.answers(f"{now.prefect_url}/health"),
-        external="PREFECT_API_URL" if now.prefect_url != local else None,
+        probe=lambda: probes.answers(f"{now.prefect_url}/health", _prefect_header()),
+        external="PREFECT_API_URL" if elsewhere else None,
         ports={"ATELIER_PREFECT_PORT": now.prefect_port},
-        options=("--port", str(now.prefect_port), "--folder", str(folder)),
+        options=("--port", str(now.prefect_port), "--folder", str(folder), *_door()),
         variables={
             "PREFECT_HOME": str(folder),
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
@@ -124,10 +154,10 @@ def _mlflow() -> Part:
         name="mlflow",
         address=now.mlflow_uri,
         page=now.mlflow_uri,
-        probe=lambda: probes.tracking_answers(now.mlflow_uri),
+        probe=lambda: probes.tracking_answers(now.mlflow_uri, _mlflow_header()),
         external="ATELIER_TRACKING_URI" if now.tracking_uri else None,
         ports={"ATELIER_MLFLOW_PORT": now.mlflow_port},
-        options=("--port", str(now.mlflow_port), "--folder", str(folder)),
+        options=("--port", str(now.mlflow_port), "--folder", str(folder), *_door()),
     )
 
 
@@ -148,8 +178,11 @@ def _ray() -> Part:
             *("--folder", str(ray_folder())),
         ),
         variables={
+            "DASHBOARD_METRIC_PORT": "-1",  # none: that page and the next one ask for no token
+            "RAY_enable_metrics_collection": "0",
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no other node could take the work
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.CALLBACK,
         },
         starts=3,  # Ray gives its node 30 s, which a busy machine misses
     )
@@ -169,6 +202,19 @@ def _worker() -> Part:
     )
 
 
+def _keeper() -> Part:
+    now = settings()
+    beat = now.state / "run" / "keeper.beat"
+    return Part(
+        name="keeper",
+        address=f"watches {', '.join(KEPT)}",
+        page=str(now.state / "logs" / "keeper.log"),
+        probe=lambda: probes.beats(beat),
+        options=("--beat", str(beat)),
+        waited_for=False,
+    )
+
+
 def beat_file() -> Path:
     """Return the file that the worker touches for as long as it takes runs."""
     return settings().state / "run" / "worker.beat"
@@ -183,16 +229,91 @@ def state_folder() -> Path:
 
 def token_file(make: bool = True) -> Path:
     """Return the path of the file with Ray's token; made, 0600, where it is missing and `make` is true."""
-    path = settings().state / "ray_token"
+    return _secret_file("ray_token", make)
+
+
+def credential_file(make: bool = True) -> Path:
+    """Return the path of the file with Prefect's and MLflow's credential; made, 0600, as Ray's token."""
+    return _secret_file("stack_token", make)
+
+
+def secret() -> str:
+    """Return what Prefect and MLflow of this installation ask for.
+
+    Raises:
+        StackError: others may read it.
+    """
+    path = credential_file()
+    if path.stat().st_mode & 0o077:
+        raise StackError(f"{path} may be read by others: chmod 600 it, or remove it and start anew")
+    return path.read_text().strip()
+
+
+def link(part: str) -> str:
+    """Return an address that opens a part's page in a browser, signed in where it is ours: once, within two minutes.
+
+    Raises:
+        StackError: there is no such page, or nothing that could sign a browser in.
+    """
+    pages = {one.name: one for one in parts() if one.name in PAGES}
+    if part not in pages:
+        raise StackError(f"no page {part!r}; choose one of {', '.join(PAGES)}")
+    if pages[part].external:
+        return pages[part].page
+    doors = ("mlflow", "prefect") if part == "ray" else (part,)
+    for door in (pages[name] for name in doors):
+        if not door.external and door.probe():
+            return guard.sign_in_link(door.page, secret(), part)
+    raise StackError(f"{' and '.join(doors)} here do not answer: start them with `atelier up`")
+
+
+def private_page(part: str, address: str) -> Path:
+    """Return a file that its owner alone reads and that sends a browser on to `address`."""
+    path = state_folder() / "run" / f"open-{part}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f'<meta http-equiv="refresh" content="0;url={html.escape(address)}">')
+    return path
+
+
+def _door() -> tuple[str, str]:
+    return "--secret", str(credential_file(make=False))
+
+
+def _prefect_header() -> dict[str, str]:
+    """Return what a probe shows: our credential, or to somebody else's server the environment's."""
+    if not _prefect_is_elsewhere():
+        return _own_header()
+    user, colon, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    return guard.basic(user, password) if colon else {}
+
+
+def _own_header() -> dict[str, str]:
+    """Return the header with our credential; none before the first start, for a look makes no files."""
+    return guard.basic(guard.USER, secret()) if credential_file(make=False).exists() else {}
+
+
+def _mlflow_header() -> dict[str, str]:
+    if settings().tracking_uri is None:
+        return _own_header()
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    return guard.basic(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else {}
+
+
+def _secret_file(name: str, make: bool) -> Path:
+    path = settings().state / name
     if not make or path.exists():
         return path
     state_folder()
+    making = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+        with os.fdopen(os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):  # another process was first: its secret counts
+            os.link(making, path)
+    finally:
+        making.unlink(missing_ok=True)
     return path
 
 

@@ -40,9 +40,9 @@ def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
     return answer is not None and answer[0] == 200
 
 
-def tracking_answers(uri: str) -> bool:
+def tracking_answers(uri: str, headers: Mapping[str, str] | None = None) -> bool:
     """Whether an MLflow tracking address works: its server's health, or a database address as it is."""
-    return answers(f"{uri}/health") if uri.startswith("http") else bool(uri)
+    return answers(f"{uri}/health", headers) if uri.startswith("http") else bool(uri)
 
 
 def ray_answers(page: str, token: Path) -> bool:

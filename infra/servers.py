@@ -1,4 +1,4 @@
-"""The local servers' entry points, `python -m infra.servers prefect|mlflow|ray|worker`: quick to start.
+"""The local servers' entry points, `python -m infra.servers prefect|mlflow|ray|worker|keeper`: quick to start.
 
 The tools' own commands start an interpreter more (MLflow) or listen where nobody asked (Ray Client). The garbage
 collector rests during the imports: they make a million objects and no garbage.
@@ -11,26 +11,33 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from infra import probes
+from infra.guard import Guard
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 NICENESS: Final = 5
 STEADY_S: Final = 60.0
 LONGEST_PAUSE_S: Final = 30.0
+WATCH_S: Final = 0.5
+LONGEST_WATCH_S: Final = 8.0  # it must beat meanwhile
 
 
-def prefect(port: int) -> None:
-    """Run Prefect's API, UI and services on loopback; its own settings come from `PREFECT_*`."""
-    import uvicorn
+def prefect(port: int, secret: Path) -> None:
+    """Run Prefect's API, UI and services on loopback; its own settings come from `PREFECT_*`.
+
+    The guard asks for the credential, not Prefect (`PREFECT_SERVER_API_AUTH_STRING`): that would leave its pages and
+    its API's description open, and its new UI would ask people for it.
+    """
     from prefect.server.api.server import create_app
 
-    app = create_app(final=True)
-    _imported()
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=3)
+    _serve(create_app(final=True), "prefect", port, secret)
 
 
-def mlflow(port: int, folder: Path) -> None:
+def mlflow(port: int, folder: Path, secret: Path) -> None:
     """Run MLflow's tracking server and registry on loopback: SQLite and artifacts below `folder`.
 
     Clients write artifacts to the folder themselves; nothing large passes through the server.
@@ -48,13 +55,11 @@ def mlflow(port: int, folder: Path) -> None:
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    import uvicorn
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
     initialize_backend_stores(database, database, artifacts.as_uri())
-    _imported()
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=3)
+    _serve(app, "mlflow", port, secret)
 
 
 def ray(port: int, dashboard_port: int, folder: Path) -> None:
@@ -97,7 +102,7 @@ def worker(module: str, after: str) -> None:
     os.nice(NICENESS)
     pause = 1.0
     while True:
-        while not probes.answers(after):
+        while probes.get(after) is None:  # any answer: the credential is for who asks for more
             time.sleep(0.5)
         began = time.monotonic()
         code = subprocess.call([sys.executable, "-m", module])
@@ -105,6 +110,39 @@ def worker(module: str, after: str) -> None:
         pause = 1.0 if lived > STEADY_S else min(LONGEST_PAUSE_S, 2 * pause)
         print(f"{module} ended with {code} after {lived:.0f} s; again in {pause:.0f} s", flush=True)  # noqa: T201
         time.sleep(pause)
+
+
+def keeper(beat: Path) -> None:
+    """Start again what died of the stack, within a second; a part that keeps dying waits longer and longer."""
+    from infra.stack import revive
+
+    pause, calm = WATCH_S, time.monotonic()
+    while True:
+        beat.parent.mkdir(parents=True, exist_ok=True)
+        beat.touch()
+        if names := revive():
+            pause = (
+                WATCH_S if time.monotonic() - calm > STEADY_S else min(LONGEST_WATCH_S, 2 * pause)
+            )
+            calm = time.monotonic()
+            print(f"{', '.join(names)} died and was started again", flush=True)  # noqa: T201
+        time.sleep(pause)
+
+
+def _serve(app: "ASGIApp", part: str, port: int, secret: Path) -> None:
+    """Serve `app` on loopback behind a guard, whose links open its own page and Ray's."""
+    import uvicorn
+
+    pages = {part: (f"http://127.0.0.1:{port}/", "", "")}
+    if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        # Ray's own page keeps its token in this cookie; a browser sends it to every port of the host
+        dashboard = f"{os.environ['RAY_DASHBOARD_ADDRESS']}/"
+        pages["ray"] = (dashboard, "ray-authentication-token", Path(token).read_text().strip())
+    guarded = Guard(app, port, secret.read_text().strip(), pages)
+    _imported()
+    uvicorn.run(
+        guarded, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=3
+    )
 
 
 def _imported() -> None:
@@ -115,20 +153,24 @@ def _imported() -> None:
 def main() -> None:
     """Run the server that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m infra.servers")
-    parser.add_argument("part", choices=["prefect", "mlflow", "ray", "worker"])
+    parser.add_argument("part", choices=["prefect", "mlflow", "ray", "worker", "keeper"])
     parser.add_argument("--port", type=int)
     parser.add_argument("--dashboard-port", type=int, default=8265)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--secret", type=Path)
+    parser.add_argument("--beat", type=Path)
     parser.add_argument("--module")
     parser.add_argument("--after")
     wanted = parser.parse_args()
     if wanted.part == "worker":
         worker(wanted.module, wanted.after)
+    if wanted.part == "keeper":
+        keeper(wanted.beat)
     gc.disable()
     if wanted.part == "prefect":
-        prefect(wanted.port)
+        prefect(wanted.port, wanted.secret)
     elif wanted.part == "mlflow":
-        mlflow(wanted.port, wanted.folder)
+        mlflow(wanted.port, wanted.folder, wanted.secret)
     else:
         ray(wanted.port, wanted.dashboard_port, wanted.folder)
 

@@ -1,4 +1,4 @@
-"""The local stack: Prefect, MLflow, Ray and a worker, started together, probed, and stopped without a trace.
+"""The local stack: Prefect, MLflow, Ray, a worker and a keeper, started together, probed, stopped without a trace.
 
 Serve runs inside Ray and is deployed there later.
 """
@@ -8,17 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
 
 from filelock import FileLock, Timeout
 
 from infra import probes
-from infra.parts import Part, StackError, environment, parts, ray_folder, state_folder
+from infra.parts import KEPT, Part, StackError, environment, parts, ray_folder, state_folder
 from infra.processes import Daemon, listener, memory_of, recall, remember, start
 from infra.settings import settings
 
-PARTS: Final = ("prefect", "mlflow", "ray", "worker")
+PARTS: Final = ("prefect", "mlflow", "ray", "worker", "keeper")
 OWN_ADDRESS: Final = {
     "prefect": "PREFECT_API_URL",
     "mlflow": "MLFLOW_TRACKING_URI",
@@ -55,6 +56,7 @@ class Status:
     pid: int | None
     health: Literal["healthy", "starting", "down", "unreachable"]
     memory_mb: int | None
+    restarted: str | None = None  # how often it died and was started again, and when last
 
 
 def up(on_event: Callable[[Event], None] | None = None) -> dict[str, float]:
@@ -98,6 +100,7 @@ def down(on_event: Callable[[Event], None] | None = None) -> list[Event]:
                 began = time.monotonic()
                 daemon.stop()
                 part.record.unlink(missing_ok=True)
+                part.restarts.unlink(missing_ok=True)
                 event = Event(part.name, "stopped", time.monotonic() - began, part.page)
                 stopped.append(event)
                 tell(event)
@@ -112,9 +115,8 @@ def status() -> list[Status]:
     for part in parts():
         daemon = part.daemon
         memory = memory_of(daemon.offspring()) >> 20 if daemon else None
-        found.append(
-            Status(part.name, part.page, daemon.pid if daemon else None, health(part), memory)
-        )
+        pid = daemon.pid if daemon else None
+        found.append(Status(part.name, part.page, pid, health(part), memory, _restarted(part)))
     gateway = settings().gateway_url
     answers = probes.answers(f"{gateway.removesuffix('/v1')}/healthz")
     found.append(Status("gateway", gateway, None, "healthy" if answers else "down", None))
@@ -130,6 +132,36 @@ def health(part: Part) -> Literal["healthy", "starting", "down", "unreachable"]:
     return "healthy" if part.probe() else "starting"
 
 
+def revive() -> list[str]:
+    """Start every kept part again that has died since `up` started it; returns their names.
+
+    While an `up` or `down` is at work it does nothing: they know better.
+    """
+    try:
+        with FileLock(state_folder() / "stack.lock", timeout=0):
+            dead = [part for part in parts() if part.name in KEPT and _died(part)]
+            for part in dead:
+                _start(part)
+                with part.restarts.open("a") as file:
+                    file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}\n")
+            return [part.name for part in dead]
+    except Timeout:
+        return []
+
+
+def _died(part: Part) -> bool:
+    started = recall(part.record)
+    return started is not None and not started.alive
+
+
+def _restarted(part: Part) -> str | None:
+    try:
+        times = part.restarts.read_text().split()
+    except OSError:
+        return None
+    return f"{len(times)} time{'s' * (len(times) > 1)}, last at {times[-1]}" if times else None
+
+
 def logs(part: str, follow: bool = False) -> Iterator[str]:
     """Yield a part's log lines, ends included; with `follow` go on until the part has ended.
 
@@ -140,7 +172,7 @@ def logs(part: str, follow: bool = False) -> Iterator[str]:
         raise StackError(f"no part {part!r}; choose one of {', '.join(PARTS)}")
     chosen = next((one for one in parts() if one.name == part), None)
     if chosen is None:
-        raise StackError("no worker runs here: PREFECT_API_URL names a Prefect with its own")
+        raise StackError(f"no {part} runs here: the servers are somebody else's")
     if not chosen.log.exists():
         why = f"it is {chosen.external}'s" if chosen.external else "start it with `atelier up`"
         raise StackError(f"{part} has no log here; {why}")
@@ -252,6 +284,7 @@ __all__ = [
     "environment",
     "logs",
     "parts",
+    "revive",
     "status",
     "up",
 ]

@@ -1,4 +1,4 @@
-"""`up`, `down`, `status`, `logs`, `doctor`, `deploy`, `keys`: the verbs about the installation."""
+"""`up`, `down`, `status`, `open`, `logs`, `doctor`, `deploy`, `keys`: the verbs about the installation."""
 
 import dataclasses
 from typing import Annotated
@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     for verb in (up, down, status, logs, doctor, deploy):
         app.command()(verb)
+    app.command("open")(open_page)
     keys.command("add")(add_key)
     keys.command("list")(list_keys)
     keys.command("revoke")(revoke_key)
@@ -53,6 +54,25 @@ def status(as_json: AsJson = False) -> None:
         show_json(parts)
     elif parts:
         show_table("stack", list(parts[0]), [list(part.values()) for part in parts])
+
+
+def open_page(
+    part: Annotated[str, typer.Argument(help="prefect, mlflow or ray")],
+    show: Annotated[
+        bool, typer.Option("--print", help="Print the link, which works once, for two minutes.")
+    ] = False,
+) -> None:
+    """Open a part's page in the browser, signed in."""
+    import webbrowser
+
+    from infra.parts import link, private_page
+
+    address = link(part)
+    # a browser's command line can be read by everybody on the machine, so it names a private file
+    if not show and webbrowser.open(private_page(part, address).as_uri()):
+        console.print(f"{part} is open in the browser")
+    else:
+        console.print(address, soft_wrap=True)
 
 
 def logs(

@@ -152,15 +152,14 @@ def demo(overrides: Overrides = None) -> None:
     sheet = settings().state / "demo" / "sheet.png"
     paint_sheet(wanted.name, wanted.try_prompts, sheet)
     here = settings()
-    dashboard = f"http://127.0.0.1:{here.dashboard_port}"
     show_table(
         "where to look",
-        ("page", "address"),
+        ("page", "address or command"),
         [
             ("the sheet", sheet),
-            ("flows (Prefect)", here.prefect_url.removesuffix("/api")),
-            ("runs and versions (MLflow)", here.mlflow_uri),
-            ("cluster (Ray)", dashboard),
+            ("flows (Prefect)", ".venv/bin/atelier open prefect"),
+            ("runs and versions (MLflow)", ".venv/bin/atelier open mlflow"),
+            ("cluster (Ray)", ".venv/bin/atelier open ray"),
             ("API", f"{here.gateway_url}  (schema: /v1/openapi.json)"),
             ("data report", here.state / "reports" / f"{wanted.data.name}.html"),
         ],
@@ -173,6 +172,7 @@ def demo(overrides: Overrides = None) -> None:
         soft_wrap=True,
     )
     console.print(f"  .venv/bin/atelier history {wanted.name}")
+    console.print("  .venv/bin/atelier open mlflow  # or prefect, or ray: its page, signed in")
     console.print("  .venv/bin/atelier down")
 
 
