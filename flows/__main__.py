@@ -12,6 +12,7 @@ from flows.command_line import (
     data_verbs,
     lineage_verbs,
     promotion_verbs,
+    recipe_verbs,
     rollout_verbs,
     schedule_verbs,
     stack_verbs,
@@ -39,6 +40,7 @@ for verbs in (
     lineage_verbs,
     stack_verbs,
     data_verbs,
+    recipe_verbs,
     bench_verbs,
 ):
     verbs.register(app)

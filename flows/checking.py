@@ -21,19 +21,22 @@ LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokeni
 def check(recipe: Recipe, project: Path) -> dict[str, str]:
     """Return the metrics that the recipe's evaluation will have, each with what keeps it from being measured.
 
-    First what needs no torch, so that the usual slips are told within a second; then what the configs themselves say.
-
     Raises:
         RecipeError: the recipe would fail later; a line for each reason, which names the field.
     """
     try:
         data = known(recipe.data.name, project)
     except CatalogError as error:
-        data, lines = None, [f"data.name: {error}"]
-    else:
-        lines = []
-    _refuse([*lines, *_declared(recipe, data)])
-    assert data is not None
+        raise RecipeError("\n".join([f"data.name: {error}", *_declared(recipe, None)])) from None
+    return check_for(recipe, data)
+
+
+def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
+    """As `check`, for a dataset as `data.catalog.known` returns it.
+
+    First what needs no torch, so that the usual slips are told within a second; then what the configs themselves say.
+    """
+    _refuse(_declared(recipe, data))
     models, lines = _built(recipe, data)
     _refuse(lines)
     found = measured(

@@ -1,0 +1,104 @@
+"""Recipes that are written for data at hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.tokenizing import train
+from flows.checking import check_for
+from flows.drafting import DraftError, draft
+from flows.recipe import Recipe, control_of
+
+SPLITS = {"train": {"rows": 180}, "validation": {"rows": 8}, "test": {"rows": 24}}
+FEW = {**SPLITS, "test": {"rows": 3}}
+WORDS = ["rose", "tulip", "no", "null", "1e3", "it's"]
+
+
+def pictures(side: int = 32, *, classes: bool = False, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "flowers",
+        "modality": "image",
+        "image_size": side,
+        "channels": 3,
+        "vocabulary": sorted(WORDS),
+        "max_words": 2,
+        "attributes": {"caption": WORDS} if classes else {},
+        "held_out": [],
+        "captions": WORDS,
+        "splits": SPLITS,
+        **changes,
+    }
+
+
+SOUNDS = {**pictures(), "modality": "audio", "sample_rate": 8000, "clip_samples": 8000}
+TEXT = {
+    "name": "book",
+    "modality": "text",
+    "tokenizer": train(["the cat sat.", "a dog ran."], "characters", 64),
+    "attributes": {},
+    "held_out": [],
+    "vocabulary": [],
+    "captions": [],
+    "splits": SPLITS,
+}
+
+
+def written(data: Mapping[str, Any], roles: tuple[str, ...] = (), family: str = "") -> Recipe:
+    return Recipe.model_validate(yaml.safe_load(draft("mine", data, roles, family)))
+
+
+@pytest.mark.parametrize(
+    ("data", "roles", "family", "metrics"),
+    [
+        (pictures(), (), "", ["edm_bits_per_dim", "memorised"]),
+        (pictures(splits=FEW), (), "", ["edm_nats"]),
+        (pictures(classes=True), (), "", ["edm_bits_per_dim", "alignment", "memorised"]),
+        (pictures(classes=True), (), "ddpm", ["alignment", "memorised"]),
+        (pictures(channels=1, vocabulary=[], captions=[""]), (), "", ["edm_bits_per_dim", "memorised"]),
+        (SOUNDS, (), "", ["wavenet_bits_per_sample"]),
+        (TEXT, ("text",), "", ["gpt_nats_per_token"]),
+        (TEXT, ("user", "assistant"), "", ["gpt_nats_per_token"]),
+        (TEXT, ("source", "target"), "", ["transformer_nats_per_token"]),
+    ],
+)  # fmt: skip
+def test_a_draft_asks_for_what_its_data_let_one_measure_and_breaks_it_in_a_control(
+    data: dict[str, Any], roles: tuple[str, ...], family: str, metrics: list[str]
+) -> None:
+    recipe = written(data, roles, family)
+    found = check_for(recipe, data)
+    assert list(recipe.gate.metrics) == metrics
+    assert not [name for name in metrics if found[name]]
+    assert (recipe.judge is not None) == bool(data["attributes"])
+    assert recipe.control is not None
+    assert set(recipe.control.refused_by) <= set(metrics)
+    assert control_of(recipe).stages != recipe.stages
+
+
+@settings(max_examples=40, deadline=None)
+@given(side=st.integers(8, 128))
+def test_a_draft_fits_pictures_of_any_size(side: int) -> None:
+    data = pictures(side)
+    check_for(written(data), data)
+
+
+def test_prompts_to_try_are_the_datas_own_captions_whatever_yaml_makes_of_such_words() -> None:
+    assert written(pictures()).try_prompts == tuple(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("data", "family", "message"),
+    [
+        (pictures(), "ddpm", "no draft of 'ddpm' for flowers; choose one of edm"),
+        (pictures(), "gpt", "no draft of 'gpt' for flowers; choose one of edm"),
+        (SOUNDS, "edm", "no draft of 'edm' for flowers; choose one of wavenet"),
+    ],
+)
+def test_a_family_that_cannot_be_judged_on_the_data_is_refused(
+    data: dict[str, Any], family: str, message: str
+) -> None:
+    with pytest.raises(DraftError, match=message):
+        draft("mine", data, (), family)
