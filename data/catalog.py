@@ -14,6 +14,7 @@ from data.makers import MAKERS, MakerError, maker
 from data.params import CatalogError, add, checked, entries, entry
 from data.repro import PrepareError, locked, repair_locks, reproduce
 from data.stages import report_path
+from infra.documents import parse_json, read_json
 
 __all__ = [
     "MAKERS",
@@ -45,7 +46,7 @@ class Prepared:
     @property
     def header(self) -> dict[str, Any]:
         """What dataset.json says."""
-        found: dict[str, Any] = json.loads((self.path / "dataset.json").read_bytes())
+        found: dict[str, Any] = read_json(self.path / "dataset.json")
         return found
 
 
@@ -216,7 +217,7 @@ def _is_locked(folder: Path, known: str, project: Path) -> bool:
         content = _listing(folder)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != known.removesuffix(".dir"):
         return False
-    files = {item["relpath"]: item["md5"] for item in json.loads(content)}
+    files = {item["relpath"]: item["md5"] for item in parse_json(content, str(listed))}
     return files.get("dataset.json") == _md5(folder / "dataset.json")
 
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from data.makers import MAKERS, Entry, MakerError, maker
+from infra.documents import DocumentError, parse_yaml, read_yaml
 from infra.storage import atomic_write
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,40}")
@@ -61,7 +62,9 @@ def add(name: str, values: dict[str, Any], project: Path) -> None:
     path = project / "params.yaml"
     flow = yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000)
     text = _with_line(path.read_text(), name, f"  {name}: {flow.strip()}\n")
-    if yaml.safe_load(text) != document:  # not laid out as we write it: keep the content at least
+    if (
+        parse_yaml(text, str(path)) != document
+    ):  # not laid out as we write it: keep the content at least
         text = yaml.safe_dump(document, sort_keys=False)
     with atomic_write(path) as file:
         file.write(text.encode())
@@ -80,11 +83,11 @@ def _with_line(text: str, name: str, line: str) -> str:
 def _document(project: Path) -> dict[str, Any]:
     path = project / "params.yaml"
     try:
-        document = yaml.safe_load(path.read_text())
+        document = read_yaml(path)
     except OSError as error:
         raise CatalogError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise CatalogError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except DocumentError as error:
+        raise CatalogError(str(error)) from None
     if not isinstance(document, dict) or not isinstance(document.get("datasets"), dict):
         raise CatalogError(f"{path} has no section `datasets`")
     return document

@@ -4,7 +4,6 @@ Shape letters: N rows of a split, U different captions, T places, A attributes.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from data.modalities import Modality, modality
 from data.modalities.text import Record, record_of
+from infra.documents import read_json
 from infra.storage import IntegrityError
 
 Encode: TypeAlias = Callable[[Sequence[str]], Tensor | None]
@@ -224,7 +224,7 @@ def read_header(prepared: Path) -> dict[str, Any]:
     """
     path = prepared / "dataset.json"
     try:
-        header: dict[str, Any] = json.loads(path.read_bytes())
+        header: dict[str, Any] = read_json(path)
     except OSError:
         raise DatasetError(
             f"{prepared} holds no prepared dataset: run `atelier data prepare {prepared.name}`"

@@ -1,7 +1,6 @@
 """DVC, driven through its command line: one `repro` a preparation, its lock file read, its errors in one line."""
 
 import fcntl
-import json
 import os
 import re
 import subprocess
@@ -10,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from filelock import FileLock
 
 from data.params import CatalogError
+from infra.documents import DocumentError, read_json, read_yaml
 
 FAILED: Final = re.compile(r"failed to reproduce '(\w[\w-]*)@([\w-]+)'")
 
@@ -101,7 +100,7 @@ def repair_locks(project: Path) -> bool:
         except BlockingIOError:
             return False  # a living DVC writes it just now
         try:
-            json.loads(path.read_bytes())
+            read_json(path)
         except FileNotFoundError:
             return False
         except ValueError:
@@ -118,14 +117,12 @@ def locked(name: str, project: Path) -> str | None:
     """
     path = project / "dvc.lock"
     try:
-        document: Any = yaml.load(
-            path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
+        document: Any = read_yaml(path)
         stage = ((document or {}).get("stages") or {}).get(f"shards@{name}")
         return None if stage is None else str(stage["outs"][0]["md5"])
     except FileNotFoundError:
         return None
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, IndexError, TypeError) as error:
+    except (OSError, DocumentError, AttributeError, KeyError, IndexError, TypeError) as error:
         raise CatalogError(
             f"cannot read {path}: {' '.join(str(error).split())}; delete it and prepare again"
         ) from None

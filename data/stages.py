@@ -4,7 +4,6 @@ data/made/NAME/samples (make) -> facts.parquet (facts) -> verdict.json (validate
 """
 
 import errno
-import json
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from data.makers import Made, MakerError, Sample, maker
 from data.modalities import SampleError, modality
 from data.params import CatalogError, entry
+from infra.documents import read_json
 from infra.settings import settings
 from infra.storage import write_json
 
@@ -200,7 +200,7 @@ def _column(folder: Path, name: str) -> list[Any]:
 
 
 def _read_made(folder: Path) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads((folder / "samples" / "made.json").read_bytes())
+    made: dict[str, Any] = read_json(folder / "samples" / "made.json")
     return made
 
 

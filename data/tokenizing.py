@@ -12,6 +12,8 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from infra.documents import parse_json
+
 CONTROL: Final = (
     *("<pad>", "<unk>", "<bos>", "<eos>", "<sep>", "<cls>", "<mask>"),
     *("<user>", "<assistant>", "<system>"),
@@ -52,7 +54,7 @@ def train(texts: Sequence[str], kind: str, size: int) -> str:
     """
     made = {"characters": _characters, "words": _words, "bytes": _bytes}[kind](texts, size)
     made.add_special_tokens(list(CONTROL))
-    document = json.loads(made.to_str())
+    document = parse_json(made.to_str(), "a tokenizer")
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flows.judging.gate import Evaluation, Interval
 from flows.judging.pipeline import SAMPLING, Pipeline
 from flows.workshop import ledger, registry
+from infra.documents import read_json
 from infra.storage import MANIFEST
 
 if TYPE_CHECKING:
@@ -203,5 +204,5 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, 
 def _document(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_bytes())
+    found: dict[str, Any] = read_json(path)
     return found

@@ -26,6 +26,7 @@ from flows.judging.pipeline import (
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe
 from flows.workshop import ROOT, fingerprint, git_commit, named, registry
+from infra.documents import read_json
 from infra.settings import settings
 from infra.storage import seal
 
@@ -42,7 +43,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
-        config = json.loads((directory / "config.json").read_text())
+        config = read_json(directory / "config.json")
         accepts, gives = interface(config)
         stages.append(
             PinnedStage(
@@ -116,7 +117,7 @@ def judge_pipeline(
     key = judging_identity(recipe, trained, prepared)
     if found := registry().find(recipe.name, key):
         return named(found)
-    facts = json.loads((Path(prepared["path"]) / "dataset.json").read_text())
+    facts = read_json(Path(prepared["path"]) / "dataset.json")
     pipeline = pin(recipe, trained, facts)
     connect(settings().ray_url)
     order = order_of(recipe, pipeline, trained.get("judge"), prepared)

@@ -7,7 +7,6 @@ data.json ledger.json README.md
 """
 
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -25,6 +24,7 @@ from flows.judging.pipeline import Pipeline
 from flows.recipe import Recipe
 from flows.tracing import imported_rows
 from flows.workshop import actor, ledger, registry, signing
+from infra.documents import read_json
 from infra.registry import PUBLISHABLE, Version
 from infra.settings import settings
 from infra.storage import IntegrityError, sha256_of, verify, write_json
@@ -352,6 +352,6 @@ def _publish(index: Index, safe: Path, signer: str) -> Imported:
         known[(one.name, one.digest)] = found
     pipeline = known[(index.versions[0].name, index.versions[0].digest)]
     if "atelier.imported_from" in pipeline.tags and not imported_rows(pipeline.digest).is_file():
-        rows = json.loads((safe / "ledger.json").read_bytes())
+        rows = read_json(safe / "ledger.json")
         write_json(imported_rows(pipeline.digest), rows)
     return Imported(pipeline, published, signer)

@@ -1,6 +1,5 @@
 """Every family's experiment: a recipe and its broken control, both really trained and judged, and neither promoted."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, control_of, load
 from flows.train import train_stages
 from flows.workshop import registry
+from infra.documents import read_json
 from infra.storage import MANIFEST
 
 
@@ -134,7 +134,7 @@ def side(version: dict[str, Any], trained: dict[str, Any], stages: Sequence[str]
     for stage in stages:
         one = trained[stage]
         folder = registry().fetch(one["name"], one["version"], digest=one["digest"])
-        spent += json.loads((folder / MANIFEST).read_bytes())["metrics"].get("cpu_seconds", 0.0)
+        spent += read_json(folder / MANIFEST)["metrics"].get("cpu_seconds", 0.0)
     return Side(
         ref=ref,
         cpu_seconds=round(spent, 1),

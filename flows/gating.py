@@ -1,6 +1,5 @@
 """The report of a version's own gate: judged figures against bounds, against production, and stages that still fit."""
 
-import json
 from pathlib import Path
 
 from flows.judging.gate import Condition, Evaluation, GateReport, check
@@ -8,6 +7,7 @@ from flows.judging.pipeline import StageMismatch, check_fit, check_interfaces
 from flows.recipe import Gate, Recipe
 from flows.served import pipeline_of
 from flows.workshop import ledger, registry
+from infra.documents import read_json
 from infra.registry import Version
 from infra.settings import settings
 from infra.storage import write_json
@@ -73,7 +73,7 @@ def _judged_anew(serving: Path, directory: Path, wanted: Evaluation) -> Evaluati
     from infra.cluster import connect
 
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
-    identity = json.loads((directory / "MANIFEST.json").read_text()).get("data_identity")
+    identity = read_json(directory / "MANIFEST.json").get("data_identity")
     try:
         ready = prepared(recipe.data.name, settings().project)
     except CatalogError:

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, get_args
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from flows.sections import Control, Found, Fraction, Peer, Positive, Search, Strict
+from infra.documents import DocumentError, parse_yaml, read_yaml
 from models import near
 
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
@@ -214,11 +214,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: no such file, bad YAML, an unknown field or a value outside its range; names the field.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = read_yaml(path)
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except DocumentError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(document, dict):
         raise RecipeError(f"{path} must hold a mapping, like flows/recipes/shapes.yaml")
     for override in overrides:
@@ -226,11 +226,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or not key:
             raise RecipeError(f"--set takes a.b=value, got {override!r}")
         try:
-            _set(document, key.split("."), yaml.safe_load(value), f"--set {override}")
-        except yaml.YAMLError as error:
-            raise RecipeError(
-                f"--set {override}: {value!r} is not a YAML value: {' '.join(str(error).split())}"
-            ) from None
+            _set(document, key.split("."), parse_yaml(value, repr(value)), f"--set {override}")
+        except DocumentError as error:
+            raise RecipeError(f"--set {override}: {error}") from None
     try:
         recipe = Recipe.model_validate(document)
         _check_judge(recipe)

@@ -1,7 +1,6 @@
 """From a picture back to what made it: version by digest, stages, what the ledger said then; and drawn again."""
 
 import io
-import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.judging.pipeline import Pipeline
 from flows.workshop import ledger, registry, signing
 from infra import provenance
+from infra.documents import read_json
 from infra.provenance import Check
 from infra.receipts import Receipt, attach, read
 from infra.settings import settings
@@ -144,7 +144,7 @@ def _traced(receipt: Receipt, file: Path) -> Trace:
             raise Untraceable(f"{version.ref} pins {name} {digest[:12]}, which is not registered")
         registry().fetch(stage)
         stages.append(stage)
-    facts = json.loads((directory / MANIFEST).read_bytes())
+    facts = read_json(directory / MANIFEST)
     verdict, says = ledger_says(receipt, version)
     return Trace(receipt, version, pipeline, tuple(stages), facts, verdict, says)
 
@@ -185,7 +185,7 @@ def imported_rows(digest: str) -> Path:
 def _says_elsewhere(receipt: Receipt, version: "Version", origin: str) -> tuple[Verdict, str]:
     """Ask the rows that the exporting installation signed; they end at the export."""
     path = imported_rows(version.digest)
-    rows = json.loads(path.read_bytes()) if path.is_file() else []
+    rows = read_json(path) if path.is_file() else []
     for row in rows:
         if (row["stage"], row["epoch"]) == (receipt.place, receipt.epoch):
             if row["to_digest"] == receipt.digest:

@@ -1,7 +1,6 @@
 """What is well and what is not: the machine, the versions, the settings, each part, the data; with the way out."""
 
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from infra import probes
+from infra.documents import read_json
 from infra.parts import Part, credential_file, parts, token_file
 from infra.processes import MARK, listener
 from infra.settings import Settings, settings
@@ -188,7 +188,7 @@ def _datasets() -> Iterator[Check]:
     found = []
     for path in sorted(folder.glob("*/dataset.json")):
         try:
-            splits = json.loads(path.read_text())["splits"]
+            splits = read_json(path)["splits"]
             rows = sum(split["rows"] for split in splits.values())
         except (OSError, ValueError, KeyError, TypeError):
             advice = f"atelier data prepare {path.parent.name}"

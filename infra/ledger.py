@@ -3,7 +3,6 @@
 It is the truth about what is served: `head(name, "production")` names the version, and MLflow's aliases only follow it.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from infra.chain import LedgerError, canonical, check, hash_of, move, sha256, stamp
 from infra.database import METADATA, open_engine, reading, writing
+from infra.documents import parse_json
 from infra.storage import faultpoint
 
 Stage: TypeAlias = Literal["staging", "production", "canary", "shadow"]
@@ -379,6 +379,6 @@ def _row(values: Mapping[str, Any]) -> Row:
     fields = {name: values[name] for name in Row.__dataclass_fields__}
     for name in ("report", "approvals"):
         text = values[name]
-        fields[name] = None if text is None else json.loads(text)
+        fields[name] = None if text is None else parse_json(text, f"the ledger's {name}")
     fields["at"] = datetime.fromisoformat(values["at"])
     return Row(**fields)

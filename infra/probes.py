@@ -1,13 +1,14 @@
 """Whether a server answers: bounded questions that raise nothing and import no tool."""
 
 import http.client
-import json
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+from infra.documents import parse_json
 
 TIMEOUT_S: Final = 2.0
 BEAT_LIMIT_S: Final = 15.0
@@ -55,7 +56,7 @@ def ray_answers(page: str, token: Path) -> bool:
     if answer is None or answer[0] != 200:
         return False
     try:
-        nodes = json.loads(answer[1])["data"]["result"]["result"]
+        nodes = parse_json(answer[1], page)["data"]["result"]["result"]
         return any(node["state"] == "ALIVE" for node in nodes)
     except (ValueError, KeyError, TypeError):
         return False
@@ -71,7 +72,7 @@ def ray_gpus(page: str, token: Path) -> int:
     if answer is None or answer[0] != 200:
         return 0
     try:
-        nodes = json.loads(answer[1])["data"]["result"]["result"]
+        nodes = parse_json(answer[1], page)["data"]["result"]["result"]
         living = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
         return int(sum(resources.get("GPU", 0) for resources in living))
     except (ValueError, KeyError, TypeError, AttributeError):

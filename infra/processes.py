@@ -1,6 +1,5 @@
 """Long-lived processes of ours: in a session of their own, known by a mark, stopped with all their offspring."""
 
-import json
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import Final
 
 import psutil
 
+from infra.documents import read_json
 from infra.storage import write_json
 
 MARK: Final = "ATELIER_MARK"
@@ -107,7 +107,7 @@ def remember(path: Path, daemon: Daemon) -> None:
 def recall(path: Path) -> Daemon | None:
     """Return the daemon of a pid file, alive or not; None without a readable file."""
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
         return Daemon(int(document["pid"]), str(document["mark"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

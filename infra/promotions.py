@@ -4,11 +4,11 @@ A promotion is written down before anything is done, every step after it is one 
 holds a lease. A lease that ran out may be taken over by compare-and-swap: the first holder's next step then fails.
 """
 
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from infra.chain import canonical, stamp
 from infra.database import METADATA, open_engine, reading, writing
+from infra.documents import parse_json
 
 LEASE_S: Final = 10.0  # after a kill -9 nobody waits longer than this
 HAND_OVER_S: Final = 60.0  # how long an approved promotion waits to be taken up
@@ -389,7 +390,7 @@ def _set(connection: Connection, id: str, **values: Any) -> None:
 
 def _promotion(row: dict[str, Any]) -> Promotion:
     readers: Sequence[tuple[tuple[str, ...], Callable[[str], Any]]] = (
-        (("report", "policy"), json.loads),
+        (("report", "policy"), partial(parse_json, what="a promotion")),
         (("lease", "expires", "created", "updated"), datetime.fromisoformat),
     )
     for names, read in readers:

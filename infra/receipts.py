@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from infra import sound_receipts
 from infra.contents import PNG as SIGNATURE
 from infra.contents import text_sha256
+from infra.documents import parse_json
 
 KEYWORD: Final = b"atelier\x00"
 MOST_BYTES: Final = 64 * 1024  # of a receipt: a prompt and four stages take about 1 kB
@@ -174,7 +175,7 @@ def parse(text: bytes, what: str) -> Receipt:
 def _of_answer(content: bytes, where: str) -> list[bytes]:
     """Return the receipts in the JSON of a completion, a chat turn or samples, each with its own text beside it."""
     try:
-        document = json.loads(content)
+        document = parse_json(content, where)
         [entries] = [document[name] for name in ("choices", "data") if name in document]
         receipts = [entry["receipt"] for entry in entries if "receipt" in entry]
         if receipts and len(receipts) < len(entries):

@@ -1,7 +1,6 @@
 """This installation's key, and whose signatures it takes: Ed25519 (RFC 8032) over the bytes of one index file."""
 
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -9,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from infra.documents import read_json
 from infra.storage import sync_directory, write_json
 
 SIGNATURE: Final = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{128})\n")
@@ -73,7 +73,7 @@ class Signing:
 
     def _known(self) -> dict[str, dict[str, str]]:
         try:
-            found: dict[str, dict[str, str]] = json.loads(self._trusted.read_bytes())
+            found: dict[str, dict[str, str]] = read_json(self._trusted)
         except FileNotFoundError:
             return {}
         return found

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from infra.documents import parse_json
+
 MANIFEST: Final = "MANIFEST.json"
 OWN: Final = frozenset({"format", "files", "seal"})  # of a manifest's fields, not the caller's
 
@@ -131,7 +133,7 @@ def _manifest(path: Path, digest: str | None) -> dict[str, Any]:
     if digest is not None and found != digest:
         raise IntegrityError(f"{path} has sha256 {found[:12]}, expected {digest[:12]}")
     try:
-        manifest: dict[str, Any] = json.loads(content)
+        manifest: dict[str, Any] = parse_json(content, MANIFEST)
         document = {name: value for name, value in manifest.items() if name != "seal"}
         whole = manifest["seal"] == _seal_of(document) and content == _json(manifest)
     except (ValueError, KeyError, AttributeError, RecursionError) as error:

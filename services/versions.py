@@ -1,6 +1,5 @@
 """Model versions in memory: fetched by digest, verified, loaded beside what runs, evicted by bytes."""
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from infra.documents import read_json
 from models import build
 from models.family import Family
 from services.engine import BUCKETS
@@ -127,7 +127,7 @@ class Versions:
         from safetensors.torch import load_file
 
         with DRAWS:  # fresh weights come from torch's global generator
-            model = build(json.loads((directory / "config.json").read_bytes()))
+            model = build(read_json(directory / "config.json"))
         if not isinstance(model, Family) or model.capabilities.upscales != self._upscales:
             raise WrongRole(f"{pin.ref} is not run by this stage")
         model.load_state_dict(load_file(directory / "model.safetensors"))

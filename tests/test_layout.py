@@ -37,6 +37,7 @@ BANNED_ARGUMENTS = {
     ("trust_remote_code", True),
     ("weights_only", False),
 }
+PARSERS = {"load", "loads", "load_all", "safe_load", "safe_load_all", "parse", "compose", "scan"}
 BROAD = {"Exception", "BaseException"}
 LONGEST_FILE = 600
 
@@ -179,6 +180,21 @@ def test_the_rule_sees_what_it_should(text: str, found: str | None, tmp_path: Pa
     path = tmp_path / "sample.py"
     path.write_text(text)
     assert list(offences(path)) == ([found] if found else [])
+
+
+def test_one_module_alone_parses_json_and_yaml() -> None:
+    """infra.documents bounds bytes, depth and aliases; models, which import none of ours, read their own tokenizers."""
+    readers = {f"{module}.{name}" for module in ("json", "yaml") for name in PARSERS}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
+        for package in MAY_IMPORT.keys() - {"models"}
+        for path in sources(package)
+        if path != ROOT / "infra" / "documents.py"
+        for node in ast.walk(tree(path))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) in readers)
+        or (isinstance(node, ast.ImportFrom) and node.module in {"json", "yaml"})
+    ]
+    assert not wrong
 
 
 def test_no_file_is_longer_than_a_reader_s_patience() -> None:

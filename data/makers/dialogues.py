@@ -4,7 +4,6 @@ One file (.jsonl, .gz too), split by the hash of the dialogues, or a folder with
 val.jsonl. A dialogue is, perhaps after a system's word, user and assistant in turn, and ends with the assistant.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,6 +11,7 @@ from typing import Any, Final, Literal
 from data.makers import Made, MakerError, Sample, Split, TextEntry, text_made
 from data.makers.files import SPLITS, lines_of
 from data.modalities.text import Record, record_bytes
+from infra.documents import DocumentError, parse_json
 
 VALIDATION: Final = 0.05  # of the training dialogues, where a source has a test only
 
@@ -71,11 +71,11 @@ def _dialogues(path: Path) -> Iterator[tuple[int, Record]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode())
+            row = parse_json(line.decode(), f"{path}:{number}")
         except UnicodeDecodeError as error:
             raise MakerError(f"{path}:{number}: not valid UTF-8 (byte {error.start})") from None
-        except (ValueError, RecursionError) as error:
-            raise MakerError(f"{path}:{number}: not JSON: {error}") from None
+        except DocumentError as error:
+            raise MakerError(str(error)) from None
         yield number, _dialogue(path, number, row)
 
 

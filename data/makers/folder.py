@@ -9,7 +9,6 @@ the first missing file: the format is kept, the reader is not (a test compares t
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import Field
 from data.makers import Entry, Made, MakerError, Sample
 from data.makers.files import check_name, read_file
 from data.makers.words import normal
+from infra.documents import DocumentError, parse_json
 
 LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
 MAX_CLASSES: Final = 256
@@ -113,9 +113,9 @@ def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise MakerError(f"{path}:{number}: not JSON: {error}") from None
+            row = parse_json(line, f"{path}:{number}")
+        except DocumentError as error:
+            raise MakerError(str(error)) from None
         if not isinstance(row, dict):
             raise MakerError(f"{path}:{number}: not an object with `file_name` and `text`")
         yield number, row

@@ -16,6 +16,7 @@ import pyarrow as pa
 from data import tokenizing
 from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, among, between
+from infra.documents import parse_json
 
 if TYPE_CHECKING:
     from data.reading import Options, Source, Split
@@ -147,7 +148,7 @@ def record_of(content: bytes) -> Record:
         SampleError: it is not valid UTF-8, or no record.
     """
     try:
-        found = json.loads(content.decode())
+        found = parse_json(content.decode(), "a record")
         return tuple((str(role), str(text)) for role, text in found)
     except UnicodeDecodeError as error:
         raise SampleError(f"not valid UTF-8 (byte {error.start})") from None

@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from flows.command_line.terminal import (
     AsJson,
@@ -14,6 +13,7 @@ from flows.command_line.terminal import (
     show_table,
     use_stack,
 )
+from infra.documents import parse_yaml
 
 
 def register(app: typer.Typer) -> None:
@@ -97,7 +97,10 @@ def _start(
     place: Place = "shadow" if canary is None else "canary"
     percent = shadow if canary is None else canary
     assert percent is not None
-    given = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in limits)}
+    given = {
+        key: parse_yaml(value, f"--limit {key}={value}")
+        for key, _, value in (one.partition("=") for one in limits)
+    }
     try:
         Terms.model_validate({"percent": percent, "limits": given})
     except ValidationError as error:

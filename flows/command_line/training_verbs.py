@@ -18,6 +18,7 @@ from flows.command_line.terminal import (
     show_table,
     training_progress,
 )
+from infra.documents import read_json
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -185,12 +186,11 @@ def _walk(wanted: Any) -> dict[str, Any]:
 
 
 def _show_metrics(ref: str) -> None:
-    import json
 
     from flows.workshop import registry
 
     directory = registry().fetch(registry().get(ref))
-    found = json.loads((directory / "evaluation.json").read_text())
+    found = read_json(directory / "evaluation.json")
     _metrics_table(ref, found["metrics"])
 
 

@@ -1,6 +1,5 @@
 """`models`, `show`, `generate`: the verbs about versions."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from flows.command_line.terminal import (
     show_table,
     use_stack,
 )
+from infra.documents import parse_json, read_json
 
 
 def register(app: typer.Typer) -> None:
@@ -103,7 +103,7 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
 
     version = registry().get(ref)
     directory = registry().fetch(version)
-    manifest = json.loads((directory / "MANIFEST.json").read_text())
+    manifest = read_json(directory / "MANIFEST.json")
     report = _newest_report(version.digest, directory)
     if as_json:
         rows = [row.as_json() for row in ledger().about(version.name, version.number)]
@@ -127,7 +127,7 @@ def _newest_report(digest: str, directory: Path) -> dict[str, Any] | None:
     if reports:
         return dict(reports[-1])
     stored = directory / "report.json"
-    return json.loads(stored.read_text()) if stored.is_file() else None
+    return read_json(stored) if stored.is_file() else None
 
 
 def _gate_table(ref: str, report: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def generate(
     chats = "chat" in card.get("abilities", ())
     if modality == "text" and output is not None and output.suffix == ".json":
         made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)
-        choice = json.loads(made)["choices"][0]
+        choice = parse_json(made, "the answer")["choices"][0]
         said = choice["message"]["content"] if chats else choice["text"]
         console.print(printable(said), markup=False, soft_wrap=True)
         console.print(f"{output}  (where it came from: atelier verify {output})")

@@ -15,6 +15,7 @@ from flows.judging.modalities import judging
 from flows.judging.pipeline import Pipeline, draw, load_model
 from flows.judging.speed import cost_per_sample
 from flows.recipe import Evaluation as EvaluationSpec
+from infra.documents import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +95,7 @@ def load_judge_network(directory: Path) -> Any:
 
     from models import build
 
-    judge: Any = build(json.loads((directory / "config.json").read_text()))
+    judge: Any = build(read_json(directory / "config.json"))
     judge.load_state_dict(load_file(directory / "model.safetensors"))
     return judge.eval()
 

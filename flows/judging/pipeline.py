@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.documents import read_json
 from infra.storage import verify
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def check_interfaces(stages: Sequence[tuple[PinnedStage, Path]]) -> None:
         StageMismatch: the first one that has another.
     """
     for stage, folder in stages:
-        found = interface_hash(json.loads((folder / "config.json").read_text()))
+        found = interface_hash(read_json(folder / "config.json"))
         if stage.interface is not None and stage.interface != found:
             raise StageMismatch(
                 f"{stage.name}:{stage.version} has interface {found}, but the pipeline pins "
@@ -252,7 +253,7 @@ def load_model(directory: Path) -> "Family":
     from models.family import Family
 
     verify(directory)
-    model = build(json.loads((directory / "config.json").read_text()))
+    model = build(read_json(directory / "config.json"))
     model.load_state_dict(load_file(directory / "model.safetensors"))
     assert isinstance(model, Family)
     return model.eval()

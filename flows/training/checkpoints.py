@@ -1,6 +1,5 @@
 """All that a training must remember to go on as if nothing had happened: tensors in safetensors, the rest in JSON."""
 
-import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from flows.training.optimizers import AdamW, Average
 from flows.training.ranks import Ranks
+from infra.documents import read_json
 from infra.storage import verify, write_json
 from models.family import Trainable
 
@@ -59,7 +59,7 @@ class State:
             ValueError: a checkpoint of another number of workers, or of another network.
         """
         verify(directory)
-        document: dict[str, Any] = json.loads((directory / "state.json").read_bytes())
+        document: dict[str, Any] = read_json(directory / "state.json")
         if (document["format"], document["world"]) != (FORMAT, ranks.world):
             raise ValueError(
                 f"{directory} is of format {document['format']} and {document['world']} workers,"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.documents import parse_json, read_json
 from infra.storage import write_json
 
 
@@ -75,7 +76,7 @@ def repeated_steps(folder: Path) -> int:
     for path in sorted(folder.glob("*.step"), key=lambda path: int(path.stem)):
         start = path.with_suffix(".json")
         if start.is_file():
-            total += max(0, reached - int(json.loads(start.read_bytes())["first_step"]))
+            total += max(0, reached - int(read_json(start)["first_step"]))
             reached = int.from_bytes(path.read_bytes()[:8], "little")
     return total
 
@@ -96,7 +97,7 @@ class Reader:
                     if not line.endswith(b"\n"):
                         break
                     self._offsets[path] = self._offsets.get(path, 0) + len(line)
-                    yield json.loads(line)
+                    yield parse_json(line, str(path))
 
 
 class Reporter:

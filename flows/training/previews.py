@@ -1,6 +1,5 @@
 """Previews: a fixed set of prompts and seeds, sampled now and then to see how far training is, always as a PNG file."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flows.judging.sheets import of_sounds, of_texts, png
+from infra.documents import read_json
 from models.family import Family, Modality, Request, Trainable
 
 COUNT: Final = 16  # pictures
@@ -92,7 +92,7 @@ _KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], b
 
 
 def _captions(prepared: Path, count: int) -> tuple[str, ...]:
-    captions = json.loads((prepared / "dataset.json").read_bytes())["captions"]
+    captions = read_json(prepared / "dataset.json")["captions"]
     return tuple(captions[index * len(captions) // count] for index in range(count))
 
 

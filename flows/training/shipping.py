@@ -1,11 +1,11 @@
 """From the journal to the MLflow run, in a thread of its own: a slow or dead server stops nothing."""
 
-import json
 import queue
 import threading
 from pathlib import Path
 from typing import Any, Final
 
+from infra.documents import read_json
 from infra.storage import write_json
 
 PATIENCE_S: Final = 20.0
@@ -43,7 +43,7 @@ class Shipper:
 
     def _noted(self) -> dict[str, Any]:
         try:
-            noted: dict[str, Any] = json.loads((self.journal / "sent.json").read_bytes())
+            noted: dict[str, Any] = read_json(self.journal / "sent.json")
         except FileNotFoundError:
             noted = {}
         if noted.get("run_id") == self.run_id:

@@ -36,7 +36,7 @@ class Tokenizer:
             parsed = json.loads(document)
             self.kind: Final[str] = parsed["model"]["type"]  # "WordLevel", "BPE"
             first = tuple(token["content"] for token in parsed["added_tokens"][: len(CONTROL)])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise ValueError(f"no tokenizers document: {document[:40]!r}") from None
         if first != CONTROL:
             raise ValueError(f"the tokenizer must begin with {' '.join(CONTROL)}, got {first}")

@@ -252,7 +252,7 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
             '{"file_name": 3, "text": "x"}',
             r"jsonl:1: `file_name` and `text` must",
         ),
-        ("metadata.jsonl", "{", r"jsonl:1: not JSON"),
+        ("metadata.jsonl", "{", r"jsonl:1 is not JSON"),
         ("metadata.jsonl", "[]", r"jsonl:1: not an object"),
         ("captions.tsv", "a.png a cat\n", r"captions.tsv:1: no tab between file and caption"),
         ("captions.tsv", "\n", r"captions.tsv lists no picture"),

@@ -241,7 +241,7 @@ def test_json_lines_are_dialogues_and_roles_must_alternate(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"messages": [', r"mine.jsonl:2: not JSON"),
+        ('{"messages": [', r"mine.jsonl:2 is not JSON"),
         ('"hello"', "mine.jsonl:2: no list `messages`"),
         ('{"messages": [{"role": "user"}]}', "mine.jsonl:2: a message needs `role` and `content`"),
     ],

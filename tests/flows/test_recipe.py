@@ -35,8 +35,8 @@ def test_an_override_reaches_its_field() -> None:
         ("name=Bad Name", r"name: "),
         ("nonsense", r"--set takes a\.b=value, got 'nonsense'"),
         ("seed.deep=1", r"'seed' is a value, not a section"),
-        ("description=@", r"--set description=@: '@' is not a YAML value"),
-        ("seed=[", r"--set seed=\[: '\[' is not a YAML value"),
+        ("description=@", r"--set description=@: '@' is not YAML"),
+        ("seed=[", r"--set seed=\[: '\[' is not YAML"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_that_names_the_field(

@@ -17,6 +17,8 @@ from models.family import Family
 from services.guard import require_key_off_loopback
 
 IMAGES = "/v1/images/generations"
+JSON_TYPE = {"content-type": "application/json"}
+INVALID_JSON = (400, "invalid_json", "body")
 Ask = Callable[..., httpx.Response]
 
 
@@ -140,6 +142,14 @@ def test_an_unknown_word_is_named_with_what_the_model_knows(app: Any, ask: Ask) 
         ("POST", IMAGES, {"json": [1]}, (400, "invalid_type", "body")),
         ("POST", IMAGES, {"json": {}}, (400, "missing_required_parameter", "prompt")),
         ("POST", IMAGES, {"json": "x" * 1_100_000}, (413, "body_too_large", None)),
+        ("POST", IMAGES, {"content": b"[" * 1_000_000, "headers": JSON_TYPE}, INVALID_JSON),
+        ("POST", IMAGES, {"content": b'{"user":' * 100_000, "headers": JSON_TYPE}, INVALID_JSON),
+        (
+            "POST",
+            IMAGES,
+            {"content": b"[" * 3_000_000, "headers": JSON_TYPE},
+            (413, "body_too_large", None),
+        ),
         ("GET", "/v1/models/nope", {}, (404, "model_not_found", "model")),
         ("GET", "/v1/models/a/b", {}, (404, "model_not_found", "model")),
         (

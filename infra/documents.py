@@ -1,0 +1,142 @@
+"""JSON and YAML from outside: bounded in bytes, depth and what aliases unfold to, before anything walks through it.
+
+Nobody else parses either (tests/test_layout.py): 3 MB of `[` would end in a RecursionError, and ten lines of YAML
+aliases in a document of billions.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+MOST_BYTES: Final = 2**26  # of JSON
+MOST_YAML_BYTES: Final = 2**22
+MOST_NODES: Final = 100_000  # of YAML, aliases unfolded
+DEEPEST: Final = 100
+_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_AS_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class DocumentError(ValueError):
+    """Not JSON or YAML, or more of it than is read; one line that begins with what it is."""
+
+
+def read_json(path: Path, *, most: int = MOST_BYTES) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        DocumentError: as `parse_json`.
+    """
+    return parse_json(_bytes(path, most), str(path), most=most)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        DocumentError: as `parse_yaml`.
+    """
+    return parse_yaml(_bytes(path, MOST_YAML_BYTES), str(path))
+
+
+def parse_json(content: bytes | str, what: str, *, most: int = MOST_BYTES) -> Any:
+    """Return a JSON document.
+
+    Raises:
+        DocumentError: no JSON, above `most` bytes, or nested more than 100 deep; `what` names it.
+    """
+    given = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    _check_size(len(given), most, what)
+    _check_depth(given, what)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise _too_deep(what) from None
+    except ValueError as error:
+        raise DocumentError(f"{what} is not JSON: {error}") from None
+
+
+def parse_yaml(content: bytes | str, what: str) -> Any:
+    """Return a YAML document in UTF-8, without tags for Python's own types.
+
+    Raises:
+        DocumentError: no YAML, above 4 MiB, nested more than 100 deep, or unfolding to more than 100,000 nodes.
+    """
+    _check_size(len(content), MOST_YAML_BYTES, what)
+    try:
+        text = content.decode() if isinstance(content, bytes) else content
+        _check_unfolded(text, what)
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except DocumentError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DocumentError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(most + 1)
+
+
+def _check_size(size: int, most: int, what: str) -> None:
+    if size > most:
+        raise DocumentError(f"{what} has more than {most} bytes, the most that are read")
+
+
+def _too_deep(what: str) -> DocumentError:
+    return DocumentError(f"{what} is nested more than {DEEPEST} deep: refused")
+
+
+def _check_depth(content: bytes, what: str) -> None:
+    """Take away strings and all but brackets, then one innermost level after the other."""
+    brackets = _STRINGS.sub(b"", content).translate(_AS_SQUARE, _NO_BRACKETS)
+    for _ in range(DEEPEST):
+        left = brackets.replace(b"[]", b"")
+        if len(left) == len(brackets):  # none, or never closed: the parser says what is wrong
+            return
+        brackets = left
+    if brackets:
+        raise _too_deep(what)
+
+
+class _Size:
+    """A node's own nodes and levels, aliases unfolded."""
+
+    def __init__(self, anchor: str | None) -> None:
+        self.anchor = anchor
+        self.nodes = self.levels = 1
+
+    def take(self, nodes: int, levels: int) -> None:
+        self.nodes += nodes
+        self.levels = max(self.levels, 1 + levels)
+
+
+def _check_unfolded(text: str, what: str) -> None:
+    """Go through the events, which no alias makes longer, and count what they would unfold to."""
+    anchors: dict[str, tuple[int, int]] = {}
+    open_: list[_Size] = [_Size(None)]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in anchors:
+                raise DocumentError(f"{what} has an alias {event.anchor!r} of nothing before it")
+            open_[-1].take(*anchors[event.anchor])
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.anchor:
+                anchors[event.anchor] = (1, 1)
+            open_[-1].take(1, 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append(_Size(event.anchor))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            done = open_.pop()
+            if done.anchor:
+                anchors[done.anchor] = (done.nodes, done.levels)
+            open_[-1].take(done.nodes, done.levels)
+        if len(open_) + open_[-1].levels > DEEPEST + 3:
+            raise _too_deep(what)
+        if sum(one.nodes for one in open_) > MOST_NODES:
+            raise DocumentError(f"{what} unfolds to more than {MOST_NODES} nodes: refused")
