@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from infra import front, guard, probes
+from infra import guard, probes
 from infra.processes import Daemon, recall
 from infra.settings import QUIET, settings
 
@@ -27,6 +27,8 @@ KEPT: Final = ("prefect", "mlflow", "worker")
 """The parts that the keeper starts again when they die; Ray's end is the end of what ran in it."""
 PAGES: Final = ("prefect", "mlflow", "ray")
 """The parts with a page for people."""
+FRONT: Final = "services.front.middlewares"
+"""What Serve's proxy is to put before itself; named, for nothing here may import it."""
 
 
 class StackError(RuntimeError):
@@ -182,7 +184,8 @@ def _ray() -> Part:
             "RAY_enable_metrics_collection": "0",
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no other node could take the work
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.CALLBACK,
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",  # the third that fails ends a proxy; 10 in Serve
         },
         starts=3,  # Ray gives its node 30 s, which a busy machine misses
     )

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 import soundfile
 
@@ -345,15 +346,40 @@ def test_promotions_under_load_fail_no_request_and_receipts_agree_with_the_ledge
     print(f"\npromotions: 0 of 400 failed, {served}, slowest {slowest(outcomes):.2f} s")  # noqa: T201
 
 
-def test_a_killed_stage_replica_fails_no_request(house: House) -> None:
+def test_a_killed_replica_fails_no_request(house: House) -> None:
     def kill(stage: str) -> None:
         os.kill(house.replica(stage), signal.SIGKILL)
 
-    events = {20: lambda: kill("Generate"), 22: lambda: kill("Upscale")}
+    events = {
+        20: lambda: kill("Generate"),
+        22: lambda: kill("Upscale"),
+        70: lambda: kill("Gateway"),
+    }
     outcomes = asyncio.run(steadily(house, 120, 6.0, events))
     failed = [outcome for outcome in outcomes if outcome.status != 200]
     assert not failed, f"{len(failed)} failed: {failed[0].data}"
     print(f"\nkilled replicas: 0 of 120 failed, slowest {slowest(outcomes):.2f} s")  # noqa: T201
+
+
+def test_a_killed_proxy_comes_back_and_answers_nothing_in_between(house: House) -> None:
+    listeners = psutil.net_connections("tcp")
+    port = house.settings.gateway_port
+    [pid] = {
+        one.pid
+        for one in listeners
+        if one.status == psutil.CONN_LISTEN and one.laddr[1] == port and one.pid
+    }
+    proxy = psutil.Process(pid)
+    proxy.kill()
+    with suppress(psutil.NoSuchProcess):
+        proxy.wait(10)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            house.draw()
+            return
+        except openai.APIConnectionError:
+            assert time.monotonic() < deadline
 
 
 def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:

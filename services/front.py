@@ -1,0 +1,160 @@
+"""What stands before Serve's proxy: a request that a lost replica of the gateway had is held and asked again.
+
+Where a replica dies with a request, Serve answers nothing or in plain text; a drawing may be asked for twice, since
+nothing of the first was shown. What cannot be had in time is a 503 in the envelope. Serve's own routes (`/-/routes`,
+`/-/healthz`) answer nobody: they would name every application to whoever asks, and the gateway has /healthz. Ray's head
+names `services.front.middlewares` to the proxy (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`).
+"""
+
+import asyncio
+import json
+import time
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.errors import ApiError
+
+OURS: Final = "/v1/"
+OWN: Final = "/-/"  # Serve's
+MARK: Final = (
+    "x-content-type-options"  # the gateway puts it on every answer, Serve on none of its own
+)
+HELD_S: Final = 30.0  # the gateway's start takes seconds, on a busy machine more
+LOSSES: Final = 3  # a request that kills its replica is not given to everyone
+MOST_HELD: Final = 512
+MOST_KEPT: Final = 2**20  # bytes of a body, the most that the gateway takes
+PAUSE_S: Final = 0.25
+
+
+class Front:
+    """ASGI middleware around Serve's proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through; hold it where the gateway is away."""
+        if scope["type"] == "http" and scope["path"].startswith(OWN):
+            closed = "Serve's own routes are closed; the gateway has /healthz\n"
+            await PlainTextResponse(closed, 403)(scope, receive, send)
+            return
+        if scope["type"] != "http" or not scope["path"].startswith(OURS):
+            await self._app(scope, receive, send)
+            return
+        body, deadline, losses = _Body(receive), time.monotonic() + HELD_S, 0
+        while True:
+            answer = _Answer(send)
+            await self._app(scope, body.again(), answer)
+            if answer.ended or body.gone:
+                return
+            if answer.begun:
+                await answer.cut()
+                return
+            losses += answer.refused is None
+            problem = self._problem(answer, body)
+            if problem is None and losses <= LOSSES and time.monotonic() < deadline:
+                self._held += 1
+                await asyncio.sleep(PAUSE_S)
+                self._held -= 1
+                continue
+            await _refuse(problem or _away(), scope, receive, send)
+            return
+
+    def _problem(self, answer: "_Answer", body: "_Body") -> ApiError | None:
+        """Return why a request is not asked again, None where it may be."""
+        if answer.refused == 408:
+            return ApiError(504, "the request took too long; ask for less", code="timeout")
+        if self._held >= MOST_HELD or not body.whole:
+            return _away()
+        return None
+
+
+class _Body:
+    """A request's body, kept as it comes so that it can be read again."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: list[Message] = []
+        self._size = 0
+        self.whole = True
+        self.gone = False  # the client
+
+    def again(self) -> Receive:
+        """Return a channel that gives the body from its start, and goes on with what the client sends."""
+        kept = iter(tuple(self._messages))
+
+        async def receive() -> Message:
+            message = next(kept, None)
+            if message is None:
+                message = await self._receive()
+                self._keep(message)
+            return message
+
+        return receive
+
+    def _keep(self, message: Message) -> None:
+        if message["type"] == "http.disconnect":
+            self.gone = True
+            return
+        self._size += len(message.get("body", b""))
+        if self._size > MOST_KEPT:
+            self.whole = False
+            self._messages.clear()
+        if self.whole:
+            self._messages.append(message)
+
+
+class _Answer:
+    """What comes back: the gateway's is passed on, Serve's own is not."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self.ended = False
+        self.refused: int | None = None  # the status of Serve's own answer
+        self._events = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = Headers(raw=message["headers"])
+            if MARK not in headers:
+                self.refused = message["status"]
+                return
+            self.begun = True
+            self._events = headers.get("content-type", "").startswith("text/event-stream")
+        if not self.begun:
+            return
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.ended = True
+
+    async def cut(self) -> None:
+        """End a stream whose replica was lost by an error; any other body stays short, which HTTP tells."""
+        if not self._events:
+            return
+        error = ApiError(503, "the replica was lost; ask again", code="interrupted")
+        line = f"data: {json.dumps(error.body)}\n\n".encode()
+        await self._send({"type": "http.response.body", "body": line})
+
+
+def middlewares() -> list[Middleware]:
+    """Return what Serve puts around its proxy."""
+    return [Middleware(Front)]
+
+
+def _away() -> ApiError:
+    return ApiError(503, "the gateway is starting; try again", code="unavailable", retry_after_s=2)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    answer = error.response()
+    answer.headers["cache-control"] = "no-store"
+    answer.headers[MARK] = "nosniff"
+    if identity := Headers(scope=scope).get("x-request-id"):
+        answer.headers["x-request-id"] = identity
+    await answer(scope, receive, send)
