@@ -70,10 +70,9 @@ def loaded(settings: Settings, digests: Collection[str]) -> bool:
 
 
 def address(settings: Settings) -> str:
-    """Return where the gateway is reached from this machine, without /v1."""
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
-    host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{settings.gateway_port}"
+    """Return where the gateway is reached from this machine, without /v1; on a cluster that is where clients do."""
+    elsewhere = settings.public_url if settings.ray_address is not None else None
+    return elsewhere or settings.gateway_here
 
 
 def start(settings: Settings) -> None:
@@ -239,16 +238,14 @@ def _application(
         "files": str(settings.state / "files"),
         "samples": str(settings.state / "samples"),
         "signing": str(settings.state / "exchange"),
+        "public_url": settings.public_url,
     }
     given = config.get("args", {})
-    if (
-        settings.ray_address is not None
-    ):  # folders that its nodes mount, and the host that they open
-        arguments |= {
-            name: given[name]
-            for name in ("host", "cache", "files", "samples", "signing")
-            if name in given
-        }
+    if settings.ray_address is not None:
+        # folders that its nodes mount, the host that they open, and the address that leads there
+        kinds = ("host", "cache", "files", "samples", "signing")
+        own = kinds if settings.public_url else (*kinds, "public_url")
+        arguments |= {name: given[name] for name in own if name in given}
     return {
         **{key: value for key, value in config.items() if value is not None},
         "name": APPLICATION,
@@ -276,6 +273,10 @@ def _wait(
         if broken and state == "RUNNING":
             raise VersionRefused(f"a stage refuses a version: {broken[0]}")
         problem = f"it is {state}" + (f": {_reason(found)}" if found and _reason(found) else "")
+        if missing is None and state == "RUNNING":
+            problem += (
+                f", and nobody answers at {address(settings)} (ATELIER_PUBLIC_URL sets where)"
+            )
         time.sleep(POLL_S)
     raise ServingError(
         f"the application was not ready in time, {problem}; look at the page of Ray, Serve"

@@ -3,9 +3,14 @@
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, computed_field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
+"""Hosts that are listened on and never dialled."""
 
 
 class Settings(BaseSettings):
@@ -22,8 +27,11 @@ class Settings(BaseSettings):
     project: Path = Field(default_factory=Path.cwd)  # the folder with dvc.yaml
     home: Path = Path(".atelier")  # state of this installation, relative to project
 
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # where the gateway listens
     gateway_port: int = 8000
+    public_url: str | None = (
+        None  # where clients reach it, without /v1; None: host and gateway_port
+    )
     mlflow_port: int = 5000
     prefect_port: int = 4200
     ray_port: int = 6379
@@ -36,6 +44,16 @@ class Settings(BaseSettings):
         if value is not None and "://" in value:
             raise ValueError("give a folder that every node mounts; checkpoints go to no URL")
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+            raise ValueError("give the gateway's address, as https://models.example.org")
+        return value.rstrip("/").removesuffix("/v1")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -70,9 +88,14 @@ class Settings(BaseSettings):
 
     @property
     def gateway_url(self) -> str:
-        """The OpenAI-compatible base address."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.gateway_port}/v1"
+        """The OpenAI-compatible base address, as clients are told."""
+        return f"{self.public_url or self.gateway_here}/v1"
+
+    @property
+    def gateway_here(self) -> str:
+        """Where a gateway on this machine is reached from this machine."""
+        host = "127.0.0.1" if self.host in EVERYWHERE else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway_port}"
 
     @property
     def api_key(self) -> SecretStr:

@@ -30,6 +30,7 @@ class Exchange:
     route: Route
     planning: Planning
     signing: Signing
+    public_url: str | None
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.monotonic)
 
@@ -37,6 +38,11 @@ class Exchange:
     def request_id(self) -> str:
         """The id that the answer's header has, too."""
         return str(self.request.scope["request_id"])
+
+    @property
+    def address(self) -> str:
+        """Where the client finds what is answered by url."""
+        return self.public_url or str(self.request.base_url).rstrip("/")
 
     async def whole(self) -> tuple[Step, Complete]:
         """Return who answered, and all samples."""

@@ -59,6 +59,7 @@ class Arguments(BaseModel):
     cache: Path  # verified copies of versions
     files: Path  # pictures answered by url
     samples: Path  # answers kept for the drift check
+    public_url: str | None = None  # of links; None: as the request came
     signing: Path  # the key that signs receipts and exports
     timeout_s: float = Field(default=120.0, gt=0)  # of a request, all attempts together
     max_body: int = Field(default=2**20, ge=1)  # bytes
@@ -259,6 +260,7 @@ async def _exchange(
         route=await asyncio.to_thread(parts.endpoints.route, order.model, session),
         planning=partial(planning, order, seeds),
         signing=parts.signing,
+        public_url=parts.arguments.public_url,
     )
 
 

@@ -124,8 +124,7 @@ class PictureAnswer:
         if self._order.response_format != "url":
             return {"b64_json": base64.b64encode(file).decode()}
         identity = self._files.put(file)
-        base = str(self._exchange.request.base_url).rstrip("/")
-        return {"url": f"{base}/v1/files/{identity}.png"}
+        return {"url": f"{self._exchange.address}/v1/files/{identity}.png"}
 
     def _common(self, when: str, step: Step) -> dict[str, Any]:
         return {

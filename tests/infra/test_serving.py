@@ -44,6 +44,22 @@ def test_a_deploy_to_a_cluster_keeps_the_folders_that_its_nodes_mount(tmp_path: 
     assert args["database"] == "postgresql://db/atelier"
 
 
+def test_links_lead_to_the_public_address_and_a_cluster_is_asked_there(tmp_path: Path) -> None:
+    public = "https://models.example.org"
+    here = settings(tmp_path, host="0.0.0.0", gateway_port=9, public_url=f"{public}/v1/")
+    assert here.gateway_url == f"{public}/v1"
+    assert serving.address(here) == "http://127.0.0.1:9"
+    assert settings(tmp_path, host="0.0.0.0", gateway_port=9).gateway_url == "http://127.0.0.1:9/v1"
+    there = settings(tmp_path, ray_address="head:6379", public_url=public)
+    assert serving.address(there) == public
+    assert serving._application(there, [PIN], None)["args"]["public_url"] == public
+    operator = {"deployed_app_config": {"args": {"public_url": "http://operator"}}}
+    kept = serving._application(settings(tmp_path, ray_address="head:6379"), [PIN], operator)
+    assert kept["args"]["public_url"] == "http://operator"
+    with pytest.raises(ValueError, match="give the gateway's address"):
+        settings(tmp_path, public_url="models:8000")
+
+
 def test_a_gateway_on_ipv6_loopback_is_asked_by_a_valid_address(tmp_path: Path) -> None:
     mine = settings(tmp_path, host="::1", gateway_port=9)
     assert mine.gateway_url == "http://[::1]:9/v1"

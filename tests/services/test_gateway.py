@@ -88,6 +88,18 @@ def test_a_picture_by_url_can_be_fetched(app: Any, ask: Ask) -> None:
         assert ask(app, "GET", path).status_code == 404
 
 
+def test_a_link_leads_to_the_public_address(workshop: Any, ask: Ask) -> None:
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    public = "https://models.example.org"
+    try:
+        app = workshop.gateway(generate, upscale, public_url=public)
+        [entry] = ask(app, "POST", IMAGES, json=body(response_format="url")).json()["data"]
+        assert entry["url"].startswith(f"{public}/v1/files/")
+    finally:
+        generate.close()
+        upscale.close()
+
+
 def test_a_pipeline_without_text_draws_from_an_empty_prompt(app: Any, ask: Ask) -> None:
     answer = ask(app, "POST", IMAGES, json={"model": "digits", "prompt": "", "n": 2})
     assert pixels(answer.json()["data"][0]["b64_json"]).ndim == 2
