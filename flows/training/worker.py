@@ -1,6 +1,7 @@
 """What a Ray Train worker runs: join the others, train, say how it ended. Imports are few: they are the start."""
 
 import os
+import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -67,10 +68,27 @@ def _join(device: Any) -> Any:
     import torch.distributed as dist
 
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    rank, world = context.get_world_rank(), context.get_world_size()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
+        store=meeting_point(rank, world),
+        rank=rank,
+        world_size=world,
         timeout=STEP_LIMIT,
     )
     return Ranks.joined(device)
+
+
+def meeting_point(rank: int, world: int) -> Any:
+    """Return the store where the ranks find one another, served by rank 0 at MASTER_ADDR alone.
+
+    Without a socket of ours torch would listen on every address of the machine, and the store asks for no credential.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listener = None
+    if rank == 0:
+        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((address, port), family=family).detach()
+    return TCPStore(address, port, world, rank == 0, STEP_LIMIT, master_listen_fd=listener)
