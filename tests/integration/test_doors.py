@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.parts import credential_file, link, parts, token_file
+from infra.parts import StackError, credential_file, link, parts, private_page, secret, token_file
 from infra.settings import settings
 from tests.integration import doors_kit as doors
 
@@ -46,6 +47,24 @@ def test_every_route_of_prefect_and_mlflow_is_closed_to_strangers(client: httpx.
     routes = {prefect: doors.prefect_routes(client), settings().mlflow_uri: doors.mlflow_routes()}
     assert min(map(len, routes.values())) > 100
     assert doors.open_doors(client, routes) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/api/events/in", "/api/events/out", "/api/logs/out"),
+        *("/api/task_runs/subscriptions/scheduled", "/api/work_pools/atelier/workers/connect"),
+    ],
+)
+def test_no_websocket_of_prefect_is_accepted_from_a_stranger(
+    client: httpx.Client, path: str
+) -> None:
+    address = settings().prefect_url.removesuffix("/api") + path
+    wish = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    wish |= {"Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==", "Sec-WebSocket-Protocol": "prefect"}
+    assert doors.knock(client, "GET", address, wish) == 403
+    ours = {**wish, "Authorization": f"Bearer {secret()}"}
+    assert doors.knock(client, "GET", address, {**ours, "Origin": "http://127.0.0.1:9"}) == 403
 
 
 def test_ray_shows_a_stranger_the_page_that_asks_for_the_token_and_no_more(
@@ -87,6 +106,21 @@ def test_a_link_opens_a_page_signed_in_and_works_once(client: httpx.Client, part
     client.cookies.clear()
     assert client.get(address).status_code == 403
     assert client.get(inside).status_code == 401
+
+
+def test_the_verb_prints_the_link_and_gives_the_browser_a_file_that_one_s_own_eyes_read(
+    client: httpx.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.command_line.stack_verbs import open_page
+
+    open_page("mlflow", show=True)
+    printed = capsys.readouterr().out.strip()
+    assert client.get(printed).status_code == 200
+    page = private_page("mlflow", printed)
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert "ticket=" in page.read_text()
+    with pytest.raises(StackError, match="no page 'mysql'; choose one of prefect, mlflow, ray"):
+        open_page("mysql", show=True)
 
 
 HOSTILE: list[dict[str, Any]] = [
