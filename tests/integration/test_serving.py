@@ -22,6 +22,7 @@ from infra.ledger import Ledger
 from infra.registry import Registry
 from infra.settings import Settings
 from models.family import Family, Request
+from tests.integration import doors_kit as doors
 from tests.integration.capabilities_kit import publish_all
 from tests.integration.neighbour import Neighbour, move_in
 from tests.integration.serving_kit import (
@@ -440,3 +441,22 @@ def test_taking_our_application_down_leaves_another_team_s_running(
     assert list(neighbour.applications()) == [neighbour.config["name"]]
     assert neighbour.pids() == pids
     assert not serving.stop(house.settings)
+
+
+def test_a_stranger_finds_no_open_door_of_the_running_stack(house: House) -> None:
+    assert house.replica("Generate")
+    gateway = house.url.removesuffix("/v1")
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        addresses = doors.listeners()
+        assert len(addresses) > 15
+        assert set(addresses.values()) <= doors.LOOPBACK
+        answering = {
+            port
+            for port in addresses
+            for path in ("/", "/metrics")
+            if doors.knock(client, "GET", f"http://127.0.0.1:{port}{path}") not in doors.CLOSED
+        }
+        assert answering == {house.settings.dashboard_port}  # the page that asks for the token
+        assert doors.open_doors(client, {gateway: doors.gateway_routes(client, house.key)}) == []
+        for path in ("/healthz", "/readyz"):
+            assert doors.knock(client, "GET", gateway + path, {"Host": "evil.com"}) == 200
