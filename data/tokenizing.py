@@ -20,11 +20,8 @@ CONTROL: Final = (
 )
 UNKNOWN: Final = CONTROL.index("<unk>")
 LEAST_BYTES: Final = len(CONTROL) + 256  # a byte-level vocabulary begins with every byte
-MARK: Final = "▁"  # the space before a word, part of its token
-WORD: Final = (
-    rf"\d|{MARK}?[^{MARK}\d\p{{P}}\p{{S}}\s]+|{MARK}?[\p{{P}}\p{{S}}&&[^{MARK}]]|{MARK}|\s"
-)
-"""A digit; a word; a mark of punctuation; a space on its own; a line's end."""
+WORD: Final = r"\d| ?[^\d\p{P}\p{S}\s]+| ?[\p{P}\p{S}]|\s"
+"""A digit; a word or a mark of punctuation, with the space before it; any other space on its own."""
 
 
 class TokenizerSettings(BaseModel):
@@ -82,12 +79,8 @@ def _characters(texts: Sequence[str], size: int) -> Tokenizer:
 
 
 def _words(texts: Sequence[str], size: int) -> Tokenizer:
-    normalizer = normalizers.Sequence(
-        [
-            normalizers.Replace(Regex(r"\A(?=[^\d\s])"), MARK),  # the first word is like any other
-            normalizers.Replace(" ", MARK),
-        ]
-    )
+    # The first word is like any other; a first space is doubled, so that one can be taken away again.
+    normalizer = normalizers.Replace(Regex(r"\A(?=[^\d\s]| )"), " ")
     cut = pre_tokenizers.Split(Regex(WORD), "isolated")
     counts: Counter[str] = Counter()
     for text in texts:
@@ -95,9 +88,7 @@ def _words(texts: Sequence[str], size: int) -> Tokenizer:
         counts.update(word for word, _ in words)
     made = _of(_frequent(counts, size))
     made.normalizer, made.pre_tokenizer = normalizer, cut
-    made.decoder = decoders.Sequence(
-        [decoders.Replace(MARK, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return made
 
 

@@ -81,7 +81,10 @@ def draw_both(first: Side, second: Side, count: int = PICTURES) -> Pictures | Te
     ]
     if kinds[0] == "text":
         ours, theirs = (
-            tuple(networks[-1].text_of(row[row >= 0]) for row in rows)
+            tuple(
+                networks[-1].text_of(row[row >= 0], prompt)
+                for row, prompt in zip(rows, shown, strict=True)
+            )
             for networks, rows in zip(models, drawn, strict=True)
         )
         return Texts(shown, tuple(seeds), source, ours, theirs)

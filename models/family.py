@@ -180,8 +180,11 @@ class Family(Trainable):
         """Return how many steps a row of this request takes at the least, before it begins; 1 for one go."""
         return 1
 
-    def text_of(self, tokens_T: Tensor) -> str:
-        """Return the text that the tokens of a sample stand for, control tokens left out."""
+    def text_of(self, tokens_T: Tensor, prompt: Prompt = "") -> str:
+        """Return the text that the tokens of a sample stand for, control tokens left out.
+
+        Of a family that goes on from its prompt, the two put together are the whole text.
+        """
         raise NotImplementedError(f"{type(self).__name__} writes no text")
 
     def embed(self, texts: Sequence[Prompt]) -> Tensor:

@@ -409,9 +409,9 @@ def _show(row: Row, lane: Lane, place: int) -> None:
 def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = False) -> None:
     """Deliver what a row wrote in this step, as far as it is settled; end it at a stop string."""
     count, writing = _count(tokens_T), row.writing
-    text = lane.model.text_of(tokens_T)
+    text = lane.model.text_of(tokens_T, row.prompt)
     if row.request.logprobs is not None and count > writing.tokens and lane.rows is not None:
-        writing.tell(text, told(lane.model, lane.rows, place, tokens_T, row.request.logprobs))
+        writing.tell(text, told(lane.model, lane.rows, place, tokens_T, row))
     piece = writing.grow(text, last=last)
     last = last or writing.stopped
     likely = writing.told(last=last)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.family import Family, Rows
 from models.parts.tokens import CONTROL, tokenizer
+from services.tickets import Row
 from services.work import Told
 
 SEEN: Final = (
@@ -17,15 +18,17 @@ SEEN: Final = (
 )
 
 
-def told(model: Family, rows: Rows, place: int, tokens_T: Tensor, most: int) -> Told:
-    """Return the newest token of row `place` with the `most` likeliest ones; its text is known later."""
+def told(model: Family, rows: Rows, place: int, tokens_T: Tensor, row: Row) -> Told:
+    """Return the newest token of row `place` with as many likeliest ones as asked for; its text is known later."""
+    most = row.request.logprobs or 0
     before_T = tokens_T[tokens_T >= 0][:-1][-SEEN:]
-    start = model.text_of(before_T)
+    start = model.text_of(before_T, row.prompt)
 
     def text(token: int) -> str:
         if token < len(CONTROL):
             return tokenizer(model.config.tokenizer).spelled(token)
-        return model.text_of(torch.cat([before_T, torch.tensor([token])])).removeprefix(start)
+        both_T = torch.cat([before_T, torch.tensor([token])])
+        return model.text_of(both_T, row.prompt).removeprefix(start)
 
     nats = rows["likeliest_nats"][place, :most].tolist()
     likeliest = [text(token) for token in rows["likeliest"][place, :most].tolist()]

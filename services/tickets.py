@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 
-from models.family import Family, Request, Rows
+from models.family import Family, Prompt, Request, Rows
 from services.shares import Account
 from services.work import Pictures, Sounds, Text, Told
 from services.writing import Writing
@@ -114,6 +114,11 @@ class Row:
     def left(self) -> int:
         """How many steps it takes yet, at least."""
         return max(1, self.steps - self.taken)
+
+    @property
+    def prompt(self) -> Prompt:
+        """What a text goes on from, if anything."""
+        return next(iter(self.request.texts), "")
 
     @property
     def alike(self) -> tuple[Any, ...]:

@@ -98,11 +98,14 @@ def score(
             likelihood(scores, model, stage.stage, rows, AT_ONCE)
         own(scores, model, stage.stage, rows, AT_ONCE)
     tokens = joined([torch.from_numpy(part).long() for part in drawn], -1)
-    written = [models[-1].text_of(row[row >= 0]) for row in tokens]
+    asked = list(prompts) or [""] * len(tokens)
+    written = [
+        models[-1].text_of(row[row >= 0], prompt) for row, prompt in zip(tokens, asked, strict=True)
+    ]
     learned = loaders.records(prepared, "train")
     if (copies := memorised(written, held_out, learned)) is not None:
         scores.mean("memorised", copies)
-    pairs = list(zip(prompts or [""] * len(written), written, strict=True))
+    pairs = list(zip(asked, written, strict=True))
     samples = [
         {"prompt": prompt, "text": text, "seed": seed} for seed, (prompt, text) in enumerate(pairs)
     ]

@@ -80,8 +80,11 @@ def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes 
         ValueError
     ):  # no validation split, an opening longer than the context, or without a blank
         return None
-    written = [model.text_of(row[row >= 0]) for row in tokens]
-    return of_texts(list(zip(asked or [""] * TEXTS, written, strict=True)))
+    asked = asked or [""] * TEXTS
+    written = [
+        model.text_of(row[row >= 0], prompt) for row, prompt in zip(tokens, asked, strict=True)
+    ]
+    return of_texts(list(zip(asked, written, strict=True)))
 
 
 _KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], bytes | None]]] = {

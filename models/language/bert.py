@@ -12,6 +12,7 @@ both with their control tokens, M chosen tokens, K tokens of the vocabulary, E w
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Final, Literal, NamedTuple
 
@@ -312,17 +313,18 @@ class BERT(Family):
         """Return a line's tokens, <mask> for every blank, which takes a space before it along where a word does."""
         tokens, parts = [], line.split(BLANK)
         for number, text in enumerate(parts):
-            found = self._tokenizer.encode(text)
+            found = self._tokenizer.encode(text, continued=number > 0)
             if number < len(parts) - 1 and text[-1:].isspace():
-                word = self._tokenizer.encode(text.rstrip())
+                encode = partial(self._tokenizer.encode, continued=number > 0)
+                word = encode(text.rstrip())
                 space = found[len(word) :]
-                followed = self._tokenizer.encode_all([text + letter for letter in "aeiost"])
+                followed = [encode(text + letter) for letter in "aeiost"]
                 stays = all(one[len(word) : len(found)] == space for one in followed)
                 found = found if stays and UNK not in space else word
             tokens += [MASK, *found] if number else found
         return tokens
 
-    def text_of(self, tokens_T: Tensor) -> str:
+    def text_of(self, tokens_T: Tensor, prompt: Prompt = "") -> str:  # noqa: ARG002 - it has the prompt
         """Return the text of a sample's tokens, a line a sentence."""
         lines: list[list[int]] = [[]]
         for token in tokens_T.tolist():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
+from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request, Rows
 from models.language import texts
 from models.parts.draws import asked, drawn, silent, told, uniform
 from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
@@ -253,9 +253,10 @@ class GPT(Family):
         """Return the names that `measure` gives with this config."""
         return self.measures if self.config.learns == "dialogues" else ("nats_per_token",)
 
-    def text_of(self, tokens_T: Tensor) -> str:
-        """Return the text that tokens stand for, control tokens left out."""
-        return tokenizer(self.config.tokenizer).decode(tokens_T.tolist())
+    def text_of(self, tokens_T: Tensor, prompt: Prompt = "") -> str:
+        """Return the text that tokens stand for, control tokens left out; a document goes on from its prompt."""
+        goes_on = bool(prompt) and self.config.learns == "documents"
+        return tokenizer(self.config.tokenizer).decode(tokens_T.tolist(), continued=goes_on)
 
     def sample(self, request: Request) -> Tensor:
         """Return the continuations or answers (B, T) int64, -1 after the end; `<eos>` is none of their tokens.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Record, Request, Rows
+from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request, Rows
 from models.language.beams import search as beams_search
 from models.language.texts import check_roles
 from models.parts.attention import Attention, EncoderLayer, FeedForward
@@ -357,7 +357,7 @@ class Transformer(Family):
         """Return the tokens (N, T) of rows that are done, -1 from the end on."""
         return rows["tokens"]
 
-    def text_of(self, tokens_T: Tensor) -> str:
+    def text_of(self, tokens_T: Tensor, prompt: Prompt = "") -> str:  # noqa: ARG002 - a text of its own
         """Return the text of a sample's tokens."""
         return self._tokenizer.decode(tokens_T.tolist())
 

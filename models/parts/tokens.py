@@ -2,16 +2,19 @@
 
 The dataset brings it (fact `tokenizer`), trained on its training split. The first ids are the control tokens of
 `CONTROL`, in that order; text that spells one, like "<user>", is ordinary text and never becomes it.
+
+A tokenizer of words gives a text's first word the space that other words have before them, and takes it away when it
+decodes. What goes on from other text (`continued`) has no such first word: decoded texts put together are the text.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import torch
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Trained
 from torch import Tensor
 
@@ -36,26 +39,33 @@ class Tokenizer:
             parsed = json.loads(document)
             self.kind: Final[str] = parsed["model"]["type"]  # "WordLevel", "BPE"
             first = tuple(token["content"] for token in parsed["added_tokens"][: len(CONTROL)])
-        except (ValueError, LookupError, TypeError, RecursionError):
+            self._first = _taken_first_rule(parsed)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"no tokenizers document: {document[:40]!r}") from None
         if first != CONTROL:
             raise ValueError(f"the tokenizer must begin with {' '.join(CONTROL)}, got {first}")
-        self._trained = Trained.from_str(document)
+        self._trained = Trained.from_str(json.dumps(parsed))
         self._trained.encode_special_tokens = True  # as ordinary text
         self.size: Final = self._trained.get_vocab_size()
         self.sha256: Final = hashlib.sha256(document.encode()).hexdigest()
 
-    def encode(self, text: Prompt) -> list[int]:
+    def encode(self, text: Prompt, *, continued: bool = False) -> list[int]:
         """Return the text's tokens, none of them a control token but <unk>; tokens are what they are.
+
+        Args:
+            text: what is read.
+            continued: whether other text stands before it.
 
         Raises:
             ValueError: a token is not one of this tokenizer's, or is a control token.
         """
-        return self.encode_all([text])[0]
+        return self.encode_all([text], continued=continued)[0]
 
-    def encode_all(self, texts: Sequence[Prompt]) -> list[list[int]]:
-        """Return every text's tokens; errors as in `encode`."""
+    def encode_all(self, texts: Sequence[Prompt], *, continued: bool = False) -> list[list[int]]:
+        """Return every text's tokens; arguments and errors as in `encode`."""
         words = [text for text in texts if isinstance(text, str)]
+        if self._first and not continued:  # its rule looks at one character
+            words = [self._first.normalize_str(text[:1]) + text[1:] for text in words]
         found = iter(self._trained.encode_batch(words, add_special_tokens=False))
         return [
             [_ordinary(token) for token in next(found).ids]
@@ -64,10 +74,10 @@ class Tokenizer:
             for text in texts
         ]
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of the tokens; control tokens and negative numbers are left out."""
+    def decode(self, tokens: Iterable[int], *, continued: bool = False) -> str:
+        """Return the text of the tokens, control tokens and negative numbers left out; `continued` after other text."""
         found: str = self._trained.decode([one for one in tokens if one >= len(CONTROL)])
-        return found
+        return found.removeprefix(" ") if self._first and not continued else found
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -87,6 +97,20 @@ class Tokenizer:
                     " or tokens of that one"
                 )
         return list(tokens)
+
+
+def _taken_first_rule(document: dict[str, Any]) -> normalizers.Replace | None:
+    """Take the rule for a text's first word out of a tokenizer of words, and return what it does to a text."""
+    rules = document.get("normalizer") or {}
+    first, *rest = rules.get("normalizers", [rules])
+    pattern = first.get("pattern", {}).get("Regex", "")
+    if not pattern.startswith(r"\A"):
+        return None
+    document["normalizer"] = {"type": "Sequence", "normalizers": rest}
+    decoder = document["decoder"] or {}
+    if "decoders" in decoder:
+        decoder["decoders"] = [one for one in decoder["decoders"] if one["type"] != "Strip"]
+    return normalizers.Replace(Regex(pattern), first["content"])
 
 
 def _ordinary(token: int) -> int:

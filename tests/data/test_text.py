@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from data.makers import MakerError, chat, dialogues, numbers, pairs, scenes, tex
 from data.modalities import SampleError, modality
 from data.modalities.text import record_bytes, record_of, role_fault
 from models.parts.tokens import CONTROL, Tokenizer
+from services.writing import Writing
 from tests.data.prepare_kit import prepare, refused
 
 HERE = Path()
@@ -54,14 +55,60 @@ def test_a_tokenizer_begins_with_the_models_control_tokens_and_no_text_becomes_o
         assert found.decode(tokens) == said
 
 
-@hypothesis(max_examples=60, deadline=None)
-@given(said=st.text())
-def test_bytes_know_every_text_and_give_it_back(said: str) -> None:
-    found = Tokenizer(BYTES)
-    assert found.decode(found.encode(said)) == said
+MANY_SCRIPTS = st.text(
+    st.sampled_from("  a1.\n\t\r\0▁_'é")
+    | st.sampled_from("कि\u200dष İßمر한字")
+    | st.sampled_from("😀\u200d🚀\ufe0f🏽")
+    | st.characters(codec="utf-8", exclude_characters="\ufffd"),
+    max_size=30,
+)
+BYTES = Tokenizer(tokenizing.train([TEXT], "bytes", tokenizing.LEAST_BYTES + 20))
 
 
-BYTES = tokenizing.train([TEXT], "bytes", tokenizing.LEAST_BYTES)
+@pytest.mark.parametrize("kind", ["characters", "words", "bytes"])
+@hypothesis(max_examples=150, deadline=None)
+@given(said=MANY_SCRIPTS, place=st.integers(0, 30))
+@example(said="a red square", place=2)
+@example(said=" 1 a\n b ", place=3)
+def test_prompt_and_completion_are_the_text_whole_and_streamed(
+    kind: str, said: str, place: int
+) -> None:
+    found = BYTES if kind == "bytes" else Tokenizer(tokenizing.train([said], kind, 5000))
+    tokens = found.encode(said)
+    assert found.decode(tokens) == said
+    prompts = [found.decode(tokens[:end]) for end in range(len(tokens) + 1)]
+    whole = [end for end, text in enumerate(prompts) if found.encode(text) == tokens[:end]]
+    end = whole[place % len(whole)]
+    prompt, written = prompts[end], tokens[end:]
+    assert prompt + found.decode(written, continued=bool(prompt)) == said
+    writing, pieces = Writing(), []
+    for count in range(len(written) + 1):
+        text = found.decode(written[:count], continued=bool(prompt))
+        pieces.append(writing.grow(text, last=count == len(written)))
+    assert prompt + "".join(pieces) == prompt + writing.text == said
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_tokenizer_of_words_as_it_was_stored_before_completes_with_its_space() -> None:
+    document = json.loads(tokenizing.train(["a red square"], "words", 100))
+    words = document["model"]["vocab"]
+    document["model"]["vocab"] = {word.replace(" ", "▁"): place for word, place in words.items()}
+    document["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Replace", "pattern": {"Regex": r"\A(?=[^\d\s])"}, "content": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    }
+    pattern = r"\d|▁?[^▁\d\p{P}\p{S}\s]+|▁?[\p{P}\p{S}&&[^▁]]|▁|\s"
+    document["pre_tokenizer"]["pattern"] = {"Regex": pattern}
+    mark = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    document["decoder"]["decoders"].insert(0, mark)
+    found = Tokenizer(json.dumps(document))
+    tokens = found.encode("a red square")
+    assert tokenizing.UNKNOWN not in tokens
+    assert found.decode(tokens) == "a red square"
+    assert found.decode(tokens[2:], continued=True) == " square"
 
 
 def test_words_leave_digits_alone_and_the_rare_ones_out() -> None:

@@ -74,7 +74,7 @@ class Unigram(Family):
             rows.append(drawn + 10)
         return torch.stack(rows)
 
-    def text_of(self, tokens_T: Tensor) -> str:
+    def text_of(self, tokens_T: Tensor, prompt: str = "") -> str:  # noqa: ARG002 - a text of its own
         return tokenizer(self.config.tokenizer).decode(tokens_T.tolist())
 
 

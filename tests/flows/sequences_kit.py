@@ -56,7 +56,7 @@ class Bigram(Family):
     def sample(self, request: Request) -> Tensor:
         return torch.full((len(request.seeds), 1), BOS)
 
-    def text_of(self, tokens_T: Tensor) -> str:
+    def text_of(self, tokens_T: Tensor, prompt: str = "") -> str:  # noqa: ARG002 - a text of its own
         return self.text.decode(tokens_T.tolist())
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data import tokenizing
 from infra import receipts
 from models.family import Request
 from models.language.gpt import GPT
@@ -24,12 +25,14 @@ from services.work import Piece, Pin, Text, Work
 from tests.services.text_kit import CHAT, COMPLETIONS, SIGNS, events, gpt, said, wrote
 
 Ask = Callable[..., httpx.Response]
+WORDS = tokenizing.train(["a red square is on the left ."], "words", 40)
 
 
 @pytest.fixture(scope="module")
 def served(workshop: Any) -> Iterator[Any]:
     workshop.publish_alone("writer", gpt(), max_tokens=12, temperature=0.9)
     workshop.publish_alone("talker", gpt("dialogues"))
+    workshop.publish_alone("wordsmith", gpt(document=WORDS))
     broken = gpt()
     with torch.no_grad():
         broken.norm.weight[0] = torch.nan
@@ -60,6 +63,20 @@ def test_a_completion_is_what_the_family_writes(served: Any, ask: Ask) -> None:
         receipt = receipts.Receipt.model_validate_json(json.dumps(choice["receipt"]))
         assert (receipt.version, receipt.seed) == ("writer:1", 3 + choice["index"])
         assert receipt.text_sha256 == hashlib.sha256(words.encode()).hexdigest()
+
+
+def test_prompt_and_completion_of_a_model_of_words_are_the_text(served: Any, ask: Ask) -> None:
+    body = wrote(model="wordsmith", prompt="a red", n=4)
+    texts = [one["text"] for one in ask(served, "POST", COMPLETIONS, json=body).json()["choices"]]
+    request = Request(seeds=(3, 4, 5, 6), prompts=("a red",) * 4, max_tokens=12)
+    words = tokenizer(WORDS)
+    for text, row in zip(texts, gpt(document=WORDS).sample(request).tolist(), strict=True):
+        assert "a red" + text == words.decode([*words.encode("a red"), *row])
+    assert any(text.startswith(" square") or text.startswith(" the") for text in texts), texts
+    streamed = [""] * 4
+    for chunk in events(ask(served, "POST", COMPLETIONS, json={**body, "stream": True})):
+        streamed[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    assert streamed == texts
 
 
 def test_an_answer_kept_as_a_file_has_a_receipt_and_an_altered_one_none(

@@ -14,9 +14,9 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 SIGNS = "abcdefgh .é😀"
 
 
-def gpt(learns: Any = "documents", seed: int = 0) -> GPT:
+def gpt(learns: Any = "documents", seed: int = 0, document: str = of_signs(SIGNS)) -> GPT:
     torch.manual_seed(seed)
-    config = replace(GPT.presets["tiny"], tokenizer=of_signs(SIGNS), learns=learns)
+    config = replace(GPT.presets["tiny"], tokenizer=document, learns=learns)
     model = GPT(config)
     with torch.no_grad():
         for parameter in model.parameters():
