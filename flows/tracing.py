@@ -284,6 +284,10 @@ def compare_sounds(found: Trace, first: bytes, again: bytes, *, where: str) -> R
     import numpy as np
     import soundfile
 
+    if first[:4] not in {b"RIFF", b"fLaC"}:
+        raise Untraceable(
+            "the file is packed with loss and has no samples to compare: ask for wav or flac"
+        )
     a, b = (soundfile.read(io.BytesIO(one), dtype="int16")[0].astype(int) for one in (first, again))
     if a.shape != b.shape:
         raise Untraceable(f"the sound has {len(a)} samples, made again it has {len(b)}")

@@ -43,7 +43,8 @@ def sign(receipt: Receipt, made: bytes | str, signing: Signing, *, beside: bool 
 
     Args:
         receipt: What made it; a digest and a signature of before are replaced.
-        made: A PNG, WAV or FLAC, the receipt's own `size` or `sample_rate` in its header; a text; any other file.
+        made: A PNG, WAV or FLAC, the receipt's own `size` or `sample_rate` in its header; MP3 or AAC; a text; any other
+            file.
         signing: The key.
         beside: The receipt travels beside the file, whose every byte counts.
 
@@ -132,6 +133,8 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
 def _digest(file: BinaryIO, receipt: Receipt) -> dict[str, str | None]:
     """Return the digest of what a receipt lies in, under its field's name."""
     start = file.read(len(contents.PNG))
+    if sound_receipts.is_packed(start):
+        return {"file_sha256": contents.frames_sha256(file)}
     if sound_receipts.is_sound(start):
         return {"samples_sha256": contents.samples_sha256(file, receipt.sample_rate or 0)}
     if start == contents.PNG:

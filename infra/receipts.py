@@ -71,6 +71,7 @@ class Receipt(Strict):
     guidance: float | None = None
     size: Annotated[str, Field(pattern=r"^[0-9]+x[0-9]+$")] | None = None  # width x height, pixels
     seconds: float | None = None  # of sound, as asked for
+    speed: float | None = None  # of sound, stretched after it was made
     messages: tuple[tuple[str, str], ...] | None = None  # (role, text), in place of a prompt
     max_tokens: int | None = None
     temperature: float | None = None
@@ -81,7 +82,7 @@ class Receipt(Strict):
     text_sha256: str | None = None  # of the text that it speaks for, UTF-8
     pixels_sha256: Digest | None = None  # of the picture that it lies in, RGBA
     samples_sha256: Digest | None = None  # of the sound that it lies in, 16 bits
-    file_sha256: Digest | None = None  # of the whole file that it lies beside
+    file_sha256: Digest | None = None  # of the whole file that it lies beside, or before as a tag
     created: AwareDatetime
     request_id: str
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{64} [0-9a-f]{128}$")] | None = None
@@ -93,7 +94,7 @@ class Receipt(Strict):
 
 
 def attach(file: bytes, receipt: Receipt) -> bytes:
-    """Return the PNG, WAV or FLAC with this receipt (and no older one); what is seen or heard keeps its bytes.
+    """Return the PNG, WAV, FLAC, MP3 or AAC with this receipt alone; what is seen or heard keeps its bytes.
 
     Raises:
         ReceiptError: another kind of file, or a receipt above 64 KiB.
@@ -117,7 +118,7 @@ def attach(file: bytes, receipt: Receipt) -> bytes:
 
 
 def read(source: Path | bytes) -> Receipt:
-    """Return the receipt of a PNG, WAV or FLAC, or of an answer's JSON with one text.
+    """Return the receipt of a PNG, WAV, FLAC, MP3 or AAC, or of an answer's JSON with one text.
 
     Reads no pixels and no sound, and never more than 64 KiB at once; of JSON at most 16 MiB.
 
@@ -203,7 +204,7 @@ def _chunks(file: BinaryIO, where: str, *, texts_only: bool) -> Iterator[tuple[b
     """Yield a PNG's chunks in order as (kind, content); with `texts_only` only tEXt has its content."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
         raise NoReceipt(
-            f"{where} is not a PNG, WAV or FLAC, and no answer's JSON: only these carry receipts"
+            f"{where} is not a PNG, WAV, FLAC, MP3 or AAC, and no answer's JSON: only these carry receipts"
         )
     for _ in range(MOST_CHUNKS):
         header = file.read(8)

@@ -1,7 +1,8 @@
 """Receipts in sound files: a comment that every reader shows, before or after the samples, which keep their bytes.
 
 WAV: a LIST chunk of type INFO with ISFT "atelier" and ICMT, the receipt (RIFF, Microsoft and IBM 1991). FLAC: the
-comment ATELIER=receipt in the file's one VORBIS_COMMENT block (RFC 9639, section 8.6).
+comment ATELIER=receipt in the file's one VORBIS_COMMENT block (RFC 9639, section 8.6). MP3 and AAC in ADTS: an ID3v2.4
+tag before the sound, with the text ATELIER alone (id3.org/id3v2.4.0-structure).
 """
 
 import io
@@ -12,6 +13,9 @@ from typing import BinaryIO, Final
 MAKER: Final = b"ISFT\x08\x00\x00\x00atelier\x00"
 COMMENT: Final = b"ATELIER="
 VORBIS_COMMENT: Final = 4  # kind of a FLAC metadata block
+ID3: Final = b"ID3\x04\x00\x00"  # version 2.4, no flags
+ID3_TEXT: Final = b"TXXX"
+ID3_NAME: Final = b"\x03ATELIER\x00"  # UTF-8
 MOST_PARTS: Final = 10_000
 ONCE: Final = frozenset({b"fmt ", b"data"})
 NEUTRAL: Final = frozenset({b"LIST", b"fact", b"bext", b"id3 ", b"ID3 ", b"JUNK", b"PAD "})
@@ -20,7 +24,18 @@ NEUTRAL: Final = frozenset({b"LIST", b"fact", b"bext", b"id3 ", b"ID3 ", b"JUNK"
 
 def is_sound(start: bytes) -> bool:
     """Return whether a file that begins so is one of these."""
-    return start[:4] in {b"RIFF", b"fLaC"}
+    return start[:4] in {b"RIFF", b"fLaC"} or is_packed(start)
+
+
+def is_packed(start: bytes) -> bool:
+    """Return whether a file that begins so is an MP3, or AAC in ADTS."""
+    return start[:3] == b"ID3" or (start[:1] == b"\xff" and start[1:2] >= b"\xe0")
+
+
+def skip_tag(file: BinaryIO) -> None:
+    """Move a file from its start to behind the tag, if it begins with one."""
+    header = file.read(10)
+    file.seek(10 + _number(header[6:]) if header[:3] == b"ID3" else 0)
 
 
 def attach(file: bytes, receipt: bytes) -> bytes:
@@ -29,7 +44,9 @@ def attach(file: bytes, receipt: bytes) -> bytes:
     Raises:
         ValueError: damaged, or a RIFF file that is no WAV.
     """
-    return _into_wav(file, receipt) if file[:4] == b"RIFF" else _into_flac(file, receipt)
+    if file[:4] == b"RIFF":
+        return _into_wav(file, receipt)
+    return _into_flac(file, receipt) if file[:4] == b"fLaC" else _before_frames(file, receipt)
 
 
 def texts(file: BinaryIO, most: int) -> list[bytes]:
@@ -38,7 +55,10 @@ def texts(file: BinaryIO, most: int) -> list[bytes]:
     Raises:
         ValueError: damaged, or a RIFF file that is no WAV.
     """
-    return _of_wav(file, most) if file.read(4) == b"RIFF" else _of_flac(file, most)
+    start = file.read(4)
+    if start == b"RIFF":
+        return _of_wav(file, most)
+    return _of_flac(file, most) if start == b"fLaC" else _of_tag(start + file.read(6), file, most)
 
 
 def check_plain(file: BinaryIO) -> None:
@@ -162,3 +182,44 @@ def _blocks(file: BinaryIO) -> Iterator[tuple[int, int]]:
         if header[0] & 0x80:
             return
     raise ValueError(f"more than {MOST_PARTS} blocks: refused")
+
+
+def _before_frames(file: bytes, receipt: bytes) -> bytes:
+    reading = io.BytesIO(file)
+    skip_tag(reading)
+    frame = ID3_NAME + receipt
+    tag = ID3_TEXT + _bytes(len(frame)) + b"\x00\x00" + frame
+    return ID3 + _bytes(len(tag)) + tag + reading.read()
+
+
+def _of_tag(header: bytes, file: BinaryIO, most: int) -> list[bytes]:
+    found: list[bytes] = []
+    if header[:3] != b"ID3" or len(header) < 10:
+        return found
+    left = _number(header[6:10])
+    while left >= 10:
+        frame = file.read(10)
+        length = _number(frame[4:8])
+        if len(frame) < 10 or 10 + length > left or frame[:1] == b"\x00":
+            break  # what is left is padding, or not ours
+        start = file.read(min(length, len(ID3_NAME)))
+        if frame[:4] == ID3_TEXT and start == ID3_NAME:
+            if length > len(ID3_NAME) + most:
+                raise ValueError(f"the receipt is above {most} bytes: refused")
+            found.append(file.read(length - len(start)))
+        else:
+            file.seek(length - len(start), io.SEEK_CUR)
+        left -= 10 + length
+    return found
+
+
+def _bytes(number: int) -> bytes:
+    """Return four bytes of seven bits each, as ID3 writes sizes."""
+    return bytes((number >> shift) & 0x7F for shift in (21, 14, 7, 0))
+
+
+def _number(content: bytes) -> int:
+    found = 0
+    for byte in content:
+        found = found << 7 | byte & 0x7F
+    return found

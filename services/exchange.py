@@ -131,6 +131,7 @@ class Exchange:
             guidance=first.guidance if image and drawing.guidance is None else drawing.guidance,
             size=endpoint.plan.size,
             seconds=drawing.seconds,
+            speed=drawing.speed,
             max_tokens=drawing.max_tokens,
             temperature=drawing.temperature,
             top_k=drawing.top_k,

@@ -35,7 +35,7 @@ from services.remote import Remote
 from services.samples import Samples
 from services.sampling import SampleOrder, give_samples, plan_samples
 from services.scores import ScoreOrder, answer_scores
-from services.sound import SpeechOrder, plan_speech, speak
+from services.sound import SpeechAnswer, SpeechOrder, plan_speech
 from services.stages import Stage, StageArguments
 from services.text import TextAnswer, plan_completion, plan_turn
 from services.text_orders import ChatOrder, CompletionOrder
@@ -188,7 +188,8 @@ def _sample_routes(app: FastAPI, parts: Parts) -> None:
     async def speech(request: Request) -> Response:
         """Say something."""
         order = await _order(request, SpeechOrder)
-        return await speak(await _exchange(parts, request, order, plan_speech), order)
+        answer = SpeechAnswer(await _exchange(parts, request, order, plan_speech), order)
+        return await (answer.stream() if order.stream_format == "sse" else answer.whole())
 
     @app.post("/v1/samples", openapi_extra=_schema(SampleOrder), response_model=None)
     async def sample(request: Request) -> Response:

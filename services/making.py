@@ -38,6 +38,7 @@ class Drawing:
     steps: int | None = None
     guidance: float | None = None
     seconds: float | None = None
+    speed: float | None = None  # of the sound once it is made
     max_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None

@@ -47,7 +47,11 @@ def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
 
 
 def caption(
-    prompt: str, seeds: tuple[int, ...], endpoint: Endpoint, name: str = "prompt"
+    prompt: str,
+    seeds: tuple[int, ...],
+    endpoint: Endpoint,
+    name: str = "prompt",
+    most: int = LONGEST_PROMPT,
 ) -> tuple[str, ...]:
     """Return the prompt of each seed: the same one, or none where the version reads no text.
 
@@ -60,8 +64,8 @@ def caption(
         return ()
     if not prompt:
         raise invalid(f"{name}: it is empty; say what is wanted", name)
-    if len(prompt) > LONGEST_PROMPT:
-        message = f"{name}: a caption has at most {LONGEST_PROMPT} characters, got {len(prompt)}"
+    if len(prompt) > most:
+        message = f"{name}: a caption has at most {most} characters, got {len(prompt)}"
         raise invalid(message, name)
     return (prompt,) * len(seeds)
 

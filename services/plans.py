@@ -134,7 +134,7 @@ class Plan(_Part):
         if self.modality == "audio":
             found["sample_rate"] = self.sample_rate
             found["seconds"] = first.seconds
-            found["response_formats"] = ["wav", "flac", "pcm"]
+            found["response_formats"] = ["mp3", "opus", "aac", "flac", "wav", "pcm"]
         if self.modality == "text":
             found["max_tokens"] = first.max_tokens
             found["temperature"] = first.temperature

@@ -73,7 +73,7 @@ def card(model: str) -> dict[str, Any]:
 
 
 def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> bytes:
-    """Return one sound as WAV, with its receipt; `more` are `seconds` and `temperature`.
+    """Return one sound as WAV, with its receipt; `more` are `seconds`, `temperature` and `speed`.
 
     Raises:
         Unanswered, NoGateway: as `paint`.
@@ -81,6 +81,15 @@ def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> byt
     wishes = {"model": model, "prompt": text, "seed": seed, **more}
     body = {name: value for name, value in wishes.items() if value is not None}
     with _asking():
+        if "speed" in body:
+            more = {name: body[name] for name in body if name not in {"model", "prompt"}}
+            return (
+                client()
+                .audio.speech.create(
+                    model=model, input=text, voice="default", response_format="wav", extra_body=more
+                )
+                .content
+            )
         answer: Any = client().post("/samples", cast_to=object, body=body)
     return base64.b64decode(answer["data"][0]["b64"])
 

@@ -113,7 +113,8 @@ def _again(file: Path, found: "Trace") -> "Replay":
         again = answer(ref, asked.prompt_tokens or asked.prompt, asked.messages, **rules)
         return tracing.compare_texts(found, again, where=through)
     if found.pipeline.modality == "audio":
-        more = {name: getattr(asked, name) for name in ("seconds", "temperature", "top_k", "top_p")}
+        knobs = ("seconds", "speed", "temperature", "top_k", "top_p")
+        more = {name: getattr(asked, name) for name in knobs}
         again = speak(ref, asked.prompt, seed=asked.seed, **more)
         return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
     where = through

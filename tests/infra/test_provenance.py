@@ -17,7 +17,7 @@ from infra.contents import ContentError
 from infra.provenance import check, sign
 from infra.receipts import Receipt, ReceiptError, attach, read
 from infra.signing import Signing
-from tests.infra.test_receipts import RECEIPT, flac, png, wav
+from tests.infra.test_receipts import RECEIPT, flac, packed, png, wav
 
 PICTURE = RECEIPT.model_copy(update={"size": "8x8"})
 SOUND = RECEIPT.model_copy(update={"size": None, "sample_rate": 8000})
@@ -45,8 +45,14 @@ GOOD = {"signature": True, "signer": True, "content": True}
 
 @pytest.mark.parametrize(
     ("file", "receipt"),
-    [(png(), PICTURE), (wav(), SOUND), (flac(), SOUND)],
-    ids=["png", "wav", "flac"],
+    [
+        (png(), PICTURE),
+        (wav(), SOUND),
+        (flac(), SOUND),
+        (packed("mp3"), SOUND),
+        (packed("aac"), SOUND),
+    ],
+    ids=["png", "wav", "flac", "mp3", "aac"],
 )
 def test_what_was_signed_is_right_and_every_changed_field_is_found(
     file: bytes, receipt: Receipt, signing: Signing
@@ -94,6 +100,12 @@ def test_one_changed_sample_is_found(signing: Signing, place: int, step: int) ->
     (level,) = struct.unpack_from("<H", made, start)
     struct.pack_into("<H", made, start, (level + step) % 65536)
     assert outcome(bytes(made), signing)["content"] is False
+
+
+def test_a_changed_frame_of_packed_sound_is_found(signing: Signing) -> None:
+    made = bytearray(stamped(packed("mp3"), SOUND, signing))
+    made[-1] ^= 1
+    assert outcome(bytes(made), signing) == {**GOOD, "content": False}
 
 
 def test_texts_may_be_added_and_the_file_packed_anew(signing: Signing) -> None:

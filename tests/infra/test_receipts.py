@@ -6,6 +6,7 @@ import struct
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,24 @@ def test_a_sound_carries_its_receipt_and_keeps_its_samples(made: bytes) -> None:
         read(made)
 
 
-@pytest.mark.parametrize("made", [wav(), flac()], ids=["wav", "flac"])
+def packed(kind: Any) -> bytes:
+    from services.encoders import encoded
+
+    return encoded((9000 * np.sin(np.arange(4000) / 3)).astype(np.int16), 8000, kind)
+
+
+@pytest.mark.parametrize("kind", ["mp3", "aac"])
+def test_packed_sound_carries_its_receipt_before_its_frames(kind: Any) -> None:
+    made = packed(kind)
+    spoken = RECEIPT.model_copy(update={"seconds": 0.5, "speed": 2.0, "prompt": "é 🙂" * 300})
+    stamped = attach(attach(made, RECEIPT), spoken)
+    assert read(stamped) == spoken
+    assert stamped.endswith(made)
+    with pytest.raises(ReceiptError, match="no receipt in"):
+        read(made)
+
+
+@pytest.mark.parametrize("made", [wav(), flac(), b"\xff\xfb" * 40], ids=["wav", "flac", "frames"])
 @given(st.data())
 def test_a_damaged_sound_is_refused_or_has_its_receipt(made: bytes, data: st.DataObject) -> None:
     stamped = bytearray(attach(made, RECEIPT))
