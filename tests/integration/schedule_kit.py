@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 RECIPE = "tiny.yaml"
 NAME = "scheduled"  # the registry is shared: versions of "tiny" are other tests'
+UP = "import json; from infra.stack import environment, up; up(); print(json.dumps(environment()))"
 Found = TypeVar("Found")
 
 
@@ -64,10 +65,14 @@ class ScheduledHouse:
 
     @contextmanager
     def client(self) -> "Iterator[SyncPrefectClient]":
-        from prefect import get_client
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect import get_client, settings
 
-        with temporary_settings({PREFECT_API_URL: self.api}), get_client(sync_client=True) as one:
+        ours = {
+            settings.PREFECT_API_URL: self.api,
+            settings.PREFECT_API_AUTH_STRING: self.environment["PREFECT_API_AUTH_STRING"],
+            settings.PREFECT_CLIENT_CUSTOM_HEADERS: {},
+        }
+        with settings.temporary_settings(ours), get_client(sync_client=True) as one:
             yield one
 
     def runs(self, schedule: str) -> list[Any]:
@@ -119,7 +124,7 @@ def scheduled_house(folder: Path, prefect_port: int) -> Iterator[ScheduledHouse]
     }
     house = ScheduledHouse(folder, environment, api)
     try:
-        house.python("-c", "from infra.stack import up; up()")
+        environment |= json.loads(house.python("-c", UP))  # its own Prefect has its own credential
         beat = folder / ".atelier" / "run" / "worker.beat"
         wait_for("worker", beat.exists, 60)
         yield house
