@@ -17,15 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from flows.judging.gate import Evaluation
-from flows.judging.pipeline import Pipeline
+from flows.judging.gate import Evaluation, GateReport
+from flows.judging.pipeline import Pipeline, check_fit, check_interfaces
 from flows.recipe import Recipe
 from flows.tracing import imported_rows
 from flows.workshop import actor, ledger, registry, signing
 from infra.documents import read_json
-from infra.registry import PUBLISHABLE, Version
+from infra.listed import NAME as NAME_OF_MODEL
+from infra.registry import LINEAGE, PUBLISHABLE, Version
 from infra.settings import settings
 from infra.storage import IntegrityError, sha256_of, verify, write_json
 
@@ -34,6 +35,12 @@ SIGNATURE: Final = "index.json.sig"
 MOST_FILES: Final = 2000
 MOST_BYTES: Final = 64 * 2**30
 MOST_INDEX: Final = 4 * 2**20  # bytes of index.json
+MOST_ROWS: Final = 100_000  # of ledger.json
+NEEDED: Final = {
+    "pipeline": frozenset({"pipeline.json"}),
+    "model": frozenset({"config.json", "model.safetensors"}),
+}
+LONGEST_FACT: Final = 500  # characters of what becomes a tag
 FOLDERS: Final = 6  # how deep a file may lie
 NAME: Final = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,5}"
 
@@ -77,6 +84,36 @@ class Index(_Part):
     created: str
     versions: Annotated[tuple[Exported, ...], Field(min_length=2, max_length=16)]
     files: Annotated[dict[FileName, File], Field(max_length=MOST_FILES)]
+
+
+class Moved(_Part):
+    """A row of the ledger that another installation exported; `verify` asks it what stood there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    stage: Annotated[str, Field(max_length=20)]
+    epoch: Annotated[int, Field(ge=0)]
+    to_digest: Digest | None
+    at: AwareDatetime
+    actor: Annotated[str, Field(max_length=200)]
+
+
+LEDGER: Final = TypeAdapter(Annotated[list[Moved], Field(max_length=MOST_ROWS)])
+DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
+    "pipeline.json": Pipeline,
+    "recipe.json": Recipe,
+    "evaluation.json": Evaluation,
+    "report.json": GateReport,
+}
+UNBUILDABLE: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+)
+"""What a family's constructor raises on a config that it refuses or that is nonsense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +237,18 @@ def _readme(held: list[Exported], rows: list[dict[str, Any]]) -> str:
 def import_folder(folder: Path, trust: str = "") -> Imported:
     """Check an exported folder whole, then publish its versions under the digests that they had.
 
-    Nothing is parsed before the signature and the hash of every file are right; a second import changes nothing.
+    Nothing is parsed before the signature and the hash of every file are right, and nothing is published or trusted
+    before all of it is what an export holds; a second import changes nothing.
 
     Args:
         folder: What `export` wrote.
-        trust: A signer's fingerprint to trust from now on.
+        trust: A signer's fingerprint to trust from when the import succeeded.
 
     Raises:
         Untrusted: a wrong signature, or a signer that is not known; the message has the command that trusts it.
         ExchangeError: a link, an extra, missing or altered file (named), or too much of anything.
         IntegrityError: a version inside is not what its own manifest says.
+        DocumentError: a file that is not JSON, or is nested too deeply.
     """
     present = _present(folder)
     content, signature = (_bounded(folder, present, name) for name in (INDEX, SIGNATURE))
@@ -218,9 +257,7 @@ def import_folder(folder: Path, trust: str = "") -> Imported:
     try:
         index = Index.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ExchangeError(f"{folder / INDEX} is not an index: {where} {first['msg']}") from None
+        raise ExchangeError(f"{folder / INDEX} is not an index: {_first(error)}") from None
     state = settings().state
     state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="import-", dir=state) as private:
@@ -228,15 +265,29 @@ def import_folder(folder: Path, trust: str = "") -> Imported:
         safe = Path(private)
         _copy(folder, present, index, safe)
         _check_versions(index, safe)
-        return _publish(index, safe, signer)
+        _check_documents(index, safe)
+        _check_pins(index, safe)
+        _check_stages(index, safe)
+        imported = _publish(index, safe, signer)
+    if trust:
+        signing().trust(signer, actor())
+    return imported
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _first(error: ValidationError) -> str:
+    """Return where a document is wrong first, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])} {first['msg']}".strip()
 
 
 def _check_trust(folder: Path, signer: str, trust: str) -> None:
     if trust and trust != signer:
         raise ExchangeError(f"{folder} is signed by {signer}, not by {trust}")
-    if trust:
-        signing().trust(signer, actor())
-    elif not signing().trusts(signer):
+    if not trust and not signing().trusts(signer):
         raise ExchangeError(
             f"{folder} is signed by {signer}, whom this installation does not know; compare it with theirs, "
             f"then: atelier import {folder} --trust {signer}"
@@ -299,24 +350,46 @@ def _copy(folder: Path, present: dict[str, int], index: Index, safe: Path) -> No
 
 
 def _check_versions(index: Index, safe: Path) -> None:
-    """Check that the sealed directories are whole, of permitted files, and just those that the pipeline pins."""
+    """Check that the sealed directories are whole, of permitted files, and nothing else is there."""
     roles = [one for one in index.versions if one.role == "pipeline"]
     if len(roles) != 1 or index.versions[0].role != "pipeline":
         raise ExchangeError(f"{INDEX} must name one pipeline, first; it names {len(roles)}")
     extra = {"README.md", "data.json", "ledger.json"}
+    if missing := sorted(extra - index.files.keys()):
+        raise ExchangeError(f"{INDEX} does not list {missing[0]}: it is no whole export")
     folders = {name.split("/")[1] for name in index.files.keys() - extra if name.count("/") > 1}
     outside = [name for name in index.files.keys() - extra if name.split("/")[0] != "versions"]
     if outside or folders != {one.digest for one in index.versions}:
         raise ExchangeError(f"{INDEX} lists files of no version: {sorted(outside) or 'versions'}")
     for one in index.versions:
-        manifest = verify(safe / "versions" / one.digest, one.digest)
-        for name in manifest["files"]:
-            if Path(name).suffix not in PUBLISHABLE:
-                raise ExchangeError(f"{one.ref}: {name} may not be published: refused")
-            if name.endswith(".safetensors"):
-                _check_weights(safe / "versions" / one.digest / name)
-    pipeline = safe / "versions" / index.versions[0].digest
-    pinned = {(one.role, one.name, one.digest) for one in _pinned(pipeline)}
+        _check_version(one, safe / "versions" / one.digest)
+
+
+def _check_version(one: Exported, folder: Path) -> None:
+    """Check that one sealed directory may be published as what it is listed as."""
+    manifest = verify(folder, one.digest)
+    for name in manifest["files"]:
+        if Path(name).suffix not in PUBLISHABLE:
+            raise ExchangeError(f"{one.ref}: {name} may not be published: refused")
+        if name.endswith(".safetensors"):
+            _check_weights(folder / name)
+    kind = "pipeline" if one.role == "pipeline" else "model"
+    if missing := sorted(NEEDED[kind] - manifest["files"].keys()):
+        raise ExchangeError(f"{one.ref} has no {missing[0]}: it is no {kind}")
+    if not NAME_OF_MODEL.fullmatch(one.name) or manifest.get("kind") != kind:
+        raise ExchangeError(f"{one.ref} is no {kind} that could be published: refused")
+    for fact in LINEAGE:
+        if len(str(manifest.get(fact, ""))) > LONGEST_FACT:
+            raise ExchangeError(f"{one.ref}: {fact} in its manifest is too long: refused")
+
+
+def _check_pins(index: Index, safe: Path) -> None:
+    """Check that the folder holds just the versions that its pipeline pins."""
+    try:
+        held = _pinned(safe / "versions" / index.versions[0].digest)
+    except ValueError as error:
+        raise ExchangeError(f"the pipeline pins what is no version: {_one_line(error)}") from None
+    pinned = {(one.role, one.name, one.digest) for one in held}
     listed = {(one.role, one.name, one.digest) for one in index.versions[1:]}
     if pinned != listed:
         wrong = sorted(name for _, name, _ in pinned ^ listed)
@@ -331,6 +404,71 @@ def _check_weights(path: Path) -> None:
             file.keys()
     except SafetensorError as error:
         raise IntegrityError(f"{path.name} is not safetensors: {error}") from None
+
+
+def _check_documents(index: Index, safe: Path) -> None:
+    """Check that every JSON file can be read, and that those which are known are what they are to be."""
+    for name in index.files:
+        if name.endswith(".json"):
+            read_json(safe / name)
+    _ledger_rows(safe)
+    pipeline = safe / "versions" / index.versions[0].digest
+    for name, kind in DOCUMENTS.items():
+        if not (pipeline / name).is_file():
+            continue
+        try:
+            kind.model_validate_json((pipeline / name).read_bytes())
+        except ValidationError as error:
+            raise ExchangeError(f"{index.versions[0].ref}: {name}: {_first(error)}") from None
+
+
+def _ledger_rows(safe: Path) -> list[dict[str, Any]]:
+    """Return the rows of ledger.json that `verify` asks of an imported version."""
+    try:
+        rows = LEDGER.validate_json((safe / "ledger.json").read_bytes())
+    except ValidationError as error:
+        raise ExchangeError(f"ledger.json has a row that is none: {_first(error)}") from None
+    return [row.model_dump(mode="json") for row in rows]
+
+
+def _check_stages(index: Index, safe: Path) -> None:
+    """Check that each stage and the judge is a network of ours, that its weights fit it, and that the stages fit.
+
+    The network is built without memory for its weights; its class comes from our own table of families.
+    """
+    import torch
+    from safetensors import safe_open
+
+    from models import FAMILIES, build
+
+    pipeline = Pipeline.model_validate_json(
+        (safe / "versions" / index.versions[0].digest / "pipeline.json").read_bytes()
+    )
+    for one in index.versions[1:]:
+        folder = safe / "versions" / one.digest
+        document = read_json(folder / "config.json")
+        family = document.get("family") if isinstance(document, dict) else None
+        if not isinstance(family, str) or (one.role == "stage" and family not in FAMILIES):
+            raise ExchangeError(
+                f"{one.ref} is of family {family!r}, which is none of ours: refused"
+            )
+        try:
+            with torch.device("meta"):
+                wanted = {name: list(t.shape) for name, t in build(document).state_dict().items()}
+        except UNBUILDABLE as error:
+            raise ExchangeError(f"{one.ref} cannot be built: {_one_line(error)}") from None
+        with safe_open(folder / "model.safetensors", framework="numpy") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        if odd := sorted(
+            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        ):
+            raise ExchangeError(
+                f"{one.ref}: its weights are not those of its network: {odd[0]} is "
+                f"{found.get(odd[0], 'missing')}, not {wanted.get(odd[0], 'there')}"
+            )
+    folders = [safe / "versions" / stage.sha256 for stage in pipeline.stages]
+    check_interfaces(list(zip(pipeline.stages, folders, strict=True)))
+    check_fit(pipeline.stages)
 
 
 def _publish(index: Index, safe: Path, signer: str) -> Imported:
@@ -352,6 +490,5 @@ def _publish(index: Index, safe: Path, signer: str) -> Imported:
         known[(one.name, one.digest)] = found
     pipeline = known[(index.versions[0].name, index.versions[0].digest)]
     if "atelier.imported_from" in pipeline.tags and not imported_rows(pipeline.digest).is_file():
-        rows = read_json(safe / "ledger.json")
-        write_json(imported_rows(pipeline.digest), rows)
+        write_json(imported_rows(pipeline.digest), _ledger_rows(safe))
     return Imported(pipeline, published, signer)

@@ -136,7 +136,9 @@ def _manifest(path: Path, digest: str | None) -> dict[str, Any]:
         manifest: dict[str, Any] = parse_json(content, MANIFEST)
         document = {name: value for name, value in manifest.items() if name != "seal"}
         whole = manifest["seal"] == _seal_of(document) and content == _json(manifest)
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        for facts in manifest["files"].values():
+            whole = whole and {type(facts["bytes"]), type(facts["sha256"])} == {int, str}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path} is not a manifest: {error!r}") from None
     if not whole:
         raise IntegrityError(f"{path} was altered: it does not match its own seal")

@@ -17,6 +17,7 @@ from flows.exchange import ExchangeError, export, import_folder
 from flows.tracing import compare_pixels, redraw, trace
 from flows.workshop import registry
 from infra.signing import Signing, Untrusted
+from infra.storage import OWN, IntegrityError, seal
 from tests.flows.versions_kit import NAME, Installation
 
 Install = Callable[[str], Installation]
@@ -141,8 +142,6 @@ def test_a_signed_index_cannot_name_files_outside_the_folder(
 def test_a_signed_folder_with_a_pickle_or_false_weights_is_refused(
     sent: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
-    from infra.storage import IntegrityError, seal
-
     folder, _, _ = sent
     index = json.loads((folder / "index.json").read_text())
     stage = next(one for one in index["versions"] if one["role"] == "stage")
@@ -158,6 +157,69 @@ def test_a_signed_folder_with_a_pickle_or_false_weights_is_refused(
         with pytest.raises((ExchangeError, IntegrityError), match=says):
             import_folder(forged)
     assert registry().names() == []
+
+
+def emptied(folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({}, folder / "model.safetensors")
+
+
+def of_family(name: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "family": name}))
+
+    return change
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return change
+
+
+FORGERIES: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "no tensors": ("stage", emptied, r"weights are not those of its network: .* is missing"),
+    "os.system": ("stage", of_family("os.system"), r"of family 'os\.system', which is none"),
+    "a judge's family": ("stage", of_family("attribute-judge"), "which is none of ours"),
+    "another family": ("stage", of_family("gpt"), "cannot be built"),
+    "no family": ("judge", of_family(None), "of family None"),
+    "nested config": ("stage", written("config.json", "[" * 3_000_000), "config.json is nested"),
+    "nested pipeline": ("pipeline", written("pipeline.json", "[" * 3_000_000), "json is nested"),
+    "nested recipe": ("pipeline", written("recipe.json", "[" * 3_000_000), "json is nested"),
+    "foreign recipe": ("pipeline", written("recipe.json", '{"name": 3}'), "recipe.json: "),
+    "no pipeline": ("pipeline", lambda folder: (folder / "pipeline.json").unlink(), "has no pipeline.json"),
+    "no weights": ("judge", lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+}  # fmt: skip
+TOP: dict[str, tuple[str, str, str]] = {
+    "nested ledger": ("ledger.json", "[" * 3_000_000, "ledger.json is nested more than 100 deep"),
+    "no rows": ("ledger.json", '{"a": 1}', "ledger.json has a row that is none"),
+    "half a row": ("ledger.json", '[{"stage": "production"}]', "ledger.json has a row that is none: 0.epoch"),
+    "nested data": ("data.json", '{"a":' * 600_000, "data.json is nested more than 100 deep"),
+}  # fmt: skip
+
+
+def test_everything_is_checked_before_anything_is_published_or_trusted(
+    sent: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    folder, _, _ = sent
+    stranger = Signing(tmp_path / "stranger")
+    forged = {}
+    for name, (role, change, says) in FORGERIES.items():
+        forged[name] = shutil.copytree(folder, tmp_path / "forged" / name), says
+        sealed_anew(forged[name][0], role, change, stranger)
+    for name, (file, text, says) in TOP.items():
+        forged[name] = shutil.copytree(folder, tmp_path / "forged" / name), says
+        (forged[name][0] / file).write_text(text)
+        listed_anew(forged[name][0], json.loads((folder / "index.json").read_text()), stranger)
+    for name, (where, says) in forged.items():
+        with pytest.raises((ValueError, IntegrityError), match=says) as refused:
+            import_folder(where, stranger.fingerprint())
+        assert "\n" not in str(refused.value), name
+    assert registry().names() == []
+    assert not workshop.signing().trusts(stranger.fingerprint())
 
 
 def test_a_stage_that_the_pipeline_does_not_pin_is_refused(sent: tuple[Path, Path, str]) -> None:
@@ -201,15 +263,32 @@ def test_a_signature_of_other_bytes_or_in_other_letters_is_refused(tmp_path: Pat
             signing.verify(content, given_, "index.json")
 
 
-def signed_anew(folder: Path, index: dict[str, object]) -> None:
-    """Sign a forged index with this installation's own key, which it trusts."""
+def signed_anew(folder: Path, index: dict[str, object], key: Signing | None = None) -> None:
+    """Sign a forged index, with this installation's own key, which it trusts, if not with another."""
     (folder / "index.json").write_text(json.dumps(index))
-    (folder / "index.json.sig").write_bytes(
-        workshop.signing().sign((folder / "index.json").read_bytes())
-    )
+    content = (folder / "index.json").read_bytes()
+    (folder / "index.json.sig").write_bytes((key or workshop.signing()).sign(content))
 
 
-def listed_anew(folder: Path, index: dict[str, object]) -> None:
+def sealed_anew(folder: Path, role: str, change: Callable[[Path], None], key: Signing) -> None:
+    """Change a version of a folder, and give pipeline, index and signature the digests that follow."""
+    text = (folder / "index.json").read_text()
+    held = {one["role"]: one["digest"] for one in reversed(json.loads(text)["versions"])}
+    for each in (role, "pipeline") if role != "pipeline" else (role,):
+        version = folder / "versions" / held[each]
+        if each == role:
+            change(version)
+        else:
+            for path in version.glob("*.json"):
+                path.write_text(path.read_text().replace(held[role], held["new"]))
+        facts = json.loads((version / "MANIFEST.json").read_text())
+        held["new"] = seal(version, {k: v for k, v in facts.items() if k not in OWN})
+        version.rename(folder / "versions" / held["new"])
+        text = text.replace(held[each], held["new"])
+    listed_anew(folder, json.loads(text), key)
+
+
+def listed_anew(folder: Path, index: dict[str, object], key: Signing | None = None) -> None:
     """List whatever the folder holds now, and sign it."""
     from infra.storage import sha256_of
 
@@ -218,4 +297,4 @@ def listed_anew(folder: Path, index: dict[str, object]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith("index.json")
     }  # fmt: skip
-    signed_anew(folder, index)
+    signed_anew(folder, index, key)

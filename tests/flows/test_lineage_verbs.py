@@ -122,7 +122,8 @@ def test_an_interrupted_import_is_finished_by_the_next(
     monkeypatch.delenv("ATELIER_FAULT")
     listed = json.loads(atelier("models", "--json"))
     assert len(listed) == (1 if place == "registry.registered" else 0)
-    assert import_folder(tmp_path / "sent").version.digest == version.digest
+    assert not signing().trusts(signer), "it is trusted when all of it is here"
+    assert import_folder(tmp_path / "sent", signer).version.digest == version.digest
     assert {name: len(registry().versions(name)) for name in registry().names()} == {
         "toys": 1, "toys.base": 1, "toys.judge": 1, "toys.upscaler": 1,
     }  # fmt: skip
