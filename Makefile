@@ -13,7 +13,7 @@ empty :=
 space := $(empty) $(empty)
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help demo test lint lock clean install
+.PHONY: help demo test api lint lock clean install
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test: $(STAMP) ## Lint, types, layers and every test that needs no GPU, with cov
 	echo "== tests"; \
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered --durations=15; \
 	echo "== lint, types, layers and tests passed in $$((SECONDS - began)) s"
+
+api: $(STAMP) ## 5,000 random requests, good and bad: nothing undocumented, nothing good refused
+	@API_CASES=600 $(BIN)/python -m pytest -q --log-cli-level=info --timeout=1800 tests/services/test_api.py
 
 lint: $(STAMP) ## Ruff (lint, format) and mypy (strict)
 	@echo "== lint"

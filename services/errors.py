@@ -20,7 +20,6 @@ CODES: Final[Mapping[str, str]] = {
     "greater_than_equal": "integer_below_min_value",
     "less_than": "integer_above_max_value",
     "greater_than": "integer_below_min_value",
-    "json_invalid": "invalid_json",
     "unsupported": "unsupported_value",
 }
 """Pydantic's kinds of error by OpenAI's codes; types that end in _type are invalid_type, the rest invalid_value."""
@@ -88,7 +87,7 @@ def from_validation(error: ValidationError | RequestValidationError) -> ApiError
     param = param or "body"
     if code == "unknown_parameter":
         message = f"unknown parameter {param!r}"
-    elif code != "invalid_json":
+    else:
         message = f"{param}: {message}{_shown(first.get('input'))}"
     return invalid(message, param, code)
 
@@ -123,7 +122,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         answer = ApiError(405, message, code="method_not_allowed")
         answer.headers.update(error.headers or {})
         return answer.response()
-    return ApiError(error.status_code, str(error.detail), code="http_error").response()
+    param = "body" if error.status_code == 400 else None  # a form that cannot be read
+    return ApiError(error.status_code, str(error.detail), code="http_error", param=param).response()
 
 
 def _path(request: Request) -> str:

@@ -11,13 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from starlette.types import ASGIApp
 
 from infra.signing import Signing
 from services import errors
+from services.answers import (
+    ChatCompletion,
+    Completion,
+    Embeddings,
+    Health,
+    Model,
+    Models,
+    Pictures,
+    Provenance,
+    ReadinessReport,
+    SampleList,
+    Scores,
+)
 from services.arms import Arms
 from services.embeddings import EmbeddingOrder, answer_embeddings
 from services.endpoints import Endpoint, Endpoints
@@ -27,7 +41,8 @@ from services.files import Files
 from services.guard import Guard, KeyStore, require_key_off_loopback
 from services.making import Drawing, Stages
 from services.one_stage import Pipelines
-from services.orders import ImageOrder, Order
+from services.openapi import ANYWHERE, STREAM, Api, answers
+from services.orders import ImageOrder, Order, whole
 from services.pictures import PictureAnswer, plan_drawing
 from services.provenance import UPLOAD, answer_provenance
 from services.readiness import Readiness
@@ -35,7 +50,7 @@ from services.remote import Remote
 from services.samples import Samples
 from services.sampling import SampleOrder, give_samples, plan_samples
 from services.scores import ScoreOrder, answer_scores
-from services.sound import SpeechAnswer, SpeechOrder, plan_speech
+from services.sound import WRITERS, SpeechAnswer, SpeechOrder, plan_speech
 from services.stages import Stage, StageArguments
 from services.text import TextAnswer, plan_completion, plan_turn
 from services.text_orders import ChatOrder, CompletionOrder
@@ -101,7 +116,7 @@ class Parts:
 
 def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
     """Return the whole gateway as an ASGI application; `behind_proxy` is Serve's."""
-    app = FastAPI(title="Atelier", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
+    app = Api()
     errors.install(app)
     _health_routes(app, parts)
     _model_routes(app, parts)
@@ -119,13 +134,18 @@ def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
     )
 
 
-def _health_routes(app: FastAPI, parts: Parts) -> None:
-    @app.get("/healthz")
+def _health_routes(app: Api, parts: Parts) -> None:
+    unlocked: dict[str, Any] = {"response_model": None, "openapi_extra": {"security": []}}
+
+    @app.get("/healthz", responses=answers(Health, [400]), **unlocked)
     async def healthz() -> dict[str, str]:
         """Return that the process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    report = answers(ReadinessReport, [400])
+    report[503] = {"model": ReadinessReport, "description": "Not ready."}
+
+    @app.get("/readyz", responses=report, **unlocked)
     async def readyz(
         digest: list[str] = Query(default=[], max_length=200),  # noqa: B008 - FastAPI's form
     ) -> JSONResponse:
@@ -134,21 +154,25 @@ def _health_routes(app: FastAPI, parts: Parts) -> None:
         return JSONResponse(document, 200 if ready else 503)
 
 
-def _model_routes(app: FastAPI, parts: Parts) -> None:
-    @app.get("/v1/models")
+def _model_routes(app: Api, parts: Parts) -> None:
+    @app.get("/v1/models", response_model=None, responses=answers(Models, ANYWHERE))
     async def list_models() -> dict[str, Any]:
         """Return what is served."""
         found = await asyncio.to_thread(parts.endpoints.everything)
         return {"object": "list", "data": [endpoint.card() for endpoint in found]}
 
-    @app.get("/v1/models/{model:path}")
+    @app.get(
+        "/v1/models/{model:path}",
+        response_model=None,
+        responses=answers(Model, [*ANYWHERE, 404]),
+    )
     async def retrieve_model(model: str) -> dict[str, Any]:
         """Return one model: NAME, NAME@staging, NAME@production or NAME:7."""
         return (await asyncio.to_thread(parts.endpoints.resolve, model)).card()
 
 
-def _image_routes(app: FastAPI, parts: Parts) -> None:
-    @app.post("/v1/images/generations", openapi_extra=_schema(ImageOrder), response_model=None)
+def _image_routes(app: Api, parts: Parts) -> None:
+    @app.takes("/v1/images/generations", ImageOrder, Pictures, STREAM)
     async def generate(request: Request) -> Response:
         """Draw pictures."""
         order = await _order(request, ImageOrder)
@@ -156,7 +180,12 @@ def _image_routes(app: FastAPI, parts: Parts) -> None:
         answer = PictureAnswer(exchange, order, parts.files, parts.samples)
         return await (answer.stream() if order.stream else answer.whole())
 
-    @app.get("/v1/files/{name}", response_model=None)
+    @app.get(
+        "/v1/files/{name}",
+        response_class=Response,
+        response_model=None,
+        responses=answers(None, [*ANYWHERE, 404], {"image/png": {}}),
+    )
     async def file(name: str) -> Response:
         """Return a picture that was answered by url."""
         identity, dot, kind = name.partition(".")
@@ -169,39 +198,41 @@ def _image_routes(app: FastAPI, parts: Parts) -> None:
         return Response(found, media_type="image/png", headers=headers)
 
 
-def _sample_routes(app: FastAPI, parts: Parts) -> None:
-    @app.post("/v1/completions", openapi_extra=_schema(CompletionOrder), response_model=None)
+def _sample_routes(app: Api, parts: Parts) -> None:
+    @app.takes("/v1/completions", CompletionOrder, Completion, STREAM)
     async def complete(request: Request) -> Response:
         """Go on from prompts."""
         order = await _order(request, CompletionOrder)
         answer = TextAnswer(await _exchange(parts, request, order, plan_completion), order)
         return await (answer.stream() if order.stream else answer.whole())
 
-    @app.post("/v1/chat/completions", openapi_extra=_schema(ChatOrder), response_model=None)
+    @app.takes("/v1/chat/completions", ChatOrder, ChatCompletion, STREAM)
     async def chat(request: Request) -> Response:
         """Say the next turn of a dialogue."""
         order = await _order(request, ChatOrder)
         answer = TextAnswer(await _exchange(parts, request, order, plan_turn), order)
         return await (answer.stream() if order.stream else answer.whole())
 
-    @app.post("/v1/audio/speech", openapi_extra=_schema(SpeechOrder), response_model=None)
+    sounds: dict[str, Any] = {kind: {} for kind, _ in WRITERS.values()}
+
+    @app.takes("/v1/audio/speech", SpeechOrder, None, {**sounds, **STREAM})
     async def speech(request: Request) -> Response:
         """Say something."""
         order = await _order(request, SpeechOrder)
         answer = SpeechAnswer(await _exchange(parts, request, order, plan_speech), order)
         return await (answer.stream() if order.stream_format == "sse" else answer.whole())
 
-    @app.post("/v1/samples", openapi_extra=_schema(SampleOrder), response_model=None)
+    @app.takes("/v1/samples", SampleOrder, SampleList)
     async def sample(request: Request) -> Response:
         """Make whatever the model makes."""
         order = await _order(request, SampleOrder)
         return await give_samples(await _exchange(parts, request, order, plan_samples))
 
 
-def _question_routes(app: FastAPI, parts: Parts) -> None:
+def _question_routes(app: Api, parts: Parts) -> None:
     timeout_s = parts.arguments.timeout_s
 
-    @app.post("/v1/embeddings", openapi_extra=_schema(EmbeddingOrder), response_model=None)
+    @app.takes("/v1/embeddings", EmbeddingOrder, Embeddings)
     async def embed(request: Request) -> Response:
         """Embed texts."""
         order = await _order(request, EmbeddingOrder)
@@ -211,7 +242,7 @@ def _question_routes(app: FastAPI, parts: Parts) -> None:
             parts.generate, route.endpoint, order, timeout_s, ahead=ahead
         )
 
-    @app.post("/v1/scores", openapi_extra=_schema(ScoreOrder), response_model=None)
+    @app.takes("/v1/scores", ScoreOrder, Scores)
     async def score(request: Request) -> Response:
         """Return how likely given inputs are."""
         order = await _order(request, ScoreOrder)
@@ -219,15 +250,15 @@ def _question_routes(app: FastAPI, parts: Parts) -> None:
         ahead = from_the_house(request)
         return await answer_scores(parts.generate, route.endpoint, order, timeout_s, ahead=ahead)
 
-    @app.post("/v1/content_provenance_checks", openapi_extra=UPLOAD, response_model=None)
+    @app.post(
+        "/v1/content_provenance_checks",
+        openapi_extra=UPLOAD,
+        response_model=None,
+        responses=answers(Provenance, [*ANYWHERE, 415]),
+    )
     async def check_provenance(request: Request) -> Response:
         """Check the receipt of a picture or sound."""
         return await answer_provenance(request, parts.signing)
-
-
-def _schema(order: type[BaseModel]) -> dict[str, Any]:
-    content = {"application/json": {"schema": order.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 async def _order(request: Request, kind: type[Body]) -> Body:
@@ -240,7 +271,11 @@ async def _order(request: Request, kind: type[Body]) -> Body:
     if content != "application/json":
         raise ApiError(415, "send the body as application/json", code="unsupported_media_type")
     try:
-        return kind.model_validate_json(await request.body())
+        given = from_json(await request.body())
+    except ValueError as error:
+        raise errors.invalid(f"no JSON: {error}", "body", "invalid_json") from None
+    try:
+        return kind.model_validate(whole(given))
     except ValidationError as error:
         raise errors.from_validation(error) from None
 

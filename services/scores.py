@@ -10,7 +10,7 @@ import math
 from typing import Annotated, Any, Final, Literal, Self
 
 from fastapi.responses import JSONResponse, Response
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from services.endpoints import Endpoint
 from services.errors import invalid
@@ -33,6 +33,15 @@ class Turn(Strict):
 
 class ScoreInput(Strict):
     """One input: exactly one of these."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+                for name in ("text", "messages", "image_b64", "audio_b64")
+            ]
+        }
+    )
 
     text: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)] | None = None
     messages: Annotated[list[Turn], Field(min_length=1, max_length=256)] | None = None
@@ -84,10 +93,17 @@ def _inputs(value: Any) -> Any:
     return [{"text": one} if isinstance(one, str) else one for one in many]
 
 
+OneText = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
+Several = Annotated[list[OneText | ScoreInput], Field(min_length=1, max_length=MOST_INPUTS)]
+
+
 class ScoreOrder(Strict):
     """A request for likelihoods: `input` is a text, an object of `ScoreInput`, or a list of them."""
 
-    input: Annotated[list[ScoreInput], BeforeValidator(_inputs)]
+    input: Annotated[
+        list[ScoreInput],
+        BeforeValidator(_inputs, json_schema_input_type=OneText | ScoreInput | Several),
+    ]
     model: Annotated[str, Field(max_length=100)] | None = None
     caption: Annotated[str, Field(max_length=LONGEST_PROMPT)] | None = None  # of a p(x | caption)
     seed: Seed | None = 0

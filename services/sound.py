@@ -46,10 +46,14 @@ def _said(text: str) -> str:
     return one_line(" ".join(text.split()))  # a line's end is a pause like any other
 
 
+SAID: Final = Field(json_schema_extra={"pattern": r"^[^\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]*$"})
+"""What `_said` takes, as a JSON schema says it."""
+
+
 class SpeechOrder(Order):
     """A request for sound, in OpenAI's words; `seed`, `seconds`, `temperature` and the like are ours."""
 
-    input: Annotated[str, Field(max_length=LONGEST_INPUT), AfterValidator(_said)]
+    input: Annotated[str, SAID, Field(max_length=LONGEST_INPUT), AfterValidator(_said)]
     n: Literal[1] | None = 1
     voice: Annotated[Label | None, BeforeValidator(_voice)] = None
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] | None = DEFAULT

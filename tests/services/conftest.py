@@ -158,7 +158,9 @@ class Workshop:
         given = {"tracking_uri": "sqlite:///none", "cache": self.cache, **arguments}
         return Local(role, given, self.registry)
 
-    def gateway(self, generate: "Local", upscale: "Local", **arguments: Any) -> Any:
+    def gateway(
+        self, generate: "Local", upscale: "Local", keys: Keys | None = None, **arguments: Any
+    ) -> Any:
         given = Arguments(
             database=self.database,
             tracking_uri="sqlite:///none",
@@ -179,7 +181,7 @@ class Workshop:
             files=Files(given.files),
             samples=Samples(given.samples),
             signing=Signing(given.signing),
-            keys=self.keys,
+            keys=keys or self.keys,
             readiness=Readiness(stages, endpoints),
             arguments=given,
         )

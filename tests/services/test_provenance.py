@@ -108,10 +108,10 @@ def test_the_openai_client_reads_the_answer(app: Any, picture: bytes) -> None:
         ({"json": {"file": "x"}}, (415, "unsupported_media_type", "file")),
         ({"files": {"picture": b"x"}}, (400, "missing_required_parameter", "file")),
         ({"files": {"file": (None, b"x")}}, (400, "missing_required_parameter", "file")),
-        ({"files": [("file", b"x"), ("file", b"y")]}, (400, "http_error", None)),
+        ({"files": [("file", b"x"), ("file", b"y")]}, (400, "http_error", "body")),
         (
             {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
-            (400, "http_error", None),
+            (400, "http_error", "body"),
         ),
         ({"files": {"file": b"x" * 9_000_000}}, (413, "body_too_large", None)),
     ],

@@ -1,0 +1,166 @@
+"""/v1/openapi.json is valid, and what is sent is what it says: schemathesis over every operation.
+
+`API_CASES=400 pytest tests/services/test_api.py` tries so many random requests an operation, good and bad ones; the
+suite tries a few. Models of each modality answer, in this process.
+"""
+
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from openapi_spec_validator import validate
+from pydantic import ValidationError
+from schemathesis.config import SchemathesisConfig
+from schemathesis.generation import GenerationMode
+
+from infra.keys import Keys
+from services.orders import whole
+from services.sampling import MEANINGFUL
+from tests.services.served_kit import publish_each_modality, with_toys
+
+logger = logging.getLogger(__name__)
+Ask = Callable[..., httpx.Response]
+CASES = int(os.environ.get("API_CASES", "24"))  # an operation, of which half are good
+ANSWER: dict[str, list[dict[str, Any]]] = {
+    "/v1/images/generations": [
+        {"model": "shapes", "prompt": "a small red circle", "size": "16x16", "steps": 2},
+        {"model": "digits", "prompt": "", "size": None, "steps": None, "guidance": None},
+    ],
+    "/v1/completions": [
+        {"model": "writer", "prompt": "abc", "echo": None, "n": 2, "best_of": None},
+        {"model": "filler", "prompt": ["a [MASK]"], "logprobs": None, "n": 1, "best_of": 1},
+    ],
+    "/v1/chat/completions": [{"model": "talker", "messages": [{"role": "user", "content": "a"}]}],
+    "/v1/audio/speech": [
+        {"model": "voice", "input": "high", "voice": "alloy", "response_format": "wav"}
+    ],
+    "/v1/samples": [
+        {"model": "bits", "prompt": "", **dict.fromkeys(MEANINGFUL["text"] + MEANINGFUL["audio"])},
+        {"model": "writer", **dict.fromkeys(("steps", "guidance", "seconds"))},
+    ],
+    "/v1/embeddings": [{"model": "reader", "input": ["a", "b"], "dimensions": None}],
+    "/v1/scores": [{"model": "writer", "input": "abc"}, {"model": "writer", "input": ["a", "b"]}],
+}
+"""What makes the rest of a random body one that some model can answer: half of the good requests have it."""
+
+
+@pytest.fixture(scope="module")
+def served(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:
+    """A gateway that asks for a key, with models of each modality; and the key."""
+    keys = Keys(f"sqlite:///{tmp_path_factory.mktemp('keys') / 'keys.db'}")
+    key = keys.create("api")
+    with with_toys():
+        publish_each_modality(workshop)
+        generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+        yield workshop.gateway(generate, upscale, keys=keys), key
+    generate.close()
+    upscale.close()
+
+
+@pytest.fixture(scope="module")
+def document(served: Any, ask: Ask) -> Any:
+    app, key = served
+    headers = {"authorization": f"Bearer {key}"}
+    return ask(app, "GET", "/v1/openapi.json", headers=headers).json()
+
+
+def test_the_description_is_valid_and_names_every_answer(document: Any) -> None:
+    validate(document)
+    for path in ANSWER:
+        operation = document["paths"][path]["post"]
+        sent = set(operation["responses"])
+        assert sent >= {"200", "400", "401", "404", "408", "413", "415", "429", "503", "504"}
+        assert "422" not in sent
+        assert all("content" in answer for answer in operation["responses"].values())
+    assert document["security"] == [{"key": []}]
+
+
+class Answers:
+    """Sends random requests of one operation and checks what comes back."""
+
+    def __init__(self, served: Any, document: Any, path: str, method: str) -> None:
+        app, key = served
+        self.order = app._app.orders.get(path)
+        self.path = path
+        checks = {
+            "positive_data_acceptance": {"enabled": False},  # below, with what a model cannot do
+            "not_a_server_error": {"enabled": path != "/readyz"},  # that is what it is for
+        }
+        given = {"checks": checks, "auth": {"openapi": {"key": {"bearer": key}}}}
+        config = SchemathesisConfig.from_dict(given)
+        schema = schemathesis.openapi.from_dict(document, config=config)
+        schema.app = app
+        self.operation = schema[path][method]
+        self.seen: Counter[int] = Counter()
+        self.number = itertools.count()
+
+    def check(self, case: Any) -> None:
+        good = case.meta.generation.mode.is_positive and isinstance(case.body, dict)
+        turn = next(self.number)
+        if good and turn % 2 and self.path in ANSWER:
+            case.body.update(ANSWER[self.path][turn // 2 % len(ANSWER[self.path])])
+            case.body.pop("num_inference_steps", None)
+        answer = case.call_and_validate(base_url="http://127.0.0.1")
+        self.seen[answer.status_code] += 1
+        if answer.status_code == 400:
+            assert answer.json()["error"]["param"], answer.json()
+            if good and self.order is not None:  # its model refused it, then, and not its schema
+                try:
+                    self.order.model_validate(whole(case.body))
+                except ValidationError as error:
+                    raise AssertionError(f"{case.body} is as the schema says: {error}") from None
+
+
+OPERATIONS = [
+    ("/healthz", "get"),
+    ("/readyz", "get"),
+    ("/v1/models", "get"),
+    ("/v1/models/{model}", "get"),
+    ("/v1/files/{name}", "get"),
+    ("/v1/images/generations", "post"),
+    ("/v1/completions", "post"),
+    ("/v1/chat/completions", "post"),
+    ("/v1/audio/speech", "post"),
+    ("/v1/samples", "post"),
+    ("/v1/embeddings", "post"),
+    ("/v1/scores", "post"),
+    ("/v1/content_provenance_checks", "post"),
+]
+
+
+def test_every_operation_is_tried(document: Any) -> None:
+    found = {(path, method) for path, one in document["paths"].items() for method in one}
+    assert found == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_every_answer_is_documented_and_nothing_good_is_refused(
+    served: Any, document: Any, path: str, method: str
+) -> None:
+    answers = Answers(served, document, path, method)
+    strategy = answers.operation.as_strategy
+    bad = [GenerationMode.NEGATIVE] if method == "post" else []  # any text is a good path
+    for mode in [GenerationMode.POSITIVE, *bad]:
+
+        @settings(
+            max_examples=CASES // 2,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=[*HealthCheck],
+        )
+        @given(case=strategy(generation_mode=mode))
+        def run(case: Any) -> None:
+            answers.check(case)
+
+        run()
+    logger.info("%s: %s", path, dict(sorted(answers.seen.items())))
+    assert path not in ANSWER or answers.seen[200] >= CASES // 6
