@@ -6,7 +6,7 @@ every public edge.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -176,8 +176,12 @@ class Family(Trainable):
                 with its name.
         """
 
+    def drawing(self, request: Request) -> Iterator[Tensor | None]:
+        """Yield None after each part of the work that `sample` is, so that others come between; then the samples."""
+        yield self.sample(request)
+
     def steps_of(self, request: Request) -> int:  # noqa: ARG002 - in one go, or until the text ends
-        """Return how many steps a row of this request takes at the least, before it begins; 1 for one go."""
+        """Return how many steps, or parts of a `drawing`, a row of this request takes at the least."""
         return 1
 
     def text_of(self, tokens_T: Tensor, prompt: Prompt = "") -> str:
@@ -205,6 +209,10 @@ class Family(Trainable):
     def log_prob(self, batch: Batch) -> Tensor:
         """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared."""
         raise NotImplementedError(f"{type(self).__name__} declares no likelihood")
+
+    def rating(self, batch: Batch) -> Iterator[Tensor | None]:
+        """Yield None after each part of the work that `log_prob` is; then what it returns."""
+        yield self.log_prob(batch)
 
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:  # noqa: ARG002 - nothing of its own
         """Return what the model itself can tell of samples that it never learned, beside the judge's metrics.

@@ -57,6 +57,7 @@ LATE: Final = "its time was up"
 BROKEN: Final = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
     *(ArithmeticError, AssertionError, NotImplementedError, OSError, EOFError, MemoryError),
+    StopIteration,  # a drawing that ends without samples
 )
 """What a model's code and torch raise: memory, kernels, shapes, an index out of range."""
 
@@ -140,8 +141,8 @@ class Engine:
     ) -> Question:
         """Queue a call that uses a model; `deliver` gets what it returned, or Failed, in the worker's thread.
 
-        Calls are made one at a time between steps, and all together have a model's share of the time. With `ahead` it
-        goes before those that wait.
+        Calls are made one at a time between steps, and all together have a model's share of the time. One that returns
+        None is made again, until there is an answer. With `ahead` it goes before those that wait.
 
         Raises:
             Full: too many calls wait already.
@@ -257,7 +258,7 @@ class Engine:
             question.deliver(Failed("stopped", "the replica stopped before it answered"))
 
     def _answer(self) -> None:
-        """Make the oldest call; one that breaks fails alone."""
+        """Make the oldest call, or its next part; one that breaks fails alone."""
         with self._changed:
             if not self._questions:
                 return
@@ -271,6 +272,10 @@ class Engine:
             wrong = isinstance(error, ValueError)  # the input, not the model
             found = Failed("invalid" if wrong else "failed", _line(error))
         self._asking.note(1, time.perf_counter() - began)
+        if found is None:
+            with self._changed:
+                self._questions.extendleft([] if question.over else [question])
+            return
         if not question.over:
             question.deliver(found)
 
@@ -281,7 +286,7 @@ class Engine:
                 room = lane.buckets[-1] - sum(not row.over for row in lane.members)
                 alike = len(lane.waiting)
             else:
-                room = lane.piece
+                room = 0 if lane.under_way else lane.piece
                 same = (row.alike == lane.waiting[0].alike for row in lane.waiting)
                 alike = sum(takewhile(bool, same))
             count = min(room, alike)
@@ -299,7 +304,7 @@ class Engine:
                 if "inf, nan" in str(error) or "nan" in str(error).split():  # torch.multinomial's
                     _fail(row.ticket, "not_finite", NOT_FINITE)
                 _fail(row.ticket, "failed", f"the model broke: {_line(error)}")
-            lane.members, lane.fresh, lane.rows = [], [], None
+            lane.members, lane.fresh, lane.rows, lane.under_way = [], [], None, None
             return
         passed = time.perf_counter() - began
         if size:
@@ -427,20 +432,35 @@ def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = F
 
 
 def _sample(lane: Lane) -> tuple[int, int]:
-    """Draw the fresh rows of a family that has no steps in one call; return the call's size and how many they are."""
-    fresh, lane.fresh = lane.fresh, []
-    _expire(fresh)
-    if not (members := [row for row in fresh if not row.over]):
+    """Draw the next part of a call; return the call's size and how many rows finished."""
+    _expire(lane.members)
+    _foresee(lane)
+    if lane.under_way is None:
+        lane.members, lane.fresh = [row for row in lane.fresh if not row.over], []
+        if lane.members:
+            asked = together([row.request for row in lane.members], lane.buckets)
+            lane.under_way = lane.model.drawing(asked)
+    members = lane.members
+    if lane.under_way is None or all(row.over for row in members):
+        lane.members, lane.under_way = [], None
         return 0, 0
     try:
-        found = lane.model.sample(together([row.request for row in members], lane.buckets))
+        found = next(lane.under_way)
     except ValueError as error:
         for row in members:
             _fail(row.ticket, "invalid", _line(error))
+        lane.members, lane.under_way = [], None
         return 0, 0
-    for place, (row, made) in enumerate(zip(members, found, strict=False)):
-        _finish(row, lane, place, made)
-    return bucket(len(members), lane.buckets), len(members)
+    for row in members:
+        row.taken += 1
+    size = bucket(len(members), lane.buckets)
+    if found is None:
+        return size, 0
+    for place, row in enumerate(members):
+        if not row.over:
+            _finish(row, lane, place, found[place])
+    lane.members, lane.under_way = [], None
+    return size, len(members)
 
 
 def _finish(row: Row, lane: Lane, place: int, made: Tensor) -> None:

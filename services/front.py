@@ -1,5 +1,7 @@
 """What stands before Serve's proxy: a request that a lost replica of the gateway had is held and asked again.
 
+Headers that Serve would obey are refused, and those that it could not read left out, before it sees them.
+
 Where a replica dies with a request, Serve answers nothing or in plain text; a drawing may be asked for twice, since
 nothing of the first was shown. What cannot be had in time is a 503 in the envelope. Serve's own routes (`/-/routes`,
 `/-/healthz`) answer nobody: they would name every application to whoever asks, and the gateway has /healthz. Ray's head
@@ -9,6 +11,7 @@ names `services.front.middlewares` to the proxy (`RAY_SERVE_HTTP_PROXY_CALLBACK_
 import asyncio
 import json
 import time
+import uuid
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -16,7 +19,9 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services import connections
 from services.errors import ApiError
+from services.headers import refusal_of, without_unreadable
 
 OURS: Final = "/v1/"
 OWN: Final = "/-/"  # Serve's
@@ -38,14 +43,27 @@ class Front:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through; hold it where the gateway is away."""
-        if scope["type"] == "http" and scope["path"].startswith(OWN):
+        """Let a request through without what only Serve would read in it; hold it where the gateway is away."""
+        if scope["type"] == "websocket":
+            await _refuse_socket(send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"].startswith(OWN):
             closed = "Serve's own routes are closed; the gateway has /healthz\n"
             await PlainTextResponse(closed, 403)(scope, receive, send)
             return
-        if scope["type"] != "http" or not scope["path"].startswith(OURS):
+        scope = without_unreadable(scope)
+        if (refused := refusal_of(Headers(scope=scope))) is not None:
+            await _refuse(refused, scope, receive, send)
+        elif scope["path"].startswith(OURS):
+            await self._answered(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask for a request until it has an answer."""
         body, deadline, losses = _Body(receive), time.monotonic() + HELD_S, 0
         while True:
             answer = _Answer(send)
@@ -143,7 +161,8 @@ class _Answer:
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Serve puts around its proxy."""
+    """Return what Serve puts around its proxy, whose server is about to start."""
+    connections.install()
     return [Middleware(Front)]
 
 
@@ -155,6 +174,15 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
     answer = error.response()
     answer.headers["cache-control"] = "no-store"
     answer.headers[MARK] = "nosniff"
-    if identity := Headers(scope=scope).get("x-request-id"):
-        answer.headers["x-request-id"] = identity
+    answer.headers["x-request-id"] = Headers(scope=scope).get("x-request-id", uuid.uuid4().hex)
     await answer(scope, receive, send)
+
+
+async def _refuse_socket(send: Send) -> None:
+    """Answer a handshake as any other request is answered."""
+    error = ApiError(400, "there are no websockets here; send a request", code="no_websockets")
+    headers = [(b"content-type", b"application/json"), (MARK.encode(), b"nosniff")]
+    start = {"type": "websocket.http.response.start", "status": error.status, "headers": headers}
+    await send(start)
+    body = json.dumps(error.body).encode()
+    await send({"type": "websocket.http.response.body", "body": body})

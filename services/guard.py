@@ -19,15 +19,13 @@ from infra.database import DatabaseError
 from infra.keys import Key
 from services.bodies import Bodies, again, too_large
 from services.errors import ApiError
+from services.headers import REQUEST_ID, refusal_of
 
 OPEN: Final = frozenset({"/healthz", "/readyz"})
-REFUSED_HEADERS: Final = ("x-request-timeout-", "x-request-disconnect-", "x-serve-", "serve_")
-"""Serve's proxy obeys them (no time-out, no cancelling) before we see them, so such a request is not served at all."""
 LARGEST_UPLOADS: Final = {"/v1/content_provenance_checks": 8 * 2**20}
 """Bytes of the bodies that may be larger than others: files as we answer them, a minute of sound at 48 kHz."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 Admission: TypeAlias = Literal["house", "key", "open", "no"]
@@ -81,7 +79,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        identity = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        identity = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         if self._behind_proxy:
             identity = asked[:128]
         scope["request_id"] = identity
@@ -109,9 +107,8 @@ class Guard:
 
     async def _read(self, scope: Scope, headers: Headers, receive: Receive, most: int) -> bytes:
         """Return the body, or raise why this request may not come in."""
-        for name in headers:
-            if name.startswith(REFUSED_HEADERS):
-                raise ApiError(400, f"the header {name} is not taken", code="header", param=name)
+        if (refused := refusal_of(headers)) is not None:
+            raise refused
         scope["house"] = False
         if scope["path"] in OPEN:
             return b""

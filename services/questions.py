@@ -8,6 +8,7 @@ Shape letters: N texts, E numbers of an embedding, B = 1 input, C channels, H an
 
 import itertools
 import threading
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from services.media import MediaError, learned_pixels, learned_sound
 from services.tickets import NotFinite
 from services.work import Embedded, Prompt, ScoreWork
 
-TOGETHER: Final = 16  # texts a call
+TOGETHER: Final = 16  # texts a call, or rows of one
 DRAWS: Final = threading.Lock()
 """Held by whoever needs torch's global generator to itself; families draw from it in `log_prob`."""
 
@@ -44,8 +45,8 @@ def count_tokens(model: Family, text: Prompt) -> int:
     return len(tokenizer(document).encode(text)) if document else 0
 
 
-def score(model: Family, batch: Batch, seed: int) -> float:
-    """Return log p of one input, or its lower bound, in nats.
+def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:
+    """Yield None after each part of the work, and then log p of one input, or its lower bound, in nats.
 
     What the family draws for it (grey levels to bits, a latent code) comes from torch's global generator, seeded with
     `seed` before the input, as evaluations seed it with 0 before the test split: the same input and seed have the same
@@ -57,13 +58,29 @@ def score(model: Family, batch: Batch, seed: int) -> float:
     """
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    with DRAWS, torch.random.fork_rng():
-        torch.manual_seed(seed)
-        nats_B: Tensor = model.log_prob(batch)
-    nats = float(nats_B.double().sum())  # a long text is several rows
+    nats, rows = 0.0, len(next(iter(batch.values())))
+    for start in range(0, rows, TOGETHER):  # a long text is several rows
+        part = {name: tensor[start : start + TOGETHER] for name, tensor in batch.items()}
+        for nats_B in _seeded(model.rating(part), seed):
+            if nats_B is not None:
+                nats += float(nats_B.double().sum())
+            if nats_B is None or start + TOGETHER < rows:
+                yield None
     if nats != nats or nats == float("inf"):
         raise NotFinite("the likelihood is not finite")
-    return nats
+    yield nats
+
+
+def _seeded(parts: Iterator[Tensor | None], seed: int) -> Iterator[Tensor | None]:
+    """Yield what `parts` does, each with torch's generator seeded for it alone."""
+    while True:
+        with DRAWS, torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+        yield part
 
 
 def decoded(model: Family, work: ScoreWork) -> tuple[Batch, int]:

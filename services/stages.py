@@ -161,7 +161,7 @@ class Stage:
             wrong = isinstance(error, ValueError)  # the input, not the model
             return Refused("invalid" if wrong else "failed", " ".join(str(error).split()))
         nats: float | Refused = await self._ask(
-            partial(score, held.model, batch, work.seed), work.ahead
+            partial(next, score(held.model, batch, work.seed)), work.ahead
         )
         return nats if isinstance(nats, Refused) else Scored(nats, numbers)
 

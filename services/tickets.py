@@ -2,11 +2,12 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from models.family import Family, Prompt, Request, Rows
 from services.shares import Account
@@ -138,6 +139,7 @@ class Lane:
     fresh: list[Row] = field(default_factory=list)  # taken from the queue, not begun
     members: list[Row] = field(default_factory=list)
     rows: Rows | None = None
+    under_way: Iterator[Tensor | None] | None = None  # of a family without steps, its members'
 
     @property
     def busy(self) -> bool:
@@ -167,8 +169,8 @@ class Lane:
 class Question:
     """A call that needs a model and gives one answer; it is made between two steps."""
 
-    call: Callable[[], Any]
-    deliver: Callable[[Any], None]  # gets what the call returned, or Failed
+    call: Callable[[], Any]  # None: it is to be called again
+    deliver: Callable[[Any], None]  # gets what the call returned at last, or Failed
     over: bool = False
 
 

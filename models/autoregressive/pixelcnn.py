@@ -247,6 +247,21 @@ class PixelCNN(Family):
     def sample(self, request: Request) -> Tensor:
         """Draw pixel after pixel; returns pictures (B, 1, H, W) in [0, 1], on the levels' grid.
 
+        Raises:
+            ValueError: prompts are missing, or not understood.
+        """
+        *_, found = self.drawing(request)
+        assert found is not None
+        return found
+
+    def steps_of(self, request: Request) -> int:  # noqa: ARG002 - a picture is a picture
+        """Return the rows of a picture."""
+        return self.config.image_size
+
+    @torch.no_grad()
+    def drawing(self, request: Request) -> Iterator[Tensor | None]:
+        """Draw pixel after pixel, and yield after each row.
+
         The vertical stack is computed once a row and the horizontal one once a pixel, from what is kept of the pixels
         before (Ramachandran et al. 2017, arXiv:1704.06001): a picture costs about one pass of the network.
 
@@ -273,7 +288,9 @@ class PixelCNN(Family):
                 logits_BK = torch.addmm(_bias(self.head2), hidden, head2)
                 x_B1HW[:, 0, r, c] = drawn(logits_BK, u_BHW[:, r, c])
                 layers[0].tell_pixel(c, self._seen(x_B1HW[:, :, r : r + 1, c : c + 1])[:, :, 0, 0])
-        return x_B1HW / (self.config.levels - 1)
+            if r < side - 1:
+                yield None
+        yield x_B1HW / (self.config.levels - 1)
 
     @torch.no_grad()
     def sample_naively(self, request: Request) -> Tensor:

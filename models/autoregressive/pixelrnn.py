@@ -13,7 +13,7 @@ are exact sums over a picture's pixels, in nats a picture.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -346,6 +346,21 @@ class PixelRNN(Family):
     def sample(self, request: Request) -> Tensor:
         """Draw pixel after pixel; returns pictures (B, 1, H, W) in [0, 1], on the levels' grid.
 
+        Raises:
+            ValueError: prompts are missing, or not understood.
+        """
+        *_, found = self.drawing(request)
+        assert found is not None
+        return found
+
+    def steps_of(self, request: Request) -> int:  # noqa: ARG002 - a picture is a picture
+        """Return the rows of a picture."""
+        return self.config.image_size
+
+    @torch.no_grad()
+    def drawing(self, request: Request) -> Iterator[Tensor | None]:
+        """Draw pixel after pixel, and yield after each row.
+
         States are kept of the row above and of the pixel to the left, so that a picture costs two steps of each cell
         a pixel instead of a pass of the network.
 
@@ -374,7 +389,9 @@ class PixelRNN(Family):
                 seen[:, :, reach + r, reach + c] = told[:, :, 0, 0]
             for cell in walks:
                 cell.finish_row()
-        return x_B1HW / (self.config.levels - 1)
+            if r < side - 1:
+                yield None
+        yield x_B1HW / (self.config.levels - 1)
 
     @torch.no_grad()
     def sample_naively(self, request: Request) -> Tensor:

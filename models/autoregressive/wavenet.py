@@ -25,7 +25,7 @@ from models.parts.levels import check_unasked, drawn, levels_of, sound_of, unifo
 
 LONGEST_S: Final = 60.0  # of a drawn sound
 PIECE: Final = 16  # samples of a step at most: some 10 ms, so that others' steps come soon
-PART: Final = 2**14  # samples that are rated at once: their logits take K times as many numbers
+PART: Final = 2**12  # samples that are rated at once: their logits take K times as many numbers
 DILATIONS: Final = tuple(2**n for n in range(10))  # of a stack in the paper, in samples
 
 
@@ -187,6 +187,13 @@ class WaveNet(Family):
         Raises:
             ValueError: the model learned captions or frames and the batch has no `tokens` or `features`.
         """
+        *_, found = self.rating(batch)
+        assert found is not None
+        return found
+
+    @torch.no_grad()
+    def rating(self, batch: Batch) -> Iterator[Tensor | None]:
+        """Rate PART samples after another, and yield after each part."""
         level_BT, length_B = self._levels(batch)
         tokens, samples = self._tokens(batch), level_BT.shape[1]
         local_BTM = self._local(batch.get("features"), samples)
@@ -195,8 +202,10 @@ class WaveNet(Family):
             seen = slice(max(0, start - self.config.field), start + PART)
             local = None if local_BTM is None else local_BTM[:, seen]
             parts.append(self._nats(level_BT[:, seen], tokens, local)[:, start - seen.start :])
+            if start + PART < samples:
+                yield None
         place_T = torch.arange(samples, device=level_BT.device)
-        return -(torch.cat(parts, 1) * (place_T < length_B[:, None])).sum(1)
+        yield -(torch.cat(parts, 1) * (place_T < length_B[:, None])).sum(1)
 
     def _nats(self, level_BT: Tensor, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
         logits_BTK = self._logits(level_BT, tokens, local_BTM)

@@ -192,9 +192,14 @@ def test_a_checkpoint_restores_the_same_sampler(name: str, tmp_path: Path) -> No
 def test_a_likelihood_is_given_where_it_is_declared(name: str) -> None:
     model = shaken(name)
     if model.capabilities.likelihood:
+        torch.manual_seed(0)
         nats = model.log_prob(batch_of(model, 4))
         assert nats.shape == (4,)
         assert nats.isfinite().all()
+        torch.manual_seed(0)
+        *between, last = model.rating(batch_of(model, 4))
+        assert set(between) <= {None}
+        assert torch.equal(last, nats)
     else:
         with pytest.raises(NotImplementedError, match="declares no likelihood"):
             model.log_prob(batch_of(model, 4))
@@ -230,6 +235,16 @@ def test_stepwise_families_have_the_whole_contract(name: str) -> None:
     ends_itself = model.capabilities.modality == "text"
     assert model.steps_of(asked) == (1 if ends_itself else steps)
     torch.testing.assert_close(model.finish(rows), model.sample(asked), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_drawing_in_parts_is_what_is_drawn_at_once(name: str) -> None:
+    model = shaken(name)
+    if not model.capabilities.stepwise and model.capabilities.modality != "text":
+        asked = request(model, (3, 1, 4))
+        *between, last = model.drawing(asked)
+        assert between == [None] * (model.steps_of(asked) - 1)
+        torch.testing.assert_close(last, model.sample(asked), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

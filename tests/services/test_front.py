@@ -167,3 +167,81 @@ def test_nobody_is_asked_again_for_a_client_that_has_left() -> None:
     proxy = Proxy(left)
     assert run(proxy) == []
     assert proxy.calls == 1
+
+
+HEADERS = [(b"host", b"localhost"), (b"user-agent", b"M\xfcller")]
+
+
+def given(*headers: tuple[bytes, bytes]) -> list[Message]:
+    """The messages that a client gets for a request with these headers, and what the proxy saw of them."""
+    sent: list[Message] = []
+
+    async def seen(scope: Scope, receive: Receive, send: Send) -> None:
+        await read(receive)
+        told = json.dumps(
+            [[name.decode(), value.decode("latin-1")] for name, value in scope["headers"]]
+        )
+        await send({"type": "http.response.start", "status": 200, "headers": NOSNIFF})
+        await send({"type": "http.response.body", "body": told.encode()})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/v1/models", "headers": [*HEADERS, *headers]}
+    asyncio.run(Front(seen)(scope, receive, send))
+    return sent
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"x-request-id", b"\x80"),
+        (b"x-request-id", b"a b"),
+        (b"x-request-id", b"i" * 129),
+        (b"x-session-id", b"\xff"),
+        (b"traceparent", b"\xff"),
+    ],
+)
+def test_what_serve_could_not_read_does_not_come_to_it(header: tuple[bytes, bytes]) -> None:
+    start, body = given(header)
+    assert start["status"] == 200
+    assert json.loads(body["body"]) == [["host", "localhost"], ["user-agent", "M\xfcller"]]
+
+
+def test_a_request_id_that_is_one_stays() -> None:
+    _, body = given((b"X-Request-ID", b"mine-1"))
+    assert ["X-Request-ID", "mine-1"] in json.loads(body["body"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+        "serve_multiplexed_model_id",
+        "serve-multiplexed-model-id",
+    ],
+)
+def test_what_serve_would_obey_is_refused_in_the_envelope(name: str) -> None:
+    start, body = given((name.encode(), b"0.001"))
+    error = json.loads(body["body"])["error"]
+    assert (start["status"], error["code"], error["param"]) == (400, "header", name)
+    assert dict(start["headers"])[b"x-request-id"]
+
+
+def test_a_websocket_is_refused_in_the_envelope() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        await Front(answer)({"type": "websocket", "path": "/v1/chat"}, asyncio.Event().wait, send)
+
+    asyncio.run(run())
+    start, body = sent
+    assert start["status"] == 400
+    assert json.loads(body["body"])["error"]["code"] == "no_websockets"

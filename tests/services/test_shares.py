@@ -1,5 +1,6 @@
 """What the engine does with time: shares, deadlines and estimates, by a clock that only the models move."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from queue import Queue
@@ -55,6 +56,9 @@ class Timed:
     def sample(self, request: Request) -> Any:
         self._pass(len(request.seeds))
         return self._model.sample(request)
+
+    def drawing(self, request: Request) -> Iterator[Any]:
+        yield self.sample(request)
 
 
 class Inbox(Queue[Any]):
@@ -214,8 +218,59 @@ def test_a_family_that_draws_in_one_go_does_so_in_short_calls(
     assert [size for _, size in model.took] == [1, 1, 1, 4, 4, 4]
 
 
+def test_a_drawing_in_parts_lets_others_between_and_ends_when_nobody_waits(
+    engine: Engine, timed: Callable[..., Any], clock: Clock
+) -> None:
+    quick, slow, inbox, other = timed(1.0), timed(0.0, kind="vae"), Inbox(), Inbox()
+    pieces: list[float] = []
+
+    def drawing(request: Request) -> Iterator[Any]:
+        for _ in range(5):
+            clock.now += 1.0
+            pieces.append(clock.now)
+            yield None
+        yield slow.sample(request)
+
+    slow.drawing, slow.steps_of = drawing, lambda _request: 6
+    slow.go.set()
+    engine.submit(quick, order(8), inbox.put)
+    assert quick.stepping.wait(PATIENCE_S)
+    engine.submit(slow, Request(seeds=(1,)), other.put)
+    quick.go.set()
+    assert isinstance(inbox.last(), Finished)
+    assert isinstance(other.last(), Finished)
+    assert [later - sooner for sooner, later in itertools.pairwise(pieces)] == [2.0] * 4
+    fresh = timed(0.0, kind="vae")
+    fresh.drawing, fresh.steps_of = drawing, lambda _request: 6
+    engine.submit(fresh, Request(seeds=(1,)), other.put, within_s=4.5)
+    late = other.last()
+    assert isinstance(late, Failed)
+    assert late.kind == "too_long"  # seen after three parts, two more to come
+    assert len(pieces) == 8
+
+
+def test_a_question_in_parts_lets_others_between(
+    engine: Engine, timed: Callable[..., Any], clock: Clock
+) -> None:
+    model, inbox, told = timed(1.0), Inbox(), Inbox()
+    parts: list[float] = []
+
+    def part() -> str | None:
+        clock.now += 1.0
+        parts.append(clock.now)
+        return "all" if len(parts) == 4 else None
+
+    engine.submit(model, order(8), inbox.put)
+    assert model.stepping.wait(PATIENCE_S)
+    engine.ask(part, told.put)
+    model.go.set()
+    assert told.last() == "all"
+    assert [later - sooner for sooner, later in itertools.pairwise(parts)] == [2.0] * 3
+    assert isinstance(inbox.last(), Finished)
+
+
 def test_who_goes_ahead_waits_for_nobodys_samples_and_no_full_queue(
-    engine: Engine, timed: Callable[..., Any]
+    engine: Engine, timed: Callable[..., Any], clock: Clock
 ) -> None:
     model, ahead = timed(1.0), Inbox()
     engine.submit(model, order(2, count=16), Inbox().put)
@@ -223,10 +278,9 @@ def test_who_goes_ahead_waits_for_nobodys_samples_and_no_full_queue(
     engine.submit(model, order(50, count=32), Inbox().put)
     with pytest.raises(Full, match="32 samples are waiting, at most 32 may"):
         engine.submit(model, order(3), Inbox().put)
-    engine.submit(model, order(3), ahead.put, ahead=True)
+    engine.submit(model, order(3), lambda _found: ahead.put(clock.now), ahead=True)
     model.go.set()
-    assert isinstance(ahead.last(), Finished)
-    assert len(model.took) == 2 + 3
+    assert ahead.last() == 2 + 3
 
 
 @given(
