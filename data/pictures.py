@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from infra.foreign import flattened
+
 MAX_SIDE: Final = 4096  # pixels; Pillow's own bound, 179 million, is too high
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 BROKEN: Final = (
@@ -52,7 +54,7 @@ class Decoded:
 
 
 def decode(content: bytes, image_size: int, channels: int) -> Decoded:
-    """Return the picture decoded to its last byte, turned upright, cropped to its central square and resized.
+    """Return the picture decoded to its last byte, turned upright, over white, cropped and resized.
 
     Raises:
         PictureError: unknown format, larger than 4096 pixels a side, or damaged.
@@ -64,7 +66,7 @@ def decode(content: bytes, image_size: int, channels: int) -> Decoded:
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
-        flat = _flatten(upright, "L" if channels == 1 else "RGB")
+        flat = flattened(upright, content, "L" if channels == 1 else "RGB")
     except BROKEN as error:
         cut = "truncated" in str(error).lower() or _is_cut(content)
         raise _undecodable(image.format or "picture", cut=cut) from None
@@ -103,20 +105,6 @@ def _is_cut(content: bytes) -> bool:
         content.startswith(start) and not content.rstrip(b"\0").endswith(end)
         for start, end in MAGIC.values()
     )
-
-
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
-    """Return the picture in `mode`, transparency over white, 16 bits as 8."""
-    if image.mode == mode:
-        return image
-    if image.mode.startswith(("I", "F")):
-        levels = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert(mode)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert(mode)
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from infra.foreign import CutShort, flattened, whole_sound
 from services.work import Pictures, Sounds
 
 Bitmap: TypeAlias = NDArray[np.uint8]
@@ -114,7 +115,8 @@ def learned_pixels(content: bytes, side: int, channels: int) -> Bitmap:
                 wide, high = image.size
                 raise MediaError(f"{wide}x{high} pixels, at most {LARGEST_SIDE}x{LARGEST_SIDE}")
             image.load()
-            flat = _flat(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+            upright, mode = ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB"
+            flat = flattened(upright, content, mode)
     except MediaError:
         raise
     except BROKEN as error:
@@ -131,7 +133,7 @@ def learned_sound(content: bytes, sample_rate: int) -> Sounds:
     import soundfile
 
     try:
-        with soundfile.SoundFile(BytesIO(content)) as file:
+        with soundfile.SoundFile(BytesIO(whole_sound(content))) as file:
             if file.samplerate != sample_rate:
                 message = f"the sound has {file.samplerate} Hz, the model learned {sample_rate} Hz: resample it"
                 raise MediaError(message)
@@ -143,27 +145,18 @@ def learned_sound(content: bytes, sample_rate: int) -> Sounds:
             if not 0 < file.frames <= LONGEST_SOUND:
                 raise MediaError(f"the sound has {file.frames} samples, 1 to {LONGEST_SOUND} fit")
             samples_TC = file.read(dtype="float32", always_2d=True)
+            if len(samples_TC) != file.frames:
+                raise MediaError("the sound is cut short: its header says that it is longer")
     except MediaError:
         raise
+    except CutShort:
+        raise MediaError("the sound is cut short: its header says that it is longer") from None
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise MediaError("not a sound that can be read (WAV, FLAC, OGG)") from error
     if not np.isfinite(samples_TC).all():
         raise MediaError("a sample of the sound is no number")
     found: Sounds = samples_TC.mean(1, dtype=np.float32)
     return found
-
-
-def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """Return the picture in `mode`, transparency over white, 16 bits as 8."""
-    if image.mode == mode:
-        return image
-    if image.mode.startswith(("I", "F")):
-        levels = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert(mode)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

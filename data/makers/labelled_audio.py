@@ -9,6 +9,7 @@ what is tested, is none. The text is an attribute too where it is one of few.
 import csv
 import io
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,12 @@ from data.makers.words import normal
 
 LIST: Final = "labels.csv"
 ENDINGS: Final = (".wav", ".flac", ".ogg")
+LJSPEECH: Final = "metadata.csv"
+TO_LABELS: Final = (
+    """awk -F'|' 'BEGIN {print "file_name,text"} {gsub(/"/, "\"\"", $NF);"""
+    """ print "wavs/" $1 ".wav,\\"" $NF "\\""}' metadata.csv > labels.csv"""
+)
+"""The normalised text, which is the last, of every line."""
 KNOWN: Final = ("file_name", "text", "split")
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 VALIDATION: Final = 0.05  # of what a source does not test on
@@ -91,6 +98,12 @@ def _listed(path: Path) -> Iterator[Labelled]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
+        if (path.parent / LJSPEECH).is_file():
+            raise MakerError(
+                f"{path.parent} is laid out as LJSpeech, with {LJSPEECH} of id|text|normalised: write its"
+                f" labels by `cd {shlex.quote(str(path.parent))} && {TO_LABELS}`, then prepare again with"
+                " --sample-rate and --clip-samples of its sounds (22050 and 223000 of LJSpeech's own)"
+            ) from None
         raise MakerError(
             f"{path.parent} has no {LIST}: list every file with its text there, or give a --pattern"
             " of the names such as {word}_{speaker}_{index}.wav"

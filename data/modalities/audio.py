@@ -6,8 +6,7 @@ Shape letters: N rows, B rows of a batch, T samples in time.
 import hashlib
 import io
 import math
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, among, between
+from infra.foreign import CutShort, whole_sound
 
 FORMATS: Final = ("WAV", "FLAC", "OGG")
 LEAST_RATE_HZ: Final = 4_000
@@ -163,9 +163,8 @@ def decode(content: bytes, rate: int) -> Sound:
     import soundfile
 
     kind = _kind(content)
-    if problem := _cut(content, kind):
-        raise SampleError(problem)
     try:
+        content = whole_sound(content)
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             found, channels, frames = file.samplerate, file.channels, len(file)
             if frames > MOST_SECONDS * found:
@@ -175,6 +174,8 @@ def decode(content: bytes, rate: int) -> Sound:
             if channels > MOST_CHANNELS:
                 raise SampleError(f"{channels} channels, at most {MOST_CHANNELS} are decoded")
             x_TC = file.read(dtype="float64", always_2d=True)
+    except CutShort as error:
+        raise SampleError(str(error)) from None
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         if isinstance(error, SampleError):
             raise
@@ -217,37 +218,6 @@ def _kind(content: bytes) -> str:
     if content[:4] == b"OggS":
         return "OGG"
     raise SampleError(f"not a sound that can be read ({', '.join(FORMATS)})")
-
-
-def _cut(content: bytes, kind: str) -> str:
-    """Return why a file does not reach its end, which libsndfile passes over; empty if it does."""
-    problem = f"truncated {kind} (cannot be decoded fully)"
-    if kind == "WAV" and content[:4] == b"RIFF":
-        for start, size in _chunks(content):
-            if start + size > len(content):
-                return problem
-    if kind == "OGG" and not _ends(content):
-        return problem
-    return ""
-
-
-def _ends(content: bytes) -> bool:
-    """Return whether the pages of an Ogg file follow each other to one that is marked as the last."""
-    place, last = 0, False
-    while place + 27 <= len(content) and content[place : place + 4] == b"OggS":
-        segments = content[place + 27 : place + 27 + content[place + 26]]
-        last = bool(content[place + 5] & 4)
-        place += 27 + content[place + 26] + sum(segments)
-    return last and place == len(content)
-
-
-def _chunks(content: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where the chunks of a RIFF file begin, and their bytes."""
-    place = 12
-    while place + 8 <= len(content):
-        (size,) = struct.unpack_from("<I", content, place + 4)
-        yield place + 8, size
-        place += 8 + size + size % 2
 
 
 def _rate(row: Row) -> str:

@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.pictures import PictureError, decode, png
+from services.media import learned_pixels
+
+
+def decode_pixels(content: bytes, side: int, channels: int) -> Any:
+    return decode(content, side, channels).pixels
 
 
 def gradient(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -80,6 +86,51 @@ def test_transparency_lies_on_white_and_16_bits_become_8() -> None:
     assert (decode(encoded(clear, "PNG"), 8, 3).pixels == 255).all()
     deep = Image.fromarray(np.full((8, 8), 65535, np.uint16))
     assert (decode(encoded(deep, "PNG"), 8, 1).pixels == 255).all()
+
+
+def keyed(depth: int, kind: int, samples: Any, key: tuple[int, ...]) -> bytes:
+    """Return a PNG of such samples (H, W or H, W, 3), one colour of which counts as transparent."""
+    if depth == 16:
+        rows = samples.astype(">u2").reshape(len(samples), -1).view(np.uint8)
+    elif depth == 8:
+        rows = samples.astype(np.uint8).reshape(len(samples), -1)
+    else:
+        bits = (samples[..., None] >> np.arange(depth)[::-1]) & 1
+        rows = np.packbits(bits.reshape(len(samples), -1).astype(np.uint8), axis=1)
+    height, width = samples.shape[:2]
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(f">{len(key)}H", *key)), (b"IDAT", packed)]
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in [*chunks, (b"IEND", b"")]
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("read", [decode_pixels, learned_pixels])
+def test_a_grey_that_counts_as_transparent_lies_on_white(depth: int, read: Any) -> None:
+    most = 2**depth - 1
+    samples = np.arange(64).reshape(8, 8) * most // 63
+    key = int(samples[4, 4])
+    shades = np.where(samples == key, 255, samples * 255 // most)
+    found = read(keyed(depth, 0, samples, (key,)), 8, 1)[..., 0]
+    assert np.abs(found.astype(int) - shades).max() <= 1
+    assert (found[samples == key] == 255).all()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("read", [decode_pixels, learned_pixels])
+def test_a_colour_that_counts_as_transparent_lies_on_white(depth: int, read: Any) -> None:
+    most = 2**depth - 1
+    samples = np.random.default_rng(0).integers(0, most, (8, 8, 3))
+    samples[2:5, 2:5] = key = (most, most // 3, 7 * most // 255)
+    shades = samples >> (depth - 8)
+    shades[2:5, 2:5] = 255
+    found = read(keyed(depth, 2, samples, key), 8, 3)
+    assert np.abs(found.astype(int) - shades).max() <= 1
+    assert (found[2:5, 2:5] == 255).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(4097, 8), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])

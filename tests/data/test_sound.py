@@ -1,10 +1,13 @@
+import io
 import shutil
 import struct
+import subprocess
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,7 @@ from data.makers import DIGITS, MakerError, labelled_audio, vowels
 from data.modalities import SampleError
 from data.modalities.audio import decode, wav
 from infra.storage import IntegrityError
+from services.media import MediaError, learned_sound
 from tests.data.prepare_kit import prepare, refused, sound_file
 
 HERE = Path()
@@ -158,6 +162,14 @@ def test_bad_sounds_are_refused_one_by_one(source: Path, tmp_path: Path) -> None
         assert line in told
 
 
+def decoded(content: bytes) -> Any:
+    return decode(content, 8000).wave
+
+
+def uploaded(content: bytes) -> Any:
+    return np.rint(learned_sound(content, 8000) * 2**15).astype(np.int16)
+
+
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
 def test_a_cut_file_is_never_taken_for_a_shorter_one(
@@ -167,6 +179,55 @@ def test_a_cut_file_is_never_taken_for_a_shorter_one(
     assert len(decode(content, 8000).wave) == 4800
     with pytest.raises(SampleError, match=rf"(truncated|damaged) {kind}"):
         decode(content[: int(share * len(content))], 8000)
+    with pytest.raises(MediaError, match=r"cut short|not a sound that can be read"):
+        learned_sound(content[: int(share * len(content))], 8000)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0])
+@pytest.mark.parametrize("whole", [0xFFFFFFFF, 0, 36])
+@pytest.mark.parametrize("read", [decoded, uploaded])
+def test_a_wav_that_came_through_a_pipe_is_read_to_its_end(
+    read: Any, length: int, whole: int
+) -> None:
+    wave = np.arange(-400, 400, dtype=np.int16)
+    content = bytearray(wav(wave, 8000))
+    assert content[36:40] == b"data"
+    struct.pack_into("<I", content, 4, whole)
+    struct.pack_into("<I", content, 40, length)
+    assert np.array_equal(read(bytes(content)), wave)
+
+
+def test_ffmpeg_s_own_stream_is_read_to_its_end() -> None:
+    class Pipe(io.RawIOBase):
+        """What cannot be gone back in."""
+
+        def __init__(self) -> None:
+            self.content = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, part: Any) -> int:
+            self.content += bytes(part)
+            return len(part)
+
+    pipe, wave = Pipe(), (9000 * np.sin(np.arange(2000) / 5)).astype(np.int16)
+    with av.open(pipe, "w", format="wav") as output:
+        stream = output.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+        frame.sample_rate = 8000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    assert struct.pack("<I", 0xFFFFFFFF) in pipe.content[:100]
+    assert np.array_equal(decoded(pipe.content), wave)
+    assert np.array_equal(uploaded(pipe.content), wave)
+
+
+def test_a_sound_without_samples_is_not_taken_for_a_stream() -> None:
+    content = wav(np.zeros(0, np.int16), 8000)
+    more = content + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    whole = more[:4] + struct.pack("<I", len(more) - 8) + more[8:]
+    assert len(decoded(whole)) == 0
 
 
 @hypothesis(max_examples=60, deadline=None)
@@ -269,6 +330,27 @@ def test_a_bad_line_of_a_list_is_named(tmp_path: Path, content: str, message: st
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(MakerError, match=message):
         made(tmp_path)
+
+
+def test_a_folder_like_ljspeech_is_told_how_to_become_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "LJ Speech"
+    (folder / "wavs").mkdir(parents=True)
+    rows = [
+        'LJ001-0001|Printed in 1455, "so far"|Printed in fourteen fifty-five, "so far"',
+        "b|Two|two",
+    ]
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    for name in ("LJ001-0001", "b"):
+        sound_file(folder / "wavs" / f"{name}.wav")
+    with pytest.raises(MakerError, match="laid out as LJSpeech") as told:
+        made(folder)
+    assert "\n" not in str(told.value)
+    command = str(told.value).split("`")[1]
+    subprocess.run(["bash", "-c", command], check=True)
+    assert made(folder) == [
+        ("wavs/LJ001-0001.wav", "printed in fourteen fifty-five so far", None),
+        ("wavs/b.wav", "two", None),
+    ]
 
 
 def test_a_bad_pattern_or_name_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from models.autoregressive.nade import NADE
 from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import tokenizer
+from services.media import Sound, wav
 from services.rollout import look
 from services.work import Text
 from tests.services.toys import TOYS, Reader, Voice
@@ -28,6 +29,10 @@ from tests.services.toys import TOYS, Reader, Voice
 Ask = Callable[..., httpx.Response]
 SPEECH, EMBEDDINGS = "/v1/audio/speech", "/v1/embeddings"
 SAMPLES, SCORES = "/v1/samples", "/v1/scores"
+
+
+CUT = base64.b64encode(wav(Sound(np.ones(800, np.int16), 8000))[:-100]).decode()
+"""A WAV that is shorter than its header says."""
 
 
 def nade() -> NADE:
@@ -183,6 +188,11 @@ def test_the_seed_decides_what_is_heard(served: Any, ask: Ask) -> None:
         ),
         (SCORES, {"model": "bits", "input": {}}, (400, "invalid_value", "input.0")),
         (SCORES, {"model": "voice", "input": {"image_b64": ""}}, (400, "invalid_value", "input")),
+        (
+            SCORES,
+            {"model": "voice", "input": {"audio_b64": CUT}, "caption": "low"},
+            (400, "invalid_value", "input"),
+        ),
         (
             SCORES,
             {"model": "prose", "input": {"messages": [{"role": "user", "content": "a"}]}},
