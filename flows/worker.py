@@ -7,7 +7,6 @@ that within seconds.
 import asyncio
 import gc
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from flows.schedules import watched
 from flows.watches import Watch
 from infra.parts import POOL, beat_file
 from infra.settings import settings
+from infra.workers import SHOWN_S, name
 
 AT_ONCE: Final = 8  # runs; a run that waits for approval or for its turn in Prefect is none
 BEAT_S: Final = 2.0
@@ -91,9 +91,9 @@ class Lookout:
                 log.info("%s has changed", watch.dataset)
 
 
-def name() -> str:
-    """Return the worker's name; its runs carry it, so that a pid is looked for on the right machine."""
-    return f"atelier on {socket.gethostname()}"
+def show(client: SyncPrefectClient) -> None:
+    """Show in the pool that this worker lives, also where its runs are another's."""
+    client.send_worker_heartbeat(POOL, name(), SHOWN_S)
 
 
 async def work() -> None:
@@ -101,7 +101,7 @@ async def work() -> None:
     with get_client(sync_client=True) as client:
         register(client)
         here = client.read_work_pool(POOL).type == ProcessWorker.type
-    chores = (Chore(2, reconcile), Chore(5, resume), Chore(10, Lookout()))
+    chores = (Chore(2, reconcile), Chore(5, resume), Chore(10, Lookout()), Chore(SHOWN_S, show))
     for chore in chores:
         threading.Thread(target=chore.forever, daemon=True).start()
     worker = make_worker(name(), POOL, AT_ONCE)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from infra.settings import QUIET, settings
 
 NAMESPACE: Final = "atelier"
@@ -56,6 +58,7 @@ def connect(url: str | None = None, *, cpus: int | None = None) -> str:
     with _connecting:
         if url is not None:
             _expect_listener(url)
+            _expect_node(url)
         _authenticate(private=url is None)
         import ray
         from ray.exceptions import RaySystemError
@@ -121,6 +124,35 @@ def _expect_listener(url: str) -> None:
             f"no Ray cluster answers at {url} ({error}): start the local one with `atelier up`,"
             " or set ATELIER_RAY_ADDRESS"
         ) from None
+
+
+def _expect_node(url: str) -> None:
+    """Refuse to join a cluster's own address from a machine that is no node of it: Ray ends such a process natively.
+
+    Raises:
+        Unreachable: the cluster's dashboard names its nodes, and none is this machine.
+    """
+    from infra.serving import nodes
+
+    if settings().ray_address != url or url.startswith("ray://"):
+        return
+    known = nodes(settings())
+    if known and not addresses().keys() & known:
+        host = url.rpartition(":")[0]
+        raise Unreachable(
+            f"this machine is no node of the Ray cluster at {url} (its nodes: {', '.join(sorted(known)[:5])}): set"
+            f" ATELIER_RAY_ADDRESS=ray://{host}:10001, or run the command as a Ray Job on the cluster"
+        )
+
+
+def addresses() -> dict[str, str]:
+    """Return this machine's network interfaces by their IP address."""
+    return {
+        address.address.partition("%")[0]: name
+        for name, found in psutil.net_if_addrs().items()
+        for address in found
+        if address.family in {socket.AF_INET, socket.AF_INET6}
+    }
 
 
 def _initialize(url: str | None, cpus: int | None) -> None:

@@ -15,7 +15,7 @@ from infra import probes
 from infra.documents import read_json
 from infra.parts import Part, credential_file, parts, token_file
 from infra.processes import MARK, listener
-from infra.settings import Settings, settings
+from infra.settings import EVERYWHERE, Settings, settings
 
 GIB: Final = 2**30
 NEEDED: Final = {"memory": (4.0, 2.0), "disk": (5.0, 1.0), "shared memory": (1.0, 0.1)}
@@ -43,6 +43,9 @@ def doctor() -> list[Check]:
         _settings,
         _parts,
         _tokens,
+        _cluster,
+        _storage,
+        _worker,
         _datasets,
     )
     return [check for look in looks for check in look()]
@@ -181,6 +184,59 @@ def _tokens() -> Iterator[Check]:
         closed = mode & 0o077 == 0
         advice = "" if closed else f"chmod 600 {path}"
         yield Check(name, "ok" if closed else "fail", f"{path} has mode {mode:04o}", advice)
+
+
+def _cluster() -> Iterator[Check]:
+    """Look at somebody else's Ray and MLflow as a client would use them."""
+    now = settings()
+    if now.ray_address is not None:
+        from infra.serving import refused
+
+        why = refused(now)
+        advice = "set RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH to a file with its token, RAY_DASHBOARD_ADDRESS"
+        found = why or f"{os.environ.get('RAY_DASHBOARD_ADDRESS', now.dashboard_url)} lets us in"
+        yield Check("ray dashboard", "fail" if why else "ok", found, advice if why else "")
+        if now.host in EVERYWHERE and now.public_url is None:
+            found = f"clients are told {now.gateway_url}"
+            yield Check("public url", "warn", found, "set ATELIER_PUBLIC_URL")
+    if now.tracking_uri is not None and now.tracking_uri.startswith("http"):
+        from infra.artifacts import unreadable
+
+        why = unreadable(now.tracking_uri)
+        advice = (
+            "its store must be reached from here and from every node: presigned S3 addresses lead to S3 itself,"
+            " s3:// needs boto3 and AWS_* variables"
+        )
+        yield Check(
+            "artifacts", "fail" if why else "ok", why or "a file is read", advice if why else ""
+        )
+
+
+def _storage() -> Iterator[Check]:
+    now = settings()
+    if now.storage_uri is None:
+        if now.ray_address is not None:
+            found = f"runs go to {now.runs}, which other nodes do not see"
+            yield Check("storage", "warn", found, "set ATELIER_STORAGE_URI to a mount of all nodes")
+        return
+    problem = "" if now.runs.is_dir() else "is not there"
+    if not problem and not os.access(now.runs, os.R_OK | os.W_OK | os.X_OK):
+        problem = "cannot be written"
+    advice = "mount it here as on every node, or change ATELIER_STORAGE_URI" if problem else ""
+    found = f"{now.runs} {problem or 'is there'}"
+    yield Check("storage", "fail" if problem else "ok", found, advice)
+
+
+def _worker() -> Iterator[Check]:
+    """Look for the worker of somebody else's Prefect; our own is a part."""
+    prefect = next(part for part in parts() if part.name == "prefect")
+    if prefect.external is None or not prefect.probe():
+        return
+    from infra.workers import missing
+
+    why = missing()
+    advice = "run `atelier worker` as a service" if why else ""
+    yield Check("worker", "warn" if why else "ok", why or "one lives", advice)
 
 
 def _datasets() -> Iterator[Check]:

@@ -316,6 +316,29 @@ def _deployed(client: "httpx.Client") -> dict[str, Any] | None:
     return found
 
 
+def refused(settings: Settings) -> str | None:
+    """Return why Ray's dashboard cannot be used with what this process would show it, None where it can."""
+    with _dashboard(settings) as client:
+        try:
+            answer = _call(client, "GET", route="/api/version")
+        except ServingError as error:
+            return str(error)
+        if answer.status_code == 200:
+            return None
+        return f"{client.base_url} answers {answer.status_code}: {_line(answer.text)}"
+
+
+def nodes(settings: Settings) -> set[str]:
+    """Return the IP addresses of a cluster's living nodes; empty where its dashboard does not say."""
+    with _dashboard(settings) as client:
+        try:
+            answer = _call(client, "GET", route="/api/v0/nodes?limit=1000")
+            found = answer.json()["data"]["result"]["result"]
+            return {node["node_ip"] for node in found if node["state"] == "ALIVE"}
+        except (ServingError, ValueError, KeyError, TypeError):
+            return set()
+
+
 def _serve(client: "httpx.Client") -> dict[str, Any]:
     """Return the document of all that Serve runs; without `http_options` where it does not run."""
     answer = _call(client, "GET")
@@ -325,14 +348,17 @@ def _serve(client: "httpx.Client") -> dict[str, Any]:
     return found
 
 
-def _call(client: "httpx.Client", method: str, **options: Any) -> "httpx.Response":
+def _call(
+    client: "httpx.Client", method: str, route: str = ROUTE, **options: Any
+) -> "httpx.Response":
     import httpx
 
     try:
-        return client.request(method, ROUTE, **options)
+        return client.request(method, route, **options)
     except httpx.HTTPError as error:
         raise ServingError(
-            f"no Ray dashboard answers at {client.base_url} ({type(error).__name__}): start it with `atelier up`"
+            f"no Ray dashboard answers at {client.base_url} ({type(error).__name__}): start it with `atelier up`,"
+            " or set RAY_DASHBOARD_ADDRESS to the cluster's"
         ) from None
 
 
@@ -340,12 +366,11 @@ def _dashboard(settings: Settings) -> "httpx.Client":
     """Return a client of the dashboard, with the cluster's token where there is one."""
     import httpx
 
-    local = f"http://127.0.0.1:{settings.dashboard_port}"
     token = _token(settings)
     return httpx.Client(
-        base_url=os.environ.get("RAY_DASHBOARD_ADDRESS", local),
+        base_url=os.environ.get("RAY_DASHBOARD_ADDRESS", settings.dashboard_url),
         headers={"authorization": f"Bearer {token}"} if token else {},
-        timeout=CALL_S,
+        timeout=httpx.Timeout(CALL_S, connect=5),
         trust_env=False,
     )
 

@@ -77,6 +77,13 @@ class Settings(BaseSettings):
         return self.ray_address or f"127.0.0.1:{self.ray_port}"
 
     @property
+    def dashboard_url(self) -> str:
+        """Ray's dashboard: beside our own Ray, or on the head that the cluster's address names."""
+        address = self.ray_address or "127.0.0.1"
+        host = urlsplit(address if "://" in address else f"ray://{address}").hostname
+        return f"http://{f'[{host}]' if host and ':' in host else host}:{self.dashboard_port}"
+
+    @property
     def database(self) -> str:
         """SQLAlchemy's address of the ledger."""
         return self.database_url or f"sqlite:///{self.state / 'atelier.db'}"

@@ -12,6 +12,7 @@ from flows.command_line.terminal import (
     ready,
     show_json,
     show_table,
+    tell_of_no_worker,
     use_stack,
 )
 
@@ -102,6 +103,7 @@ def promote(
 ) -> None:
     """Promote a pipeline version behind its gate; requests move to it without a failed one."""
     ready()
+    tell_of_no_worker()
     from flows.promote import promote as promote_flow
 
     found = promote_flow(ref, to, force)

@@ -13,6 +13,7 @@ from flows.command_line.terminal import (
     ready,
     show_json,
     show_table,
+    tell_of_no_worker,
     use_stack,
 )
 
@@ -59,6 +60,7 @@ def add(
     )
     schedules.check(recipe, overrides or [], trigger)
     ready()
+    tell_of_no_worker()
     name = schedules.add(recipe, overrides or [], trigger, to_production=promote)
     if as_json:
         show_json({"name": name})

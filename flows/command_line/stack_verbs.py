@@ -13,7 +13,7 @@ keys = typer.Typer(help="API keys of the gateway.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (up, down, status, logs, doctor, deploy):
+    for verb in (up, down, worker, status, logs, doctor, deploy, undeploy):
         app.command()(verb)
     app.command("open")(open_page)
     keys.command("add")(add_key)
@@ -43,6 +43,28 @@ def down() -> None:
     for line in stop():
         console.print(f"  {line}", style="dim")
     console.print("the local stack is down")
+    if (ray := settings().ray_address) is not None:
+        console.print(f"the gateway on {ray} goes on; `atelier undeploy` takes it down")
+
+
+def worker() -> None:
+    """Run the worker here, in the foreground: the service that a Prefect elsewhere needs once."""
+    use_stack()
+    from infra.parts import StackError, parts
+
+    prefect = next(part for part in parts() if part.name == "prefect")
+    if prefect.external is None:
+        raise StackError(
+            "`atelier up` keeps the local stack's worker; PREFECT_API_URL names another Prefect"
+        )
+    if not prefect.probe():
+        raise StackError(
+            f"{prefect.address} does not answer: start it or change {prefect.external}"
+        )
+    from flows.worker import main
+
+    console.print(f"the worker of {prefect.address} runs here until it is ended")
+    main()
 
 
 def status(as_json: AsJson = False) -> None:
@@ -109,6 +131,14 @@ def deploy() -> None:
     console.print(
         f"serving at {settings().gateway_url}: {', '.join(loaded) or 'nothing promoted yet'}"
     )
+
+
+def undeploy() -> None:
+    """Take the gateway down; what others run on the same Serve stays."""
+    use_stack()
+    from infra.serving import stop
+
+    console.print("the gateway is down" if stop(settings()) else "no gateway was deployed")
 
 
 def add_key(label: str) -> None:

@@ -78,6 +78,14 @@ def ready() -> None:
     settings().state.mkdir(parents=True, exist_ok=True)
 
 
+def tell_of_no_worker() -> None:
+    """Say where a Prefect elsewhere has no worker of ours, which a promotion or a schedule counts on."""
+    from infra.workers import missing
+
+    if line := missing():
+        aside.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
 @contextmanager
 def training_progress() -> Iterator[None]:
     """Show every training of the block: one bar each on a terminal, a line every ten seconds elsewhere."""

@@ -57,6 +57,15 @@ def _device(gpus: float) -> Any:
     return device
 
 
+def _interface() -> str | None:
+    """Return the network interface of Ray's address of this node: a host name may lead to loopback (127.0.1.1)."""
+    from ray.util import get_node_ip_address
+
+    from infra.cluster import addresses
+
+    return addresses().get(get_node_ip_address())
+
+
 def _join(device: Any) -> Any:
     from ray.train import get_context
 
@@ -69,6 +78,8 @@ def _join(device: Any) -> Any:
 
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     rank, world = context.get_world_rank(), context.get_world_size()
+    if name := _interface():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=meeting_point(rank, world),
