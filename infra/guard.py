@@ -7,10 +7,12 @@ link of `sign_in_link`, which works once and for two minutes, and gets a cookie 
 import base64
 import hashlib
 import hmac
+import html
 import secrets
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -85,8 +87,11 @@ class Guard:
             return _refusal(403, f"this server answers to {min(self._hosts)} alone")
         if scope["type"] == "http" and scope["path"] == SIGN_IN:
             return self._sign_in(asked.query_params)
-        if _is_foreign(asked.headers, f"http://{host[0]}"):
-            return _refusal(403, "open this page with `atelier open`, not from another page")
+        own = f"http://{host[0]}"
+        if _is_foreign(asked.headers, own):
+            if _is_followed_link(scope, asked.headers):
+                return _page(f"{own}{quote(asked.url.path)}?{asked.url.query}".rstrip("?"))
+            return _refusal(403, "this server takes no requests from other pages")
         if not self._knows(asked.headers.get("authorization"), asked.cookies.get(self._cookie)):
             return _refusal(401, "open this page with `atelier open`; programs send the credential")
         return None
@@ -98,8 +103,6 @@ class Guard:
         return session is not None and _expiry(self._secret, "session", session) is not None
 
     def _sign_in(self, query: Mapping[str, str]) -> "Response":
-        from starlette.responses import HTMLResponse
-
         name, ticket = query.get("page", ""), query.get("ticket", "")
         expires = _expiry(self._secret, f"ticket {name}", ticket)
         now = time.time()
@@ -110,9 +113,7 @@ class Guard:
             return _refusal(403, "this link is used or too old; make another with `atelier open`")
         self._used[ticket] = expires
         address, cookie, value = self._pages[name]
-        # a page, not a redirect: what it then asks for comes from this site, so that a strict cookie goes along
-        answer = HTMLResponse(f'<meta http-equiv="refresh" content="0;url={address}">')
-        answer.headers.update({"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+        answer = _page(address)
         answer.set_cookie(
             cookie or self._cookie,
             value or _sign(self._secret, "session", SESSION_S),
@@ -128,6 +129,24 @@ def _is_foreign(headers: "Headers", own: str) -> bool:
     if any(origin != own for origin in headers.getlist("origin")):
         return True
     return headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}
+
+
+def _is_followed_link(scope: "Scope", headers: "Headers") -> bool:
+    """Whether a person followed a link on another page, such as a report: no strict cookie came along.
+
+    They are shown the page by asking for it from here; who sent them cannot read it.
+    """
+    wanted = (scope.get("method"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
+    return wanted == ("GET", "navigate", "document") and "origin" not in headers
+
+
+def _page(address: str) -> "Response":
+    """Return a page that asks for `address` itself: the strict cookie goes along, as it does not with a redirect."""
+    from starlette.responses import HTMLResponse
+
+    content = f'<meta http-equiv="refresh" content="0;url={html.escape(address)}">'
+    headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    return HTMLResponse(content, headers=headers)
 
 
 def _refusal(status: int, why: str) -> "Response":

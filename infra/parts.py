@@ -62,8 +62,8 @@ class Part:
 
     @property
     def restarts(self) -> Path:
-        """When it was started again after it died: a line each, ISO 8601; removed by `down`."""
-        return settings().state / "run" / f"{self.name}.restarts"
+        """How often it died and was started again since `up`, and when last; removed by `down`."""
+        return settings().state / "run" / f"{self.name}.restarts.json"
 
     @property
     def daemon(self) -> Daemon | None:
@@ -227,6 +227,8 @@ def state_folder() -> Path:
     """Return the state folder, made readable for its owner alone."""
     folder = settings().state
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (facts := folder.stat()).st_mode & 0o077 and facts.st_uid == os.getuid():
+        folder.chmod(0o700)  # another verb was first, and made it as the umask says
     return folder
 
 

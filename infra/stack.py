@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from filelock import FileLock, Timeout
 
 from infra import probes
+from infra.documents import read_json
 from infra.parts import KEPT, Part, StackError, environment, parts, ray_folder, state_folder
 from infra.processes import Daemon, listener, memory_of, recall, remember, start
 from infra.settings import settings
+from infra.storage import write_json
 
 PARTS: Final = ("prefect", "mlflow", "ray", "worker", "keeper")
 OWN_ADDRESS: Final = {
@@ -137,13 +139,17 @@ def revive() -> list[str]:
 
     While an `up` or `down` is at work it does nothing: they know better.
     """
+    if not any(_died(part) for part in parts() if part.name in KEPT):
+        return []
     try:
         with FileLock(state_folder() / "stack.lock", timeout=0):
             dead = [part for part in parts() if part.name in KEPT and _died(part)]
             for part in dead:
                 _start(part)
-                with part.restarts.open("a") as file:
-                    file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}\n")
+                now = datetime.now().astimezone().isoformat(timespec="seconds")
+                write_json(
+                    part.restarts, {"times": _restarts(part).get("times", 0) + 1, "last": now}
+                )
             return [part.name for part in dead]
     except Timeout:
         return []
@@ -154,12 +160,18 @@ def _died(part: Part) -> bool:
     return started is not None and not started.alive
 
 
-def _restarted(part: Part) -> str | None:
+def _restarts(part: Part) -> dict[str, Any]:
     try:
-        times = part.restarts.read_text().split()
-    except OSError:
+        found: dict[str, Any] = read_json(part.restarts)
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _restarted(part: Part) -> str | None:
+    if not (found := _restarts(part)):
         return None
-    return f"{len(times)} time{'s' * (len(times) > 1)}, last at {times[-1]}" if times else None
+    return f"{found['times']} time{'s' * (found['times'] > 1)}, last at {found['last']}"
 
 
 def logs(part: str, follow: bool = False) -> Iterator[str]:

@@ -87,6 +87,23 @@ def test_a_page_of_another_origin_is_refused_even_with_the_credential(
     assert ask(door, headers={**OURS, **header}).status_code == 403
 
 
+def test_a_link_on_another_page_is_followed_from_here_so_that_the_cookie_goes_along(
+    door: Guard,
+) -> None:
+    followed = {
+        "Sec-Fetch-Site": "cross-site",
+        "Sec-Fetch-Mode": "navigate",
+        "Sec-Fetch-Dest": "document",
+    }
+    shown = ask(door, '/runs/a"b?x=1&y=2', {**OURS, **followed})
+    assert f'url=http://{HOST}/runs/a%22b?x=1&amp;y=2"' in shown.text
+    assert "inside" not in shown.text
+    framed = {**followed, "Sec-Fetch-Dest": "iframe"}
+    sent = {**followed, "Origin": "http://evil.com"}
+    for headers in (framed, sent):
+        assert ask(door, headers={**OURS, **headers}).status_code == 403
+
+
 def test_its_own_page_is_let_in(door: Guard) -> None:
     own = {"Origin": f"http://{HOST}", "Sec-Fetch-Site": "same-origin"}
     assert ask(door, headers={**OURS, **own}).status_code == 200

@@ -78,9 +78,37 @@ def test_clients_are_told_everything_and_the_token_is_the_owner_s_alone(private_
     assert len(token.read_text()) == 64
     assert stack.environment() == told
     assert token.read_text() not in told.values()
+    credential = private_home / "stack_token"
+    assert stat.S_IMODE(credential.stat().st_mode) == 0o600
+    assert told["MLFLOW_TRACKING_PASSWORD"] == credential.read_text()
+    assert told["PREFECT_API_AUTH_STRING"] == f"atelier:{credential.read_text()}"
     assert told["RAY_AUTH_MODE"] == "token"
     assert told["PREFECT_API_URL"] == settings().prefect_url
     assert told["MLFLOW_TRACKING_URI"] == settings().mlflow_uri
+
+
+def test_a_state_folder_that_another_verb_made_is_closed_before_a_secret_lies_in_it(
+    private_home: Path,
+) -> None:
+    private_home.mkdir(mode=0o755)
+    stack.environment()
+    assert stat.S_IMODE(private_home.stat().st_mode) == 0o700
+
+
+def test_a_credential_that_others_may_read_is_not_used(private_home: Path) -> None:
+    stack.environment()
+    (private_home / "stack_token").chmod(0o644)
+    with pytest.raises(stack.StackError, match="may be read by others: chmod 600 it"):
+        stack.environment()
+
+
+def test_a_part_of_somebody_else_s_is_asked_with_the_environment_s_credential_alone(
+    private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATELIER_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    settings.cache_clear()
+    assert not {name for name in stack.environment() if "AUTH_STRING" in name or "PASSWORD" in name}
 
 
 @pytest.mark.parametrize("length", [10, 30, 90])
