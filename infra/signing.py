@@ -1,6 +1,7 @@
 """This installation's key, and whose signatures it takes: Ed25519 (RFC 8032) over the bytes of one index file."""
 
 import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -39,6 +40,10 @@ class Signing:
     def fingerprint(self) -> str:
         """Return this installation's fingerprint; its key is made on first use."""
         return fingerprint_of(self.sign(b""))
+
+    def secret(self, purpose: str) -> bytes:
+        """Return 32 bytes that whoever has this installation's key can compute, and nobody else; others a purpose."""
+        return hmac.digest(self._secret(), f"atelier {purpose}".encode(), "sha256")
 
     def verify(self, content: bytes, signature: bytes, what: str) -> str:
         """Return the signer's fingerprint; whether it is trusted is another question.

@@ -48,6 +48,8 @@ class ApiError(Exception):
             self.headers["retry-after"] = str(max(1, round(retry_after_s)))
         if not retry:
             self.headers["x-should-retry"] = "false"
+        if status == 401:
+            self.headers["www-authenticate"] = 'Bearer realm="atelier"'
 
     @property
     def body(self) -> dict[str, Any]:

@@ -1,57 +1,78 @@
-"""Pictures that are answered by url: kept by what they are, under ids that cannot be guessed, and only so many."""
+"""Pictures that are answered by url: kept by what they are, and opened by links that are signed for an hour.
+
+Every replica signs with the same secret, from the key in the folder `signing`, and finds every file in the folder
+`files`; on a cluster both are mounts of every node.
+"""
 
 import hashlib
 import hmac
+import os
 import re
-import secrets
+import time
 from pathlib import Path
 from typing import Final
 
+from infra.signing import Signing
 from infra.storage import atomic_write
+from services.errors import ApiError
 
-_ID: Final = re.compile(r"[0-9a-f]{64}")
+LINK_S: Final = 3600  # how long a link opens
+_NAME: Final = re.compile(r"[0-9a-f]{64}\.png")
+_EXPIRES: Final = re.compile(r"[1-9][0-9]{0,11}")
 
 
 class Files:
     """PNG files in one folder; the oldest go when there are too many of them or they grow too large."""
 
-    def __init__(self, folder: Path, *, max_files: int = 2000, max_bytes: int = 2**30) -> None:
+    def __init__(
+        self, folder: Path, signing: Signing, *, max_files: int = 2000, max_bytes: int = 2**30
+    ) -> None:
         self._folder = folder
+        self._signing = signing
         self._max_files = max_files
         self._max_bytes = max_bytes
-        self._secret: bytes | None = None
         self._kept: tuple[int, int] | None = None  # files and bytes, as last counted
 
     def put(self, png: bytes) -> str:
-        """Keep a file; returns its id, a keyed hash of its bytes: equal bytes have one id and nobody can compute it."""
-        identity = hmac.new(self._key(), png, hashlib.sha256).hexdigest()
-        path = self._folder / f"{identity}.png"
-        if not path.exists():
+        """Keep a file; returns its name, a keyed hash of its bytes: equal bytes have one and nobody can compute it."""
+        name = f"{hmac.new(self._signing.secret('files'), png, hashlib.sha256).hexdigest()}.png"
+        path = self._folder / name
+        try:
+            os.utime(path)  # the newest again
+        except FileNotFoundError:
             self._make_room(len(png))
             with atomic_write(path) as file:
                 file.write(png)
-        return identity
+        return name
 
-    def get(self, identity: str) -> bytes | None:
-        """Return a file's bytes, or None where there is none (any more)."""
-        if not _ID.fullmatch(identity):
-            return None
+    def link(self, name: str) -> str:
+        """Return the path and query that open a file from now on for an hour."""
+        expires = str(int(time.time()) + LINK_S)
+        return f"/v1/files/{name}?expires={expires}&signature={self._signature(name, expires)}"
+
+    def open(self, name: str, expires: str, signature: str) -> tuple[bytes, int]:
+        """Return a file's bytes and for how many seconds its link still opens.
+
+        Raises:
+            ApiError: 404, no such link or the file is gone; 403, the link's time is over.
+        """
+        gone = ApiError(404, "there is no such file, or not any more", code="file_not_found")
+        if not _NAME.fullmatch(name) or not _EXPIRES.fullmatch(expires):
+            raise gone
+        if not hmac.compare_digest(self._signature(name, expires).encode(), signature.encode()):
+            raise gone
+        left_s = int(expires) - int(time.time())
+        if left_s <= 0:
+            message = f"the link has expired: links open for {LINK_S // 60} minutes; ask again"
+            raise ApiError(403, message, code="link_expired")
         try:
-            return (self._folder / f"{identity}.png").read_bytes()
+            return (self._folder / name).read_bytes(), left_s
         except FileNotFoundError:
-            return None
+            raise gone from None
 
-    def _key(self) -> bytes:
-        if self._secret is None:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path = self._folder / "secret"
-            if not path.exists():
-                with atomic_write(path) as file:
-                    path_of_temporary = Path(file.name)
-                    path_of_temporary.chmod(0o600)
-                    file.write(secrets.token_bytes(32))
-            self._secret = path.read_bytes()
-        return self._secret
+    def _signature(self, name: str, expires: str) -> str:
+        content = f"{name}\n{expires}".encode()
+        return hmac.new(self._signing.secret("links"), content, hashlib.sha256).hexdigest()
 
     def _make_room(self, coming: int) -> None:
         """Count this file in; where there are too many, remove the oldest tenth and what is too large beyond it."""

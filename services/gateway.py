@@ -184,18 +184,13 @@ def _image_routes(app: Api, parts: Parts) -> None:
         "/v1/files/{name}",
         response_class=Response,
         response_model=None,
-        responses=answers(None, [*ANYWHERE, 404], {"image/png": {}}),
+        responses=answers(None, [*ANYWHERE, 403, 404], {"image/png": {}}),
     )
-    async def file(name: str) -> Response:
-        """Return a picture that was answered by url."""
-        identity, dot, kind = name.partition(".")
-        found = None
-        if dot and kind == "png":
-            found = await asyncio.to_thread(parts.files.get, identity)
-        if found is None:
-            raise ApiError(404, "there is no such file, or not any more", code="file_not_found")
-        headers = {"cache-control": "private, max-age=3600, immutable"}
-        return Response(found, media_type="image/png", headers=headers)
+    async def file(name: str, expires: str = "", signature: str = "") -> Response:
+        """Return a picture that was answered by url: the link opens for an hour, without a key."""
+        content, left_s = await asyncio.to_thread(parts.files.open, name, expires, signature)
+        headers = {"cache-control": f"private, max-age={left_s}, immutable"}
+        return Response(content, media_type="image/png", headers=headers)
 
 
 def _sample_routes(app: Api, parts: Parts) -> None:
@@ -320,6 +315,7 @@ class Gateway:
         given = Arguments.model_validate(arguments)
         keys, ledger = Keys(given.database), Ledger(given.database)
         require_key_off_loopback(given.host, keys)
+        signing = Signing(given.signing)
         endpoints = Endpoints(ledger, Registry(given.tracking_uri, given.cache))
         stages = {"generate": Remote(generate), "upscale": Remote(upscale)}
         pipelines = Pipelines(stages["generate"], stages["upscale"])
@@ -328,9 +324,9 @@ class Gateway:
             endpoints=endpoints,
             arms=Arms(pipelines, observer, given.timeout_s),
             generate=stages["generate"],
-            files=Files(given.files),
+            files=Files(given.files, signing),
             samples=Samples(given.samples),
-            signing=Signing(given.signing),
+            signing=signing,
             keys=keys,
             readiness=Readiness(stages, endpoints),
             arguments=given,

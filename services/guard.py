@@ -1,8 +1,8 @@
 """The door: what every request passes before a route sees it.
 
 A request id, headers that may not come in, the key, the body, the number of requests under way. Closed unless opened:
-only the two health routes answer without a key once there is one. The platform itself, which tries a version before it
-is promoted, is let in however many requests are under way.
+only the two health routes answer without a key once there is one, and links that are signed. The platform itself, which
+tries a version before it is promoted, is let in however many requests are under way.
 """
 
 import asyncio
@@ -22,14 +22,15 @@ from services.errors import ApiError
 from services.headers import REQUEST_ID, refusal_of
 
 OPEN: Final = frozenset({"/healthz", "/readyz"})
+LINKED: Final = "/v1/files/"  # whose route checks a link's signature (services.files)
 LARGEST_UPLOADS: Final = {"/v1/content_provenance_checks": 8 * 2**20}
 """Bytes of the bodies that may be larger than others: files as we answer them, a minute of sound at 48 kHz."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
 
 
-Admission: TypeAlias = Literal["house", "key", "open", "no"]
-"""By a key of the platform's own, by a person's, since nobody made one, or not at all."""
+Admission: TypeAlias = Literal["house", "key", "open", "link", "no"]
+"""By a key of the platform's own, by a person's, since nobody made one, by a signed link, or not at all."""
 
 
 class KeyStore(Protocol):
@@ -113,13 +114,15 @@ class Guard:
         if scope["path"] in OPEN:
             return b""
         key = _key(headers)
-        admitted = await self._authorize(key, headers)
+        linked = scope["path"].startswith(LINKED) and b"signature=" in scope["query_string"]
+        admitted = "link" if linked else await self._authorize(key, headers)
         scope["house"] = admitted == "house"
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
             raise too_large(most)
         address, _ = scope.get("client") or ("", 0)
-        body = await self._bodies.read(address if admitted == "open" else _hash(key), receive, most)
+        client = address if admitted in {"open", "link"} else _hash(key)
+        body = await self._bodies.read(client, receive, most)
         if self._under_way >= self._max_under_way and admitted != "house":
             raise ApiError(
                 429,

@@ -20,6 +20,7 @@ SCHEMA: Final = "#/components/schemas/{model}"
 REASONS: Final[Mapping[int, str]] = {
     400: "The request is not as its schema says, or its model cannot do it; `param` says what.",
     401: "There is no API key, or none that is good.",
+    403: "The link has expired.",
     404: "There is no such model, file or url.",
     408: "The request did not arrive in time.",
     413: "The body is too large.",

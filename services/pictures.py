@@ -127,8 +127,7 @@ class PictureAnswer:
     def _deliver(self, file: bytes) -> dict[str, str]:
         if self._order.response_format != "url":
             return {"b64_json": base64.b64encode(file).decode()}
-        identity = self._files.put(file)
-        return {"url": f"{self._exchange.address}/v1/files/{identity}.png"}
+        return {"url": f"{self._exchange.address}{self._files.link(self._files.put(file))}"}
 
     def _common(self, when: str, step: Step) -> dict[str, Any]:
         return {

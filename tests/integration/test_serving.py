@@ -113,9 +113,10 @@ def test_the_client_lists_models_and_fetches_a_url(house: House) -> None:
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(f"{NAME}:1").id == f"{NAME}:1"
     [entry] = house.draw(response_format="url").data
-    good = {"authorization": f"Bearer {house.key}"}
-    assert httpx.get(entry.url, headers=good).content.startswith(b"\x89PNG")
-    assert httpx.get(entry.url).status_code == 401
+    assert httpx.get(entry.url).content.startswith(b"\x89PNG")
+    unsigned = httpx.get(entry.url.partition("?")[0])
+    assert unsigned.status_code == 401
+    assert unsigned.headers["www-authenticate"] == 'Bearer realm="atelier"'
 
 
 @pytest.mark.parametrize(

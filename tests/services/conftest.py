@@ -178,7 +178,7 @@ class Workshop:
             endpoints=endpoints,
             arms=self.arms,
             generate=generate,
-            files=Files(given.files),
+            files=Files(given.files, Signing(given.signing)),
             samples=Samples(given.samples),
             signing=Signing(given.signing),
             keys=keys or self.keys,

@@ -2,6 +2,8 @@ import asyncio
 import base64
 import io
 import json
+import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infra import receipts
+from infra.signing import Signing
 from models.family import Family
+from services.files import Files
 from services.guard import require_key_off_loopback
 
 IMAGES = "/v1/images/generations"
@@ -86,6 +90,62 @@ def test_a_picture_by_url_can_be_fetched(app: Any, ask: Ask) -> None:
     assert receipts.read(picture.content).seed == 7
     for path in ("/v1/files/../secret", "/v1/files/secret.png", f"/v1/files/{'0' * 64}.png"):
         assert ask(app, "GET", path).status_code == 404
+
+
+def test_a_link_opens_by_itself_at_every_replica_where_keys_are_needed(
+    workshop: Any, app: Any, ask: Ask, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infra.keys import Keys
+
+    keys = Keys(f"sqlite:///{tmp_path / 'keys.db'}")
+    good = {"authorization": f"Bearer {keys.create('mine')}"}
+    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    replicas = [workshop.gateway(generate, upscale, host="0.0.0.0") for _ in range(2)]
+    for replica in replicas:
+        monkeypatch.setattr(replica, "_keys", keys)
+    asked = body(response_format="url", seed=70)
+    [entry] = ask(replicas[0], "POST", IMAGES, json=asked, headers=good).json()["data"]
+    elsewhere = {"host": "models.example.org"}
+    picture = ask(replicas[1], "GET", entry["url"], headers=elsewhere)
+    assert receipts.read(picture.content).seed == 70
+    assert 3500 < int(re.findall(r"max-age=(\d+)", picture.headers["cache-control"])[0]) <= 3600
+
+    plain, _, query = entry["url"].partition("?")
+    expires = int(re.findall(r"expires=(\d+)", query)[0])
+    assert error(ask(replicas[1], "GET", plain)) == (401, "invalid_api_key", None)
+    for altered in (
+        query.replace(str(expires), str(expires + 1)),
+        query.replace(f"expires={expires}&", ""),
+        query[:-1] + ("0" if query[-1] != "0" else "1"),
+        query.replace("signature=", "signature=%C3%A9"),
+        "signature=",
+    ):
+        told = ask(replicas[1], "GET", f"{plain}?{altered}")
+        assert error(told) == (404, "file_not_found", None), altered
+    other = f"/v1/files/{'0' * 64}.png?{query}"
+    assert error(ask(replicas[1], "GET", other)) == (404, "file_not_found", None)
+    for route in ("/v1/models", "/v1/filesystem"):
+        assert ask(replicas[1], "GET", f"{route}?{query}").status_code == 401
+    generate.close()
+    upscale.close()
+
+
+def test_a_link_s_time_ends_and_a_file_that_is_asked_for_again_is_the_newest(
+    app: Any, ask: Ask, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.files.LINK_S", 0)
+    [entry] = ask(app, "POST", IMAGES, json=body(response_format="url")).json()["data"]
+    assert error(ask(app, "GET", entry["url"])) == (403, "link_expired", None)
+    monkeypatch.undo()
+    files = Files(tmp_path / "files", Signing(tmp_path / "key"), max_files=10)
+    names = [files.put(bytes([number])) for number in range(10)]
+    for age, name in enumerate(reversed(names)):
+        os.utime(tmp_path / "files" / name, (1e9 - age, 1e9 - age))
+    assert files.put(b"\x00") == names[0]
+    files.put(b"more")
+    left = {path.name for path in (tmp_path / "files").glob("*.png")}
+    assert names[0] in left
+    assert names[1] not in left
 
 
 def test_a_link_leads_to_the_public_address(workshop: Any, ask: Ask) -> None:
@@ -347,6 +407,7 @@ def test_with_a_key_every_route_but_health_asks_for_it(
                 assert error(told) == (401, "invalid_api_key", None) if method != "HEAD" else True
                 assert told.status_code == 401
                 assert told.headers["x-should-retry"] == "false"
+                assert told.headers["www-authenticate"] == 'Bearer realm="atelier"'
     good = {"authorization": f"Bearer {key}", "host": "atelier.example"}
     assert ask(app, "GET", "/v1/models", headers=good).status_code == 200
     assert ask(app, "GET", "/healthz").status_code == 200
