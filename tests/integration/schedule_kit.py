@@ -69,8 +69,9 @@ class ScheduledHouse:
 
         ours = {
             settings.PREFECT_API_URL: self.api,
-            settings.PREFECT_API_AUTH_STRING: self.environment["PREFECT_API_AUTH_STRING"],
-            settings.PREFECT_CLIENT_CUSTOM_HEADERS: {},
+            settings.PREFECT_CLIENT_CUSTOM_HEADERS: json.loads(
+                self.environment["PREFECT_CLIENT_CUSTOM_HEADERS"]
+            ),
         }
         with settings.temporary_settings(ours), get_client(sync_client=True) as one:
             yield one
