@@ -5,14 +5,16 @@ A dataset's identity is the DVC hash of its prepared folder, so equal bytes have
 
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.makers import MAKERS, MakerError, maker
-from data.params import CatalogError, add, checked, entries, entry
-from data.repro import PrepareError, locked, repair_locks, reproduce
+from data.params import CatalogError, add, checked, entries, entry, remove, written
+from data.repro import PrepareError, locked, repair_locks, reproduce, unlock
 from data.stages import report_path
 from infra.documents import parse_json, read_json
 
@@ -24,6 +26,8 @@ __all__ = [
     "Prepared",
     "add_own",
     "datasets",
+    "entered",
+    "forget",
     "identity",
     "known",
     "point",
@@ -182,6 +186,32 @@ def add_own(
     except MakerError as error:
         raise CatalogError(str(error)) from None
     add(name, values, project)
+
+
+@contextmanager
+def entered(name: str, project: Path) -> Iterator[None]:
+    """Leave params.yaml as it was before the block where the block refuses the dataset."""
+    before = written(name, project)
+    try:
+        yield
+    except CatalogError:
+        if before is not None:
+            add(name, before, project)
+        elif written(name, project) is not None:
+            forget(name, project)
+        raise
+
+
+def forget(name: str, project: Path) -> None:
+    """Remove a dataset: its entry, its stages in dvc.lock, and what was made of it; never the files it was made from.
+
+    Raises:
+        CatalogError: unknown dataset.
+    """
+    remove(name, project)
+    unlock(name, project)
+    for part in ("made", "prepared"):
+        shutil.rmtree(project / "data" / part / name, ignore_errors=True)
 
 
 def point(name: str, path: Path, project: Path) -> None:

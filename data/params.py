@@ -27,6 +27,25 @@ def entries(project: Path) -> dict[str, Entry]:
     return {name: checked(name, value) for name, value in _document(project)["datasets"].items()}
 
 
+def names(project: Path) -> list[str]:
+    """Return the names of params.yaml's datasets.
+
+    Raises:
+        CatalogError: no such file, or bad YAML.
+    """
+    return list(_document(project)["datasets"])
+
+
+def written(name: str, project: Path) -> dict[str, Any] | None:
+    """Return a dataset's entry as it stands in params.yaml, unchecked; None where there is none.
+
+    Raises:
+        CatalogError: no such file, or bad YAML.
+    """
+    found: dict[str, Any] | None = _document(project)["datasets"].get(name)
+    return found
+
+
 def entry(name: str, project: Path) -> Entry:
     """Return one dataset's entry.
 
@@ -37,6 +56,27 @@ def entry(name: str, project: Path) -> Entry:
     if name not in found:
         raise CatalogError(f"unknown dataset {name!r}; choose one of {', '.join(found)}")
     return checked(name, found[name])
+
+
+def remove(name: str, project: Path) -> None:
+    """Take an entry out of params.yaml, keeping its other lines.
+
+    Raises:
+        CatalogError: the name is unknown; the message lists the known ones.
+    """
+    entry(name, project)
+    document = _document(project)
+    del document["datasets"][name]
+    path = project / "params.yaml"
+    text = "".join(_without_line(path.read_text(), name))
+    if parse_yaml(text, str(path)) != document:  # not laid out as we write it
+        text = yaml.safe_dump(document, sort_keys=False)
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _without_line(text: str, name: str) -> list[str]:
+    return [kept for kept in text.splitlines(keepends=True) if not kept.startswith(f"  {name}:")]
 
 
 def add(name: str, values: dict[str, Any], project: Path) -> None:
@@ -72,7 +112,7 @@ def add(name: str, values: dict[str, Any], project: Path) -> None:
 
 def _with_line(text: str, name: str, line: str) -> str:
     """Return params.yaml's text with the dataset's line replaced, or put last under `datasets:`."""
-    lines = [kept for kept in text.splitlines(keepends=True) if not kept.startswith(f"  {name}:")]
+    lines = _without_line(text, name)
     start = next((i for i, kept in enumerate(lines) if kept.startswith("datasets:")), len(lines))
     end = start + 1
     while end < len(lines) and lines[end].startswith("  "):

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from data.params import CatalogError
 from infra.documents import DocumentError, read_json, read_yaml
+from infra.storage import atomic_write
 
 FAILED: Final = re.compile(r"failed to reproduce '(\w[\w-]*)@([\w-]+)'")
 
@@ -107,6 +108,23 @@ def repair_locks(project: Path) -> bool:
             path.unlink()
             return True
     return False
+
+
+def unlock(name: str, project: Path) -> None:
+    """Take a dataset's stages out of dvc.lock, keeping its other lines."""
+    path = project / "dvc.lock"
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    kept, ours = [], False
+    for line in lines:
+        if re.match(r"( {2})?[\w@-]", line):  # a stage, or a section
+            ours = bool(re.match(rf"  \w+@{re.escape(name)}:", line))
+        if not ours:
+            kept.append(line)
+    with atomic_write(path) as file:
+        file.write("".join(kept).encode())
 
 
 def locked(name: str, project: Path) -> str | None:

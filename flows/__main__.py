@@ -20,14 +20,12 @@ from flows.command_line import (
     tune_verbs,
     version_verbs,
 )
-from flows.command_line.terminal import aside
-from infra.settings import settings
+from flows.command_line.terminal import aside, show_json
+from infra.settings import NoProjectError, require_project, settings
 
 app = typer.Typer(
-    help="Train, judge, promote and serve generative models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 for verbs in (
     training_verbs,
@@ -46,17 +44,34 @@ for verbs in (
     verbs.register(app)
 
 
+@app.callback()
+def _begin(context: typer.Context) -> None:
+    """Train, judge, promote and serve generative models."""
+    if not set(context.help_option_names) & set(sys.argv):  # help is given anywhere
+        require_project()
+        settings()
+
+
 def main() -> None:
     """Run the command line; what a user can cause ends in one line, not a traceback."""
+    as_json = "--json" in sys.argv
     try:
-        settings()
-        app()
+        sys.exit(app(standalone_mode=False) if as_json else app())
     except KeyboardInterrupt:
-        aside.print("stopped; the same command goes on from the last checkpoint")
+        aside.print("stopped")
         sys.exit(130)
+    except typer.Abort:
+        sys.exit(1)
+    except typer.TyperException as error:  # wrong usage, which is JSON like any other answer
+        show_json({"error": {"message": str(error), "type": "UsageError"}})
+        sys.exit(2)
     except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:
-        _keep_traceback()
-        aside.print(f"error: {told(error)}", style="red", markup=False, soft_wrap=True)
+        if not isinstance(error, NoProjectError):
+            _keep_traceback()
+        if as_json:
+            show_json({"error": {"message": told(error), "type": type(error).__name__}})
+        else:
+            aside.print(f"error: {told(error)}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
 
 

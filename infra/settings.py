@@ -11,6 +11,32 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 """Hosts that are listened on and never dialled."""
+MARKS: Final = ("dvc.yaml", "params.yaml", "flows/recipes")
+"""What the folder of a project holds."""
+
+
+class NoProjectError(ValueError):
+    """A command outside of every project: it must write nothing."""
+
+
+def project_above(folder: Path) -> Path | None:
+    """Return the project that a folder is in, as git finds a repository; None outside of every one."""
+    around = (folder, *folder.parents)
+    return next((one for one in around if all((one / mark).exists() for mark in MARKS)), None)
+
+
+def require_project() -> None:
+    """Refuse to work where no project is and no variable names one.
+
+    Raises:
+        NoProjectError: says where it looked, and what to do.
+    """
+    here = Path.cwd()
+    if "ATELIER_PROJECT" not in os.environ and project_above(here) is None:
+        raise NoProjectError(
+            f"no Atelier project in {here} or above it (a folder with {', '.join(MARKS)}):"
+            " go into one, or name it with ATELIER_PROJECT"
+        )
 
 
 class Settings(BaseSettings):
@@ -24,7 +50,9 @@ class Settings(BaseSettings):
     database_url: str | None = None  # ledger; None: SQLite in home
     storage_uri: str | None = None  # runs and checkpoints; None: home / "runs"
 
-    project: Path = Field(default_factory=Path.cwd)  # the folder with dvc.yaml
+    project: Path = Field(  # the folder with dvc.yaml: the one that the current folder is in
+        default_factory=lambda: project_above(Path.cwd()) or Path.cwd()
+    )
     home: Path = Path(".atelier")  # state of this installation, relative to project
 
     host: str = "127.0.0.1"  # where the gateway listens

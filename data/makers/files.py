@@ -1,9 +1,11 @@
 """Reading a source's files: unpacked within bounds, inside their folder, by name."""
 
 import gzip
+import os
+import re
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -67,6 +69,27 @@ def check_name(path: Path, number: int, file: str) -> None:
     name = PurePosixPath(file)
     if not file or "\0" in file or "\\" in file or name.is_absolute() or ".." in name.parts:
         raise MakerError(f"{path}:{number}: {file!r} does not stay inside the folder")
+
+
+def check_there(root: Path, files: Iterable[str]) -> None:
+    """Refuse a list with files that are not there, before any is read.
+
+    Raises:
+        MakerError: names the first of them, and where below the folder a file of its name lies.
+    """
+    missing = [file for file in files if not os.path.lexists(_spelled(root, file))]
+    if not missing:
+        return
+    name = PurePosixPath(missing[0]).name
+    elsewhere = sorted(path.relative_to(root).as_posix() for path in root.rglob(_literal(name)))
+    hint = f"; did you mean {elsewhere[0]!r}?" if elsewhere else ""
+    more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+    raise MakerError(f"no such file {missing[0]!r} in {root}{hint}{more}")
+
+
+def _literal(name: str) -> str:
+    """Return the pattern that matches a name alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def read_file(root: Path, file: str) -> tuple[bytes, str]:

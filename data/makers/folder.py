@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from data.makers import Entry, Made, MakerError, Sample
-from data.makers.files import check_name, read_file
+from data.makers.files import check_name, check_there, read_file
 from data.makers.words import normal
 from infra.documents import DocumentError, parse_json
 
@@ -38,10 +38,11 @@ def made(config: Config, project: Path) -> Made:
     """Return the pictures that the folder's list names.
 
     Raises:
-        MakerError: no folder, no list, or a line of the list that cannot be used (file and line are named).
+        MakerError: no folder, no list, a line of it that cannot be used, or a file that is not there (named).
     """
     folder = project / config.path
     captions = read_captions(folder)
+    check_there(folder, (file for file, _ in captions))
     counts = Counter(normal(caption) for _, caption in captions)
     counts.pop("", None)
     classes = sorted(counts)

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Final, Literal
 
 from data.makers import DIGITS, AudioEntry, Made, MakerError, Sample, Split
-from data.makers.files import check_name, read_file
+from data.makers.files import check_name, check_there, read_file
 from data.makers.folder import MAX_CLASSES, PICTURES_PER_CLASS
 from data.makers.words import normal
 
@@ -77,6 +77,7 @@ def made(config: Config, project: Path) -> Made:
         raise MakerError(f"no folder {folder}: give the folder of your sounds with --path")
     if config.pattern is None:
         labelled = list(_listed(folder / LIST))
+        check_there(folder, (one.file for one in labelled))
     else:
         labelled = list(_named(folder, config.pattern, config.test))
     tested = any(one.split == "test" for one in labelled)

@@ -1,4 +1,4 @@
-"""`data list|prepare|validate`: the verbs about datasets."""
+"""`data list|prepare|validate|rm`: the verbs about datasets."""
 
 import dataclasses
 import re
@@ -7,15 +7,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from flows.command_line import completing
 from flows.command_line.terminal import AsJson, console, show_json, show_table
 from infra.settings import settings
 
-data_app = typer.Typer(help="Datasets: list, prepare, validate.", no_args_is_help=True)
+data_app = typer.Typer(help="Datasets: list, prepare, validate, remove.", no_args_is_help=True)
 NAME_HELP: Final = (
     "One of `atelier data list`, or with --path what your own files are: folder (of pictures), text,"
     " pairs, dialogues, labelled-audio."
 )
-Name = Annotated[str, typer.Argument(help=NAME_HELP)]
+Name = Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=completing.datasets)]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     data_app.command("list")(list_datasets)
     data_app.command("prepare")(prepare)
     data_app.command("validate")(validate)
+    data_app.command("rm")(remove)
     app.add_typer(data_app, name="data")
 
 
@@ -83,7 +85,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Make, check and shard a dataset; repeats only what changed."""
-    from data.catalog import add_own, point
+    from data.catalog import add_own, entered, point
     from data.catalog import prepare as repeat_stages
     from data.makers import OWN, maker
 
@@ -103,14 +105,17 @@ def prepare(
     if foreign := sorted(set(chosen) - known):
         option = foreign[0].replace("_", "-")
         raise ValueError(f"`atelier data prepare {name}` takes no --{option}")
-    if name in OWN:
+    own = name if name in OWN else ""
+    if own:
         if path is None:
             raise ValueError(f"which files? `atelier data prepare {name} --path PATH`")
-        own, name = name, as_name or _called(path)
-        add_own(own, name, path, chosen, project)
-    elif path is not None:
-        point(name, path, project)
-    ready = repeat_stages(name, project)
+        name = as_name or _called(path)
+    with entered(name, project):
+        if own and path is not None:
+            add_own(own, name, path, chosen, project)
+        elif path is not None:
+            point(name, path, project)
+        ready = repeat_stages(name, project)
     splits = ", ".join(f"{split} {s['rows']}" for split, s in ready.header["splits"].items())
     did = f"ran {', '.join(ready.ran)}" if ready.ran else "nothing changed"
     console.print(f"[bold]{name}[/]: {splits} ({did})")
@@ -139,6 +144,19 @@ def _tested(given: str | None) -> dict[str, list[str]] | str | None:
         return given
     field, _, values = given.partition("=")
     return {field: values.split(",")}
+
+
+def remove(name: Name) -> None:
+    """Remove a dataset of your own: its entry and what was made of it; your files stay."""
+    from data.catalog import forget
+    from data.makers import OWN
+    from data.params import entry
+
+    project = settings().project
+    if (maker := entry(name, project).maker) not in OWN:
+        raise ValueError(f"{name} is made by {maker!r}, not of your own files: it stays")
+    forget(name, project)
+    console.print(f"{name} is removed; your files are where they were")
 
 
 def validate(name: Name) -> None:

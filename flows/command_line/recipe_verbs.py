@@ -1,9 +1,11 @@
 """`recipe new`: a first recipe for data at hand."""
 
+import os
 from typing import Annotated
 
 import typer
 
+from flows.command_line import completing
 from flows.command_line.terminal import console
 from infra.settings import settings
 
@@ -24,7 +26,13 @@ def _recipes() -> None:
 def new(
     name: Annotated[str, typer.Argument(help="The recipe's name, and the model's: flowers.")],
     data: Annotated[
-        str, typer.Option("--data", metavar="DATASET", help="A prepared dataset to learn.")
+        str,
+        typer.Option(
+            "--data",
+            metavar="DATASET",
+            help="A prepared dataset to learn.",
+            autocompletion=completing.datasets,
+        ),
     ],
     family: Annotated[
         str, typer.Option(help="What is to learn it; what suits the data if not given.")
@@ -54,5 +62,5 @@ def new(
     except ValueError:
         path.unlink()
         raise
-    shown = path.relative_to(project)
+    shown = os.path.relpath(path)
     console.print(f"[bold]{shown}[/] is written; next: atelier run {shown}", soft_wrap=True)

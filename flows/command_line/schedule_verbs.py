@@ -1,7 +1,6 @@
 """`schedule add|list|pause|resume|rm|runs`: the verbs about training again by itself."""
 
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from flows.command_line.terminal import (
     tell_of_no_worker,
     use_stack,
 )
+from flows.command_line.training_verbs import RecipeFile
 
 schedule = typer.Typer(
     help="Train recipes again: by the clock, on new data, on drift.", no_args_is_help=True
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def add(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE")],
+    recipe: RecipeFile,
     overrides: Overrides = None,
     cron: Annotated[str, typer.Option(help='Minute hour day month weekday: "0 3 * * *".')] = "",
     timezone: Annotated[str, typer.Option(help="Of --cron, e.g. Europe/Berlin; UTC else.")] = "",

@@ -67,7 +67,12 @@ def worker() -> None:
     main()
 
 
-def status(as_json: AsJson = False) -> None:
+def status(
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 where a part is not healthy.")
+    ] = False,
+) -> None:
     """Show each part of the stack: address, health, memory."""
     from infra.stack import status as look
 
@@ -76,6 +81,8 @@ def status(as_json: AsJson = False) -> None:
         show_json(parts)
     elif parts:
         show_table("stack", list(parts[0]), [list(part.values()) for part in parts])
+    if check and any(part["health"] != "healthy" for part in parts):
+        raise typer.Exit(1)
 
 
 def open_page(

@@ -2,30 +2,35 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.command_line import completing
 from infra.settings import settings
 
 if TYPE_CHECKING:
     from flows.training.journal import Progress
 
-console = Console(highlight=False)  # what was asked for
-aside = Console(highlight=False, stderr=True)  # how it goes: never mixed into --json
+ENDLESS: Final = 100_000  # columns: what goes to a file or a program is not wrapped
+console = Console(highlight=False, width=None if sys.stdout.isatty() else ENDLESS)  # what was asked
+aside = Console(  # how it goes: never mixed into --json
+    highlight=False, stderr=True, width=None if sys.stderr.isatty() else ENDLESS
+)
 CONTROLS = {  # but tabs and line ends
     code: 0x2400 + code if code < 0x20 else 0xFFFD
     for code in (*range(0x20), *range(0x7F, 0xA0))
     if chr(code) not in "\t\n"
 }
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Ref = Annotated[str, typer.Argument(metavar="NAME[:v|@alias]")]
+Ref = Annotated[str, typer.Argument(metavar="NAME[:v|@alias]", autocompletion=completing.models)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=c", help="Override a recipe field (YAML value)."),
@@ -91,6 +96,16 @@ def training_progress() -> Iterator[None]:
     """Show every training of the block: one bar each on a terminal, a line every ten seconds elsewhere."""
     from flows import progress
 
+    try:
+        with _shown(progress):
+            yield
+    except KeyboardInterrupt:
+        aside.print("finished steps are kept: the same command goes on from there")
+        raise
+
+
+@contextmanager
+def _shown(progress: Any) -> Iterator[None]:
     if not aside.is_terminal:
         with progress.shown_by(_Lines().show):
             yield
@@ -113,6 +128,7 @@ def training_progress() -> Iterator[None]:
                 tasks[name] = bars.add_task(name, total=now.steps, loss=0.0, speed=0.0)
             if now.note:
                 aside.print(f"  {name}: {now.note}", markup=False)
+                bars.update(tasks[name], completed=now.step)
                 return
             bars.update(tasks[name], completed=now.step, loss=now.loss, speed=now.samples_per_s)
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.command_line import completing
 from flows.command_line.promotion_verbs import waiting
 from flows.command_line.terminal import (
     AsJson,
     Overrides,
+    Ref,
     console,
     ready,
     show_json,
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
     from flows.recipe import Recipe
 
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. flows/recipes/shapes.yaml")
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe, e.g. flows/recipes/shapes.yaml",
+        autocompletion=completing.recipes,
+    ),
 ]
 
 
@@ -124,9 +131,7 @@ def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False
     )
 
 
-def evaluate(
-    ref: Annotated[str, typer.Argument(metavar="NAME[:v|@alias]")], as_json: AsJson = False
-) -> None:
+def evaluate(ref: Ref, as_json: AsJson = False) -> None:
     """Judge a pipeline version anew on today's data."""
     ready()
     from flows.evaluation import evaluate as evaluate_flow

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.command_line import completing
 from flows.command_line.terminal import (
     AsJson,
     Overrides,
@@ -24,7 +25,12 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A recipe with a `search:` section.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe with a `search:` section.",
+            autocompletion=completing.recipes,
+        ),
     ],
     trials: Annotated[
         int | None,

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,11 @@ class Reader:
     folder: Path
     _offsets: dict[Path, int] = field(default_factory=dict)
 
+    @classmethod
+    def from_now(cls, folder: Path) -> "Reader":
+        """Return a reader of what is written from now on."""
+        return cls(folder, {path: path.stat().st_size for path in folder.glob("*.jsonl")})
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the new lines in the order of attempts."""
         for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: int(path.stem)):
@@ -117,6 +122,11 @@ class Reporter:
         left = (self.steps - line["step"]) * self.batch_size / max(rate, 1e-9)
         self.last = Progress(line["step"], self.steps, line["metrics"]["loss"], rate, left)
         self.on_progress(self.last)
+
+    def resumed(self, step: int) -> None:
+        """Begin at a step that an earlier call came to."""
+        self.last = replace(self.last, step=step)
+        self.note(f"resumed at step {step} of {self.steps}")
 
     def note(self, text: str) -> None:
         """Say why training does not move."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flows.recipe import TrainingSpec
+from flows.training import halting
 from flows.training.journal import Progress, Reader, Reporter
 from flows.training.run_folder import RunFolder, locked
 from infra.storage import IntegrityError, atomic_write, verify
@@ -68,19 +69,36 @@ def fit(
     busy = "the same training runs in another process; waiting for it"
     with locked(folder.path / "fit.lock", lambda: reporter.note(busy)):
         _drop_damaged(folder)
+        if (step := folder.step()) and not folder.final.is_dir():
+            reporter.resumed(step)
         with _following(folder, reporter, run_id, tracking_uri, runs):
             seconds: dict[str, float] = {}
             if not folder.final.is_dir():
                 with atomic_write(folder.path / "spec.json") as file:
                     file.write(spec.model_dump_json(indent=1).encode())
-                if spec.resources.num_workers == 0:
-                    _here(spec, folder, on_validation)
-                else:
-                    from flows.training.supervisor import train_on_ray
-
-                    seconds = train_on_ray(spec, folder, ray_url, reporter)
+                try:
+                    seconds = _to_the_end(spec, folder, ray_url, reporter, on_validation)
+                except halting.Halted:
+                    reporter.note(f"the same command goes on from step {folder.step()}")
+                    raise
                 seconds["end"] = time.time() - verify(folder.final)["ended"]
         return _trained(folder, {**seconds, "fit": time.monotonic() - began})
+
+
+def _to_the_end(
+    spec: TrainingSpec,
+    folder: RunFolder,
+    ray_url: str | None,
+    reporter: Reporter,
+    on_validation: Callable[[int, float], None] | None,
+) -> dict[str, float]:
+    """Train here or on Ray; returns the seconds of joining the cluster."""
+    if spec.resources.num_workers == 0:
+        _here(spec, folder, on_validation)
+        return {}
+    from flows.training.supervisor import train_on_ray
+
+    return train_on_ray(spec, folder, ray_url, reporter)
 
 
 def _here(
@@ -136,22 +154,22 @@ def _following(
     folder: RunFolder, reporter: Reporter, run_id: str | None, tracking_uri: str | None, runs: Path
 ) -> Iterator[None]:
     """Pass the journal's lines on inside the block: to `on_progress` and to MLflow."""
-    sinks: list[Any] = [reporter]
+    told: list[tuple[Reader, Any]] = [(Reader.from_now(folder.journal), reporter)]
     shipper = None
     if run_id is not None and tracking_uri is not None:
         from flows.training.shipping import Shipper
 
         folder.journal.mkdir(parents=True, exist_ok=True)
         shipper = Shipper(tracking_uri, run_id, folder.journal, runs / "cache")
-        sinks.append(shipper)
-    reader, stop = Reader(folder.journal), threading.Event()
+        told.append((Reader(folder.journal), shipper))  # it sends what was never sent
+    stop = threading.Event()
 
     def follow() -> None:
         last = False
         while not last:
             last = stop.wait(FOLLOW_S)
-            for line in reader.lines():
-                for sink in sinks:
+            for reader, sink in told:
+                for line in reader.lines():
                     sink.line(line)
 
     thread = threading.Thread(target=follow, name="journal", daemon=True)

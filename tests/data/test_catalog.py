@@ -16,6 +16,8 @@ from data.catalog import (
     PrepareError,
     add_own,
     datasets,
+    entered,
+    forget,
     identity,
     point,
     prepare,
@@ -65,6 +67,8 @@ def pictures(folder: Path, count: int = 20) -> dict[str, str]:
 def list_them(folder: Path, captions: dict[str, str]) -> None:
     lines = [json.dumps({"file_name": name, "text": text}) for name, text in captions.items()]
     (folder / "metadata.jsonl").write_text("\n".join(lines))
+    for name in captions:
+        (folder / name).touch()
 
 
 @pytest.mark.slow
@@ -244,6 +248,43 @@ def test_adding_keeps_the_other_lines_of_params(tmp_path: Path) -> None:
     line = "  cats: {maker: folder, path: photos, image_size: 32}\n"
     assert found == text.replace("{maker: shapes}\n", "{maker: shapes}\n" + line)
     assert yaml.safe_load(found)["other"] == 3
+
+
+@pytest.mark.parametrize("before", [None, 16])
+def test_a_refused_dataset_leaves_params_as_they_were(tmp_path: Path, before: int | None) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(f"# mine\ndatasets:{OWN}  shapes: {{maker: shapes}}\nother: 3\n")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    list_them(photos, {"a.png": "x"})
+    if before is not None:
+        add_own("folder", "cats", photos, {"image_size": before}, tmp_path)
+    found = params.read_text()
+
+    def prepare_own() -> None:
+        with entered("cats", tmp_path):
+            add_own("folder", "cats", photos, {"image_size": 32}, tmp_path)
+            prepare("cats", tmp_path)  # where there is no DVC
+
+    with pytest.raises(PrepareError):
+        prepare_own()
+    assert params.read_text() == found
+
+
+def test_a_forgotten_dataset_leaves_the_files_it_was_made_from(tmp_path: Path) -> None:
+    others = f"# mine\ndatasets:{OWN}  shapes: {{maker: shapes}}\n"
+    lock = "schema: '2.0'\nstages:\n  make@shapes:\n    cmd: x\n"
+    (tmp_path / "params.yaml").write_text(others + "  cats: {maker: folder, path: photos}\n")
+    (tmp_path / "dvc.lock").write_text(lock + "  make@cats:\n    deps:\n    - path: photos\n")
+    for folder in ("photos", "data/made/cats/samples", "data/prepared/cats", "data/made/shapes"):
+        (tmp_path / folder).mkdir(parents=True)
+    forget("cats", tmp_path)
+    assert (tmp_path / "params.yaml").read_text() == others
+    assert (tmp_path / "dvc.lock").read_text() == lock
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
+    assert left == {"photos", "data", "data/made", "data/made/shapes", "data/prepared"}
+    with pytest.raises(CatalogError, match="unknown dataset 'cats'"):
+        forget("cats", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_a_folder_is_read_from_each_kind_of_list(tmp_path: Path, kind: str) -> N
 
 def test_captions_are_classes_where_each_has_pictures_enough(tmp_path: Path) -> None:
     rows = [(f"{i}.png", ("cat", "dog")[i % 2]) for i in range(16)]
+    pictures_in(tmp_path, [file for file, _ in rows])
     listed(tmp_path, "captions.tsv", rows)
     assert made_from(tmp_path).attributes == {"caption": ["cat", "dog"]}
     listed(tmp_path, "captions.tsv", rows[:14])
@@ -221,14 +222,31 @@ def test_one_bad_picture_is_a_fact_and_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"secret")
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
     (inside / "empty.png").touch()
-    names = ["good.png", "gone.png", "link.png", "empty.png"]
+    names = ["good.png", "link.png", "empty.png"]
     listed(inside, "captions.tsv", [(name, "x") for name in names])
     found = {picture.file: picture for picture in made_from(inside).samples}
     assert found["good.png"].problem == ""
-    assert found["gone.png"].problem == "no such file"
     assert found["link.png"].problem == "a link that leaves the folder"
     assert found["link.png"].content == b""
     assert found["empty.png"].problem == "empty file"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.png", "b.png"], r"no such file 'b.png' in .*; did you mean 'png64/b.png'\?$"),
+        (["a.png", "png/b.png"], r"no such file 'png/b.png' in .*; did you mean 'png64/b.png'\?$"),
+        (["[x].png", "y.png"], r"no such file '\[x\].png' in [^;]* \(and 1 more are missing\)$"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_before_any_is_read(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    pictures_in(tmp_path, ["a.png"])
+    pictures_in(tmp_path / "png64", ["b.png", "x.png"])
+    listed(tmp_path, "captions.tsv", [(name, "x") for name in names])
+    with pytest.raises(MakerError, match=message):
+        made_from(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/passwd", "a/../../x.png", "..\\x.png", "a\0b"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.training.halting import Halted, check, ends_with_the_caller
+from flows.training.journal import Progress
 from flows.training.ray_train import Trained, fit
 from tests.flows.training_kit import prepare, spec_of, weights_of
 
@@ -15,6 +16,7 @@ def test_an_interrupt_ends_the_training_in_its_thread_and_it_goes_on_later(tmp_p
     spec = spec_of(prepare(tmp_path / "shades", validation=8), validate_every=4)
     found: list[Trained | Halted] = []
     seen, interrupted = threading.Event(), threading.Event()
+    told: list[Progress] = []
 
     def pause(step: int, loss: float) -> None:
         seen.set()
@@ -28,6 +30,7 @@ def test_an_interrupt_ends_the_training_in_its_thread_and_it_goes_on_later(tmp_p
                     run_id=None,
                     tracking_uri=None,
                     runs=tmp_path / "runs",
+                    on_progress=told.append,
                     on_validation=pause,
                 )
             )
@@ -45,8 +48,17 @@ def test_an_interrupt_ends_the_training_in_its_thread_and_it_goes_on_later(tmp_p
         "stopped; the same command goes on from the last checkpoint"
     ]
     with ends_with_the_caller():  # the next command
-        resumed = fit(spec, run_id=None, tracking_uri=None, runs=tmp_path / "runs")
+        [*_, last] = told
+        told.clear()
+        resumed = fit(
+            spec, run_id=None, tracking_uri=None, runs=tmp_path / "runs", on_progress=told.append
+        )
         undisturbed = fit(spec, run_id=None, tracking_uri=None, runs=tmp_path / "others")
+    first, *others = told
+    assert last.note == f"the same command goes on from step {first.step}"
+    assert first.step > 0
+    assert first.note == f"resumed at step {first.step} of {spec.training.steps}"
+    assert min(one.step for one in others) > first.step, "a line of the attempt before"
     assert resumed.attempts == 2
     assert resumed.repeated_steps == 0
     assert weights_of(resumed.directory) == weights_of(undisturbed.directory)

@@ -1,17 +1,23 @@
 """What the command line prints, and where."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
 from flows.__main__ import told
-from flows.command_line import terminal
+from flows.command_line import completing, terminal
 from flows.command_line.client import _words
 from flows.training.journal import Progress
 from flows.training.loop import Diverged
+from infra.settings import project_above
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_an_error_is_one_line_on_stderr_however_long() -> None:
@@ -91,3 +97,73 @@ def test_the_gateways_refusal_is_told_without_the_clients_words() -> None:
         body={"message": "prompt: it is empty"},
     )
     assert _words(refusal) == "prompt: it is empty"
+
+
+def cli(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    inherited = {name: value for name, value in os.environ.items() if name != "ATELIER_PROJECT"}
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        cwd=cwd,
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["up"], ["data", "list"], ["run", "x.yaml"]])
+def test_outside_of_a_project_a_command_refuses_and_writes_nothing(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    done = cli(*arguments, cwd=tmp_path, ATELIER_HOME=".atelier")
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: no Atelier project in {tmp_path} or above it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_project_is_found_from_its_sub_folders() -> None:
+    inside = ROOT / "flows" / "pages"
+    assert project_above(inside) == ROOT
+    done = cli("data", "list", "--json", cwd=inside)
+    assert {"shapes", "digits"} <= {one["name"] for one in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [(["check", "none.yaml"], 1, "RecipeError"), (["statsu"], 2, "UsageError")],
+)
+def test_an_error_is_json_where_json_was_asked_for(
+    arguments: list[str], code: int, kind: str
+) -> None:
+    done = cli(*arguments, "--json", cwd=ROOT)
+    assert (done.returncode, done.stderr) == (code, "")
+    found = json.loads(done.stdout)["error"]
+    assert found["type"] == kind
+    assert arguments[-1] in found["message"]
+
+
+def test_what_is_piped_is_not_wrapped() -> None:
+    code = (
+        "from flows.command_line.terminal import show_table;"
+        "show_table('t', ('a', 'b'), [('x' * 90, 'y' * 90)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == f"{'x' * 90}  {'y' * 90}"
+
+
+def test_status_can_be_asked_by_a_program(private_home: Path) -> None:
+    done = cli("status", "--check", cwd=ROOT)
+    assert done.returncode == 1
+    assert "down" in done.stdout
+    assert cli("status", cwd=ROOT).returncode == 0
+
+
+def test_tab_offers_recipes_models_and_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "flows")
+    assert "recipes/shapes.yaml" in completing.recipes("recipes/sh")
+    assert completing.recipes("rec")[0] == "recipes/"
+    assert completing.models("digits-g") == ["digits-gan", "digits-gan-by-name"]
+    assert completing.datasets("dig") == ["digits"]
