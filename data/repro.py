@@ -15,6 +15,7 @@ from data.params import CatalogError
 from infra.documents import DocumentError, read_json, read_yaml
 from infra.storage import atomic_write
 
+READ_BY_DVC: Final = ("dvc.yaml", "dvc.lock", "params.yaml")  # without bounds
 FAILED: Final = re.compile(r"failed to reproduce '(\w[\w-]*)@([\w-]+)'")
 
 
@@ -26,10 +27,18 @@ def reproduce(name: str, project: Path, on_line: Callable[[str], None] | None = 
     """Run the dataset's changed stages, waiting for whoever else does; returns the verbs that ran.
 
     Raises:
-        PrepareError: no DVC, no repository, a full disk, or a stage that failed, with the stage's own reason.
+        PrepareError: no DVC, no repository, a full disk, a stage that failed (with the stage's own reason), or a file
+            of DVC's that is no YAML or unfolds without end.
     """
     if not (project / ".dvc").is_dir():
         raise PrepareError(f"{project} is not a DVC repository: run `dvc init` there")
+    for path in (project / file for file in READ_BY_DVC):
+        try:
+            read_yaml(path)
+        except FileNotFoundError:
+            continue
+        except DocumentError as error:
+            raise PrepareError(str(error)) from None
     scratch = project / ".dvc" / "tmp"
     scratch.mkdir(exist_ok=True)
     with FileLock(scratch / f"prepare-{name}.lock"):  # DVC's own wait ends where a stage runs

@@ -25,7 +25,7 @@ from data.catalog import (
     repair_locks,
 )
 from data.loaders import everything, facts_of, records
-from data.repro import reason
+from data.repro import reason, reproduce
 
 ROOT = Path(__file__).parents[2]
 OWN = "  # our own\n"
@@ -308,6 +308,17 @@ def test_a_damaged_lock_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text("stages: [")
     with pytest.raises(CatalogError, match="delete it and prepare again"):
         prepared("shapes", tmp_path)
+
+
+@pytest.mark.parametrize("file", ["dvc.yaml", "dvc.lock", "params.yaml"])
+def test_a_file_that_unfolds_without_end_is_named_before_dvc_reads_it(
+    tmp_path: Path, file: str
+) -> None:
+    (tmp_path / ".dvc").mkdir()
+    steps = (f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+    (tmp_path / file).write_text("a0: &a0 [x]\n" + "".join(steps))
+    with pytest.raises(PrepareError, match=rf"{file} unfolds to more than 100000 nodes"):
+        reproduce("shapes", tmp_path)
 
 
 @pytest.mark.parametrize(
