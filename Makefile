@@ -13,7 +13,7 @@ empty :=
 space := $(empty) $(empty)
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help demo test api lint lock clean install
+.PHONY: help demo test soak api lint lock clean install
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test: $(STAMP) ## Lint, types, layers and every test that needs no GPU, with cov
 
 api: $(STAMP) ## 5,000 random requests, good and bad: nothing undocumented, nothing good refused
 	@API_CASES=600 $(BIN)/python -m pytest -q --log-cli-level=info --timeout=1800 tests/services/test_api.py
+
+soak: $(STAMP) ## Load and kill -9 of each process on a stack of its own; at most ten minutes
+	@$(BIN)/python -m benchmarks.soak
 
 lint: $(STAMP) ## Ruff (lint, format) and mypy (strict)
 	@echo "== lint"

@@ -24,6 +24,7 @@ from services.errors import ApiError
 from services.headers import refusal_of, without_unreadable
 
 OURS: Final = "/v1/"
+HEALTH: Final = frozenset({"/healthz", "/readyz"})
 OWN: Final = "/-/"  # Serve's
 MARK: Final = (
     "x-content-type-options"  # the gateway puts it on every answer, Serve on none of its own
@@ -44,23 +45,24 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through without what only Serve would read in it; hold it where the gateway is away."""
-        if scope["type"] == "websocket":
-            await _refuse_socket(send)
-            return
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if scope["path"].startswith(OWN):
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path.startswith(OWN):
             closed = "Serve's own routes are closed; the gateway has /healthz\n"
             await PlainTextResponse(closed, 403)(scope, receive, send)
+            return
+        if path not in HEALTH and not path.startswith(OURS):  # another team's, on a cluster
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await _refuse_socket(send)
             return
         scope = without_unreadable(scope)
         if (refused := refusal_of(Headers(scope=scope))) is not None:
             await _refuse(refused, scope, receive, send)
-        elif scope["path"].startswith(OURS):
-            await self._answered(scope, receive, send)
-        else:
+        elif path in HEALTH:
             await self._app(scope, receive, send)
+        else:
+            await self._answered(scope, receive, send)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask for a request until it has an answer."""
@@ -76,12 +78,17 @@ class Front:
             losses += answer.refused is None
             problem = self._problem(answer, body)
             if problem is None and losses <= LOSSES and time.monotonic() < deadline:
-                self._held += 1
-                await asyncio.sleep(PAUSE_S)
-                self._held -= 1
+                await self._pause()
                 continue
             await _refuse(problem or _away(), scope, receive, send)
             return
+
+    async def _pause(self) -> None:
+        self._held += 1
+        try:
+            await asyncio.sleep(PAUSE_S)
+        finally:
+            self._held -= 1
 
     def _problem(self, answer: "_Answer", body: "_Body") -> ApiError | None:
         """Return why a request is not asked again, None where it may be."""

@@ -118,6 +118,21 @@ def test_a_body_that_is_too_long_to_keep_passes_once() -> None:
     assert (ask(proxy, body=body).status_code, proxy.calls) == (503, 1)
 
 
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_another_team_s_application_gets_what_was_sent_to_it(kind: str) -> None:
+    got: list[Scope] = []
+
+    async def theirs(scope: Scope, _receive: Receive, _send: Send) -> None:
+        got.append(scope)
+
+    async def nothing(*_: Any) -> Any:
+        """Neither sends nor receives."""
+
+    scope = {"type": kind, "path": "/neighbour", "headers": [(b"serve-anything", b"\x80")]}
+    asyncio.run(Front(theirs)(scope, nothing, nothing))
+    assert got == [scope]
+
+
 def test_health_is_never_held() -> None:
     proxy = Proxy(refused(503))
     assert (ask(proxy, "/readyz").status_code, proxy.calls) == (503, 1)
