@@ -12,9 +12,9 @@ from models import near
 from models.judges import LEAST_HELD_OUT
 
 LEVELS: Final = 256  # of a pixel's number, of a sample of sound
-INNER: Final = 8  # places a side on which a network of pictures works, about
+INNER: Final = 16  # places a side on which a network of pictures works, at most
 PROMPTS: Final = 6
-STEPS: Final = {"edm": 1200, "ddpm": 1200, "gpt": 1000, "transformer": 1000, "wavenet": 500}
+STEPS: Final = {"edm": 1000, "ddpm": 1000, "gpt": 1000, "transformer": 1000, "wavenet": 500}
 
 
 class DraftError(ValueError):
@@ -93,7 +93,7 @@ def _pictures(
     return "\n".join(
         [
             *_head(name, data, what),
-            *_stage(family, "base", _config(side), batch=32, rate=0.003),
+            *_stage(family, "base", _config(side), batch=16, rate=0.002),
             *(["    guidance: 2.0"] if data["vocabulary"] else []),
             *(judge.rstrip().split("\n") if data["attributes"] else []),
             *_gate(gate),
@@ -106,7 +106,7 @@ def _pictures(
 
 
 def _config(side: int) -> str:
-    """Return the config of a U-Net for pictures of `side` pixels: two resolutions, the lower one about 8 a side."""
+    """Return the config of a U-Net for pictures of `side` pixels: two resolutions, of 16 places a side at most."""
     patch = 1
     while side // patch > INNER and side % (4 * patch) == 0:
         patch *= 2
@@ -199,6 +199,7 @@ def _stage(family: str, preset: str, config: str, *, batch: int, rate: float) ->
         f"      steps: {steps}",
         f"      batch_size: {batch}",
         f"      optimizers: {{model: {{learning_rate: {rate}}}}}",
+        "      ema_decay: 0.99",
     ]
 
 

@@ -4,6 +4,7 @@ Serve runs inside Ray and is deployed there later.
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,8 @@ OWN_ADDRESS: Final = {
 """What a client is told and the server itself must not be."""
 START_LIMIT_S: Final = 300.0
 LOCK_LIMIT_S: Final = 360.0
+WORD_EVERY_S: Final = 15.0  # of a part that is slow to start
+ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 POLL_S: Final = 0.1
 
 
@@ -38,13 +41,19 @@ class Event:
     """What just happened to a part."""
 
     part: str
-    state: Literal["starting", "ready", "stopped"]
+    state: Literal["starting", "waiting", "again", "ready", "stopped"]
     seconds: float
     page: str
+    said: str = ""  # the last line of its log
 
     def __str__(self) -> str:
         if self.state == "starting":
             return f"{self.part}: starting"
+        if self.state in {"waiting", "again"}:
+            said = f" (it says: {self.said})" if self.said else ""
+            if self.state == "waiting":
+                return f"{self.part}: still starting after {self.seconds:.0f} s{said}"
+            return f"{self.part}: ended after {self.seconds:.0f} s, started once more{said}"
         where = f" at {self.page}" if self.state == "ready" else ""
         return f"{self.part}: {self.state} after {self.seconds:.1f} s{where}"
 
@@ -209,6 +218,7 @@ def _up(tell: Callable[[Event], None]) -> dict[str, float]:
         if part.waited_for:
             waiting[part] = daemon
     starts = dict.fromkeys(waiting, 1)
+    told = dict.fromkeys(waiting, WORD_EVERY_S)
     seconds: dict[str, float] = {}
     problems = []
     while waiting:
@@ -219,11 +229,15 @@ def _up(tell: Callable[[Event], None]) -> dict[str, float]:
                 tell(Event(part.name, "ready", passed, part.page))
             elif daemon and not daemon.alive and starts[part] < part.starts:
                 starts[part] += 1
+                tell(Event(part.name, "again", passed, part.page, _last_word(part)))
                 waiting[part] = _start(part)
                 continue
             elif problem := _problem(part, daemon, passed):
                 problems.append(problem)
             else:
+                if passed > told[part]:
+                    told[part] = passed + WORD_EVERY_S
+                    tell(Event(part.name, "waiting", passed, part.page, _last_word(part)))
                 continue
             del waiting[part]
         time.sleep(POLL_S if waiting else 0)
@@ -279,10 +293,14 @@ def _port_problem(part: Part) -> str | None:
     return None
 
 
+def _last_word(part: Part) -> str:
+    return " ".join(tail(part.log, 1))
+
+
 def tail(log: Path, count: int) -> list[str]:
-    """Return the last `count` lines of a log that say something."""
+    """Return the last `count` lines of a log that say something, without a terminal's escapes."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        lines = ESCAPES.sub("", log.read_text(errors="replace")).splitlines()
     except OSError:
         return []
     return [line.strip() for line in lines if line.strip()][-count:]

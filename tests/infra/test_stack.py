@@ -111,6 +111,18 @@ def test_a_part_of_somebody_else_s_is_asked_with_the_environment_s_credential_al
     assert not {name for name in stack.environment() if "AUTH_STRING" in name or "PASSWORD" in name}
 
 
+def test_a_slow_start_is_told_with_what_it_does_and_without_a_terminal_s_escapes(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "ray.log"
+    log.write_text("\x1b[36mINFO\x1b[39m  one\n\n\x1b]0;title\x07\x1b[1mtwo\x1b[0m\n")
+    assert stack.tail(log, 3) == ["INFO  one", "two"]
+    slow = stack.Event("ray", "waiting", 30.2, "", "two")
+    assert str(slow) == "ray: still starting after 30 s (it says: two)"
+    again = stack.Event("ray", "again", 31, "")
+    assert str(again) == "ray: ended after 31 s, started once more"
+
+
 @pytest.mark.parametrize("length", [10, 30, 90])
 def test_ray_s_sockets_fit_however_long_the_home_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
