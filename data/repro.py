@@ -119,6 +119,29 @@ def repair_locks(project: Path) -> bool:
     return False
 
 
+def sweep(project: Path, *, really: bool) -> str:
+    """Have DVC's cache drop what the workspace does not use, or only tell what that is; returns DVC's words.
+
+    Raises:
+        PrepareError: DVC refuses; in its own words.
+    """
+    command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--force"]
+    done = subprocess.run(
+        [*command, *([] if really else ["--dry"])],
+        cwd=project,
+        env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.splitlines() or ["no word from DVC"]
+        raise PrepareError(f"cannot clean DVC's cache: {lines[-1]}")
+    said = [line for line in done.stdout.splitlines() if line and "No unused" not in line]
+    return "; ".join(said) or "nothing that the workspace does not use"
+
+
 def unlock(name: str, project: Path) -> None:
     """Take a dataset's stages out of dvc.lock, keeping its other lines."""
     path = project / "dvc.lock"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 from infra.listed import (
     NAME,
@@ -197,6 +198,26 @@ class Registry(Runs):
         """Write what MLflow's page shows of a version; its files stay as they were published."""
         with self._mlflow.calling() as client:
             client.update_model_version(name, str(number), text)
+
+    def place(self, version: Version) -> Path | None:
+        """Return the folder of a version's bytes in the store; None where the store is elsewhere."""
+        with self._mlflow.calling() as client:
+            source = client.get_model_version_download_uri(version.name, str(version.number))
+        parts = urlsplit(source)
+        return Path(unquote(parts.path)) if parts.scheme in {"", "file"} else None
+
+    def remove(self, version: Version) -> None:
+        """Delete a version and its bytes in the store; its run and metrics stay. Safe to repeat."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with self._mlflow.calling() as client:
+            source = client.get_model_version_download_uri(version.name, str(version.number))
+            client.delete_model_version(version.name, str(version.number))
+            repository: Any = get_artifact_repository(source, tracking_uri=self._mlflow.uri)
+            repository.delete_artifacts()
+            if model_id := version.tags.get("atelier.model_id"):
+                client.delete_logged_model(model_id)
+        self._verified.discard(version.digest)
 
     def _log(
         self,

@@ -13,7 +13,7 @@ keys = typer.Typer(help="API keys of the gateway.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (up, down, worker, status, logs, doctor, deploy, undeploy):
+    for verb in (up, down, worker, status, logs, doctor, deploy, undeploy, prune):
         app.command()(verb)
     app.command("open")(open_page)
     keys.command("add")(add_key)
@@ -146,6 +146,31 @@ def undeploy() -> None:
     from infra.serving import stop
 
     console.print("the gateway is down" if stop(settings()) else "no gateway was deployed")
+
+
+def prune(
+    really: Annotated[bool, typer.Option("--yes", help="Remove it; without, only tell.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove versions no ledger row names, checkpoints of finished trainings, copies, and DVC's unused cache."""
+    ready()
+    from flows.pruning import pieces, sweep_data
+
+    found = pieces()
+    rows = [(piece.kind, piece.name, round(piece.megabytes, 1)) for piece in found]
+    for piece in found if really else ():
+        piece.remove()
+    swept = sweep_data(really=really)
+    columns = ("kind", "name", "megabytes")
+    if as_json:
+        listed = [dict(zip(columns, row, strict=True)) for row in rows]
+        show_json({"removed": really, "pieces": listed, "dvc": swept})
+        return
+    show_table("removed" if really else "can go", columns, rows)
+    total = sum(piece.megabytes for piece in found)
+    console.print(f"{total:.0f} MB in {len(found)} pieces; DVC's cache: {swept}", markup=False)
+    if not really:
+        console.print("nothing was removed; do it with: atelier prune --yes")
 
 
 def add_key(label: str) -> None:
