@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.judging.pipeline import Pipeline
 from flows.workshop import ledger, registry, signing
 from infra import provenance
+from infra.contents import LARGEST_SIDE, MOST_SAMPLES
 from infra.documents import read_json
 from infra.provenance import Check
 from infra.receipts import Receipt, attach, read
@@ -257,7 +258,7 @@ def compare_pixels(found: Trace, first: bytes, again: bytes, *, where: str) -> R
     """Return how two pictures of one receipt differ, and what could be the reason.
 
     Raises:
-        Untraceable: the pictures are of different sizes.
+        Untraceable: the pictures are of different sizes, too large or damaged.
     """
     import numpy as np
 
@@ -288,7 +289,10 @@ def compare_sounds(found: Trace, first: bytes, again: bytes, *, where: str) -> R
         raise Untraceable(
             "the file is packed with loss and has no samples to compare: ask for wav or flac"
         )
-    a, b = (soundfile.read(io.BytesIO(one), dtype="int16")[0].astype(int) for one in (first, again))
+    a, b = (
+        soundfile.read(io.BytesIO(one), frames=MOST_SAMPLES, dtype="int16")[0].astype(int)
+        for one in (first, again)
+    )
     if a.shape != b.shape:
         raise Untraceable(f"the sound has {len(a)} samples, made again it has {len(b)}")
     difference = np.abs(a - b)
@@ -350,8 +354,14 @@ def _pixels(picture: bytes) -> "NDArray[np.uint8]":
     import numpy as np
     from PIL import Image
 
-    with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+            if max(image.size) > LARGEST_SIDE:
+                wide, high = image.size
+                raise Untraceable(f"the picture is {wide}x{high}, at most {LARGEST_SIDE} a side")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Untraceable(f"the picture cannot be read: {error}") from None
 
 
 def places(version: "Version") -> "list[tuple[Row, datetime | None]]":

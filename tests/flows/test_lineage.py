@@ -31,6 +31,7 @@ from flows.tracing import (
 from infra.receipts import ReceiptError, attach, read
 from infra.registry import Registry
 from tests.flows.versions_kit import NAME, Installation
+from tests.infra.test_provenance import lying
 
 
 @pytest.fixture
@@ -141,6 +142,17 @@ def test_a_changed_pixel_is_counted_and_more_than_rounding_is_a_difference(
     )
     assert (compared.differing, compared.most, compared.same) == (1, step, same)
     assert any("names no device" in note for note in compared.notes)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [((5000, 8), "is 5000x8, at most 4096"), ((60000, 60000), "cannot be read")]
+)
+def test_a_picture_whose_header_lies_is_not_compared(
+    picture: Path, size: tuple[int, int], says: str
+) -> None:
+    forged = attach(lying(size), read(picture))
+    with pytest.raises(Untraceable, match=says):
+        compare_pixels(trace(picture), forged, picture.read_bytes(), where="here")
 
 
 @pytest.mark.parametrize(("step", "same"), [(0, True), (1, True), (90, False)])
