@@ -239,6 +239,7 @@ def _application(
         "samples": str(settings.state / "samples"),
         "signing": str(settings.state / "exchange"),
         "public_url": settings.public_url,
+        "unknown_words": settings.unknown_words,
     }
     given = config.get("args", {})
     if settings.ray_address is not None:

@@ -3,7 +3,7 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, computed_field, field_validator
@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     gateway_port: int = 8000
     public_url: str | None = (
         None  # where clients reach it, without /v1; None: host and gateway_port
+    )
+    unknown_words: Literal["refuse", "map"] = (
+        "refuse"  # of prompts; mapped ones are said in the answer
     )
     mlflow_port: int = 5000
     prefect_port: int = 4200

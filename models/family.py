@@ -111,6 +111,7 @@ class Trainable(nn.Module, ABC):
     counts: ClassVar[bool] = False  # has sums, absorb, settle
     measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
     config: Any
+    left_out: str = ""  # what `examples` could not use, counted and said in a sentence
 
     @abstractmethod
     def forward(self, batch: Batch, player: str = "model") -> Losses:
@@ -190,6 +191,23 @@ class Family(Trainable):
         Of a family that goes on from its prompt, the two put together are the whole text.
         """
         raise NotImplementedError(f"{type(self).__name__} writes no text")
+
+    def unknown(self, text: str) -> list[str]:
+        """Return the words or characters of a prompt that it never learned, each once."""
+        from models.parts import tokens, words  # they know this contract
+
+        if self.capabilities.modality == "text":
+            return tokens.tokenizer(self.config.tokenizer).unknown(text)
+        known = getattr(self.config, "vocabulary", ())
+        return [word for word in dict.fromkeys(words.split(text)) if known and word not in known]
+
+    def hint(self, word: str) -> str:
+        """Return what an unknown word could have meant, to be put behind it; empty where nothing is near."""
+        from models.parts import tokens, words
+
+        if self.capabilities.modality == "text":
+            return tokens.tokenizer(self.config.tokenizer).hint(word)
+        return words.hint(word, self.config.vocabulary)
 
     def embed(self, texts: Sequence[Prompt]) -> Tensor:
         """Return an embedding a text, (B, E); where `embeds` is declared."""

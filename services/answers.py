@@ -88,6 +88,7 @@ class Pictures(Body):
     background: str
     output_format: str
     data: list[Picture]
+    warnings: list[str] | None = None  # what of the request was not read
 
 
 class Usage(Body):
@@ -167,6 +168,7 @@ class Written(Body):
     model: str
     system_fingerprint: str
     usage: Usage
+    warnings: list[str] | None = None  # what of the request was not read
 
 
 class Completion(Written):
@@ -204,6 +206,7 @@ class SampleList(Body):
     model: str
     modality: Modality
     data: list[Sample]
+    warnings: list[str] | None = None  # what of the request was not read
 
 
 class Embedding(Body):
@@ -228,6 +231,7 @@ class Embeddings(Body):
     model: str
     data: list[Embedding]
     usage: EmbeddingUsage
+    warnings: list[str] | None = None  # what of the request was not read
 
 
 class Score(Body):
@@ -240,6 +244,7 @@ class Score(Body):
     dimensions: int | None = None  # of a picture
     samples: int | None = None  # of a sound
     tokens: int | None = None  # of a text
+    warnings: list[str] | None = None  # what of the request was not read
 
 
 class Scores(Body):

@@ -65,6 +65,7 @@ def _document(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> dict[
             for index, vector in enumerate(found.vectors)
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        **({"warnings": list(found.warnings)} if found.warnings else {}),
     }
 
 

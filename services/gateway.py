@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -80,6 +80,7 @@ class Arguments(BaseModel):
     max_body: int = Field(default=2**20, ge=1)  # bytes
     max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
     max_queued: int = Field(default=256, ge=1)  # samples that wait at a stage
+    unknown_words: Literal["refuse", "map"] = "refuse"  # see services.unknown
     device: str = "auto"
     threads: int = 1
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -94,6 +95,7 @@ class Arguments(BaseModel):
                 "threads": self.threads,
                 "buckets": self.buckets,
                 "max_waiting": self.max_queued,
+                "unknown_words": self.unknown_words,
             }
         )
         return given.model_dump(mode="json")

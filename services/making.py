@@ -80,6 +80,12 @@ class Complete:
     made: Sequence[One]
     prompt_tokens: tuple[int, ...] = ()  # of texts: how many, one a seed
     prompts: tuple[str, ...] = ()  # of texts, one a seed, where they were asked for as tokens
+    warnings: tuple[str, ...] = ()  # what of the request was not read
+
+    @property
+    def said(self) -> dict[str, list[str]]:
+        """The warnings as a part of the answer; empty without any."""
+        return {"warnings": list(self.warnings)} if self.warnings else {}
 
 
 Progress: TypeAlias = Sketch | Piece | Complete

@@ -84,6 +84,7 @@ def _complete(answer: Event, drawing: Drawing) -> Complete:
         param = answer.param or _named(answer.message) or asked
         raise refusal(replace(answer, param=param))
     if isinstance(answer, Sounded):
-        return Complete([sound(one, answer.sample_rate) for one in answer.sounds])
+        made = [sound(one, answer.sample_rate) for one in answer.sounds]
+        return Complete(made, warnings=answer.warnings)
     assert isinstance(answer, Written)
-    return Complete(answer.texts, answer.prompt_tokens, answer.prompts)
+    return Complete(answer.texts, answer.prompt_tokens, answer.prompts, answer.warnings)

@@ -83,7 +83,7 @@ class PictureAnswer:
         """Return the finished pictures as one JSON document."""
         step, complete = await self._exchange.whole()
         entries = await asyncio.to_thread(self._entries, step, complete.made)
-        return JSONResponse({**self._common("created", step), "data": entries})
+        return JSONResponse({**self._common("created", step), "data": entries, **complete.said})
 
     async def stream(self) -> Response:
         """Return sketches and then the pictures as server-sent events."""
@@ -110,7 +110,17 @@ class PictureAnswer:
         }
         kind = "image_generation.completed"
         return [
-            event({"type": kind, **entry, "image_index": row, **common, "usage": usage}, kind)
+            event(
+                {
+                    "type": kind,
+                    **entry,
+                    "image_index": row,
+                    **common,
+                    "usage": usage,
+                    **progress.said,
+                },
+                kind,
+            )
             for row, entry in enumerate(self._entries(step, progress.made))
         ]
 

@@ -104,6 +104,7 @@ async def give_samples(exchange: Exchange) -> Response:
             "model": step.endpoint.ref,
             "modality": step.endpoint.plan.modality,
             "data": await asyncio.to_thread(entries),
+            **complete.said,
         }
     )
 

@@ -145,7 +145,9 @@ async def answer_scores(
             if isinstance(found, Refused):
                 param = found.param or "input"
                 raise refusal(Refused(found.kind, found.message, found.retry_after_s, param))
-            data.append({"object": "score", "index": index, **_numbers(plan.modality, found)})
+            said = {"warnings": list(found.warnings)} if found.warnings else {}
+            numbers = _numbers(plan.modality, found)
+            data.append({"object": "score", "index": index, **numbers, **said})
     return JSONResponse({"object": "list", "model": endpoint.ref, "data": data})
 
 

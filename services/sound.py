@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -114,6 +115,8 @@ class SpeechAnswer:
         headers = {"x-sample-rate": str(step.endpoint.plan.sample_rate)}
         if self._order.kind in BARE:
             headers[RECEIPT] = receipt.ascii_json.decode()
+        if complete.warnings:
+            headers["x-atelier-warnings"] = json.dumps(complete.warnings)
         content_type, _ = WRITERS[self._order.kind]
         return Response(file, media_type=content_type, headers=headers)
 
@@ -140,7 +143,7 @@ class SpeechAnswer:
             "total_tokens": words + samples,
         }
         told = receipt.model_dump(mode="json", exclude_none=True)
-        body = {"type": "speech.audio.done", "usage": usage, "receipt": told}
+        body = {"type": "speech.audio.done", "usage": usage, "receipt": told, **complete.said}
         yield event(body, "speech.audio.done")
 
     def _file(self, step: Step, complete: Complete) -> tuple[bytes, Receipt]:

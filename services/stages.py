@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,6 +57,7 @@ class StageArguments(BaseModel):
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
     max_waiting: int = Field(default=256, ge=1)  # rows
     max_bytes: int = Field(default=4 * 2**30, ge=1)  # of loaded versions
+    unknown_words: Literal["refuse", "map"] = "refuse"
 
 
 class Stage:
@@ -89,6 +91,7 @@ class Stage:
             buckets=given.buckets,
             threads=given.threads,
         )
+        self._unknown_words = given.unknown_words
         self._not_ours: set[str] = set()
         self._problems: dict[str, str] = {}
 
@@ -117,10 +120,19 @@ class Stage:
         if held is None:
             yield self._missing(work.pin)
             return
+        from services.unknown import understood
+
+        read = await asyncio.to_thread(understood, held.model, work, self._unknown_words)
+        if isinstance(read, Refused):
+            yield read
+            return
+        work, warnings = read
         if refused := _check(held, work):
             yield refused
             return
-        async with aclosing(self._follow(held, work)) as events:  # at once when the client goes
+        async with aclosing(
+            self._follow(held, work, warnings)
+        ) as events:  # at once when the client goes
             async for event in events:
                 yield event
 
@@ -132,7 +144,13 @@ class Stage:
         import numpy as np
 
         from services.questions import TOGETHER, embed
+        from services.unknown import read
 
+        warnings = await asyncio.to_thread(
+            read, held.model, work.texts, self._unknown_words, "input"
+        )
+        if isinstance(warnings, Refused):
+            return warnings
         found: list[Embedded] = []
         for start in range(0, len(work.texts), TOGETHER):
             part = work.texts[start : start + TOGETHER]
@@ -145,7 +163,7 @@ class Stage:
                 return Refused("invalid", f"{message}, got {work.dimensions}", param="dimensions")
             found.append(answer)
         vectors = np.concatenate([one.vectors for one in found])
-        return Embedded(vectors, tuple(count for one in found for count in one.tokens))
+        return Embedded(vectors, tuple(count for one in found for count in one.tokens), warnings)
 
     async def score(self, work: ScoreWork) -> Scored | Refused:
         """Return log p of one input, or why there is none."""
@@ -154,7 +172,15 @@ class Stage:
             return self._missing(work.pin)
         from services.engine import BROKEN
         from services.questions import decoded, score
+        from services.unknown import known_part, read
 
+        texts = [work.caption] if work.caption else [text for _, text in work.record]
+        param = "caption" if work.caption else "input"
+        warnings = await asyncio.to_thread(read, held.model, texts, self._unknown_words, param)
+        if isinstance(warnings, Refused):
+            return warnings
+        if warnings and work.caption:
+            work = replace(work, caption=known_part(held.model, work.caption))
         try:
             batch, numbers = await asyncio.to_thread(decoded, held.model, work)
         except BROKEN as error:
@@ -163,7 +189,7 @@ class Stage:
         nats: float | Refused = await self._ask(
             partial(next, score(held.model, batch, work.seed)), work.ahead
         )
-        return nats if isinstance(nats, Refused) else Scored(nats, numbers)
+        return nats if isinstance(nats, Refused) else Scored(nats, numbers, warnings)
 
     async def status(self) -> dict[str, Any]:
         """Return what is loaded, what could not be, and how many rows wait and are under way."""
@@ -234,7 +260,9 @@ class Stage:
             self._engine.cancel(question)
         return Refused(found.kind, found.message) if isinstance(found, Failed) else found
 
-    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
+    async def _follow(
+        self, held: "Held", work: Work, warnings: tuple[str, ...]
+    ) -> AsyncGenerator[Event]:
         from services.tickets import Failed, Finished, Full, TooLong
 
         loop = asyncio.get_running_loop()
@@ -278,7 +306,8 @@ class Stage:
                         made[result.row] = result.made
                     else:
                         yield _on_the_way(result)
-            yield _together(held, work, [made[row] for row in range(len(work.seeds))])
+            rows = [made[row] for row in range(len(work.seeds))]
+            yield replace(_together(held, work, rows), warnings=warnings)
         finally:
             self._engine.cancel(ticket)  # the client has gone, or it is over anyway
 

@@ -124,7 +124,7 @@ class TextAnswer:
             )
         kind = "chat.completion" if self._chats else "text_completion"
         body = {**self._common(step, kind), "choices": choices, "usage": self._usage(complete)}
-        return JSONResponse(body)
+        return JSONResponse(body | complete.said)
 
     async def stream(self) -> Response:
         """Return the texts as they are written."""
@@ -160,7 +160,7 @@ class TextAnswer:
         for row, text in _texts(progress):
             words = self._echo(step, row, progress) + text.text
             facts = {"seed": step.drawing.seeds[row], "receipt": self._receipt(step, row, words)}
-            yield chunk(row, "", **{"finish_reason": text.reason, **facts})
+            yield chunk(row, "", **{"finish_reason": text.reason, **facts, **progress.said})
         if self._order.usage:
             yield event({**common, "choices": [], "usage": self._usage(progress)})
 

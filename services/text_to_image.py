@@ -8,9 +8,9 @@ from contextlib import aclosing
 
 from services.errors import ApiError
 from services.making import Complete, Drawing, Progress, Sketch, Stages, refusal
-from services.media import Bitmap, bitmap, enlarged
+from services.media import bitmap, enlarged
 from services.plans import PinnedStage, Plan
-from services.work import Drawn, Event, Pictures, Preview, Refused, Work
+from services.work import Drawn, Event, Preview, Refused, Work
 
 
 class TextToImage:
@@ -24,7 +24,7 @@ class TextToImage:
         """Return the pictures; errors as in `Maker`."""
         first, *further = plan.stages
         drawn = await self._generate.draw(_work(first, drawing))
-        return Complete(await self._enlarge(plan, further, drawing, _pictures(drawn)))
+        return await self._enlarge(plan, further, drawing, _pictures(drawn))
 
     async def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield sketches as the first stage draws, then the pictures; errors as in `Maker`."""
@@ -37,11 +37,12 @@ class TextToImage:
                     pixels = enlarged(bitmap(event.picture), width, height)
                     yield Sketch(event.row, event.index, pixels)
                 else:
-                    yield Complete(await self._enlarge(plan, further, drawing, _pictures(event)))
+                    yield await self._enlarge(plan, further, drawing, _pictures(event))
 
     async def _enlarge(
-        self, plan: Plan, stages: list[PinnedStage], drawing: Drawing, pictures: Pictures
-    ) -> list[Bitmap]:
+        self, plan: Plan, stages: list[PinnedStage], drawing: Drawing, drawn: Drawn
+    ) -> Complete:
+        pictures = drawn.pictures
         for stage in stages:
             work = Work(
                 pin=stage.pin,
@@ -54,13 +55,13 @@ class TextToImage:
                 ahead=drawing.ahead,
                 once=drawing.once,
             )
-            pictures = _pictures(await self._upscale.draw(work))
+            pictures = _pictures(await self._upscale.draw(work)).pictures
         found = [bitmap(picture) for picture in pictures]
         if plan.image_size is None or found[0].shape[:2] != plan.image_size[::-1]:
             raise ApiError(
                 500, "the last stage drew another size than promised", code="internal_error"
             )
-        return found
+        return Complete(found, warnings=drawn.warnings)
 
 
 def _work(stage: PinnedStage, drawing: Drawing) -> Work:
@@ -81,8 +82,8 @@ def _prompts(stage: PinnedStage, drawing: Drawing) -> tuple[str, ...]:
     return drawing.prompts if stage.accepts.prompt == "text" else ()
 
 
-def _pictures(answer: Event) -> Pictures:
+def _pictures(answer: Event) -> Drawn:
     if isinstance(answer, Refused):
         raise refusal(answer)
     assert isinstance(answer, Drawn)
-    return answer.pictures
+    return answer

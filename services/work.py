@@ -110,6 +110,7 @@ class Drawn:
     """All pictures of a Work, in the order of its seeds."""
 
     pictures: Pictures
+    warnings: tuple[str, ...] = ()  # what of the request was not read
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Sounded:
 
     sounds: Sounds
     sample_rate: int  # Hz
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Written:
     texts: tuple[Text, ...]
     prompt_tokens: tuple[int, ...]  # how many, one a seed
     prompts: tuple[str, ...] = ()  # one a seed, as text, where they were tokens
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,7 @@ class Embedded:
 
     vectors: Vectors
     tokens: tuple[int, ...]  # one a text
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +169,7 @@ class Scored:
 
     nats: float
     numbers: int  # pixels times channels, sound samples, or tokens
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

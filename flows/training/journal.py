@@ -48,6 +48,10 @@ class Journal:
         """Note the means since the last line."""
         self._write({"step": step, "metrics": values})
 
+    def note(self, step: int, text: str) -> None:
+        """Say something once that a person should know."""
+        self._write({"step": step, "note": text})
+
     def picture(self, step: int, png: bytes) -> None:
         """Keep a sample grid."""
         path = self.folder / f"{self.attempt}-{step:08d}.png"
@@ -116,6 +120,8 @@ class Reporter:
 
     def line(self, line: dict[str, Any]) -> None:
         """Pass one line of the journal on."""
+        if "note" in line:
+            self.note(line["note"])
         if "metrics" not in line or line["step"] <= self.last.step:
             return
         rate = line["metrics"]["samples_per_s"]
@@ -129,7 +135,7 @@ class Reporter:
         self.note(f"resumed at step {step} of {self.steps}")
 
     def note(self, text: str) -> None:
-        """Say why training does not move."""
+        """Say why training does not move, or what it cannot use."""
         last = self.last
         self.on_progress(
             Progress(last.step, self.steps, last.loss, 0.0, last.seconds_left, note=text)

@@ -101,6 +101,8 @@ class Loop:
         first = ranks.rank == 0
         self.journal = Journal(folder.journal, self.attempt, self.state.step) if first else None
         sign_in(folder.journal, self.attempt, ranks.rank)
+        if self.journal and self.state.model.left_out:
+            self.journal.note(self.state.step, self.state.model.left_out)
         self.model: Any = self.state.model
         if spec.training.compile:
             self.model = torch.compile(self.state.model)

@@ -55,6 +55,8 @@ class Shipper:
 
         registry = Registry(self.tracking_uri, self.cache)
         while (line := self._lines.get()) is not None:
+            if "note" in line:
+                continue  # for the terminal
             kind = "metrics" if "metrics" in line else "picture"
             if line["step"] <= self._sent[kind]:
                 continue

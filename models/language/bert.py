@@ -303,6 +303,13 @@ class BERT(Family):
             segments.append(segment)
         return padded(rows, most), padded(segments, most)
 
+    def unknown(self, text: str) -> list[str]:
+        """Return what it never learned: of each line, blanks apart."""
+        parts = (part for line in text.splitlines() for part in line.split(BLANK))
+        return list(
+            dict.fromkeys(word for part in parts for word in super(BERT, self).unknown(part))
+        )
+
     def _lines(self, text: Prompt) -> list[list[int]]:
         """Return the tokens of each line."""
         if isinstance(text, str):

@@ -135,7 +135,7 @@ class Transformer(Family):
     def examples(self, records: Sequence[Record]) -> Batch:
         """Return `source` (N, S), ending in <eos>, and `target` (N, T + 1), from <bos> to <eos>; <pad> after them.
 
-        Pairs that are too long for the network are left out.
+        Pairs that are too long for the network are left out, and counted in `left_out`.
 
         Raises:
             ValueError: a record is no pair of a source and a target, or every pair is too long.
@@ -153,6 +153,11 @@ class Transformer(Family):
             raise ValueError(
                 f"none of {len(records)} pairs has less than {most} and {most_target} tokens:"
                 " raise max_source and max_target"
+            )
+        if gone := len(records) - len(kept):
+            self.left_out = (
+                f"{gone} of {len(records)} pairs are left out: they have more than {most - 1} (max_source)"
+                f" or {most_target - 1} (max_target) tokens"
             )
         return {
             "source": padded([one for one, _ in kept]),

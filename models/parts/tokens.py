@@ -19,11 +19,13 @@ from tokenizers import Tokenizer as Trained
 from torch import Tensor
 
 from models.family import Prompt
+from models.parts.words import hint
 
 CONTROL: Final = (
     *("<pad>", "<unk>", "<bos>", "<eos>", "<sep>", "<cls>", "<mask>"),
     *("<user>", "<assistant>", "<system>"),
 )
+SPACES: Final = " ▁"  # before a word, now and in tokenizers of before
 PAD, UNK, BOS, EOS, SEP, CLS, MASK, USER, ASSISTANT, SYSTEM = range(len(CONTROL))
 
 
@@ -73,6 +75,20 @@ class Tokenizer:
             else self._known(text)
             for text in texts
         ]
+
+    def unknown(self, text: str) -> list[str]:
+        """Return the words or characters of a text that are <unk>, each once."""
+        if self._first:
+            text = self._first.normalize_str(text[:1]) + text[1:]
+        found = self._trained.encode(text, add_special_tokens=False)
+        places = zip(found.ids, found.offsets, strict=True)
+        odd = (text[a:b] for token, (a, b) in places if _ordinary(token) == UNK)
+        return list(dict.fromkeys(one.strip(SPACES) or one for one in odd))
+
+    def hint(self, word: str) -> str:
+        """Return what an unknown word could have meant; a character has nothing near it."""
+        known = {one.strip(SPACES) for one in self._trained.get_vocab()} - {*CONTROL, ""}
+        return hint(word, sorted(known)) if len(word) > 1 else ""
 
     def decode(self, tokens: Iterable[int], *, continued: bool = False) -> str:
         """Return the text of the tokens, control tokens and negative numbers left out; `continued` after other text."""

@@ -16,6 +16,10 @@ WORD: Final = regex.compile(
 DOTTED: Final = regex.compile("i\u0307+")
 """What İ is in lower case: a small i has its dot already."""
 
+NEAREST: Final = 5  # words that are named where none is spelled alike
+LENGTHS: Final = 4  # letters that a word spelled alike has more or less
+MANY: Final = 5000  # words of a vocabulary, of which the nearest would take seconds to find
+
 
 def split(caption: str) -> list[str]:
     """Return a caption's words in lower case, accents composed (NFC)."""
@@ -38,13 +42,17 @@ def encode(captions: Sequence[str], vocabulary: Sequence[str], max_words: int) -
         if len(words) > max_words:
             raise ValueError(f"the caption has {len(words)} words, the model reads {max_words}")
         if unknown := [word for word in words if word not in places]:
-            raise ValueError(f"unknown word {unknown[0]!r}{_hint(unknown[0], vocabulary)}")
+            raise ValueError(f"unknown word {unknown[0]!r}{hint(unknown[0], vocabulary)}")
         tokens_BT[row, : len(words)] = torch.tensor([places[word] for word in words])
     return tokens_BT
 
 
-def _hint(word: str, vocabulary: Sequence[str]) -> str:
-    if near := difflib.get_close_matches(word, vocabulary, n=3):
-        return f"; did you mean {' or '.join(repr(match) for match in near)}?"
-    some = ", ".join(vocabulary[:30])
-    return f"; the model knows {some}{', ...' if len(vocabulary) > 30 else ''}"
+def hint(word: str, vocabulary: Sequence[str]) -> str:
+    """Return what an unknown word could have meant: those that are spelled alike, else the nearest to them."""
+    near = [one for one in vocabulary if abs(len(one) - len(word)) <= LENGTHS]
+    if alike := difflib.get_close_matches(word, near, n=3):
+        return f"; did you mean {' or '.join(repr(match) for match in alike)}?"
+    if len(vocabulary) > MANY:
+        return ""
+    nearest = difflib.get_close_matches(word, vocabulary, n=NEAREST, cutoff=0)
+    return f"; the nearest that the model knows: {', '.join(nearest)}" if nearest else ""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import models
 from flows.recipe import Optimizer
 from flows.training.checkpoints import generators, seed_generators, set_generators
-from flows.training.journal import Journal, Progress, Reader, repeated_steps
+from flows.training.journal import Journal, Progress, Reader, Reporter, repeated_steps
 from flows.training.loop import Diverged
 from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.previews import grid
@@ -368,6 +368,17 @@ def test_the_journal_survives_half_a_line_and_counts_repeated_steps(tmp_path: Pa
     assert repeated_steps(tmp_path) == 3
     for journal in (first, second):
         journal.close()
+
+
+def test_what_training_cannot_use_is_told_once(tmp_path: Path) -> None:
+    journal, told = Journal(tmp_path, 1, 0), list[Progress]()
+    journal.note(0, "3 of 9 pairs are left out")
+    journal.metrics(1, {"loss": 1.0, "samples_per_s": 2.0})
+    reporter = Reporter(told.append, steps=4, batch_size=1)
+    for line in Reader(tmp_path).lines():
+        reporter.line(line)
+    assert [one.note for one in told] == ["3 of 9 pairs are left out", ""]
+    journal.close()
 
 
 def test_a_grid_shows_every_picture_once() -> None:

@@ -52,7 +52,12 @@ def test_examples_frame_the_texts_and_pad_them() -> None:
 
 def test_pairs_that_do_not_fit_are_left_out_and_other_records_refused() -> None:
     model = transformer(max_source=4)
+    assert len(pairs(model, 7, 8)["source"]) == 2
+    assert model.left_out == ""
     assert len(pairs(model, 7, 777, 8)["source"]) == 2
+    assert model.left_out == (
+        "1 of 3 pairs are left out: they have more than 3 (max_source) or 15 (max_target) tokens"
+    )
     with pytest.raises(ValueError, match=r"none of 1 pairs has less than 4 and 16 tokens"):
         pairs(model, 777)
     with pytest.raises(
