@@ -128,7 +128,10 @@ def _ask(http: "httpx.Client", one: Candidate, number: int) -> Any:
         why = type(error).__name__
         raise SmokeFailed(f"{one.ref} did not answer within {LONGEST_S:g} s ({why})") from None
     if answer.status_code == 401:
-        raise SmokeFailed("the gateway asks for an API key: name its file in ATELIER_API_KEY_FILE")
+        raise SmokeFailed(
+            "the gateway does not know a key that was made here: it reads another database than"
+            " ATELIER_DATABASE_URL names"
+        )
     if answer.status_code != 200:
         raise SmokeFailed(f"{one.ref} answered {answer.status_code}: {_message(answer)}")
     try:

@@ -10,16 +10,17 @@ from models.family import Family, Request
 from models.parts.rows import join, take
 
 STEPS: Final = 2  # of a stepwise model
-SECONDS: Final = 0.01  # of sound
+SECONDS: Final = 0.01  # of sound, drawn to its end
 TOKENS: Final = 8  # of text by a model without steps
 
 
 def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     """Return the batch sizes whose rows equal, bit for bit, those of the largest one, on this device.
 
-    Two steps over as many rows as the largest batch has; a size that differs is left out. Of text and sound all that
-    the model keeps between steps is compared, since equal tokens may come of unequal numbers; of sound in one batch
-    of each size, since a step is many samples. A model that draws nothing (it only embeds) keeps all sizes.
+    Two steps, or all of a sound, over as many rows as the largest batch has; a size that differs is left out. Of text
+    and sound all that the model keeps between steps is compared, since equal tokens may come of unequal numbers; of
+    sound in one batch of each size, since a step is many samples. A model that draws nothing (it only embeds) keeps
+    all sizes.
     """
     asked = _acceptable(model)
     if asked is None:
@@ -83,7 +84,8 @@ def _trial(model: Family, asked: Request, count: int, size: int) -> list[torch.T
             parts.append([model.sample(_all(asked, [one.seeds[0] for one in each]))])
             continue
         rows = join([stepwise.begin(one) for one in each])
-        for _ in range(STEPS):
+        sound = model.capabilities.modality == "audio"  # its steps are short
+        for _ in range(model.steps_of(asked) if sound else STEPS):
             rows = stepwise.step(rows)
         rows = take(rows, list(range(size)))
         shown = [stepwise.preview(rows)]

@@ -121,7 +121,7 @@ def test_pictures_that_differ_pass_and_the_report_says_how_fast(answers: dict[st
         (lambda _: (200, {"data": [{"b64_json": "AAAA"}]}), "answered 200 without a picture"),
         (lambda _: (200, {}), "answered 200 without a picture"),
         (lambda _: (500, {"error": {"message": "not finite"}}), "answered 500: not finite"),
-        (lambda _: (401, {}), "name its file in ATELIER_API_KEY_FILE"),
+        (lambda _: (401, {}), "it reads another database than ATELIER_DATABASE_URL"),
     ],
 )
 def test_what_is_no_good_picture_fails(
