@@ -24,6 +24,17 @@ class Resources(Strict):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = (
         "auto"  # auto: one where found
     )
+    elastic: tuple[Positive, Positive] | None = None
+    """The fewest and the most workers: so many as the cluster has room for, also after a node was lost. The batch
+    and its order stay; None: `num_workers`, always."""
+
+    @model_validator(mode="after")
+    def _asks_within_its_bounds(self) -> "Resources":
+        if self.elastic and not self.elastic[0] <= self.num_workers <= self.elastic[1]:
+            raise ValueError(
+                f"elastic {list(self.elastic)} must hold num_workers, which is {self.num_workers}"
+            )
+        return self
 
 
 class Optimizer(Strict):

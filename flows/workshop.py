@@ -82,7 +82,12 @@ def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> Train
 
 
 def code_identity(family: str) -> str:
-    """Return a hash of the sources that decide what training `family` gives: its folder, the loop, the loader."""
+    """Return a hash of the sources that decide what training `family` gives."""
+    return fingerprint(code_files(family))
+
+
+def code_files(family: str) -> list[Path]:
+    """Return the sources that decide what training `family` gives: its folder, the loop, the loader."""
     from models import trainable
 
     module = import_module(trainable(family).__module__)
@@ -92,7 +97,7 @@ def code_identity(family: str) -> str:
     for name in TRAINING_CODE:
         path = ROOT / name
         files += sorted(path.glob("*.py")) if path.is_dir() else [path]
-    return fingerprint(files)
+    return files
 
 
 def fingerprint(files: list[Path]) -> str:

@@ -41,6 +41,10 @@ class Capacity:
     free_gpus: float
     nodes: tuple[Mapping[str, float], ...] = field(default=())  # CPU and GPU of each node alive
 
+    def room(self, cpus: float, gpus: float) -> int:
+        """Return how many bundles it would have room for if it were idle."""
+        return sum(_bundles(node, cpus, gpus) for node in self.nodes)
+
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs on {len(self.nodes)} nodes"
 
@@ -96,15 +100,36 @@ def require(workers: int, cpus: float, gpus: float) -> bool:
     Raises:
         TooSmall: they would not fit an idle cluster; names what was asked and what there is.
     """
+    if (short := too_small(workers, cpus, gpus)) is not None:
+        raise short
     has = capacity()
-    fit = sum(_bundles(node, cpus, gpus) for node in has.nodes)
-    if fit < workers:
-        biggest = max((node["CPU"] for node in has.nodes), default=0.0)
-        raise TooSmall(
-            f"asked for {workers} workers x {cpus:g} CPUs and {gpus:g} GPUs, but the whole cluster has {has}"
-            f" (at most {biggest:g} CPUs on one); room for {fit}: lower resources.num_workers or cpus_per_worker"
-        )
     return has.free_cpus >= workers * cpus and has.free_gpus >= workers * gpus
+
+
+def too_small(workers: int, cpus: float, gpus: float) -> TooSmall | None:
+    """Return what is to be said of a cluster that could not hold `workers` bundles if it were idle, else None."""
+    has = capacity()
+    fit = has.room(cpus, gpus)
+    if fit >= workers:
+        return None
+    biggest = max((node["CPU"] for node in has.nodes), default=0.0)
+    return TooSmall(
+        f"asked for {workers} workers x {cpus:g} CPUs and {gpus:g} GPUs, but the whole cluster has {has}"
+        f" (at most {biggest:g} CPUs on one); room for {fit}: lower resources.num_workers or cpus_per_worker"
+    )
+
+
+def alive() -> dict[str, str]:
+    """Return the names of the joined cluster's nodes by id: host, address, and the id's first letters."""
+    import ray
+
+    return {
+        node[
+            "NodeID"
+        ]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+        for node in ray.nodes()
+        if node["Alive"]
+    }
 
 
 def _bundles(node: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -47,8 +47,9 @@ class Settings(BaseSettings):
     tracking_uri: str | None = None  # MLflow; None: the local server on mlflow_port
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     ray_address: str | None = None  # None: the local cluster that `atelier up` starts
+    ray_scale_s: float | None = Field(default=None, ge=0)  # wait for an autoscaler's nodes; 0: none
     database_url: str | None = None  # ledger; None: SQLite in home
-    storage_uri: str | None = None  # runs and checkpoints; None: home / "runs"
+    storage_uri: str | None = None  # runs, checkpoints, kept answers; None: in home
 
     project: Path = Field(  # the folder with dvc.yaml: the one that the current folder is in
         default_factory=lambda: project_above(Path.cwd()) or Path.cwd()
@@ -115,6 +116,13 @@ class Settings(BaseSettings):
         return f"http://{f'[{host}]' if host and ':' in host else host}:{self.dashboard_port}"
 
     @property
+    def scale_s(self) -> float:
+        """How long an autoscaler's nodes are waited for: as set, else 300 s on a named cluster, not on our own."""
+        if self.ray_scale_s is not None:
+            return self.ray_scale_s
+        return 300.0 if self.ray_address else 0.0
+
+    @property
     def database(self) -> str:
         """SQLAlchemy's address of the ledger."""
         return self.database_url or f"sqlite:///{self.state / 'atelier.db'}"
@@ -123,6 +131,11 @@ class Settings(BaseSettings):
     def runs(self) -> Path:
         """Where runs keep their checkpoints: local, or a mount that every node shares."""
         return Path(self.storage_uri) if self.storage_uri else self.state / "runs"
+
+    @property
+    def samples(self) -> Path:
+        """Where the gateways keep answers for `atelier drift`: local, or below the mount that every node shares."""
+        return (Path(self.storage_uri) if self.storage_uri else self.state) / "samples"
 
     @property
     def gateway_url(self) -> str:

@@ -51,25 +51,27 @@ class State:
         }
         write_json(directory / "state.json", document)
 
-    def read(self, directory: Path, ranks: Ranks) -> None:
+    def read(self, directory: Path, ranks: Ranks, seed: int) -> None:
         """Take the state from a checkpoint, verified before it is parsed, and set this rank's generators.
+
+        A rank that the checkpoint's world did not have starts its generators from (seed, rank, step).
 
         Raises:
             infra.storage.IntegrityError: the bytes are not those that were written.
-            ValueError: a checkpoint of another number of workers, or of another network.
+            ValueError: a checkpoint of another format or network.
         """
         verify(directory)
         document: dict[str, Any] = read_json(directory / "state.json")
-        if (document["format"], document["world"]) != (FORMAT, ranks.world):
-            raise ValueError(
-                f"{directory} is of format {document['format']} and {document['world']} workers,"
-                f" expected format {FORMAT} and {ranks.world}"
-            )
+        if document["format"] != FORMAT:
+            raise ValueError(f"{directory} is of format {document['format']}, expected {FORMAT}")
         self.model.load_state_dict(load_file(directory / "model.safetensors"))
         _fill(dict(self._optimizer_tensors()), directory / "optimizer.safetensors")
         if self.average is not None:
             _fill(self.average.tensors(), directory / "average.safetensors")
         self.step, self.means = document["step"], document["means"]
+        if ranks.rank >= document["world"]:
+            seed_generators(seed, ranks.rank, self.step)
+            return
         with safe_open(directory / "generators.safetensors", "pt") as file:
             names = [name for name in file.keys() if name.startswith(f"{ranks.rank}/")]  # noqa: SIM118
             set_generators({n.partition("/")[2]: file.get_tensor(n) for n in names}, ranks.device)
@@ -128,9 +130,9 @@ def set_generators(state: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def seed_generators(seed: int, rank: int) -> None:
-    """Start every random generator of this process from (seed, rank)."""
-    words = np.random.SeedSequence([seed, rank]).generate_state(3)
+def seed_generators(seed: int, rank: int, step: int = 0) -> None:
+    """Start every random generator of this process from (seed, rank), and from the step where it is not the first."""
+    words = np.random.SeedSequence([seed, rank, *([step] if step else [])]).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
     torch.manual_seed(int(words[2]))

@@ -65,8 +65,8 @@ class LeanTrainer(TorchTrainer):
 
 
 def is_waiting(name: str) -> bool:
-    """Return whether the placement group of a call waits for room."""
-    return any(group["state"] == "PENDING" for group in _groups(name))
+    """Return whether the placement group of a call waits for room, or for that of a node that was lost."""
+    return any(group["state"] in {"PENDING", "RESCHEDULING"} for group in _groups(name))
 
 
 def release(controller: Any, name: str) -> None:

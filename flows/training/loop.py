@@ -174,7 +174,8 @@ class Loop:
             raise Fenced(f"rank 0 did not get {self.folder.path}")
         if step:
             faultpoint("checkpoint.read")
-            self.state.read(self.folder.path / f"ckpt-{written_by}-{step}", self.ranks)
+            checkpoint = self.folder.path / f"ckpt-{written_by}-{step}"
+            self.state.read(checkpoint, self.ranks, self.spec.seed)
         return attempt
 
     def run(self) -> None:

@@ -3,6 +3,7 @@
     <runs>/<identity>/
         spec.json            what is trained
         lease                the word of the call of `fit` whose workers may claim an attempt
+        failed-<lease>.json  why that call's training cannot end, from the worker that found it
         attempt              the number of the attempt that may publish; LATEST: the newest checkpoint's name
         ckpt-<attempt>-<step>/   a sealed checkpoint; without a manifest it does not exist
         journal/<attempt>.*  metrics, the step counter, and pictures; see journal.py
@@ -15,6 +16,7 @@ publish, so a worker that outlives its cluster can burn CPU but cannot change a 
 """
 
 import fcntl
+import json
 import shutil
 import time
 import uuid
@@ -31,6 +33,7 @@ from infra.storage import (
     seal,
     sync_directory,
     verify,
+    write_json,
 )
 
 
@@ -90,6 +93,21 @@ class RunFolder:
                 if not (leftover / MANIFEST).is_file():
                     shutil.rmtree(leftover)
         return number
+
+    def fail(self, lease: str, kind: str, why: str) -> None:
+        """Say why trying again cannot help, to the call that waits and through it to the other workers."""
+        write_json(self._failure(lease), {"kind": kind, "why": why})
+
+    def failure(self, lease: str) -> tuple[str, str] | None:
+        """Return (class of the error, words) of a worker that failed for good under a lease, or None."""
+        try:
+            said = json.loads(self._failure(lease).read_bytes())
+        except FileNotFoundError:
+            return None
+        return said["kind"], said["why"]
+
+    def _failure(self, lease: str) -> Path:
+        return self.path / f"failed-{lease}.json"
 
     def save(
         self,

@@ -9,13 +9,17 @@ from typing import Any, Final
 from flows.recipe import TrainingSpec
 from flows.training import halting
 from flows.training.journal import Reporter
+from flows.training.nodes import Nodes, things
 from flows.training.run_folder import RunFolder
-from infra.cluster import capacity, connect, require
+from infra.cluster import TooSmall, capacity, connect, require, too_small
+from infra.settings import settings
 
 WORKER_FAILURES: Final = 3
 CONTROLLER_FAILURES: Final = 3
 """Budgets of one controller; a controller that brought training further is replaced without counting."""
 STARTS_WITHOUT_PROGRESS: Final = 3
+LOST_NODE_S: Final = 60.0
+"""How long a node that was lost is waited for, where the recipe does not let training go on without it."""
 NOTE_EVERY_S: Final = 10.0
 POLL_S: Final = 0.5
 RAY_TRAIN_SETTINGS: Final = {
@@ -52,19 +56,20 @@ def train_on_ray(
     """Train to the end on the cluster at `url`; returns the seconds of joining it.
 
     Raises:
-        infra.cluster.Unreachable, infra.cluster.TooSmall: no such cluster, or one that could never do it.
+        infra.cluster.Unreachable, infra.cluster.TooSmall: no such cluster, or one that could never do it; also where
+            an autoscaler brings no nodes, or a lost one does not come back, in time.
+        flows.training.nodes.Unfit: a node lacks the run's folder, the data or this code.
         TrainingFailed: workers or controllers died more often than the budgets allow.
         flows.training.loop.Diverged, flows.training.run_folder.Fenced, infra.storage.IntegrityError, ValueError:
             as in `flows.training.loop.train`.
     """
     began = time.monotonic()
     connect(url)
-    request = _request(spec)
-    require(request.workers, request.cpus, request.gpus)
+    nodes = Nodes(things(spec, folder), reporter.note)
     joined = time.monotonic() - began
     left, reached = STARTS_WITHOUT_PROGRESS, folder.step()
     while not folder.final.is_dir():
-        trouble = _one_controller(spec, folder, request, reporter)
+        trouble = _one_controller(spec, folder, nodes, reporter)
         shutil.rmtree(
             folder.path / "ray", ignore_errors=True
         )  # what Ray keeps of a run, which nobody reads
@@ -81,47 +86,58 @@ def train_on_ray(
 
 
 def _request(spec: TrainingSpec) -> Request:
+    """Return what to ask for: of an elastic training's numbers of workers, the most that the cluster has room for."""
     asked = spec.resources
+    has = capacity()
+    least, most = asked.elastic or (asked.num_workers, asked.num_workers)
     gpus = asked.gpus_per_worker
     if gpus == "auto":
-        gpus = 1.0 if capacity().gpus >= asked.num_workers else 0.0
-    return Request(asked.num_workers, asked.cpus_per_worker, gpus)
+        gpus = 1.0 if has.gpus >= least else 0.0
+    room = has.room(asked.cpus_per_worker, gpus)
+    share = spec.training.accumulate
+    fitting = (n for n in range(min(most, room), least - 1, -1))
+    workers = next((n for n in fitting if spec.training.batch_size % (n * share) == 0), least)
+    return Request(workers, asked.cpus_per_worker, gpus)
 
 
-def _one_controller(
-    spec: TrainingSpec, folder: RunFolder, request: Request, reporter: Reporter
-) -> str:
+def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporter: Reporter) -> str:
     """Run one Ray Train controller to its end; returns why another must follow, or nothing."""
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
     from ray.exceptions import RayActorError
 
-    from flows.training.lean_trainer import is_waiting, release
+    from flows.training.lean_trainer import release
 
-    _wait_for_room(request, reporter)
-
+    request = _request(spec)
+    _wait_for_room(request, nodes, reporter)
+    nodes.inspect()
     lease = folder.lease()
     controller, end = _trainer(spec, folder, request, lease).start()
-    told = time.monotonic()
+    waiting = _Waiting(spec, request, nodes, reporter, lease)
     try:
         while not ray.wait([end], timeout=1.0)[0]:
             halting.check()
-            late = time.monotonic() - told > NOTE_EVERY_S
-            if late and is_waiting(lease):
-                told = time.monotonic()
-                reporter.note(f"waiting for room: {_free(request)}")
+            _check(folder, lease)
+            nodes.look()
+            if trouble := waiting.over():
+                return trouble
         ray.get(end)
         result = ray.get(controller.get_result.remote())
     except RayActorError:
         return "the Ray Train controller died"
     finally:
         release(controller, lease)
+    _check(folder, lease)
     if result.error is not None:
         return _last_words(result.error)
-    if failed := (result.return_value or {}).get("failed"):
-        raise _permanent(failed, result.return_value["why"])
     return "" if folder.final.is_dir() else "the workers ended without a result"
+
+
+def _check(folder: RunFolder, lease: str) -> None:
+    """Raise what a worker found that will not be better next time; the others are ended with it."""
+    if failure := folder.failure(lease):
+        raise _permanent(*failure)
 
 
 def _trainer(spec: TrainingSpec, folder: RunFolder, request: Request, lease: str) -> Any:
@@ -156,15 +172,92 @@ def _trainer(spec: TrainingSpec, folder: RunFolder, request: Request, lease: str
     )
 
 
-def _wait_for_room(request: Request, reporter: Reporter) -> None:
-    """Wait until the workers fit beside what runs now, saying so; a request that could never fit was refused before."""
+def _wait_for_room(request: Request, nodes: Nodes, reporter: Reporter) -> None:
+    """Wait until the workers fit beside what runs now, saying so.
+
+    Raises:
+        TooSmall: they would not fit an idle cluster, and no node is waited for.
+    """
     told = 0.0
-    while not require(request.workers, request.cpus, request.gpus):
+    while True:
+        nodes.look()
+        short = too_small(request.workers, request.cpus, request.gpus)
+        if short is not None:
+            if not _patience(nodes):
+                raise short
+            return  # the workers' placement group asks the autoscaler: `_Waiting` bounds that
+        if require(request.workers, request.cpus, request.gpus):
+            return
         if time.monotonic() - told > NOTE_EVERY_S:
             told = time.monotonic()
             reporter.note(f"waiting for room: {_free(request)}")
         halting.check()
         time.sleep(POLL_S)
+
+
+def _patience(nodes: Nodes) -> float:
+    """Return how many seconds a cluster that is too small is waited for."""
+    return max(settings().scale_s, LOST_NODE_S if nodes.lost else 0.0)
+
+
+@dataclass
+class _Waiting:
+    """Says what workers wait for, and when that is over."""
+
+    spec: TrainingSpec
+    request: Request
+    nodes: Nodes
+    reporter: Reporter
+    lease: str
+
+    def __post_init__(self) -> None:
+        self._told = time.monotonic()
+        self._short_since: float | None = None
+
+    def over(self) -> str:
+        """Return why other workers must be started in place of these; nothing while they may go on, or wait.
+
+        Raises:
+            TooSmall: no node came in time.
+        """
+        from flows.training.lean_trainer import is_waiting
+
+        now = time.monotonic()
+        short = too_small(self.request.workers, self.request.cpus, self.request.gpus)
+        late = now - self._told > NOTE_EVERY_S
+        if not (short or late) or not is_waiting(self.lease):
+            self._short_since = None
+            return ""
+        said = f"waiting for room: {_free(self.request)}"
+        if short is not None:
+            fewer = _request(self.spec)
+            if fewer.workers < self.request.workers and _fits(fewer):
+                return f"{self._for()}: {fewer.workers} in place of {self.request.workers} workers"
+            late, self._short_since = late or self._short_since is None, self._short_since or now
+            left = self._short_since + _patience(self.nodes) - now
+            if left < 0:
+                raise TooSmall(f"{self._for()}: {short}{self._way_out()}")
+            said = f"{self._for()}, {left:.0f} s more at most: {_free(self.request)}"
+        if late:
+            self._told = now
+            self.reporter.note(said)
+        return ""
+
+    def _for(self) -> str:
+        lost = self.nodes.lost
+        return f"{' and '.join(lost)} lost" if lost else "waiting for nodes of the autoscaler"
+
+    def _way_out(self) -> str:
+        if not self.nodes.lost:
+            return "; or wait longer by ATELIER_RAY_SCALE_S"
+        return (
+            "; or let it go on with fewer by resources.elastic: [1, 2]. The same command goes on from the last"
+            " checkpoint"
+        )
+
+
+def _fits(request: Request) -> bool:
+    return too_small(request.workers, request.cpus, request.gpus) is None
 
 
 def _free(request: Request) -> str:

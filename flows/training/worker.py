@@ -11,8 +11,8 @@ STEP_LIMIT: Final = timedelta(seconds=60)
 """How long a rank waits for the others in a step before it takes them for hung."""
 
 
-def work(config: dict[str, Any]) -> dict[str, str]:
-    """Train as this worker's rank; returns {} or, where trying again cannot help, what failed.
+def work(config: dict[str, Any]) -> None:
+    """Train as this worker's rank; where trying again cannot help, leave what failed in the run's folder.
 
     Args:
         config: {"spec": JSON of the TrainingSpec, "folder": the run's, "lease": the caller's, "submitted": its clock}.
@@ -34,15 +34,15 @@ def work(config: dict[str, Any]) -> dict[str, str]:
     device = _device(config["gpus"])
     ranks = _join(device)
     seconds["process_group"] = time.monotonic() - began - seconds["imports"]
+    folder, lease = RunFolder(Path(config["folder"])), config["lease"]
     try:
-        train(
-            spec, RunFolder(Path(config["folder"])), ranks, lease=config["lease"], seconds=seconds
-        )
+        train(spec, folder, ranks, lease=lease, seconds=seconds)
     except PERMANENT as error:
-        return {"failed": type(error).__name__, "why": str(error)}
+        who = f"worker {ranks.rank} on {socket.gethostname()}: " if ranks.world > 1 else ""
+        folder.fail(lease, type(error).__name__, f"{who}{error}")
+        return  # the caller ends the others, who may wait for this one
     if ranks.world > 1:
         torch.distributed.destroy_process_group()
-    return {}
 
 
 def _device(gpus: float) -> Any:

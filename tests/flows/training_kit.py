@@ -153,8 +153,8 @@ def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
 def train_without_ray(spec: TrainingSpec, runs: Path) -> Path:
     """Train in `num_workers` plain processes; returns the sealed result."""
     folder = runs / spec.identity
-    folder.mkdir(parents=True)
-    document, store = folder / "spec.json", folder / "store"
+    folder.mkdir(parents=True, exist_ok=True)
+    document, store = folder / "spec.json", folder / f"store-{os.urandom(4).hex()}"
     document.write_text(spec.model_dump_json())
     world = spec.resources.num_workers
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
