@@ -5,7 +5,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from flows.promotion import go_on
-from flows.workshop import actor, promotions
+from flows.workshop import person, promotions
 from infra.promotions import Promotion
 
 TAKEN_UP_S: Final = 20.0  # a worker's next look for resumed runs comes within this
@@ -13,14 +13,15 @@ POLL_S: Final = 0.2
 
 
 def approve(promotion: str, reason: str = "") -> dict[str, Any]:
-    """Approve as `actor()`; returns {"id", "state"}, and what came of the promotion where this approval was the last.
+    """Approve as `person()`; returns {"id", "state"}, and what came of the promotion where this approval was the last.
 
     The suspended flow is resumed where there is one; where no worker takes it up, this process promotes.
 
     Raises:
         infra.promotions.PromotionError: it does not wait, or this person may not approve it.
+        flows.workshop.Nameless: no key says who this person is.
     """
-    row = promotions().approve(promotion, actor(), reason)
+    row = promotions().approve(promotion, person(), reason)
     if row.state == "waiting":
         return {"id": row.id, "state": row.state, "ref": row.ref, "place": row.place}
     if row.flow_run is not None and _resumed(row.flow_run):
@@ -42,12 +43,13 @@ def hand_over(promotion: str, force: str) -> None:
 
 
 def reject(promotion: str, reason: str = "") -> dict[str, Any]:
-    """Reject as `actor()`, which ends the promotion; returns {"id", "state"}.
+    """Reject as `person()`, which ends the promotion; returns {"id", "state"}.
 
     Raises:
         infra.promotions.PromotionError: it does not wait, or this person may not reject it.
+        flows.workshop.Nameless: no key says who this person is.
     """
-    row = promotions().reject(promotion, actor(), reason)
+    row = promotions().reject(promotion, person(), reason)
     if row.flow_run is not None:
         _resumed(row.flow_run)  # it finds that it was rejected, and fails with the reason
     return {"id": row.id, "state": row.state, "ref": row.ref, "place": row.place}

@@ -88,7 +88,7 @@ def kept(name: str, digest: str, first: PinnedStage) -> Sample:
     import torch
     from PIL import Image
 
-    folder = settings().state / "samples" / name
+    folder = settings().samples / name
     prompts, pictures = [], []
     newest = sorted(folder.glob("*.png"), key=lambda file: file.stat().st_mtime)[-MOST:]
     for path in newest:

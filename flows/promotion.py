@@ -15,7 +15,7 @@ from flows.judging.gate import GateReport, document
 from flows.served import load_versions, pins, pipeline_of, project_aliases, serve_wanted
 from flows.smoke import draws_once, smoke
 from flows.tryouts import Candidate, SmokeFailed
-from flows.workshop import actor, ledger, promotions, registry
+from flows.workshop import actor, ledger, person, promotions, registry
 from infra import serving
 from infra.chain import canonical
 from infra.database import DatabaseError
@@ -56,17 +56,20 @@ def request(ref: str, place: Place = "production", force: str = "") -> dict[str,
 
     Raises:
         Refused: the gate or the smoke failed.
+        flows.workshop.Nameless: another person must approve it, and no key says who asks.
         infra.ledger.Conflict: somebody else was first; the message says who.
         infra.serving.ServingError: the version cannot be loaded, or Serve does not answer.
     """
     version = registry().get(ref)
     gate = gate_of(version)
+    approved = gate.approvals is not None and place == "production"
+    who = person() if approved else actor()
     head = ledger().head(version.name, place)
     epoch = head.epoch if head else 0
     if head is not None and head.to_digest == version.digest:
         return {"ref": version.ref, "place": place, "changed": False, "epoch": epoch}
     for row in promotions().waiting():
-        if (row.digest, row.place, row.epoch, row.actor) == (version.digest, place, epoch, actor()):
+        if (row.digest, row.place, row.epoch, row.actor) == (version.digest, place, epoch, who):
             return _waits(row)
     holder = new_holder()
     row = promotions().intend(
@@ -76,7 +79,7 @@ def request(ref: str, place: Place = "production", force: str = "") -> dict[str,
         version=version.number,
         digest=version.digest,
         epoch=epoch,
-        actor=actor(),
+        actor=who,
         reason=force or "promoted",
         forced=bool(force),
         holder=holder,
@@ -91,7 +94,8 @@ def request(ref: str, place: Place = "production", force: str = "") -> dict[str,
             raise Refused(why)
         row = promotions().advance(row.id, holder, "gated", report=kept)
         _reach("promote.gated")
-        if gate.approvals is not None and place == "production":
+        if approved:
+            assert gate.approvals is not None
             policy = gate.approvals.model_dump(mode="json", include={"count", "by"})
             expires = datetime.now(UTC) + timedelta(hours=gate.approvals.hours)
             return _waits(promotions().wait(row.id, holder, policy, expires))

@@ -1,5 +1,6 @@
-"""Who may train now: a Prefect global concurrency limit with a slot a GPU of the cluster, or one on a CPU machine.
+"""Who may train now: a Prefect global concurrency limit with a slot a GPU.
 
+Without GPUs a cluster has a slot a CPU, and a machine of its own has one slot.
 Slots are leased: the holder renews its lease, and what a killed holder had is free again after `LEASE_S`; at once
 where whoever waits sees on its own machine that the holder's process is gone.
 """
@@ -40,8 +41,10 @@ def training_slots(specs: Sequence[TrainingSpec]) -> Iterator[None]:
 
     run = UUID(flow_run.get_id() or "")
     with get_client(sync_client=True) as client:
-        slots = _slots(client)
-        lease = _acquire(client, run, min(slots, sum(slots_of(spec) for spec in specs)))
+        gpus, cpus = processors()
+        slots = _slots(client, gpus or cpus)
+        wanted = sum(slots_of(spec, on_gpus=gpus > 0) for spec in specs)
+        lease = _acquire(client, run, min(slots, wanted))
         client.update_flow_run_labels(run, {LEASE: str(lease), PROCESS: _this_process()})
     over = threading.Event()
     renewing = threading.Thread(target=_renew, args=(lease, over), daemon=True)
@@ -55,11 +58,12 @@ def training_slots(specs: Sequence[TrainingSpec]) -> Iterator[None]:
             client.update_flow_run_labels(run, {LEASE: ""})
 
 
-def slots_of(spec: TrainingSpec) -> int:
-    """Return how many slots a training takes: one a GPU that it may hold, one at least."""
-    asked = spec.resources.gpus_per_worker
-    each = 1.0 if asked == "auto" else asked
-    return max(1, math.ceil(each * spec.resources.num_workers))
+def slots_of(spec: TrainingSpec, *, on_gpus: bool) -> int:
+    """Return how many slots a training takes: one a GPU, or a CPU where there are none; one at least."""
+    asked = spec.resources
+    gpus = 1.0 if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
+    _, most = asked.elastic or (0, asked.num_workers)
+    return max(1, math.ceil((gpus if on_gpus else asked.cpus_per_worker) * most))
 
 
 def _acquire(client: "SyncPrefectClient", run: UUID, count: int) -> UUID:
@@ -132,7 +136,7 @@ def _began(pid: int) -> str:
         return ""
 
 
-def _slots(client: "SyncPrefectClient") -> int:
+def _slots(client: "SyncPrefectClient", processors: int) -> int:
     """Return how many slots there are; the limit is made where it is missing, and then left as people set it."""
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
@@ -142,21 +146,22 @@ def _slots(client: "SyncPrefectClient") -> int:
         pass
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
-    wanted = GlobalConcurrencyLimitCreate(name=LIMIT, limit=max(1, _gpus()))
+    wanted = GlobalConcurrencyLimitCreate(name=LIMIT, limit=processors)
     with suppress(ObjectAlreadyExists):
         client.create_global_concurrency_limit(wanted)
     return client.read_global_concurrency_limit_by_name(LIMIT).limit
 
 
-def _gpus() -> int:
-    """Return how many GPUs the cluster has."""
+def processors() -> tuple[int, int]:
+    """Return how many GPUs there are, and how many trainings may share the CPUs: one on a machine of its own."""
     here = settings()
     if here.ray_address is not None:
         from infra.cluster import capacity, connect
 
         connect(here.ray_url)
-        return int(capacity().gpus)
+        has = capacity()
+        return int(has.gpus), max(1, int(has.cpus))
     from infra.parts import token_file
     from infra.probes import ray_gpus
 
-    return ray_gpus(f"http://127.0.0.1:{here.dashboard_port}", token_file())
+    return ray_gpus(f"http://127.0.0.1:{here.dashboard_port}", token_file()), 1

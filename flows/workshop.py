@@ -4,12 +4,14 @@ import hashlib
 import os
 import pwd
 import subprocess
+from contextlib import closing
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.recipe import Recipe, Stage, TrainingSpec
+from infra.keys import Keys
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -121,20 +123,51 @@ def git_commit() -> str:
     return found.stdout.strip()
 
 
+class Nameless(ValueError):
+    """Nobody can say which person asks; one line with the way out."""
+
+
 def actor() -> str:
     """Return who asks, as the ledger will name them: the API key's label, else the account that runs this process.
 
     The account is the one of the process's uid: an environment variable cannot name another.
-    """
-    if settings().api_key_file is not None:
-        from infra.keys import Keys
 
-        if key := Keys(settings().database).find(settings().api_key.get_secret_value()):
-            return key.label
+    Raises:
+        Nameless: ATELIER_API_KEY_FILE holds no key of this installation, or one that was revoked.
+    """
+    here = settings()
+    if here.api_key_file is not None:
+        with closing(Keys(here.database)) as keys:
+            if key := keys.find(here.api_key.get_secret_value()):
+                return key.label
+            if keys.any():
+                raise Nameless(
+                    f"ATELIER_API_KEY_FILE ({here.api_key_file}) holds no key that may pass: it is unknown here or"
+                    " was revoked; list them: atelier keys list"
+                )
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container's uid without an entry
         return f"uid {os.getuid()}"
+
+
+def person() -> str:
+    """Return who asks where it matters that two are two: as `actor`, but an account counts on one machine alone.
+
+    In containers everybody is root, and one person has another account on every machine: there a key tells.
+
+    Raises:
+        Nameless: as for `actor`, and where there are keys, or the database is shared, and none is named.
+    """
+    here = settings()
+    if here.api_key_file is None:
+        with closing(Keys(here.database)) as keys:
+            if here.database_url is not None or keys.any():
+                raise Nameless(
+                    "who asks and who approves are told apart by their API keys: make yours by `atelier keys add NAME`"
+                    " and name its file in ATELIER_API_KEY_FILE"
+                )
+    return actor()
 
 
 def environment() -> dict[str, str]:

@@ -236,7 +236,7 @@ def _application(
         "tracking_uri": settings.mlflow_uri,
         "cache": str(settings.state / "versions"),
         "files": str(settings.state / "files"),
-        "samples": str(settings.state / "samples"),
+        "samples": str(settings.samples),
         "signing": str(settings.state / "exchange"),
         "public_url": settings.public_url,
         "unknown_words": settings.unknown_words,
@@ -244,9 +244,12 @@ def _application(
     given = config.get("args", {})
     if settings.ray_address is not None:
         # folders that its nodes mount, the host that they open, and the address that leads there
-        kinds = ("host", "cache", "files", "samples", "signing")
-        own = kinds if settings.public_url else (*kinds, "public_url")
-        arguments |= {name: given[name] for name in own if name in given}
+        theirs = ["host", "cache", "files", "signing"]
+        if settings.storage_uri is None:  # else answers are kept where drift reads them
+            theirs.append("samples")
+        if not settings.public_url:
+            theirs.append("public_url")
+        arguments |= {name: given[name] for name in theirs if name in given}
     return {
         **{key: value for key, value in config.items() if value is not None},
         "name": APPLICATION,

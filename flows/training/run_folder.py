@@ -16,7 +16,6 @@ publish, so a worker that outlives its cluster can burn CPU but cannot change a 
 """
 
 import fcntl
-import json
 import shutil
 import time
 import uuid
@@ -25,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.documents import read_json
 from infra.storage import (
     MANIFEST,
     IntegrityError,
@@ -101,7 +101,7 @@ class RunFolder:
     def failure(self, lease: str) -> tuple[str, str] | None:
         """Return (class of the error, words) of a worker that failed for good under a lease, or None."""
         try:
-            said = json.loads(self._failure(lease).read_bytes())
+            said = read_json(self._failure(lease))
         except FileNotFoundError:
             return None
         return said["kind"], said["why"]

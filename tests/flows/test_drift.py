@@ -14,6 +14,7 @@ from flows.drift import DriftReport, Sample, TooFew, compare, kept
 from flows.judging.pipeline import Accepts, Gives, PinnedStage
 from flows.pages.drift import write_page
 from infra.receipts import Receipt, attach
+from infra.settings import settings
 from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -105,7 +106,7 @@ def test_the_page_says_what_drifted(judge: AttributeJudge, private_home: object)
 
 
 def test_answers_that_a_user_wished_otherwise_or_another_version_drew_do_not_count(
-    private_home: Path,
+    private_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = PinnedStage(
         stage="base",
@@ -119,7 +120,9 @@ def test_answers_that_a_user_wished_otherwise_or_another_version_drew_do_not_cou
         steps=12,
         guidance=3.0,
     )
-    folder = private_home / "samples" / "patches"
+    monkeypatch.setenv("ATELIER_STORAGE_URI", str(tmp_path / "mount"))
+    settings.cache_clear()
+    folder = tmp_path / "mount" / "samples" / "patches"  # where every node's gateway writes
     folder.mkdir(parents=True)
     for number in range(160):
         steps = 2 if number < 30 else 12

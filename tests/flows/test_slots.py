@@ -9,17 +9,19 @@ from typing import IO, Any
 
 import pytest
 
+from flows.recipe import Resources
 from flows.slots import slots_of
 
 TRAINS = """
 import sys, time
 from types import SimpleNamespace as Spec
 from prefect import flow
+from flows.recipe import Resources
 from flows.slots import training_slots
 
 @flow
 def trains():
-    with training_slots([Spec(resources=Spec(gpus_per_worker="auto", num_workers=1))]):
+    with training_slots([Spec(resources=Resources())]):
         print("trains", flush=True)
         sys.stdin.read()
     print("trained", flush=True)
@@ -72,11 +74,18 @@ def test_a_second_training_waits_for_the_first_and_not_for_a_killed_one(
 
 
 @pytest.mark.parametrize(
-    ("workers", "gpus", "slots"),
-    [(0, "auto", 1), (1, "auto", 1), (4, "auto", 4), (4, 0.5, 2), (2, 0, 1)],
+    ("workers", "gpus", "on_gpus", "on_cpus"),
+    [(0, "auto", 1, 1), (1, "auto", 1, 2), (4, "auto", 4, 8), (4, 0.5, 2, 8), (2, 0, 1, 4)],
 )
-def test_a_training_takes_a_slot_a_gpu_and_one_at_least(
-    workers: int, gpus: Any, slots: int
+def test_a_training_takes_a_slot_a_gpu_or_else_a_cpu_and_one_at_least(
+    workers: int, gpus: Any, on_gpus: int, on_cpus: int
 ) -> None:
-    resources = SimpleNamespace(num_workers=workers, gpus_per_worker=gpus)
-    assert slots_of(SimpleNamespace(resources=resources)) == slots  # type: ignore[arg-type]
+    resources = Resources(num_workers=workers, gpus_per_worker=gpus, cpus_per_worker=2)
+    spec: Any = SimpleNamespace(resources=resources)
+    assert slots_of(spec, on_gpus=True) == on_gpus
+    assert slots_of(spec, on_gpus=False) == on_cpus
+
+
+def test_an_elastic_training_takes_the_slots_of_its_most_workers() -> None:
+    spec: Any = SimpleNamespace(resources=Resources(num_workers=2, elastic=(1, 4)))
+    assert slots_of(spec, on_gpus=True) == 4

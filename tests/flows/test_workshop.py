@@ -1,10 +1,11 @@
 import os
 import pwd
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from flows.workshop import actor
+from flows.workshop import Nameless, actor, person
 from infra.keys import Keys
 from infra.settings import settings
 
@@ -28,18 +29,43 @@ def test_who_asks_is_the_account_whatever_the_environment_says(
     assert actor() == account
 
 
-def test_who_asks_with_a_key_is_its_label_until_it_is_revoked(
+def test_who_asks_with_a_key_is_its_label_and_nobody_once_it_is_revoked(
     account: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = Keys(settings().database)
-    use(keys.create("berta"), tmp_path, monkeypatch)
-    assert actor() == "berta"
-    keys.revoke("berta")
-    assert actor() == account
+    with closing(Keys(settings().database)) as keys:
+        use(keys.create("berta"), tmp_path, monkeypatch)
+        assert actor() == person() == "berta"
+        keys.revoke("berta")
+    for asks in (actor, person):
+        with pytest.raises(Nameless, match=r"ATELIER_API_KEY_FILE .* was revoked"):
+            asks()
 
 
 def test_a_key_that_nobody_made_names_nobody(
     account: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use("sk-atelier-not-a-key", tmp_path, monkeypatch)
+    assert actor() == account, "there are no keys here: the gateway asks for none either"
+    with closing(Keys(settings().database)) as keys:
+        keys.create("berta")
+    with pytest.raises(Nameless, match="unknown here"):
+        actor()
+
+
+def test_an_account_tells_two_people_apart_on_one_machine_without_keys_alone(
+    account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert person() == account
+    database = settings().database
+    monkeypatch.setenv("ATELIER_DATABASE_URL", database)  # as containers share one
+    settings.cache_clear()
+    with pytest.raises(Nameless, match=r"API keys: make yours by `atelier keys add NAME`"):
+        person()
+    monkeypatch.delenv("ATELIER_DATABASE_URL")
+    settings.cache_clear()
+    assert person() == account
+    with closing(Keys(database)) as keys:
+        keys.create("anna")
+    with pytest.raises(Nameless, match="ATELIER_API_KEY_FILE"):
+        person()  # else who asked with the key could approve without it
     assert actor() == account

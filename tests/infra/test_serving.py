@@ -42,6 +42,16 @@ def test_a_deploy_to_a_cluster_keeps_the_folders_that_its_nodes_mount(tmp_path: 
     for name in ("host", "cache", "files"):
         assert args[name] == operator["args"][name]
     assert args["database"] == "postgresql://db/atelier"
+    assert args["samples"] == operator["args"]["samples"]
+
+
+def test_kept_answers_lie_where_drift_reads_them(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
+    [operator] = yaml.safe_load(file.read_text())["applications"]
+    mine = settings(tmp_path, ray_address="head:6379", storage_uri=str(tmp_path / "mount"))
+    args = serving._application(mine, [PIN], {"deployed_app_config": operator})["args"]
+    assert args["samples"] == str(mine.samples) == str(tmp_path / "mount" / "samples")
+    assert settings(tmp_path).samples == settings(tmp_path).state / "samples"
 
 
 def test_links_lead_to_the_public_address_and_a_cluster_is_asked_there(tmp_path: Path) -> None:
