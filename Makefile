@@ -13,7 +13,7 @@ empty :=
 space := $(empty) $(empty)
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help demo test soak api lint lock clean install
+.PHONY: help demo test soak api clients lint lock clean install
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ api: $(STAMP) ## 5,000 random requests, good and bad: nothing undocumented, noth
 soak: $(STAMP) ## Load and kill -9 of each process on a stack of its own; at most ten minutes
 	@$(BIN)/python -m benchmarks.soak
 
+clients: $(STAMP) ## What openai, litellm and its proxy, langchain and instructor get, as a table
+	@$(BIN)/python -m benchmarks.clients
+
 lint: $(STAMP) ## Ruff (lint, format) and mypy (strict)
 	@echo "== lint"
 	@$(BIN)/ruff check .
@@ -53,7 +56,7 @@ lock: $(STAMP) ## Write requirements.lock: names and versions, for every group
 
 clean: ## Remove what make and the tools wrote; keeps data/ and .atelier/
 	@if [ -x $(BIN)/atelier ]; then $(BIN)/atelier down || true; fi
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
+	@rm -rf .venv .venv-clients .venv-proxy .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
 	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One interpreter that runs (a pyenv shim may exist and not run); bytecode now, not at the first start.
