@@ -210,8 +210,9 @@ def forget(name: str, project: Path) -> None:
     """
     remove(name, project)
     unlock(name, project)
-    for part in ("made", "prepared"):
-        shutil.rmtree(project / "data" / part / name, ignore_errors=True)
+    for folder in (project / "data" / part / name for part in ("made", "prepared")):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def point(name: str, path: Path, project: Path) -> None:
