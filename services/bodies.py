@@ -12,7 +12,9 @@ from starlette.types import Message, Receive
 from services.errors import ApiError
 
 LONGEST_S: Final = 20.0  # for a body to come
-MOST_OF_ONE: Final = 64  # bodies of one client that are being read
+MOST_OF_ONE: Final = (
+    256  # bodies of one client that are being read: two hundred users may share a key
+)
 MOST: Final = 512  # of all clients together
 
 
