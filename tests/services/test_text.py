@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import tokenizing
-from infra import receipts
+from infra import provenance, receipts
+from infra.signing import Signing
 from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import CONTROL, tokenizer
@@ -79,9 +80,14 @@ def test_prompt_and_completion_of_a_model_of_words_are_the_text(served: Any, ask
     assert streamed == texts
 
 
-def test_an_answer_kept_as_a_file_has_a_receipt_and_an_altered_one_none(
-    served: Any, ask: Ask, tmp_path: Any
+def test_an_answer_kept_as_a_file_has_a_signed_receipt_and_an_altered_one_none(
+    workshop: Any, served: Any, ask: Ask, tmp_path: Any
 ) -> None:
+    signing = Signing(workshop.folder / "exchange")
+    for path, asked in ((CHAT, said(stop=["z"])), (COMPLETIONS, wrote())):
+        document = ask(served, "POST", path, json=asked).json()
+        kept = json.dumps(document, indent=1, sort_keys=True).encode()
+        assert all(one.passed for one in provenance.check(kept, signing)[1]), path
     answer = ask(served, "POST", COMPLETIONS, json=wrote())
     (tmp_path / "answer.json").write_bytes(answer.content)
     assert receipts.read(tmp_path / "answer.json").prompt == "abc"
