@@ -304,8 +304,8 @@ class BERT(Family):
         return padded(rows, most), padded(segments, most)
 
     def unknown(self, text: str) -> list[str]:
-        """Return what it never learned: of each line, blanks apart."""
-        parts = (part for line in text.splitlines() for part in line.split(BLANK))
+        """Return what it never learned: of each line, blanks and the spaces around them apart."""
+        parts = (part.strip() for line in text.splitlines() for part in line.split(BLANK))
         return list(
             dict.fromkeys(word for part in parts for word in super(BERT, self).unknown(part))
         )

@@ -87,6 +87,8 @@ class Tokenizer:
 
     def hint(self, word: str) -> str:
         """Return what an unknown word could have meant; a character has nothing near it."""
+        if word == " " and self._first:
+            return "; a space belongs to the word after it: leave out doubled ones and those at the ends"
         known = {one.strip(SPACES) for one in self._trained.get_vocab()} - {*CONTROL, ""}
         return hint(word, sorted(known)) if len(word) > 1 else ""
 

@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers import models as tokenizer_models
 from torch import Tensor
 
+from data import tokenizing
 from models.family import Request
 from models.language.bert import BERT, BERTConfig, Masked
 from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, of_signs
@@ -236,6 +237,12 @@ def test_a_blank_takes_the_space_before_it_along_where_words_do() -> None:
         model = bert(tokenizer=made)
         read = model._tokenizer.encode
         assert model._blanked(line) == [*read("nobody drew a"), MASK, *read(" star")]
+    for made in (
+        tokenizing.train(["fay drew a small red circle ."], "words", 40),
+        of_signs("abe "),
+    ):
+        assert bert(tokenizer=made).unknown("a [MASK] a") == []
+    assert bert(tokenizer=made).unknown("a [MASK] axe") == ["x"]
     signs = bert(tokenizer=of_signs("abe "))
     a, b, _, space = range(len(CONTROL), len(CONTROL) + 4)
     assert signs._blanked("ab [MASK]b") == [a, b, space, MASK, b]

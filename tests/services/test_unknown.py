@@ -50,6 +50,12 @@ CASES: Final = [
         "prompt",
         "unknown word 'rad'; did you mean 'red'?",
     ),
+    (
+        COMPLETIONS,
+        {"model": "reads-words", "prompt": "a red "},
+        "prompt",
+        "unknown character ' '; a space belongs to the word after it",
+    ),
     (CHAT, turn("bad Zcafe"), "messages", "unknown character 'Z'"),
     (
         IMAGES,
@@ -84,13 +90,13 @@ def test_a_word_that_was_never_learned_is_refused_with_the_nearest(
 
 def test_read_on_an_answer_says_what_was_not_read(gateways: dict[str, Any], ask: Ask) -> None:
     app = gateways["map"]
-    drawn = ask(app, "POST", IMAGES, json={**CASES[2][1], "seed": 3}).json()
+    drawn = ask(app, "POST", IMAGES, json={**CASES[3][1], "seed": 3}).json()
     assert drawn["warnings"] == ["never learned, and not read: 'smal'"]
     plain = ask(app, "POST", IMAGES, json={"model": "shapes", "prompt": "a red circle", "seed": 3})
     assert "warnings" not in plain.json()
     written = ask(app, "POST", COMPLETIONS, json=CASES[0][1]).json()
     assert written["warnings"] == ["never learned, and not read: 'rad'"]
-    score = ask(app, "POST", SCORES, json=CASES[5][1]).json()
+    score = ask(app, "POST", SCORES, json=CASES[6][1]).json()
     assert score["data"][0]["warnings"] == ["never learned, and not read: 'big'"]
     *_, last = events(ask(app, "POST", CHAT, json={**turn("bad Zcafe Q"), "stream": True}))
     assert last["choices"][0]["warnings"] == ["never learned, and not read: 'Z', 'Q'"]
@@ -106,7 +112,7 @@ def test_read_on_a_caption_of_nothing_known_is_refused(gateways: dict[str, Any],
 
 
 def test_a_sound_s_warning_is_in_its_header(gateways: dict[str, Any], ask: Ask) -> None:
-    answer = ask(gateways["map"], "POST", SPEECH, json=CASES[4][1])
+    answer = ask(gateways["map"], "POST", SPEECH, json=CASES[5][1])
     assert answer.status_code == 200
     assert json.loads(answer.headers["x-atelier-warnings"]) == [
         "never learned, and not read: 'hum'"
