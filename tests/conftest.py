@@ -1,6 +1,7 @@
 """The run's own stack: private ports and folder, named in the environment before any tool is imported.
 
 Nothing starts until a test asks for the fixture `stack`; it is stopped at the end, and nothing of it stays.
+Two processes share the tests: everything that needs the stack goes to one of them, whole files to the other.
 """
 
 import os
@@ -11,9 +12,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from tests.command_kit import commands
 from tests.databases_kit import KINDS, Database, Databases
+
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,  # a busy machine is no fault
+    derandomize=True,  # the same examples at every run
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
 
 PORTS = ("GATEWAY", "MLFLOW", "PREFECT", "RAY", "DASHBOARD")
 OUTSIDE = ("ATELIER_TRACKING_URI", "ATELIER_RAY_ADDRESS", "PREFECT_API_URL", "RAY_ADDRESS")
@@ -31,11 +43,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
     for name in OUTSIDE:
         os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not pay on what is so small
     folder = tempfile.mkdtemp(prefix="atelier-test-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    config.add_cleanup(commands.close)
     os.environ["ATELIER_HOME"] = folder
     for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
         os.environ[f"ATELIER_{name}_PORT"] = str(port)
@@ -43,6 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
     os.environ.update({k: v for k, v in environment().items() if k not in LATER})
     os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist what belongs together: the stack is started once, a file's fixtures are made once."""
+    for item in items:
+        group = "stack" if item.get_closest_marker("cluster") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from flows.workshop import registry, signing
 from infra.receipts import attach, read
 from infra.settings import settings
 from infra.votes import wins
+from tests.command_kit import commands
 from tests.flows.test_exchange import Install
 from tests.flows.versions_kit import Installation
 
@@ -33,13 +34,11 @@ def environment() -> dict[str, str]:
 
 def atelier(*words: str, code: int = 0) -> str:
     """Run `atelier words...`; give what it printed."""
-    done = subprocess.run(
-        command(*words), cwd=ROOT, env=environment(), text=True, timeout=120, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout
-    assert "Traceback" not in done.stdout
-    return done.stdout
+    done = commands.run(*words, env=environment())
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed
+    assert "Traceback" not in printed
+    return printed
 
 
 def test_a_picture_is_verified_and_drawn_again_and_a_false_receipt_fails(

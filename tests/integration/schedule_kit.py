@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from tests.command_kit import commands
+from tests.integration.serving_kit import wait_for
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -21,16 +23,6 @@ ROOT = Path(__file__).parents[2]
 RECIPE = "tiny.yaml"
 NAME = "scheduled"  # the registry is shared: versions of "tiny" are other tests'
 UP = "import json; from infra.stack import environment, up; up(); print(json.dumps(environment()))"
-Found = TypeVar("Found")
-
-
-def wait_for(what: str, look: Callable[[], Found | None], limit_s: float) -> Found:
-    """Give what `look` finds, once it finds something."""
-    ends = time.monotonic() + limit_s
-    while not (found := look()):
-        assert time.monotonic() < ends, f"no {what} within {limit_s:.0f} s"
-        time.sleep(0.2)
-    return found
 
 
 @dataclass(frozen=True)
@@ -41,11 +33,15 @@ class ScheduledHouse:
 
     def tried(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `python words...`, however it ends."""
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=self.folder, env=self.environment, text=True, timeout=300,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        if words[:2] == ("-m", "flows"):
+            done = commands.run(*words[2:], cwd=self.folder, env=self.environment)
+            done.stdout += done.stderr
+        else:
+            done = subprocess.run(
+                [sys.executable, *words],
+                cwd=self.folder, env=self.environment, text=True, timeout=300,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         assert "Traceback" not in done.stdout
         return done
 

@@ -5,13 +5,16 @@ import base64
 import dataclasses
 import io
 import json
+import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -32,6 +35,16 @@ WORDS = ("a", "small", "red", "green", "circle", "square", "on", "the", "left")
 PROMPT = "a small red circle"
 Change = Callable[[Any], None]
 NAME = "served-shapes"
+Found = TypeVar("Found")
+
+
+def wait_for(what: str, look: Callable[[], Found | None], limit_s: float) -> Found:
+    """Give what `look` finds, once it finds something."""
+    ends = time.monotonic() + limit_s
+    while not (found := look()):
+        assert time.monotonic() < ends, f"no {what} within {limit_s:.0f} s"
+        time.sleep(0.2)
+    return found
 
 
 @dataclass
@@ -46,6 +59,10 @@ class House:
     moved: dict[int, datetime] = field(
         default_factory=dict
     )  # by epoch: when its promotion returned
+    answered: dict[int, threading.Event] = field(
+        default_factory=lambda: defaultdict(threading.Event)
+    )  # by epoch: set by the first answer under it
+    capacity: float = 0.0  # answers a second, once measured
 
     @property
     def url(self) -> str:
@@ -61,13 +78,12 @@ class House:
 
     def replica(self, stage: str) -> int:
         """The process of a stage's replica, once there is one."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+
+        def pids() -> list[int] | None:
             state = serving.status(self.settings)
-            if state and (pids := state["deployments"][stage]["pids"]):
-                return int(pids[0])
-            time.sleep(0.1)
-        raise AssertionError(f"{stage} has no replica")
+            return state["deployments"][stage]["pids"] if state else None
+
+        return int(wait_for(f"replica of {stage}", pids, 120)[0])
 
     def promote(self, number: int) -> None:
         """Load a version beside the serving one on every replica, then move the ledger."""
@@ -85,6 +101,14 @@ class House:
             actor="test",
         )
         self.moved[epoch + 1] = datetime.now(UTC)
+
+    def promote_and_see(self, number: int) -> datetime:
+        """Promote under load; give when the move began, once somebody was answered under the new epoch."""
+        began = datetime.now(UTC)
+        self.promote(number)
+        epoch = max(self.moved)
+        assert self.answered[epoch].wait(300), f"nobody was answered in epoch {epoch}"
+        return began
 
     def stood(self, receipt: receipts.Receipt, sent: datetime, answered: datetime) -> bool:
         """Whether the ledger's row of the receipt's epoch names its version and was in force at that time.
@@ -199,28 +223,60 @@ def slowest(outcomes: list[Outcome]) -> float:
     return max((one.answered - one.sent).total_seconds() for one in outcomes)
 
 
+async def ask(house: House, client: httpx.AsyncClient, body: dict[str, Any]) -> Outcome:
+    sent = datetime.now(UTC)
+    answer = await client.post(
+        "/images/generations", json={"model": NAME, "prompt": PROMPT, **body}
+    )
+    outcome = Outcome(sent, datetime.now(UTC), answer.status_code, [answer.json()])
+    if answer.status_code == 200:
+        outcome.data = answer.json()["data"]
+        house.answered[receipt(outcome.data[0]).epoch].set()
+    return outcome
+
+
+async def capacity(house: House, users: int = 8, each: int = 6) -> float:
+    """Answers a second when so many users ask one request after the other; measured once."""
+    if not house.capacity:
+        async with http(house) as client:
+
+            async def user() -> None:
+                for number in range(each):
+                    await ask(house, client, {"seed": number})
+
+            await asyncio.gather(*(user() for _ in range(2)))  # warm
+            began = time.monotonic()
+            await asyncio.gather(*(user() for _ in range(users)))
+            house.capacity = users * each / (time.monotonic() - began)
+    return house.capacity
+
+
 async def steadily(
     house: House,
     count: int,
-    per_s: float,
-    events: dict[int, Any],
+    share: float,
+    events: dict[int, Callable[[], Any]],
     asking: Callable[[int], dict[str, Any]] = lambda _number: {},
 ) -> list[Outcome]:
-    """Send `count` requests at a rate, whatever the answers do; `events` are calls made at a request's turn."""
+    """Send `count` requests, whatever the answers do, at a `share` of what the house can answer.
 
-    async def one(client: httpx.AsyncClient, number: int) -> Outcome:
-        body = {"model": NAME, "prompt": PROMPT, "seed": number % 10, **asking(number)}
-        sent = datetime.now(UTC)
-        answer = await client.post("/images/generations", json=body)
-        data = answer.json()["data"] if answer.status_code == 200 else [answer.json()]
-        return Outcome(sent, datetime.now(UTC), answer.status_code, data)
-
+    `events` are calls made at a request's turn, one after another. Requests go on for as long as a call lasts;
+    those that follow the last call are counted from its return, so that a slow machine sees no fewer of them.
+    """
+    per_s = share * await capacity(house)
+    last = max(events, default=-1)
+    left = count - 1 - last
     async with http(house) as client:
-        started, tasks, calls = time.monotonic(), [], []
-        for number in range(count):
-            await asyncio.sleep(max(0.0, started + number / per_s - time.monotonic()))
-            if number in events:
-                calls.append(asyncio.create_task(asyncio.to_thread(events[number])))
-            tasks.append(asyncio.create_task(one(client, number)))
-        await asyncio.gather(*calls)
+        started, tasks, calls, number = time.monotonic(), [], [], 0
+        with ThreadPoolExecutor(max_workers=1) as one_at_a_time:
+            while number <= last or left > 0:
+                await asyncio.sleep(max(0.0, started + number / per_s - time.monotonic()))
+                if number in events:
+                    calls.append(one_at_a_time.submit(events[number]))
+                body = {"seed": number % 10, **asking(number)}
+                tasks.append(asyncio.create_task(ask(house, client, body)))
+                left -= number > last and all(call.done() for call in calls)
+                number += 1
+            for call in calls:
+                call.result()
         return await asyncio.gather(*tasks)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from infra import receipts, serving
 from infra.settings import Settings
+from tests.command_kit import commands
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Path(__file__).with_name("tiny.yaml")
@@ -31,10 +32,7 @@ class Workshop:
         return "".join(self._printed(words, code))
 
     def _printed(self, words: Sequence[str], code: int) -> tuple[str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "flows", *words],
-            cwd=self.folder, env=self.environment, text=True, timeout=300, capture_output=True,
-        )  # fmt: skip
+        done = commands.run(*words, cwd=self.folder, env=self.environment)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         return done.stdout, done.stderr

@@ -21,6 +21,7 @@ from flows.workshop import actor
 from infra.ledger import Conflict
 from infra.promotions import PromotionError
 from infra.serving import VersionRefused
+from tests.command_kit import commands
 from tests.integration import promotion_kit
 from tests.integration.promotion_kit import Village
 
@@ -77,11 +78,9 @@ def test_a_promotion_and_a_rollback_are_served_recorded_and_shown(village: Villa
 
 def test_the_command_line_rolls_back_within_seconds(village: Village) -> None:
     request("walk:2")
-    command = [sys.executable, "-m", "flows", "rollback", "walk", "--reason", "again"]
     began = time.monotonic()
-    done = subprocess.run(
-        command, env=village.environment("berta"), capture_output=True, text=True, timeout=60
-    )
+    words = ("rollback", "walk", "--reason", "again")
+    done = commands.run(*words, env=village.environment("berta"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert village.served("walk")[0].version == "walk:1"
     print(f"\natelier rollback, then a picture: {time.monotonic() - began:.2f} s")  # noqa: T201
@@ -260,10 +259,8 @@ def test_a_promotion_waits_for_another_person_and_the_ledger_names_both(village:
     with village.acting("carl"), pytest.raises(PromotionError, match="carl may not decide"):
         approvals.approve(waiting)
 
-    words = [sys.executable, "-m", "flows", "approve", waiting, "--reason", "sharp", "--json"]
-    done = subprocess.run(
-        words, env=village.environment("berta"), capture_output=True, text=True, timeout=120
-    )
+    words = ("approve", waiting, "--reason", "sharp", "--json")
+    done = commands.run(*words, env=village.environment("berta"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["state"] == "done"
     row = village.ledger.head(name, "production")
@@ -342,10 +339,7 @@ def test_a_rejected_and_an_expired_promotion_never_go_into_production(village: V
 
 def test_show_and_history_tell_what_was_decided_and_when(village: Village) -> None:
     def atelier(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "flows", *words],
-            env=village.environment("anna"), capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        done = commands.run(*words, env=village.environment("anna"))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

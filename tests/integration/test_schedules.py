@@ -14,7 +14,8 @@ import pytest
 
 from flows.watches import DRIFTED, emit, seen
 from tests.conftest import free_ports
-from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house, wait_for
+from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house
+from tests.integration.serving_kit import wait_for
 
 pytestmark = pytest.mark.cluster
 
