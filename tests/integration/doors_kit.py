@@ -42,6 +42,32 @@ def knock(
         return None
 
 
+CALLS = (
+    "/ray.serve.ASGIService/HandleRequest",
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.CoreWorkerService/PushTask",
+)
+"""One of each service that Ray serves over gRPC: a replica, the head, a node, a worker."""
+NOT_CALLED = {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE"}
+"""The last two: another service's port, and one that speaks no gRPC."""
+
+
+def called(port: int) -> dict[str, str]:
+    """Return the status of each call without a token."""
+    import grpc
+
+    found = {}
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for call in CALLS:
+            try:
+                channel.unary_unary(call)(b"", timeout=10)
+                found[call] = "OK"
+            except grpc.RpcError as error:
+                found[call] = error.code().name
+    return found
+
+
 def open_doors(client: httpx.Client, routes: Mapping[str, set[str]]) -> list[str]:
     """Return what answers a stranger: without a credential, or with one but by another name or from another page."""
     credential = guard.basic(guard.USER, secret())

@@ -461,6 +461,9 @@ def test_a_stranger_finds_no_open_door_of_the_running_stack(house: House) -> Non
             if doors.knock(client, "GET", f"http://127.0.0.1:{port}{path}") not in doors.CLOSED
         }
         assert answering == {house.settings.dashboard_port}  # the page that asks for the token
+        said = [doors.called(port) for port in addresses]
+        assert {code for one in said for code in one.values()} <= doors.NOT_CALLED
+        assert all(any(one[call] == "UNAUTHENTICATED" for one in said) for call in doors.CALLS)
         assert doors.open_doors(client, {gateway: doors.gateway_routes(client, house.key)}) == []
         for path in ("/healthz", "/readyz"):
             assert doors.knock(client, "GET", gateway + path, {"Host": "evil.com"}) == 200
