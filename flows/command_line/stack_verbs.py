@@ -105,7 +105,7 @@ def open_page(
 
 
 def logs(
-    part: Annotated[str, typer.Argument(help="prefect, mlflow, ray or worker")],
+    part: Annotated[str, typer.Argument(help="prefect, mlflow, ray, worker or keeper")],
     follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
 ) -> None:
     """Print a part's log."""
