@@ -4,16 +4,18 @@ Prefect takes the command, the environment, the folder and the code of a run fro
 to Prefect may change. Here they are ours, and what asks for others is refused, with the reason in the run's state.
 """
 
+import ast
 import re
 import shlex
 import sys
-from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect import Flow, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.flows import load_flow_from_entrypoint
 from prefect.workers import process
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
@@ -30,21 +32,30 @@ class Refused(ValueError):
     """A run that asks for something that is not ours."""
 
 
-def own_flow(entrypoint: str | None) -> "Flow[..., Any]":
-    """Return the flow of this project that an entrypoint names.
+def own_flow(entrypoint: str | None) -> str:
+    """Return an entrypoint that names a flow of this project; its file is read, not imported: that may take torch.
 
     Raises:
         Refused: it names none.
     """
-    if match := ENTRYPOINT.fullmatch(entrypoint or ""):
-        name = f"flows.{match[1]}"
-        try:
-            found = getattr(import_module(name), match[2], None)
-        except ModuleNotFoundError:
-            found = None
-        if isinstance(found, Flow) and found.fn.__module__ == name:
-            return found
-    raise Refused(f"{entrypoint!r} is no flow of this project (flows/NAME.py:FLOW)")
+    match = ENTRYPOINT.fullmatch(entrypoint or "")
+    if match is None or match[2] not in _flows(settings().project / "flows" / f"{match[1]}.py"):
+        raise Refused(f"{entrypoint!r} is no flow of this project (flows/NAME.py:FLOW)")
+    return match[0]
+
+
+def _flows(path: Path) -> set[str]:
+    """Return the names of the functions of a file that are made flows by `@flow` or `@flow(...)`."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError):
+        return set()
+    return {
+        node.name
+        for node in body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(ast.unparse(one).partition("(")[0] == "flow" for one in node.decorator_list)
+    }
 
 
 def check(run: FlowRun, deployment: DeploymentResponse | None) -> str:
@@ -64,9 +75,7 @@ def check(run: FlowRun, deployment: DeploymentResponse | None) -> str:
     for name, value in asked.items():
         if value:
             raise Refused(f"the worker takes no {name} from a deployment or a run, got {value!r}")
-    own_flow(deployment.entrypoint)
-    assert deployment.entrypoint is not None
-    return deployment.entrypoint
+    return own_flow(deployment.entrypoint)
 
 
 class Job(ProcessJobConfiguration):
@@ -100,7 +109,7 @@ async def _flow_of(run: FlowRun) -> "Flow[..., Any]":
     async with get_client() as client:
         assert run.deployment_id is not None
         deployment = await client.read_deployment(run.deployment_id)
-    return own_flow(check(run, deployment))
+    return load_flow_from_entrypoint(check(run, deployment))
 
 
 def make_worker(name: str, pool: str, limit: int) -> ProcessWorker:

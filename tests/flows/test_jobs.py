@@ -66,6 +66,13 @@ def test_a_run_that_asks_for_more_than_its_deployment_is_refused() -> None:
         check(run(), None)
 
 
-def test_every_flow_that_the_platform_deploys_may_run() -> None:
+def test_every_flow_that_the_platform_deploys_may_run_and_no_other_function() -> None:
     for entrypoint in (OURS, "flows/lifecycle.py:retrain", "flows/drift.py:drift"):
-        assert own_flow(entrypoint).name == entrypoint.partition(":")[2]
+        assert own_flow(entrypoint) == entrypoint
+    for entrypoint in (
+        "flows/lifecycle.py:settings",
+        "flows/drift.py:_looked",
+        "flows/jobs.py:Job",
+    ):
+        with pytest.raises(Refused):
+            own_flow(entrypoint)
