@@ -16,7 +16,7 @@ from data.makers import MAKERS, MakerError, maker
 from data.params import CatalogError, add, checked, entries, entry, remove, written
 from data.repro import PrepareError, locked, repair_locks, reproduce, unlock
 from data.stages import report_path
-from infra.documents import parse_json, read_json
+from infra.documents import MOST_OF_OURS, parse_json, read_json
 
 __all__ = [
     "MAKERS",
@@ -50,7 +50,7 @@ class Prepared:
     @property
     def header(self) -> dict[str, Any]:
         """What dataset.json says."""
-        found: dict[str, Any] = read_json(self.path / "dataset.json")
+        found: dict[str, Any] = read_json(self.path / "dataset.json", most=MOST_OF_OURS)
         return found
 
 

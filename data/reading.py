@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.modalities import Modality, modality
 from data.modalities.text import Record, record_of
-from infra.documents import read_json
+from infra.documents import MOST_OF_OURS, read_json
 from infra.storage import IntegrityError
 
 Encode: TypeAlias = Callable[[Sequence[str]], Tensor | None]
@@ -224,7 +224,7 @@ def read_header(prepared: Path) -> dict[str, Any]:
     """
     path = prepared / "dataset.json"
     try:
-        header: dict[str, Any] = read_json(path)
+        header: dict[str, Any] = read_json(path, most=MOST_OF_OURS)
     except OSError:
         raise DatasetError(
             f"{prepared} holds no prepared dataset: run `atelier data prepare {prepared.name}`"

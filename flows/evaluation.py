@@ -26,7 +26,7 @@ from flows.judging.pipeline import (
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe
 from flows.workshop import ROOT, fingerprint, git_commit, named, registry
-from infra.documents import read_json
+from infra.documents import MOST_OF_OURS, read_json
 from infra.settings import settings
 from infra.storage import seal
 
@@ -117,7 +117,7 @@ def judge_pipeline(
     key = judging_identity(recipe, trained, prepared)
     if found := registry().find(recipe.name, key):
         return named(found)
-    facts = read_json(Path(prepared["path"]) / "dataset.json")
+    facts = read_json(Path(prepared["path"]) / "dataset.json", most=MOST_OF_OURS)
     pipeline = pin(recipe, trained, facts)
     connect(settings().ray_url)
     order = order_of(recipe, pipeline, trained.get("judge"), prepared)

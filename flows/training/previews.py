@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flows.judging.sheets import of_sounds, of_texts, png
-from infra.documents import read_json
+from infra.documents import MOST_OF_OURS, read_json
 from models.family import Family, Modality, Request, Trainable
 
 COUNT: Final = 16  # pictures
@@ -95,7 +95,7 @@ _KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], b
 
 
 def _captions(prepared: Path, count: int) -> tuple[str, ...]:
-    captions = read_json(prepared / "dataset.json")["captions"]
+    captions = read_json(prepared / "dataset.json", most=MOST_OF_OURS)["captions"]
     return tuple(captions[index * len(captions) // count] for index in range(count))
 
 

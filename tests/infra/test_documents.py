@@ -98,6 +98,16 @@ def test_brackets_in_strings_do_not_count_and_a_hundred_levels_may_be() -> None:
     assert parse_yaml(nested(100), "it")
 
 
+@given(st.lists(st.text('[]{}"\\a', max_size=12), max_size=6), st.sampled_from([True, False]))
+def test_strings_of_brackets_quotes_and_backslashes_are_no_levels(
+    texts: list[str], spaced: bool
+) -> None:
+    rest = json.dumps(texts, separators=(", ", ": ") if spaced else (",", ":"))
+    assert parse_json(nested(99, inside=rest), "it")
+    with pytest.raises(DocumentError, match="nested more than 100 deep"):
+        parse_json(nested(100, inside=rest), "it")
+
+
 def test_an_honest_alias_is_unfolded() -> None:
     found = parse_yaml("base: &b {x: 1}\nmore: {<<: *b, y: 2}\nsame: *b", "it")
     assert found == {"base": {"x": 1}, "more": {"x": 1, "y": 2}, "same": {"x": 1}}
