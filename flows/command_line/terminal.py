@@ -76,7 +76,7 @@ def ready() -> None:
     from infra.stack import up
 
     began = time.monotonic()
-    started = up(lambda event: aside.print(f"  {event}", style="dim"))
+    started = up(lambda event: aside.print(f"  {event}", style="dim", markup=False))
     if started:
         aside.print(f"the local stack is up ({time.monotonic() - began:.0f} s)")
     use_stack()
