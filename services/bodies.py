@@ -1,7 +1,7 @@
 """Bodies of requests, read whole before a request counts as under way: one half-sent holds up nobody.
 
 A body has its own time, and a client (by its key, else by its address) only so many that are being read: one more ends
-the oldest of them, since a body that is really sent is there within moments.
+the oldest of them, unless that is young: a crowd may come at once, but a body that is really sent is there soon.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from starlette.types import Message, Receive
 from services.errors import ApiError
 
 LONGEST_S: Final = 20.0  # for a body to come
+YOUNG_S: Final = 5.0  # until it has to make room
 MOST_OF_ONE: Final = (
     256  # bodies of one client that are being read: two hundred users may share a key
 )
@@ -48,16 +49,22 @@ class Bodies:
             raise _unfinished(passed) from None
 
     def _make_room(self, client: str) -> None:
-        """End the oldest body of a client that has too many; of all too many, of the client that has most."""
-        if len(self._reading.get(client, ())) >= MOST_OF_ONE:
-            self._end(client)
-        elif sum(map(len, self._reading.values())) >= MOST:
-            self._end(max(self._reading, key=lambda one: len(self._reading[one])))
+        """End the oldest body of a client that has too many; of too many in all, that of the client that has most."""
+        while len(self._reading.get(client, ())) >= MOST_OF_ONE and self._end(client):
+            pass
+        while sum(map(len, self._reading.values())) >= MOST:
+            if not self._end(max(self._reading, key=lambda one: len(self._reading[one]))):
+                return
 
-    def _end(self, client: str) -> None:
+    def _end(self, client: str) -> bool:
+        """End a client's oldest body; returns whether it was old enough."""
         oldest = next(iter(self._reading[client]))
+        now, end = asyncio.get_running_loop().time(), oldest.when()
+        if end is None or end - now > self._longest_s - YOUNG_S:
+            return False
         del self._reading[client][oldest]
-        oldest.reschedule(0)
+        oldest.reschedule(now)
+        return True
 
 
 async def _whole(receive: Receive, most: int) -> bytes:

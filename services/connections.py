@@ -17,6 +17,7 @@ from services.errors import ApiError
 HEAD_S: Final = 10.0  # for a head to come
 MOST_HEAD: Final = 2**16  # bytes
 MOST_OF_ONE: Final = 256  # heads of one address that are coming; one more ends the oldest
+YOUNG_S: Final = 2.0  # until it has to: a crowd may come at once
 
 
 class Connection(HttpToolsProtocol):
@@ -59,7 +60,9 @@ class Connection(HttpToolsProtocol):
         if self in mine:
             return
         if len(mine) >= MOST_OF_ONE:
-            next(iter(mine))._late()
+            oldest, timer = next(iter(mine.items()))
+            if timer.when() - self.loop.time() <= HEAD_S - YOUNG_S:
+                oldest._late()
         self._coming.setdefault(self._address, {})[self] = self.loop.call_later(HEAD_S, self._late)
 
     def _settle(self) -> None:

@@ -125,6 +125,7 @@ def test_the_time_of_a_head_is_not_that_of_a_body_or_of_an_idle_connection(
 
 def test_one_head_too_many_of_an_address_ends_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MOST_OF_ONE", 8)
+    monkeypatch.setattr(connections, "YOUNG_S", 0.0)
 
     async def visit(connect: Any) -> None:
         many = []
@@ -135,6 +136,17 @@ def test_one_head_too_many_of_an_address_ends_the_oldest(monkeypatch: pytest.Mon
         assert await many[0].refusal() == (408, "headers_timeout")
         assert await many[-1].ask(b"\r\n") == (200, b"")
         assert await (await connect()).ask(GET + b"\r\n") == (200, b"")
+
+    served(visit)
+
+
+def test_a_crowd_that_comes_at_once_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MOST_OF_ONE", 2)
+
+    async def visit(connect: Any) -> None:
+        many = [await connect() for _ in range(20)]
+        for client in many:
+            assert await client.ask(GET + b"\r\n") == (200, b"")
 
     served(visit)
 

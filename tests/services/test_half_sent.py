@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services import bodies
 from services.bodies import MOST, MOST_OF_ONE, Bodies
 from tests.services.test_gateway import IMAGES, body, error
 
@@ -66,9 +67,10 @@ def test_a_body_that_does_not_come_is_ended_with_408_and_its_connection_closed(
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "10.0.0.9"])
 def test_six_hundred_half_sent_bodies_of_one_client_close_the_gateway_to_nobody(
-    app: Any, client: str
+    app: Any, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not to others, nor to the client itself: its oldest ones are ended."""
+    monkeypatch.setattr(bodies, "YOUNG_S", 0.0)
 
     async def run() -> list[Half]:
         halves = [Half(app, client) for _ in range(600)]
@@ -84,15 +86,31 @@ def test_six_hundred_half_sent_bodies_of_one_client_close_the_gateway_to_nobody(
     assert {half.answer[:2] for half in ended} == {(408, "body_timeout")}
 
 
-def test_of_all_clients_together_the_one_with_most_makes_room() -> None:
+def test_a_crowd_that_comes_at_once_is_let_in(app: Any) -> None:
     async def run() -> None:
-        bodies = Bodies()
+        halves = [Half(app, "127.0.0.1") for _ in range(2 * MOST_OF_ONE)]
+        assert (await post(app, body(steps=1))).status_code == 200
+        assert not [half for half in halves if half.task.done()]
+        for half in halves:
+            half.task.cancel()
+        await asyncio.gather(*(half.task for half in halves), return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_of_all_clients_together_the_one_with_most_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "YOUNG_S", 0.0)
+
+    async def run() -> None:
+        reading = Bodies()
 
         async def never() -> Any:
             await asyncio.Event().wait()
 
         clients = [str(place % (MOST // 32)) for place in range(MOST)] + ["busy"] * 32 + ["new"]
-        tasks = [asyncio.ensure_future(bodies.read(one, never, 2**20)) for one in clients]
+        tasks = [asyncio.ensure_future(reading.read(one, never, 2**20)) for one in clients]
         await asyncio.sleep(0)
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         while sum(task.done() for task in tasks) < len(tasks) - MOST:
