@@ -25,15 +25,17 @@ def living() -> list[str]:
     Raises:
         PrefectException, httpx.HTTPError: Prefect refuses or does not answer.
     """
+    import httpx
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import WorkerStatus
-    from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         try:
             found = client.read_workers_for_work_pool(POOL)
-        except ObjectNotFound:  # no worker has ever been here
-            return []
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == 404:  # no pool: no worker has ever been here
+                return []
+            raise
     return [
         one.name
         for one in found
@@ -51,7 +53,7 @@ def missing() -> str | None:
     try:
         if living():
             return None
-    except (PrefectException, httpx.HTTPError) as error:
+    except (PrefectException, httpx.HTTPError, ValueError) as error:  # or it is no Prefect
         why = " ".join(str(error).split()) or type(error).__name__
         return f"whether a worker lives is not known: {why[:200]}"
     return (

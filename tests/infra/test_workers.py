@@ -3,9 +3,45 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from infra import workers
+from infra.settings import settings
+
+
+@pytest.fixture
+def prefect_elsewhere(
+    stack: Mapping[str, float], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The run's Prefect by another name: somebody else's."""
+    monkeypatch.setenv("PREFECT_API_URL", f"http://localhost:{settings().prefect_port}/api")
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+@pytest.mark.cluster
+def test_a_worker_that_lives_is_seen(prefect_elsewhere: None) -> None:
+    deadline = time.monotonic() + 60
+    while workers.missing() is not None:  # its imports take seconds
+        assert time.monotonic() < deadline, workers.missing()
+        time.sleep(0.2)
+    assert workers.living() == [workers.name()]
+
+
+@pytest.mark.cluster
+def test_where_no_worker_lives_a_line_names_the_service(
+    prefect_elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "POOL", "nobody-works-here")
+    line = workers.missing()
+    assert line is not None
+    assert "no worker lives" in line
+    assert "atelier worker" in line
 
 
 @pytest.mark.parametrize(
