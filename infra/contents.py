@@ -22,6 +22,9 @@ PNG: Final = b"\x89PNG\r\n\x1a\n"
 ONCE: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IEND"})
 NEUTRAL: Final = frozenset({b"IDAT", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"sRGB"})
 """Chunks that may stand in a PNG beside those: texts, a time, a resolution and the colours that everybody assumes."""
+TURNING: Final = (b"XML:com.adobe.xmp", b"Raw profile type")
+"""Keywords of texts in which some viewers look for an orientation or a colour profile."""
+LONGEST_KEYWORD: Final = 79  # bytes (PNG, section 11.3.3.2)
 
 
 class ContentError(ValueError):
@@ -76,16 +79,17 @@ def _png_size(file: BinaryIO) -> tuple[int, int]:
             if size is None:
                 break
             return size
+        start = file.read(min(length, LONGEST_KEYWORD))
+        if start.startswith(TURNING) and kind in {b"tEXt", b"zTXt", b"iTXt"}:
+            raise ContentError("its metadata may turn or colour the picture: take out XMP and Exif")
         if kind == b"IHDR":
-            start = file.read(min(length, 9))
             if len(start) < 9:
                 break
-            width, height, depth = struct.unpack(">IIB", start)
+            width, height, depth = struct.unpack(">IIB", start[:9])
             if depth > 8:
                 raise ContentError(f"it has {depth} bits a channel, pictures made here have 8")
             size = width, height
-            length -= 9
-        file.seek(length + 4, io.SEEK_CUR)
+        file.seek(length - len(start) + 4, io.SEEK_CUR)
     raise ContentError("the picture is damaged: it has no header or no end")
 
 

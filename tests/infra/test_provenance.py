@@ -152,6 +152,13 @@ def test_a_chunk_that_may_change_how_a_picture_is_shown_is_named(
     assert f"chunk {kind!r} may change how it is shown" in said(made, signing)
 
 
+@pytest.mark.parametrize("keyword", [b"XML:com.adobe.xmp", b"Raw profile type exif"])
+def test_a_text_that_may_turn_the_picture_is_named(signing: Signing, keyword: bytes) -> None:
+    made = with_chunks(stamped(png(), PICTURE, signing), (b"tEXt", keyword + b"\x00turned"))
+    assert outcome(made, signing)["content"] is False
+    assert "take out XMP and Exif" in said(made, signing)
+
+
 def test_loops_and_a_second_sound_in_a_wav_are_named(signing: Signing) -> None:
     made = stamped(wav(), SOUND, signing)
     for chunk in (
