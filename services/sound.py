@@ -35,6 +35,7 @@ BARE: Final = ("opus", "pcm")
 """Formats without a place for a receipt."""
 RECEIPT: Final = "x-atelier-receipt"
 """The header with the receipt of a bare format, ASCII JSON."""
+LONGEST_HEADER: Final = 8192  # bytes; proxies have no room for more
 LONGEST_INPUT: Final = 4096  # characters
 PART_BYTES: Final = 24 * 1024  # of the file, in one event
 
@@ -113,10 +114,14 @@ class SpeechAnswer:
             raise _of_input(error) from None
         file, receipt = await asyncio.to_thread(self._file, step, complete)
         headers = {"x-sample-rate": str(step.endpoint.plan.sample_rate)}
-        if self._order.kind in BARE:
-            headers[RECEIPT] = receipt.ascii_json.decode()
-        if complete.warnings:
-            headers["x-atelier-warnings"] = json.dumps(complete.warnings)
+        told, warnings = receipt.ascii_json.decode(), [*complete.warnings]
+        if self._order.kind in BARE and len(told) <= LONGEST_HEADER:
+            headers[RECEIPT] = told
+        elif self._order.kind in BARE:
+            says = f"the receipt has {len(told)} bytes, a header at most {LONGEST_HEADER}"
+            warnings.append(f"{says}: it comes with mp3, aac, flac and wav, and with sse")
+        if warnings:
+            headers["x-atelier-warnings"] = json.dumps(warnings)
         content_type, _ = WRITERS[self._order.kind]
         return Response(file, media_type=content_type, headers=headers)
 

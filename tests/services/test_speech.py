@@ -148,6 +148,15 @@ def test_lines_of_a_long_input_are_read_as_one(client: Any) -> None:
     assert receipts.read(said.content).prompt == "high"
 
 
+def test_a_receipt_that_no_header_holds_is_left_out_and_said(client: Any) -> None:
+    asked = {**ASKED, "input": "high " + "…" * 4000, "response_format": "pcm"}
+    said = client(lambda c: c.audio.speech.with_raw_response.create(**asked))
+    assert "x-atelier-receipt" not in said.headers
+    [warning] = json.loads(said.headers["x-atelier-warnings"])
+    assert warning.startswith("the receipt has ")
+    assert warning.endswith("it comes with mp3, aac, flac and wav, and with sse")
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     rate=st.sampled_from([4000, 8000, 11_025, 22_050, 44_100, 96_000]),
