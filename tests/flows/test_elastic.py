@@ -105,3 +105,11 @@ def test_what_a_node_lacks_is_named_with_the_way_out(
             said = inspect([*expected, other])
             assert said.startswith(f"has another {thing.path}: ")
             assert way_out in said
+
+
+def test_what_failed_for_good_is_told_to_the_call_whose_worker_it_was_alone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    earlier, later = folder.lease(), folder.lease()
+    folder.fail(earlier, "DatasetError", "worker 1 on b: no data")
+    assert folder.failure(earlier) == ("DatasetError", "worker 1 on b: no data")
+    assert folder.failure(later) is None
