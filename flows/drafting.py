@@ -138,9 +138,9 @@ def _text(
     from tokenizers import Tokenizer
 
     tokens = Tokenizer.from_str(data["tokenizer"]).get_vocab_size()
-    most = math.floor(100 * math.log(tokens)) / 100
+    alike = math.log(tokens)
     metric = f"{family}_nats_per_token"
-    bound = f"{{at_least: 0.05, at_most: {most}}} # all tokens alike: {most}; who sees ahead: 0"
+    bound = f"{{at_least: 0.05, at_most: {0.9 * alike:.3g}}} # all tokens alike: {alike:.3g}; who sees ahead: 0"
     config = ", ".join(f"{key}: {value}" for key, value in sizes.items())
     return "\n".join(
         [
@@ -148,8 +148,8 @@ def _text(
             *_stage(family, preset, f"{{{config}}}" if config else "", batch=16, rate=0.001),
             *_gate({metric: bound}),
             "",
-            "control: # a token sees those after it",
-            f"  set: {{stages.{family}.config.causal: false}}",
+            "control: # next to nothing is learned",
+            f"  set: {{stages.{family}.training.steps: 1}}",
             f"  refused_by: [{metric}]",
             "",
         ]
