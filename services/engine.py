@@ -27,7 +27,7 @@ from torch import Tensor
 
 from models.family import Family, Request
 from models.parts.rows import join, take
-from services.shares import TRUSTED, Account
+from services.shares import FRESH_S, TRUSTED, Account
 from services.telling import told
 from services.tickets import (
     Deliver,
@@ -189,6 +189,8 @@ class Engine:
 
         Another model gets no more of the time than these rows, and no more than it has work for.
         """
+        if time.monotonic() - lane.account.noted >= FRESH_S:
+            return  # its first steps will tell
         alone = lane.seconds(rows)
         if alone > within_s:
             raise TooLong(alone, within_s)
@@ -271,7 +273,7 @@ class Engine:
         except BROKEN as error:
             wrong = isinstance(error, ValueError)  # the input, not the model
             found = Failed("invalid" if wrong else "failed", _line(error))
-        self._asking.note(1, time.perf_counter() - began)
+        self._asking.note(1, time.perf_counter() - began, time.monotonic())
         if found is None:
             with self._changed:
                 self._questions.extendleft([] if question.over else [question])
@@ -308,7 +310,7 @@ class Engine:
             return
         passed = time.perf_counter() - began
         if size:
-            lane.account.note(size, passed)
+            lane.account.note(size, passed, time.monotonic())
         self._busy_s += passed
         if finished:
             self._seconds_a_row += 0.2 * (self._busy_s / finished - self._seconds_a_row)
@@ -328,7 +330,7 @@ def _expire(rows: Sequence[Row]) -> None:
 
 def _foresee(lane: Lane) -> None:
     """Drop rows that turn out to take too long: the door may have known nothing of their model yet."""
-    tried = {row.ticket: None for row in lane.members if row.taken == TRUSTED and not row.over}
+    tried = {row.ticket: None for row in lane.members if row.taken >= TRUSTED and not row.over}
     for ticket in tried:
         left_s = lane.seconds([row for row in lane.members if row.ticket is ticket])
         over_s = time.monotonic() + left_s - ticket.until

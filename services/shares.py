@@ -4,7 +4,7 @@ The model that has had least goes next (start-time fair queuing, Goyal et al. 19
 starts at the clock, which is where the least of the busy ones stands: it has saved up nothing, and owes nothing.
 """
 
-import statistics
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,6 +12,7 @@ from typing import Final
 PIECE_S: Final = 0.1  # of drawing in one go, where fewer rows at a time make it shorter
 KEPT: Final = 15  # durations of each batch size
 TRUSTED: Final = 3  # durations of a size before it has a pace: the first are of a cold start
+FRESH_S: Final = 60.0  # how long a pace holds at the door: a busy machine does not stay so
 
 
 @dataclass(eq=False, slots=True)
@@ -19,15 +20,17 @@ class Account:
     """What one model has had of the engine's time."""
 
     used_s: float = 0.0  # on the clock that all accounts share
+    noted: float = -math.inf  # when a step was last charged, by time.monotonic
     _took: dict[int, deque[float]] = field(default_factory=dict)  # by batch size
 
-    def note(self, size: int, seconds: float) -> None:
+    def note(self, size: int, seconds: float, now: float) -> None:
         """Charge a step of so many rows."""
         self.used_s += seconds
+        self.noted = now
         self._took.setdefault(size, deque(maxlen=KEPT)).append(seconds)
 
     def pace(self, size: int) -> float | None:
-        """Return the seconds of a step of `size` rows, or None where no step was measured.
+        """Return the seconds of a step of `size` rows, the best of the last, or None where no step was measured.
 
         Of a size that was not measured itself it is at least what a smaller one takes, and its part of a larger one.
         """
@@ -42,6 +45,5 @@ class Account:
         return nearest is not None and known[nearest] * size / nearest <= PIECE_S
 
     def _known(self) -> dict[int, float]:
-        """Return the median seconds of each size that was measured often enough."""
-        enough = {size: took for size, took in self._took.items() if len(took) >= TRUSTED}
-        return {size: statistics.median(took) for size, took in enough.items()}
+        """Return the least seconds of each size that was measured often enough."""
+        return {size: min(took) for size, took in self._took.items() if len(took) >= TRUSTED}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.family import Family, Request
 from services.engine import Engine
-from services.shares import PIECE_S, TRUSTED, Account
+from services.shares import FRESH_S, PIECE_S, TRUSTED, Account
 from services.tickets import Failed, Finished, Full, TooLong, Wrote
 
 PATIENCE_S = 60
@@ -153,14 +153,14 @@ def test_rows_whose_time_is_up_leave_at_the_next_step(
     engine: Engine, timed: Callable[..., Any]
 ) -> None:
     model, inbox = timed(1.0), Inbox()
-    engine.submit(model, order(7), inbox.put, within_s=7.5)  # foreseen to be in time
+    engine.submit(model, order(8), inbox.put, within_s=8.5)  # foreseen to be in time
     assert model.stepping.wait(PATIENCE_S)
-    model._seconds = lambda _size: 1.0 if len(model.took) < 4 else 2.0
+    model._seconds = lambda _size: 1.0 if len(model.took) < 6 else 3.0
     model.go.set()
     failed = inbox.last()
     assert isinstance(failed, Failed)
     assert failed.kind == "late"
-    assert model.took[-1][0] == 8.0
+    assert model.took[-1][0] == 9.0
     engine.ask(lambda: engine.drawing, inbox.put)
     assert inbox.last() == 0
 
@@ -188,6 +188,19 @@ def test_what_turns_out_to_take_too_long_is_ended_as_soon_as_that_is_known(
         "it takes about 200 s here, and an answer may take 120 s",
     )
     assert len(model.took) == TRUSTED
+
+
+def test_what_was_slow_a_while_ago_is_tried_again(
+    engine: Engine, timed: Callable[..., Any], clock: Clock
+) -> None:
+    model, inbox = timed(2.0), Inbox()
+    known(engine, model)
+    with pytest.raises(TooLong):
+        engine.submit(model, order(100), Inbox().put, within_s=120)
+    clock.now += FRESH_S
+    model._seconds = lambda _size: 1.0
+    engine.submit(model, order(100), inbox.put, within_s=120)
+    assert isinstance(inbox.last(), Finished)
 
 
 def test_a_queue_that_leaves_no_time_refuses_and_says_when_to_come_back(
@@ -294,7 +307,7 @@ def test_a_pace_is_what_was_measured_or_no_more_than_a_neighbour_lets_expect(
     assert account.pace(size) is None
     for one, seconds in took.items():
         for _ in range(TRUSTED):
-            account.note(one, seconds)
+            account.note(one, seconds, 0.0)
     pace = account.pace(size)
     assert pace is not None
     assert pace == took.get(size, pace)
