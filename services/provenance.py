@@ -51,6 +51,9 @@ async def answer_provenance(request: Request, signing: Signing) -> Response:
         message = "send the file as multipart/form-data, in the field `file`"
         raise ApiError(415, message, code="unsupported_media_type", param="file")
     async with request.form(max_files=1, max_fields=1) as form:
+        odd = next((name for name in form if name != "file"), None)
+        if odd is not None and "file" in form:
+            raise invalid(f"unknown parameter {odd!r}", odd or "body", "unknown_parameter")
         file = form.get("file")
         if not isinstance(file, UploadFile):
             code = "missing_required_parameter"

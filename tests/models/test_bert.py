@@ -14,7 +14,7 @@ from torch import Tensor
 from data import tokenizing
 from models.family import Request
 from models.language.bert import BERT, BERTConfig, Masked
-from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, of_signs
+from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, of_signs, tokenizer
 from tests.models.language_kit import SCENE_WORDS, fit, of_words, peer_bert, scenes
 
 
@@ -264,6 +264,17 @@ def test_what_cannot_be_read_is_refused_with_the_way_out() -> None:
         BERTConfig(width=100)
     with pytest.raises(ValueError, match="max_tokens must be at least 5, got 4"):
         BERTConfig(max_tokens=4)
+
+
+def test_tokens_are_embedded_and_filled_in_as_their_text_is() -> None:
+    model = bert()
+    text = " ".join(SCENE_WORDS[:3])
+    ids = tuple(tokenizer(model.config.tokenizer).encode(text))
+    torch.testing.assert_close(model.embed([ids, ids]), model.embed([text, text]))
+    with pytest.raises(ValueError, match="token 99999 is none of this model's"):
+        model.embed([(99_999,)])
+    with pytest.raises(ValueError, match="every prompt needs a blank"):
+        model.sample(Request(seeds=(0,), prompt_tokens=(ids,)))
 
 
 def test_all_embeddings_begin_equally_quiet_whatever_the_width() -> None:

@@ -106,6 +106,10 @@ def test_the_openai_client_reads_the_answer(app: Any, picture: bytes) -> None:
     ("options", "expected"),
     [
         ({"json": {"file": "x"}}, (415, "unsupported_media_type", "file")),
+        (
+            {"files": {"file": b"x"}, "data": {"model": "a"}},
+            (400, "unknown_parameter", "model"),
+        ),
         ({"files": {"picture": b"x"}}, (400, "missing_required_parameter", "file")),
         ({"files": {"file": (None, b"x")}}, (400, "missing_required_parameter", "file")),
         ({"files": [("file", b"x"), ("file", b"y")]}, (400, "http_error", "body")),
