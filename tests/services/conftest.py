@@ -68,13 +68,15 @@ class Workshop:
         self.registry = Registry("http://127.0.0.1:9", self.cache)  # nothing is fetched
         self.observations = Observations(self.database)
         self.numbers: dict[str, int] = {}
+        self.published: dict[
+            str, dict[str, Any]
+        ] = {}  # by digest: the same again is no other version
 
     def publish(
         self, name: str, files: dict[str, Any], model: Family | None = None
     ) -> dict[str, Any]:
         from safetensors.torch import save_file
 
-        self.numbers[name] = self.numbers.get(name, 0) + 1
         making = self.folder / "making"
         making.mkdir()
         for file, document in files.items():
@@ -83,8 +85,14 @@ class Workshop:
             (making / "config.json").write_text(json.dumps(describe(model)))
             save_file(model.state_dict(), making / "model.safetensors")
         digest = seal(making, {"kind": "model" if model else "pipeline", "name": name})
+        if digest in self.published:
+            shutil.rmtree(making)
+            return self.published[digest]
+        self.numbers[name] = self.numbers.get(name, 0) + 1
         shutil.move(making, self.cache / digest)
-        return {"name": name, "number": self.numbers[name], "digest": digest}
+        version = {"name": name, "number": self.numbers[name], "digest": digest}
+        self.published[digest] = version
+        return version
 
     def publish_stage(self, name: str, model: Family) -> dict[str, Any]:
         version = self.publish(name, {}, model)
