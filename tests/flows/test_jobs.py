@@ -41,7 +41,7 @@ def test_a_run_of_ours_is_started_by_our_command_whatever_the_pool_s_template_sa
         {"job_variables": {"env.PYTHONPATH": "/tmp"}},
         {"pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": "id"}}]},
         {"path": "/tmp"},
-        {"storage_document_id": uuid.uuid4()},
+        {"storage_document_id": uuid.UUID(int=7)},
         {"entrypoint": "/tmp/evil.py:main"},
         {"entrypoint": "flows/../../tmp/evil.py:main"},
         {"entrypoint": "flows/worker.py:main"},
