@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks at the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell pytest-xdist what belongs together: the stack is started once, a file's fixtures are made once."""
     for item in items:
