@@ -29,7 +29,7 @@ test: $(STAMP) ## Lint, types, layers and every test that needs no GPU, with cov
 	echo "== layers"; \
 	$(BIN)/python -m pytest -q tests/test_layout.py; \
 	echo "== tests"; \
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --durations=15; \
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --cov --cov-report=term:skip-covered --durations=15; \
 	echo "== lint, types, layers and tests passed in $$((SECONDS - began)) s"
 
 api: $(STAMP) ## 5,000 random requests, good and bad: nothing undocumented, nothing good refused

@@ -1,7 +1,7 @@
 """The run's own stack: private ports and folder, named in the environment before any tool is imported.
 
 Nothing starts until a test asks for the fixture `stack`; it is stopped at the end, and nothing of it stays.
-Two processes share the tests: everything that needs the stack goes to one of them, whole files to the other.
+Two processes share the tests: files that need the stack go to one of them, one by one the others to who is free.
 """
 
 import os
@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Final
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.command_kit import commands
 from tests.databases_kit import KINDS, Database, Databases
@@ -27,6 +29,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
 
+ROOT: Final = Path(__file__).parents[1]
 PORTS = ("GATEWAY", "MLFLOW", "PREFECT", "RAY", "DASHBOARD")
 OUTSIDE = ("ATELIER_TRACKING_URI", "ATELIER_RAY_ADDRESS", "PREFECT_API_URL", "RAY_ADDRESS")
 LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
@@ -59,12 +62,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks at the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist what belongs together: the stack is started once, a file's fixtures are made once."""
-    for item in items:
-        group = "stack" if item.get_closest_marker("cluster") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+class Scheduling(LoadScopeScheduling):
+    """Gives whole files to a process, so that a file's fixtures are made once; those that need the stack to one."""
+
+    def _split_scope(
+        self, nodeid: str
+    ) -> str:  # where pytest-xdist has a scheduler say what belongs together
+        file = nodeid.partition("::")[0]
+        return "stack" if "mark.cluster" in (ROOT / file).read_text() else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
