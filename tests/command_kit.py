@@ -26,6 +26,8 @@ PRELOADED: Final = (
         "safetensors.torch",
     ),
 )
+AT_IMPORT: Final = {"COLUMNS": "200", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+"""What a command sets, or is given, before it imports the tools that read it once."""
 
 
 class Commands:
@@ -70,7 +72,7 @@ class Commands:
             self._process = subprocess.Popen(
                 [sys.executable, str(Path(__file__))],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env={**os.environ, "COLUMNS": "200"}, start_new_session=True,
+                env={**os.environ, **AT_IMPORT}, start_new_session=True,
             )  # fmt: skip
         return self._process
 

@@ -269,7 +269,7 @@ async def steadily(
     async with http(house) as client:
         started, tasks, calls, number = time.monotonic(), [], [], 0
         with ThreadPoolExecutor(max_workers=1) as one_at_a_time:
-            while number <= last or left > 0:
+            while number <= last or left > 0 or not all(call.done() for call in calls):
                 await asyncio.sleep(max(0.0, started + number / per_s - time.monotonic()))
                 if number in events:
                     calls.append(one_at_a_time.submit(events[number]))
