@@ -36,6 +36,7 @@ LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 """Read by the tools at each use: set only once the stack is up, so that other tests are not drawn to it."""
 
 
+LONG: Final = {"test_densities"}  # begins early: the lots go first, small files last
 TRAININGS: Final = {"test_lifecycle", "test_schedules", "test_training_faults", "test_tune"}
 
 
@@ -75,9 +76,10 @@ class Scheduling(LoadScopeScheduling):
         self, nodeid: str
     ) -> str:  # where pytest-xdist has a scheduler say what belongs together
         file = nodeid.partition("::")[0]
-        if "mark.cluster" not in (ROOT / file).read_text():
-            return file
-        return "trainings" if Path(file).stem in TRAININGS else "servers"
+        if Path(file).stem in TRAININGS:
+            return "trainings"
+        needs_stack = "mark.cluster" in (ROOT / file).read_text()
+        return "servers" if needs_stack or Path(file).stem in LONG else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:

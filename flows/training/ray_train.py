@@ -71,17 +71,17 @@ def fit(
         _drop_damaged(folder)
         if (step := folder.step()) and not folder.final.is_dir():
             reporter.resumed(step)
-        with _following(folder, reporter, run_id, tracking_uri, runs):
-            seconds: dict[str, float] = {}
-            if not folder.final.is_dir():
-                with atomic_write(folder.path / "spec.json") as file:
-                    file.write(spec.model_dump_json(indent=1).encode())
-                try:
+        seconds: dict[str, float] = {}
+        try:
+            with _following(folder, reporter, run_id, tracking_uri, runs):
+                if not folder.final.is_dir():
+                    with atomic_write(folder.path / "spec.json") as file:
+                        file.write(spec.model_dump_json(indent=1).encode())
                     seconds = _to_the_end(spec, folder, ray_url, reporter, on_validation)
-                except halting.Halted:
-                    reporter.note(f"the same command goes on from step {folder.step()}")
-                    raise
-                seconds["end"] = time.time() - verify(folder.final)["ended"]
+                    seconds["end"] = time.time() - verify(folder.final)["ended"]
+        except halting.Halted:  # after the journal's last line
+            reporter.note(f"the same command goes on from step {folder.step()}")
+            raise
         return _trained(folder, {**seconds, "fit": time.monotonic() - began})
 
 

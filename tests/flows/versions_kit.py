@@ -25,6 +25,7 @@ from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
 from models.judges.gallery import to_image
+from tests.conftest import free_ports
 
 NAME = "toys"
 WORDS = ("red", "green", "square", "circle")
@@ -78,6 +79,8 @@ class Installation:
         self.monkeypatch.setenv("ATELIER_HOME", str(self.home))
         self.monkeypatch.setenv("ATELIER_PROJECT", str(self.home))
         self.monkeypatch.setenv("ATELIER_TRACKING_URI", f"sqlite:///{self.home / 'mlflow.db'}")
+        [nobody_s] = free_ports(1)  # the process's own stack may be up, and its gateway
+        self.monkeypatch.setenv("ATELIER_GATEWAY_PORT", str(nobody_s))
         for cached in (settings, workshop.registry, workshop.ledger):
             cached.cache_clear()
         return self

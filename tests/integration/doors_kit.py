@@ -35,10 +35,10 @@ def listeners() -> dict[int, str]:
 def knock(
     client: httpx.Client, method: str, url: str, headers: Mapping[str, str] | None = None
 ) -> int | None:
-    """Return the status of an answer; None where the connection was closed without one."""
+    """Return the status of an answer; None where the connection was closed without one, or nobody listens any more."""
     try:
         return client.request(method, url, headers=dict(headers or {})).status_code
-    except (httpx.RemoteProtocolError, httpx.ReadError):
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectError):
         return None
 
 

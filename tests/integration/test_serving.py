@@ -437,16 +437,6 @@ def test_a_version_that_cannot_be_loaded_fails_the_deploy_and_not_the_service(
     assert state["status"] == "RUNNING"
 
 
-def test_taking_our_application_down_leaves_another_team_s_running(
-    house: House, neighbour: Neighbour
-) -> None:
-    pids = neighbour.pids()
-    assert serving.stop(house.settings)
-    assert list(neighbour.applications()) == [neighbour.config["name"]]
-    assert neighbour.pids() == pids
-    assert not serving.stop(house.settings)
-
-
 def test_a_stranger_finds_no_open_door_of_the_running_stack(house: House) -> None:
     assert house.replica("Generate")
     gateway = house.url.removesuffix("/v1")
@@ -467,3 +457,13 @@ def test_a_stranger_finds_no_open_door_of_the_running_stack(house: House) -> Non
         assert doors.open_doors(client, {gateway: doors.gateway_routes(client, house.key)}) == []
         for path in ("/healthz", "/readyz"):
             assert doors.knock(client, "GET", gateway + path, {"Host": "evil.com"}) == 200
+
+
+def test_taking_our_application_down_leaves_another_team_s_running(
+    house: House, neighbour: Neighbour
+) -> None:
+    pids = neighbour.pids()
+    assert serving.stop(house.settings)
+    assert list(neighbour.applications()) == [neighbour.config["name"]]
+    assert neighbour.pids() == pids
+    assert not serving.stop(house.settings)
