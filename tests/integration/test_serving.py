@@ -410,6 +410,28 @@ def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:
     assert house.draw().data
 
 
+def test_a_stranger_finds_no_open_door_of_the_running_stack(house: House) -> None:
+    assert house.replica("Generate")
+    gateway = house.url.removesuffix("/v1")
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        addresses = doors.listeners()
+        assert len(addresses) > 15
+        assert set(addresses.values()) <= doors.LOOPBACK
+        answering = {
+            port
+            for port in addresses
+            for path in ("/", "/metrics")
+            if doors.knock(client, "GET", f"http://127.0.0.1:{port}{path}") not in doors.CLOSED
+        }
+        assert answering == {house.settings.dashboard_port}  # the page that asks for the token
+        said = [doors.called(port) for port in addresses]
+        assert {code for one in said for code in one.values()} <= doors.NOT_CALLED
+        assert all(any(one[call] == "UNAUTHENTICATED" for one in said) for call in doors.CALLS)
+        assert doors.open_doors(client, {gateway: doors.gateway_routes(client, house.key)}) == []
+        for path in ("/healthz", "/readyz"):
+            assert doors.knock(client, "GET", gateway + path, {"Host": "evil.com"}) == 200
+
+
 def test_a_promotion_leaves_another_team_s_application_as_it_was(
     house: House, neighbour: Neighbour
 ) -> None:
@@ -435,28 +457,6 @@ def test_a_version_that_cannot_be_loaded_fails_the_deploy_and_not_the_service(
     state = serving.status(house.settings)
     assert state is not None
     assert state["status"] == "RUNNING"
-
-
-def test_a_stranger_finds_no_open_door_of_the_running_stack(house: House) -> None:
-    assert house.replica("Generate")
-    gateway = house.url.removesuffix("/v1")
-    with httpx.Client(trust_env=False, timeout=30) as client:
-        addresses = doors.listeners()
-        assert len(addresses) > 15
-        assert set(addresses.values()) <= doors.LOOPBACK
-        answering = {
-            port
-            for port in addresses
-            for path in ("/", "/metrics")
-            if doors.knock(client, "GET", f"http://127.0.0.1:{port}{path}") not in doors.CLOSED
-        }
-        assert answering == {house.settings.dashboard_port}  # the page that asks for the token
-        said = [doors.called(port) for port in addresses]
-        assert {code for one in said for code in one.values()} <= doors.NOT_CALLED
-        assert all(any(one[call] == "UNAUTHENTICATED" for one in said) for call in doors.CALLS)
-        assert doors.open_doors(client, {gateway: doors.gateway_routes(client, house.key)}) == []
-        for path in ("/healthz", "/readyz"):
-            assert doors.knock(client, "GET", gateway + path, {"Host": "evil.com"}) == 200
 
 
 def test_taking_our_application_down_leaves_another_team_s_running(
