@@ -104,6 +104,26 @@ def stack() -> Iterator[Mapping[str, float]]:
         assert not [process for one in daemons for process in one.offspring()], "down left some"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def apart(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """A file that asks for no stack is not drawn to the one that runs in its process for the files before it."""
+    from infra.settings import settings
+
+    own = [item for item in request.session.items if item.path == request.path]
+    if any("stack" in getattr(item, "fixturenames", ()) for item in own):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATELIER_HOME", str(tmp_path_factory.getbasetemp() / "apart"))
+        for name in LATER:
+            patch.delenv(name, raising=False)
+        settings.cache_clear()
+        yield
+    settings.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """Makes databases on SQLite and Postgres; the server starts with the first that is asked for."""
