@@ -69,6 +69,13 @@ class MaskedLinear(nn.Linear):
         return F.linear(x_BI, self.weight * self.mask_OI, self.bias)
 
 
+def degrees(units: int, bits: int) -> Tensor:
+    """Return the units' degrees, which span 1..bits - 1 evenly: each as often as another, or every so many-th once."""
+    if units >= bits - 1:
+        return 1 + torch.arange(units) % (bits - 1)
+    return torch.linspace(1, bits - 1, units, dtype=torch.float64).round().long()
+
+
 class MADE(Family):
     """Bits one after another from one masked network."""
 
@@ -90,7 +97,7 @@ class MADE(Family):
         self.order_D: Tensor
         self.register_buffer("order_D", order_D)  # saved: weights mean nothing in another order
         own_D = torch.arange(1, config.bits + 1)
-        heard = [own_D, *(1 + torch.arange(units) % (config.bits - 1) for units in config.hidden)]
+        heard = [own_D, *(degrees(units, config.bits) for units in config.hidden)]
         self.hidden = nn.ModuleList(
             MaskedLinear(above[:, None] >= below) for below, above in itertools.pairwise(heard)
         )
