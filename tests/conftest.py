@@ -36,6 +36,7 @@ LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 """Read by the tools at each use: set only once the stack is up, so that other tests are not drawn to it."""
 
 
+ALONE: Final = {"test_nodes"}  # a cluster of its own
 LONG: Final = {"test_densities"}  # begins early: the lots go first, small files last
 TRAININGS: Final = {"test_lifecycle", "test_schedules", "test_training_faults", "test_tune"}
 
@@ -78,7 +79,7 @@ class Scheduling(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         if Path(file).stem in TRAININGS:
             return "trainings"
-        needs_stack = "mark.cluster" in (ROOT / file).read_text()
+        needs_stack = Path(file).stem not in ALONE and "mark.cluster" in (ROOT / file).read_text()
         return "servers" if needs_stack or Path(file).stem in LONG else file
 
 

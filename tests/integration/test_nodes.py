@@ -1,32 +1,94 @@
-"""What is asked of a cluster that is too small, and how many trainings share one."""
+"""A cluster of two nodes: what one lacks is named, what one brings is used, and the loss of one is survived."""
 
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
 from flows.recipe import Resources, TrainingSpec
 from flows.slots import processors
+from flows.training import supervisor
 from flows.training.journal import Progress
+from flows.training.nodes import Unfit
 from flows.training.ray_train import Trained, fit
-from infra.cluster import TooSmall, capacity
+from flows.training.run_folder import RunFolder
+from infra.cluster import TooSmall, alive, connect
 from infra.settings import settings
-from tests.flows.training_kit import prepare, spec_of
+from infra.storage import IntegrityError
+from tests.flows.training_kit import prepare, spec_of, wait_until
 
 pytestmark = pytest.mark.cluster
+OWN = Path("/proc/self/cwd")
+"""Leads a process to the folder where its node was started: what two nodes see at one path may differ."""
+LOST_SOON = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}  # 15 s in Ray
 
 
-def on_each_node(prepared: Path, **training: int) -> TrainingSpec:
-    """A training of two workers that do not fit one node."""
-    spec = spec_of(prepared, **training)
-    resources = Resources(num_workers=2, cpus_per_worker=capacity().cpus, gpus_per_worker=0)
-    return spec.model_copy(update={"resources": resources})
+@dataclass
+class Nodes:
+    """Two nodes on this machine with a CPU each, both on loopback: the head, and a second that comes and goes."""
+
+    root: Path
+    cluster: Cluster = field(init=False)
+
+    def __post_init__(self) -> None:
+        for folder in (self.first, self.second):
+            folder.mkdir()
+        head = {
+            "num_cpus": 1,
+            "include_dashboard": False,
+            "temp_dir": str(self.root / "ray"),
+            "_system_config": LOST_SOON,
+        }
+        with contextlib.chdir(self.first):
+            self.cluster = Cluster(initialize_head=True, head_node_args=head)
+
+    @property
+    def first(self) -> Path:
+        """The head's own folder, and the driver's."""
+        return self.root / "first"
+
+    @property
+    def second(self) -> Path:
+        """The second node's own folder."""
+        return self.root / "second"
+
+    def add(self) -> None:
+        """Start the second node where it does not run."""
+        if not self.cluster.worker_nodes:
+            with contextlib.chdir(self.second):
+                self.cluster.add_node(num_cpus=1)
+
+    def lose(self) -> str:
+        """Kill every process of the second node at once; returns its name."""
+        (node,) = self.cluster.worker_nodes
+        name = alive()[node.node_id]
+        self.cluster.remove_node(node, allow_graceful=False)
+        return name
 
 
-def train(
-    spec: TrainingSpec, runs: Path, address: str, tell: Callable[[Progress], None] | None = None
-) -> Trained:
-    return fit(spec, run_id=None, tracking_uri=None, runs=runs, ray_url=address, on_progress=tell)
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """This process joined to a cluster of its own; afterwards to the one that it was joined to before."""
+    before = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="atelier-nodes-", ignore_cleanup_errors=True) as folder:
+        found = Nodes(Path(folder))
+        try:
+            connect(found.cluster.address)
+            yield found
+        finally:
+            ray.shutdown()
+            found.cluster.shutdown()
+    if before:
+        connect(before)
 
 
 @pytest.fixture
@@ -42,25 +104,150 @@ def scaling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]
     settings.cache_clear()
 
 
-def test_a_cluster_that_does_not_scale_in_time_is_refused_with_what_was_waited_for(
-    ray_driver: str, tmp_path: Path, scaling: Callable[[float], None]
-) -> None:
-    scaling(0.5)
-    spec = on_each_node(prepare(tmp_path / "shades"))
-    told: list[str] = []
-    with pytest.raises(TooSmall, match=r"^waiting for nodes .* asked for 2 workers .*SCALE_S$"):
-        train(spec, tmp_path / "runs", ray_driver, lambda now: told.append(now.note))
-    assert "waiting for nodes of the autoscaler" in told[0]
+def on_each_node(prepared: Path, **training: int) -> TrainingSpec:
+    """A training of two workers that do not fit one node."""
+    spec = spec_of(prepared, **training)
+    resources = Resources(num_workers=2, gpus_per_worker=0)
+    return spec.model_copy(update={"resources": resources})
+
+
+@dataclass
+class Training:
+    """One training on the nodes, and what was told of it."""
+
+    nodes: Nodes
+    spec: TrainingSpec
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its folder, which both nodes see."""
+        return RunFolder(self.nodes.root / "runs" / self.spec.identity)
+
+    def fit(self) -> Trained:
+        """Train to the end."""
+        address = self.nodes.cluster.address
+        return fit(
+            self.spec,
+            run_id=None,
+            tracking_uri=None,
+            runs=self.folder.path.parent,
+            ray_url=address,
+            on_progress=self._tell,
+        )
+
+    def _tell(self, now: Progress) -> None:
+        self.notes += [now.note] if now.note else []
 
 
 def test_a_cluster_without_gpus_has_a_slot_a_cpu_and_a_machine_of_its_own_has_one(
-    ray_driver: str, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert processors() == (0, 1)
-    monkeypatch.setenv("ATELIER_RAY_ADDRESS", ray_driver)
+    monkeypatch.setenv("ATELIER_RAY_ADDRESS", nodes.cluster.address)
     settings.cache_clear()
     try:
-        assert processors() == (0, capacity().cpus)
+        nodes.add()
+        assert processors() == (0, 2)
     finally:
         monkeypatch.undo()
         settings.cache_clear()
+
+
+def test_a_node_without_the_data_is_named_before_any_worker_starts(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(nodes.first)
+    nodes.add()
+    training = Training(nodes, on_each_node(prepare(OWN / "hidden")))
+    lacks = r"cannot read /proc/self/cwd/hidden/dataset.json \(No such file or directory\): every node must"
+    with pytest.raises(Unfit, match=rf"^node {os.uname().nodename} \(127.0.0.1, \w+\) {lacks}"):
+        training.fit()
+    assert training.folder.attempt() == 0
+
+
+def test_a_rank_that_fails_for_good_ends_the_others_with_its_reason(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged shard has the right size: its own node alone finds it, when it reads it."""
+    monkeypatch.chdir(nodes.first)
+    nodes.add()
+    training = Training(nodes, on_each_node(prepare(OWN / "damaged")))
+    shutil.copytree(nodes.first / "damaged", nodes.second / "damaged")
+    shard = next((nodes.second / "damaged").glob("train-*.parquet"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    with pytest.raises(IntegrityError, match=r"^worker [01] on \S+: \S+damaged/train-") as refusal:
+        training.fit()
+    assert "\n" not in str(refusal.value)
+    assert training.folder.attempt() == 1, "nobody tried again"
+
+
+def test_a_lost_node_is_named_and_its_work_done_by_the_one_that_is_left(nodes: Nodes) -> None:
+    nodes.add()
+    spec = on_each_node(prepare(nodes.root / "shades"), steps=300, checkpoint_every=20)
+    elastic = spec.resources.model_copy(update={"elastic": (1, 2)})
+    training = Training(nodes, spec.model_copy(update={"resources": elastic}))
+    names: list[str] = []
+
+    def lose() -> None:
+        wait_until(lambda: training.folder.step() >= 20)
+        names.append(nodes.lose())
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    trained = training.fit()
+    losing.join()
+    assert trained.steps == 300
+    (name,) = names
+    assert f"node {name} was lost" in training.notes
+    went_on = next(note for note in training.notes if "in place of 2 workers" in note)
+    assert went_on.startswith(f"{name} lost: 1 in place of 2 workers; going on from step ")
+    assert int(went_on.rpartition(" ")[2]) >= 20
+
+
+def test_a_cluster_that_does_not_scale_in_time_is_refused_with_what_was_waited_for(
+    nodes: Nodes, scaling: Callable[[float], None]
+) -> None:
+    scaling(0.5)
+    if nodes.cluster.worker_nodes:
+        nodes.lose()
+        wait_until(lambda: len(alive()) == 1)
+    training = Training(nodes, on_each_node(prepare(nodes.root / "too-large")))
+    with pytest.raises(TooSmall, match=r"^waiting for nodes .* asked for 2 workers .*SCALE_S$"):
+        training.fit()
+    assert "waiting for nodes of the autoscaler" in training.notes[0]
+
+
+def test_a_node_that_comes_is_waited_for_and_its_loss_ends_what_needs_it_in_one_line(
+    nodes: Nodes, scaling: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaling(300)
+    if nodes.cluster.worker_nodes:
+        nodes.lose()
+        wait_until(lambda: len(alive()) == 1)
+    training = Training(
+        nodes, on_each_node(prepare(nodes.root / "rigid"), steps=5000, checkpoint_every=20)
+    )
+    refused: list[TooSmall] = []
+
+    def train() -> None:
+        with pytest.raises(TooSmall) as refusal:
+            training.fit()
+        refused.append(refusal.value)
+
+    running = threading.Thread(target=train)
+    running.start()
+    wait_until(lambda: any("nodes of the autoscaler" in note for note in training.notes))
+    nodes.add()
+    wait_until(lambda: training.folder.step() >= 20)
+    scaling(0)
+    monkeypatch.setattr(supervisor, "LOST_NODE_S", 0.5)
+    name = nodes.lose()
+    running.join()
+    (refusal,) = refused
+    line = str(refusal)
+    assert line.startswith(f"{name} lost: asked for 2 workers x 1 CPUs")
+    assert line.endswith("The same command goes on from the last checkpoint")
+    assert "\n" not in line
+    assert any(note.startswith(f"{name} lost, ") for note in training.notes), training.notes
