@@ -1,13 +1,20 @@
 """What can be known of a recipe before anything is started: every reason for which it would fail later."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from data.catalog import CatalogError, known
 from data.modalities import modality
 from flows.judging.measured import Able, measured, refusals
-from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of
+from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of, load
+from flows.workshop import ROOT, environment, fingerprint
+from infra.documents import read_json
+from infra.parts import state_folder
+from infra.storage import write_json
 from models import FAMILIES, JUDGES, near
 from models.declared import Declared, declared
 
@@ -18,8 +25,26 @@ LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokeni
 """The fact of a dataset without which a network cannot learn its modality."""
 
 
+def checked(path: Path, overrides: Sequence[str], project: Path) -> tuple[Recipe, dict[str, str]]:
+    """Return the recipe at `path`, once nothing is known for which it would fail later, and what `check` returns.
+
+    Raises:
+        RecipeError: it cannot be read, or every reason, one a line.
+    """
+    recipe = load(path, overrides)
+    try:
+        return recipe, check(recipe, project)
+    except RecipeError as error:
+        lines = str(error).splitlines()
+        first = lines if len(lines) == 1 else ["this would fail later:", *lines]
+        raise RecipeError(f"{path}: " + "\n".join(first)) from None
+
+
 def check(recipe: Recipe, project: Path) -> dict[str, str]:
     """Return the metrics that the recipe's evaluation will have, each with what keeps it from being measured.
+
+    A recipe that passed is known again while it, what is known of its data, and the code are the same: torch, which
+    takes seconds to import, is not needed twice.
 
     Raises:
         RecipeError: the recipe would fail later; a line for each reason, which names the field.
@@ -28,7 +53,25 @@ def check(recipe: Recipe, project: Path) -> dict[str, str]:
         data = known(recipe.data.name, project)
     except CatalogError as error:
         raise RecipeError("\n".join([f"data.name: {error}", *_declared(recipe, None)])) from None
-    return check_for(recipe, data)
+    memory, identity = state_folder() / "checked" / f"{recipe.name}.json", _identity(recipe, data)
+    with suppress(OSError, ValueError):
+        if (past := read_json(memory))["identity"] == identity:
+            return dict(past["metrics"])
+    found = check_for(recipe, data)
+    write_json(memory, {"identity": identity, "metrics": found})
+    return found
+
+
+def _identity(recipe: Recipe, data: Mapping[str, Any]) -> str:
+    """Return a hash of all that a check's outcome depends on."""
+    folders = (ROOT / name for name in ("data", "flows", "models"))
+    asked = {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": data,
+        "code": fingerprint([path for folder in folders for path in sorted(folder.rglob("*.py"))]),
+        "environment": environment(),
+    }
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:

@@ -141,13 +141,13 @@ def check(recipe: Path, overrides: Sequence[str], trigger: Trigger) -> Recipe:
 
     Raises:
         ScheduleError: the trigger cannot be used.
-        flows.recipe.RecipeError: the recipe cannot be used.
-        data.params.CatalogError: it, or the trigger, names an unknown dataset.
+        flows.recipe.RecipeError: the recipe cannot be used, or would fail later.
+        data.params.CatalogError: the trigger names an unknown dataset.
     """
     from data.params import entry
+    from flows.checking import checked
 
-    wanted = load(recipe, overrides)
-    entry(wanted.data.name, settings().project)
+    wanted, _ = checked(recipe, overrides, settings().project)
     if trigger.on_data_change:
         entry(trigger.on_data_change, settings().project)
     if trigger.on_drift and not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", trigger.on_drift):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.recipe import Recipe, Stage, TrainingSpec
-from infra.keys import Keys
 from infra.settings import settings
 
 if TYPE_CHECKING:
+    from infra.keys import Keys
     from infra.ledger import Ledger
     from infra.promotions import Promotions
     from infra.registry import Registry, Version
@@ -137,7 +137,7 @@ def actor() -> str:
     """
     here = settings()
     if here.api_key_file is not None:
-        with closing(Keys(here.database)) as keys:
+        with closing(_keys()) as keys:
             if key := keys.find(here.api_key.get_secret_value()):
                 return key.label
             if keys.any():
@@ -161,13 +161,19 @@ def person() -> str:
     """
     here = settings()
     if here.api_key_file is None:
-        with closing(Keys(here.database)) as keys:
+        with closing(_keys()) as keys:
             if here.database_url is not None or keys.any():
                 raise Nameless(
                     "who asks and who approves are told apart by their API keys: make yours by `atelier keys add NAME`"
                     " and name its file in ATELIER_API_KEY_FILE"
                 )
     return actor()
+
+
+def _keys() -> "Keys":
+    from infra.keys import Keys
+
+    return Keys(settings().database)
 
 
 def environment() -> dict[str, str]:

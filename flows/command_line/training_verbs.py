@@ -51,25 +51,16 @@ def checked(recipe: Path, overrides: Sequence[str]) -> "Recipe":
     Raises:
         RecipeError: every reason, one a line.
     """
-    return _checked(recipe, overrides)[0]
+    from flows.checking import checked as look
 
-
-def _checked(recipe: Path, overrides: Sequence[str]) -> "tuple[Recipe, dict[str, str]]":
-    from flows.checking import check as look
-    from flows.recipe import RecipeError, load
-
-    wanted = load(recipe, overrides)
-    try:
-        return wanted, look(wanted, settings().project)
-    except RecipeError as error:
-        lines = str(error).splitlines()
-        first = lines if len(lines) == 1 else ["this would fail later:", *lines]
-        raise RecipeError(f"{recipe}: " + "\n".join(first)) from None
+    return look(recipe, overrides, settings().project)[0]
 
 
 def check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Tell in seconds, and without the stack, what would fail later in a run of the recipe."""
-    wanted, metrics = _checked(recipe, overrides or [])
+    from flows.checking import checked as look
+
+    wanted, metrics = look(recipe, overrides or [], settings().project)
     if as_json:
         show_json({"recipe": wanted.name, "metrics": metrics})
         return

@@ -1,5 +1,6 @@
 """What is told of a recipe before anything is started."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,38 @@ except RecipeError as error:
     )
     assert done.stdout.startswith("gate.metrics: nobody measures 'a'; choose one of alignment,")
     assert done.stdout.endswith(" False\n")
+
+
+def test_a_recipe_that_passed_is_known_again_without_torch(tmp_path: Path) -> None:
+    """The first check reaches torch for the networks' sizes, and no other heavy tool; the next one not even that."""
+    code = """
+import sys
+from flows.__main__ import app
+app(["check", "flows/recipes/shapes.yaml", *sys.argv[1:]], standalone_mode=False)
+heavy = {"torch", "ray", "mlflow", "prefect", "sqlalchemy", "great_expectations", "dvc"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+    def reached(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+            env={**os.environ, "ATELIER_HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert not done.returncode, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    assert reached() == "['torch']"
+    assert reached() == "[]"
+
+
+def test_a_check_is_not_remembered_once_its_recipe_has_changed() -> None:
+    first = load(RECIPES / "digits-vae.yaml")
+    found = check(first, ROOT)
+    assert check(first, ROOT) == found
+    changed = load(RECIPES / "digits-vae.yaml", ["stages.vae.config.binarize=none"])
+    with pytest.raises(RecipeError):
+        check(changed, ROOT)
 
 
 def pictures(rows: int, **attributes: list[str]) -> dict[str, Any]:

@@ -49,8 +49,10 @@ def test_a_recipe_that_cannot_be_trained_is_refused_when_it_is_scheduled() -> No
     every = Trigger(every="6h")
     with pytest.raises(RecipeError, match=r"data\.nmae"):
         check(SHAPES, ["data.nmae=x"], every)
-    with pytest.raises(CatalogError, match="unknown dataset 'nope'"):
+    with pytest.raises(RecipeError, match=r"data\.name: unknown dataset 'nope'"):
         check(SHAPES, ["data.name=nope"], every)
+    with pytest.raises(RecipeError, match="nobody measures 'memorized'; did you mean"):
+        check(SHAPES, ["gate.metrics.memorized.at_most=0.2"], every)
 
 
 @pytest.mark.parametrize(
