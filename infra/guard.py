@@ -2,6 +2,7 @@
 
 Programs send the credential, which stands in a file of the state folder that its owner alone reads. A person opens a
 link of `sign_in_link`, which works once and for two minutes, and gets a cookie that only this installation can make.
+Its page talks to this server alone: Prefect's would tell another company that it was opened.
 """
 
 import base64
@@ -10,14 +11,14 @@ import hmac
 import html
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.responses import Response
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 USER: Final = "atelier"
 SIGN_IN: Final = "/atelier-sign-in"
@@ -61,6 +62,7 @@ class Guard:
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._secret = secret
         self._pages = pages
+        self._policy = _policy(self._hosts).encode()
         self._cookie = f"atelier-{port}"
         self._began = time.time()
         self._used: dict[str, float] = {}
@@ -72,11 +74,22 @@ class Guard:
             return
         refusal = self._judge(scope)
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, self._bounded(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
             await refusal(scope, receive, send)
+
+    def _bounded(self, send: "Send") -> "Send":
+        """Return `send` with a policy on every page, beside what the application says of its own."""
+
+        async def sent(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message["headers"], (b"content-security-policy", self._policy)]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return sent
 
     def _judge(self, scope: "Scope") -> "Response | None":
         from starlette.requests import HTTPConnection
@@ -122,6 +135,15 @@ class Guard:
             samesite="strict",
         )
         return answer
+
+
+def _policy(hosts: Iterable[str]) -> str:
+    """Return what a page may load and whom it may ask: what came from here, and its websockets."""
+    sockets = " ".join(f"ws://{host}" for host in sorted(hosts))
+    return (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:;"
+        f" connect-src 'self' data: blob: {sockets}; frame-ancestors 'self'"
+    )
 
 
 def _is_foreign(headers: "Headers", own: str) -> bool:

@@ -55,6 +55,17 @@ def test_nothing_answers_without_a_credential_and_programs_with_one_are_let_in(
         assert ask(door, path, good).text == "inside"
 
 
+def test_a_page_may_ask_this_server_alone(door: Guard) -> None:
+    policy = ask(door, headers=OURS).headers["content-security-policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert set(rules["connect-src"].split()) == {
+        *("'self'", "data:", "blob:"),
+        *(f"ws://127.0.0.1:{PORT}", f"ws://localhost:{PORT}"),
+    }
+    assert "//" not in rules["default-src"]
+    assert rules["frame-ancestors"] == "'self'"
+
+
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126)))
 def test_no_other_word_is_a_credential(word: str) -> None:
     door = Guard(inside, PORT, SECRET, PAGES)
