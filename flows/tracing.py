@@ -12,7 +12,7 @@ from infra import provenance
 from infra.contents import LARGEST_SIDE, MOST_SAMPLES
 from infra.documents import read_json
 from infra.provenance import Check
-from infra.receipts import Receipt, attach, read
+from infra.receipts import GENERATOR, Receipt, attach, read
 from infra.settings import settings
 from infra.storage import MANIFEST, IntegrityError
 
@@ -249,7 +249,13 @@ def redraw(found: Trace) -> bytes:
     image = to_image(picture)
     file = io.BytesIO()
     (image.convert("L") if picture.shape[0] == 1 else image).save(file, "PNG")
-    anew = {"place": None, "epoch": 0, "created": datetime.now(UTC), "request_id": "replay"}
+    anew = {
+        "generator": GENERATOR,
+        "place": None,
+        "epoch": 0,
+        "created": datetime.now(UTC),
+        "request_id": "replay",
+    }
     drawn = provenance.sign(receipt.model_copy(update=anew), file.getvalue(), signing())
     return attach(file.getvalue(), drawn)
 
@@ -316,7 +322,12 @@ def _notes(found: Trace, again: bytes, where: str, *, differs: bool) -> tuple[st
     notes += _otherwise(found.receipt, read(again))
     if found.version.ref != found.receipt.version:
         notes.append(f"the receipt's {found.receipt.version} is {found.version.ref} here")
-    if differs:
+    then, now = found.receipt.generator or 1, read(again).generator or 1
+    if differs and then != now:
+        notes.append(
+            f"its seed was turned into noise by generator {then}, now by {now}: the same seed gives another sample"
+        )
+    elif differs:
         notes.append(
             "a receipt names no device: CPU and GPU, and other library versions, round otherwise"
         )

@@ -24,6 +24,7 @@ KEYWORD: Final = b"atelier\x00"
 MOST_BYTES: Final = 64 * 1024  # of a receipt: a prompt and four stages take about 1 kB
 MOST_CHUNKS: Final = 100_000
 MOST_JSON: Final = 2**24  # bytes
+GENERATOR: Final = 2  # how a seed becomes noise: models/parts/noise.py; 1 was torch's generator
 
 Digest = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -67,6 +68,7 @@ class Receipt(Strict):
     prompt: str = ""
     prompt_tokens: tuple[int, ...] | None = None  # in place of a prompt
     seed: int
+    generator: Annotated[int, Field(ge=1)] | None = None  # of GENERATOR; None: 1
     steps: int | None = None
     guidance: float | None = None
     size: Annotated[str, Field(pattern=r"^[0-9]+x[0-9]+$")] | None = None  # width x height, pixels

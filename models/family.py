@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 Modality: TypeAlias = Literal["image", "audio", "text"]
@@ -243,17 +242,6 @@ class Family(Trainable):
     def measured(self) -> tuple[str, ...]:
         """Return the names that `measure` gives with this config."""
         return self.measures
-
-
-def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return (len(seeds), *shape) standard normal noise, each row from its own CPU generator and all of its seed.
-
-    torch's CPU generator uses only the low 32 bits of a seed, so it is mixed first.
-    """
-    rows = [
-        torch.randn(*shape, generator=torch.Generator().manual_seed(mixed(seed))) for seed in seeds
-    ]
-    return torch.stack(rows).to(device)
 
 
 def mixed(value: int) -> int:

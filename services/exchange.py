@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from infra import provenance
-from infra.receipts import Receipt, StageReceipt
+from infra.receipts import GENERATOR, Receipt, StageReceipt
 from infra.signing import Signing
 from services.arms import Arms, Planning, Step
 from services.endpoints import Endpoint, Route
@@ -127,6 +127,7 @@ class Exchange:
             prompt_tokens=drawing.prompt_tokens[row] if drawing.prompt_tokens else None,
             messages=drawing.dialogues[row] if drawing.dialogues else None,
             seed=drawing.seeds[row],
+            generator=GENERATOR,
             steps=first.steps if image and drawing.steps is None else drawing.steps,
             guidance=first.guidance if image and drawing.guidance is None else drawing.guidance,
             size=endpoint.plan.size,

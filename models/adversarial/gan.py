@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, seeded_noise
+from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import words
+from models.parts.noise import normals
 
 LAZY: Final = 16  # critic's passes from one R1 to the next; each then weighs as much as 16
 GROUPS: Final = 8  # of the generator's group norms
@@ -242,7 +243,7 @@ class GAN(Family):
                 raise ValueError("this model draws what a prompt says: give one a seed, got none")
             tokens_BT = words.encode(request.prompts, self.config.vocabulary, self.config.max_words)
             tokens_BT = tokens_BT.to(device)
-        noise_BZ = seeded_noise(request.seeds, (self.config.latent,), device)
+        noise_BZ = normals(request.seeds, (self.config.latent,), device)
         x_BCHW: Tensor = (self.generator(noise_BZ, tokens_BT) + 1) / 2
         return x_BCHW
 

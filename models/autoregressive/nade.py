@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts.levels import Binarize, observed, uniforms
+from models.parts.levels import Binarize, observed
+from models.parts.noise import uniforms
 
 CHUNK: Final = 28  # bits whose hidden units a CPU computes together
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import words
-from models.parts.levels import Binarize, drawn, observed, uniforms
+from models.parts.levels import Binarize, drawn, observed
+from models.parts.noise import uniforms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

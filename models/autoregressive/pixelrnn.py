@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import words
-from models.parts.levels import Binarize, drawn, observed, uniforms
+from models.parts.levels import Binarize, drawn, observed
+from models.parts.noise import uniforms
 
 SHUT: Final = -1e4  # of a gate outside of the picture: its sigmoid is 0, so the state there is 0
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows
 from models.parts import words
-from models.parts.levels import check_unasked, drawn, levels_of, sound_of, uniforms
+from models.parts.levels import check_unasked, drawn, levels_of, sound_of
+from models.parts.noise import uniforms
 
 LONGEST_S: Final = 60.0  # of a drawn sound
 PIECE: Final = 16  # samples of a step at most: some 10 ms, so that others' steps come soon
@@ -316,10 +317,8 @@ class WaveNet(Family):
         tokens = self.encode(request.prompts)
         tokens = None if tokens is None else tokens.to(device)
         heard = [layer.conditions(tokens, None)[:, 0] for layer in self._layers()]
-        drawn_from = -(-samples // config.block) * config.block  # a seed's draws depend on how many
-        u_BT = uniforms(request.seeds, (drawn_from,), device)
         rows = {
-            "u": F.pad(u_BT, (0, steps * size - drawn_from)),
+            "u": uniforms(request.seeds, (steps * size,), device),
             "level": torch.zeros(count, steps * size, dtype=torch.long, device=device),
             "told": torch.zeros(count, dtype=torch.long, device=device),
             "queue": torch.zeros(count, config.field - 1, config.residual, device=device),

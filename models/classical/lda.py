@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import classes
+from models.parts.noise import normals
 
 CONSTANT: Final = 1e-12  # a pixel's least variance, over its mean square; below is rounding
 LEAST_SPREAD: Final = (
@@ -215,10 +216,9 @@ class LDA(Family):
             ValueError: a prompt that is not one word of the vocabulary.
         """
         c = self.config
-        chosen, generators = classes.of_request(request, c.vocabulary, self.log_prior_Y)
-        pixels, device = self.mean_YD.shape[1], self.mean_YD.device
-        noise = [torch.randn(pixels, generator=one, dtype=torch.float64) for one in generators]
-        x_BD = self.mean_YD[chosen] + torch.stack(noise).to(device) @ self.colour_DD.T
+        class_B = classes.of_request(request, c.vocabulary, self.log_prior_Y)
+        noise_BD = normals(request.seeds, self.mean_YD.shape[1:], self.mean_YD.device, draws=1)
+        x_BD = self.mean_YD[class_B] + noise_BD.double() @ self.colour_DD.T
         return x_BD.clamp(0, 1).float().view(-1, c.channels, c.image_size, c.image_size)
 
     def log_prob(self, batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import classes
+from models.parts.noise import normals, places, uniforms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,10 +171,14 @@ class NaiveBayes(Family):
             ValueError: a prompt that is not one word of the vocabulary.
         """
         c = self.config
-        chosen, generators = classes.of_request(request, c.vocabulary, self.log_prior_Y)
-        rows = [self._draw(y, one) for y, one in zip(chosen, generators, strict=True)]
+        class_B = classes.of_request(request, c.vocabulary, self.log_prior_Y)
+        draw = {
+            "bernoulli": self._bits,
+            "gaussian": self._normal,
+            "multinomial": self._counts,
+        }[c.likelihood]
         shape = (-1, c.channels, c.image_size, c.image_size)
-        return torch.stack(rows).clamp(0, 1).float().view(shape).to(self.mean_YD.device)
+        return draw(class_B, request.seeds).clamp(0, 1).float().view(shape)
 
     @torch.no_grad()
     def log_prob(self, batch: Batch) -> Tensor:
@@ -217,20 +222,28 @@ class NaiveBayes(Family):
         log_B: Tensor = ways_B + log_total_B
         return log_B
 
-    def _draw(self, y: int, generator: torch.Generator) -> Tensor:
-        """Return one picture of class y, (D,), on the CPU."""
-        mean_D = self.mean_YD[y].cpu()
-        if self.config.likelihood == "bernoulli":
-            return torch.bernoulli(mean_D, generator=generator)
-        if self.config.likelihood == "gaussian":
-            noise_D = torch.randn(len(mean_D), generator=generator, dtype=torch.float64)
-            return mean_D + self.variance_YD[y].cpu().sqrt() * noise_D
-        mean, variance = self.size_2.tolist()
-        most = len(mean_D) * self.config.levels
-        normal = float(torch.randn((), generator=generator, dtype=torch.float64))
-        total = min(max(1, round(mean + math.sqrt(variance) * normal)), most)
-        pixel_N = torch.multinomial(mean_D, total, replacement=True, generator=generator)
-        return pixel_N.bincount(minlength=len(mean_D)).double() / self.config.levels
+    def _bits(self, class_B: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Return pictures (B, D) of Bernoulli pixels."""
+        mean_BD = self.mean_YD[class_B]
+        return (uniforms(seeds, mean_BD.shape[1:], mean_BD.device, draws=1) < mean_BD).double()
+
+    def _normal(self, class_B: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Return pictures (B, D) of Gaussian pixels, not yet cut off."""
+        mean_BD = self.mean_YD[class_B]
+        noise_BD = normals(seeds, mean_BD.shape[1:], mean_BD.device, draws=1)
+        return mean_BD + self.variance_YD[class_B].sqrt() * noise_BD
+
+    def _counts(self, class_B: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Return pictures (B, D) of counts over `levels`: a total, then a pixel for each that it counts."""
+        (mean, variance), device = self.size_2, self.size_2.device
+        most = self.mean_YD.shape[1] * self.config.levels
+        normal_B = normals(seeds, (1,), device, draws=1)[:, 0]
+        total_B = (mean + variance.sqrt() * normal_B).round().clamp(1, most)
+        u_BN = uniforms(seeds, (int(total_B.max()),), device, draws=2)
+        pixel_BN = places(u_BN.T, self.mean_YD[class_B]).T
+        counted_BN = torch.arange(u_BN.shape[1], device=device) < total_B[:, None]
+        count_BD = torch.zeros(len(u_BN), self.mean_YD.shape[1], dtype=torch.float64, device=device)
+        return count_BD.scatter_add_(1, pixel_BN, counted_BN.double()) / self.config.levels
 
     def _observed(self, pixels: Tensor) -> Tensor:
         """Return what the likelihood is of, (B, D) float64: levels, bits or counts."""

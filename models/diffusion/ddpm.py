@@ -21,6 +21,7 @@ from models.diffusion import samplers, schedules
 from models.diffusion.unet import TextEncoder, UNet, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows
 from models.parts import words
+from models.parts.noise import normals
 
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
@@ -289,7 +290,7 @@ class DDPM(Family):
         side, device = config.image_size, next(self.parameters()).device
         blank = torch.zeros(count, config.channels, side, side, device=device)
         rows: Rows = {
-            "x": samplers.row_noise(request.seeds, [0] * count, blank),
+            "x": self._noise(request.seeds, [0] * count, device),
             "x0": blank,
             "table": self._table(steps).expand(count, -1, -1),
             "index": torch.zeros(count, dtype=torch.long),
@@ -307,6 +308,12 @@ class DDPM(Family):
             rows["low"] = self._low(request).to(device)
             rows["enlarged"] = self._enlarged(rows["low"])
         return rows
+
+    def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:
+        """Return noise (B, C, H, W); stages of a cascade share a request's seeds, but no noise."""
+        c = self.config
+        shape = (c.channels, c.image_size, c.image_size)
+        return normals(seeds, shape, device, stage=c.low_size or 0, draws=draws)
 
     def _low(self, request: Request) -> Tensor:
         side = self.config.low_size or 0
@@ -340,7 +347,7 @@ class DDPM(Family):
         step_B7 = rows["table"][torch.arange(len(x)), index_B]
         noise = None
         if step_B7[:, 6].any():
-            noise = samplers.row_noise(rows["seed"].tolist(), (index_B + 1).tolist(), x)
+            noise = self._noise(rows["seed"].tolist(), (index_B + 1).tolist(), x.device)
         on_device = step_B7.to(x.device, non_blocking=True)
         prediction = self._guided(rows, on_device[:, :3])
         x0 = samplers.clean(self.config.objective, prediction, x, *_columns(on_device[:, 1:3]))

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import heun, likelihood, samplers
+from models.diffusion import heun, likelihood
 from models.diffusion.unet import TextEncoder, UNet, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows, mixed
 from models.parts import words
+from models.parts.noise import normals
 
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
@@ -253,7 +254,7 @@ class EDM(Family):
         blank = torch.zeros(count, c.channels, c.image_size, c.image_size, device=device)
         lines = heun.table(c.sampler, heun.sigmas(steps, c.sigma_min, c.sigma_max, c.rho))
         rows: Rows = {
-            "x": c.sigma_max * samplers.row_noise(request.seeds, [0] * count, blank),
+            "x": c.sigma_max * normals(request.seeds, blank.shape[1:], device),
             "x0": blank,
             "start": blank,
             "slope": blank,

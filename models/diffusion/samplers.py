@@ -8,13 +8,10 @@ Shape letters: B rows, S sampler steps. alpha and sigma have S + 1 entries: the 
 the end, (1, 0).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from models.diffusion.schedules import TIMES
-from models.family import mixed, seeded_noise
 
 
 def ddpm(alpha: Tensor, variance: str = "small") -> Tensor:
@@ -104,9 +101,3 @@ def advance(step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor, noise: Tenso
     keep, new, old, fresh = (column.view(-1, *[1] * (x.dim() - 1)) for column in step_B4.unbind(1))
     moved = keep * x + new * x0 + old * before
     return moved if noise is None else moved + fresh * noise
-
-
-def row_noise(seeds: Sequence[int], draws: Sequence[int], like: Tensor) -> Tensor:
-    """Return noise shaped like `like`: row i from (seeds[i], draws[i]) alone."""
-    both = [mixed(seed) + draw for seed, draw in zip(seeds, draws, strict=True)]
-    return seeded_noise(both, like.shape[1:], like.device)

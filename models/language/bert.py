@@ -24,7 +24,7 @@ from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, R
 from models.language.texts import check_roles
 from models.parts.attention import EncoderLayer
 from models.parts.draws import asked, drawn
-from models.parts.levels import uniforms
+from models.parts.noise import uniforms
 from models.parts.tokens import (
     CLS,
     CONTROL,

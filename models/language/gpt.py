@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request, Rows
 from models.language import texts
-from models.parts.draws import asked, drawn, silent, told, uniform
+from models.parts.draws import asked, drawn, silent, told
+from models.parts.noise import uniforms
 from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
 
 SLOTS: Final = 64  # a cache has a multiple of them: a CPU then rounds alike whatever its length
@@ -332,7 +333,7 @@ class GPT(Family):
             "count": torch.zeros_like(limit_B),
             "limit": limit_B,
             "ended": torch.zeros(count, dtype=torch.bool),
-            "seed": torch.tensor(request.seeds, dtype=torch.long),
+            "u": uniforms(request.seeds, (config.context,), torch.device("cpu")),
             "temperature": temperature_B,
             "top_k": top_k_B,
             "top_p": top_p_B,
@@ -363,10 +364,10 @@ class GPT(Family):
         """Return the rows with a token drawn from its logits; of the control tokens only `<eos>` can come."""
         allowed_V = torch.arange(logits_BV.shape[1], device=logits_BV.device) >= len(CONTROL)
         allowed_V[EOS] = True
-        numbers = zip(rows["seed"].tolist(), rows["position"].tolist(), strict=True)
+        place_B1 = rows["position"].clamp(max=self.config.context - 1)[:, None]
         rules = torch.stack(
             [
-                torch.tensor([uniform(*of) for of in numbers], dtype=torch.float64),
+                rows["u"].gather(1, place_B1)[:, 0].double(),
                 *(rows[name].double() for name in ("temperature", "top_k", "top_p")),
             ]
         ).to(logits_BV.device)

@@ -23,7 +23,7 @@ from models.language.beams import search as beams_search
 from models.language.texts import check_roles
 from models.parts.attention import Attention, EncoderLayer, FeedForward
 from models.parts.draws import asked, drawn, silent, told
-from models.parts.levels import uniforms
+from models.parts.noise import uniforms
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, padded, tokenizer
 
 SIGNS: Final = of_signs(" " + string.ascii_lowercase + string.digits)

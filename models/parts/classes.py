@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.family import Batch, Request, mixed
+from models.family import Batch, Request
 from models.parts import words
+from models.parts.noise import places, uniforms
 
 
 def encode(captions: Sequence[str], vocabulary: Sequence[str]) -> Tensor | None:
@@ -41,21 +42,17 @@ def of_batch(batch: Batch, count: int) -> Tensor:
     return batch["tokens"][:, 0] - 1
 
 
-def of_request(
-    request: Request, vocabulary: Sequence[str], log_prior_Y: Tensor
-) -> tuple[list[int], list[torch.Generator]]:
-    """Return each row's class and its CPU generator: the prompt's word, or a draw from the prior.
+def of_request(request: Request, vocabulary: Sequence[str], log_prior_Y: Tensor) -> Tensor:
+    """Return each row's class (B,) int64: the prompt's word, or a draw from the prior, the first of its seed.
 
     Raises:
         ValueError: a prompt that is not one known word.
     """
-    generators = [torch.Generator().manual_seed(mixed(seed)) for seed in request.seeds]
     tokens_B1 = encode(request.prompts, vocabulary) if request.prompts else None
     if tokens_B1 is not None:
-        return [token - 1 for token in tokens_B1[:, 0].tolist()], generators
-    prior_Y = log_prior_Y.exp().cpu()
-    drawn = [int(torch.multinomial(prior_Y, 1, generator=one)) for one in generators]
-    return drawn, generators
+        return tokens_B1[:, 0].to(log_prior_Y.device) - 1
+    u_B1 = uniforms(request.seeds, (1,), log_prior_Y.device)
+    return places(u_B1, log_prior_Y.exp()[None])[:, 0]
 
 
 def log_prior(count_Y: Tensor, vocabulary: Sequence[str]) -> Tensor:

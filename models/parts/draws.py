@@ -8,14 +8,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from models.family import Request, Rows, mixed
+from models.family import Request, Rows
 
 MOST_TOLD: Final = 20  # likeliest tokens
-
-
-def uniform(seed: int, position: int) -> float:
-    """Return the number in [0, 1) that draws the token after `position`."""
-    return (mixed(mixed(seed) + position) >> 10) / 2**53
 
 
 def drawn(

@@ -1,13 +1,12 @@
 """What discrete likelihoods are of: bits or levels from pixels in [0, 1] or sound in [-1, 1], and their draws."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from models.family import Request, seeded_noise
+from models.family import Request
 
 Binarize: TypeAlias = Literal["dynamic", "threshold"]
 """dynamic: grey levels are probabilities, redrawn at every step; threshold: 1 from one half up. Bits stay bits."""
@@ -42,12 +41,6 @@ def sound_of(level: Tensor, levels: int) -> Tensor:
     mu = levels - 1
     companded = 2 * level / mu - 1
     return companded.sign() * torch.expm1(companded.abs() * math.log1p(mu)) / mu
-
-
-def uniforms(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return (len(seeds), *shape) draws from [0, 1], each row all of its own seed."""
-    found: Tensor = torch.special.ndtr(seeded_noise(seeds, shape, device))
-    return found
 
 
 def check_unasked(request: Request) -> None:

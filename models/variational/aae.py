@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, seeded_noise
+from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts.autoencoder import Network, autoencoder, check, dense
 from models.parts.mmd import excess
+from models.parts.noise import normals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +96,7 @@ class AAE(Family):
     def sample(self, request: Request) -> Tensor:
         """Decode draws from the prior; returns (B, C, H, W) in [0, 1]."""
         device = next(self.parameters()).device
-        return self.decode(seeded_noise(request.seeds, (self.config.latent,), device))
+        return self.decode(normals(request.seeds, (self.config.latent,), device))
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -106,7 +107,7 @@ class AAE(Family):
         """
         x_BCHW = batch["pixels"]
         z_BZ = self.latents(x_BCHW)
-        prior_BZ = seeded_noise(range(len(z_BZ)), (self.config.latent,), z_BZ.device)
+        prior_BZ = normals(range(len(z_BZ)), (self.config.latent,), z_BZ.device)
         cost_B = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1)
         return {
             "mmd_excess": excess(z_BZ)[None],

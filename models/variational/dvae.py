@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, mixed
+from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts.autoencoder import check
+from models.parts.noise import places, uniforms
 from models.parts.workers import summed
 
 EDGE: Final = 0.1  # epsilon of appendix A.3: pixels are put into [EDGE, 1 - EDGE]
@@ -174,12 +175,9 @@ class DVAE(Family):
 
         A prior that knows the neighbours is another stage's work.
         """
-        prior_PK = self.places_PK.cpu()
-        drawn = [
-            torch.multinomial(prior_PK, 1, generator=torch.Generator().manual_seed(mixed(seed)))
-            for seed in request.seeds
-        ]
-        return self.painted(torch.stack(drawn)[..., 0].to(self.places_PK.device))
+        prior_PK = self.places_PK
+        u_BP = uniforms(request.seeds, (len(prior_PK),), prior_PK.device)
+        return self.painted(places(u_BP, prior_PK))
 
     @torch.no_grad()
     def codes(self, pixels: Tensor) -> Tensor:

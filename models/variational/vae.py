@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, mixed, seeded_noise
+from models.family import Batch, Capabilities, Family, Losses, Request, mixed
 from models.parts import levels
 from models.parts.autoencoder import Network, autoencoder, check
+from models.parts.noise import normals
 
 IMPORTANCE: Final = 100  # codes a picture that `measure` draws for the IWAE bound
 LEVELS: Final = 256  # of a dequantised pixel
@@ -101,7 +102,7 @@ class VAE(Family):
     def sample(self, request: Request) -> Tensor:
         """Decode draws from the prior; returns the pixels' means (B, C, H, W) in [0, 1]."""
         device = next(self.parameters()).device
-        out_BCHW = self.decoder(seeded_noise(request.seeds, (self.config.latent,), device)).float()
+        out_BCHW = self.decoder(normals(request.seeds, (self.config.latent,), device)).float()
         mean: Tensor = out_BCHW.clamp(0, 1) if self.log_sigma is not None else out_BCHW.sigmoid()
         return mean
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models.family import Batch, Capabilities, Family, Losses, Request, mixed
 from models.parts.autoencoder import check
+from models.parts.noise import places, uniforms
 from models.parts.workers import gathered, summed
 
 SMOOTHING: Final = 1e-5  # Laplace's, of the counts that divide
@@ -173,13 +174,9 @@ class VQVAE(Family):
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Decode codes that each place draws by itself; returns (B, C, H, W) in [0, 1]."""
-        prior_PK = self.codebook.places_PK.cpu()
-        drawn = [
-            torch.multinomial(prior_PK, 1, generator=torch.Generator().manual_seed(mixed(seed)))
-            for seed in request.seeds
-        ]
-        index_BP = torch.stack(drawn)[..., 0].to(self.codebook.vectors_KD.device)
-        return self.painted(index_BP)
+        prior_PK = self.codebook.places_PK
+        u_BP = uniforms(request.seeds, (len(prior_PK),), prior_PK.device)
+        return self.painted(places(u_BP, prior_PK))
 
     @torch.no_grad()
     def codes(self, pixels: Tensor) -> Tensor:

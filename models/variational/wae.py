@@ -14,9 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.family import Batch, Capabilities, Family, Losses, Request, seeded_noise
+from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts.autoencoder import Network, autoencoder, check
 from models.parts.mmd import excess, mmd
+from models.parts.noise import normals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +88,7 @@ class WAE(Family):
     def sample(self, request: Request) -> Tensor:
         """Decode draws from the prior; returns (B, C, H, W) in [0, 1]."""
         device = next(self.parameters()).device
-        return self.decode(seeded_noise(request.seeds, (self.config.latent,), device))
+        return self.decode(normals(request.seeds, (self.config.latent,), device))
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:

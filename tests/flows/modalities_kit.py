@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from data.modalities.text import record_bytes
-from models.family import Batch, Capabilities, Family, Losses, Record, Request, seeded_noise
+from models.family import Batch, Capabilities, Family, Losses, Record, Request
+from models.parts.noise import normals
 from models.parts.tokens import of_signs, tokenizer
 
 SIGNS = of_signs("abcdefghijklmnopqrstuvwxyz .")
@@ -117,7 +118,7 @@ class Hiss(Family):
 
     def sample(self, request: Request) -> Tensor:
         count = int((request.seconds or 0.2) * self.config.sample_rate)
-        noise = seeded_noise(request.seeds, (count,), self.log_std.device)
+        noise = normals(request.seeds, (count,), self.log_std.device)
         return (noise * self.log_std.exp()).clamp(-1, 1)
 
 

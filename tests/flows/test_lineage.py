@@ -144,6 +144,22 @@ def test_a_changed_pixel_is_counted_and_more_than_rounding_is_a_difference(
     assert any("names no device" in note for note in compared.notes)
 
 
+def test_a_picture_of_an_older_generator_is_told_why_it_is_another(
+    picture: Path, tmp_path: Path
+) -> None:
+    """Its receipt names none, as all did before there were two."""
+    other = tmp_path / "other.png"
+    with Image.open(picture) as image:
+        Image.fromarray(255 - np.asarray(image)).save(other)
+    first = attach(other.read_bytes(), read(picture).model_copy(update={"generator": None}))
+    picture.write_bytes(first)
+    found = trace(picture)
+    compared = compare_pixels(found, first, redraw(found), where="")
+    assert not compared.same
+    assert any("noise by generator 1, now by 2" in note for note in compared.notes)
+    assert not any("names no device" in note for note in compared.notes)
+
+
 @pytest.mark.parametrize(
     ("size", "says"), [((5000, 8), "is 5000x8, at most 4096"), ((60000, 60000), "cannot be read")]
 )

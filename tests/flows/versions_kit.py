@@ -17,7 +17,7 @@ from flows.judging.gate import Evaluation, Interval, JudgeRecord, check
 from flows.judging.pipeline import PinnedStage, Pipeline, draw, interface
 from flows.recipe import Gate
 from infra.provenance import sign
-from infra.receipts import Receipt, StageReceipt, attach
+from infra.receipts import GENERATOR, Receipt, StageReceipt, attach
 from infra.registry import Registry, Version
 from infra.settings import settings
 from infra.storage import seal
@@ -181,7 +181,8 @@ class Installation:
                 StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
                 for stage in found.stages
             ),
-            prompt=PROMPT, seed=seed, steps=found.stages[0].steps, guidance=found.stages[0].guidance,
+            prompt=PROMPT, seed=seed, generator=GENERATOR,
+            steps=found.stages[0].steps, guidance=found.stages[0].guidance,
             size="16x16", created=datetime.now(UTC), request_id="r1",
         )  # fmt: skip
         signed = sign(receipt, image.getvalue(), workshop.signing())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.family import Request, Rows
-from models.parts.draws import drawn, uniform
+from models.parts.draws import drawn
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, tokenizer
 from tests.models.gpt_kit import dialogue, gpt
@@ -27,18 +27,6 @@ def test_top_p_keeps_the_smallest_set_that_has_the_probability() -> None:
     assert kept(1.0, top_k=2) == {1, 3}
     assert kept(0.6, top_k=2) == {1}  # of what the two likeliest have, the first has two thirds
     assert kept(1.0, temperature=0) == kept(1.0, top_k=1) == {1}
-
-
-def test_the_numbers_that_draw_are_even_and_of_their_own_place() -> None:
-    """10,000 numbers of a seed and 10,000 seeds at a place: in each tenth 1,000, a standard deviation of 30."""
-    of_one_seed = [uniform(7, place) for place in range(10_000)]
-    of_one_place = [uniform(seed, 7) for seed in range(10_000)]
-    for numbers in (of_one_seed, of_one_place):
-        assert all(0 <= number < 1 for number in numbers)
-        tenths = torch.tensor(numbers).histc(10, 0, 1)
-        assert (tenths - 1000).abs().max() < 150
-    both = torch.tensor([of_one_seed[:-1], of_one_seed[1:]])
-    assert abs(both.corrcoef()[0, 1].item()) < 0.05
 
 
 def test_texts_are_written_as_often_as_their_probability_says() -> None:

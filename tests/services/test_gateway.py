@@ -52,6 +52,7 @@ def test_pictures_come_with_their_seeds_and_receipts(app: Any, ask: Ask) -> None
     assert [entry["seed"] for entry in answer["data"]] == [7, 8, 9]
     receipt = receipts.read(base64.b64decode(answer["data"][2]["b64_json"]))
     assert (receipt.version, receipt.seed, receipt.steps, receipt.guidance) == ("shapes:1", 9, 2, 2)
+    assert receipt.generator == receipts.GENERATOR
     assert [stage.name for stage in receipt.stages] == ["shapes.base", "shapes.up1"]
     assert pixels(answer["data"][0]["b64_json"]).shape == (16, 16, 3)
 

@@ -15,9 +15,9 @@ from models.family import (
     Prompt,
     Record,
     Request,
-    seeded_noise,
 )
 from models.parts import words
+from models.parts.noise import normals
 from models.parts.tokens import of_signs, tokenizer
 
 SIGNS = "abcdefghijklmnopqrstuvwxyz "
@@ -62,7 +62,7 @@ class Voice(Family):
         pitch_B = self.encode(request.prompts)[:, 0] * 220.0
         time_T = torch.arange(count) / self.config.sample_rate
         tone_BT = torch.sin(2 * torch.pi * pitch_B[:, None] * time_T)
-        noise_BT = seeded_noise(request.seeds, (count,), self.loudness.device)
+        noise_BT = normals(request.seeds, (count,), self.loudness.device)
         return self.loudness * (tone_BT + 0.05 * noise_BT).clamp(-1, 1)
 
 
