@@ -33,7 +33,7 @@ test: $(STAMP) ## Lint, types, layers and every test that needs no GPU, with cov
 	echo "== lint, types, layers and tests passed in $$((SECONDS - began)) s"
 
 api: $(STAMP) ## 5,000 random requests, good and bad: nothing undocumented, nothing good refused
-	@API_CASES=640 $(BIN)/python -m pytest -q --log-cli-level=info --timeout=1800 tests/services/test_api.py
+	@API_REQUESTS=5000 $(BIN)/python -m pytest -q --log-cli-level=info --durations=15 --timeout=1800 tests/services/test_api.py
 
 soak: $(STAMP) ## Load and kill -9 of each process on a stack of its own; at most ten minutes
 	@$(BIN)/python -m benchmarks.soak
