@@ -355,6 +355,7 @@ def _otherwise(then: Receipt, now: Receipt) -> list[str]:
         "top_k",
         "top_p",
         "stop",
+        "echo",
     ):
         if getattr(then, field) != getattr(now, field):
             notes.append(f"{field} was {getattr(then, field)!r}, now {getattr(now, field)!r}")

@@ -80,6 +80,7 @@ class Receipt(Strict):
     top_k: int | None = None
     top_p: float | None = None
     stop: tuple[str, ...] | None = None
+    echo: bool | None = None  # whether the text begins with its prompt
     sample_rate: int | None = None  # of sound, Hz
     text_sha256: str | None = None  # of the text that it speaks for, UTF-8
     pixels_sha256: Digest | None = None  # of the picture that it lies in, RGBA

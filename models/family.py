@@ -91,6 +91,9 @@ class Capabilities:
     chats: bool = False  # takes Request.dialogues
     embeds: bool = False  # has embed
     tokenizes: bool = False  # has codes and painted: a picture as a grid of discrete codes
+    recalls: bool = (
+        False  # has recalled: its text goes on from the prompt, whose tokens are likely, too
+    )
 
 
 class Trainable(nn.Module, ABC):
@@ -222,6 +225,17 @@ class Family(Trainable):
     def painted(self, index_BP: Tensor) -> Tensor:
         """Return the pictures (B, C, H, W) in [0, 1] that codes stand for; where `tokenizes` is declared."""
         raise NotImplementedError(f"{type(self).__name__} declares no codes")
+
+    def recalled(self, prompt: Prompt) -> Rows:
+        """Return how likely the tokens of a prompt are, from one pass; where `recalls` is declared.
+
+        `tokens` (T,), log p of each given those before it in nats as `nats` (T,), and the likeliest in its place as
+        `likeliest` and `likeliest_nats` (T, K).
+
+        Raises:
+            ValueError: the prompt is too long, or has tokens that the model does not know.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no recall of prompts")
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared."""

@@ -121,11 +121,11 @@ class SaidLogprobs(Body):
 
 
 class WrittenLogprobs(Body):
-    """How likely a completion's tokens were."""
+    """How likely a completion's tokens were; null of a prompt's first token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

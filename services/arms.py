@@ -209,7 +209,8 @@ class Arms:
         looks = await asyncio.to_thread(lambda: [look(one) for one in made])
         seeds = (0,) * len(made) if drawing.temperature == 0 else drawing.seeds
         wanted = [asked(seed, drawing.asked(row)) for row, seed in enumerate(seeds)]
-        flat = any(one.flat for one in looks)
+        nothing_asked = drawing.max_tokens == 0  # of text
+        flat = not nothing_asked and any(one.flat for one in looks)
         repeated = self._observer.repeated(rollout, arm, looks, wanted)
         tally = Tally(requests=1, flat=flat, repeated=repeated)
         if seconds is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from models.family import Family, Request
 from models.parts.rows import join, take
 from services.shares import FRESH_S, TRUSTED, Account
-from services.telling import told
+from services.telling import told, told_end
 from services.tickets import (
     Deliver,
     Failed,
@@ -422,15 +422,23 @@ def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = F
     piece = writing.grow(text, last=last)
     last = last or writing.stopped
     likely = writing.told(last=last)
+    ended = last and (writing.stopped or _ended(row, lane, place, count))
+    if ended and not writing.stopped and _tells_end(row) and lane.rows is not None:
+        likely = (*likely, told_end(lane.model, lane.rows, place, tokens_T, row))
     row.likely += likely
     if row.pieces and (piece or likely):
         row.ticket.deliver(Wrote(row.number, piece, likely))
     if last:
-        reason: Reason = "stop" if writing.stopped or _ended(row, lane, place, count) else "length"
+        reason: Reason = "stop" if ended else "length"
         row.ended = True  # dropped at the next step boundary
         row.ticket.deliver(
             Finished(row.number, Text(writing.text, count, reason, tuple(row.likely)))
         )
+
+
+def _tells_end(row: Row) -> bool:
+    """Return whether how likely its end was is told, too: as OpenAI has it of completions, and not of chats."""
+    return row.request.logprobs is not None and not row.request.dialogues
 
 
 def _sample(lane: Lane) -> tuple[int, int]:

@@ -138,6 +138,7 @@ class Exchange:
             top_k=drawing.top_k,
             top_p=drawing.top_p,
             stop=drawing.stop or None,
+            echo=drawing.echo or None,
             sample_rate=endpoint.plan.sample_rate,
             created=self.created,
             request_id=self.request_id,

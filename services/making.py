@@ -45,6 +45,7 @@ class Drawing:
     top_p: float | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    echo: bool = False
     previews: int = 0
     until: float = math.inf  # by time.monotonic, when nobody waits for it any more
     ahead: bool = False  # see Work
@@ -79,7 +80,7 @@ class Complete:
 
     made: Sequence[One]
     prompt_tokens: tuple[int, ...] = ()  # of texts: how many, one a seed
-    prompts: tuple[str, ...] = ()  # of texts, one a seed, where they were asked for as tokens
+    echoes: tuple[Piece, ...] = ()  # of texts: the prompts before them, where they are asked for
     warnings: tuple[str, ...] = ()  # what of the request was not read
 
     @property

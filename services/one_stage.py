@@ -65,6 +65,7 @@ def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
         top_p=drawing.top_p,
         stop=drawing.stop,
         logprobs=drawing.logprobs,
+        echo=drawing.echo,
         pieces=pieces,
         within_s=drawing.within_s,
         ahead=drawing.ahead,
@@ -87,4 +88,4 @@ def _complete(answer: Event, drawing: Drawing) -> Complete:
         made = [sound(one, answer.sample_rate) for one in answer.sounds]
         return Complete(made, warnings=answer.warnings)
     assert isinstance(answer, Written)
-    return Complete(answer.texts, answer.prompt_tokens, answer.prompts, answer.warnings)
+    return Complete(answer.texts, answer.prompt_tokens, answer.echoes, answer.warnings)

@@ -1,4 +1,4 @@
-"""What is asked of a model beside samples: embeddings of texts and the likelihood of one input.
+"""What is asked of a model beside samples: embeddings of texts, and the likelihood of a prompt or of one input.
 
 Both run in the engine's thread, between two steps, so that no two use a network at once; what is to be scored is
 decoded and encoded before, in another thread.
@@ -8,15 +8,15 @@ Shape letters: N texts, E numbers of an embedding, B = 1 input, C channels, H an
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.family import Batch, Family
-from models.parts.tokens import tokenizer
+from models.family import Batch, Family, Rows
+from models.parts.tokens import CONTROL, tokenizer
 from services.media import MediaError, learned_pixels, learned_sound
 from services.tickets import NotFinite
 from services.work import Embedded, Prompt, ScoreWork
@@ -41,8 +41,27 @@ def embed(model: Family, texts: tuple[Prompt, ...]) -> Embedded:
 
 def count_tokens(model: Family, text: Prompt) -> int:
     """Return how many tokens a text has, control tokens apart; 0 for a model without a tokenizer."""
+    if not isinstance(text, str):
+        return sum(token >= len(CONTROL) for token in text)
     document = getattr(model.config, "tokenizer", "")
     return len(tokenizer(document).encode(text)) if document else 0
+
+
+def recall(model: Family, prompts: Sequence[Prompt]) -> Iterator[list[Rows] | None]:
+    """Yield None after each prompt but the last, and then how likely the tokens of each are.
+
+    Raises:
+        ValueError: a prompt is too long, or has tokens that the model does not know.
+        NotFinite: the model gave other than finite numbers.
+    """
+    found: list[Rows] = []
+    for prompt in prompts:
+        if found:
+            yield None
+        found.append(model.recalled(prompt))
+        if not all(bool(found[-1][name].isfinite().all()) for name in ("nats", "likeliest_nats")):
+            raise NotFinite("the likelihoods are not finite")
+    yield found
 
 
 def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:

@@ -130,11 +130,38 @@ class Stage:
         if refused := _check(held, work):
             yield refused
             return
-        async with aclosing(
-            self._follow(held, work, warnings)
-        ) as events:  # at once when the client goes
+        echoes = await self._echoed(held, work)
+        if isinstance(echoes, Refused):
+            yield echoes
+            return
+        for echo in echoes if work.pieces else ():
+            if echo.text or echo.logprobs:
+                yield echo
+        async with aclosing(self._follow(held, work)) as events:  # at once when the client goes
             async for event in events:
-                yield event
+                if isinstance(event, Written):
+                    yield replace(event, echoes=echoes, warnings=warnings)
+                elif isinstance(event, Drawn | Sounded):
+                    yield replace(event, warnings=warnings)
+                else:
+                    yield event
+
+    async def _echoed(self, held: "Held", work: Work) -> tuple[Piece, ...] | Refused:
+        """Return the prompts of a text, one a seed, with how likely their tokens are where that is asked for."""
+        from services.questions import recall
+        from services.telling import echoes
+
+        prompts: tuple[Prompt, ...] = work.prompts or work.prompt_tokens
+        recalled: dict[Prompt, Any] = {}
+        if _recalls(work):
+            known = tuple(dict.fromkeys(prompts))
+            rows = await self._ask(partial(next, recall(held.model, known)), work.ahead)
+            if isinstance(rows, Refused):
+                return rows
+            recalled = {} if work.logprobs is None else dict(zip(known, rows, strict=True))
+        if not work.echo:
+            return ()
+        return await asyncio.to_thread(echoes, held.model, prompts, recalled, work.logprobs or 0)
 
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
         """Return an embedding a text, or why there are none; some texts at a time, between two sampler steps."""
@@ -260,11 +287,12 @@ class Stage:
             self._engine.cancel(question)
         return Refused(found.kind, found.message) if isinstance(found, Failed) else found
 
-    async def _follow(
-        self, held: "Held", work: Work, warnings: tuple[str, ...]
-    ) -> AsyncGenerator[Event]:
+    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
         from services.tickets import Failed, Finished, Full, TooLong
 
+        if work.max_tokens == 0:  # the prompt alone
+            yield _together(held, work, [Text("", 0, "length")] * len(work.seeds))
+            return
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[Result] = asyncio.Queue()
 
@@ -307,7 +335,7 @@ class Stage:
                     else:
                         yield _on_the_way(result)
             rows = [made[row] for row in range(len(work.seeds))]
-            yield replace(_together(held, work, rows), warnings=warnings)
+            yield _together(held, work, rows)
         finally:
             self._engine.cancel(ticket)  # the client has gone, or it is over anyway
 
@@ -377,6 +405,11 @@ def _request(work: Work) -> "Request":
     )
 
 
+def _recalls(work: Work) -> bool:
+    """Return whether the prompt itself is to be rated, or to be read and nothing else."""
+    return work.max_tokens == 0 or (work.echo and work.logprobs is not None)
+
+
 def _check(held: "Held", work: Work) -> Refused | None:
     """Refuse what the model cannot draw before it waits in the queue."""
     able = held.model.capabilities
@@ -390,6 +423,11 @@ def _check(held: "Held", work: Work) -> Refused | None:
     if work.logprobs is not None and not able.stepwise:
         message = "logprobs: this model does not write token by token, so no token has one"
         return Refused("invalid", message, param="logprobs")
+    if _recalls(work) and not able.recalls:
+        why = "this model's text does not go on from its prompt, whose tokens have no likelihood"
+        if work.max_tokens == 0:
+            return Refused("invalid", f"max_tokens: {why}; ask for 1 at least", param="max_tokens")
+        return Refused("invalid", f"logprobs: {why}; leave echo out", param="logprobs")
     seconds = getattr(held.model.config, "seconds", None) if work.seconds is None else work.seconds
     if able.modality == "audio" and seconds and len(work.seeds) * seconds > LONGEST_S:
         message = (
@@ -407,7 +445,6 @@ def _check(held: "Held", work: Work) -> Refused | None:
 def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
     """Return a request's finished rows as one answer."""
     import numpy as np
-    import torch
 
     from services.questions import count_tokens
 
@@ -424,5 +461,4 @@ def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
         if one not in known:
             known[one] = sum(count_tokens(held.model, text) for text in one)
     counts = tuple(known[one] for one in asked) or (0,) * len(texts)
-    read = {one: held.model.text_of(torch.tensor(one)) for one in set(work.prompt_tokens)}
-    return Written(tuple(texts), counts, tuple(read[one] for one in work.prompt_tokens))
+    return Written(tuple(texts), counts)

@@ -4,6 +4,7 @@ Every choice carries its receipt: in the document beside its text, in a stream i
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from fastapi.responses import JSONResponse, Response
@@ -42,8 +43,9 @@ def plan_completion(order: CompletionOrder, seeds: tuple[int, ...], endpoint: En
         prompts=tuple(prompt for prompt in asked if isinstance(prompt, str)),
         prompt_tokens=tuple(prompt for prompt in asked if not isinstance(prompt, str)),
         seeds=seeds * len(order.prompt),
-        max_tokens=order.max_tokens or room,
+        max_tokens=room if order.max_tokens is None else order.max_tokens,
         logprobs=order.logprobs,
+        echo=bool(order.echo),
         **_sampling(order, first),
     )
 
@@ -58,14 +60,6 @@ def _check_together(order: CompletionOrder) -> None:
     if order.best_of not in {None, order.count}:
         message = "best_of: no answers are thrown away; leave it out"
         raise invalid(f"{message}, got {order.best_of} with n {order.count}", "best_of")
-    if order.echo and order.logprobs is not None:
-        message = (
-            "logprobs: they are of what is written; leave echo out, /v1/scores has a text's own"
-        )
-        raise invalid(message, "logprobs")
-    if order.echo and order.stream and not isinstance(order.prompt[0], str):
-        message = "echo: a stream repeats text, not tokens; send text, or leave stream or echo out"
-        raise invalid(message, "echo")
 
 
 def plan_turn(order: ChatOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
@@ -109,17 +103,15 @@ class TextAnswer:
         step, complete = await self._exchange.whole()
         choices = []
         for row, text in _texts(complete):
-            echo = self._echo(step, row, complete)
-            words = echo + text.text
-            said = {"message": {"role": "assistant", "content": words, "refusal": None}}
+            said = {"message": {"role": "assistant", "content": text.text, "refusal": None}}
             choices.append(
                 {
                     "index": row,
-                    **(said if self._chats else {"text": words}),
-                    "logprobs": self._logprobs(step, text.logprobs, len(echo)),
+                    **(said if self._chats else {"text": text.text}),
+                    "logprobs": self._logprobs(step, text.logprobs, 0),
                     "finish_reason": text.reason,
                     "seed": step.drawing.seeds[row],
-                    "receipt": self._receipt(step, row, words),
+                    "receipt": self._receipt(step, row, text.text),
                 }
             )
         kind = "chat.completion" if self._chats else "text_completion"
@@ -139,8 +131,6 @@ class TextAnswer:
             said: dict[str, Any] = {"content": text} if text else {}
             if row not in self._begun and self._chats:
                 said = {"role": "assistant", "content": text}
-            elif row not in self._begun:
-                text = self._echo(step, row) + text
             self._begun.add(row)
             what = {"delta": said} if self._chats else {"text": text}
             choice = {"index": row, **what, "logprobs": None, "finish_reason": None, **more}
@@ -151,25 +141,18 @@ class TextAnswer:
             row = progress.row
             if self._chats and row not in self._begun:
                 yield chunk(row, "")  # the role comes first
-            start = self._told.get(row, len(self._echo(step, row)))
+            start = self._told.get(row, 0)
             self._told[row] = start + sum(len(token.text) for token in progress.logprobs)
             likely = self._logprobs(step, progress.logprobs, start)
             yield chunk(row, progress.text, logprobs=likely)
             return
         assert isinstance(progress, Complete)
         for row, text in _texts(progress):
-            words = self._echo(step, row, progress) + text.text
-            facts = {"seed": step.drawing.seeds[row], "receipt": self._receipt(step, row, words)}
+            receipt = self._receipt(step, row, text.text)
+            facts = {"seed": step.drawing.seeds[row], "receipt": receipt}
             yield chunk(row, "", **{"finish_reason": text.reason, **facts, **progress.said})
         if self._order.usage:
             yield event({**common, "choices": [], "usage": self._usage(progress)})
-
-    def _echo(self, step: Step, row: int, complete: Complete | None = None) -> str:
-        if not (isinstance(self._order, CompletionOrder) and self._order.echo):
-            return ""
-        if complete is not None and complete.prompts:  # of tokens; a stream has none of these
-            return complete.prompts[row]
-        return step.drawing.prompts[row]
 
     def _logprobs(self, step: Step, tokens: Sequence[Told], start: int) -> dict[str, Any] | None:
         """Return how likely the tokens were, the first of which begins `start` characters into the text."""
@@ -202,8 +185,13 @@ class TextAnswer:
 
 
 def _texts(complete: Complete) -> Iterator[tuple[int, Text]]:
+    """Yield each row's text, after its prompt where that is asked for."""
     for row, text in enumerate(complete.made):
         assert isinstance(text, Text)
+        if complete.echoes:
+            echo = complete.echoes[row]
+            both = (*echo.logprobs, *text.logprobs)
+            text = replace(text, text=echo.text + text.text, logprobs=both)
         yield row, text
 
 

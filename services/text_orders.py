@@ -140,8 +140,9 @@ class CompletionOrder(TextOrder):
         PlainValidator(lambda value: prompts(MOST_PROMPTS, 0)("" if value is None else value)),
         WithJsonSchema({"anyOf": [*prompts_schema(MOST_PROMPTS, 0)["anyOf"], {"type": "null"}]}),
     ]
+    max_tokens: Annotated[int, Field(ge=0, le=2**20)] | None = None  # 0: the prompt alone
     echo: bool | None = False
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None  # 0: of the text alone
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None  # 0: no others beside
     best_of: Annotated[int, Field(ge=1, le=MOST_ROWS)] | None = None
     suffix: Annotated[None, Absent("suffixes", ("",))] = None
 

@@ -59,6 +59,7 @@ class Work:
     top_p: float | None = None
     stop: tuple[str, ...] = ()  # strings that end a text and are not part of it
     logprobs: int | None = None  # of text: log p of each token and of so many likeliest ones
+    echo: bool = False  # the prompt before its text, with the logprobs of its tokens where they are asked for
     pieces: bool = False  # text as it is written
     previews: int = 0  # estimates of pictures to show on the way, evenly spaced over the steps
     within_s: float = math.inf  # what is not done by then is nobody's any more
@@ -79,11 +80,12 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A written token: its part of the text, log p in nats, and the likeliest in its place with theirs."""
+    """A token: its part of the text, log p in nats, and the likeliest in its place with theirs."""
 
     text: str
-    nats: float
+    nats: float | None  # None of a prompt's first, as OpenAI has it
     likeliest: tuple[tuple[str, float], ...] = ()
+    control: str = ""  # its name, where it is a control token and has no text
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Written:
 
     texts: tuple[Text, ...]
     prompt_tokens: tuple[int, ...]  # how many, one a seed
-    prompts: tuple[str, ...] = ()  # one a seed, as text, where they were tokens
+    echoes: tuple[Piece, ...] = ()  # the prompts, one a seed, where they are asked for
     warnings: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from services.work import Told
 
-UNFINISHED: Final = "\ufffd"
+UNFINISHED: Final = "\ufffd"  # as in models.parts.tokens; the gateway imports no tokenizers
 
 
 class Writing:

@@ -108,7 +108,7 @@ def _again(file: Path, found: "Trace") -> "Replay":
 
     asked, ref, through = found.receipt, found.version.ref, "through the gateway"
     if found.pipeline.modality == "text":
-        names = ("seed", "max_tokens", "temperature", "top_k", "top_p", "stop")
+        names = ("seed", "max_tokens", "temperature", "top_k", "top_p", "stop", "echo")
         rules = {name: getattr(asked, name) for name in names}
         again = answer(ref, asked.prompt_tokens or asked.prompt, asked.messages, **rules)
         return tracing.compare_texts(found, again, where=through)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request, Rows
 from models.language import texts
-from models.parts.draws import asked, drawn, silent, told
+from models.parts.draws import asked, drawn, likely, silent, told
 from models.parts.noise import uniforms
 from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
 
@@ -157,7 +157,12 @@ class GPT(Family):
         """Return what this config can do."""
         chats = self.config.learns == "dialogues"
         return Capabilities(
-            modality="text", condition="text", likelihood=True, stepwise=True, chats=chats
+            modality="text",
+            condition="text",
+            likelihood=True,
+            stepwise=True,
+            chats=chats,
+            recalls=not chats,
         )
 
     def examples(self, records: Sequence[Record]) -> Batch:
@@ -256,7 +261,7 @@ class GPT(Family):
 
     def text_of(self, tokens_T: Tensor, prompt: Prompt = "") -> str:
         """Return the text that tokens stand for, control tokens left out; a document goes on from its prompt."""
-        goes_on = bool(prompt) and self.config.learns == "documents"
+        goes_on = prompt not in {"", (EOS,)} and self.config.learns == "documents"
         return tokenizer(self.config.tokenizer).decode(tokens_T.tolist(), continued=goes_on)
 
     def sample(self, request: Request) -> Tensor:
@@ -292,8 +297,7 @@ class GPT(Family):
         if self.config.learns == "documents":
             if request.dialogues:
                 raise ValueError("this model learned documents and does not chat: give prompts")
-            prompts = request.texts or ("",) * len(request.seeds)
-            return [[EOS, *one] for one in words.encode_all(prompts)]
+            return self._begun_documents(request.texts or ("",) * len(request.seeds))
         if request.prompt_tokens:
             raise ValueError("this model answers dialogues: send text, not tokens")
         told = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
@@ -301,14 +305,35 @@ class GPT(Family):
             raise ValueError("this model answers: give one prompt or dialogue a seed")
         return [texts.question(one, f"dialogue {n}", words) for n, one in enumerate(told)]
 
+    def _begun_documents(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the tokens of the prompts after the <eos> before every document, which tokens may have already."""
+        has = [not isinstance(one, str) and one[:1] == (EOS,) for one in prompts]
+        rest = [one[begun:] for one, begun in zip(prompts, has, strict=True)]
+        found = tokenizer(self.config.tokenizer).encode_all(rest)
+        return [[EOS, *one] for one in found]
+
+    def _check_room(self, prompts: Sequence[Sequence[int]]) -> None:
+        if (longest := max(map(len, prompts))) > self.config.context:
+            raise ValueError(
+                f"a prompt has {longest} tokens, but this model sees {self.config.context}: shorten it"
+            )
+
+    @torch.no_grad()
+    def recalled(self, prompt: Prompt) -> Rows:
+        """Return how likely the tokens of a document's beginning are; see `Family.recalled`."""
+        if self.config.learns != "documents":
+            return super().recalled(prompt)
+        [tokens] = self._begun_documents([prompt])
+        self._check_room([tokens])
+        tokens_T = torch.tensor(tokens, device=self.tokens.weight.device)
+        logits_TV = self.logits(tokens_T[None, :-1])[0]
+        return {"tokens": tokens_T[1:].cpu(), **likely(logits_TV, tokens_T[1:])}
+
     @torch.no_grad()
     def _begun(self, prompts: Sequence[Sequence[int]], request: Request) -> Rows:
         config, count = self.config, len(prompts)
         temperature_B, top_k_B, top_p_B = asked(request, 1.0, torch.device("cpu"))
-        if (longest := max(map(len, prompts))) > config.context:
-            raise ValueError(
-                f"a prompt has {longest} tokens, but this model sees {config.context}: shorten it"
-            )
+        self._check_room(prompts)
         most = request.max_tokens or config.context
         limit_B = torch.tensor([min(most, config.context + 1 - len(one)) for one in prompts])
         position_B = torch.tensor([len(one) - 1 for one in prompts])

@@ -51,10 +51,13 @@ def told(rows: Rows, logits_BV: Tensor, token_B: Tensor) -> Rows:
 
     That is of all tokens, at temperature 1, before top_k and top_p: the distribution that likelihoods are of.
     """
-    if not rows["tells"].any():
-        return {}
+    return likely(logits_BV, token_B) if rows["tells"].any() else {}
+
+
+def likely(logits_BV: Tensor, token_B: Tensor) -> Rows:
+    """Return log p of the tokens and the likeliest ones (B, K), in nats, on the CPU."""
     nats_BV = logits_BV.float().log_softmax(1)
-    nats_BK, likeliest_BK = nats_BV.topk(rows["likeliest"].shape[1], 1)
+    nats_BK, likeliest_BK = nats_BV.topk(min(MOST_TOLD, nats_BV.shape[1]), 1)
     nats_B = nats_BV.gather(1, token_B.to(nats_BV.device)[:, None])[:, 0]
     found = {"nats": nats_B, "likeliest": likeliest_BK, "likeliest_nats": nats_BK}
     return {name: value.cpu() for name, value in found.items()}

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import torch
@@ -25,6 +26,7 @@ CONTROL: Final = (
     *("<pad>", "<unk>", "<bos>", "<eos>", "<sep>", "<cls>", "<mask>"),
     *("<user>", "<assistant>", "<system>"),
 )
+UNFINISHED: Final = "\ufffd"  # what a character decodes to whose bytes are not all there
 SPACES: Final = " ▁"  # before a word, now and in tokenizers of before
 PAD, UNK, BOS, EOS, SEP, CLS, MASK, USER, ASSISTANT, SYSTEM = range(len(CONTROL))
 
@@ -96,6 +98,28 @@ class Tokenizer:
         """Return the text of the tokens, control tokens and negative numbers left out; `continued` after other text."""
         found: str = self._trained.decode([one for one in tokens if one >= len(CONTROL)])
         return found.removeprefix(" ") if self._first and not continued else found
+
+    def pieces(self, text: Prompt) -> list[str]:
+        """Return the part of a text that each of its tokens stands for; put together they are the text.
+
+        A character is the token's that completes it; blanks between two words are the later one's.
+        """
+        if isinstance(text, str):
+            ends = self._ends(text)
+        else:
+            tokens, text = text, self.decode(text)
+            heads = (self.decode(tokens[: place + 1]) for place in range(len(tokens)))
+            ends = [len(head.rstrip(UNFINISHED)) for head in heads]
+        places = [*accumulate(ends[:-1], max, initial=0), len(text)]
+        return [text[a:b] for a, b in pairwise(places)] if ends else []
+
+    def _ends(self, text: str) -> list[int]:
+        """Return where in a text each of its tokens ends, in characters."""
+        first = self._first.normalize_str(text[:1]) if self._first else text[:1]
+        found = self._trained.encode(first + text[1:], add_special_tokens=False).offsets
+        starts = [*(start for start, _ in found[1:]), len(first) + len(text)]
+        added = len(first) - len(text[:1])
+        return [max(0, min(e, s) - added) for (_, e), s in zip(found, starts, strict=False)]
 
     @property
     def facts(self) -> dict[str, str | int]:

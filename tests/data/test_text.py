@@ -89,6 +89,22 @@ def test_prompt_and_completion_are_the_text_whole_and_streamed(
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("kind", ["characters", "words", "bytes"])
+@hypothesis(max_examples=150, deadline=None)
+@given(said=MANY_SCRIPTS)
+@example(said="a red square")
+@example(said="e\u0301 😀 x")
+def test_each_token_has_its_part_of_a_text_and_the_parts_are_the_text(kind: str, said: str) -> None:
+    found = BYTES if kind == "bytes" else Tokenizer(tokenizing.train([said], kind, 5000))
+    tokens = tuple(found.encode(said))
+    assert found.pieces(said) == found.pieces(tokens)
+    assert len(found.pieces(said)) == len(tokens)
+    assert "".join(found.pieces(said)) == said
+    for token, part in zip(tokens, found.pieces(said), strict=True):
+        alone = found.decode([token])
+        assert "\ufffd" in alone or part.strip() == alone.strip()
+
+
 def test_a_tokenizer_of_words_as_it_was_stored_before_completes_with_its_space() -> None:
     document = json.loads(tokenizing.train(["a red square"], "words", 100))
     words = document["model"]["vocab"]

@@ -264,6 +264,26 @@ def test_embeddings_are_given_where_they_are_declared(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompts_tokens_are_as_likely_as_log_prob_has_them_where_that_is_declared(
+    name: str,
+) -> None:
+    model = shaken(name)
+    if not model.capabilities.recalls:
+        with pytest.raises(NotImplementedError, match="declares no recall"):
+            model.recalled("abc")
+        return
+    found = model.recalled("cab abc")
+    again = model.recalled(tuple(found["tokens"].tolist()))
+    assert torch.equal(found["nats"], again["nats"])
+    assert found["likeliest"].shape == found["likeliest_nats"].shape
+    assert (found["likeliest_nats"][:, 0] >= found["nats"]).all()
+    whole = model.log_prob(model.examples([(("text", "cab abc"),)])).sum()
+    assert whole <= found["nats"].sum(), "that of the end comes to it"
+    with pytest.raises(ValueError, match="shorten it"):
+        model.recalled("abc " * 500)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_pictures_are_codes_and_back_where_that_is_declared(name: str) -> None:
     """A picture has its codes alone or in a batch, and codes have one picture: nothing else passes between stages."""
     model = shaken(name)

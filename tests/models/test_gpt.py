@@ -142,7 +142,8 @@ def test_requests_that_mean_nothing_are_refused() -> None:
             "dialogue 0 has turns of system, user, assistant; got tool",
         ),
         (chat, Request(seeds=(1,), prompt_tokens=((10,),)), "send text, not tokens"),
-        (model, Request(seeds=(1,), prompt_tokens=((3,),)), "token 3 is none of this model's"),
+        (model, Request(seeds=(1,), prompt_tokens=((7,),)), "token 7 is none of this model's"),
+        (model, Request(seeds=(1,), prompt_tokens=((9, 3),)), "token 9 is none of this model's"),
         (
             model,
             Request(seeds=(1,), prompt_tokens=((100_257,),)),

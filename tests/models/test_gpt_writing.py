@@ -250,6 +250,30 @@ def test_a_row_tells_how_likely_its_tokens_were_as_the_whole_text_has_it() -> No
             assert torch.equal(found["likeliest"][:3], expected.indices[:3])
 
 
+@settings(max_examples=20, deadline=None)
+@given(prompt=st.text(alphabet="abc d", max_size=30))
+def test_a_prompt_is_as_likely_as_the_model_has_it_from_one_pass(prompt: str) -> None:
+    model = gpt()
+    tokens = [EOS, *tokenizer(model.config.tokenizer).encode(prompt)]
+    for found in (model.recalled(prompt), model.recalled(tuple(tokens))):
+        assert found["tokens"].tolist() == tokens[1:]
+        log_p = model.log_prob({"tokens": torch.tensor([[*tokens, -1]])})
+        torch.testing.assert_close(found["nats"].sum()[None], log_p, rtol=0, atol=1e-4)
+        with torch.no_grad():
+            nats_TV = model.logits(torch.tensor([tokens]))[0, :-1].log_softmax(1)
+        expected = nats_TV.topk(20)
+        torch.testing.assert_close(found["likeliest_nats"], expected.values, rtol=0, atol=1e-4)
+
+
+def test_tokens_may_begin_a_document_as_the_model_does_itself() -> None:
+    model = gpt()
+    ids = tuple(tokenizer(model.config.tokenizer).encode("abc d"))
+    begun = model.sample(Request(seeds=(4,), prompt_tokens=((EOS, *ids),)))
+    assert torch.equal(begun, model.sample(Request(seeds=(4,), prompt_tokens=(ids,))))
+    begun = model.sample(Request(seeds=(4,), prompt_tokens=((EOS,),)))
+    assert torch.equal(begun, model.sample(Request(seeds=(4,), prompts=("",))))
+
+
 def test_tokens_as_a_prompt_are_read_as_its_text_is() -> None:
     model = gpt()
     ids = tuple(tokenizer(model.config.tokenizer).encode("abc d"))

@@ -45,6 +45,7 @@ def test_a_completions_logprobs_are_those_of_the_network(served: Any, ask: Ask) 
     read = [EOS, *tokenizer(model.config.tokenizer).encode("abc")]
     written, nats_TV = nats_of(model, read, choice["text"])
     found = choice["logprobs"]
+    assert choice["finish_reason"] == "length"
     assert found["tokens"] == list(choice["text"])
     assert found["text_offset"] == list(range(len(choice["text"])))
     expected = nats_TV.gather(1, torch.tensor(written)[:, None])[:, 0].tolist()
@@ -64,9 +65,84 @@ def _spelled(model: Any, token: int) -> str:
 def test_logprobs_of_0_are_of_the_text_alone(served: Any, ask: Ask) -> None:
     [choice] = ask(served, "POST", COMPLETIONS, json=wrote(logprobs=0)).json()["choices"]
     found = choice["logprobs"]
-    assert "".join(found["tokens"]) == choice["text"]
+    written = [one for one in found["tokens"] if one != "<eos>"]  # how it ended
+    assert "".join(written) == choice["text"]
     pairs = zip(found["tokens"], found["token_logprobs"], strict=True)
     assert found["top_logprobs"] == [{token: nats} for token, nats in pairs]
+
+
+WHOLE = {"echo": True, "max_tokens": 0, "logprobs": 2}
+
+
+def test_an_echoed_prompt_is_as_likely_as_the_model_has_it(served: Any, ask: Ask) -> None:
+    model, text = gpt(), "abc. bad 😀"
+    tokens = tokenizer(model.config.tokenizer).encode(text)
+    told = []
+    for prompt in (text, tokens, [EOS, *tokens]):
+        answer = ask(served, "POST", COMPLETIONS, json=wrote(prompt=prompt, **WHOLE)).json()
+        [choice] = answer["choices"]
+        assert (choice["text"], choice["finish_reason"]) == (text, "length")
+        assert [*answer["usage"].values()] == [len(tokens), 0, len(tokens)]
+        told.append(choice["logprobs"])
+    by_text, by_tokens, begun = told
+    assert by_text == by_tokens
+    assert (by_text["token_logprobs"][0], by_text["top_logprobs"][0]) == (None, None)
+    assert begun["tokens"] == ["<eos>", *by_text["tokens"]] == ["<eos>", *text]
+    assert begun["text_offset"] == [0, *by_text["text_offset"]] == [0, *range(len(tokens))]
+    assert begun["token_logprobs"][2:] == by_text["token_logprobs"][1:]
+    whole = model.log_prob({"tokens": torch.tensor([[EOS, *tokens]])})
+    assert sum(begun["token_logprobs"][1:]) == pytest.approx(float(whole), abs=1e-3)
+    _, nats_TV = nats_of(model, [EOS], text)
+    for place, tops in enumerate(begun["top_logprobs"][1:]):
+        best = nats_TV[place].topk(2)
+        spelled = {_spelled(model, token) for token in best.indices.tolist()}
+        assert tops.keys() == spelled | {text[place]}
+        assert max(tops.values()) == pytest.approx(float(best.values[0]), abs=1e-4)
+
+
+def test_an_evaluation_harness_finds_one_entry_a_token_and_one_for_what_comes_after(
+    served: Any, ask: Ask
+) -> None:
+    """It asks for one token after the prompt and leaves the last entry out, so an end must be one, too."""
+    asked = {"echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 1}
+    prompts = [[a, b] for a in range(10, 20) for b in range(10, 20)]
+    answer = ask(served, "POST", COMPLETIONS, json=wrote(prompt=prompts, **asked)).json()
+    reasons = {choice["finish_reason"] for choice in answer["choices"]}
+    assert reasons == {"stop", "length"}, "some documents end here and others go on"
+    model = gpt()
+    for prompt, choice in zip(prompts, answer["choices"], strict=True):
+        found = choice["logprobs"]
+        assert [len(column) for column in found.values()] == [3] * 4
+        assert (found["tokens"][2] == "<eos>") == (choice["finish_reason"] == "stop")
+        with torch.no_grad():
+            nats_TV = model.logits(torch.tensor([[EOS, *prompt]]))[0].log_softmax(1)
+        assert found["token_logprobs"][1] == pytest.approx(float(nats_TV[1, prompt[1]]), abs=1e-4)
+        greedy = found["token_logprobs"][1] == max(found["top_logprobs"][1].values())
+        assert greedy == (int(nats_TV[1].argmax()) == prompt[1])
+
+
+def test_a_text_that_ended_by_itself_is_as_likely_as_its_score(served: Any, ask: Ask) -> None:
+    body = wrote(prompt=[EOS], n=16, echo=True, logprobs=0, max_tokens=24)
+    choices = ask(served, "POST", COMPLETIONS, json=body).json()["choices"]
+    ended = [one for one in choices if one["finish_reason"] == "stop" and one["text"]]
+    assert ended
+    for choice in ended:
+        found = choice["logprobs"]
+        assert (found["tokens"][0], found["tokens"][-1]) == ("<eos>", "<eos>")
+        score = {"model": "writer", "input": choice["text"]}
+        [told] = ask(served, "POST", "/v1/scores", json=score).json()["data"]
+        assert sum(found["token_logprobs"][1:]) == pytest.approx(told["nats"], abs=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"echo": True, "logprobs": 0}, {"max_tokens": 0}])
+def test_a_prompt_that_is_no_beginning_has_no_likelihood(
+    served: Any, ask: Ask, changes: Any
+) -> None:
+    body = {"model": "talker", "prompt": "abc", **changes}
+    answer = ask(served, "POST", COMPLETIONS, json=body)
+    told = answer.json()["error"]
+    assert (answer.status_code, told["param"]) == (400, [*changes][-1])
+    assert "does not go on from its prompt" in told["message"]
 
 
 def test_a_chat_turns_logprobs_are_those_of_the_network(served: Any, ask: Ask) -> None:
@@ -94,13 +170,16 @@ def test_a_chat_turns_logprobs_are_those_of_the_network(served: Any, ask: Ask) -
     seed=st.integers(-(2**63), 2**63 - 1),
     stop=st.lists(st.text(alphabet=SIGNS, min_size=1, max_size=2), max_size=3),
     chats=st.booleans(),
+    echo=st.booleans(),
+    prompt=st.sampled_from(["abc", "", [10, 18, 11], [EOS], [EOS, 12]]),
 )
 def test_streamed_logprobs_put_together_are_the_whole_ones(
-    served: Any, ask: Ask, seed: int, stop: list[str], chats: bool
+    served: Any, ask: Ask, seed: int, stop: list[str], chats: bool, echo: bool, prompt: Any
 ) -> None:
     path, kind = (CHAT, said) if chats else (COMPLETIONS, wrote)
     likely = {"logprobs": True, "top_logprobs": 2} if chats else {"logprobs": 2}
     body = kind(seed=seed, stop=stop, n=2, **likely)
+    body |= {} if chats else {"echo": echo, "prompt": prompt}
     whole = ask(served, "POST", path, json=body).json()["choices"]
     parts: list[list[Any]] = [[], []]
     for chunk in events(ask(served, "POST", path, json={**body, "stream": True})):
@@ -113,7 +192,8 @@ def test_streamed_logprobs_put_together_are_the_whole_ones(
                 assert [one for part in found for one in part[name]] == values
         tokens = choice["logprobs"]["content" if chats else "tokens"]
         texts = [one["token"] if chats else one for one in tokens]
-        assert "".join(texts) == (choice["message"]["content"] if chats else choice["text"])
+        text = choice["message"]["content"] if chats else choice["text"]
+        assert "".join(one for one in texts if one != "<eos>") == text
 
 
 def test_a_model_that_fills_in_blanks_says_why_it_tells_none(served: Any, ask: Ask) -> None:

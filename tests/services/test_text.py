@@ -172,13 +172,12 @@ CALLED = {"role": "assistant", "tool_calls": [{"id": "a"}]}
         (COMPLETIONS, wrote(stop=["a"] * 5), (400, "invalid_value", "stop")),
         (COMPLETIONS, wrote(stop=""), (400, "invalid_value", "stop")),
         (COMPLETIONS, wrote(logprobs=21), (400, "integer_above_max_value", "logprobs")),
-        (COMPLETIONS, wrote(logprobs=2, echo=True), (400, "invalid_value", "logprobs")),
-        (COMPLETIONS, wrote(prompt=[10], echo=True, stream=True), (400, "invalid_value", "echo")),
+        (COMPLETIONS, wrote(prompt="a" * 32, max_tokens=0), (400, "invalid_value", "prompt")),
         (COMPLETIONS, wrote(suffix="a"), (400, "unsupported_value", "suffix")),
         (COMPLETIONS, wrote(best_of=3), (400, "invalid_value", "best_of")),
         (COMPLETIONS, wrote(frequency_penalty=0.5), (400, "unsupported_value", "frequency_penalty")),
         (COMPLETIONS, wrote(temperature=2.5), (400, "integer_above_max_value", "temperature")),
-        (COMPLETIONS, wrote(max_tokens=0), (400, "integer_below_min_value", "max_tokens")),
+        (COMPLETIONS, wrote(max_tokens=-1), (400, "integer_below_min_value", "max_tokens")),
         (COMPLETIONS, wrote(stream_options={}), (400, "invalid_value", "stream_options")),
         (COMPLETIONS, wrote(promt="a"), (400, "unknown_parameter", "promt")),
         (COMPLETIONS, {"model": "writer"}, (400, "missing_required_parameter", "prompt")),
@@ -251,6 +250,7 @@ def test_tokens_are_a_prompt_as_their_text_is(served: Any, ask: Ask) -> None:
         assert answer["choices"][0]["text"] == by_text["choices"][0]["text"]
         assert answer["usage"] == by_text["usage"]
         assert answer["choices"][0]["receipt"]["prompt_tokens"] == ids
+        assert answer["choices"][0]["receipt"]["echo"] is True, "a replay asks for it, too"
     both = ask(served, "POST", COMPLETIONS, json=wrote(prompt=[ids, ids[:2]], n=2)).json()
     assert [choice["seed"] for choice in both["choices"]] == [3, 4, 3, 4]
     told = ask(served, "POST", COMPLETIONS, json=wrote(prompt=[ids[0], 100_257])).json()["error"]

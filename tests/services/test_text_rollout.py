@@ -117,6 +117,13 @@ def test_a_good_challenger_answers_in_a_stream_with_nothing_of_the_champions(
         assert len("".join(chunk["choices"][0]["text"] for chunk in chunks)) > 0
 
 
+def test_a_prompt_that_is_only_rated_is_no_empty_text(workshop: Any, ask: Ask) -> None:
+    with rollout(workshop, "text-rated", None, "canary") as app:
+        for seed in range(6):
+            asked = body("text-rated", seed=seed, max_tokens=0, echo=seed % 2 == 0, logprobs=1)
+            assert ask(app, "POST", PATH, json=asked).json()["model"] == "text-rated:2"
+
+
 def test_a_shadow_is_told_by_how_many_texts_differ(workshop: Any) -> None:
     async def write(app: Any) -> None:
         transport = httpx.ASGITransport(app)
