@@ -87,6 +87,7 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
         {name: Able.surely(model) for name, model in models.items()},
         judged=recipe.judge is not None,
         prompted=next(iter(models.values())).capabilities.condition == "text",
+        seeds=len(recipe.evaluation.seeds),
     )
     _refuse([f"gate.metrics: {line}" for line in refusals(tuple(recipe.gate.metrics), found)])
     if recipe.search is not None:
@@ -112,7 +113,9 @@ def _declared(recipe: Recipe, data: Mapping[str, Any] | None) -> list[str]:
         lines.append(f"judge: {data['name']} {what}: leave the judge out")
     if all(stage.family in FAMILIES for stage in recipe.stages.values()):
         able = {name: Able.perhaps(declared(one.family)) for name, one in recipe.stages.items()}
-        found = measured(data, able, judged=recipe.judge is not None, prompted=None)
+        seeds = len(recipe.evaluation.seeds)
+        judged = recipe.judge is not None
+        found = measured(data, able, judged=judged, prompted=None, seeds=seeds)
         asked = refusals(tuple(recipe.gate.metrics), found)
         lines += [f"gate.metrics: {line}" for line in asked]
     return lines

@@ -39,12 +39,30 @@ def gate_report(version: Version) -> GateReport:
             from infra.votes import wins
 
             votes = wins(settings().database, version.digest, head.to_digest)
-    report = check(gate, _evaluation(directory), production, votes)
+    baseline = None if production is None else _baseline(gate, version, against)
+    report = check(gate, _evaluation(directory), production, votes, baseline)
     return report.model_copy(update={"against": against}).joined([_fits(directory)])
 
 
+def _baseline(gate: Gate, version: Version, production: str | None) -> Evaluation | None:
+    """Return the evaluation of the gate's baseline; None where that is in production, or the candidate itself."""
+    if gate.no_worse_than is None:
+        return None
+    if gate.baseline is not None:
+        found = registry().get(f"{version.name}:{gate.baseline}")
+        ref, digest = found.ref, found.digest
+    else:
+        stood = [row for row in ledger().history(version.name) if row.stage == "production"]
+        row = next(row for row in stood if row.to_digest is not None)
+        assert row.to_digest is not None
+        ref, digest = f"{version.name}:{row.to_version}", row.to_digest
+    return (
+        None if digest == version.digest or ref == production else comparable(ref, digest, version)
+    )
+
+
 def comparable(ref: str, digest: str, candidate: Version) -> Evaluation:
-    """Return the evaluation of the version in production, on the candidate's prompts, seeds, data and judge.
+    """Return the evaluation of an earlier version on the candidate's prompts, seeds, data and judge.
 
     Where data or judge have changed since it was judged, it is judged anew on the candidate's, once: the finding is
     kept. Where that data is not here any more its old evaluation is returned, which the gate refuses to compare.

@@ -111,7 +111,7 @@ class Evaluation(Strict):
 
 
 class Bound(Strict):
-    """A condition on one metric: its interval's point value must lie inside."""
+    """A condition on one metric: both ends of its 95 % interval must lie inside."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -156,6 +156,10 @@ class Gate(Strict):
 
     metrics: dict[str, Bound] = Field(default_factory=dict)
     no_worse_than: Literal["production"] | None = None
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """What may be lost at most against production, as a share of its value, by the interval's lower end."""
+    baseline: Annotated[int, Field(gt=0)] | None = None
+    """The version of this name that must hold as well; None: the first that stood in production."""
     judge_accuracy: Annotated[float, Field(ge=0.95, le=1)] = 0.95
     max_slowdown: Annotated[float, Field(gt=1)] = 1.5  # of served latency, over production's
     wins: Wins | None = None

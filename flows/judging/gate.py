@@ -83,16 +83,21 @@ def check(
     found: Evaluation,
     production: Evaluation | None,
     votes: tuple[float, int] | None = None,
+    baseline: Evaluation | None = None,
 ) -> GateReport:
     """Return the report of `gate` over `found`, compared with what is in production where the gate asks for it.
 
-    `votes` are the wins over production in blind votes, and how many votes there were; None: nothing in production.
+    `baseline` is of a version that does not change from promotion to promotion, so that quality cannot be lost a
+    margin at a time. `votes` are the wins over production in blind votes, and how many votes there were; None: nothing
+    in production.
     """
     conditions = [_bound(name, bound, found) for name, bound in gate.metrics.items()]
     if found.judge is not None:
         conditions.append(_judged(found.judge, gate.judge_accuracy))
-    if gate.no_worse_than is not None and production is not None:
-        conditions += _compare(found, production)
+    if gate.no_worse_than is not None:
+        for what, other in (("production", production), ("the baseline", baseline)):
+            if other is not None:
+                conditions += _compare(found, other, what, gate.margin)
     if gate.wins is not None and votes is not None:
         conditions.append(_preferred(gate.wins, *votes))
     if not conditions:
@@ -138,12 +143,12 @@ def _bound(name: str, bound: Bound, found: Evaluation) -> Condition:
         )
     metric = found.metrics[name]
     says = f"{name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
-    low = bound.at_least is not None and metric.value < bound.at_least
-    high = bound.at_most is not None and metric.value > bound.at_most
-    if low:
-        says += f" is below {bound.at_least:g}"
-    elif high:
-        says += f" is above {bound.at_most:g}"
+    low = bound.at_least is not None and metric.low < bound.at_least
+    high = bound.at_most is not None and metric.high > bound.at_most
+    if low and bound.at_least is not None:
+        says += f" {'is' if metric.value < bound.at_least else 'may be'} below {bound.at_least:g}"
+    elif high and bound.at_most is not None:
+        says += f" {'is' if metric.value > bound.at_most else 'may be'} above {bound.at_most:g}"
     else:
         sides = [f">= {bound.at_least:g}"] if bound.at_least is not None else []
         sides += [f"<= {bound.at_most:g}"] if bound.at_most is not None else []
@@ -152,37 +157,46 @@ def _bound(name: str, bound: Bound, found: Evaluation) -> Condition:
     return Condition(passed=not (low or high), says=says, **spread, **limits)
 
 
-def _compare(found: Evaluation, production: Evaluation) -> list[Condition]:
-    """Paired bootstrap on the same prompts, seeds and data: worse means that 95 % of resamples say so."""
+def _compare(found: Evaluation, other: Evaluation, what: str, margin: float) -> list[Condition]:
+    """Compare, paired over the same prompts, seeds and data: not surely worse, and surely not by more than the margin.
+
+    Surely: 95 % of resamples say so. Too few samples to tell are a refusal, not a pass.
+    """
     import torch
 
     from models.judges.metrics import paired
 
-    if found.evaluation_set != production.evaluation_set:
+    if found.evaluation_set != other.evaluation_set:
         says = (
-            f"evaluation set {found.evaluation_set} is not production's {production.evaluation_set}: "
+            f"evaluation set {found.evaluation_set} is not {what}'s {other.evaluation_set}: "
             "evaluate both on the same prompts, seeds, data and judge"
         )
         return [Condition(name="evaluation set", passed=False, says=says)]
     conditions = []
-    for name in sorted(found.outcomes.keys() & production.outcomes.keys()):
-        ours, theirs = torch.tensor(found.outcomes[name]), torch.tensor(production.outcomes[name])
+    for name in sorted(found.outcomes.keys() & other.outcomes.keys()):
+        ours, theirs = torch.tensor(found.outcomes[name]), torch.tensor(other.outcomes[name])
         better = (theirs, ours) if name.endswith(LESS_IS_BETTER) else (ours, theirs)
         gain = paired(*better, count=1000, seed=0)
-        says = f"{name} against production {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        least = -margin * float(theirs.abs().mean())
+        says = f"{name} against {what} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        if gain.high < 0:
+            says += " is worse"
+        elif gain.low < least:
+            says += f" may be below the margin {least:+.4f}: evaluate more samples"
         conditions.append(
             Condition(
-                name=f"{name} against production",
-                passed=gain.high >= 0,
+                name=f"{name} against {what}",
+                passed=gain.high >= 0 and gain.low >= least,
                 value=gain.value,
                 low=gain.low,
                 high=gain.high,
-                says=says + (" is worse" if gain.high < 0 else ""),
+                at_least=least,
+                says=says,
             )
         )
     if not conditions:
-        says = "nothing was measured sample by sample, so it cannot be compared with production"
-        conditions.append(Condition(name="against production", passed=False, says=says))
+        says = f"nothing was measured sample by sample, so it cannot be compared with {what}"
+        conditions.append(Condition(name=f"against {what}", passed=False, says=says))
     return conditions
 
 

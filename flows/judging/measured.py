@@ -40,7 +40,12 @@ class Able:
 
 
 def measured(
-    data: Mapping[str, Any], stages: Mapping[str, Able], *, judged: bool, prompted: bool | None
+    data: Mapping[str, Any],
+    stages: Mapping[str, Able],
+    *,
+    judged: bool,
+    prompted: bool | None,
+    seeds: int,
 ) -> dict[str, str]:
     """Return the metrics by name, each with what keeps it from being measured: nothing where it will be.
 
@@ -49,6 +54,7 @@ def measured(
         stages: what each stage can do, by name.
         judged: whether the recipe has a judge.
         prompted: whether the first stage reads captions; None: not known yet.
+        seeds: how many of them each prompt is drawn with.
     """
     few = _few(data)
     found = dict.fromkeys(COSTS, "")
@@ -62,6 +68,9 @@ def measured(
         found["memorised"] = few
     if data["modality"] == "image":
         found |= _judged(data, few if judged else "the recipe has no judge", prompted)
+        alone = "" if seeds > 1 else "evaluation.seeds has one seed, and it needs two"
+        no_judge = "" if judged else "the recipe has no judge"
+        found["spread"] = no_judge or _unprompted(prompted) or alone
     return found
 
 
@@ -85,9 +94,8 @@ def _of_pictures(name: str, able: Able, data: Mapping[str, Any], judged: bool) -
 def _judged(data: Mapping[str, Any], why: str, prompted: bool | None) -> dict[str, str]:
     """Return what the judge says of drawn pictures; `why` keeps it from that."""
     no_judge = why if "judge" in why else ""
-    found = dict.fromkeys(("fd_judge", "precision", "recall"), why)
-    unasked = "the first stage reads no captions" if prompted is False else ""
-    aligned = no_judge or _unclassed(data) or unasked
+    found = dict.fromkeys(("fd_judge", "precision", "recall", "coverage"), why)
+    aligned = no_judge or _unclassed(data) or _unprompted(prompted)
     found |= {f"alignment_{name}": aligned for name in data["attributes"]}
     found["alignment"] = aligned
     whole = "" if data["held_out"] else f"{data['name']} holds out no captions"
@@ -97,6 +105,10 @@ def _judged(data: Mapping[str, Any], why: str, prompted: bool | None) -> dict[st
     asked = "the first stage reads captions, which settle it" if prompted else ""
     found["least_class"] = no_judge or one or asked
     return found
+
+
+def _unprompted(prompted: bool | None) -> str:
+    return "the first stage reads no captions" if prompted is False else ""
 
 
 def _unclassed(data: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def score(
     facts = read_header(prepared)
     pictures = torch.from_numpy(np.concatenate(drawn)).float() / 255
     side = pictures.shape[-1]
-    train, _, _ = everything(prepared, "train", image_size=side)
+    train, learned, _ = everything(prepared, "train", image_size=side)
     test, captions, _ = everything(prepared, "test", image_size=side)
     held_out = set(facts["held_out"])
     familiar = torch.tensor([caption not in held_out for caption in captions])
@@ -82,6 +82,8 @@ def score(
             [prompt not in held_out for prompt in prompts] or [True] * len(pictures)
         )
         _distribution(scores, judge, pictures[seen], test[familiar])
+        if len(set(prompts)) < len(prompts):
+            _variety(scores, judge, (pictures, prompts), (train, learned))
         if len(facts["attributes"]) == 1:
             _classes(scores, judge, pictures, prompts)
     _memorisation(scores, pictures, train, test[familiar])
@@ -170,6 +172,24 @@ def _distribution(scores: Scores, judge: "AttributeJudge", pictures: Tensor, rea
     precision, recall = m.precision_recall(real_features, fake_features)
     scores.mean("precision", precision)
     scores.mean("recall", recall)
+    scores.mean("coverage", m.coverage(real_features, fake_features))
+
+
+def _variety(
+    scores: Scores,
+    judge: "AttributeJudge",
+    drawn: tuple[Tensor, Sequence[str]],
+    real: tuple[Tensor, Sequence[str]],
+) -> None:
+    """How far pictures of one prompt lie apart by their seeds, over what real ones of that caption do: 1 is as far."""
+    parts = []
+    for pictures, captions in (drawn, real):
+        with torch.no_grad():
+            parts.append(m.spread(judge.features(pictures).cpu(), captions))
+    ours, theirs = parts
+    if both := [caption for caption in ours if caption in theirs]:
+        usual = sum(theirs[caption] for caption in both) / len(both)
+        scores.mean("spread", torch.tensor([ours[caption] for caption in both]) / usual)
 
 
 def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:

@@ -4,18 +4,21 @@ Shape letters: N, M, K samples, A attributes, F features, D numbers a sample. Di
 draws random numbers but the bootstrap, which is seeded.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.judges import LEAST_HELD_OUT
 
 CHUNK: Final = 512  # rows of a distance matrix at a time
 PEAK_DB: Final = 100.0  # PSNR of equal pictures; their error is 0
 MOST_HELD_OUT: Final = 1000  # more make it slower, not surer
+COARSE: Final = 8  # pixels a side at which copies are looked for
+MIXED: Final = 8  # nearest pictures of which two may be mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +96,55 @@ def precision_recall(
     return _covered(fake, real, k), _covered(real, fake, k)
 
 
+def coverage(real_features: Tensor, fake_features: Tensor, k: int = 5) -> Tensor:
+    """Return which real samples (M,) have a fake among their k nearest neighbours (Naeem et al. 2020).
+
+    arXiv:2002.09797. A fake is among them when it lies no further than the k-th nearest real neighbour. Unlike recall,
+    which a few far apart fakes reach by their wide balls, a repeated fake covers no more than once. Compare at equal N
+    and k; about 1 - 2^-k of real samples are covered by as many others of their distribution.
+
+    Raises:
+        ValueError: k below 1, k or fewer real samples, different widths, or features that are not finite.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    real, fake = _pair(real_features.float(), fake_features.float(), least=k + 1)
+    radii = _radii(real, k)
+    nearest = torch.cat([_exact(part, fake).min(1).values for part in _chunks(real)])
+    return nearest <= radii
+
+
+def spread(features: Tensor, groups: Sequence[str]) -> dict[str, float]:
+    """Return by group how far its samples (N, F) lie apart: the mean distance of its pairs, where it has two.
+
+    Of pictures of one prompt by several seeds it is 0 for a sampler that always paints the same; beside that of real
+    pictures of the same caption it says how much of their variety is left.
+    """
+    places: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        places.setdefault(group, []).append(place)
+    return {
+        group: float(torch.pdist(features[rows].float()).mean())
+        for group, rows in places.items()
+        if len(rows) > 1
+    }
+
+
 def memorisation(
     generated: Tensor, train: Tensor, held_out: Tensor, chance: float = 0.05
 ) -> Tensor:
-    """Return which generated pictures (N,) stand as near to a training picture as hardly any unseen one does.
+    """Return which generated pictures (N,) stand as near to training pictures as hardly any unseen one does.
 
     Three samples are compared, as by Meehan et al. 2020 (arXiv:2004.05675): generated, learned from, and held out.
     A picture x counts when d(x, train) / d(x, held_out) is below the `chance` quantile of the same ratio over held-out
-    pictures, each of which is left out of its own reference; d is the distance to the nearest neighbour over all
-    pixels. The ratio keeps soft or plain pictures, which are near to everything, from counting as copies. So an
-    honest sampler scores about `chance`, and one that returns training pictures scores 1.
+    pictures, each of which is left out of its own reference. The ratio keeps soft or plain pictures, which are near to
+    everything, from counting as copies. So an honest sampler scores about `chance`, and one that returns training
+    pictures scores 1, also where it moves them by a pixel, adds noise or mixes two: d is the distance of `_apart`.
 
     Args:
-        generated: (N, ...) pixels.
-        train: (M, ...) pictures that were learned from.
-        held_out: (K, ...) pictures of the same distribution that were not, 20 or more.
+        generated: (N, C, H, W) pixels.
+        train: (M, C, H, W) pictures that were learned from.
+        held_out: (K, C, H, W) pictures of the same distribution that were not, 20 or more.
         chance: the share of unseen pictures that may count.
 
     Raises:
@@ -116,23 +153,23 @@ def memorisation(
     """
     if not 0 < chance < 1:
         raise ValueError(f"chance must be between 0 and 1, got {chance}")
-    generated_ND, train_MD = _pair(generated.flatten(1).float(), train.flatten(1).float(), least=1)
-    _, held_KD = _pair(generated_ND, held_out.flatten(1).float(), least=1)
-    if len(held_KD) < LEAST_HELD_OUT:
+    _pair(generated.flatten(1), train.flatten(1), least=1)
+    _pair(generated.flatten(1), held_out.flatten(1), least=1)
+    if len(held_out) < LEAST_HELD_OUT:
         raise ValueError(
-            f"memorisation needs at least {LEAST_HELD_OUT} held-out pictures, got {len(held_KD)}"
+            f"memorisation needs at least {LEAST_HELD_OUT} held-out pictures, got {len(held_out)}"
         )
-    held_KD = held_KD[:: -(-len(held_KD) // MOST_HELD_OUT)]
-    own_K = torch.arange(len(held_KD), device=held_KD.device)
-    honest_K = _ratio(_nearest(held_KD, train_MD), _nearest(held_KD, held_KD, own_K))
+    held = held_out[:: -(-len(held_out) // MOST_HELD_OUT)].to(generated.device)
+    train = train.to(generated.device)
+    own_K = torch.arange(len(held), device=held.device)
+    honest_K = _ratio(_apart(held, train), _apart(held, held, own_K))
     limit = honest_K.quantile(chance)
     if limit <= 0:
         raise ValueError(
             f"over {chance:.0%} of the held-out pictures are also training pictures: "
             "hold out others, or no copy can be told from chance"
         )
-    ratio_N = _ratio(_nearest(generated_ND, train_MD), _nearest(generated_ND, held_KD))
-    return ratio_N < limit
+    return _ratio(_apart(generated, train), _apart(generated, held)) < limit
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -263,25 +300,66 @@ def _chunks(rows: Tensor) -> Iterator[Tensor]:
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
+def _radii(support: Tensor, k: int) -> Tensor:
+    """Return each sample's distance to its k-th nearest other."""
+    return torch.cat([_exact(part, support).kthvalue(k + 1).values for part in _chunks(support)])
+
+
 def _covered(samples: Tensor, support: Tensor, k: int) -> Tensor:
     """Return which samples (N,) lie inside a ball around a support sample that reaches its k-th neighbour."""
-    radii = torch.cat([_exact(part, support).kthvalue(k + 1).values for part in _chunks(support)])
+    radii = _radii(support, k)
     inside = [(_exact(part, support) <= radii).any(1) for part in _chunks(samples)]
     return torch.cat(inside)
 
 
-def _nearest(samples: Tensor, reference: Tensor, skipped: Tensor | None = None) -> Tensor:
-    """Return each sample's distance to its nearest reference row, other than the one it skips."""
-    centre = reference.mean(0)  # small numbers, so that the product of matrices rounds little
-    centred, found = reference - centre, []
-    for start in range(0, len(samples), CHUNK):
-        part = samples[start : start + CHUNK]
-        rough = torch.cdist(part - centre, centred, compute_mode="use_mm_for_euclid_dist")
-        if skipped is not None:
-            rough.scatter_(1, skipped[start : start + CHUNK, None], torch.inf)
-        nearest = reference[rough.argmin(1)]  # rounding picks among near equals only
-        found.append((part - nearest).square().sum(1).sqrt())
+def _apart(pictures: Tensor, reference: Tensor, skipped: Tensor | None = None) -> Tensor:
+    """Return how far each picture (N, C, H, W) is from the reference, other than the one it skips.
+
+    The least over moves by a pixel, and over all mixtures of two of the nearest pictures, in pixels averaged to at
+    most `COARSE` a side, where noise that hides a copy has gone.
+    """
+    target = _coarse(reference).flatten(1)
+    centre = target.mean(0)  # small numbers, so that the product of matrices rounds little
+    target, found = target - centre, []
+    moved = torch.stack([_coarse(one).flatten(1) - centre for one in _moved(pictures)])
+    for start in range(0, len(pictures), CHUNK):
+        part = slice(start, start + CHUNK)
+        own = None if skipped is None else skipped[part, None]
+        moves = moved[:, part]
+        least = torch.stack([_rough(one, target, own).min(1).values for one in moves])
+        best = moves[least.argmin(0), torch.arange(moves.shape[1])]
+        near = _rough(best, target, own).topk(min(MIXED, len(target)), largest=False).indices
+        found.append(_to_segments(best, target[near]))
     return torch.cat(found)
+
+
+def _rough(samples: Tensor, reference: Tensor, skipped: Tensor | None) -> Tensor:
+    """Return distances (N, M) but for rounding, which picks among near equals only."""
+    found = torch.cdist(samples, reference, compute_mode="use_mm_for_euclid_dist")
+    return found if skipped is None else found.scatter_(1, skipped, torch.inf)
+
+
+def _to_segments(samples: Tensor, ends: Tensor) -> Tensor:
+    """Return each sample's (N, D) distance to the nearest of the segments between its ends (N, K, D)."""
+    first, second = torch.combinations(torch.arange(ends.shape[1]), 2, True).T
+    start, along = ends[:, first], ends[:, second] - ends[:, first]
+    offset = samples[:, None] - start
+    length = along.square().sum(-1).clamp(min=torch.finfo(along.dtype).tiny)
+    share = ((offset * along).sum(-1) / length).clamp(0, 1)
+    return (offset - share[..., None] * along).square().sum(-1).min(1).values.sqrt()
+
+
+def _moved(pictures: Tensor) -> list[Tensor]:
+    """Return pictures (N, C, H, W) as they are, and moved by a pixel in each of eight directions."""
+    height, width = pictures.shape[-2:]
+    wide = F.pad(pictures.float(), (1, 1, 1, 1), mode="replicate")
+    return [wide[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
+
+
+def _coarse(pictures: Tensor) -> Tensor:
+    """Return pictures averaged to at most `COARSE` pixels a side."""
+    height, width = (min(COARSE, size) for size in pictures.shape[-2:])
+    return F.adaptive_avg_pool2d(pictures.float(), (height, width))
 
 
 def _ratio(to_train: Tensor, to_held_out: Tensor) -> Tensor:

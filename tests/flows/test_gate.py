@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from flows.judging.gate import (
     Condition,
@@ -36,6 +37,14 @@ def test_a_good_version_passes_and_a_bad_one_is_told_why() -> None:
     assert report.refusal() == "alignment 0.03 [0.01, 0.05] is below 0.85"
 
 
+def test_a_bound_holds_the_whole_interval_and_not_its_middle_alone() -> None:
+    report = check(AT_LEAST, evaluation(0.86), None)
+    assert report.refusal() == "alignment 0.86 [0.84, 0.88] may be below 0.85"
+    most = Gate(metrics={"alignment": Bound(at_most=0.87)})
+    assert check(most, evaluation(0.86), None).refusal().endswith("may be above 0.87")
+    assert check(most, evaluation(0.85), None).passed
+
+
 def test_a_judge_that_errs_too_often_is_not_trusted() -> None:
     report = check(AT_LEAST, evaluation(0.9, accuracy=0.9), None)
     assert report.refusal() == "judge shapes.judge:1 accuracy 0.900 is below 0.95"
@@ -54,6 +63,44 @@ def test_a_version_worse_than_production_on_the_same_prompts_is_refused() -> Non
     assert "is worse" in check(COMPARED, worse, evaluation(0.95)).refusal()
     assert check(COMPARED, evaluation(0.95), worse).passed
     assert check(COMPARED, worse, worse).passed
+
+
+def test_a_loss_of_two_points_is_refused_however_often_it_is_tried() -> None:
+    """Versions right in 0.97 and in 0.95 of 1,000 prompts, by a margin of one point: one in a thousand is let in."""
+    gate = COMPARED.model_copy(update={"margin": 0.01})
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(right: float) -> Evaluation:
+        outcomes = (torch.rand(1000, generator=generator) < right).float().tolist()
+        return evaluation(0.9, outcomes=outcomes)
+
+    assert not any(check(gate, drawn(0.95), drawn(0.97)).passed for _ in range(40))
+
+
+def test_equal_versions_pass_where_the_evaluation_is_large_enough_to_tell() -> None:
+    def drawn(count: int) -> Evaluation:
+        outcomes = (torch.rand(count, generator=generator) < 0.97).float().tolist()
+        return evaluation(0.9, outcomes=outcomes)
+
+    generator = torch.Generator().manual_seed(0)
+    passed = [check(COMPARED, drawn(500), drawn(500)).passed for _ in range(20)]
+    assert sum(passed) >= 18
+    few = evaluation(0.9, outcomes=[1.0] * 30 + [0.0])
+    mirrored = evaluation(0.9, outcomes=[0.0] + [1.0] * 30)
+    assert "may be below the margin -0.0484: evaluate more samples" in (
+        check(COMPARED, few, mirrored).refusal()
+    )
+
+
+def test_quality_cannot_be_lost_a_margin_at_a_time() -> None:
+    def losing(lost: range) -> Evaluation:
+        return evaluation(0.9, outcomes=[float(row not in lost) for row in range(480)])
+
+    first, second, third = losing(range(5)), losing(range(5, 17)), losing(range(17, 37))
+    assert check(COMPARED, second, first).passed
+    assert check(COMPARED, third, second).passed
+    report = check(COMPARED, third, second, baseline=first)
+    assert report.refusal().startswith("alignment against the baseline -0.0312")
 
 
 def test_evaluations_over_different_sets_are_not_compared() -> None:

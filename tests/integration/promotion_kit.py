@@ -112,7 +112,9 @@ class Village:
         found = Evaluation(
             evaluation_set=over,
             judge=None,
-            metrics={"alignment": Interval(value=alignment, low=0, high=1, count=8)},
+            metrics={
+                "alignment": Interval(value=alignment, low=alignment, high=alignment, count=8)
+            },
             outcomes={"alignment": [alignment] * 8},
         )
         pipeline = Pipeline(

@@ -203,7 +203,7 @@ def test_force_passes_over_the_gate_and_slowness_and_never_over_a_broken_picture
     name = "forced"
     village.put(village.publish(name, village.stage(1)))
     weak = village.publish(name, village.stage(2), alignment=0.1)
-    with pytest.raises(Refused, match=r"alignment 0\.1 \[0, 1\] is below 0\.5"):
+    with pytest.raises(Refused, match=r"alignment 0\.1 \[0\.1, 0\.1\] is below 0\.5"):
         request(weak.ref)
     request(weak.ref, force="a demonstration")
     row = village.ledger.head(name, "production")

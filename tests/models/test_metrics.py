@@ -118,6 +118,27 @@ def test_mode_collapse_lowers_recall_alone_and_noise_lowers_precision(
     assert metrics.mean(metrics.precision_recall(held_out, noisy)[0]) < 0.3
 
 
+def test_coverage_follows_a_hand_made_example() -> None:
+    """On a line with k = 1: reals 0, 1, 5 reach 1, 1 and 4; 0.5 covers the first two, and 9.5 none."""
+    real = torch.tensor([[0.0], [1.0], [5.0]])
+    assert metrics.coverage(real, torch.tensor([[0.5], [9.5]]), k=1).tolist() == [True, True, False]
+
+
+def test_a_few_pictures_repeated_lower_coverage_which_spread_out_fakes_fool_recall_about(
+    digits: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    _, held_out, honest = (part.flatten(1)[:400] for part in digits)
+    assert metrics.mean(metrics.coverage(held_out, honest)) > 0.9
+    thirty = honest[:30].repeat(14, 1)[:400]
+    assert metrics.mean(metrics.coverage(held_out, thirty)) < 0.45
+
+
+def test_spread_is_the_mean_distance_of_pairs_and_nought_for_one_picture() -> None:
+    rows = torch.tensor([[0.0], [1.0], [3.0], [7.0], [7.0], [2.0]])
+    found = metrics.spread(rows, ["a", "a", "a", "b", "b", "c"])
+    assert found == {"a": 2.0, "b": 0.0}
+
+
 def test_a_jackknife_s_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
     """The distance of two means, 0.5 apart in each of 3 dimensions, from 200 samples a side."""
 
@@ -150,6 +171,10 @@ def test_a_copying_model_is_caught_and_an_honest_one_is_not(
     near = (copies + 0.02 * torch.randn(copies.shape, generator=torch.Generator())).clamp(0, 1)
     assert metrics.memorisation(near, train, held_out).float().mean() > 0.95
     assert metrics.memorisation(honest, train, held_out).float().mean() < 0.1
+    moved = torch.nn.functional.pad(copies, (1, 0, 0, 0), mode="replicate")[..., :-1]
+    assert metrics.memorisation(moved, train, held_out).float().mean() > 0.3
+    mixed = (copies + copies.flip(0)) / 2
+    assert metrics.memorisation(mixed, train, held_out).float().mean() > 0.3
     half = torch.cat([copies[:200], honest[:200]])
     assert metrics.memorisation(half, train, held_out).float().mean() == pytest.approx(
         0.53, abs=0.06
@@ -172,20 +197,24 @@ def test_copies_cannot_be_told_where_held_out_pictures_were_trained_on(
         metrics.memorisation(honest, train, honest[:3])
 
 
-def test_the_nearest_neighbour_is_exact_and_skips_what_it_is_told() -> None:
-    """Rounding of a matrix product would give two equal far-off rows a distance of about 0.1."""
-    reference = normal(700, 5, 0) + 1000
-    found = metrics._nearest(reference, reference)
-    assert (found == 0).all()
-    own = torch.arange(700)
-    others = torch.stack(
+def test_a_picture_is_found_moved_or_mixed_and_a_skipped_one_is_not() -> None:
+    """Rounding of a matrix product would give two equal far-off pictures a distance of about 0.1."""
+    reference = torch.rand(700, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 1000
+    assert (metrics._apart(reference, reference) == 0).all()
+    mixed = (reference[:9] + reference[1:10]) / 2
+    assert metrics._apart(mixed, reference).max() < 1e-2
+    moved = torch.nn.functional.pad(reference[:9], (1, 0, 0, 0), mode="replicate")[..., :-1]
+    assert metrics._apart(moved, reference).max() < metrics._apart(moved, reference[9:]).min()
+    skipping = metrics._apart(reference, reference, torch.arange(700))
+    others = torch.cat(
         [
-            (reference[i] - torch.cat([reference[:i], reference[i + 1 :]])).norm(dim=1).min()
-            for i in range(700)
+            metrics._apart(
+                reference[row : row + 1], torch.cat([reference[:row], reference[row + 1 :]])
+            )
+            for row in range(0, 700, 100)
         ]
     )
-    skipping = metrics._nearest(reference - 1000, reference - 1000, own)
-    torch.testing.assert_close(skipping, others, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(skipping[::100], others, rtol=1e-3, atol=1e-3)
 
 
 # intervals
