@@ -38,7 +38,7 @@ api: $(STAMP) ## 5,000 random requests, good and bad: nothing undocumented, noth
 soak: $(STAMP) ## Load and kill -9 of each process on a stack of its own; at most ten minutes
 	@$(BIN)/python -m benchmarks.soak
 
-clients: $(STAMP) ## What openai, litellm and its proxy, langchain and instructor get, as a table
+clients: $(STAMP) ## What openai, litellm and its proxy, langchain, instructor and lm-eval get, as a table
 	@$(BIN)/python -m benchmarks.clients
 
 lint: $(STAMP) ## Ruff (lint, format) and mypy (strict)

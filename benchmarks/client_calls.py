@@ -59,6 +59,12 @@ def openai_calls(url: str) -> Calls:
         upload = ("made.png", base64.b64decode(entry.data[0].b64_json))
         return client.content_provenance_checks.create(file=upload).results[0].outcome
 
+    def rated() -> list[float]:
+        asked: Any = {"model": "writer", "prompt": "abc", "max_tokens": 0}
+        found = client.completions.create(**asked, echo=True, logprobs=1).choices[0]
+        assert (found.text, found.logprobs.token_logprobs[0]) == ("abc", None)
+        return found.logprobs.token_logprobs[1:]
+
     ids = {"model": "writer", "prompt": [10, 11, 12], "max_tokens": 4}
     return {
         "models.list": lambda: client.models.list().data[0].id,
@@ -86,6 +92,7 @@ def openai_calls(url: str) -> Calls:
             .logprobs.tokens
         ),
         "... token ids": lambda: client.completions.create(**ids).usage.prompt_tokens,
+        "... echo, logprobs, max_tokens=0": rated,
         "embeddings.create": lambda: len(
             client.embeddings.create(model="reader", input=["a", "b"]).data[0].embedding
         ),
@@ -213,12 +220,44 @@ def instructor_calls(url: str) -> Calls:
     }
 
 
+def lm_eval_calls(url: str) -> Calls:
+    """lm-evaluation-harness, its model local-completions; the tokenizer is the model's own."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from openai import OpenAI
+
+    at = {"base_url": f"{url}/completions", "tokenizer": os.environ["TOKENIZER"]}
+    model = LocalCompletionsAPI(**at, model="writer", max_length=32, max_retries=1, batch_size=2)
+
+    def asked(kind: Any, *arguments: Any) -> list[Any]:
+        many = [Instance(request_type=kind, doc={}, arguments=one, idx=0) for one in arguments]
+        return getattr(model, kind)(many, disable_tqdm=True)
+
+    def rolling() -> float:
+        text = "bad cafe."
+        ids = [model.prefix_token_id, *model.tok_encode(text)]
+        given: Any = {"model": "writer", "prompt": ids, "echo": True, "logprobs": 0}
+        answer = OpenAI(base_url=url, api_key=KEY).completions.create(**given, max_tokens=0)
+        [nats] = asked("loglikelihood_rolling", (text,))
+        assert abs(nats - sum(answer.choices[0].logprobs.token_logprobs[1:])) < 1e-3
+        return nats
+
+    return {
+        "loglikelihood": lambda: asked("loglikelihood", ("abc", " bad"), ("", "a"), ("b", "ed")),
+        "loglikelihood_rolling": rolling,
+        "generate_until": lambda: asked(
+            "generate_until", ("abc", {"until": [" "], "max_gen_toks": 4})
+        ),
+    }
+
+
 CLIENTS: dict[str, Callable[[str], Calls]] = {
     "openai": openai_calls,
     "litellm": litellm_calls,
     "litellm proxy": proxy_calls,
     "langchain-openai": langchain_calls,
     "instructor": instructor_calls,
+    "lm-eval": lm_eval_calls,
 }
 
 

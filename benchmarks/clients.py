@@ -1,9 +1,9 @@
 """Real clients against the gateway: `python -m benchmarks.clients` prints a table of their calls.
 
 A gateway with a small model of each modality is served by uvicorn in this process. The official client is the project's
-own; litellm, langchain-openai and instructor live in .venv-clients and litellm's proxy in .venv-proxy, made by uv from
-clients.txt and clients_proxy.txt, since their pins are not ours. Exit code 1 where a call neither works nor is refused
-with a sentence.
+own; litellm, langchain-openai, instructor and lm-eval live in .venv-clients and litellm's proxy in .venv-proxy, made by
+uv from clients.txt and clients_proxy.txt, since their pins are not ours. Exit code 1 where a call neither works nor is
+refused with a sentence.
 """
 
 import json
@@ -26,6 +26,7 @@ import uvicorn
 
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import publish_each_modality, with_toys
+from tests.services.text_kit import gpt
 
 HERE = Path(__file__).parent
 CALLS = HERE / "client_calls.py"
@@ -126,6 +127,15 @@ def proxy(folder: Path, url: str) -> Iterator[str]:
             process.wait()
 
 
+def tokenizer(folder: Path) -> Path:
+    """Return a folder with the writer's tokenizer, as transformers reads it."""
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(gpt().config.tokenizer)
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    return folder
+
+
 def free_port() -> int:
     import socket
 
@@ -174,7 +184,8 @@ def main() -> None:
     print("| client | call | outcome |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name, gateway(Path(name)) as url:
         ask(ours, "openai", url)
-        for client in ("litellm", "langchain-openai", "instructor"):
+        os.environ["TOKENIZER"] = str(tokenizer(Path(name) / "tokenizer"))
+        for client in ("litellm", "langchain-openai", "instructor", "lm-eval"):
             ask(others, client, url)
         with proxy(Path(name), url) as through:
             ask(ours, "litellm proxy", through)
