@@ -164,6 +164,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # of a lost node Ray prints a page; what matters is said by us
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

@@ -10,8 +10,9 @@ from flows.recipe import TrainingSpec
 from flows.training import halting
 from flows.training.journal import Reporter
 from flows.training.nodes import Nodes, things
+from flows.training.room import NOTE_EVERY_S, Patience, Request, bring, wait
 from flows.training.run_folder import RunFolder
-from infra.cluster import TooSmall, capacity, connect, require, too_small
+from infra.cluster import capacity, connect
 from infra.settings import settings
 
 WORKER_FAILURES: Final = 3
@@ -19,9 +20,11 @@ CONTROLLER_FAILURES: Final = 3
 """Budgets of one controller; a controller that brought training further is replaced without counting."""
 STARTS_WITHOUT_PROGRESS: Final = 3
 LOST_NODE_S: Final = 60.0
-"""How long a node that was lost is waited for, where the recipe does not let training go on without it."""
-NOTE_EVERY_S: Final = 10.0
-POLL_S: Final = 0.5
+"""How long a node that was lost is waited for at least, where the recipe does not let training go on without it."""
+GO_ON: Final = (
+    "or let it go on with fewer by resources.elastic: [1, 2]."
+    " The same command goes on from the last checkpoint"
+)
 RAY_TRAIN_SETTINGS: Final = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the poll that sees an end or a death; Ray's own: 2
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # a stopped process; Ray's own: 600
@@ -35,19 +38,6 @@ RAY_TRAIN_SETTINGS: Final = {
 
 class TrainingFailed(RuntimeError):
     """Training did not reach its end, and trying again did not help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What every worker of a training is given."""
-
-    workers: int
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.workers} x {self.cpus:g} CPUs{gpus}"
 
 
 def train_on_ray(
@@ -176,28 +166,21 @@ def _wait_for_room(request: Request, nodes: Nodes, reporter: Reporter) -> None:
     """Wait until the workers fit beside what runs now, saying so.
 
     Raises:
-        TooSmall: they would not fit an idle cluster, and no node is waited for.
+        TooSmall: they would not fit an idle cluster, and no node is waited for, or none came in time.
     """
-    told = 0.0
-    while True:
-        nodes.look()
-        short = too_small(request.workers, request.cpus, request.gpus)
-        if short is not None:
-            if not _patience(nodes):
-                raise short
-            return  # the workers' placement group asks the autoscaler: `_Waiting` bounds that
-        if require(request.workers, request.cpus, request.gpus):
-            return
-        if time.monotonic() - told > NOTE_EVERY_S:
-            told = time.monotonic()
-            reporter.note(f"waiting for room: {_free(request)}")
-        halting.check()
-        time.sleep(POLL_S)
+    nodes.look()
+    bring(_patience(request, nodes, reporter))
+    wait(request, reporter)
+    nodes.look()
 
 
-def _patience(nodes: Nodes) -> float:
-    """Return how many seconds a cluster that is too small is waited for."""
-    return max(settings().scale_s, LOST_NODE_S if nodes.lost else 0.0)
+def _patience(request: Request, nodes: Nodes, reporter: Reporter) -> Patience:
+    """Return how long a cluster that is too small is waited for; longer where nodes were lost, which may come back."""
+    seconds = settings().scale_s
+    if not nodes.lost:
+        return Patience(request, reporter, seconds)
+    why = f"{' and '.join(nodes.lost)} lost"
+    return Patience(request, reporter, max(seconds, LOST_NODE_S), why, GO_ON)
 
 
 @dataclass
@@ -212,58 +195,35 @@ class _Waiting:
 
     def __post_init__(self) -> None:
         self._told = time.monotonic()
-        self._short_since: float | None = None
+        self._patience: Patience | None = None
 
     def over(self) -> str:
         """Return why other workers must be started in place of these; nothing while they may go on, or wait.
 
         Raises:
             TooSmall: no node came in time.
+            flows.training.nodes.Unfit: one came that cannot take part.
         """
         from flows.training.lean_trainer import is_waiting
 
-        now = time.monotonic()
-        short = too_small(self.request.workers, self.request.cpus, self.request.gpus)
-        late = now - self._told > NOTE_EVERY_S
+        short = self.request.short
+        late = time.monotonic() - self._told > NOTE_EVERY_S
         if not (short or late) or not is_waiting(self.lease):
-            self._short_since = None
+            if self._patience is not None:
+                self._patience = None
+                self.nodes.inspect()  # what came starts its workers now
             return ""
-        said = f"waiting for room: {_free(self.request)}"
         if short is not None:
             fewer = _request(self.spec)
-            if fewer.workers < self.request.workers and _fits(fewer):
-                return f"{self._for()}: {fewer.workers} in place of {self.request.workers} workers"
-            late, self._short_since = late or self._short_since is None, self._short_since or now
-            left = self._short_since + _patience(self.nodes) - now
-            if left < 0:
-                raise TooSmall(f"{self._for()}: {short}{self._way_out()}")
-            said = f"{self._for()}, {left:.0f} s more at most: {_free(self.request)}"
-        if late:
-            self._told = now
-            self.reporter.note(said)
+            self._patience = self._patience or _patience(self.request, self.nodes, self.reporter)
+            if fewer.workers < self.request.workers and fewer.short is None:
+                workers = f"{fewer.workers} in place of {self.request.workers} workers"
+                return f"{self._patience.why}: {workers}"
+            self._patience.spend(short)
+        elif late:
+            self._told = time.monotonic()
+            self.reporter.note(f"waiting for room: {self.request.free}")
         return ""
-
-    def _for(self) -> str:
-        lost = self.nodes.lost
-        return f"{' and '.join(lost)} lost" if lost else "waiting for nodes of the autoscaler"
-
-    def _way_out(self) -> str:
-        if not self.nodes.lost:
-            return "; or wait longer by ATELIER_RAY_SCALE_S"
-        return (
-            "; or let it go on with fewer by resources.elastic: [1, 2]. The same command goes on from the last"
-            " checkpoint"
-        )
-
-
-def _fits(request: Request) -> bool:
-    return too_small(request.workers, request.cpus, request.gpus) is None
-
-
-def _free(request: Request) -> str:
-    has = capacity()
-    gpus = f" and {has.free_gpus:g} of {has.gpus:g} GPUs" if has.gpus else ""
-    return f"asked for {request}, free are {has.free_cpus:g} of {has.cpus:g} CPUs{gpus}"
 
 
 def _last_words(error: Any) -> str:

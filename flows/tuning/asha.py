@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,13 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 
 from flows.recipe import TrainingSpec
-from flows.training.journal import Progress, Reader
+from flows.training.journal import Progress, Reader, Reporter
 from flows.training.ray_train import fit
+from flows.training.room import Patience, Request, bring
 from flows.training.run_folder import RunFolder
 from flows.tuning.plan import Plan, Trial
-from infra.cluster import capacity, require
+from infra.cluster import capacity
+from infra.settings import settings
 
 PROCESS_FAILURES: Final = 2  # of one trial, which goes on from its checkpoint
 SETTINGS: Final = {
@@ -48,11 +51,11 @@ def run(
         plan: what is searched.
         folder: the search's, on storage that every node sees.
         ended: trials that are known; they are compared with and not repeated.
-        on_result: called with a trial's number and how far it is, at every validation.
+        on_result: called with a trial's number and how far it is, at every validation; a note while none begins.
         on_end: called once for every trial that ends.
 
     Raises:
-        infra.cluster.TooSmall: a trial would not fit the cluster were it idle.
+        infra.cluster.TooSmall: a trial would not fit the cluster were it idle, and no node for it comes in time.
         RuntimeError: the cluster or Tune itself broke.
     """
     for name, value in SETTINGS.items():
@@ -69,7 +72,8 @@ def run(
     gpus = asked.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if capacity().gpus >= 1 else 0.0
-    require(1, asked.cpus_per_worker, gpus)
+    reporter = Reporter(partial(on_result, left[0]), plan.specs[0].training.steps, 1)
+    bring(Patience(Request(1, asked.cpus_per_worker, gpus), reporter, settings().scale_s))
     follower = _Follower(plan, ended, on_result, on_end)
     shutil.rmtree(folder / "tune", ignore_errors=True)
     tuner = tune.Tuner(

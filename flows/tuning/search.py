@@ -64,7 +64,8 @@ def search(
                 from infra.cluster import connect
 
                 def told(number: int, progress: Progress) -> None:
-                    memory.tell(number, progress.step, progress.loss)
+                    if not progress.note:
+                        memory.tell(number, progress.step, progress.loss)
                     on_result(number, progress)
 
                 connect(ray_url)

@@ -4,8 +4,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tests.flows.training_kit import prepare, spec_of, wait_until
 pytestmark = pytest.mark.cluster
 OWN = Path("/proc/self/cwd")
 """Leads a process to the folder where its node was started: what two nodes see at one path may differ."""
+SECONDS = 400.0  # for what takes many seconds on a busy machine
 LOST_SOON = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}  # 15 s in Ray
 
 
@@ -44,6 +45,7 @@ class Nodes:
         head = {
             "num_cpus": 1,
             "include_dashboard": False,
+            "no_monitor": True,
             "temp_dir": str(self.root / "ray"),
             "_system_config": LOST_SOON,
         }
@@ -72,6 +74,12 @@ class Nodes:
         name = alive()[node.node_id]
         self.cluster.remove_node(node, allow_graceful=False)
         return name
+
+    def leave_one(self) -> None:
+        """Have the head alone, and known to be alone."""
+        if self.cluster.worker_nodes:
+            self.lose()
+        wait_until(lambda: len(alive()) == 1)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +130,7 @@ class Training:
     @property
     def folder(self) -> RunFolder:
         """Its folder, which both nodes see."""
-        return RunFolder(self.nodes.root / "runs" / self.spec.identity)
+        return RunFolder(self.nodes.root / "runs" / self.spec.prepared.name / self.spec.identity)
 
     def fit(self) -> Trained:
         """Train to the end."""
@@ -183,71 +191,76 @@ def test_a_rank_that_fails_for_good_ends_the_others_with_its_reason(
     assert training.folder.attempt() == 1, "nobody tried again"
 
 
-def test_a_lost_node_is_named_and_its_work_done_by_the_one_that_is_left(nodes: Nodes) -> None:
+def test_a_lost_node_is_named_and_its_work_done_by_the_one_that_is_left(
+    nodes: Nodes, capfd: pytest.CaptureFixture[str]
+) -> None:
     nodes.add()
     spec = on_each_node(prepare(nodes.root / "shades"), steps=300, checkpoint_every=20)
     elastic = spec.resources.model_copy(update={"elastic": (1, 2)})
     training = Training(nodes, spec.model_copy(update={"resources": elastic}))
-    names: list[str] = []
-
-    def lose() -> None:
-        wait_until(lambda: training.folder.step() >= 20)
-        names.append(nodes.lose())
-
-    losing = threading.Thread(target=lose)
-    losing.start()
-    trained = training.fit()
-    losing.join()
-    assert trained.steps == 300
-    (name,) = names
+    with ThreadPoolExecutor(1) as beside:
+        trained = beside.submit(training.fit)
+        wait_until(lambda: training.folder.step() >= 20 or trained.done(), SECONDS)
+        name = nodes.lose()
+        assert trained.result().steps == 300
     assert f"node {name} was lost" in training.notes
     went_on = next(note for note in training.notes if "in place of 2 workers" in note)
     assert went_on.startswith(f"{name} lost: 1 in place of 2 workers; going on from step ")
     assert int(went_on.rpartition(" ")[2]) >= 20
+    assert "Raylet" not in "".join(capfd.readouterr()), "Ray has a page to say of it"
 
 
 def test_a_cluster_that_does_not_scale_in_time_is_refused_with_what_was_waited_for(
     nodes: Nodes, scaling: Callable[[float], None]
 ) -> None:
     scaling(0.5)
-    if nodes.cluster.worker_nodes:
-        nodes.lose()
-        wait_until(lambda: len(alive()) == 1)
+    nodes.leave_one()
     training = Training(nodes, on_each_node(prepare(nodes.root / "too-large")))
     with pytest.raises(TooSmall, match=r"^waiting for nodes .* asked for 2 workers .*SCALE_S$"):
         training.fit()
     assert "waiting for nodes of the autoscaler" in training.notes[0]
 
 
-def test_a_node_that_comes_is_waited_for_and_its_loss_ends_what_needs_it_in_one_line(
-    nodes: Nodes, scaling: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+@contextlib.contextmanager
+def meanwhile(training: Training, refusal: type[Exception]) -> Iterator[Callable[[], str]]:
+    """Train beside the block; gives a function that waits for the refusal and returns its one line."""
+    with ThreadPoolExecutor(1) as beside:
+        trained = beside.submit(training.fit)
+
+        def line() -> str:
+            with pytest.raises(refusal) as found:
+                trained.result()
+            assert "\n" not in str(found.value)
+            return str(found.value)
+
+        yield line
+
+
+def test_a_node_that_comes_is_waited_for_and_looked_at_before_it_trains(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, scaling: Callable[[float], None]
 ) -> None:
-    scaling(300)
-    if nodes.cluster.worker_nodes:
-        nodes.lose()
-        wait_until(lambda: len(alive()) == 1)
-    training = Training(
-        nodes, on_each_node(prepare(nodes.root / "rigid"), steps=5000, checkpoint_every=20)
-    )
-    refused: list[TooSmall] = []
+    monkeypatch.chdir(nodes.first)
+    nodes.leave_one()
+    scaling(SECONDS)
+    training = Training(nodes, on_each_node(prepare(OWN / "late")))
+    with meanwhile(training, Unfit) as line:
+        wait_until(lambda: any("nodes of the autoscaler" in note for note in training.notes))
+        nodes.add()
+        assert "cannot read /proc/self/cwd/late/dataset.json" in line()
+    assert training.folder.attempt() == 0
 
-    def train() -> None:
-        with pytest.raises(TooSmall) as refusal:
-            training.fit()
-        refused.append(refusal.value)
 
-    running = threading.Thread(target=train)
-    running.start()
-    wait_until(lambda: any("nodes of the autoscaler" in note for note in training.notes))
-    nodes.add()
-    wait_until(lambda: training.folder.step() >= 20)
-    scaling(0)
+def test_the_loss_of_a_node_that_is_needed_ends_in_one_line_when_it_does_not_come_back(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor, "LOST_NODE_S", 0.5)
-    name = nodes.lose()
-    running.join()
-    (refusal,) = refused
-    line = str(refusal)
-    assert line.startswith(f"{name} lost: asked for 2 workers x 1 CPUs")
-    assert line.endswith("The same command goes on from the last checkpoint")
-    assert "\n" not in line
+    nodes.add()
+    spec = on_each_node(prepare(nodes.root / "rigid"), steps=100_000, checkpoint_every=20)
+    training = Training(nodes, spec)
+    with meanwhile(training, TooSmall) as line:
+        wait_until(lambda: training.folder.step() >= 20, SECONDS)
+        name = nodes.lose()
+        said = line()
+    assert said.startswith(f"{name} lost: asked for 2 workers x 1 CPUs")
+    assert said.endswith("The same command goes on from the last checkpoint")
     assert any(note.startswith(f"{name} lost, ") for note in training.notes), training.notes
