@@ -115,7 +115,7 @@ def bert(turns: int) -> tuple[float, float, float]:
     with torch.no_grad():
         (words, follows), theirs = model.logits(shown), peer(**given)
         far = max(
-            apart(words, theirs.prediction_logits[shown.chosen_BT]),
+            apart(words, theirs.prediction_logits[torch.arange(len(words))[:, None], shown.at_BM]),
             apart(follows, theirs.seq_relationship_logits),
         )
     ours = stepper(model, lambda: model(batch).total)

@@ -35,10 +35,20 @@ Rows: TypeAlias = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The scalar to minimise and the named scalars to log beside it."""
+    """One player's loss on some rows, perhaps a part of a step's batch: workers and accumulation share that.
 
-    total: Tensor
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    The whole batch's loss is the mean of its parts' totals, each weighed by its count. So is its gradient, which then
+    does not depend on how the batch was shared.
+    """
+
+    total: Tensor  # a float32 scalar to minimise, a mean
+    count: (
+        int | Tensor
+    )  # of what that is a mean over: rows or, where rows have unequal many, tokens
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # scalars to log beside it, means too
+    seen: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # for `follow`, of one dimension at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +123,31 @@ class Trainable(nn.Module, ABC):
     counts: ClassVar[bool] = False  # has sums, absorb, settle
     measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
     config: Any
+    steps_taken: int = 0  # in training, before this step; who trains says it
     left_out: str = ""  # what `examples` could not use, counted and said in a sentence
 
     @abstractmethod
     def forward(self, batch: Batch, player: str = "model") -> Losses:
-        """Return `player`'s losses on one batch; randomness comes from torch's global generator."""
+        """Return `player`'s losses on one batch; randomness comes from torch's global generator.
+
+        Nothing in it waits for the device: no path or shape depends on a tensor's values.
+        """
+
+    def survey(self, batch: Batch, player: str = "model") -> Batch:  # noqa: ARG002 - a mean over rows
+        """Return what a loss that is no mean over rows must know of the others', without gradients.
+
+        Where parts or workers share a step's batch, `forward` finds what all of them returned in its batch, joined
+        along the first dimension, under the same names.
+        """
+        return {}
+
+    def follow(self, seen: Mapping[str, Tensor], taken: Tensor) -> None:
+        """Move buffers that are no parameters by a training step.
+
+        Args:
+            seen: what `Losses.seen` had, of all parts and workers, joined along the first dimension.
+            taken: scalar 1., or 0. where the step was skipped because it was not finite; `seen` then is zeros.
+        """
 
     def player_parameters(self, player: str) -> list[nn.Parameter]:  # noqa: ARG002 - one player
         """Return the parameters that `player`'s optimiser owns."""

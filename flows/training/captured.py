@@ -1,6 +1,6 @@
 """A loss and its backward pass as one CUDA graph: a network of many small kernels no longer waits for the CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,7 @@ class Captured:
                 f"a batch of {[*map(tuple, shapes)]} after one of {[*map(tuple, self._shapes)]}: leave out"
                 " training.cuda_graph"
             )
-        total, *parts = self._replay(*batch.values())
-        return Losses(total, dict(zip(self._step.parts, parts, strict=True)))
+        return self._step.losses(self._replay(*batch.values()))
 
     def _capture(self, batch: Mapping[str, Tensor], player: str) -> "_Step":
         """Record; the rounds before leave no trace in the model's buffers and the random generators."""
@@ -73,9 +72,19 @@ class _Step(nn.Module):
     def __init__(self, call: Any, names: tuple[str, ...], player: str) -> None:
         super().__init__()
         self.call, self.names, self.player = call, names, player
-        self.parts: tuple[str, ...] = ()
+        self.first: Losses | None = None  # whose names and kind of count all have
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         losses = self.call(dict(zip(self.names, values, strict=True)), self.player)
-        self.parts = tuple(losses.parts)
-        return (losses.total, *losses.parts.values())
+        self.first = losses
+        counts = [losses.count] if isinstance(losses.count, Tensor) else []
+        return (losses.total, *counts, *losses.parts.values(), *losses.seen.values())
+
+    def losses(self, values: Sequence[Tensor]) -> Losses:
+        """Return what `forward`'s tensors mean."""
+        assert self.first is not None
+        found, first = iter(values), self.first
+        total = next(found)
+        count = next(found) if isinstance(first.count, Tensor) else first.count
+        parts, seen = ({name: next(found) for name in some} for some in (first.parts, first.seen))
+        return Losses(total, count, parts, seen)

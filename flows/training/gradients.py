@@ -1,4 +1,4 @@
-"""Gradients averaged over ranks in fixed buckets, each sent as soon as backward has filled it.
+"""Gradients added up over ranks in fixed buckets, each sent as soon as backward has filled it.
 
 Why not DistributedDataParallel: it imports torch._dynamo (3 s of CPU in every worker), it regroups its buckets after
 the first step, so that a resumed run adds in another order than an undisturbed one, and it needs
@@ -66,7 +66,7 @@ class Gradients:
         self._sending = True
 
     def finish(self) -> list[Tensor]:
-        """Return the gradients, averaged over ranks; one that nothing reached is zero."""
+        """Return the gradients, summed over ranks; one that nothing reached is zero."""
         for bucket in self.buckets[self._next :]:
             self._send(bucket)
         for bucket in self.buckets:
@@ -89,7 +89,6 @@ class Gradients:
         return count
 
     def _send(self, bucket: Bucket) -> None:
-        bucket.flat.div_(self.world)
         bucket.work = dist.all_reduce(bucket.flat, async_op=True)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
-from flows.training import halting, previews
+from flows.training import halting, previews, turns
 from flows.training.captured import Captured
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
@@ -238,13 +238,14 @@ class Loop:
         """The optimiser steps of every player, in turn, on this rank's rows of the batch."""
         state = self.state
         row: dict[str, Tensor] = {}
+        state.model.steps_taken = state.step
         for player in state.optimizers:
             self._only(player)
-            turns = state.model.turns(player)
-            for turn in range(turns):
-                part = {name: value[turn::turns] for name, value in batch.items()}
+            count = state.model.turns(player)
+            for turn in range(count):
+                part = {name: value[turn::count] for name, value in batch.items()}
                 for name, scalar in self._turn(player, part).items():
-                    row[name] = row[name] + scalar / turns if turn else scalar / turns
+                    row[name] = row[name] + scalar / count if turn else scalar / count
         if state.average is not None:
             state.average.update(state.step)
         state.step += 1
@@ -258,24 +259,23 @@ class Loop:
             {name: value[piece :: rules.accumulate] for name, value in batch.items()}
             for piece in range(rules.accumulate)
         ]
-        row: dict[str, Tensor] = {}
-        prefix = "" if len(state.optimizers) == 1 else f"{player}."
-        gradients, optimizer = self.gradients[player], state.optimizers[player]
-        gradients.start()
-        for part in parts:
-            if part is parts[-1]:
-                gradients.last()
-            with self._precision():
-                losses = self.model(part, player)
-            (losses.total / len(parts)).backward()
-            scalars = {"loss": losses.total, **losses.parts}
-            for name, value in scalars.items():
-                value = value.detach() / len(parts)
-                row[prefix + name] = row[prefix + name] + value if part is not parts[0] else value
-        norm = clip(gradients.finish(), rules.clip_norm)
-        row[f"{prefix}gradient_norm"] = norm
+        turn = turns.take(
+            state.model,
+            self.model,
+            parts,
+            player,
+            self.gradients[player],
+            self.ranks,
+            self._precision,
+        )
+        norm = clip(turn.gradients, rules.clip_norm, turn.share)
+        optimizer = state.optimizers[player]
         optimizer.step(rate_at(state.step, rules.steps, optimizer.rule))
-        return row
+        if turn.seen:
+            state.model.follow(turn.seen, torch.ones_like(norm))
+        prefix = "" if len(state.optimizers) == 1 else f"{player}."
+        scalars = {**turn.scalars, "gradient_norm": norm}
+        return {prefix + name: value for name, value in scalars.items()}
 
     def _only(self, player: str) -> None:
         """Let gradients reach this player's parameters alone."""

@@ -24,10 +24,11 @@ def rate_at(step: int, steps: int, rule: Optimizer) -> float:
 
 
 @torch.no_grad()
-def clip(gradients: Sequence[Tensor], limit: float) -> Tensor:
-    """Scale the gradients to a common norm of at most `limit`; returns the norm before, a scalar tensor."""
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
-    torch._foreach_mul_(list(gradients), (limit / (norm + 1e-6)).clamp(max=1.0))
+def clip(gradients: Sequence[Tensor], limit: float, share: Tensor) -> Tensor:
+    """Multiply the gradients by `share`, and to a norm of at most `limit` then; returns the norm before, a scalar."""
+    norms = torch._foreach_norm(list(gradients))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) * share
+    torch._foreach_mul_(list(gradients), share * (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

@@ -1,6 +1,6 @@
 """Who trains beside this process: its rank, its device, and the few things that ranks tell one another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -34,6 +34,33 @@ class Ranks:
             dist.all_reduce(values)
             values = values / self.world
         return values
+
+    def total(self, count: int | Tensor, like: Tensor) -> Callable[[], Tensor]:
+        """Begin to add up a count over ranks; call what is returned for the sum, a float32 scalar on `like`'s device.
+
+        A plain number is the same on every rank.
+        """
+        if isinstance(count, int):
+            whole = torch.full((), count * self.world, dtype=torch.float32, device=like.device)
+            return lambda: whole
+        found = count.detach().float()
+        if self.world == 1:
+            return lambda: found
+        work: Any = dist.all_reduce(found, async_op=True)
+
+        def ended() -> Tensor:
+            work.wait()
+            return found
+
+        return ended
+
+    def joined_rows(self, rows: Tensor) -> Tensor:
+        """Return every rank's rows, in the order of ranks, on the same device; all have one shape."""
+        if self.world == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
 
     def summed(self, values: Tensor) -> Tensor:
         """Return the sum over ranks, the same on each; waits for ranks that are still at work."""

@@ -42,14 +42,17 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, model: Trainable, device: torch.device) -> float:
-        """Return the mean over batches of the sum over players; every random generator is left as it was."""
+        """Return the sum of the players' losses on all rows; every random generator is left as it was."""
         before, training = generators(device), model.training
         seed_generators(0, 0)
         model.eval()
-        total = 0.0
+        sums = torch.zeros(2, len(model.players), dtype=torch.float64, device=device)
         for batch in self._batches:
             on_device = {name: value.to(device) for name, value in batch.items()}
-            total += sum(float(model(on_device, player).total) for player in model.players)
+            for number, player in enumerate(model.players):
+                losses = model(on_device, player)
+                sums[0, number] += losses.total * losses.count
+                sums[1, number] += losses.count
         model.train(training)
         set_generators(before, device)
-        return total / len(self._batches)
+        return float((sums[0] / sums[1].clamp(min=1)).sum())

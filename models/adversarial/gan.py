@@ -28,7 +28,7 @@ from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import words
 from models.parts.noise import normals
 
-LAZY: Final = 16  # critic's passes from one R1 to the next; each then weighs as much as 16
+LAZY: Final = 16  # steps from one R1 to the next; each then weighs as much as 16
 GROUPS: Final = 8  # of the generator's group norms
 SLOPE: Final = 0.2  # of LeakyReLU below 0
 
@@ -179,7 +179,6 @@ class GAN(Family):
     }
     players = ("critic", "generator")
     config: GANConfig
-    passes: Tensor
 
     def __init__(self, config: GANConfig) -> None:
         super().__init__()
@@ -189,7 +188,6 @@ class GAN(Family):
         painter, viewer, features = networks(config, inputs)
         self.generator = Generator(config, painter)
         self.critic = Critic(config, viewer, features)
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))  # the critic's
 
     @property
     def capabilities(self) -> Capabilities:
@@ -227,8 +225,9 @@ class GAN(Family):
         tokens_BT = tokens_BT[::turns] if tokens_BT is not None else None
         score_B = self.critic(self._fakes(x_BCHW[::turns], tokens_BT), tokens_BT)
         if self.config.loss == "wasserstein":
-            return Losses(-score_B.mean())
-        return Losses(F.softplus(-score_B).mean())  # not -softplus(score): it would not saturate
+            return Losses(-score_B.mean(), len(score_B))
+        # not -softplus(score): it would not saturate
+        return Losses(F.softplus(-score_B).mean(), len(score_B))
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -264,14 +263,12 @@ class GAN(Family):
         if penalty is None:
             penalty = torch.zeros_like(loss)
         scores = {"real": real_B.mean().detach(), "fake": fake_B.mean().detach()}
-        return Losses(loss + penalty, {**scores, "penalty": penalty.detach()})
+        return Losses(loss + penalty, len(real_B), {**scores, "penalty": penalty.detach()})
 
     def _penalty(
         self, x_BCHW: Tensor, fake_BCHW: Tensor, tokens_BT: Tensor | None
     ) -> Tensor | None:
-        """Return the weighted penalty of this pass, or None where it has none."""
-        due = int(self.passes) % LAZY == 0
-        self.passes += 1
+        """Return the weighted penalty of this step, or None where it has none."""
         with torch.autocast(x_BCHW.device.type, enabled=False):  # half precision loses a gradient's
             if self.config.loss == "wasserstein":
                 if not self.config.gradient_penalty:
@@ -281,7 +278,7 @@ class GAN(Family):
                 slopes_BD = self._slopes(between_BCHW, tokens_BT).flatten(1)
                 norm_B: Tensor = torch.linalg.vector_norm(slopes_BD, dim=1)
                 return self.config.gradient_penalty * (norm_B - 1).square().mean()
-            if not self.config.r1 or not due:
+            if not self.config.r1 or self.steps_taken % LAZY:
                 return None
             slopes = self._slopes(x_BCHW, tokens_BT)
             return LAZY * self.config.r1 / 2 * slopes.square().flatten(1).sum(1).mean()

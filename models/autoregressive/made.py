@@ -113,7 +113,8 @@ class MADE(Family):
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean exact negative log-likelihood."""
-        return Losses(-self._log_prob(self.bits(batch["pixels"])).mean())
+        nats_B = -self._log_prob(self.bits(batch["pixels"]))
+        return Losses(nats_B.mean(), len(nats_B))
 
     @torch.no_grad()
     def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:

@@ -297,7 +297,8 @@ class PixelRNN(Family):
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean exact negative log-likelihood, of pictures given their captions where these are learned."""
-        return Losses(-self._log_prob(self.observed(batch["pixels"]), self._tokens(batch)).mean())
+        nats_B = -self._log_prob(self.observed(batch["pixels"]), self._tokens(batch))
+        return Losses(nats_B.mean(), len(nats_B))
 
     @torch.no_grad()
     def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:

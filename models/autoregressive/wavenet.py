@@ -179,7 +179,8 @@ class WaveNet(Family):
             local_BTM = local_BTM.gather(1, index_BT[..., None].expand(-1, -1, local_BTM.shape[2]))
         nats_BT = self._nats(level_BT.gather(1, index_BT), self._tokens(batch), local_BTM)
         counted_BT = ((start_B == 0)[:, None] | (place_T >= field)) & (index_BT < length_B[:, None])
-        return Losses((nats_BT * counted_BT).sum() / counted_BT.sum().clamp(min=1))
+        count = counted_BT.sum()
+        return Losses((nats_BT * counted_BT).sum() / count.clamp(min=1), count)
 
     @torch.no_grad()
     def log_prob(self, batch: Batch) -> Tensor:
@@ -194,9 +195,10 @@ class WaveNet(Family):
 
     @torch.no_grad()
     def rating(self, batch: Batch) -> Iterator[Tensor | None]:
-        """Rate PART samples after another, and yield after each part."""
+        """Rate PART samples after another up to the longest length, and yield after each part."""
         level_BT, length_B = self._levels(batch)
-        tokens, samples = self._tokens(batch), level_BT.shape[1]
+        tokens, samples = self._tokens(batch), int(length_B.max())
+        level_BT = level_BT[:, :samples]
         local_BTM = self._local(batch.get("features"), samples)
         parts = []
         for start in range(0, samples, PART):  # the field before a part is all that it depends on
@@ -227,11 +229,13 @@ class WaveNet(Family):
 
     def _logits(self, level_BT: Tensor, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
         told_BT = F.pad(level_BT + 1, (1, 0))[:, :-1] if self.config.shift else level_BT + 1
-        x_BTR, skips = self._entered(told_BT), []
+        x_BTR = self._entered(told_BT)
+        total_BTS: Tensor | float = 0.0
         for layer in self._layers():
             x_BTR, skip_BTS = layer(x_BTR, layer.conditions(tokens, local_BTM))
-            skips.append(skip_BTS)
-        return self._head(torch.stack(skips).sum(0))
+            total_BTS = total_BTS + skip_BTS
+        assert isinstance(total_BTS, Tensor)
+        return self._head(total_BTS)
 
     def _layers(self) -> Iterator[DilatedLayer]:
         for layer in self.layers:
@@ -253,11 +257,11 @@ class WaveNet(Family):
         return entered
 
     def _levels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return levels (B, T) up to the longest length, and the lengths (B,)."""
+        """Return levels (B, T) and the lengths (B,)."""
         sound_BT = batch["sound"]
         whole_B = torch.full((len(sound_BT),), sound_BT.shape[1], device=sound_BT.device)
         length_B = batch.get("length", whole_B)
-        return levels_of(sound_BT[:, : int(length_B.max())], self.config.levels), length_B
+        return levels_of(sound_BT, self.config.levels), length_B
 
     def _tokens(self, batch: Batch) -> Tensor | None:
         if self.config.reads_text and "tokens" not in batch:

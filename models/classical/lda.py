@@ -206,7 +206,7 @@ class LDA(Family):
         if "tokens" in batch and len(self.count_Y) > 1:
             right_B = joint_BY.argmax(1) == classes.of_batch(batch, len(self.count_Y))
             parts["accuracy"] = right_B.double().mean()
-        return Losses(-joint_BY.logsumexp(1).mean(), parts)
+        return Losses(-joint_BY.logsumexp(1).mean(), len(joint_BY), parts)
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:

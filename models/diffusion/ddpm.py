@@ -197,7 +197,8 @@ class DDPM(Family):
             self.text = TextEncoder(len(config.vocabulary), *sizes)
         self.network = Denoiser(config)
         beta_T = schedules.betas(config.schedule, zero_terminal_snr=config.zero_terminal_snr)
-        self._alpha_T = schedules.alphas(beta_T)
+        self.alpha_T: Tensor
+        self.register_buffer("alpha_T", schedules.alphas(beta_T), persistent=False)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -233,7 +234,7 @@ class DDPM(Family):
             alpha_B, time_B = 1 - sigma_B, sigma_B * schedules.TIMES
         else:
             index_B = (spread_B * schedules.TIMES).long()
-            alpha_B = self._alpha_T.to(device)[index_B].float()
+            alpha_B = self.alpha_T[index_B].float()
             sigma_B, time_B = (1 - alpha_B.square()).sqrt(), index_B.float()
         times_B3 = torch.stack([time_B, alpha_B, sigma_B], 1)
         alpha, sigma = _columns(times_B3[:, 1:])
@@ -241,7 +242,7 @@ class DDPM(Family):
         x = alpha * x0 + sigma * eps
         prediction = self.network(x, times_B3, self._training_context(batch), low)
         target = {"eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0}
-        return Losses(F.mse_loss(prediction, target[self.config.objective]))
+        return Losses(F.mse_loss(prediction, target[self.config.objective]), count)
 
     def _training_context(self, batch: Batch) -> Tensor | None:
         if self.text is None:
@@ -328,7 +329,7 @@ class DDPM(Family):
         if c.objective == "flow":
             return samplers.flow_table(c.sampler, schedules.flow_times(steps, c.shift))
         return samplers.table(
-            c.sampler, self._alpha_T, schedules.trailing(steps), c.eta, c.variance
+            c.sampler, self.alpha_T.cpu(), schedules.trailing(steps), c.eta, c.variance
         )
 
     def steps_of(self, request: Request) -> int:

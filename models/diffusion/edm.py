@@ -217,7 +217,7 @@ class EDM(Family):
         error_B = (self.network(x, sigma_B, context) - x0).square().flatten(1).mean(1)
         if c.precondition == "edm":
             error_B = error_B / precondition(sigma_B, c.data_std)[1].square()
-        return Losses(error_B.mean())
+        return Losses(error_B.mean(), count)
 
     def _dequantised(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return (level + u) / levels in [-1, 1] for pixels in [0, 1], u uniform in [0, 1)."""

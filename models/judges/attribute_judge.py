@@ -101,15 +101,15 @@ class AttributeJudge(Trainable):
         if self.training:
             pixels_BCHW = soften(pixels_BCHW)
         features_BF = self._embed(pixels_BCHW)
-        total = features_BF.new_zeros(())
+        total = torch.zeros((), device=features_BF.device)
         parts: dict[str, Tensor] = {}
         for column, (head, (name, _)) in enumerate(
             zip(self.heads, self.config.attributes, strict=True)
         ):
-            logits, wanted_B = head(F.silu(features_BF)), wanted_BA[:, column]
+            logits, wanted_B = head(F.silu(features_BF)).float(), wanted_BA[:, column]
             total = total + F.cross_entropy(logits, wanted_B)
             parts[f"accuracy_{name}"] = (logits.argmax(1) == wanted_B).float().mean().detach()
-        return Losses(total, parts)
+        return Losses(total, len(wanted_BA), parts)
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ with GELU. 15 % of the tokens are chosen anew at every step; of these 80 % becom
 (appendix A.1), and the loss is of the chosen ones alone. Half of the seconds are exchanged for one of another document.
 
 A sentence is a line of a document. Shape letters: B rows, P tokens of a first and Q of a second sentence, T places of
-both with their control tokens, M chosen tokens, K tokens of the vocabulary, E width. After a sentence there may be
-<pad>, which is not seen and not counted as a place.
+both with their control tokens, M chosen tokens of a row at most, K tokens of the vocabulary, E width. After a sentence
+there may be <pad>, which is not seen and not counted as a place.
 """
 
 import string
@@ -89,6 +89,8 @@ class Masked(NamedTuple):
     tokens_BT: Tensor  # with <mask> and exchanged tokens
     segment_BT: Tensor  # 0 of the first sentence, 1 of the second
     chosen_BT: Tensor  # bool
+    at_BM: Tensor  # the places of the chosen tokens
+    counted_BM: Tensor  # bool; a row may have fewer than M
     label_BT: Tensor  # the tokens themselves
     random_B: Tensor  # 1 where the second sentence is one of another document
 
@@ -163,12 +165,20 @@ class BERT(Family):
         }
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the cross-entropy of the chosen tokens plus that of whether the second follows the first."""
+        """Return the cross-entropy of the chosen tokens plus that of whether the second follows the first.
+
+        Both are means over chosen tokens: a row's second counts as often as the row has some. Rows of equal length, as
+        in the paper, thereby have the paper's sum of two means.
+        """
         shown = self.masked(batch, negatives=self.config.negatives)
-        mlm_MK, nsp_B2 = self.logits(shown)
-        nll_M = F.cross_entropy(mlm_MK.float(), shown.label_BT[shown.chosen_BT], reduction="none")
-        mlm, nsp = nll_M.sum() / max(1, len(nll_M)), F.cross_entropy(nsp_B2.float(), shown.random_B)
-        return Losses(mlm + nsp, {"mlm": mlm, "nsp": nsp})
+        mlm_BMK, nsp_B2 = self.logits(shown)
+        label_BM, chosen_B = shown.label_BT.gather(1, shown.at_BM), shown.counted_BM.sum(1)
+        nll_BM = F.cross_entropy(mlm_BMK.mT.float(), label_BM, reduction="none")
+        nll_B = F.cross_entropy(nsp_B2.float(), shown.random_B, reduction="none")
+        count = chosen_B.sum()
+        mlm = (nll_BM * shown.counted_BM).sum() / count.clamp(min=1)
+        nsp = (nll_B * chosen_B).sum() / count.clamp(min=1)
+        return Losses(mlm + nsp, count, {"mlm": mlm.detach(), "nsp": nsp.detach()})
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -177,11 +187,11 @@ class BERT(Family):
         Masks and exchanged sentences are always the same for the same batch.
         """
         shown = self.masked(batch, torch.Generator().manual_seed(0))
-        mlm_MK, nsp_B2 = self.logits(shown)
-        found_BT = torch.zeros_like(shown.chosen_BT)
-        found_BT[shown.chosen_BT] = mlm_MK.argmax(1) == shown.label_BT[shown.chosen_BT]
+        mlm_BMK, nsp_B2 = self.logits(shown)
+        found_BM = mlm_BMK.argmax(2) == shown.label_BT.gather(1, shown.at_BM)
         return {
-            "mlm_accuracy": found_BT.sum(1) / shown.chosen_BT.sum(1).clamp(min=1),
+            "mlm_accuracy": (found_BM & shown.counted_BM).sum(1)
+            / shown.counted_BM.sum(1).clamp(min=1),
             "nsp_accuracy": (nsp_B2.argmax(1) == shown.random_B).float(),
         }
 
@@ -210,19 +220,24 @@ class BERT(Family):
         label_BT, segment_BT = _joined(first, second)
         may_BT = label_BT >= len(CONTROL)
         wanted_B1 = (may_BT.sum(1, keepdim=True) * self.config.masked).round().clamp(min=1)
-        place_BT = rand(*label_BT.shape).masked_fill(~may_BT, 2).argsort(1).argsort(1)
-        chosen_BT = (place_BT < wanted_B1) & may_BT
+        most = max(1, round(label_BT.shape[1] * self.config.masked))
+        at_BM = rand(*label_BT.shape).masked_fill(~may_BT, 2).argsort(1)[:, :most]
+        counted_BM = torch.arange(most, device=device) < wanted_B1
+        counted_BM = counted_BM & may_BT.gather(1, at_BM)
+        chosen_BT = torch.zeros_like(may_BT).scatter(1, at_BM, counted_BM)
         fate_BT, size = rand(*label_BT.shape), self.token.num_embeddings - len(CONTROL)
         another_BT = len(CONTROL) + (rand(*label_BT.shape) * size).long().clamp(max=size - 1)
         tokens_BT = torch.where(chosen_BT & (fate_BT < 0.8), MASK, label_BT)
         tokens_BT = torch.where(chosen_BT & (fate_BT >= 0.9), another_BT, tokens_BT)
-        return Masked(tokens_BT, segment_BT, chosen_BT, label_BT, exchanged_B.long())
+        shown = (tokens_BT, segment_BT, chosen_BT, at_BM, counted_BM, label_BT)
+        return Masked(*shown, exchanged_B.long())
 
     def logits(self, shown: Masked) -> tuple[Tensor, Tensor]:
-        """Return the chosen places' logits (M, K), and those of (follows, is of another document), (B, 2)."""
+        """Return the chosen places' logits (B, M, K), and those of (follows, is of another document), (B, 2)."""
         hidden_BTE = self.hidden(shown.tokens_BT, shown.segment_BT)
         pooled_BE = self.pooler(hidden_BTE[:, 0]).tanh()
-        return self.token_logits(hidden_BTE[shown.chosen_BT]), self.follows(pooled_BE)
+        at_BM1 = shown.at_BM[:, :, None].expand(-1, -1, hidden_BTE.shape[2])
+        return self.token_logits(hidden_BTE.gather(1, at_BM1)), self.follows(pooled_BE)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Return (..., K) from hidden states (..., E), through the embeddings of the tokens."""

@@ -181,10 +181,7 @@ class GPT(Family):
         return texts.windows(records, words, self.config.context, stride)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the mean cross-entropy in nats a token, and how often the likeliest token was the right one.
-
-        The mean over rows of each row's mean: equal parts of a batch (workers, accumulation) then average to the whole.
-        """
+        """Return the mean cross-entropy in nats a token, and how often the likeliest token was the right one."""
         learned_BT = self._targets(batch, learned=True)
         logits_BTV = self.logits(batch["tokens"][:, :-1].clamp(min=0)).float()
         target_BT = batch["tokens"][:, 1:].masked_fill(~learned_BT, -1)
@@ -192,9 +189,9 @@ class GPT(Family):
             logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=-1, reduction="none"
         ).view_as(target_BT)
         right_BT = (logits_BTV.detach().argmax(2) == target_BT).float()
-        count_B = learned_BT.sum(1).clamp(min=1)
-        total, right = ((value.sum(1) / count_B).mean() for value in (nats_BT, right_BT))
-        return Losses(total, {"accuracy": right})
+        count = learned_BT.sum()
+        total, right = (value.sum() / count.clamp(min=1) for value in (nats_BT, right_BT))
+        return Losses(total, count, {"accuracy": right})
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Return the next token's logits (B, T, V) at every place; T <= context."""

@@ -114,7 +114,9 @@ class Transformer(Family):
         self.encoder = nn.ModuleList(EncoderLayer(*sizes, "relu") for _ in range(config.layers))
         self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.layers))
         self.dropout = nn.Dropout(config.dropout)
-        self._places_TE = sinusoids(max(config.max_source, config.max_target), config.width)
+        places_TE = sinusoids(max(config.max_source, config.max_target), config.width)
+        self.places_TE: Tensor
+        self.register_buffer("places_TE", places_TE, persistent=False)  # to compute, not to save
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -169,9 +171,14 @@ class Transformer(Family):
         target_NT, smoothing = batch["target"], self.config.smoothing
         nll_NTK = -self.logits(batch["source"], target_NT[:, :-1]).float().log_softmax(2)
         written_NT = target_NT[:, 1:] != PAD
-        nll = nll_NTK.gather(2, target_NT[:, 1:, None])[:, :, 0][written_NT].mean()
-        uniform = nll_NTK.mean(2)[written_NT].mean()
-        return Losses((1 - smoothing) * nll + smoothing * uniform, {"nats_per_token": nll})
+        count = written_NT.sum()
+        nll_NT = nll_NTK.gather(2, target_NT[:, 1:, None])[:, :, 0]
+        nll, uniform = (
+            (nats_NT * written_NT).sum() / count.clamp(min=1)
+            for nats_NT in (nll_NT, nll_NTK.mean(2))
+        )
+        total = (1 - smoothing) * nll + smoothing * uniform
+        return Losses(total, count, {"nats_per_token": nll.detach()})
 
     @torch.no_grad()
     def log_prob(self, batch: Batch) -> Tensor:
@@ -229,13 +236,8 @@ class Transformer(Family):
 
     def _embedded(self, tokens_NT: Tensor) -> Tensor:
         scaled = self.embedding(tokens_NT) * self.config.width**0.5
-        out: Tensor = self.dropout(scaled + self.places(tokens_NT.device)[: tokens_NT.shape[1]])
+        out: Tensor = self.dropout(scaled + self.places_TE[: tokens_NT.shape[1]])
         return out
-
-    def places(self, device: torch.device) -> Tensor:
-        """Return the sinusoids of all places; a table to compute and not to save, so it is no buffer."""
-        self._places_TE = self._places_TE.to(device)
-        return self._places_TE
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -340,7 +342,7 @@ class Transformer(Family):
         index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
         last_N = tokens_NT.gather(1, (index_N - 1).clamp(min=0)[:, None])[:, 0].clamp(min=0)
         token_N = torch.where(index_N > 0, last_N, BOS)
-        place_NE = self.places(index_N.device)[index_N]
+        place_NE = self.places_TE[index_N]
         x_NTE = (self.embedding(token_N) * self.config.width**0.5 + place_NE)[:, None]
         number, kept = torch.arange(len(index_N), device=index_N.device), rows["kept"].clone()
         places = torch.arange(kept.shape[1], device=index_N.device)

@@ -1,6 +1,6 @@
 """Maximum mean discrepancy between codes and a Gaussian prior (Gretton et al. 2012, JMLR 13:723), unbiased.
 
-Shape letters: N codes, Z latent width.
+Shape letters: N codes, M of them at hand, Z latent width.
 """
 
 from typing import Final
@@ -23,8 +23,11 @@ def imq(a_NZ: Tensor, b_MZ: Tensor) -> Tensor:
     return torch.stack([s * base / (s * base + squared_NM) for s in SCALES]).sum(0)
 
 
-def mmd(codes_NZ: Tensor, prior_NZ: Tensor) -> Tensor:
+def mmd(codes_MZ: Tensor, prior_NZ: Tensor, codes_NZ: Tensor | None = None) -> Tensor:
     """Return the U-statistic of MMD^2 between N codes and N draws from the prior: a scalar, below 0 at times.
+
+    Where only some of the N codes are at hand, it is these ones' part: the mean over equal parts is the whole, in value
+    and, as the other codes are taken as they are, in gradient.
 
     The pairs of a sample with itself are left out of the first two terms (Tolstikhin et al., algorithm 2): with them
     every batch would look 7 / N too far from the prior, however well it fits.
@@ -32,12 +35,14 @@ def mmd(codes_NZ: Tensor, prior_NZ: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than two codes, or as many draws as codes there are not.
     """
+    codes_NZ = (codes_MZ if codes_NZ is None else codes_NZ).detach()
     count = len(codes_NZ)
     if count < 2 or len(prior_NZ) != count:
         raise ValueError(f"MMD needs two equal batches of 2 or more, got {count}, {len(prior_NZ)}")
-    same = sum(_off_diagonal(imq(part, part)).sum() for part in (codes_NZ, prior_NZ))
-    across = imq(codes_NZ, prior_NZ).mean()
-    return same / (count * (count - 1)) - 2 * across
+    near = imq(codes_MZ, codes_NZ).sum() / len(codes_MZ) - len(SCALES)
+    near = 2 * near - near.detach()  # each pair pulls at both of its codes
+    draws = _off_diagonal(imq(prior_NZ, prior_NZ)).sum() / count
+    return (near + draws) / (count - 1) - 2 * imq(codes_MZ, prior_NZ).mean()
 
 
 def excess(codes_NZ: Tensor) -> Tensor:

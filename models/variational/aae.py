@@ -89,6 +89,7 @@ class AAE(Family):
         fooling = F.softplus(-self.prior_logit(z_BZ)).mean()  # -log D(z)
         return Losses(
             cost + self.config.adversary * fooling,
+            len(z_BZ),
             {"cost": cost.detach(), "fooling": fooling.detach()},
         )
 
@@ -136,7 +137,7 @@ class AAE(Family):
         loss = F.softplus(-self.prior_logit(prior_BZ)) + F.softplus(self.prior_logit(z_BZ))
         with torch.no_grad():
             accuracy = self._right(prior_BZ, z_BZ).mean()
-        return Losses(loss.mean(), {"accuracy": accuracy})
+        return Losses(loss.mean(), len(loss), {"accuracy": accuracy})
 
     def _right(self, prior_BZ: Tensor, z_BZ: Tensor) -> Tensor:
         """Return 1 where the discriminator is right and 0 where not, (2 B,): the draws first, then the codes."""

@@ -7,7 +7,7 @@ and served, it is the one likeliest code. Costs are nats a picture:
     -log p(x | z)  +  beta KL(q(z | x) || uniform)  +  gamma (ln K - H(mean q))
 
 The last term is not the paper's, which has 8192 codes and 250 million pictures: on small data the KL leaves most codes
-unused for ever, while the entropy of the codes' use over a batch, all workers' rows of it, keeps them alive.
+unused for ever, while the entropy of the codes' use over a step's whole batch keeps them alive.
 
 The likelihood is Gaussian pixels of one learned variance (sigma-VAE, Rybkin et al. 2020, arXiv:2006.13202), or the
 paper's logit-Laplace (appendix A.3). Both are densities of grey levels in [0, 1] taken as they are.
@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts.autoencoder import check
+from models.parts.codes import perplexity, recount
 from models.parts.noise import places, uniforms
-from models.parts.workers import summed
 
 EDGE: Final = 0.1  # epsilon of appendix A.3: pixels are put into [EDGE, 1 - EDGE]
 FOLLOWING: Final = 0.99  # decay of how often each place has each code, a step
@@ -48,7 +48,7 @@ class DVAEConfig:
     sigma: float | None = None  # of gaussian pixels; None: learned; 1 is the broken control
     warm: float = 1.0  # the temperature at first
     cold: float = 1 / 16  # and from anneal_steps on, by a cosine
-    anneal_steps: int = 3000  # training steps, each part of an accumulated batch by itself
+    anneal_steps: int = 3000  # training steps
     kl_weight: float = 1.0  # beta, from kl_steps on; the paper: 6.6
     kl_steps: int = 500  # training steps in which it rises from 0, by a cosine
     usage_bonus: float = 100.0  # gamma; 0 is the broken control: most codes are never used
@@ -138,9 +138,10 @@ class DVAE(Family):
             chosen_BPK = F.softmax((log_q_BPK + gumbel(log_q_BPK)) / self.temperature, 2)
         else:
             chosen_BPK = F.one_hot(index_BP, c.codes).to(q_BPK.dtype)
-        nll = self._nll(chosen_BPK @ self.vectors.weight, x_BCHW).mean()
+        nll_B = self._nll(chosen_BPK @ self.vectors.weight, x_BCHW)
+        nll = nll_B.mean()
         kl = math.log(c.codes) * c.side**2 + (q_BPK * log_q_BPK).sum((1, 2)).mean()
-        usage = usage_entropy(q_BPK, shared=self.training)
+        usage = usage_entropy(q_BPK, batch.get("use"))
         unused = math.log(c.codes) - usage
         total = nll + self.kl_weight * kl + c.usage_bonus * unused
         parts = {
@@ -148,26 +149,35 @@ class DVAE(Family):
             "kl": kl.detach(),
             "usage": usage.detach(),
             "perplexity": perplexity(index_BP, c.codes),
-            "temperature": nll.new_tensor(self.temperature),
+            "temperature": self.temperature,
         }
-        if self.training:
-            self._count(index_BP)
-        return Losses(total, parts)
+        return Losses(total, len(nll_B), parts, {"codes": index_BP.int()})
+
+    @torch.no_grad()
+    def survey(self, batch: Batch, player: str = "model") -> Batch:  # noqa: ARG002 - one player
+        """Return these pictures' mean `use` of the codes, (1, K)."""
+        return {"use": self.log_posterior(batch["pixels"]).exp().mean((0, 1))[None]}
+
+    @torch.no_grad()
+    def follow(self, seen: Mapping[str, Tensor], taken: Tensor) -> None:
+        """Take a training step into account: its number, and which codes each place had."""
+        recount(self.places_PK, seen["codes"], (1 - FOLLOWING) * taken)
+        self.steps += taken.long()
 
     @property
-    def temperature(self) -> float:
+    def temperature(self) -> Tensor:
         """The Gumbel-softmax's, after the training steps taken so far."""
         return self._eased(self.config.warm, self.config.cold, self.config.anneal_steps)
 
     @property
-    def kl_weight(self) -> float:
+    def kl_weight(self) -> Tensor:
         """Beta, after the training steps taken so far."""
         return self._eased(0.0, self.config.kl_weight, self.config.kl_steps)
 
-    def _eased(self, first: float, last: float, steps: int) -> float:
+    def _eased(self, first: float, last: float, steps: int) -> Tensor:
         """Return the value on a cosine from first to last, which it keeps from `steps` on."""
-        share = min(1.0, int(self.steps) / steps) if steps else 1.0
-        return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+        share = (self.steps / steps).clamp(max=1) if steps else torch.ones_like(self.steps.float())
+        return last + (first - last) * (1 + (math.pi * share).cos()) / 2
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -229,7 +239,7 @@ class DVAE(Family):
         out = self._decoded(chosen_BPD)
         if self.config.likelihood == "gaussian":
             learned, fixed = self.log_sigma, self.config.sigma
-            log_sigma = out.new_tensor(fixed or 1.0).log() if learned is None else learned
+            log_sigma = out.new_full((), fixed or 1.0).log() if learned is None else learned
             squares = ((x_BCHW - out.sigmoid()) / log_sigma.exp()).square()
             nll = squares / 2 + log_sigma + math.log(2 * math.pi) / 2
         else:  # eq. 2 of appendix A.3, for pixels put into [EDGE, 1 - EDGE]
@@ -240,38 +250,18 @@ class DVAE(Family):
             nll = nll - math.log(1 - 2 * EDGE)  # of x and not of `inner`
         return nll.flatten(1).sum(1)
 
-    @torch.no_grad()
-    def _count(self, index_BP: Tensor) -> None:
-        """Take a training step into account: its number, and which codes each place had."""
-        chosen_PK = torch.zeros_like(self.places_PK)
-        chosen_PK.scatter_add_(1, index_BP.T, torch.ones_like(index_BP.T, dtype=chosen_PK.dtype))
-        (chosen_PK,) = summed(chosen_PK)
-        self.places_PK.lerp_(chosen_PK, 1 - FOLLOWING)
-        self.steps += 1
-
 
 def gumbel(like: Tensor) -> Tensor:
     """Return draws of the standard Gumbel distribution: the argmax of logits plus these is a categorical draw."""
     return -(-torch.rand_like(like).clamp(min=TINIEST).log()).clamp(min=TINIEST).log()
 
 
-def usage_entropy(q_BPK: Tensor, *, shared: bool) -> Tensor:
+def usage_entropy(q_BPK: Tensor, use_XK: Tensor | None = None) -> Tensor:
     """Return the entropy of the mean of q over all places, in nats; at most ln K.
 
-    `shared`: of all workers' pictures, so all must call it; one that measures alone would wait for ever. It is each
-    worker's part of the mean over workers, and so is its gradient: H(q) = - sum q ln q, whose inner
-    derivative is a constant, which probabilities do not feel.
+    Where q is of one of X equal parts, which used the codes so: the part's share. The mean over parts is the whole, and
+    so is its gradient: H(q) = - sum q ln q, whose inner derivative is a constant, which probabilities do not feel.
     """
     mine_K = q_BPK.mean((0, 1))
-    mean_K = mine_K.detach()
-    if shared:
-        total_K, count = summed(mean_K, torch.ones_like(mean_K[0]))
-        mean_K = total_K / count
+    mean_K = mine_K.detach() if use_XK is None else use_XK.mean(0)
     return -(mine_K * mean_K.clamp(min=TINIEST).log()).sum()
-
-
-def perplexity(index_BP: Tensor, codes: int) -> Tensor:
-    """Return exp of the entropy of the codes' use, a scalar: K where all are used alike, 1 where one is."""
-    share_K = index_BP.flatten().bincount(minlength=codes) / index_BP.numel()
-    found: Tensor = torch.special.entr(share_K).sum().exp()
-    return found

@@ -96,7 +96,8 @@ class VAE(Family):
         """
         nll_B, kl_B = self._bound(self._observed(batch["pixels"]), None)
         nll, kl = nll_B.mean(), kl_B.mean()
-        return Losses(nll + self.config.kl_weight * kl, {"nll": nll.detach(), "kl": kl.detach()})
+        parts = {"nll": nll.detach(), "kl": kl.detach()}
+        return Losses(nll + self.config.kl_weight * kl, len(nll_B), parts)
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:

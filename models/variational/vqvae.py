@@ -1,15 +1,15 @@
 """Vector-quantised autoencoder, VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937), codebook by moving averages.
 
 A picture becomes a grid of codes, each the nearest of K vectors. Gradients pass the choice straight through (section
-3.2); the codebook is no parameter but the moving mean of what chose each vector (appendix A.1), summed over all
-workers, so that every one keeps the same. A vector that hardly anything chooses starts anew at an encoding of the
-batch (Dhariwal et al. 2020, arXiv:2005.00341, section 3.1): without that, most of a codebook is never used.
+3.2); the codebook is no parameter but the moving mean of what chose each vector (appendix A.1), of all parts and
+workers of a step, so that every one keeps the same. A vector that hardly anything chooses starts anew at an encoding of
+the batch (Dhariwal et al. 2020, arXiv:2005.00341, section 3.1): without that, most of a codebook is never used.
 
 Sampling needs a prior over the codes. This one counts how often each place of the grid has each code and draws every
 place by itself: right for one place, too loose for a grid. A prior that knows the neighbours is another stage's work.
 
-Shape letters: B pictures, C channels, H and W pixels, P places of the grid, K codes, D width of a code, N = B P.
-Pixels are in [0, 1]; costs are sums over a picture's pixels.
+Shape letters: B pictures, C channels, H and W pixels, P places of the grid, K codes, D width of a code, N = B P, X
+parts and workers that share a step. Pixels are in [0, 1]; costs are sums over a picture's pixels.
 """
 
 import itertools
@@ -20,10 +20,10 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor, nn
 
-from models.family import Batch, Capabilities, Family, Losses, Request, mixed
+from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts.autoencoder import check
+from models.parts.codes import perplexity, recount, uses
 from models.parts.noise import places, uniforms
-from models.parts.workers import gathered, summed
 
 SMOOTHING: Final = 1e-5  # Laplace's, of the counts that divide
 
@@ -76,49 +76,50 @@ class Codebook(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def nearest(self, z_BPD: Tensor) -> Tensor:
-        """Return the nearest vector's index (B, P) int64; in float32, whose ties are rare."""
-        z_ND, vectors_KD = z_BPD.flatten(0, 1).float(), self.vectors_KD.float()
-        distance_NK = vectors_KD.square().sum(1) - 2 * z_ND @ vectors_KD.T
+        """Return the nearest vector's index (B, P) int64; in float32, whose ties are rare, under autocast too."""
+        with torch.autocast(z_BPD.device.type, enabled=False):
+            z_ND, vectors_KD = z_BPD.flatten(0, 1).float(), self.vectors_KD.float()
+            size_K = vectors_KD.square().sum(1)
+            distance_NK = torch.addmm(size_K, z_ND, vectors_KD.T, alpha=-2)
         return distance_NK.argmin(1).view(z_BPD.shape[:2])
 
     @torch.no_grad()
-    def follow(self, z_BPD: Tensor, index_BP: Tensor) -> None:
-        """Move the averages by one step of all workers' encodings, and start unused codes anew."""
+    def seen(self, z_BPD: Tensor, index_BP: Tensor) -> dict[str, Tensor]:
+        """Return what `follow` must know of a part: its codes, each code's sum of encodings, and some encodings."""
         z_ND = z_BPD.flatten(0, 1).float()
-        chosen_PK = torch.zeros_like(self.places_PK)
-        chosen_PK.scatter_add_(1, index_BP.T, torch.ones_like(index_BP.T, dtype=torch.float32))
         sums_KD = torch.zeros_like(self.sums_KD).index_add_(0, index_BP.flatten(), z_ND)
-        sums_KD, chosen_PK = summed(sums_KD, chosen_PK)
-        pace = 1 - self.config.decay
-        self.sums_KD.lerp_(sums_KD, pace)
-        self.counts_K.lerp_(chosen_PK.sum(0), pace)
-        self.places_PK.lerp_(chosen_PK, pace)
+        found = {"codes": index_BP.int(), "sums": sums_KD[None]}
         if self.config.revive_below:
-            self._revive(z_ND)
+            order = torch.randperm(max(len(z_ND), self.config.codes), device=z_ND.device)
+            found["fresh"] = z_ND[order[: self.config.codes] % len(z_ND)][None]
+        return found
+
+    @torch.no_grad()
+    def follow(self, seen: Mapping[str, Tensor], taken: Tensor) -> None:
+        """Move the averages by one step of all parts' encodings, and start unused codes anew."""
+        pace = (1 - self.config.decay) * taken
+        recount(self.places_PK, seen["codes"], pace)
+        self.sums_KD.lerp_(seen["sums"].sum(0), pace)
+        self.counts_K.lerp_(uses(seen["codes"], self.config.codes), pace)
+        if self.config.revive_below:
+            self._revive(seen["fresh"], taken)
         total = self.counts_K.sum()
         smooth_K = (self.counts_K + SMOOTHING) / (total + self.config.codes * SMOOTHING) * total
-        self.vectors_KD.copy_(self.sums_KD / smooth_K[:, None])
-        self.steps += 1
+        self.vectors_KD.lerp_(self.sums_KD / smooth_K[:, None], taken)
+        self.steps += taken.long()
 
-    def _revive(self, z_ND: Tensor) -> None:
+    def _revive(self, fresh_XKD: Tensor, taken: Tensor) -> None:
         """Put codes of little use, and all of them at the first step, on encodings of this step.
 
-        Every worker has the same counts, so all come here together; which encodings are taken depends on the step
-        alone, so that two workers take what one would.
+        Every worker has the same counts and is given the same encodings; a code takes the k-th one of a part.
         """
         mean = self.counts_K.mean()
-        dead_K = self.counts_K < self.config.revive_below * mean
-        step = int(self.steps)
-        if step == 0:
-            dead_K = torch.ones_like(dead_K)
-        if not bool(dead_K.any()):
-            return
-        rows_ND = gathered(z_ND)
-        generator = torch.Generator().manual_seed(mixed(step))
-        order = torch.randperm(max(len(rows_ND), self.config.codes), generator=generator)
-        fresh_KD = rows_ND[order[: self.config.codes].to(rows_ND.device) % len(rows_ND)]
-        self.counts_K[dead_K] = mean
-        self.sums_KD[dead_K] = fresh_KD[dead_K] * mean
+        dead_K = (self.counts_K < self.config.revive_below * mean) | (self.steps == 0)
+        dead_K &= taken > 0
+        number_K = torch.arange(self.config.codes, device=dead_K.device)
+        fresh_KD = fresh_XKD[number_K % len(fresh_XKD), number_K]
+        self.counts_K.copy_(torch.where(dead_K, mean, self.counts_K))
+        self.sums_KD.copy_(torch.where(dead_K[:, None], fresh_KD * mean, self.sums_KD))
 
 
 class VQVAE(Family):
@@ -154,7 +155,7 @@ class VQVAE(Family):
         return Capabilities(tokenizes=True)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the cost and beta times the commitment, eq. 3 of the paper; in training, move the codebook."""
+        """Return the cost and beta times the commitment, eq. 3 of the paper."""
         x_BCHW = batch["pixels"]
         z_BPD = self.encodings(x_BCHW)
         index_BP = self.codebook.nearest(z_BPD)
@@ -162,14 +163,17 @@ class VQVAE(Family):
         commitment = (z_BPD - chosen_BPD).square().sum((1, 2)).mean()
         through_BPD = z_BPD + (chosen_BPD - z_BPD).detach()
         cost = (self.decode(through_BPD) - x_BCHW).square().flatten(1).sum(1).mean()
-        if self.training:
-            self.codebook.follow(z_BPD, index_BP)
         parts = {
             "cost": cost.detach(),
             "commitment": commitment.detach(),
-            "perplexity": self._perplexity(index_BP),
+            "perplexity": perplexity(index_BP, self.config.codes),
         }
-        return Losses(cost + self.config.commitment * commitment, parts)
+        seen = self.codebook.seen(z_BPD, index_BP) if self.training else {}
+        return Losses(cost + self.config.commitment * commitment, len(z_BPD), parts, seen)
+
+    def follow(self, seen: Mapping[str, Tensor], taken: Tensor) -> None:
+        """Move the codebook."""
+        self.codebook.follow(seen, taken)
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -195,7 +199,10 @@ class VQVAE(Family):
         back_BCHW = self.painted(index_BP)
         cost_B = (back_BCHW - x_BCHW).square().flatten(1).sum(1)
         plain = (x_BCHW.mean(0) - x_BCHW).square().flatten(1).sum(1).mean()
-        return {"perplexity": self._perplexity(index_BP)[None], "relative_cost": cost_B / plain}
+        return {
+            "perplexity": perplexity(index_BP, self.config.codes)[None],
+            "relative_cost": cost_B / plain,
+        }
 
     def encodings(self, pixels: Tensor) -> Tensor:
         """Return the encoder's vectors (B, P, D), before a code is chosen."""
@@ -208,9 +215,3 @@ class VQVAE(Family):
         grid = chosen_BPD.transpose(1, 2).reshape(len(chosen_BPD), -1, side, side)
         x_BCHW: Tensor = self.decoder(grid).float().sigmoid()
         return x_BCHW
-
-    def _perplexity(self, index_BP: Tensor) -> Tensor:
-        """Return exp of the entropy of the codes' use, a scalar: K where all are used alike, 1 where one is."""
-        share_K = index_BP.flatten().bincount(minlength=self.config.codes) / index_BP.numel()
-        perplexity: Tensor = torch.special.entr(share_K).sum().exp()
-        return perplexity

@@ -75,14 +75,21 @@ class WAE(Family):
         x_BCHW = batch["pixels"]
         z_BZ = self.latents(x_BCHW)
         cost = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1).mean()
-        prior_BZ = torch.randn_like(z_BZ)
-        penalty = mmd(z_BZ, prior_BZ)
+        prior_NZ = batch["prior"] if "prior" in batch else torch.randn_like(z_BZ)
+        penalty = mmd(z_BZ, prior_NZ, batch.get("codes"))
         with torch.no_grad():
-            chance = mmd(torch.randn_like(z_BZ), prior_BZ).abs()
+            chance = mmd(torch.randn_like(prior_NZ), prior_NZ).abs()
         return Losses(
             cost + self.config.penalty * penalty,
+            len(z_BZ),
             {"cost": cost.detach(), "mmd": penalty.detach(), "mmd_of_prior": chance},
         )
+
+    @torch.no_grad()
+    def survey(self, batch: Batch, player: str = "model") -> Batch:  # noqa: ARG002 - one player
+        """Return the `codes` of these pictures and as many draws from the `prior`: all are compared with all."""
+        z_BZ = self.latents(batch["pixels"])
+        return {"codes": z_BZ, "prior": torch.randn_like(z_BZ)}
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:

@@ -60,7 +60,7 @@ class Unigram(Family):
         return {"nats_per_token": -self.log_prob(batch) / batch["tokens"].shape[1]}
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002
-        return Losses(-self.log_prob(batch).mean())
+        return Losses(-self.log_prob(batch).mean(), len(batch["tokens"]))
 
     def sample(self, request: Request) -> Tensor:
         if self.config.reads and not request.prompts:
@@ -114,7 +114,7 @@ class Hiss(Family):
         return (each * (inside < batch["length"][:, None])).sum(1)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002
-        return Losses(-self.log_prob(batch).mean())
+        return Losses(-self.log_prob(batch).mean(), len(batch["sound"]))
 
     def sample(self, request: Request) -> Tensor:
         count = int((request.seconds or 0.2) * self.config.sample_rate)

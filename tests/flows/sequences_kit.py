@@ -51,7 +51,8 @@ class Bigram(Family):
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002
         tokens_BT = batch["tokens"]
         logits_BTV = self.table(tokens_BT[:, :-1])
-        return Losses(F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten()))
+        nats = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
+        return Losses(nats, len(tokens_BT))
 
     def sample(self, request: Request) -> Tensor:
         return torch.full((len(request.seeds), 1), BOS)
@@ -88,7 +89,7 @@ class Linear(Family):
         places = torch.arange(taps, x_BT.shape[1])
         heard_BT = (places < batch["length"][:, None]).float()
         error_BT = (guess_BT - x_BT[:, taps:]).square() * heard_BT
-        return Losses(error_BT.sum() / heard_BT.sum())
+        return Losses(error_BT.sum() / heard_BT.sum(), heard_BT.sum())
 
     def sample(self, request: Request) -> Tensor:
         return torch.zeros(len(request.seeds), self.config.clip_samples)

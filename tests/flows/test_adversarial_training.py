@@ -37,12 +37,11 @@ def by_hand(prepared: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
         seed_generators(0, rank)
         noise.append(generators(device))
     for step in range(STEPS):
+        model.steps_taken = step
         for player, optimizer in optimizers.items():
             for turn in range(model.turns(player)):
                 model.zero_grad()
-                passes = model.passes.clone()
                 for rank, loader in enumerate(loaders):
-                    model.passes.copy_(passes)
                     set_generators(noise[rank], device)
                     part = {
                         k: v[turn :: model.turns(player)] for k, v in loader.batch(step).items()

@@ -309,7 +309,7 @@ def test_clipping_is_torchs() -> None:
     for parameter, gradient in zip(theirs, ours, strict=True):
         parameter.grad = gradient.clone()
     expected = torch.nn.utils.clip_grad_norm_(theirs, 0.5)
-    torch.testing.assert_close(clip(ours, 0.5), expected)
+    torch.testing.assert_close(clip([*ours], 0.5, torch.ones(())), expected)
     torch.testing.assert_close(ours, [parameter.grad for parameter in theirs])
 
 

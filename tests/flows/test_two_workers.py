@@ -1,4 +1,4 @@
-"""Every family under two workers: they hold the same weights, and what one worker would, but for noise."""
+"""However a batch is shared, by two workers and by parts of each one's rows, every family learns the same from it."""
 
 import os
 import subprocess
@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.flows.two_workers import ROWS, learned_by_gradients, state, steps
-from tests.models.families_kit import batch_of, tiny
+from tests.flows.shared_batches import Shared, learned_by_gradients
+from tests.flows.two_workers import PARTS, stepped
 
 ROOT = Path(__file__).parents[2]
+PLAYERS = [(name, one) for name in learned_by_gradients() for one in Shared(name).model.players]
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """What each of two workers ended with, by family and name."""
+    """What each of two workers ended with, by family, parts and name."""
     folder = tmp_path_factory.mktemp("workers")
     script = Path(__file__).with_name("two_workers.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -33,32 +34,47 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
-def noise_free(name: str) -> bool:
-    """Whether the loss is a function of the batch alone."""
-    model = tiny(name)
-    batch = batch_of(model, ROWS)
-    losses = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        losses.append([model(batch, player).total.item() for player in model.players])
-    return losses[0] == losses[1]
+def apart(one: Tensor, other: Tensor) -> float:
+    """How far two gradients are apart, as a share of the first's length."""
+    return float((one - other).norm() / one.norm())
+
+
+@pytest.mark.parametrize(("name", "player"), PLAYERS)
+def test_parts_and_workers_give_the_gradient_of_the_whole_batch(
+    workers: list[dict[str, Tensor]], name: str, player: str
+) -> None:
+    """Rows have unequally many tokens; what is drawn for a row is the same wherever the row goes."""
+    whole, turn = Shared(name).gradient(player)
+    assert whole.norm() > 0
+    for parts in (2, 4):
+        found, shared = Shared(name, parts=parts).gradient(player)
+        assert apart(whole, found) < 1e-5
+        torch.testing.assert_close(shared.scalars["loss"], turn.scalars["loss"])
+    for parts in PARTS:
+        for worker in workers:
+            found = worker[f"{name}/{parts}/gradient of {player}"]
+            assert apart(whole, found) < 1e-5
 
 
 @pytest.mark.parametrize("name", learned_by_gradients())
 def test_two_workers_hold_the_same_and_what_one_would(
     workers: list[dict[str, Tensor]], name: str
 ) -> None:
-    """With noise, and where rows are windows drawn at random, two workers draw other numbers than one."""
-    first, second = (
-        {key.partition("/")[2]: value for key, value in one.items() if key.startswith(f"{name}/")}
-        for one in workers
-    )
-    assert first
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    if noise_free(name):
-        torch.testing.assert_close(first, dict(state(steps(name))), rtol=1e-4, atol=1e-5)
+    alone = stepped(name)
+    for parts in PARTS:
+        first, second = ({key: one[f"{name}/{parts}/{key}"] for key in alone} for one in workers)
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_enough_families_are_free_of_noise_to_be_compared_with_one_worker() -> None:
-    compared = {name for name in learned_by_gradients() if noise_free(name)}
-    assert compared >= {"gpt", "made", "nade", "pixelcnn", "pixelrnn", "transformer"}
+@pytest.mark.parametrize("name", ["bert", "gpt", "transformer", "wavenet"])
+def test_the_mean_of_the_parts_own_gradients_is_another_one(name: str) -> None:
+    """What a part has few tokens of would count too much: the check above is of batches where that shows."""
+    shared = Shared(name, parts=4)
+    whole, _ = Shared(name).gradient("model")
+    parameters = shared.model.player_parameters("model")
+    own = torch.zeros_like(whole)
+    for batch in shared.batches:
+        total = shared.forward(batch, "model").total
+        own += torch.cat([g.flatten() for g in torch.autograd.grad(total, parameters)]) / 4
+    assert apart(whole, own) > 1e-3

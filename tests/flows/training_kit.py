@@ -66,9 +66,9 @@ class Toy(Trainable):
         fake: Tensor = self.generator(real[:, :4])
         if player == "generator":
             assert not self.critic.weight.requires_grad
-            return Losses(-self.critic(fake).mean())
+            return Losses(-self.critic(fake).mean(), len(real))
         assert not fake.requires_grad
-        return Losses((self.critic(fake) - self.critic(real)).square().mean())
+        return Losses((self.critic(fake) - self.critic(real)).square().mean(), len(real))
 
 
 def prepare(folder: Path, rows: int = 64, side: int = 8, validation: int = 0) -> Path:

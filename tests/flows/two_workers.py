@@ -1,58 +1,42 @@
-"""One of two workers that take every family's first steps together: `two_workers.py RANK STORE_FILE RESULT`.
-
-Imported, `steps` does the same alone. Plain gradient descent, so that what differs is the family and not the optimiser.
-"""
+"""One of two workers that take every family's first steps together: `two_workers.py RANK STORE_FILE RESULT`."""
 
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models import FAMILIES, trainable
-from models.family import Family
-from tests.models.families_kit import batch_of, tiny
+from flows.training.ranks import Ranks
+from tests.flows.shared_batches import Shared, learned_by_gradients
 
-STEPS, RATE, ROWS = 3, 0.05, 16
-
-
-def learned_by_gradients() -> list[str]:
-    return [name for name in FAMILIES if not trainable(name).counts]
+STEPS: Final = 3
+PARTS: Final = (1, 2)  # of each worker's rows
 
 
-def steps(name: str, rank: int = 0, world: int = 1, device: str = "cpu") -> Family:
-    """Return the family's tiny model after its first steps on this worker's rows, gradients averaged over workers."""
-    model = tiny(name)
-    torch.manual_seed(100 + rank)
-    batch = {key: rows[rank::world].to(device) for key, rows in batch_of(model, ROWS).items()}
-    model.to(device)
+def stepped(name: str, ranks: Ranks | None = None, parts: int = 1) -> dict[str, Tensor]:
+    """Return the family's tiny model after its first steps."""
+    shared = Shared(name, ranks, parts)
     for _ in range(STEPS):
-        for player in model.players:
-            parameters = model.player_parameters(player)
-            gradients = torch.autograd.grad(model(batch, player).total, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if world > 1:
-                    dist.all_reduce(gradient)
-                parameter.data -= RATE * gradient / world
-    return model
-
-
-def state(model: Family) -> Mapping[str, Tensor]:
-    return {key: value.clone().contiguous() for key, value in model.state_dict().items()}
+        shared.step()
+    return shared.state()
 
 
 def main(rank: int, store: str, result: Path) -> None:
     torch.set_num_threads(1)
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{store}", limit, rank=rank, world_size=2)
-    found = {}
+    ranks, found = Ranks.joined(torch.device("cpu")), dict[str, Tensor]()
     for name in learned_by_gradients():
-        for key, value in state(steps(name, rank, 2)).items():
-            found[f"{name}/{key}"] = value
+        for parts in PARTS:
+            for player in Shared(name).model.players:
+                gradient, _ = Shared(name, ranks, parts).gradient(player)
+                found[f"{name}/{parts}/gradient of {player}"] = gradient
+            for key, value in stepped(name, ranks, parts).items():
+                found[f"{name}/{parts}/{key}"] = value
     save_file(found, result)
     dist.destroy_process_group()
 

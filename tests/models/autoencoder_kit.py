@@ -30,8 +30,11 @@ def fitted(model: Family, steps: int, rate: float = 2e-3) -> Family:
         for player, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = slowed
             optimizer.zero_grad()
-            model(batch, player).total.backward()
+            losses = model(batch, player)
+            losses.total.backward()
             optimizer.step()
+            if losses.seen:
+                model.follow(losses.seen, torch.ones(()))
     return model.eval()
 
 

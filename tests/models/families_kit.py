@@ -1,8 +1,9 @@
 """What every family is tried on, whatever it makes: structure to learn from, and requests that it can answer."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ RECORDS: Final[tuple[Sequence[Record], ...]] = (
 """Text records with a pattern, a kind each: documents, pairs, dialogues."""
 
 
-def tiny(name: str) -> Family:
+def tiny(name: str, **changes: Any) -> Family:
     torch.manual_seed(0)
-    model = trainable(name)(trainable(name).presets["tiny"])
+    model = trainable(name)(dataclasses.replace(trainable(name).presets["tiny"], **changes))
     assert isinstance(model, Family)
     return model
 

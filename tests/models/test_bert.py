@@ -298,7 +298,8 @@ def test_logits_equal_those_of_transformers_bert_with_the_same_weights() -> None
         attention_mask=shown.tokens_BT != PAD,
         token_type_ids=shown.segment_BT,
     )
-    chosen = theirs.prediction_logits[shown.chosen_BT]
+    row_B1 = torch.arange(len(ours))[:, None]
+    chosen = theirs.prediction_logits[row_B1, shown.at_BM]
     torch.testing.assert_close(ours, chosen, rtol=0, atol=1e-4)
     torch.testing.assert_close(follows, theirs.seq_relationship_logits, rtol=0, atol=1e-4)
 

@@ -85,20 +85,22 @@ def test_the_loss_is_of_the_answers_alone() -> None:
         assert torch.equal(heard, expected)
 
 
-def test_equal_parts_of_a_batch_average_to_the_whole() -> None:
+def test_parts_of_a_batch_average_to_the_whole_by_their_tokens() -> None:
     """So that two workers, or two accumulated parts, learn what one does, however long the answers are."""
     model = gpt(learns="dialogues")
     batch = model.examples(
         [dialogue("a", "b"), dialogue("ab", "cdefgh"), dialogue("c", ""), dialogue("", "hg")]
     )
-    whole = model(batch).total
+    whole = model(batch)
     parts = [
-        model({name: value[rows] for name, value in batch.items()}).total
-        for rows in ([0, 1], [2, 3])
+        model({name: value[rows] for name, value in batch.items()}) for rows in ([0, 1], [2, 3])
     ]
-    torch.testing.assert_close(sum(parts) / 2, whole)
-    nats = model.measure(batch)["nats_per_token"].mean()
-    torch.testing.assert_close(nats, whole.detach(), rtol=0, atol=1e-5)
+    assert sum(part.count for part in parts) == whole.count
+    torch.testing.assert_close(
+        sum(part.total * part.count for part in parts) / whole.count, whole.total
+    )
+    nats = -model.log_prob(batch).sum() / whole.count
+    torch.testing.assert_close(nats, whole.total.detach(), rtol=0, atol=1e-5)
 
 
 def test_a_likelihood_is_the_sum_of_its_tokens() -> None:

@@ -1,19 +1,14 @@
-"""The codebook against its definition, alone and over two workers, and what it is without revival."""
+"""The codebook against its definition, whole and in parts, and what it is without revival."""
 
 import dataclasses
-import multiprocessing
-import socket
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.family import Request
+from models.parts.codes import perplexity
 from models.variational.vqvae import VQVAE, VQVAEConfig
 from tests.models.autoencoder_kit import fitted, found
 
@@ -53,7 +48,7 @@ def test_vectors_are_the_moving_mean_of_what_chose_them() -> None:
     book = vqvae(decay=0.0, revive_below=0.0).codebook
     z_BPD = torch.randn(64, 16, 4, generator=torch.Generator().manual_seed(0))
     index = book.nearest(z_BPD)
-    book.follow(z_BPD, index)
+    book.follow(book.seen(z_BPD, index), torch.ones(()))
     for code in index.unique():
         mean = z_BPD[index == code].mean(0)
         torch.testing.assert_close(book.vectors_KD[code], mean, rtol=1e-4, atol=1e-4)
@@ -70,11 +65,11 @@ def test_evaluation_moves_nothing() -> None:
 
 def test_unused_codes_start_anew_at_encodings_of_the_batch() -> None:
     model = vqvae()
-    model({"pixels": pictures()})
+    model.follow(model({"pixels": pictures()}).seen, torch.ones(()))
     book = model.codebook
     book.counts_K[3], book.sums_KD[3], book.vectors_KD[3] = 0.0, 0.0, 1000.0
     z_BPD = model.encodings(pictures())
-    book.follow(z_BPD, book.nearest(z_BPD))
+    book.follow(book.seen(z_BPD, book.nearest(z_BPD)), torch.ones(()))
     nearest = (z_BPD.flatten(0, 1) - book.vectors_KD[3]).norm(dim=1).min()
     assert nearest < 1e-4
     assert book.counts_K[3] == pytest.approx(book.counts_K.mean().item(), rel=0.5)
@@ -90,43 +85,42 @@ def test_samples_follow_how_often_each_place_had_each_code() -> None:
     torch.testing.assert_close(drawn, expected.expand(2, -1, -1, -1))
 
 
-def steps_of(rank: int, world: int, port: int, out: Path) -> None:
-    """Take three steps of the codebook on this worker's half of each batch, and save it."""
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    try:
-        save_file(followed(rank, world), out / f"{rank}.safetensors")
-    finally:
-        dist.destroy_process_group()
-
-
-def followed(rank: int, world: int) -> Mapping[str, Tensor]:
-    model = vqvae(decay=0.5, revive_below=0.5)
+def followed(parts: int, **change: object) -> dict[str, Tensor]:
+    """Return the codebook after three steps, each of `parts` parts."""
+    model = vqvae(decay=0.5, **change)
     for step in range(3):
         whole = torch.randn(32, 16, 4, generator=torch.Generator().manual_seed(step))
-        part = whole.chunk(world)[rank]
-        model.codebook.follow(part, model.codebook.nearest(part))
+        seen = [model.codebook.seen(z, model.codebook.nearest(z)) for z in whole.chunk(parts)]
+        joined = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
+        model.follow(joined, torch.ones(()))
     return model.codebook.state_dict()
 
 
-def test_two_workers_keep_the_codebook_of_one(tmp_path: Path) -> None:
-    """Half of the mean use counts as dead here, so that codes are revived at every step."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=steps_of, args=(r, 2, port, tmp_path)) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    alone = followed(0, 1)
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5)
+def test_parts_of_a_batch_keep_the_codebook_of_the_whole() -> None:
+    torch.testing.assert_close(
+        followed(4, revive_below=0.0), followed(1, revive_below=0.0), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_each_part_lends_encodings_to_codes_that_start_anew() -> None:
+    """At the first step all codes do, each at an encoding of its own."""
+    model = vqvae(decay=0.5)
+    whole = torch.randn(32, 16, 4, generator=torch.Generator().manual_seed(0))
+    seen = [model.codebook.seen(z, model.codebook.nearest(z)) for z in whole.chunk(4)]
+    model.follow({name: torch.cat([one[name] for one in seen]) for name in seen[0]}, torch.ones(()))
+    far_KN = torch.cdist(model.codebook.vectors_KD, whole.flatten(0, 1))
+    near = far_KN.min(1)
+    assert near.values.max() < 1e-3
+    assert set((near.indices // 128).tolist()) == {0, 1, 2, 3}
+    assert len(near.indices.unique()) == 16
+
+
+def test_a_step_that_is_not_taken_moves_no_code() -> None:
+    model = vqvae()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = model({"pixels": pictures()}).seen
+    model.follow({name: torch.zeros_like(rows) for name, rows in seen.items()}, torch.zeros(()))
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
 def test_a_codebook_without_revival_is_seen() -> None:
@@ -143,10 +137,9 @@ def test_a_codebook_without_revival_is_seen() -> None:
 
 
 def test_perplexity_counts_codes_in_even_use() -> None:
-    model = vqvae()
     for used in (1, 4, 16):
         index = torch.from_numpy(np.arange(64) % used).view(4, 16)
-        assert model._perplexity(index).item() == pytest.approx(used, rel=1e-5)
+        assert perplexity(index, 16).item() == pytest.approx(used, rel=1e-5)
 
 
 @pytest.mark.parametrize(

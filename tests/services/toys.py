@@ -46,7 +46,7 @@ class Voice(Family):
         return Capabilities(modality="audio", condition="text", likelihood=True)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        return Losses(-self.log_prob(batch).mean())
+        return Losses(-self.log_prob(batch).mean(), len(batch["sound"]))
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         return words.encode(captions, self.config.vocabulary, 1)
@@ -89,7 +89,7 @@ class Reader(Family):
         return Capabilities(modality="text", embeds=True)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - learns nothing
-        return Losses(self.vectors.weight.sum())
+        return Losses(self.vectors.weight.sum(), 1)
 
     def sample(self, request: Request) -> Tensor:  # noqa: ARG002 - writes nothing
         raise ValueError("this model writes nothing")
