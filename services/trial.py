@@ -22,33 +22,35 @@ def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     sound in one batch of each size, since a step is many samples. A model that draws nothing (it only embeds) keeps
     all sizes.
     """
-    asked = _acceptable(model)
-    if asked is None:
-        return tuple(buckets)
-    count = buckets[-1]
-    largest = _trial(model, asked, count, count)
-    slow = model.capabilities.modality == "audio"
-    agreed = [
-        size
-        for size in buckets[:-1]
-        if _equal(_trial(model, asked, size if slow else count, size), largest)
-    ]
-    return (*agreed, count)
+    agreed, count = list(buckets), buckets[-1]
+    for asked in _acceptable(model):
+        largest = _trial(model, asked, count, count)
+        slow = model.capabilities.modality == "audio"
+        agreed = [
+            size
+            for size in agreed
+            if size == count or _equal(_trial(model, asked, size if slow else count, size), largest)
+        ]
+    return tuple(agreed)
 
 
-def _acceptable(model: Family) -> Request | None:
-    """Return a request of one row that the model takes, or None where it takes none."""
+def _acceptable(model: Family) -> list[Request]:
+    """Return requests of one row that the model takes, one a size of its network's calls; none where it takes none."""
     able = model.capabilities
     if able.modality == "text":
-        return next((one for one in _written() if _takes(model, one)), None)
+        return [one for one in _written() if _takes(model, one)][:1]
     words = getattr(model.config, "vocabulary", ())[:1] if able.condition == "text" else ()
     if able.modality == "audio":
-        return Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)
+        return [Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)]
+    low = None
     if able.upscales:
         side, channels = model.config.low_size, model.config.channels
         grey = torch.Generator().manual_seed(0)
-        return Request(seeds=(0,), low_BCHW=torch.rand(1, channels, side, side, generator=grey))
-    return Request(seeds=(0,), prompts=() if able.stepwise else tuple(words))
+        low = torch.rand(1, channels, side, side, generator=grey)
+    asked = Request(seeds=(0,), prompts=tuple(words), low_BCHW=low)
+    if not (able.stepwise and words):
+        return [asked]
+    return [replace(asked, guidance=scale) for scale in (1.0, 2.0)]  # one prediction, and two
 
 
 def _written() -> Iterator[Request]:

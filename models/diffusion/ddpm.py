@@ -222,18 +222,17 @@ class DDPM(Family):
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean squared error of the prediction at random times.
 
-        Flow's times are logit-normal, the others uniform; both are spread evenly over the batch,
-        which lowers the loss's variance (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+        Flow's times are logit-normal, but for a share that is uniform (`schedules.training_draws`); the others' are
+        uniform.
         """
         x0, low = self._training_pair(2 * batch["pixels"] - 1)
         count, device = len(x0), x0.device
-        spread_B = (torch.rand((), device=device) + torch.arange(count, device=device) / count) % 1
         if self.config.objective == "flow":
-            normal_B = torch.special.ndtri(spread_B.clamp(1e-4, 1 - 1e-4))
-            sigma_B = torch.sigmoid(normal_B + self.config.t_mean)
+            uniform_B, normal_B, ends_B = schedules.training_draws(count, device)
+            sigma_B = torch.where(ends_B, uniform_B, (normal_B + self.config.t_mean).sigmoid())
             alpha_B, time_B = 1 - sigma_B, sigma_B * schedules.TIMES
         else:
-            index_B = (spread_B * schedules.TIMES).long()
+            index_B = (schedules.spread(count, device) * schedules.TIMES).long()
             alpha_B = self.alpha_T[index_B].float()
             sigma_B, time_B = (1 - alpha_B.square()).sqrt(), index_B.float()
         times_B3 = torch.stack([time_B, alpha_B, sigma_B], 1)
@@ -257,7 +256,8 @@ class DDPM(Family):
         if self.config.low_size is None:
             return picture, None
         low = F.interpolate(picture, self.config.low_size, mode="area")
-        level_B = torch.rand(len(low), device=low.device) * self.config.low_noise
+        level_B = torch.rand(len(low), device=low.device)
+        level_B = schedules.with_ends(level_B) * self.config.low_noise
         noisy = low + level_B[:, None, None, None] * torch.randn_like(low)
         return self.config.low_gain * (picture - self._enlarged(noisy)), (noisy, level_B)
 
@@ -300,11 +300,13 @@ class DDPM(Family):
             "guidance": torch.ones(count),
         }
         if self.text is not None:
-            rows["context"] = self.text.null_1TD.expand(count, -1, -1)
+            said = None
             if request.prompts:
                 tokens_BT = words.encode(request.prompts, config.vocabulary, config.max_words)
-                rows["context"] = self.text.apart(tokens_BT.to(device))
-                rows["guidance"] = torch.full((count,), float(guidance))
+                said = self.text.apart(tokens_BT.to(device))
+            rows["context"], rows["guidance"] = samplers.conditions(
+                said, self.text.null_1TD, count, guidance
+            )
         if config.low_size is not None:
             rows["low"] = self._low(request).to(device)
             rows["enlarged"] = self._enlarged(rows["low"])
@@ -350,7 +352,7 @@ class DDPM(Family):
         if step_B7[:, 6].any():
             noise = self._noise(rows["seed"].tolist(), (index_B + 1).tolist(), x.device)
         on_device = step_B7.to(x.device, non_blocking=True)
-        prediction = self._guided(rows, on_device[:, :3])
+        prediction = self._guided(rows, on_device[:, :3], live_B)
         x0 = samplers.clean(self.config.objective, prediction, x, *_columns(on_device[:, 1:3]))
         x0 = self._latent(self._picture(x0, rows), rows)
         moved = samplers.advance(on_device[:, 3:], x, x0, before, noise)
@@ -362,25 +364,20 @@ class DDPM(Family):
             "index": rows["index"] + live_B,
         }
 
-    def _guided(self, rows: Rows, times_B3: Tensor) -> Tensor:
-        """Return eps, v or flow with classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
+    def _guided(self, rows: Rows, times_B3: Tensor, live_B: Tensor) -> Tensor:
+        """Return eps, v or flow, guided where rows ask for it."""
+        x, low = rows["x"], rows.get("low")
+        level_B = torch.full_like(times_B3[:, 0], self.config.low_noise_sampling)
 
-        A model with text takes both predictions in one call of twice the rows, whatever the
-        guidance: the size of the call, and with it a row's bits, does not depend on its neighbours.
-        """
-        x, low = rows["x"], None
-        if "low" in rows:
-            level_B = torch.full_like(times_B3[:, 0], self.config.low_noise_sampling)
-            low = (rows["low"], level_B)
-        if self.text is None:
-            alone: Tensor = self.network(x, times_B3, None, low)
-            return alone
-        context = torch.cat([rows["context"], self.text.null_1TD.expand(len(x), -1, -1)])
-        doubled = None if low is None else (low[0].repeat(2, 1, 1, 1), low[1].repeat(2))
-        both: Tensor = self.network(x.repeat(2, 1, 1, 1), times_B3.repeat(2, 1), context, doubled)
-        prediction, without = both.chunk(2)
-        scale = rows["guidance"].to(x.device)[:, None, None, None]
-        return torch.where(scale == 1, prediction, without + scale * (prediction - without))
+        def predict(context: Tensor | None, n: int) -> Tensor:
+            known = None if low is None else (low.repeat(n, 1, 1, 1), level_B.repeat(n))
+            found: Tensor = self.network(
+                x.repeat(n, 1, 1, 1), times_B3.repeat(n, 1), context, known
+            )
+            return found
+
+        null_1TD = None if self.text is None else self.text.null_1TD
+        return samplers.guided(predict, rows, live_B, null_1TD)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import heun, likelihood
+from models.diffusion import heun, likelihood, samplers, schedules
 from models.diffusion.unet import TextEncoder, UNet, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows, mixed
 from models.parts import words
@@ -63,7 +63,7 @@ class EDMConfig:
     rho: float = 7.0  # of the sampler's sigmas: larger spends more steps near sigma_min
     sampler: Literal["heun", "euler"] = "heun"
     steps: int = 18  # 35 evaluations of the network by Heun's method
-    guidance: float = 1.0  # 1: none
+    guidance: float = 1.0  # 1: none, one pass; 0: no caption, one pass
     likelihood_steps: int = 12  # of the likelihood's ODE, four evaluations each
     trace: Literal["hutchinson", "exact"] = "hutchinson"  # exact costs D times as much
 
@@ -200,14 +200,15 @@ class EDM(Family):
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean of lambda(sigma) (D - picture)^2, eq. 8, at log-normal sigma.
 
-        lambda = 1 / c_out^2, so that the network's own error weighs the same at every sigma. The sigmas are spread
-        evenly over the batch, which lowers the loss's variance (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+        lambda = 1 / c_out^2, so that the network's own error weighs the same at every sigma. A share of the sigmas is
+        log-uniform from sigma_min to sigma_max (`schedules.training_draws`): the sampler and the likelihood begin at
+        80, where a log-normal draw comes once in 600,000.
         """
         c, x0 = self.config, self._dequantised(batch["pixels"], None)
         count, device = len(x0), x0.device
-        spread_B = (torch.rand((), device=device) + torch.arange(count, device=device) / count) % 1
-        normal_B = torch.special.ndtri(spread_B.clamp(1e-4, 1 - 1e-4))
-        sigma_B = (c.p_mean + c.p_std * normal_B).exp()
+        uniform_B, normal_B, ends_B = schedules.training_draws(count, device)
+        widest_B = math.log(c.sigma_min) + uniform_B * math.log(c.sigma_max / c.sigma_min)
+        sigma_B = torch.where(ends_B, widest_B, c.p_mean + c.p_std * normal_B).exp()
         x = x0 + sigma_B[:, None, None, None] * torch.randn_like(x0)
         context = None
         if self.text is not None:
@@ -264,11 +265,13 @@ class EDM(Family):
             "guidance": torch.ones(count),
         }
         if self.text is not None:
-            rows["context"] = self.text.null_1TD.expand(count, -1, -1)
+            said = None
             if request.prompts:
                 tokens_BT = words.encode(request.prompts, c.vocabulary, c.max_words)
-                rows["context"] = self.text.apart(tokens_BT.to(device))
-                rows["guidance"] = torch.full((count,), float(guidance))
+                said = self.text.apart(tokens_BT.to(device))
+            rows["context"], rows["guidance"] = samplers.conditions(
+                said, self.text.null_1TD, count, guidance
+            )
         return rows
 
     def steps_of(self, request: Request) -> int:
@@ -286,7 +289,7 @@ class EDM(Family):
         x, live_B = rows["x"], ~self.done(rows)
         index_B = rows["index"].minimum(rows["count"] - 1)
         line_B3 = rows["table"][torch.arange(len(x)), index_B].to(x.device, non_blocking=True)
-        x0 = self._guided(rows, line_B3[:, 0])
+        x0 = self._guided(rows, line_B3[:, 0], live_B)
         found = (*heun.advance(line_B3, x, x0, rows["start"], rows["slope"]), x0)
         live = live_B.to(x.device, non_blocking=True)[:, None, None, None]
         moved = {
@@ -295,17 +298,15 @@ class EDM(Family):
         }
         return {**rows, **moved, "index": rows["index"] + live_B}
 
-    def _guided(self, rows: Rows, sigma_B: Tensor) -> Tensor:
-        """Return D with classifier-free guidance; twice the rows in one call, whatever the guidance (as in DDPM)."""
-        x = rows["x"]
-        if self.text is None:
-            alone: Tensor = self.network(x, sigma_B, None)
-            return alone
-        context = torch.cat([rows["context"], self.text.null_1TD.expand(len(x), -1, -1)])
-        both: Tensor = self.network(x.repeat(2, 1, 1, 1), sigma_B.repeat(2), context)
-        x0, without = both.chunk(2)
-        scale = rows["guidance"].to(x.device)[:, None, None, None]
-        return torch.where(scale == 1, x0, without + scale * (x0 - without))
+    def _guided(self, rows: Rows, sigma_B: Tensor, live_B: Tensor) -> Tensor:
+        """Return D, guided where rows ask for it."""
+
+        def predict(context: Tensor | None, n: int) -> Tensor:
+            found: Tensor = self.network(rows["x"].repeat(n, 1, 1, 1), sigma_B.repeat(n), context)
+            return found
+
+        null_1TD = None if self.text is None else self.text.null_1TD
+        return samplers.guided(predict, rows, live_B, null_1TD)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""

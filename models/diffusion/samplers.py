@@ -8,10 +8,16 @@ Shape letters: B rows, S sampler steps. alpha and sigma have S + 1 entries: the 
 the end, (1, 0).
 """
 
+from collections.abc import Callable
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from models.diffusion.schedules import TIMES
+from models.family import Rows
+
+FEWEST: Final = 4  # rows of a call: from here on a CPU rounds alike however many there are
 
 
 def ddpm(alpha: Tensor, variance: str = "small") -> Tensor:
@@ -101,3 +107,48 @@ def advance(step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor, noise: Tenso
     keep, new, old, fresh = (column.view(-1, *[1] * (x.dim() - 1)) for column in step_B4.unbind(1))
     moved = keep * x + new * x0 + old * before
     return moved if noise is None else moved + fresh * noise
+
+
+def guided(
+    predict: Callable[[Tensor | None, int], Tensor],
+    rows: Rows,
+    live_B: Tensor,
+    null_1TD: Tensor | None,
+) -> Tensor:
+    """Return predictions with classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
+
+    `predict(context, n)` calls the network on all rows n times over. Guided rows take both predictions in one call of
+    twice the rows, and rows at scale 1 theirs in a call of its own: the size of a row's call, and with it the row's
+    bits, does not depend on its neighbours. A call that no row under way needs is not made. Two or three rows at scale
+    1 are called twice over, so that they may be padded to no more than guided ones.
+    """
+    if null_1TD is None:
+        return predict(None, 1)
+    context_BTD, scale_B = rows["context"], rows["guidance"]
+    guides_B, count = scale_B != 1, len(context_BTD)
+
+    def alone() -> Tensor:
+        n = 2 if 1 < count < FEWEST else 1
+        return predict(context_BTD.repeat(n, 1, 1), n)[:count]
+
+    if not bool((guides_B & live_B).any()):
+        return alone()
+    both = predict(torch.cat([context_BTD, null_1TD.expand(count, -1, -1)]), 2)
+    given, without = both.chunk(2)
+    scale = scale_B.to(given.device, non_blocking=True)[:, None, None, None]
+    moved = without + scale * (given - without)
+    if not bool((~guides_B & live_B).any()):
+        return moved
+    return torch.where(scale == 1, alone(), moved)
+
+
+def conditions(
+    context_BTD: Tensor | None, null_1TD: Tensor, count: int, guidance: float
+) -> tuple[Tensor, Tensor]:
+    """Return the context (B, T, D) and the guidance scale (B,) of `count` rows.
+
+    Without a prompt, and at scale 0, that is the unconditional prediction, which takes one call.
+    """
+    if context_BTD is None or guidance == 0:
+        return null_1TD.expand(count, -1, -1), torch.ones(count)
+    return context_BTD, torch.full((count,), float(guidance))

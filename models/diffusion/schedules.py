@@ -12,6 +12,8 @@ from torch import Tensor
 
 TIMES: Final = 1000
 """Discrete times of a diffusion, and the scale on which every network is told its time."""
+ENDS: Final = 0.1
+"""Share of the training rows whose noise is anywhere a sampler may look; normal draws come near to no end."""
 
 
 def betas(schedule: str, *, zero_terminal_snr: bool = False) -> Tensor:
@@ -38,6 +40,29 @@ def betas(schedule: str, *, zero_terminal_snr: bool = False) -> Tensor:
 def alphas(beta_T: Tensor) -> Tensor:
     """Return the (T,) share of the picture left at each time: the root of the product of 1 - beta."""
     return (1 - beta_T).cumprod(0).sqrt()
+
+
+def training_draws(count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `uniform` and `normal` draws (B,) for noise levels, and whether a row takes its `uniform` one, bool.
+
+    A share ENDS of the rows does. All are spread evenly over the batch, which lowers the loss's variance (Kingma et al.
+    2021, arXiv:2107.00630, appendix I.1).
+    """
+    spread_B = spread(count, device)
+    ends_B = spread_B < ENDS
+    uniform_B = with_ends(spread_B / ENDS)
+    normal_B = torch.special.ndtri(((spread_B - ENDS) / (1 - ENDS)).clamp(1e-6, 1 - 1e-6))
+    return uniform_B, normal_B, ends_B
+
+
+def spread(count: int, device: torch.device) -> Tensor:
+    """Return (B,) numbers in [0, 1), each uniform and all as far apart as they can be."""
+    return (torch.rand((), device=device) + torch.arange(count, device=device) / count) % 1
+
+
+def with_ends(uniform: Tensor) -> Tensor:
+    """Return numbers in [0, 1] for those in [0, 1): about one in 50 is 0 and one in 50 is 1, where samplers begin."""
+    return (1.04 * uniform - 0.02).clamp(0, 1)
 
 
 def trailing(steps: int) -> Tensor:

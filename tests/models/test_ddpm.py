@@ -209,28 +209,6 @@ def test_taking_rows_keeps_their_order_and_a_mask_selects() -> None:
         join([])
 
 
-def test_a_step_is_one_call_of_twice_the_rows_whatever_the_guidance() -> None:
-    made = painter()
-    sizes: list[int] = []
-    made.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    for guidance in (1.0, 2.0):
-        made.step(made.begin(Request(seeds=(1, 2), prompts=("red",) * 2, guidance=guidance)))
-    assert sizes == [4, 4]
-
-
-def test_guidance_moves_away_from_the_unconditional_prediction_along_the_line() -> None:
-    made = painter()
-    start = {
-        guidance: made.begin(Request(seeds=(1,), prompts=("red",), steps=50, guidance=guidance))
-        for guidance in (0.0, 1.0, 2.0)
-    }
-    x = {guidance: made.step(rows)["x"] for guidance, rows in start.items()}
-    blank = made.step(made.begin(Request(seeds=(1,), steps=50)))["x"]
-    torch.testing.assert_close(x[0.0], blank, rtol=0, atol=1e-6)
-    torch.testing.assert_close(x[2.0] - x[1.0], x[1.0] - x[0.0], rtol=0, atol=1e-5)
-    assert (x[1.0] - x[0.0]).abs().max() > 1e-5
-
-
 def test_seeds_that_agree_in_their_low_bits_give_different_pictures() -> None:
     made = model()
     pictures = made.sample(Request(seeds=(0, 2**32, 1, 2**62)))

@@ -1,0 +1,139 @@
+"""What every family that denoises keeps: its sampler visits what was trained, and guidance costs nothing unasked."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import FAMILIES, trainable
+from models.family import Family, Request
+from models.outline import outline
+from models.parts.rows import join
+
+WORDS = ("red", "green")
+SMALL = {
+    **{"image_size": 8, "widths": (8,), "heads": 1, "blocks": 1, "attention": 0},
+    **{"text_width": 8, "text_layers": 0},
+}
+
+
+def denoises(name: str) -> bool:
+    able = outline(trainable(name), trainable(name).presets["tiny"]).capabilities  # type: ignore[attr-defined]
+    return bool(able.stepwise and able.modality == "image")
+
+
+DENOISING = [name for name in FAMILIES if denoises(name)]
+PRESETS = [(name, preset) for name in DENOISING for preset in trainable(name).presets]
+DDPMS: list[tuple[str, dict[str, Any]]] = [
+    ("ddpm", {"objective": "v", "sampler": "ddim"}),
+    ("ddpm", {"objective": "eps", "sampler": "ddpm", "schedule": "linear"}),
+    ("ddpm", {"objective": "v", "sampler": "ddim", "zero_terminal_snr": True}),
+    ("ddpm", {"shift": 3.0, "sampler": "dpmpp"}),
+]
+CONFIGS = [
+    *((name, dataclasses.asdict(trainable(name).presets[preset])) for name, preset in PRESETS),
+    *((name, dataclasses.asdict(trainable(name).presets["tiny"]) | more) for name, more in DDPMS),
+]
+
+
+def painter(name: str, config: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    small = {**SMALL, "low_size": 4} if config.get("low_size") else SMALL
+    model = trainable(name)(trainable(name).Config(**{**config, **small}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    assert isinstance(model, Family)
+    return model
+
+
+def told(model: Any, seen: list[Tensor]) -> None:
+    """Keep the noise levels that the network is told: its own and, where there is one, the low picture's."""
+
+    def keep(_: Any, given: tuple[Any, ...]) -> None:
+        levels = given[1].view(len(given[1]), -1)[:, -1:]
+        low = given[3][1][:, None] if len(given) > 3 and given[3] is not None else levels
+        seen.append(torch.cat([levels, low], 1).detach())
+
+    model.network.register_forward_pre_hook(keep)
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_the_levels_that_a_sampler_visits_lie_within_those_trained(
+    name: str, config: dict[str, Any]
+) -> None:
+    model, seen = painter(name, config), list[Tensor]()
+    told(model, seen)
+    with torch.no_grad():
+        for _ in range(4):
+            model.train()({"pixels": torch.rand(1000, model.config.channels, 8, 8)})
+    trained = torch.cat(seen)
+    low = torch.rand(1, model.config.channels, 4, 4) if model.capabilities.upscales else None
+    for steps in (1, 2, 18, 300):
+        seen.clear()
+        model.eval().sample(Request(seeds=(0,), steps=steps, low_BCHW=low))
+        visited = torch.cat(seen)
+        assert (visited <= trained.amax(0) * (1 + 1e-5)).all()
+        assert (visited >= trained.amin(0) * (1 - 1e-5)).all()
+
+
+def calls(model: Any) -> list[int]:
+    sizes: list[int] = []
+    model.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    return sizes
+
+
+def reader(name: str) -> Any:
+    tiny = dataclasses.asdict(trainable(name).presets["tiny"])
+    return painter(name, {**tiny, "vocabulary": WORDS, "max_words": 2}).eval()
+
+
+@pytest.mark.parametrize("name", DENOISING)
+def test_guidance_costs_a_second_pass_only_where_it_moves_something(name: str) -> None:
+    """Two or three rows are called twice over: a CPU's kernels for so few round otherwise than those for more."""
+    model = reader(name)
+    sizes = calls(model)
+    for rows, least in ((1, 1), (2, 4), (4, 4), (5, 5)):
+        seeds, prompts = tuple(range(rows)), ("red",) * rows
+        for guidance, expected in ((0.0, least), (1.0, least), (2.0, 2 * rows)):
+            sizes.clear()
+            model.step(model.begin(Request(seeds, prompts, guidance=guidance)))
+            assert sizes == [expected], (rows, guidance)
+        sizes.clear()
+        model.step(model.begin(Request(seeds)))
+        assert sizes == [least]
+    both = [model.begin(Request((1, 2), ("red",) * 2, guidance=scale)) for scale in (1.0, 2.0)]
+    sizes.clear()
+    model.step(join(both))
+    assert sizes == [8, 4]
+
+
+@pytest.mark.parametrize("name", DENOISING)
+def test_guidance_0_is_no_caption_1_the_caption_and_more_goes_on_along_the_line(name: str) -> None:
+    model = reader(name)
+    begun = {
+        scale: model.begin(Request((1,), ("red",), guidance=scale))
+        for scale in (0.0, 1.0, 2.0, 3.0)
+    }
+    x0 = {scale: model.step(rows)["x0"] for scale, rows in begun.items()}
+    assert torch.equal(x0[0.0], model.step(model.begin(Request((1,))))["x0"])
+    torch.testing.assert_close(x0[2.0] - x0[1.0], x0[1.0] - x0[0.0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(x0[3.0] - x0[2.0], x0[1.0] - x0[0.0], rtol=0, atol=1e-5)
+    assert (x0[1.0] - x0[0.0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", DENOISING)
+def test_a_row_s_bits_do_not_depend_on_how_its_neighbours_are_guided(name: str) -> None:
+    model = reader(name)
+    scales = (1.0, 2.0, 0.0, 3.0)
+    apart = [model.begin(Request((7,), ("red",), steps=3, guidance=scale)) for scale in scales]
+    alike = [join([one] * 4) for one in apart]
+    for number, rows in enumerate((join(apart), *alike)):
+        while not model.done(rows).all():
+            rows = model.step(rows)
+        if number == 0:
+            mixed = model.finish(rows)
+        else:
+            assert torch.equal(model.finish(rows)[number - 1], mixed[number - 1])
