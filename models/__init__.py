@@ -98,7 +98,9 @@ def build(document: Mapping[str, Any]) -> "Trainable":
         ValueError: unknown family or a config that it refuses.
     """
     cls = trainable(document["family"])
-    config = {key: _tuples(value) for key, value in document["config"].items()}
+    config = {
+        key: _tuples(value) for key, value in document["config"].items() if key not in cls.gone
+    }
     try:
         return cls(cls.Config(**config))
     except TypeError as error:

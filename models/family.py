@@ -122,6 +122,7 @@ class Trainable(nn.Module, ABC):
     players: ClassVar[tuple[str, ...]] = ("model",)
     counts: ClassVar[bool] = False  # has sums, absorb, settle
     measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
+    gone: ClassVar[tuple[str, ...]] = ()  # fields of older versions' configs that mean nothing now
     config: Any
     steps_taken: int = 0  # in training, before this step; who trains says it
     left_out: str = ""  # what `examples` could not use, counted and said in a sentence

@@ -2,11 +2,10 @@
 
 A sample of sound is a softmax over K companded levels (section 2.2) given all samples before it: the input, shifted by
 one, goes through gated layers (eq. 2) of dilated causal convolutions whose sums of skip connections make the logits
-(figure 4). The words of a caption, such as a digit or a speaker, bias every gate (eq. 3, global conditioning); features
-of frames, such as a mel spectrogram, are repeated over their samples and do so, too (local conditioning).
+(figure 4). The words of a caption, such as a digit or a speaker, bias every gate (eq. 3, global conditioning).
 
 Shape letters: B sounds, T samples (of tokens: words), K levels, R residual and S skip features, G = 2 R of the gate, L
-layers, M features of N frames, Q samples in the queues. Sound is in [-1, 1]; likelihoods are exact sums over a sound's
+layers, Q samples in the queues. Sound is in [-1, 1]; likelihoods are exact sums over a sound's
 samples up to its length, in nats a sound; the loss is in nats a sample.
 """
 
@@ -40,8 +39,6 @@ class WaveNetConfig:
     vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
     max_words: int = 8
     text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
-    features: int = 0  # of a frame, for local conditioning; 0: none
-    hop: int = 80  # samples a frame
     dilations: tuple[int, ...] = DILATIONS[:8]  # of one stack, in samples
     stacks: int = 2
     residual: int = 32  # features between the layers
@@ -56,10 +53,9 @@ class WaveNetConfig:
             raise ValueError(f"levels must be between 2 and 65536, got {self.levels}")
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations must be at least 1, and at least one: {self.dilations}")
-        sizes = ("sample_rate", "max_words", "hop", "stacks", "residual", "skip", "block")
-        for name, least in (*((one, 1) for one in sizes), ("features", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("sample_rate", "max_words", "stacks", "residual", "skip", "block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0, at most {LONGEST_S}, got {self.seconds}")
         if self.window <= self.field:
@@ -93,7 +89,6 @@ class DilatedLayer(nn.Module):
         self.out = nn.Linear(config.residual, config.residual + config.skip)
         wide, known = 2 * config.residual, known_words + 1
         self.caption = nn.Embedding(known, wide, padding_idx=0) if known_words else None
-        self.local = nn.Linear(config.features, wide, bias=False) if config.features else None
 
     def forward(self, x_BTR: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next layer's input (B, T, R) and the skip connection (B, T, S); `heard` as `conditions`."""
@@ -101,13 +96,11 @@ class DilatedLayer(nn.Module):
         out_BTX = self.out(gated(self.gate(torch.cat([past_BTR, x_BTR], 2)) + heard))
         return x_BTR + out_BTX[..., : self.size], out_BTX[..., self.size :]
 
-    def conditions(self, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
-        """Return what words and frames add to the gate, (B or 1, T or 1, G)."""
-        heard = self.gate.weight.new_zeros(1, 1, 2 * self.size)
-        if self.caption is not None and tokens is not None:
-            heard = heard + self.caption(tokens).sum(1, keepdim=True)
-        if self.local is not None and local_BTM is not None:
-            heard = heard + self.local(local_BTM)
+    def conditions(self, tokens: Tensor | None) -> Tensor:
+        """Return what words add to the gate, (B or 1, 1, G)."""
+        if self.caption is None or tokens is None:
+            return self.gate.weight.new_zeros(1, 1, 2 * self.size)
+        heard: Tensor = self.caption(tokens).sum(1, keepdim=True)
         return heard
 
 
@@ -131,6 +124,7 @@ class WaveNet(Family):
         ),
     }
     measures: ClassVar[tuple[str, ...]] = ("bits_per_sample",)
+    gone: ClassVar[tuple[str, ...]] = ("features", "hop")
     config: WaveNetConfig
 
     def __init__(self, config: WaveNetConfig) -> None:
@@ -174,20 +168,17 @@ class WaveNet(Family):
         room_B = (length_B - window).clamp(min=0) + field
         start_B = (torch.rand_like(room_B.float()) * (room_B + 1)).long().sub(field).clamp(min=0)
         index_BT = start_B[:, None] + place_T
-        local_BTM = self._local(batch.get("features"), level_BT.shape[1])
-        if local_BTM is not None:
-            local_BTM = local_BTM.gather(1, index_BT[..., None].expand(-1, -1, local_BTM.shape[2]))
-        nats_BT = self._nats(level_BT.gather(1, index_BT), self._tokens(batch), local_BTM)
+        nats_BT = self._nats(level_BT.gather(1, index_BT), self._tokens(batch))
         counted_BT = ((start_B == 0)[:, None] | (place_T >= field)) & (index_BT < length_B[:, None])
         count = counted_BT.sum()
         return Losses((nats_BT * counted_BT).sum() / count.clamp(min=1), count)
 
     @torch.no_grad()
     def log_prob(self, batch: Batch) -> Tensor:
-        """Return log p(levels of the sound up to its length), given its caption and frames, in nats (B,); exact.
+        """Return log p(levels of the sound up to its length), given its caption, in nats (B,); exact.
 
         Raises:
-            ValueError: the model learned captions or frames and the batch has no `tokens` or `features`.
+            ValueError: the model learned captions and the batch has no `tokens`.
         """
         *_, found = self.rating(batch)
         assert found is not None
@@ -199,19 +190,17 @@ class WaveNet(Family):
         level_BT, length_B = self._levels(batch)
         tokens, samples = self._tokens(batch), int(length_B.max())
         level_BT = level_BT[:, :samples]
-        local_BTM = self._local(batch.get("features"), samples)
         parts = []
         for start in range(0, samples, PART):  # the field before a part is all that it depends on
             seen = slice(max(0, start - self.config.field), start + PART)
-            local = None if local_BTM is None else local_BTM[:, seen]
-            parts.append(self._nats(level_BT[:, seen], tokens, local)[:, start - seen.start :])
+            parts.append(self._nats(level_BT[:, seen], tokens)[:, start - seen.start :])
             if start + PART < samples:
                 yield None
         place_T = torch.arange(samples, device=level_BT.device)
         yield -(torch.cat(parts, 1) * (place_T < length_B[:, None])).sum(1)
 
-    def _nats(self, level_BT: Tensor, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
-        logits_BTK = self._logits(level_BT, tokens, local_BTM)
+    def _nats(self, level_BT: Tensor, tokens: Tensor | None) -> Tensor:
+        logits_BTK = self.logits(level_BT, tokens)
         return F.cross_entropy(logits_BTK.mT.float(), level_BT, reduction="none")
 
     @torch.no_grad()
@@ -221,18 +210,13 @@ class WaveNet(Family):
         bits_B = -self.log_prob(batch) / math.log(2)
         return {"bits_per_sample": bits_B / length_B.clamp(min=1)}
 
-    def logits(
-        self, level_BT: Tensor, tokens: Tensor | None = None, features_BMN: Tensor | None = None
-    ) -> Tensor:
+    def logits(self, level_BT: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return every sample's logits (B, T, K) given the levels before it, all at once."""
-        return self._logits(level_BT, tokens, self._local(features_BMN, level_BT.shape[1]))
-
-    def _logits(self, level_BT: Tensor, tokens: Tensor | None, local_BTM: Tensor | None) -> Tensor:
         told_BT = F.pad(level_BT + 1, (1, 0))[:, :-1] if self.config.shift else level_BT + 1
         x_BTR = self._entered(told_BT)
         total_BTS: Tensor | float = 0.0
         for layer in self._layers():
-            x_BTR, skip_BTS = layer(x_BTR, layer.conditions(tokens, local_BTM))
+            x_BTR, skip_BTS = layer(x_BTR, layer.conditions(tokens))
             total_BTS = total_BTS + skip_BTS
         assert isinstance(total_BTS, Tensor)
         return self._head(total_BTS)
@@ -268,46 +252,35 @@ class WaveNet(Family):
             raise ValueError("this model learned sounds given captions: the batch needs tokens")
         return batch["tokens"] if self.config.reads_text else None
 
-    def _local(self, features_BMN: Tensor | None, samples: int) -> Tensor | None:
-        """Return each sample's frame (B, T, M): frame n is of the samples n hop to (n + 1) hop - 1."""
-        if not self.config.features:
-            return None
-        if features_BMN is None:
-            raise ValueError("this model learned sounds given frames: give features (B, M, N)")
-        found, hop = features_BMN.shape[2] * self.config.hop, self.config.hop
-        if found < samples:
-            raise ValueError(f"{features_BMN.shape[2]} frames of {hop} samples for {samples}")
-        return features_BMN.mT.repeat_interleave(hop, 1)[:, :samples]
-
     @torch.no_grad()
-    def sample(self, request: Request, features_BMN: Tensor | None = None) -> Tensor:
+    def sample(self, request: Request) -> Tensor:
         """Draw sample after sample; returns (B, T) in [-1, 1] at `sample_rate`, of `request.seconds`.
 
         Raises:
-            ValueError: prompts or frames are missing or not understood, seconds out of range, or see `check_unasked`.
+            ValueError: prompts are missing or not understood, seconds out of range, or see `check_unasked`.
         """
-        rows = self.begin(request, features_BMN)
+        rows = self.begin(request)
         while not self.done(rows).all():
             rows = self.step(rows)
         return self.finish(rows)
 
     @torch.no_grad()
-    def sample_naively(self, request: Request, features_BMN: Tensor | None = None) -> Tensor:
+    def sample_naively(self, request: Request) -> Tensor:
         """Draw the same sounds with a whole `logits` a sample: what `sample` is proven and timed against."""
-        rows = self.begin(request, features_BMN)
+        rows = self.begin(request)
         tokens = self.encode(request.prompts)
         tokens = None if tokens is None else tokens.to(rows["u"].device)
         for t in range(int(rows["samples"][0])):
-            logits_BTK = self.logits(rows["level"][:, : t + 1], tokens, features_BMN)
+            logits_BTK = self.logits(rows["level"][:, : t + 1], tokens)
             rows["level"][:, t] = drawn(logits_BTK[:, t], rows["u"][:, t]).long()
         return self.finish({**rows, "index": rows["count"]})
 
     @torch.no_grad()
-    def begin(self, request: Request, features_BMN: Tensor | None = None) -> Rows:
+    def begin(self, request: Request) -> Rows:
         """Return rows before their first sample; a step draws `config.step` samples.
 
         Raises:
-            ValueError: prompts or frames are missing or not understood, seconds out of range, or see `check_unasked`.
+            ValueError: prompts are missing or not understood, seconds out of range, or see `check_unasked`.
         """
         config, count = self.config, len(request.seeds)
         check_unasked(request)
@@ -320,8 +293,8 @@ class WaveNet(Family):
         steps, device = -(-samples // size), self.head2.weight.device
         tokens = self.encode(request.prompts)
         tokens = None if tokens is None else tokens.to(device)
-        heard = [layer.conditions(tokens, None)[:, 0] for layer in self._layers()]
-        rows = {
+        heard = [layer.conditions(tokens)[:, 0] for layer in self._layers()]
+        return {
             "u": uniforms(request.seeds, (steps * size,), device),
             "level": torch.zeros(count, steps * size, dtype=torch.long, device=device),
             "told": torch.zeros(count, dtype=torch.long, device=device),
@@ -331,9 +304,6 @@ class WaveNet(Family):
             "count": torch.full((count,), steps),
             "samples": torch.full((count,), samples),
         }
-        if (local_BTM := self._local(features_BMN, samples)) is not None:
-            rows["local"] = F.pad(local_BTM, (0, 0, 0, steps * size - samples))
-        return rows
 
     def _samples(self, request: Request) -> int:
         seconds = self.config.seconds if request.seconds is None else request.seconds
@@ -392,19 +362,12 @@ class Walk:
         self.dilations, self.width = [layer.dilation for layer in layers], model.config.residual
         known_K = torch.arange(model.config.levels + 1, device=place_BT.device)
         self.table_KR = model._entered(known_K)
-        local_BTM = None
-        if "local" in rows:
-            index = place_BT[..., None].expand(-1, -1, rows["local"].shape[2])
-            local_BTM = rows["local"].gather(1, index)
         self.told: list[Tensor] = []  # (Q + T, B, R) a layer: its queue, then the block
-        self.heard: list[Tensor] = []  # (T or 1, B, G) a layer, the bias with it
+        self.heard: list[Tensor] = []  # (B, G) a layer, the bias with it
         queues = torch.split(rows["queue"], self.dilations, 1)
         for number, (layer, queue_BQR) in enumerate(zip(layers, queues, strict=True)):
             self.told.append(F.pad(queue_BQR, (0, 0, 0, size)).transpose(0, 1).contiguous())
-            heard = rows["heard"][:, None, number] + layer.gate.bias
-            if local_BTM is not None and layer.local is not None:
-                heard = heard + layer.local(local_BTM)
-            self.heard.append(heard.transpose(0, 1).contiguous())
+            self.heard.append(rows["heard"][:, number] + layer.gate.bias)
         self.gates = [layer.gate.weight.T.contiguous() for layer in layers]
         self.outs = [layer.out.weight[: self.width].T.contiguous() for layer in layers]
         self.biases = [layer.out.bias[: self.width] for layer in layers]
@@ -418,8 +381,7 @@ class Walk:
             told, heard = self.told[number], self.heard[number]
             told[dilation + t] = x_BR
             both = torch.cat([told[t], x_BR], 1)
-            now_BG = heard[t if len(heard) > 1 else 0]
-            parts.append(gated(torch.addmm(now_BG, both, self.gates[number])))
+            parts.append(gated(torch.addmm(heard, both, self.gates[number])))
             x_BR = x_BR + torch.addmm(self.biases[number], parts[-1], self.outs[number])
         return torch.addmm(self.skip_bias, torch.cat(parts, 1), self.skip)
 

@@ -25,17 +25,18 @@ def tone(*hertz: float, seconds: float = 0.05) -> Tensor:
 
 
 def test_a_long_sound_that_is_rated_in_parts_is_rated_as_a_whole() -> None:
-    model = sharp(WaveNet, levels=16, features=2, hop=100)
+    model = sharp(WaveNet, levels=16, vocabulary=WORDS, max_words=1)
     generator = torch.Generator().manual_seed(0)
     sound = torch.rand(2, 2 * PART + 17, generator=generator) * 2 - 1
-    frames = torch.randn(2, 2, 400, generator=generator)
+    tokens = model.encode(WORDS[:2])
+    assert tokens is not None
     length = torch.tensor([2 * PART + 17, PART + 1])
     level = levels_of(sound, 16)
     with torch.no_grad():
-        logits = model.logits(level, None, frames)
+        logits = model.logits(level, tokens)
     nats = torch.nn.functional.cross_entropy(logits.mT, level, reduction="none").double()
     inside = torch.arange(sound.shape[1]) < length[:, None]
-    found = model.log_prob({"sound": sound, "length": length, "features": frames})
+    found = model.log_prob({"sound": sound, "length": length, "tokens": tokens})
     torch.testing.assert_close(found.double(), -(nats * inside).sum(1), rtol=1e-5, atol=0)
 
 
@@ -80,15 +81,13 @@ def test_the_probabilities_of_all_sounds_sum_to_one(samples: int, levels: int) -
     assert abs(leaking.item() - 1) > 0.1
 
 
-def test_they_sum_to_one_given_any_caption_and_frames() -> None:
-    model = sharp(WaveNet, levels=4, vocabulary=WORDS, max_words=2, features=3, hop=2)
+def test_they_sum_to_one_given_any_caption() -> None:
+    model = sharp(WaveNet, levels=4, vocabulary=WORDS, max_words=2)
     sounds, found = every_sound(4, 4), []
-    for caption, seed in itertools.product((*WORDS, "two three"), (0, 1)):
-        frames = torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(seed))
+    for caption in (*WORDS, "two three"):
         tokens = model.encode([caption] * len(sounds))
         assert tokens is not None
-        batch = {"sound": sounds, "tokens": tokens, "features": frames.expand(len(sounds), -1, -1)}
-        found.append(model.log_prob(batch))
+        found.append(model.log_prob({"sound": sounds, "tokens": tokens}))
         assert found[-1].double().exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert all((a - b).abs().max() > 1e-3 for a, b in itertools.combinations(found, 2))
 
@@ -121,40 +120,15 @@ def test_without_the_shift_a_sample_sees_itself() -> None:
     assert first == 20
 
 
-def test_a_frame_is_heard_from_its_first_sample_on() -> None:
-    """Frame n is of the samples n hop to (n + 1) hop - 1, and no sample before hears of it."""
-    model = sharp(WaveNet, features=3, hop=7)
-    level_BT = torch.randint(256, (1, 60))
-    frames = torch.randn(1, 3, 9)
-    with torch.no_grad():
-        before = model.logits(level_BT, None, frames)
-        for frame in (0, 3, 8):
-            other = frames.clone()
-            other[:, :, frame] += 1
-            moved = (model.logits(level_BT, None, other) - before).abs().amax(2)[0] > 0
-            reach = sum(model.config.dilations * 2) - 1  # the first layer's gate hears at once
-            last = min(60, 7 * (frame + 1) + reach)
-            assert moved.nonzero()[:, 0].tolist() == list(range(7 * frame, last))
-
-
-def test_frames_that_are_missing_or_too_few_are_refused() -> None:
-    model = sharp(WaveNet, features=3, hop=10)
-    with pytest.raises(ValueError, match="given frames"):
-        model.sample(Request(seeds=(1,)))
-    with pytest.raises(ValueError, match="5 frames of 10 samples for 400"):
-        model.sample(Request(seeds=(1,)), torch.zeros(1, 3, 5))
-
-
 @settings(max_examples=8, deadline=None)
 @given(
     seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3),
     dilations=st.sampled_from([(1, 2, 4), (3, 1), (1, 64)]),
     block=st.sampled_from([1, 7, 50]),
     conditional=st.booleans(),
-    frames=st.booleans(),
 )
 def test_the_sampler_with_queues_draws_what_the_naive_one_draws(
-    seeds: list[int], dilations: tuple[int, ...], block: int, conditional: bool, frames: bool
+    seeds: list[int], dilations: tuple[int, ...], block: int, conditional: bool
 ) -> None:
     """Sums differ in the last bits, so a level could differ with a chance near 1e-5 a sample; these do not."""
     model = sharp(
@@ -164,13 +138,10 @@ def test_the_sampler_with_queues_draws_what_the_naive_one_draws(
         levels=16,
         vocabulary=WORDS if conditional else (),
         max_words=1,
-        features=3 if frames else 0,
-        hop=10,
     )
     prompts = tuple(WORDS[seed % 3] for seed in seeds) if conditional else ()
     request = Request(seeds=tuple(seeds), prompts=prompts, seconds=0.015)
-    heard = torch.randn(len(seeds), 3, 12) if frames else None
-    assert torch.equal(model.sample(request, heard), model.sample_naively(request, heard))
+    assert torch.equal(model.sample(request), model.sample_naively(request))
 
 
 def test_the_logits_of_the_queues_are_those_of_the_convolutions(
@@ -184,11 +155,11 @@ def test_the_logits_of_the_queues_are_those_of_the_convolutions(
         return drawn(logits_BK, u_B)
 
     monkeypatch.setattr("models.autoregressive.wavenet.drawn", watching)
-    model = sharp(WaveNet, vocabulary=WORDS, max_words=2, features=3, hop=10)
-    prompts, frames = ("one", "two three"), torch.randn(2, 3, 40)
-    sounds = model.sample(Request(seeds=(1, 2), prompts=prompts), frames)
+    model = sharp(WaveNet, vocabulary=WORDS, max_words=2)
+    prompts = ("one", "two three")
+    sounds = model.sample(Request(seeds=(1, 2), prompts=prompts))
     with torch.no_grad():
-        whole = model.logits(levels_of(sounds, 256), model.encode(prompts), frames)
+        whole = model.logits(levels_of(sounds, 256), model.encode(prompts))
     torch.testing.assert_close(torch.stack(seen, 1), whole, rtol=0, atol=1e-4)
 
 
@@ -344,3 +315,10 @@ def test_a_conditional_model_is_rebuilt_from_json() -> None:
 def test_a_config_that_would_fail_late_fails_early(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WaveNetConfig(**change)  # type: ignore[arg-type]
+
+
+def test_a_version_from_when_there_were_frames_can_still_be_built() -> None:
+    """Nothing ever made them, so every version has none."""
+    document = describe(sharp(WaveNet))
+    older = {**document, "config": {**document["config"], "features": 0, "hop": 80}}
+    assert describe(build(older)) == document
