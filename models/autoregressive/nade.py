@@ -118,7 +118,8 @@ class NADE(Family):
             else:
                 heard_NBU = a_BU + heard_NBU.cumsum(0)
             logits.append(torch.einsum("nbu,nu->bn", heard_NBU.sigmoid(), V_NU))
-            a_BU = a_BU + x_BN @ W_NU
+            with torch.autocast(x_BD.device.type, enabled=False):  # a sum over all bits before
+                a_BU = a_BU + x_BN @ W_NU
         return self.b_D + torch.cat(logits, 1)
 
     def _log_prob(self, x_BD: Tensor) -> Tensor:

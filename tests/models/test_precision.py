@@ -1,0 +1,85 @@
+"""What bf16 may not touch: losses, likelihoods and the choice of codes are computed in fp32 under autocast."""
+
+import copy
+from typing import Any, Final
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import FAMILIES, JUDGES, trainable
+from tests.models.families_kit import batch_of, tiny
+
+SPREAD: Final = 0.02  # of a loss, relative: networks round their products to 8 bits
+LEARNED: Final = [name for name in FAMILIES if not trainable(name).counts]
+
+
+def half() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_loss_under_autocast_is_fp32_and_near_that_without(name: str) -> None:
+    model = tiny(name)
+    batch = batch_of(model)
+    for player in model.players:
+        torch.manual_seed(0)
+        exact = model(batch, player)
+        torch.manual_seed(0)
+        with half():
+            rounded = model(batch, player)
+        for key, value in {"total": rounded.total, **rounded.parts}.items():
+            assert value.dtype == torch.float32, key
+        assert rounded.total.item() == pytest.approx(exact.total.item(), rel=SPREAD)
+        assert all(rows.dtype != torch.bfloat16 for rows in rounded.seen.values())
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_likelihood_under_autocast_is_fp32_and_near_that_without(name: str) -> None:
+    model = tiny(name).eval()
+    if not model.capabilities.likelihood:
+        return
+    batch = batch_of(model)
+    torch.manual_seed(0)
+    exact = model.log_prob(batch)
+    torch.manual_seed(0)
+    with half():
+        rounded = model.log_prob(batch)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=SPREAD, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNED if tiny(name).capabilities.tokenizes])
+def test_codes_of_the_same_latents_are_the_same_under_autocast(name: str) -> None:
+    """Distances in bf16 find another vector where two are about as near."""
+    model: Any = tiny(name, codes=512)
+    pixels = batch_of(model)["pixels"]
+    like = model.encoder(pixels * 2 - 1)
+    latents = torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
+    given = copy.copy(model)
+    given._modules = {**model._modules, "encoder": Fixed(latents)}
+    with half():
+        chosen = given.codes(pixels)
+    assert torch.equal(chosen, given.codes(pixels))
+
+
+class Fixed(nn.Module):
+    """Gives what it was given to give."""
+
+    def __init__(self, found: Tensor) -> None:
+        super().__init__()
+        self.found = found
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.found
+
+
+def test_a_judge_s_loss_is_fp32_too() -> None:
+    (name,) = JUDGES
+    judge = trainable(name)(trainable(name).presets["tiny"]).eval()
+    batch = {"pixels": torch.rand(16, 1, 8, 8), "attributes": torch.arange(16)[:, None] % 10}
+    exact = judge(batch).total
+    with half():
+        rounded = judge(batch).total
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=SPREAD)
