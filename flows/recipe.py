@@ -57,6 +57,9 @@ class Training(Strict):
         default_factory=dict
     )  # by player; the default where absent
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_skipped: Positive = (
+        10  # steps in a row with a gradient that is not finite; then it diverged
+    )
     ema_decay: Fraction = 0.999
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     compile: bool = False

@@ -38,8 +38,6 @@ class CountingLoop(Loop):
             state.step += 1
             if self.journal:
                 self.journal.count(state.step)
-            if state.average is not None:
-                state.average.update(done)
             if done == 0:
                 self.seconds["first_step"] = time.monotonic() - began
             if state.step == rules.steps:

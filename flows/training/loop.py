@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
@@ -28,13 +28,14 @@ from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.ranks import Ranks
 from flows.training.rows import check_turns, rows_of
 from flows.training.run_folder import Fenced, RunFolder
+from flows.training.skips import SKIPPED, TOTAL, Skips
 from flows.training.validation import OnValidation, Validation
 from infra.storage import IntegrityError, faultpoint, write_json
 from models import configure, describe, trainable
 
 
 class Diverged(ArithmeticError):
-    """The loss or a gradient is no longer a finite number; trying again would give the same."""
+    """Loss or gradients are no longer finite numbers; trying again would give the same."""
 
 
 PERMANENT: Final = (
@@ -64,7 +65,8 @@ def train(
     `on_validation(step, loss)` is called on rank 0 between two steps; what it raises ends the training there.
 
     Raises:
-        Diverged: loss or gradient became NaN or infinite; says at which step and which checkpoint is good.
+        Diverged: the gradient was NaN or infinite at `training.max_skipped` steps in a row; says at which step and
+            which checkpoint is good.
         flows.training.run_folder.Fenced: a newer attempt has taken over.
         infra.storage.IntegrityError: there were checkpoints and all of them are damaged.
     """
@@ -112,6 +114,13 @@ class Loop:
             player: Gradients(optimizer.parameters, ranks.world)
             for player, optimizer in self.state.optimizers.items()
         }
+        self.running = [  # means and variances, which a forward pass moves
+            buffer
+            for module in self.state.model.modules()
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            for buffer in module.buffers()
+        ]
+        self.skips = Skips(spec.training, self.state.means)
         self.window: list[Tensor] = []  # one row of scalars a step since the last flush
         self.names: list[str] = []
         self.seconds["prepare"] = time.monotonic() - began
@@ -247,7 +256,8 @@ class Loop:
                 for name, scalar in self._turn(player, part).items():
                     row[name] = row[name] + scalar / count if turn else scalar / count
         if state.average is not None:
-            state.average.update(state.step)
+            skipped = [value for name, value in row.items() if name.endswith(SKIPPED)]
+            state.average.update(state.step, (torch.stack(skipped).amax() == 0).float())
         state.step += 1
         self.names = list(row)
         self.window.append(torch.stack([value.float() for value in row.values()]))
@@ -259,6 +269,7 @@ class Loop:
             {name: value[piece :: rules.accumulate] for name, value in batch.items()}
             for piece in range(rules.accumulate)
         ]
+        before = [buffer.clone() for buffer in self.running]
         turn = turns.take(
             state.model,
             self.model,
@@ -269,12 +280,16 @@ class Loop:
             self._precision,
         )
         norm = clip(turn.gradients, rules.clip_norm, turn.share)
+        taken = norm.isfinite()
         optimizer = state.optimizers[player]
-        optimizer.step(rate_at(state.step, rules.steps, optimizer.rule))
+        optimizer.step(rate_at(state.step, rules.steps, optimizer.rule), taken.float())
+        for buffer, value in zip(self.running, before, strict=True):
+            buffer.copy_(torch.where(taken, buffer, value))
         if turn.seen:
-            state.model.follow(turn.seen, torch.ones_like(norm))
+            seen = {name: torch.where(taken, rows, 0) for name, rows in turn.seen.items()}
+            state.model.follow(seen, taken.float())
         prefix = "" if len(state.optimizers) == 1 else f"{player}."
-        scalars = {**turn.scalars, "gradient_norm": norm}
+        scalars = {**turn.scalars, "gradient_norm": norm, SKIPPED: 1 - taken.float()}
         return {prefix + name: value for name, value in scalars.items()}
 
     def _only(self, player: str) -> None:
@@ -300,15 +315,15 @@ class Loop:
         table = self.ranks.mean(torch.stack(self.window)).cpu()
         first = step - len(self.window) + 1
         self.window = []
-        if not bool(table.isfinite().all()):
-            bad_row, bad_column = (int(index) for index in (~table.isfinite()).nonzero()[0])
+        if trouble := self.skips.trouble(table, self.names, first):
             good = self.folder.checkpoints()
             raise Diverged(
-                f"{self.names[bad_column]} is {float(table[bad_row, bad_column])} at step {first + bad_row} of"
-                f" {rules.steps}; the last good checkpoint is {good[0] if good else 'none'}; lower"
+                f"{trouble}; the last good checkpoint is {good[0] if good else 'none'}; lower"
                 " training.optimizers.*.learning_rate or training.clip_norm"
             )
-        means = dict(zip(self.names, table.mean(0).tolist(), strict=True))
+        self.state.means[TOTAL] = float(self.skips.total)
+        if not (means := self.skips.means(table, self.names)):
+            return
         if "loss" not in means:
             means["loss"] = sum(means[f"{player}.loss"] for player in self.state.optimizers)
         now = time.monotonic()

@@ -48,13 +48,14 @@ class AdamW:
         ]
         self._decays = [parameter.ndim >= 2 for parameter in self.parameters]
 
-    def step(self, rate: float) -> None:
-        """Move the parameters along their `.grad`."""
+    def step(self, rate: float, taken: Tensor) -> None:
+        """Move the parameters along their `.grad` where `taken` is 1; where it is 0, nothing changes."""
         for decays, weight_decay in ((True, self.rule.weight_decay), (False, 0.0)):
-            self._step([i for i, d in enumerate(self._decays) if d == decays], rate, weight_decay)
+            chosen = [i for i, d in enumerate(self._decays) if d == decays]
+            self._step(chosen, rate, weight_decay, 1 - taken)
 
     @torch.no_grad()
-    def _step(self, chosen: list[int], rate: float, weight_decay: float) -> None:
+    def _step(self, chosen: list[int], rate: float, weight_decay: float, skipped: Tensor) -> None:
         parameters = [self.parameters[i] for i in chosen]
         if not parameters:
             return
@@ -74,6 +75,7 @@ class AdamW:
             weight_decay=weight_decay,
             eps=1e-8,
             maximize=False,
+            found_inf=skipped,
         )
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -85,40 +87,38 @@ class AdamW:
 
 
 class Average:
-    """The exponential moving average of a model's weights, warmed up; buffers are copied."""
+    """The exponential moving average of a model's weights, warmed up; buffers are the model's own, as they are."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._live = dict(model.named_parameters())
-        self._live_buffers = dict(model.named_buffers())
+        saved = model.state_dict().keys()
+        self._buffers = {name: one for name, one in model.named_buffers() if name in saved}
         self._kept = [parameter.detach().clone() for parameter in self._live.values()]
-        self._kept_buffers = [buffer.detach().clone() for buffer in self._live_buffers.values()]
         self._sources = [parameter.detach() for parameter in self._live.values()]
 
-    def update(self, step: int) -> None:
-        """Take in the weights after step 0, 1, ...; early steps count more: decay <= (1 + n) / (10 + n)."""
+    def update(self, step: int, taken: Tensor) -> None:
+        """Take in the weights after step 0, 1, ... where `taken` is 1, nothing where it is 0.
+
+        Early steps count more: decay <= (1 + n) / (10 + n).
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
-        if self._kept:  # a counting family has buffers alone
-            torch._foreach_lerp_(self._kept, self._sources, 1 - decay)
-        for kept, buffer in zip(self._kept_buffers, self._live_buffers.values(), strict=True):
-            kept.copy_(buffer)
+        pace = (1 - decay) * taken
+        torch._foreach_lerp_(self._kept, self._sources, [pace] * len(self._kept))
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return the averaged weights and buffers by their names in the model, to be read or written in place."""
-        weights = dict(zip(self._live, self._kept, strict=True))
-        return weights | dict(zip(self._live_buffers, self._kept_buffers, strict=True))
+        """Return the averaged weights and the buffers by their names in the model, to be read or written in place."""
+        return dict(zip(self._live, self._kept, strict=True)) | self._buffers
 
     @contextmanager
     @torch.no_grad()
     def swapped_in(self) -> Iterator[None]:
         """Let the model have the averaged weights inside the block."""
-        live = [*self._sources, *self._live_buffers.values()]
-        kept = [*self._kept, *self._kept_buffers]
-        aside = [tensor.detach().clone() for tensor in live]
-        for tensor, value in zip(live, kept, strict=True):
+        aside = [tensor.clone() for tensor in self._sources]
+        for tensor, value in zip(self._sources, self._kept, strict=True):
             tensor.copy_(value)
         try:
             yield
         finally:
-            for tensor, value in zip(live, aside, strict=True):
+            for tensor, value in zip(self._sources, aside, strict=True):
                 tensor.copy_(value)

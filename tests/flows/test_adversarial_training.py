@@ -48,8 +48,8 @@ def by_hand(prepared: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
                     }
                     (model(part, player).total / 2).backward()
                     noise[rank] = generators(device)
-                optimizer.step(rate_at(step, STEPS, RULE))
-        average.update(step)
+                optimizer.step(rate_at(step, STEPS, RULE), torch.ones(()))
+        average.update(step, torch.ones(()))
     return dict(average.tensors())
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import models
@@ -31,6 +32,7 @@ WORDS = ("dark", "light")
 
 
 TOY = "tests.flows.training_kit:Toy"
+SICK = "tests.flows.training_kit:Sick"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,40 @@ class Toy(Trainable):
             return Losses(-self.critic(fake).mean(), len(real))
         assert not fake.requires_grad
         return Losses((self.critic(fake) - self.critic(real)).square().mean(), len(real))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SickConfig:
+    image_size: int = 8
+    channels: int = 3
+    sick: tuple[int, ...] = ()  # steps whose gradient is not a number, on the last worker alone
+
+
+class Sick(Trainable):
+    """Has all that a step changes: weights, the means of a batch norm and a buffer that follows."""
+
+    Config = SickConfig
+    presets: ClassVar[Mapping[str, SickConfig]] = {"tiny": SickConfig()}
+    taken: Tensor
+
+    def __init__(self, config: SickConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.BatchNorm1d(config.channels * config.image_size**2)
+        self.out = nn.Linear(config.channels * config.image_size**2, 1)
+        self.register_buffer("taken", torch.zeros(()))
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002
+        x = batch["pixels"].flatten(1)
+        last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
+        if last and self.steps_taken in self.config.sick:
+            x = x * float("nan")
+        loss = self.out(self.norm(x)).square().mean()
+        return Losses(loss, len(x), seen={"rows": x})
+
+    def follow(self, seen: Mapping[str, Tensor], taken: Tensor) -> None:
+        assert bool(seen["rows"].isfinite().all())
+        self.taken += taken
 
 
 def prepare(folder: Path, rows: int = 64, side: int = 8, validation: int = 0) -> Path:
@@ -150,8 +186,8 @@ def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
-def train_without_ray(spec: TrainingSpec, runs: Path) -> Path:
-    """Train in `num_workers` plain processes; returns the sealed result."""
+def train_without_ray(spec: TrainingSpec, runs: Path, *, succeeds: bool = True) -> Path:
+    """Train in `num_workers` plain processes; returns the sealed result, if it `succeeds`."""
     folder = runs / spec.identity
     folder.mkdir(parents=True, exist_ok=True)
     document, store = folder / "spec.json", folder / f"store-{os.urandom(4).hex()}"
@@ -165,19 +201,18 @@ def train_without_ray(spec: TrainingSpec, runs: Path) -> Path:
         )
         for rank in range(world)
     ]
-    assert [rank.wait(120) for rank in ranks] == [0] * world
+    ended = [rank.wait(120) for rank in ranks]
+    assert (ended == [0] * world) is succeeds
     return folder / "final"
 
 
 def _rank(document: Path, folder: Path, rank: int, world: int, store: Path) -> None:
-    import torch.distributed as dist
-
     from flows.training.loop import train
     from flows.training.ranks import Ranks
     from flows.training.run_folder import RunFolder
 
     torch.set_num_threads(1)
-    vars(models)["FAMILIES"]["toy"] = TOY
+    vars(models)["FAMILIES"].update(toy=TOY, sick=SICK)
     dist.init_process_group(
         "gloo", f"file://{store}", timedelta(seconds=60), rank=rank, world_size=world
     )
