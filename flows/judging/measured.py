@@ -61,11 +61,15 @@ def measured(
     for name, able in stages.items():
         if able.likelihood:
             found[f"{name}_nats"] = ""
+            if len(stages) == 1 and data["modality"] == "image":
+                found[f"{name}_sample_gap"] = few
         found |= {f"{name}_{one}": few for one in able.measures}
         if data["modality"] == "image":
             found |= _of_pictures(name, able, data, judged)
     if data["modality"] != "audio":
         found["memorised"] = few
+    if data["modality"] == "image":
+        found["distinct"] = few
     if data["modality"] == "image":
         found |= _judged(data, few if judged else "the recipe has no judge", prompted)
         alone = "" if seeds > 1 else "evaluation.seeds has one seed, and it needs two"

@@ -12,7 +12,17 @@ from torch.nn import functional as F
 
 from data.loaders import everything, read_header
 from flows.judging.pipeline import Pipeline
-from flows.judging.scores import Judged, Scores, device_of, evenly, likelihood, own, rated
+from flows.judging.scores import (
+    Judged,
+    Scores,
+    device_of,
+    evenly,
+    likelihood,
+    nats_of,
+    own,
+    rated,
+    sample_gap,
+)
 from flows.judging.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family, Request
@@ -93,7 +103,10 @@ def score(
         if model.capabilities.tokenizes and judge is not None and facts["attributes"]:
             _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
         if model.capabilities.likelihood:
-            likelihood(scores, model, stage.stage, rated(model, {"pixels": test}, captions))
+            nats = likelihood(scores, model, stage.stage, rated(model, {"pixels": test}, captions))
+            if len(models) == 1 and len(test) >= LEAST_HELD_OUT:
+                drawn_nats = nats_of(model, rated(model, {"pixels": pictures}, prompts))
+                sample_gap(scores, stage.stage, drawn_nats, nats)
         if len(test) >= LEAST_HELD_OUT:  # one picture has no distribution
             chosen = evenly(test, min(len(test), MEASURED))
             own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)
@@ -196,6 +209,8 @@ def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor)
     if len(test) < LEAST_HELD_OUT:
         return  # a small folder can be learned from all the same; a gate that asks for this says so
     scores.mean("memorised", m.memorisation(pictures, train, test))
+    count = min(len(pictures), len(test))
+    scores.mean("distinct", m.distinct(evenly(pictures, count), evenly(test, count)))
 
 
 def _reconstruction(

@@ -59,6 +59,7 @@ def score(
             f"{pipeline.endpoint} makes sound, and the judge looks at pictures: leave it out"
         )
     scores = Scores(spec)
+    made = joined([torch.from_numpy(part) for part in drawn], 0)[: spec.gallery]
     sound, length, captions, attributes = loaders.sounds(prepared, "test")
     rows = {"sound": sound, "length": length}
     if attributes.shape[1]:
@@ -68,7 +69,6 @@ def score(
         if model.capabilities.likelihood:
             likelihood(scores, model, stage.stage, told, AT_ONCE)
         own(scores, model, stage.stage, told, AT_ONCE)
-    made = joined([torch.from_numpy(part) for part in drawn], 0)[: spec.gallery]
     rate = pipeline.sample_rate
     assert rate is not None
     files = {"gallery.png": of_sounds(made, rate, list(prompts)[: len(made)])}

@@ -130,6 +130,20 @@ def spread(features: Tensor, groups: Sequence[str]) -> dict[str, float]:
     }
 
 
+def distinct(generated: Tensor, real: Tensor, chance: float = 0.05) -> Tensor:
+    """Return which generated pictures (N,) lie as far from all others of them as real ones do from one another.
+
+    Further than the `chance` quantile of the distances of real pictures (M, C, H, W) to their nearest: an honest
+    sampler is at 1 - chance, one that repeats a few pictures near 0, whatever a judge makes of them. Compare at equal
+    N.
+
+    Raises:
+        ValueError: fewer than two of either, pictures of different sizes, or pixels that are not finite.
+    """
+    fake, true = _pair(_coarse(generated).flatten(1), _coarse(real).flatten(1), least=2)
+    return _radii(fake, 1) > _radii(true, 1).quantile(chance)
+
+
 def memorisation(
     generated: Tensor, train: Tensor, held_out: Tensor, chance: float = 0.05
 ) -> Tensor:

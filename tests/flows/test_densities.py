@@ -1,10 +1,13 @@
-"""The gates of the exact densities: an honest network passes, and one whose pixels see themselves is refused."""
+"""The gates of the exact densities: an honest network passes; pixels that see themselves, and a sampler that draws
+something else than the likelihood says, are refused.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from data.makers import DIGITS
 from flows.judging import scores
@@ -12,13 +15,22 @@ from flows.judging.gate import Evaluation, GateReport, check
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from models import configure, trainable
-from models.family import Family
+from models.family import Family, Request
+from models.judges import metrics
 
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
 
 
-def judged(recipe_name: str, steps: int, *overrides: str) -> tuple[float, GateReport]:
-    """Train the recipe's stage for so many steps on 1500 digits; nats of 297 others, and what its gate says of them."""
+DRAWN = 64
+
+
+def judged(
+    recipe_name: str, steps: int, *overrides: str
+) -> tuple[float, GateReport, dict[str, GateReport]]:
+    """Train the recipe's stage for so many steps on 1500 digits.
+
+    Returns the nats of 297 others, what its gate says of them and of its samples, and of broken samplers' by name.
+    """
     recipe = load(RECIPES / f"{recipe_name}.yaml", overrides)
     ((name, stage),) = recipe.stages.items()
     found = load_digits()
@@ -42,23 +54,50 @@ def judged(recipe_name: str, steps: int, *overrides: str) -> tuple[float, GateRe
         model(batch).total.backward()
         optimizer.step()
         schedule.step()
-    kept = scores.Scores(EvaluationSpec(bootstrap=50))
-    scores.likelihood(
-        kept, model, name, scores.rated(model, {"pixels": pixels[:297]}, captions[:297])
+    model.eval()
+    told = captions[:DRAWN] if tokens is not None else []
+    with torch.no_grad():
+        drawn = model.sample(Request(seeds=tuple(range(DRAWN)), prompts=tuple(told)))
+    reports = {}
+    for sampler, samples in {"honest": drawn, **broken(drawn, pixels[297:])}.items():
+        kept = scores.Scores(EvaluationSpec(bootstrap=50))
+        rated = scores.rated(model, {"pixels": pixels[:297]}, captions[:297])
+        nats = scores.likelihood(kept, model, name, rated)
+        own = scores.nats_of(model, scores.rated(model, {"pixels": samples}, told))
+        scores.sample_gap(kept, name, own, nats)
+        kept.mean("distinct", metrics.distinct(samples, pixels[:DRAWN]))
+        asked = (f"{name}_nats", f"{name}_sample_gap", "distinct")
+        bounds = {one: recipe.gate.metrics[one] for one in asked}
+        record = Evaluation(evaluation_set="", judge=None, metrics=kept.metrics, outcomes={})
+        reports[sampler] = check(recipe.gate.model_copy(update={"metrics": bounds}), record, None)
+    return float(nats.mean()), reports.pop("honest"), reports
+
+
+def broken(drawn: Tensor, learned: Tensor) -> dict[str, Tensor]:
+    """Samples that a right likelihood does not tell about: every pixel by itself, in another order, or always one."""
+    generator = torch.Generator().manual_seed(0)
+    alone = torch.stack(
+        [
+            learned[torch.randint(len(learned), (len(drawn),), generator=generator), 0, row, column]
+            for row in range(8)
+            for column in range(8)
+        ],
+        dim=1,
     )
-    metric = f"{name}_nats"
-    gate = recipe.gate.model_copy(update={"metrics": {metric: recipe.gate.metrics[metric]}})
-    record = Evaluation(evaluation_set="", judge=None, metrics=kept.metrics, outcomes={})
-    return kept.metrics[metric].value, check(gate, record, None)
+    return {
+        "pixels by themselves": alone.view_as(drawn),
+        "columns for rows": drawn.transpose(2, 3),
+        "one picture": drawn[:1].expand_as(drawn),
+    }
 
 
 @pytest.mark.parametrize(
     ("recipe", "steps", "leak", "nothing_learned"),
     [
         ("digits-made", 2000, "stages.made.config.mask=B", 25.3),
-        ("digits-nade", 1000, "stages.nade.config.mask=B", 25.3),
+        ("digits-nade", 1400, "stages.nade.config.mask=B", 25.3),
         pytest.param(
-            *("digits-pixelrnn", 400, "stages.pixelrnn.config.mask=B", 25.3),
+            *("digits-pixelrnn", 320, "stages.pixelrnn.config.mask=B", 25.3),
             marks=pytest.mark.slow,
         ),
         ("digits-pixelcnn", 250, "stages.digits.config.mask=B", 107.8),
@@ -68,9 +107,13 @@ def test_an_honest_density_passes_and_a_leak_is_refused_from_below(
     recipe: str, steps: int, leak: str, nothing_learned: float
 ) -> None:
     """`nothing_learned` are the nats of pixels that do not depend on one another, counted one by one."""
-    nats, report = judged(recipe, steps)
+    nats, report, others = judged(recipe, steps)
     assert report.passed, report.refusal()
     assert nats < 0.8 * nothing_learned
-    leaking, refused = judged(recipe, steps // 2, leak)
+    for sampler in ("pixels by themselves", "columns for rows"):
+        assert "_sample_gap" in others[sampler].refusal(), sampler
+    assert "distinct 0 " in others["one picture"].refusal()
+    leaking, refused, _ = judged(recipe, steps // 2, leak)
     assert leaking < nats / 2
+    assert "_nats" in refused.refusal()
     assert "is below" in refused.refusal()
