@@ -103,11 +103,7 @@ def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str
     return f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _key(_: Any, parameters: dict[str, Any]) -> str:
-    return judging_identity(parameters["recipe"], parameters["trained"], parameters["prepared"])
-
-
-@task(task_run_name="judge {recipe.name}", cache_key_fn=_key, persist_result=True)
+@task(task_run_name="judge {recipe.name}")
 def judge_pipeline(
     recipe: Recipe, trained: dict[str, Any], prepared: dict[str, Any]
 ) -> dict[str, Any]:
@@ -124,6 +120,7 @@ def judge_pipeline(
     evaluation, files = evaluate_on_ray(order)
     run_id = record(recipe.name, key, evaluation, files)
     version = _publish(recipe, pipeline, prepared, evaluation, files, run_id=run_id, key=key)
+    registry().end_run(run_id)
     return named(version)
 
 
@@ -146,7 +143,7 @@ def order_of(
 
 
 def record(experiment: str, key: str, evaluation: Evaluation, files: dict[str, bytes]) -> str:
-    """Write metrics and the gallery to an MLflow run of their own; returns its id."""
+    """Write metrics and the gallery to an MLflow run of their own, which is to be ended; returns its id."""
     tags = {"atelier.identity": key, "atelier.flow_run": flow_run.id or ""}
     run_id = registry().start_run(experiment, key, tags)
     values = {name: metric.value for name, metric in evaluation.metrics.items()}
@@ -156,7 +153,6 @@ def record(experiment: str, key: str, evaluation: Evaluation, files: dict[str, b
         for name in files:
             parent = Path("gallery") / Path(name).parent
             registry().log_file(run_id, Path(folder) / name, parent.as_posix())
-    registry().end_run(run_id, "FINISHED")
     return run_id
 
 
@@ -236,7 +232,10 @@ def evaluate(ref: str) -> dict[str, Any]:
     connect(settings().ray_url)
     order = order_of(recipe, pipeline, judge, prepared)
     evaluation, files = evaluate_on_ray(order)
-    record(recipe.name, f"evaluate-{version.ref}-{evaluation.evaluation_set}", evaluation, files)
+    key = f"evaluate-{version.ref}-{evaluation.evaluation_set}"
+    run_id = record(recipe.name, key, evaluation, files)
+    registry().tag_run(run_id, {"atelier.version": version.ref})
+    registry().end_run(run_id)
     report = check(recipe.gate, evaluation, production=None)
     return {
         "evaluation": evaluation.model_dump(mode="json", exclude={"outcomes"}),

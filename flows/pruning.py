@@ -1,7 +1,8 @@
-"""What takes room and nobody needs: versions that no ledger row names, checkpoints of finished trainings, copies.
+"""What takes room and nobody needs: versions that no ledger row names, with their runs; checkpoints; copies.
 
 Kept is what the ledger names or ever named, what is being promoted, the newest version of every name, and the stages
-and the judge that any of these pin. A run that is not finished keeps its checkpoints: it can go on.
+and the judge that any of these pin; and the runs, searches and trials from which these come or that are about them.
+A run that is not finished stays with its checkpoints: it can go on.
 """
 
 import shutil
@@ -9,14 +10,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from data.repro import sweep
 from flows.judging.gate import Evaluation
 from flows.served import pins, pipeline_of
 from flows.workshop import ledger, promotions, registry
 from infra.registry import Version
+from infra.runs import folder_of
 from infra.settings import settings
 from infra.storage import MANIFEST
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+MAKERS: Final = ("lifecycle", "retrain", "train", "tune")
+"""The flows that make versions."""
+
+
+class PruneError(RuntimeError):
+    """Nothing can be removed now; one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +54,36 @@ def pieces() -> list[Piece]:
     ]
     here = settings().state / "versions"
     found += [_folder("fetched copy", path) for path in here.glob("*") if path.name not in kept]
+    found += _runs([one for one in versions if one.digest in kept])
+    going = {piece.name for piece in found if piece.kind == "run"}
     for final in settings().runs.glob("*/final"):
         found += [
             _folder("checkpoint", path, f"{final.parent.name}/{path.name}")
             for path in final.parent.glob("ckpt-*")
+            if final.parent.name not in going
         ]
     return sorted(found, key=lambda piece: -piece.megabytes)
+
+
+def refuse_beside_trainings() -> None:
+    """Refuse to remove anything while a flow makes versions: nothing names yet what it has made.
+
+    Raises:
+        PruneError: names the flow runs.
+    """
+    from prefect import get_client
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    running = filters.FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=list(MAKERS))),
+            flow_run_filter=filters.FlowRunFilter(state=filters.FlowRunFilterState(type=running)),
+        )
+    if found:
+        names = ", ".join(sorted(run.name for run in found))
+        raise PruneError(f"nothing was removed: {names} at work; prune again when that has ended")
 
 
 def sweep_data(*, really: bool) -> str:
@@ -68,6 +106,45 @@ def _kept(versions: list[Version]) -> set[str]:
     for digest in list(kept & known.keys()):
         kept |= _pinned(known[digest])
     return kept
+
+
+def _runs(kept: list[Version]) -> list[Piece]:
+    """Return MLflow's runs that are over and of none of these versions, with what they left in the runs' folder."""
+    runs = registry().ours()
+    facts = {one.tags.get(f"atelier.{fact}") for one in kept for fact in ("run_id", "search")}
+    refs = {one.ref for one in kept}
+    staying = {
+        run.info.run_id
+        for run in runs
+        if run.info.run_id in facts
+        or run.data.tags.get("atelier.version") in refs
+        or not _over(run)
+    }
+    gone, stays = [], set()
+    for run in runs:
+        if run.data.tags.get("mlflow.parentRunId", run.info.run_id) in staying:
+            stays.add(run.data.tags["atelier.identity"])
+        else:
+            gone.append(run)
+    folders = {path.name: path for path in settings().runs.glob("*") if path.name not in stays}
+    return [_run(run, folders.get(run.data.tags["atelier.identity"])) for run in gone]
+
+
+def _over(run: "Run") -> bool:
+    """Whether a run has its version; that of a search is made after it, and a killed `tune` goes on with it."""
+    tags = run.data.tags
+    whole = tags.get("atelier.kind") != "search" or "atelier.version" in tags
+    return bool(run.info.status == "FINISHED" and whole)
+
+
+def _run(run: "Run", folder: Path | None) -> Piece:
+    def remove() -> None:
+        registry().remove_run(run)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    megabytes = _size(folder_of(str(run.info.artifact_uri))) + _size(folder)
+    return Piece("run", run.data.tags["atelier.identity"], megabytes, remove)
 
 
 def _pinned(version: Version) -> set[str]:

@@ -25,12 +25,7 @@ if TYPE_CHECKING:
     from infra.registry import Version
 
 
-def _identity(_: Any, parameters: dict[str, Any]) -> str:
-    spec: TrainingSpec = parameters["spec"]
-    return spec.identity
-
-
-@task(task_run_name="train {spec.name}", cache_key_fn=_identity, persist_result=True)
+@task(task_run_name="train {spec.name}")
 def train_stage(spec: TrainingSpec, experiment: str) -> dict[str, Any]:
     """Train one network on Ray and register it; equal work done before is found by its identity."""
     from flows.training.ray_train import fit
@@ -55,10 +50,11 @@ def train_stage(spec: TrainingSpec, experiment: str) -> dict[str, Any]:
             ray_url=here.ray_url if spec.resources.num_workers else None,
             on_progress=progress.reporter(spec.name),
         )
+        version = publish(spec, trained.directory, trained.metrics, run_id)
         status = "FINISHED"
     finally:
         registry().end_run(run_id, status)
-    return named(publish(spec, trained.directory, trained.metrics, run_id))
+    return named(version)
 
 
 def publish(spec: TrainingSpec, final: Path, metrics: dict[str, float], run_id: str) -> "Version":

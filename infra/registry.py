@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlsplit
 
 from infra.listed import (
     NAME,
@@ -29,7 +28,7 @@ from infra.listed import (
     settled,
 )
 from infra.mlflow_client import KEY, Mlflow, RegistryError, Unreachable, pages, require
-from infra.runs import Runs, Status
+from infra.runs import Runs, Status, folder_of
 from infra.storage import MANIFEST, IntegrityError, faultpoint, sha256_of, verify
 
 if TYPE_CHECKING:
@@ -203,18 +202,14 @@ class Registry(Runs):
         """Return the folder of a version's bytes in the store; None where the store is elsewhere."""
         with self._mlflow.calling() as client:
             source = client.get_model_version_download_uri(version.name, str(version.number))
-        parts = urlsplit(source)
-        return Path(unquote(parts.path)) if parts.scheme in {"", "file"} else None
+        return folder_of(source)
 
     def remove(self, version: Version) -> None:
-        """Delete a version and its bytes in the store; its run and metrics stay. Safe to repeat."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
+        """Delete a version and its bytes in the store; its run stays. Safe to repeat."""
         with self._mlflow.calling() as client:
             source = client.get_model_version_download_uri(version.name, str(version.number))
             client.delete_model_version(version.name, str(version.number))
-            repository: Any = get_artifact_repository(source, tracking_uri=self._mlflow.uri)
-            repository.delete_artifacts()
+            self._clear(source)
             if model_id := version.tags.get("atelier.model_id"):
                 client.delete_logged_model(model_id)
         self._verified.discard(version.digest)

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import unquote, urlsplit
 
-from infra.mlflow_client import KEY, Mlflow, require
+from infra.mlflow_client import KEY, Mlflow, pages, require
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,6 +97,25 @@ class Runs:
                     return None
                 raise
 
+    def ours(self) -> "list[Run]":
+        """Return every run that was started here, of all experiments; deleted ones left out."""
+        with self._mlflow.calling() as client:
+            where = [one.experiment_id for one in pages(client.search_experiments)]
+            found = pages(partial(client.search_runs, where)) if where else []
+        return [run for run in found if "atelier.identity" in run.data.tags]
+
+    def remove_run(self, run: "Run") -> None:
+        """Delete a run and its artifacts. Safe to repeat."""
+        with self._mlflow.calling() as client:
+            self._clear(str(run.info.artifact_uri))
+            client.delete_run(run.info.run_id)
+
+    def _clear(self, artifacts: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        repository: Any = get_artifact_repository(artifacts, tracking_uri=self._mlflow.uri)
+        repository.delete_artifacts()
+
     def experiment(self, client: "MlflowClient", name: str) -> str:
         """Return the id of an experiment, made where there is none."""
         from mlflow.exceptions import MlflowException
@@ -107,6 +128,12 @@ class Runs:
             if found := client.get_experiment_by_name(name):  # another process was first
                 return str(found.experiment_id)
             raise
+
+
+def folder_of(artifacts: str) -> Path | None:
+    """Return the folder that an artifact address names; None where they are elsewhere."""
+    parts = urlsplit(artifacts)
+    return Path(unquote(parts.path)) if parts.scheme in {"", "file"} else None
 
 
 def _runs_of(client: "MlflowClient", experiment: str, identity: str, finished: bool) -> "list[Run]":

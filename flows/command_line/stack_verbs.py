@@ -152,10 +152,12 @@ def prune(
     really: Annotated[bool, typer.Option("--yes", help="Remove it; without, only tell.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove versions no ledger row names, checkpoints of finished trainings, copies, and DVC's unused cache."""
+    """Remove versions no ledger row names and their runs, old checkpoints, copies, and what DVC no longer needs."""
     ready()
-    from flows.pruning import pieces, sweep_data
+    from flows.pruning import pieces, refuse_beside_trainings, sweep_data
 
+    if really:
+        refuse_beside_trainings()
     found = pieces()
     rows = [(piece.kind, piece.name, round(piece.megabytes, 1)) for piece in found]
     for piece in found if really else ():

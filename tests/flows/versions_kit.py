@@ -92,14 +92,17 @@ class Installation:
     def stage(self, kind: str, seed: int) -> Version:
         from safetensors.torch import save_file
 
+        if found := self.registry.find(f"{NAME}.{kind}", f"{kind}-{seed}"):
+            return found
         model = network(kind, seed)
         making = self.home / "making"
         making.mkdir(parents=True)
         (making / "config.json").write_text(json.dumps(describe(model)))
         (making / "card.md").write_text(f"# {kind}\n")
         save_file(model.state_dict(), making / "model.safetensors")
-        experiment = self.registry.start_run(NAME, f"{kind}-{seed}", {})
-        facts = {"kind": "model", "data_identity": "d0", "seed": seed, "run_id": experiment}
+        run = self.registry.start_run(NAME, f"{kind}-{seed}", {})
+        self.registry.end_run(run)
+        facts = {"kind": "model", "data_identity": "d0", "seed": seed, "run_id": run}
         seal(making, {**facts, "git_commit": "c0"})
         tags = {"atelier.family": "ddpm"}
         return self._publish(f"{NAME}.{kind}", making, f"{kind}-{seed}", tags)
@@ -138,7 +141,8 @@ class Installation:
         report = check(Gate(), judged, production=None)
         (making / "report.json").write_text(report.model_dump_json())
         (making / "card.md").write_text("# toys\n")
-        run = self.registry.start_run(NAME, f"judge-{seed}", {})
+        run = self.registry.start_run(NAME, f"judging-{seed}", {})
+        self.registry.end_run(run)
         facts = {"kind": "pipeline", "data_identity": "d0", "git_commit": "c0", "run_id": run}
         seal(making, facts)
         return self._publish(NAME, making, f"pipeline-{seed}-{steps}-{over}-{len(recipe)}", {})

@@ -117,18 +117,28 @@ def test_a_recipe_goes_from_data_to_a_picture_and_back(workshop: Workshop) -> No
     assert workshop.json("rollout", "tiny")["ended"]["reason"] == "promoted"
 
 
-def test_the_gate_refuses_and_says_why_and_a_forced_promotion_is_recorded(
+def test_the_gate_refuses_a_forced_promotion_is_recorded_and_what_nobody_took_can_go(
     workshop: Workshop,
 ) -> None:
-    bound = "gate.metrics.alignment={at_least: 0.99}"
-    refused = workshop.run("run", str(RECIPE), "--set", bound, code=1)
-    assert "error: the gate refuses tiny:" in refused
-    assert "is below 0.99" in refused
-    candidate = workshop.json("models")[-1]
+    for bound in (0.98, 0.99):
+        metric = f"gate.metrics.alignment={{at_least: {bound}}}"
+        refused = workshop.run("run", str(RECIPE), "--set", metric, code=1)
+        assert "error: the gate refuses tiny:" in refused
+        assert f"is below {bound}" in refused
     newest = max(row["version"] for row in workshop.json("models") if row["name"] == "tiny")
-    assert candidate["name"].startswith("tiny")
     workshop.run("promote", f"tiny:{newest}", "--force", "a trial")
     assert workshop.json("history", "tiny")[-1]["forced"]
+
+    told = workshop.json("prune")
+    removed = workshop.json("prune", "--yes")
+    assert (told["removed"], removed["removed"]) == (False, True)
+    ours = [(one["kind"], one["name"]) for one in removed["pieces"] if "tiny" in one["name"]]
+    assert [name for kind, name in ours if kind == "version"] == [f"tiny:{newest - 1}"]
+    assert len([name for kind, name in ours if kind == "run"]) == 1, "that of its judging"
+    assert workshop.json("prune")["pieces"] == []
+    picture = workshop.folder / "kept.png"
+    workshop.run("generate", "tiny", "three", "-o", str(picture))
+    assert receipts.read(picture).version == f"tiny:{newest}"
 
 
 @pytest.mark.parametrize(
