@@ -70,6 +70,9 @@ held-out real pictures.
 | {{ name }} | {{ "%.4g" % metric.value }} | {{ "%.4g" % metric.low }} .. {{ "%.4g" % metric.high }} \
 | {{ metric.count }} |
 {% endfor %}
+{%- for one in evaluation.left_out %}
+In no metric: {{ one }}.
+{% endfor %}
 Gate ({{ "passed" if report.passed else "failed" }}):
 {% for condition in report.conditions %}
 - {{ "pass" if condition.passed else "FAIL" }}: {{ condition.says }}

@@ -125,7 +125,7 @@ class Trainable(nn.Module, ABC):
     gone: ClassVar[tuple[str, ...]] = ()  # fields of older versions' configs that mean nothing now
     config: Any
     steps_taken: int = 0  # in training, before this step; who trains says it
-    left_out: str = ""  # what `examples` could not use, counted and said in a sentence
+    left_out: str = ""  # what the last `examples` could not use, counted and said in a sentence
 
     @abstractmethod
     def forward(self, batch: Batch, player: str = "model") -> Losses:

@@ -25,6 +25,9 @@ TOGETHER: Final = 16  # texts a call, or rows of one
 DRAWS: Final = threading.Lock()
 """Held by whoever needs torch's global generator to itself; families draw from it in `log_prob`."""
 
+EXAMPLES: Final = threading.Lock()
+"""Held from `examples` until its `left_out` is read: threads share a model."""
+
 
 def embed(model: Family, texts: tuple[Prompt, ...]) -> Embedded:
     """Return an embedding a text.
@@ -102,8 +105,10 @@ def _seeded(parts: Iterator[Tensor | None], seed: int) -> Iterator[Tensor | None
         yield part
 
 
-def decoded(model: Family, work: ScoreWork) -> tuple[Batch, int]:
+def decoded(model: Family, work: ScoreWork) -> tuple[Batch, int, str]:
     """Return the model's batch of one input, prepared as datasets are, and how many numbers its likelihood is of.
+
+    And what of the input the model leaves out, in words; empty where it takes all of it.
 
     Raises:
         ValueError: the input cannot be read, or the model has learned no such thing.
@@ -111,7 +116,9 @@ def decoded(model: Family, work: ScoreWork) -> tuple[Batch, int]:
     able = model.capabilities
     if able.modality == "text":
         texts = [text for _, text in work.record]
-        return model.examples([work.record]), sum(count_tokens(model, text) for text in texts)
+        count = sum(count_tokens(model, text) for text in texts)
+        with EXAMPLES:
+            return model.examples([work.record]), count, model.left_out
     try:
         batch = _picture(model, work) if able.modality == "image" else _sound(model, work)
     except MediaError as error:
@@ -123,7 +130,7 @@ def decoded(model: Family, work: ScoreWork) -> tuple[Batch, int]:
         tokens = model.encode([work.caption])
         if tokens is not None:
             batch["tokens"] = tokens
-    return batch, numbers
+    return batch, numbers, ""
 
 
 def _picture(model: Family, work: ScoreWork) -> dict[str, Tensor]:

@@ -209,13 +209,14 @@ class Stage:
         if warnings and work.caption:
             work = replace(work, caption=known_part(held.model, work.caption))
         try:
-            batch, numbers = await asyncio.to_thread(decoded, held.model, work)
+            batch, numbers, left_out = await asyncio.to_thread(decoded, held.model, work)
         except BROKEN as error:
             wrong = isinstance(error, ValueError)  # the input, not the model
             return Refused("invalid" if wrong else "failed", " ".join(str(error).split()))
         nats: float | Refused = await self._ask(
             partial(next, score(held.model, batch, work.seed)), work.ahead
         )
+        warnings += (left_out,) if left_out else ()
         return nats if isinstance(nats, Refused) else Scored(nats, numbers, warnings)
 
     async def status(self) -> dict[str, Any]:

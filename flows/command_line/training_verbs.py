@@ -131,7 +131,7 @@ def evaluate(ref: Ref, as_json: AsJson = False) -> None:
     if as_json:
         show_json(found)
         return
-    _metrics_table(ref, found["evaluation"]["metrics"])
+    _metrics_table(ref, found["evaluation"])
     for condition in found["report"]["conditions"]:
         console.print(f"  {'pass' if condition['passed'] else '[red]FAIL[/]'}  {condition['says']}")
 
@@ -187,7 +187,7 @@ def _show_metrics(ref: str) -> None:
 
     directory = registry().fetch(registry().get(ref))
     found = read_json(directory / "evaluation.json")
-    _metrics_table(ref, found["metrics"])
+    _metrics_table(ref, found)
 
 
 def _into(ref: str) -> str:
@@ -200,9 +200,11 @@ def _into(ref: str) -> str:
     return {"image": " -o picture.png", "audio": " -o sound.wav", "text": ""}[made]
 
 
-def _metrics_table(ref: str, metrics: dict[str, Any]) -> None:
+def _metrics_table(ref: str, evaluation: dict[str, Any]) -> None:
     rows = [
         (name, f"{m['value']:.4g}", f"{m['low']:.4g} .. {m['high']:.4g}", m["count"])
-        for name, m in metrics.items()
+        for name, m in evaluation["metrics"].items()
     ]
     show_table(f"{ref}, judged", ("metric", "value", "95 % interval", "samples"), rows)
+    for one in evaluation.get("left_out", []):  # none in files of before
+        console.print(f"in no metric: {one}", style="yellow", markup=False, soft_wrap=True)

@@ -85,6 +85,7 @@ def score_all(
         judge=record,
         metrics=judged.metrics | cost_per_sample(models, pipeline.stages, prompts),
         outcomes=judged.outcomes,
+        left_out=list(judged.left_out),
     )
     return found.model_dump_json(), judged.files
 

@@ -40,6 +40,7 @@ class Evaluation(BaseModel):
     judge: JudgeRecord | None
     metrics: dict[str, Interval]
     outcomes: dict[str, list[float]]  # per-sample values, in the set's order, for paired comparison
+    left_out: list[str] = []  # what of held-out data is in no metric, counted and said a stage
 
 
 class Condition(BaseModel):

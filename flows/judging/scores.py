@@ -20,6 +20,7 @@ class Judged:
     metrics: dict[str, Interval]
     outcomes: dict[str, list[float]]  # per-sample values, for paired comparison
     files: dict[str, bytes]  # the gallery, by path in the version's directory
+    left_out: tuple[str, ...] = ()  # what of held-out data no stage could rate, counted
     cut: str = ""  # a hash of the rows that a family cut held-out text into; others cut otherwise
 
 

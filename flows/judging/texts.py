@@ -89,9 +89,11 @@ def score(
         )
     scores = Scores(spec)
     held_out = loaders.records(prepared, "test")
-    cut = hashlib.sha256()
+    cut, left_out = hashlib.sha256(), list[str]()
     for model, stage in zip(models, pipeline.stages, strict=True):
         rows = taken(model.examples(held_out), ROWS)
+        if model.left_out:
+            left_out.append(f"{stage.stage}, held-out data: {model.left_out}")
         for name, tensor in sorted(rows.items()):
             cut.update(f"{name} {tuple(tensor.shape)} ".encode() + tensor.numpy().tobytes())
         if model.capabilities.likelihood:
@@ -114,7 +116,11 @@ def score(
         "samples.json": json.dumps(samples, ensure_ascii=False, indent=1).encode(),
     }
     return Judged(
-        metrics=scores.metrics, outcomes=scores.outcomes, files=files, cut=cut.hexdigest()[:16]
+        metrics=scores.metrics,
+        outcomes=scores.outcomes,
+        files=files,
+        left_out=tuple(left_out),
+        cut=cut.hexdigest()[:16],
     )
 
 

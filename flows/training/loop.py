@@ -103,8 +103,8 @@ class Loop:
         first = ranks.rank == 0
         self.journal = Journal(folder.journal, self.attempt, self.state.step) if first else None
         sign_in(folder.journal, self.attempt, ranks.rank)
-        if self.journal and self.state.model.left_out:
-            self.journal.note(self.state.step, self.state.model.left_out)
+        if self.journal and self.left_out:
+            self.journal.note(self.state.step, self.left_out)
         self.model: Any = self.state.model
         if spec.training.compile:
             self.model = torch.compile(self.state.model)
@@ -137,6 +137,7 @@ class Loop:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         seed_generators(spec.seed, self.ranks.rank)
         self.loader = self._loader(encode=model.encode, examples=model.examples)
+        self.left_out = model.left_out
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         optimizers = {
             player: AdamW(

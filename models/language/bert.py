@@ -141,23 +141,28 @@ class BERT(Family):
     def examples(self, records: Sequence[Record]) -> Batch:
         """Return every two neighbouring lines: `first` (N, P), `second` (N, Q) and the number of their `document` (N,).
 
-        Empty lines are no sentences; longer ones than `config.max_sentence` are cut.
+        Empty lines are no sentences; longer ones than `config.max_sentence` are cut, and counted in `left_out`.
 
         Raises:
             ValueError: a record is no document, or none has two lines.
         """
         pairs: list[tuple[list[int], list[int]]] = []
-        most, documents = self.config.max_sentence, list[int]()
+        most, documents, lengths = self.config.max_sentence, list[int](), list[int]()
         check_roles(records, ("text",), "take a dataset of documents")
         for number, record in enumerate(records):
             lines = [line for line in record[0][1].splitlines() if line.strip()]
-            sentences = [one[:most] for one in self._tokenizer.encode_all(lines)]
+            whole = self._tokenizer.encode_all(lines)
+            lengths += map(len, whole)
+            sentences = [one[:most] for one in whole]
             pairs += pairwise(sentences)
             documents += [number] * max(0, len(sentences) - 1)
         if not pairs:
             raise ValueError(
                 f"none of {len(records)} documents has two lines: a sentence is a line, and bert learns from neighbours"
             )
+        long = sum(length > most for length in lengths)
+        said = f"{long} of {len(lengths)} sentences are cut: they have more than {most} tokens (max_sentence)"
+        self.left_out = said if long else ""
         return {
             "first": padded([first for first, _ in pairs]),
             "second": padded([second for _, second in pairs]),

@@ -176,7 +176,11 @@ class GPT(Family):
         """
         words = tokenizer(self.config.tokenizer)
         if self.config.learns == "dialogues":
-            return texts.dialogues(records, words, self.config.context)
+            rows, shortened = texts.dialogues(records, words, self.config.context)
+            why = f"they have more than {self.config.context + 1} tokens (context + 1)"
+            said = f"{shortened} of {len(records)} dialogues lose their oldest exchanges: {why}"
+            self.left_out = said if shortened else ""
+            return rows
         stride = self.config.stride or self.config.context
         return texts.windows(records, words, self.config.context, stride)
 

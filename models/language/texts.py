@@ -56,8 +56,10 @@ def windows(
     return {"tokens": tokens, "fresh": fresh}
 
 
-def dialogues(records: Sequence[Record], words: Tokenizer, context: int) -> dict[str, Tensor]:
-    """Return `tokens` (N, T + 1), -1 after a dialogue's end, and `answer` (N, T) bool.
+def dialogues(
+    records: Sequence[Record], words: Tokenizer, context: int
+) -> tuple[dict[str, Tensor], int]:
+    """Return `tokens` (N, T + 1), -1 after a dialogue's end, `answer` (N, T) bool, and how many were shortened.
 
     `answer` is true where the next token is the assistant's: its text and the `<eos>` after it. A dialogue that is
     longer than the context loses its oldest exchanges and keeps what the system says: an answer that is learned then
@@ -67,12 +69,14 @@ def dialogues(records: Sequence[Record], words: Tokenizer, context: int) -> dict
         ValueError: no records, one that is no dialogue, or whose last exchange alone is longer than the context.
     """
     _some(records)
-    rows = []
+    rows, shortened = [], 0
     for number, record in enumerate(records):
         turns = _turns(record, f"record {number}", words)
+        whole = len(turns)
         first = 1 + (record[0][0] == "system")
         while sum(map(len, turns)) > context + 1 and len(turns) >= first + 4:
             del turns[first : first + 2]
+        shortened += len(turns) < whole
         if (length := sum(map(len, turns))) > context + 1:
             raise ValueError(
                 f"the last exchange of record {number} has {length} tokens, but a context of {context}"
@@ -88,7 +92,7 @@ def dialogues(records: Sequence[Record], words: Tokenizer, context: int) -> dict
             tokens[row, at : at + len(turn)] = torch.tensor(turn)
             answer[row, at + 1 : at + len(turn)] = turn[0] == ASSISTANT
             at += len(turn)
-    return {"tokens": tokens, "answer": answer[:, 1:].contiguous()}
+    return {"tokens": tokens, "answer": answer[:, 1:].contiguous()}, shortened
 
 
 def question(record: Record, name: str, words: Tokenizer) -> list[int]:

@@ -156,11 +156,11 @@ class Transformer(Family):
                 f"none of {len(records)} pairs has less than {most} and {most_target} tokens:"
                 " raise max_source and max_target"
             )
-        if gone := len(records) - len(kept):
-            self.left_out = (
-                f"{gone} of {len(records)} pairs are left out: they have more than {most - 1} (max_source)"
-                f" or {most_target - 1} (max_target) tokens"
-            )
+        gone = len(records) - len(kept)
+        why = (
+            f"they have more than {most - 1} (max_source) or {most_target - 1} (max_target) tokens"
+        )
+        self.left_out = f"{gone} of {len(records)} pairs are left out: {why}" if gone else ""
         return {
             "source": padded([one for one, _ in kept]),
             "target": padded([t for _, t in kept]),

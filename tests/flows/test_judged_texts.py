@@ -1,5 +1,6 @@
 """Judging of text and sound: nats that tell a trained model from one that is not, and galleries to look at and hear."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -22,8 +23,10 @@ from flows.judging.sheets import lines_of, of_texts, spectrogram
 from flows.recipe import Evaluation
 from flows.training.previews import png_of_samples
 from models.family import Family, Record
+from models.language.transformer import Transformer
 from tests.flows.modalities_kit import (
     RATE,
+    SIGNS,
     Hiss,
     HissConfig,
     Unigram,
@@ -105,6 +108,22 @@ def test_rows_that_were_cut_otherwise_are_another_evaluation(prepared: Path) -> 
     sets = [evaluation_set(order, [], [0], cut) for cut in cuts]
     assert sets[0] == sets[2] != sets[1]
     assert evaluation_set(order, ["a"], [0]) == evaluation_set(order, ["a"], [0], "")
+
+
+def test_held_out_pairs_that_are_too_long_are_counted_and_said(tmp_path: Path) -> None:
+    test: list[Record] = [(("source", one), ("target", "ab")) for one in ("a", "b", "c", "a" * 9)]
+    prepared = text_folder(tmp_path / "pairs", {"train": test[:2], "test": test})
+    small = dataclasses.replace(
+        Transformer.presets["tiny"], tokenizer=SIGNS, max_source=8, max_target=8
+    )
+    found = judged(Transformer(small).eval(), prepared)
+    assert found.metrics["toy_nats"].count == 3
+    assert found.left_out == (
+        "toy, held-out data: 1 of 4 pairs are left out: "
+        "they have more than 7 (max_source) or 7 (max_target) tokens",
+    )
+    roomy = dataclasses.replace(small, max_source=16)
+    assert judged(Transformer(roomy).eval(), prepared).left_out == ()
 
 
 def test_what_was_written_can_be_read_beside_its_prompt(prepared: Path) -> None:

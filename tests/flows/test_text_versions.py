@@ -80,6 +80,7 @@ def published(
         judge=None,
         metrics={"base_nats": Interval(value=1.0, low=0.9, high=1.1, count=2)},
         outcomes={"base_nats": [0.9, 1.1]},
+        left_out=["base, held-out data: 3 of 9 pairs are left out"],
     )
     run = here.registry.start_run(name, f"judge-{first.ref}", {})
     version: Version = evaluation._publish(
@@ -108,6 +109,7 @@ def test_a_version_of_text_says_what_it_gives_and_how_it_is_sampled(here: Instal
     card = (here.registry.fetch(version) / "card.md").read_text()
     assert "It makes text and can be asked for completions, scores." in card
     assert "`base` is sampled with max tokens 12, temperature 0.5." in card
+    assert "\nIn no metric: base, held-out data: 3 of 9 pairs are left out.\n" in card
 
 
 def test_a_version_of_sound_carries_what_can_be_heard(here: Installation, tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ def test_long_sentences_are_cut_so_that_any_two_fit() -> None:
     batch = scene_pairs(model, 4)
     assert batch["first"].shape == batch["second"].shape == (4, 3)
     assert model(batch).total.isfinite()
+    said = "sentences are cut: they have more than 3 tokens (max_sentence)"
+    assert model.left_out.endswith(said)
+    model.examples([(("text", "fay saw\nann drew a"),)])
+    assert model.left_out == ""
+    model.examples([(("text", "fay saw\nann drew a star"),)])
+    assert model.left_out == f"1 of 2 {said}"
 
 
 def test_other_records_and_documents_of_one_line_are_refused() -> None:

@@ -54,7 +54,10 @@ def test_a_dialogue_is_a_row_and_its_answers_are_marked() -> None:
 def test_a_long_dialogue_loses_its_oldest_exchanges() -> None:
     model = gpt(learns="dialogues", context=12)
     record = dialogue("a", "b", "aa", "bb", "aaa", "bbb", system="h")
-    kept = model.examples([record])["tokens"][0]
+    kept = model.examples([record, dialogue("a", "b")])["tokens"][0]
+    assert model.left_out == (
+        "1 of 2 dialogues lose their oldest exchanges: they have more than 13 tokens (context + 1)"
+    )
     a, b = len(CONTROL), len(CONTROL) + 1
     h = len(CONTROL) + 7
     assert kept.tolist() == [BOS, SYSTEM, h, USER, a, a, a, ASSISTANT, b, b, b, EOS]
@@ -62,6 +65,8 @@ def test_a_long_dialogue_loses_its_oldest_exchanges() -> None:
         ValueError, match="last exchange of record 1 has 15 tokens, but a context of 12"
     ):
         model.examples([record, dialogue("a" * 6, "b" * 5)])
+    model.examples([dialogue("a", "b")])
+    assert model.left_out == ""
 
 
 def test_the_loss_is_of_the_answers_alone() -> None:

@@ -58,6 +58,8 @@ def test_pairs_that_do_not_fit_are_left_out_and_other_records_refused() -> None:
     assert model.left_out == (
         "1 of 3 pairs are left out: they have more than 3 (max_source) or 15 (max_target) tokens"
     )
+    pairs(model, 7)
+    assert model.left_out == ""
     with pytest.raises(ValueError, match=r"none of 1 pairs has less than 4 and 16 tokens"):
         pairs(model, 777)
     with pytest.raises(

@@ -134,6 +134,17 @@ def test_a_text_that_ended_by_itself_is_as_likely_as_its_score(served: Any, ask:
         assert sum(found["token_logprobs"][1:]) == pytest.approx(told["nats"], abs=1e-3)
 
 
+def test_a_score_says_what_of_a_dialogue_it_is_not_of(served: Any, ask: Ask) -> None:
+    turns = [{"role": role, "content": "abc"} for role in ("user", "assistant") * 6]
+    for count, warned in ((2, None), (12, True)):
+        score = {"model": "talker", "input": {"messages": turns[:count]}}
+        [told] = ask(served, "POST", "/v1/scores", json=score).json()["data"]
+        assert ("warnings" in told) == bool(warned)
+    assert told["warnings"] == [
+        "1 of 1 dialogues lose their oldest exchanges: they have more than 33 tokens (context + 1)"
+    ]
+
+
 @pytest.mark.parametrize("changes", [{"echo": True, "logprobs": 0}, {"max_tokens": 0}])
 def test_a_prompt_that_is_no_beginning_has_no_likelihood(
     served: Any, ask: Ask, changes: Any
