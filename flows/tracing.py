@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.judging.pipeline import Pipeline
-from flows.workshop import ledger, registry, signing
+from flows.workshop import actor, ledger, registry, signing
 from infra import provenance
 from infra.contents import LARGEST_SIDE, MOST_SAMPLES
 from infra.documents import read_json
@@ -85,19 +85,27 @@ class Verification:
         return {**facts, "verified": self.verified, "checks": checks}
 
 
-def verify(file: Path, beside: Path | None = None) -> Verification:
+def verify(file: Path, beside: Path | None = None, trust: str = "") -> Verification:
     """Check a receipt's signature and content, and then what registry and ledger say of what it names.
 
     Args:
         file: A PNG, WAV, FLAC or an answer's JSON; with `beside` any file.
         beside: A file with the receipt's JSON, where it came in a header.
+        trust: The fingerprint of a signer to trust from when all of it was right, as an import does.
 
     Raises:
         ReceiptError: no receipt that can be read.
     """
+    found = _verified(file, beside, trust)
+    if trust and found.verified and not signing().trusts(trust):
+        signing().trust(trust, actor())
+    return found
+
+
+def _verified(file: Path, beside: Path | None, trust: str) -> Verification:
     from infra.registry import RegistryError, Unreachable
 
-    receipt, checks = provenance.check(file, signing(), beside)
+    receipt, checks = provenance.check(file, signing(), beside, trust)
     try:
         found = _traced(receipt, file)
     except Unreachable as error:

@@ -64,7 +64,7 @@ def sign(receipt: Receipt, made: bytes | str, signing: Signing, *, beside: bool 
 
 
 def check(
-    source: Path | bytes, signing: Signing, beside: Path | None = None
+    source: Path | bytes, signing: Signing, beside: Path | None = None, trust: str = ""
 ) -> tuple[Receipt, tuple[Check, ...]]:
     """Return a file's receipt and whether signature, signer and content are right.
 
@@ -72,6 +72,7 @@ def check(
         source: A PNG, WAV, FLAC or an answer's JSON; with `beside` any file.
         signing: Whose signatures are known here.
         beside: The file with the receipt's JSON, where it came in a header.
+        trust: The fingerprint of who is to have signed it, known here or not.
 
     Raises:
         ReceiptError: no receipt, or one that cannot be read.
@@ -87,18 +88,21 @@ def check(
         return receipt, (Check("signature", False, says), Check("content", None, "not compared"))
     return receipt, (
         Check("signature", True, f"signed by {signer} over every field"),
-        _known(signing, signer),
+        _known(signing, signer, trust),
         _content(source, receipt, beside=beside is not None),
     )
 
 
-def _known(signing: Signing, signer: str) -> Check:
+def _known(signing: Signing, signer: str, trust: str) -> Check:
+    if trust:
+        says = "the one to be trusted" if trust == signer else f"{signer}, and not {trust}"
+        return Check("signer", trust == signer, says)
     if signer == signing.fingerprint():
         return Check("signer", True, "this installation")
     if signing.trusts(signer):
         return Check("signer", True, "another installation, which this one trusts")
     says = (
-        f"unknown here: anybody has a key; `atelier import DIR --trust {signer}` makes theirs known"
+        f"unknown here: anybody has a key; if it is theirs, `atelier verify FILE --trust {signer}`"
     )
     return Check("signer", False, says)
 

@@ -124,7 +124,9 @@ class TextAnswer:
 
     def _events(self, step: Step) -> Iterator[bytes]:
         kind = "chat.completion.chunk" if self._chats else "text_completion"
-        common = self._common(step, kind)
+        progress = step.progress
+        warnings = progress.said if isinstance(progress, Complete) else {}
+        common = {**self._common(step, kind), **warnings}
         usage = {"usage": None} if self._order.usage else {}
 
         def chunk(row: int, text: str, **more: Any) -> bytes:
@@ -136,7 +138,6 @@ class TextAnswer:
             choice = {"index": row, **what, "logprobs": None, "finish_reason": None, **more}
             return event({**common, "choices": [choice], **usage})
 
-        progress = step.progress
         if isinstance(progress, Piece):
             row = progress.row
             if self._chats and row not in self._begun:
@@ -150,7 +151,7 @@ class TextAnswer:
         for row, text in _texts(progress):
             receipt = self._receipt(step, row, text.text)
             facts = {"seed": step.drawing.seeds[row], "receipt": receipt}
-            yield chunk(row, "", **{"finish_reason": text.reason, **facts, **progress.said})
+            yield chunk(row, "", finish_reason=text.reason, **facts)
         if self._order.usage:
             yield event({**common, "choices": [], "usage": self._usage(progress)})
 

@@ -4,20 +4,19 @@ import base64
 import re
 import runpy
 import shlex
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
-import uvicorn
 
 from data.makers import chat
 from flows import recipe
 from flows.__main__ import app as command_line
 from infra import receipts
 from tests.services.conftest import Workshop, network
+from tests.services.served_kit import listening
 
 ROOT = Path(__file__).parent.parent
 READMES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")])
@@ -109,27 +108,10 @@ def served(tmp_path: Path) -> Iterator[str]:
     workshop.promote(workshop.publish_pipeline("shapes", network("base"), network("upscaler")))
     generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
     app = workshop.gateway(generate, upscale)
-    server = Started(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert server.listens.wait(30)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(app) as address:
+        yield address
     generate.close()
     upscale.close()
-
-
-class Started(uvicorn.Server):
-    """A server that says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listens = threading.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.listens.set()
 
 
 def picture(names: dict[str, Any]) -> None:

@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from flows.command_line.terminal import console
+from flows.command_line.terminal import aside, console, printable
+from infra.documents import parse_json
 from infra.settings import settings
 from infra.storage import atomic_write
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
+
+WARNINGS: Final = "x-atelier-warnings"  # the header of a sound's
 
 
 class Unanswered(RuntimeError):
@@ -57,6 +60,7 @@ def paint(
         answer = client().images.generate(
             model=model, prompt=prompt, response_format="b64_json", extra_body=body
         )
+    _warn(answer)
     if not answer.data or answer.data[0].b64_json is None:
         raise Unanswered(f"{model} answered without a picture")
     return base64.b64decode(answer.data[0].b64_json)
@@ -83,14 +87,14 @@ def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> byt
     with _asking():
         if "speed" in body:
             more = {name: body[name] for name in body if name not in {"model", "prompt"}}
-            return (
-                client()
-                .audio.speech.create(
-                    model=model, input=text, voice="default", response_format="wav", extra_body=more
-                )
-                .content
+            spoken = client().audio.speech.create(
+                model=model, input=text, voice="default", response_format="wav", extra_body=more
             )
+            said = spoken.response.headers.get(WARNINGS, "[]")
+            _warn({"warnings": parse_json(said, WARNINGS)})
+            return spoken.content
         answer: Any = client().post("/samples", cast_to=object, body=body)
+    _warn(answer)
     return base64.b64decode(answer["data"][0]["b64"])
 
 
@@ -107,11 +111,13 @@ def write(model: str, prompt: str, *, chats: bool, seed: int | None = None) -> I
             for said in ours.chat.completions.create(
                 model=model, messages=[turn], stream=True, seed=seed
             ):
+                _warn(said)
                 yield from (one.delta.content or "" for one in said.choices)
         else:
             for wrote in ours.completions.create(
                 model=model, prompt=prompt, stream=True, seed=seed
             ):
+                _warn(wrote)
                 yield from (one.text for one in wrote.choices)
 
 
@@ -137,7 +143,15 @@ def answer(
     body = {name: value for name, value in wishes.items() if value is not None}
     with _asking():
         made: Any = client().post(path, cast_to=object, body=body)
+    _warn(made)
     return json.dumps(made, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass")
+
+
+def _warn(answer: Any) -> None:
+    """Say what of a request the gateway did not read, beside what was asked for."""
+    found = answer if isinstance(answer, dict) else answer.model_extra or {}
+    for one in found.get("warnings") or ():
+        aside.print(f"warning: {printable(one)}", style="yellow", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -15,6 +15,13 @@ Picture = Annotated[
     typer.Argument(metavar="FILE", help="A picture, a sound or a text's answer, with a receipt."),
 ]
 
+Trust = Annotated[
+    str,
+    typer.Option(
+        metavar="SIGNER", help="The fingerprint of a signer to trust from now on, if right."
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
@@ -29,13 +36,14 @@ def verify(
         Path | None,
         typer.Option(metavar="JSON", help="The receipt of a file that it lies beside: the header."),
     ] = None,
+    trust: Trust = "",
     as_json: AsJson = False,
 ) -> None:
     """Check a file's receipt: signature, signer, content, version, ledger; exit code 1 when one of them is wrong."""
     use_stack()
     from flows import tracing
 
-    checked = tracing.verify(file, receipt)
+    checked = tracing.verify(file, receipt, trust)
     if as_json:
         show_json(checked.as_json())
     else:
@@ -184,9 +192,7 @@ def export(name: Ref, folder: Annotated[Path, typer.Argument(metavar="DIR")]) ->
 
 def import_version(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    trust: Annotated[
-        str, typer.Option(help="The fingerprint of a signer to trust from now on.")
-    ] = "",
+    trust: Trust = "",
     as_json: AsJson = False,
 ) -> None:
     """Check an exported folder (signature, every file) and publish its versions here."""

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 import typer
 
-from flows.command_line.client import NoGateway, Unanswered
+from flows.command_line.client import NoGateway, Unanswered, speak
 from flows.command_line.version_verbs import generate
 from infra.settings import settings
+from tests.services.conftest import Workshop, network
+from tests.services.served_kit import listening, with_toys
+from tests.services.text_kit import gpt
+from tests.services.toys import Voice
 
 ABLE: dict[str, dict[str, Any]] = {
     "prose": {"modality": "text", "abilities": ["completions"]},
@@ -94,6 +98,55 @@ def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
     assert asked == [("/v1/samples", body)]
     with pytest.raises(typer.BadParameter, match="voice makes audio: say where"):
         generate("voice", "two")
+
+
+@pytest.fixture
+def reads_on(private_home: Path, tmp_path: Path) -> Iterator[None]:
+    """A gateway at the settings' port that reads on where a word is unknown."""
+    workshop = Workshop(tmp_path)
+    workshop.cache.mkdir()
+    workshop.promote(workshop.publish_pipeline("shapes", network("base"), network("upscaler")))
+    with with_toys():
+        workshop.publish_alone("signs", gpt(), max_tokens=4)
+        workshop.publish_alone("talker", gpt("dialogues"), max_tokens=4)
+        workshop.publish_alone("voice", Voice(Voice.presets["tiny"]), seconds=0.1)
+        generate = workshop.stage("generate", unknown_words="map")
+        upscale = workshop.stage("upscale")
+        with listening(workshop.gateway(generate, upscale), settings().gateway_port):
+            yield
+    generate.close()
+    upscale.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "file", "unread"),
+    [
+        ("shapes", "a smal red circle", "made.png", "smal"),
+        ("voice", "low hum", "made.wav", "hum"),
+        ("signs", "bad Z", None, "Z"),
+        ("signs", "bad Z", "made.json", "Z"),
+        ("talker", "bad Z", None, "Z"),
+        ("talker", "bad Z", "made.json", "Z"),
+    ],
+)
+@pytest.mark.usefixtures("reads_on")
+def test_what_the_model_did_not_read_is_said_beside_what_it_made(
+    name: str,
+    prompt: str,
+    file: str | None,
+    unread: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generate(name, prompt, tmp_path / file if file else None, seed=1)
+    told = capsys.readouterr()
+    assert told.err == f"warning: never learned, and not read: '{unread}'\n"
+    assert "warning" not in told.out
+    if file == "made.wav":
+        speak(name, prompt, seed=1, speed=2)
+        assert capsys.readouterr().err == told.err
+    generate(name, prompt.replace(unread, "").strip(), tmp_path / "again.json", seed=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_gateway_s_own_words_are_told(asked: list[Any]) -> None:

@@ -28,8 +28,11 @@ from flows.tracing import (
     trace,
     verify,
 )
+from flows.workshop import signing
+from infra import provenance
 from infra.receipts import ReceiptError, attach, read
 from infra.registry import Registry
+from infra.signing import Signing
 from tests.flows.versions_kit import NAME, Installation
 from tests.infra.test_provenance import lying
 
@@ -84,6 +87,21 @@ def test_a_receipt_that_the_ledger_contradicts_says_so(here: Installation, pictu
     early = read(picture).created.replace(year=2020)
     assert "before toys:1 came to" in trace(altered(picture, created=early)).says
     assert trace(altered(picture, place=None, epoch=0)).verdict == "silent"
+
+
+def test_a_strangers_picture_is_verified_once_its_signer_is_trusted(
+    picture: Path, tmp_path: Path
+) -> None:
+    stranger, content = Signing(tmp_path / "theirs"), picture.read_bytes()
+    theirs, signer = tmp_path / "theirs.png", stranger.fingerprint()
+    theirs.write_bytes(attach(content, provenance.sign(read(content), content, stranger)))
+    wrong = altered(theirs, seed=8)
+    for file, trust in ((theirs, ""), (theirs, "0" * 64), (wrong, signer), (picture, signer)):
+        assert not verify(file, trust=trust).verified
+        assert not signing().trusts(signer), "only what is right makes a signer known"
+    assert verify(theirs, trust=signer).verified
+    assert verify(theirs).says == "verified"
+    assert verify(picture).says == "verified"
 
 
 def test_verifying_says_what_was_checked_and_what_was_not(

@@ -220,7 +220,7 @@ def test_a_stranger_s_signature_holds_but_the_signer_is_unknown(
     stranger = Signing(tmp_path / "theirs")
     made = stamped(png(), PICTURE, stranger)
     assert outcome(made, signing) == {**GOOD, "signer": False}
-    assert f"atelier import DIR --trust {stranger.fingerprint()}" in said(made, signing)
+    assert f"`atelier verify FILE --trust {stranger.fingerprint()}`" in said(made, signing)
     mine = Signing(tmp_path / "mine")
     mine.trust(stranger.fingerprint(), "me")
     assert outcome(made, mine) == GOOD

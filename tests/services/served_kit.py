@@ -1,16 +1,42 @@
-"""A model of each modality, each small, published into a workshop."""
+"""A model of each modality, each small, published into a workshop; and a gateway that listens."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import uvicorn
 
 import models
 from models.autoregressive.nade import NADE
 from models.language.bert import BERT
 from tests.services.text_kit import gpt
 from tests.services.toys import TOYS, Reader, Voice
+
+
+class Started(uvicorn.Server):
+    """A server that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = threading.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
+
+
+@contextmanager
+def listening(app: Any, port: int = 0) -> Iterator[str]:
+    """The address at which an application answers meanwhile; port 0 is any."""
+    server = Started(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    assert server.listens.wait(30)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_read_on_an_answer_says_what_was_not_read(gateways: dict[str, Any], ask:
     score = ask(app, "POST", SCORES, json=CASES[6][1]).json()
     assert score["data"][0]["warnings"] == ["never learned, and not read: 'big'"]
     *_, last = events(ask(app, "POST", CHAT, json={**turn("bad Zcafe Q"), "stream": True}))
-    assert last["choices"][0]["warnings"] == ["never learned, and not read: 'Z', 'Q'"]
+    assert last["warnings"] == ["never learned, and not read: 'Z', 'Q'"]
     heard = ask(app, "POST", SPEECH, json={"model": "says", "input": "low", "voice": "alloy"})
     assert "x-atelier-warnings" not in heard.headers
 

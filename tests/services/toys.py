@@ -58,7 +58,7 @@ class Voice(Family):
     def sample(self, request: Request) -> Tensor:
         if request.temperature not in {None, 1}:
             raise ValueError(f"temperature: tones are what they are, got {request.temperature}")
-        count = int((request.seconds or 0.1) * self.config.sample_rate)
+        count = max(1, round((request.seconds or 0.1) * self.config.sample_rate))
         pitch_B = self.encode(request.prompts)[:, 0] * 220.0
         time_T = torch.arange(count) / self.config.sample_rate
         tone_BT = torch.sin(2 * torch.pi * pitch_B[:, None] * time_T)
