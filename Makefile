@@ -13,24 +13,27 @@ empty :=
 space := $(empty) $(empty)
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help demo test soak api clients lint lock clean install
+.PHONY: help demo test coverage soak api clients lint lock clean install
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make .venv with the locked packages and this project, editable
 
 demo: $(STAMP) ## From nothing to served pictures: data, training, judging, promotion, requests
 	@$(BIN)/atelier demo
 
-test: $(STAMP) ## Lint, types, layers and every test that needs no GPU, with coverage
+test: $(STAMP) ## Lint, types, layers and every test that needs no GPU
 	@began=$$SECONDS; \
 	$(MAKE) --no-print-directory lint; \
 	echo "== layers"; \
 	$(BIN)/python -m pytest -q tests/test_layout.py; \
 	echo "== tests"; \
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --cov --cov-report=term:skip-covered --durations=15; \
+	$(BIN)/python -m pytest -m "not gpu" -n 3 --ignore=tests/test_layout.py --durations=15; \
 	echo "== lint, types, layers and tests passed in $$((SECONDS - began)) s"
+
+coverage: $(STAMP) ## The tests again, slower, with the lines and branches that none of them takes
+	@$(BIN)/python -m pytest -q -m "not gpu" -n 3 --cov --cov-report=term:skip-covered
 
 api: $(STAMP) ## 5,000 random requests, good and bad: nothing undocumented, nothing good refused
 	@API_REQUESTS=5000 $(BIN)/python -m pytest -q --log-cli-level=info --durations=15 --timeout=1800 tests/services/test_api.py

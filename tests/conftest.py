@@ -1,7 +1,7 @@
 """The run's own stack: private ports and folder, named in the environment before any tool is imported.
 
 Nothing starts until a test asks for the fixture `stack`; it is stopped at the end, and nothing of it stays.
-Two processes share the tests; each has a stack of its own if it needs one.
+Three processes share the tests; each has a stack of its own if it needs one.
 """
 
 import os
