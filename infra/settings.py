@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     ray_address: str | None = None  # None: the local cluster that `atelier up` starts
     ray_scale_s: float | None = Field(default=None, ge=0)  # wait for an autoscaler's nodes; 0: none
+    worker_silence_s: float = Field(default=60, gt=2)  # then a worker beside live ones is hung
     database_url: str | None = None  # ledger; None: SQLite in home
     storage_uri: str | None = None  # runs, checkpoints, kept answers; None: in home
 

@@ -23,6 +23,7 @@ from flows.training import halting, previews, turns
 from flows.training.captured import Captured
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
+from flows.training.hearts import beating
 from flows.training.journal import Journal, repeated_steps, sign_in
 from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.ranks import Ranks
@@ -75,7 +76,8 @@ def train(
     kind = CountingLoop if trainable(spec.family).counts else Loop
     loop = kind(spec, folder, ranks, lease, seconds, on_validation)
     try:
-        loop.run()
+        with beating(folder.journal, loop.attempt, ranks.rank):
+            loop.run()
     finally:
         loop.close()
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 PATIENCE: Final = timedelta(minutes=30)
-"""How long ranks wait where rank 0 writes or draws; a step's own collectives have the process group's limit."""
+"""How long ranks wait for one another; one that is hung is found sooner, by its heart (`hearts.py`)."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from flows.recipe import TrainingSpec
 from flows.training import halting
+from flows.training.hearts import Hearts
 from flows.training.journal import Reporter
 from flows.training.nodes import Nodes, things
 from flows.training.room import NOTE_EVERY_S, Patience, Request, bring, wait
@@ -104,13 +105,15 @@ def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporte
     nodes.inspect()
     lease = folder.lease()
     controller, end = _trainer(spec, folder, request, lease).start()
-    waiting = _Waiting(spec, request, nodes, reporter, lease)
+    waiting, hearts = _Waiting(spec, request, nodes, reporter, lease), Hearts(folder.journal)
     try:
         while not ray.wait([end], timeout=1.0)[0]:
             halting.check()
             _check(folder, lease)
             nodes.look()
-            if trouble := waiting.over():
+            if trouble := waiting.over() or hearts.hung(
+                folder.attempt(), settings().worker_silence_s, time.monotonic()
+            ):
                 return trouble
         ray.get(end)
         result = ray.get(controller.get_result.remote())

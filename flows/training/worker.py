@@ -3,12 +3,8 @@
 import os
 import socket
 import time
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
-
-STEP_LIMIT: Final = timedelta(seconds=60)
-"""How long a rank waits for the others in a step before it takes them for hung."""
+from typing import Any
 
 
 def work(config: dict[str, Any]) -> None:
@@ -69,7 +65,7 @@ def _interface() -> str | None:
 def _join(device: Any) -> Any:
     from ray.train import get_context
 
-    from flows.training.ranks import Ranks
+    from flows.training.ranks import PATIENCE, Ranks
 
     context = get_context()
     if context.get_world_size() == 1:
@@ -85,7 +81,7 @@ def _join(device: Any) -> Any:
         store=meeting_point(rank, world),
         rank=rank,
         world_size=world,
-        timeout=STEP_LIMIT,
+        timeout=PATIENCE,
     )
     return Ranks.joined(device)
 
@@ -97,9 +93,11 @@ def meeting_point(rank: int, world: int) -> Any:
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+    from flows.training.ranks import PATIENCE
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     listener = None
     if rank == 0:
         family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((address, port), family=family).detach()
-    return TCPStore(address, port, world, rank == 0, STEP_LIMIT, master_listen_fd=listener)
+    return TCPStore(address, port, world, rank == 0, PATIENCE, master_listen_fd=listener)

@@ -101,6 +101,35 @@ def test_a_killed_process_costs_an_interval_and_no_bit(
     assert logged_steps(run_id) == list(range(LOG, STEPS + 1, LOG))
 
 
+def test_a_worker_that_stands_still_is_told_from_its_heart_and_all_go_on(
+    spec: TrainingSpec,
+    undisturbed: str,
+    ray_driver: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped, it neither works nor ends: the other one waits for it in a collective."""
+    from infra.settings import settings
+
+    monkeypatch.setenv("ATELIER_WORKER_SILENCE_S", "4")
+    settings.cache_clear()
+    folder = RunFolder(tmp_path / spec.identity)
+    told: list[Progress] = []
+
+    def stop() -> None:
+        wait_until(lambda: folder.step() >= 2 * INTERVAL)
+        os.kill(rank(1)(folder), signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    trained = train(spec, tmp_path, ray_driver, told.append)
+    stopper.join()
+    settings.cache_clear()
+    assert any("rank1 has not been heard of for" in now.note for now in told)
+    assert trained.attempts == 2
+    assert weights_of(trained.directory) == undisturbed
+
+
 def logged_steps(run_id: str) -> list[int]:
     from mlflow import MlflowClient
 
