@@ -8,8 +8,9 @@ every public edge.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 Modality: TypeAlias = Literal["image", "audio", "text"]
@@ -28,6 +29,25 @@ Record: TypeAlias = Sequence[tuple[str, str]]
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """What a sampler is asked: a text or, of a family of text, its tokenizer's tokens."""
+
+UNTAKEN: Final[Mapping[str, str]] = {
+    "prompts": "this model reads no text",
+    "prompt_tokens": "this model reads no tokens",
+    "dialogues": "this model does not chat",
+    "steps": "this model draws in one go and takes none",
+    "guidance": "this model has none",
+    "low_BCHW": "this model upscales nothing",
+    "seconds": "this model makes no sound",
+    "max_tokens": "this model writes no text",
+    **dict.fromkeys(
+        ("temperature", "top_k", "top_p"), "this model draws every value as often as it is likely"
+    ),
+    "logprobs": "this model does not write token by token, so no token has one",
+}
+"""Why a field of a Request is refused by a model that has no use for it."""
+
+NEUTRAL: Final[Mapping[str, float]] = {"guidance": 1, "temperature": 1, "top_p": 1}
+"""Values that ask for nothing."""
 
 Rows: TypeAlias = dict[str, Tensor]
 """Samples under way: every tensor has one row a sample, so rows join and part by `cat` and index."""
@@ -93,6 +113,9 @@ class Capabilities:
 
     modality: Modality = "image"
     condition: Literal["none", "text"] = "none"
+    unprompted: bool = (
+        False  # of condition "text": without a prompt it draws from p(x), of all captions
+    )
     likelihood: bool = False  # has log_prob
     upscales: bool = False  # wants Request.low_BCHW
     stepwise: bool = (
@@ -104,6 +127,24 @@ class Capabilities:
     recalls: bool = (
         False  # has recalled: its text goes on from the prompt, whose tokens are likely, too
     )
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The fields of a Request, beside its seeds, that mean something to the model."""
+        reads, writes = self.condition == "text", self.modality == "text"
+        denoises = self.stepwise and self.modality == "image"
+        able = {
+            "prompts": reads,
+            "prompt_tokens": reads and writes and not self.chats,
+            "dialogues": self.chats,
+            "steps": denoises,
+            "guidance": denoises and reads,
+            "low_BCHW": self.upscales,
+            "seconds": self.modality == "audio",
+            **dict.fromkeys(("max_tokens", "temperature", "top_k", "top_p"), writes),
+            "logprobs": writes and self.stepwise,
+        }
+        return tuple(name for name, does in able.items() if does)
 
 
 class Trainable(nn.Module, ABC):
@@ -210,6 +251,41 @@ class Family(Trainable):
                 with its name.
         """
 
+    def check(self, request: Request) -> None:
+        """Refuse what the model has no use for, and what it cannot do without; every sampler begins with it.
+
+        A model that reads text wants a prompt a seed. Without one it draws from p(x), of all captions, where it is
+        `unprompted`, and is not guided; others refuse.
+
+        Raises:
+            ValueError: begins with the field's name, unless the prompt is missing.
+        """
+        able = self.capabilities
+        for name, why in UNTAKEN.items():
+            value = getattr(request, name)
+            given = value is not None and (isinstance(value, Tensor) or value != ())
+            if name not in able.takes and given and not value == NEUTRAL.get(name):
+                raise ValueError(f"{name}: {why}; leave it out, got {str(value)[:40]}")
+        asked = request.texts or request.dialogues
+        if able.condition == "text" and not able.unprompted and not asked:
+            raise ValueError("this model makes what a prompt asks for: give one prompt a seed")
+        if "guidance" in able.takes and not asked and request.guidance not in {None, 0, 1}:
+            raise ValueError(
+                f"guidance: there is no prompt to be guided by; leave it out, got {request.guidance}"
+            )
+
+    def tokens_of(self, batch: Batch) -> Tensor | None:
+        """Return the batch's `tokens` where captions are learned, else None.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.capabilities.condition == "none":
+            return None
+        if "tokens" not in batch:
+            raise ValueError("this model learned p(x | caption): the batch needs tokens")
+        return batch["tokens"]
+
     def drawing(self, request: Request) -> Iterator[Tensor | None]:
         """Yield None after each part of the work that `sample` is, so that others come between; then the samples."""
         yield self.sample(request)
@@ -268,13 +344,22 @@ class Family(Trainable):
         """
         raise NotImplementedError(f"{type(self).__name__} declares no recall of prompts")
 
-    def log_prob(self, batch: Batch) -> Tensor:
-        """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared."""
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Return log p(x), or its lower bound, in nats a sample (B,); where `likelihood` is declared.
+
+        What is drawn for it (bits of grey levels, a code) comes from `generator`, on the model's device, or from
+        torch's global one.
+
+        Raises:
+            ValueError: the model learned p(x | caption) and the batch has no `tokens`.
+        """
         raise NotImplementedError(f"{type(self).__name__} declares no likelihood")
 
-    def rating(self, batch: Batch) -> Iterator[Tensor | None]:
+    def rating(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> Iterator[Tensor | None]:
         """Yield None after each part of the work that `log_prob` is; then what it returns."""
-        yield self.log_prob(batch)
+        yield self.log_prob(batch, generator)
 
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:  # noqa: ARG002 - nothing of its own
         """Return what the model itself can tell of samples that it never learned, beside the judge's metrics.

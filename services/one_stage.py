@@ -3,16 +3,12 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Final
 
 from services.making import Complete, Drawing, Maker, Progress, Stages, refusal
 from services.media import sound
 from services.plans import Plan
 from services.text_to_image import TextToImage
-from services.work import Event, Piece, Refused, Sounded, Work, Written
-
-NAMED: Final = {"seconds", "max_tokens", "temperature", "top_k", "top_p", "stop"}
-"""Fields of a request that a family may refuse by name."""
+from services.work import Event, Piece, Refused, Sounded, Work, Written, named
 
 
 class OneStage:
@@ -73,16 +69,10 @@ def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
     )
 
 
-def _named(message: str) -> str | None:
-    """Return the field that a family's refusal begins with, if it does."""
-    word = message.partition(" ")[0].rstrip(":")
-    return word if word in NAMED else None
-
-
 def _complete(answer: Event, drawing: Drawing) -> Complete:
     if isinstance(answer, Refused):
         asked = "messages" if drawing.dialogues else "prompt"
-        param = answer.param or _named(answer.message) or asked
+        param = answer.param or named(answer.message) or asked
         raise refusal(replace(answer, param=param))
     if isinstance(answer, Sounded):
         made = [sound(one, answer.sample_rate) for one in answer.sounds]

@@ -34,6 +34,7 @@ from services.work import (
     Text,
     Work,
     Written,
+    named,
 )
 
 if TYPE_CHECKING:
@@ -416,14 +417,10 @@ def _check(held: "Held", work: Work) -> Refused | None:
     able = held.model.capabilities
     if not held.finite:
         return Refused("not_finite", f"{work.pin.ref} has weights that are not finite")
-    if not able.stepwise or able.modality != "image":
-        for param, value in (("steps", work.steps), ("guidance", work.guidance)):
-            if value is not None:
-                message = f"{param}: this model draws in one go and takes none"
-                return Refused("invalid", message, param=param)
-    if work.logprobs is not None and not able.stepwise:
-        message = "logprobs: this model does not write token by token, so no token has one"
-        return Refused("invalid", message, param="logprobs")
+    try:
+        held.model.check(_request(work))
+    except ValueError as error:
+        return Refused("invalid", str(error), param=named(str(error)))
     if _recalls(work) and not able.recalls:
         why = "this model's text does not go on from its prompt, whose tokens have no likelihood"
         if work.max_tokens == 0:

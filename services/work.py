@@ -24,6 +24,11 @@ Reason: TypeAlias = Literal["stop", "length"]
 """Why a text ended: by itself or at a stop string, or for want of room."""
 
 LONGEST_S: Final = 60.0  # of sound, all samples of a request together
+NAMED: Final = (
+    *("steps", "guidance", "seconds", "max_tokens"),
+    *("temperature", "top_k", "top_p", "logprobs", "stop"),
+)
+"""Fields of a request that a family may refuse by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +177,12 @@ class Scored:
     nats: float
     numbers: int  # pixels times channels, sound samples, or tokens
     warnings: tuple[str, ...] = ()
+
+
+def named(message: str) -> str | None:
+    """Return the field that a family's refusal begins with, if it does."""
+    word = message.partition(" ")[0].rstrip(":")
+    return word if word in NAMED else None
 
 
 @dataclass(frozen=True, slots=True)

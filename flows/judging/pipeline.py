@@ -139,25 +139,9 @@ def abilities(config: dict[str, Any]) -> tuple[Ability, ...]:
         ("chat", able.chats),
         ("embeddings", able.embeds),
         ("scores", able.likelihood),
-        ("samples", able.modality != "text" or _writes_unasked(model)),
+        ("samples", able.modality != "text" or able.condition == "none" or able.unprompted),
     ]
     return tuple(name for name, has in found if has)
-
-
-def _writes_unasked(model: "Family") -> bool:
-    """Return whether a model of text writes without a prompt."""
-    import torch
-
-    from models.family import Request
-
-    if model.capabilities.condition == "none":
-        return True
-    try:
-        with torch.no_grad():
-            model.sample(Request(seeds=(0,), max_tokens=1))
-    except ValueError:
-        return False
-    return True
 
 
 def _fresh(config: dict[str, Any]) -> "Family":

@@ -217,7 +217,7 @@ class GAN(Family):
 
         The generator's part of a batch is as large as one of the critic's.
         """
-        tokens_BT = batch["tokens"] if self.config.reads_text else None
+        tokens_BT = self.tokens_of(batch)
         x_BCHW = 2 * batch["pixels"] - 1
         if player == "critic":
             return self._critic_losses(x_BCHW, tokens_BT)
@@ -236,10 +236,9 @@ class GAN(Family):
         Raises:
             ValueError: no prompts for a model that reads them, or one it cannot read.
         """
+        self.check(request)
         device, tokens_BT = next(self.parameters()).device, None
         if self.config.reads_text:
-            if not request.prompts:
-                raise ValueError("this model draws what a prompt says: give one a seed, got none")
             tokens_BT = words.encode(request.prompts, self.config.vocabulary, self.config.max_words)
             tokens_BT = tokens_BT.to(device)
         noise_BZ = normals(request.seeds, (self.config.latent,), device)

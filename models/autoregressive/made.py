@@ -144,6 +144,7 @@ class MADE(Family):
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Draw bit after bit, a pass each; returns pictures (B, C, H, W) of 0 and 1."""
+        self.check(request)
         u_BD = uniforms(request.seeds, (self.config.bits,), self.order_D.device)
         x_BD = torch.zeros_like(u_BD)
         for d in range(self.config.bits):

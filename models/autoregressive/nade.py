@@ -133,6 +133,7 @@ class NADE(Family):
         The activation a_d is kept and one product added to it, so a picture costs O(D U) instead of O(D^2 U). All is
         done row by row: a seed gives the same bits alone or in a batch.
         """
+        self.check(request)
         u_BD = uniforms(request.seeds, (len(self.order_D),), self.W_DU.device)
         a_BU = self.c_U.expand(len(u_BD), -1)
         x_BD = torch.zeros_like(u_BD)
@@ -145,6 +146,7 @@ class NADE(Family):
     @torch.no_grad()
     def sample_naively(self, request: Request) -> Tensor:
         """Draw the same bits with a whole `logits` a bit: what `sample` is proven and timed against."""
+        self.check(request)
         u_BD = uniforms(request.seeds, (len(self.order_D),), self.W_DU.device)
         x_BD = torch.zeros_like(u_BD)
         for d in range(u_BD.shape[1]):

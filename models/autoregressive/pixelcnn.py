@@ -196,7 +196,7 @@ class PixelCNN(Family):
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean exact negative log-likelihood, of pictures given their captions where these are learned."""
-        nats_B = -self._log_prob(self.observed(batch["pixels"]), self._tokens(batch))
+        nats_B = -self._log_prob(self.observed(batch["pixels"]), self.tokens_of(batch))
         return Losses(nats_B.mean(), len(nats_B))
 
     @torch.no_grad()
@@ -209,7 +209,7 @@ class PixelCNN(Family):
         Raises:
             ValueError: the model learned captions and the batch has no `tokens`.
         """
-        return self._log_prob(self.observed(batch["pixels"], generator), self._tokens(batch))
+        return self._log_prob(self.observed(batch["pixels"], generator), self.tokens_of(batch))
 
     def observed(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the levels 0..K - 1 of pixels (B, 1, H, W), as floats."""
@@ -237,13 +237,6 @@ class PixelCNN(Family):
         logits_BKHW = self.logits(x_B1HW, tokens).float()
         nll_BHW = F.cross_entropy(logits_BKHW, x_B1HW[:, 0].long(), reduction="none")
         return -nll_BHW.flatten(1).sum(1)
-
-    def _tokens(self, batch: Batch) -> Tensor | None:
-        if not self.config.reads_text:
-            return None
-        if "tokens" not in batch:
-            raise ValueError("this model learned pictures given captions: the batch needs tokens")
-        return batch["tokens"]
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -308,8 +301,7 @@ class PixelCNN(Family):
     def _begin(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """Return a uniform draw a pixel (B, H, W), and tokens where the model reads text."""
         device, side = self.head1.weight.device, self.config.image_size
-        if self.config.reads_text and not request.prompts:
-            raise ValueError("this model paints what a caption asks for: give one prompt a seed")
+        self.check(request)
         tokens = self.encode(request.prompts)
         u_BHW = uniforms(request.seeds, (side, side), device)
         return u_BHW, None if tokens is None else tokens.to(device)

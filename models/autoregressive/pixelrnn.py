@@ -297,7 +297,7 @@ class PixelRNN(Family):
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean exact negative log-likelihood, of pictures given their captions where these are learned."""
-        nats_B = -self._log_prob(self.observed(batch["pixels"]), self._tokens(batch))
+        nats_B = -self._log_prob(self.observed(batch["pixels"]), self.tokens_of(batch))
         return Losses(nats_B.mean(), len(nats_B))
 
     @torch.no_grad()
@@ -307,7 +307,7 @@ class PixelRNN(Family):
         Raises:
             ValueError: the model learned captions and the batch has no `tokens`.
         """
-        return self._log_prob(self.observed(batch["pixels"], generator), self._tokens(batch))
+        return self._log_prob(self.observed(batch["pixels"], generator), self.tokens_of(batch))
 
     def observed(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the levels 0..K - 1 of pixels (B, 1, H, W), as floats; bits may be drawn from `generator`."""
@@ -338,11 +338,6 @@ class PixelRNN(Family):
         logits_BKHW = self.logits(x_B1HW, tokens).float()
         nll_BHW = F.cross_entropy(logits_BKHW, x_B1HW[:, 0].long(), reduction="none")
         return -nll_BHW.flatten(1).sum(1)
-
-    def _tokens(self, batch: Batch) -> Tensor | None:
-        if self.config.reads_text and "tokens" not in batch:
-            raise ValueError("this model learned pictures given captions: the batch needs tokens")
-        return batch["tokens"] if self.config.reads_text else None
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -407,8 +402,7 @@ class PixelRNN(Family):
 
     def _begin(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """Return a uniform draw a pixel (B, H, W), and tokens where the model reads text."""
-        if self.config.reads_text and not request.prompts:
-            raise ValueError("this model paints what a caption asks for: give one prompt a seed")
+        self.check(request)
         device, shape = self.head1.weight.device, (self.config.image_size,) * 2
         tokens = self.encode(request.prompts)
         return uniforms(request.seeds, shape, device), None if tokens is None else tokens.to(device)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows
 from models.parts import words
-from models.parts.levels import check_unasked, drawn, levels_of, sound_of
+from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.noise import uniforms
 
 LONGEST_S: Final = 60.0  # of a drawn sound
@@ -168,27 +168,31 @@ class WaveNet(Family):
         room_B = (length_B - window).clamp(min=0) + field
         start_B = (torch.rand_like(room_B.float()) * (room_B + 1)).long().sub(field).clamp(min=0)
         index_BT = start_B[:, None] + place_T
-        nats_BT = self._nats(level_BT.gather(1, index_BT), self._tokens(batch))
+        nats_BT = self._nats(level_BT.gather(1, index_BT), self.tokens_of(batch))
         counted_BT = ((start_B == 0)[:, None] | (place_T >= field)) & (index_BT < length_B[:, None])
         count = counted_BT.sum()
         return Losses((nats_BT * counted_BT).sum() / count.clamp(min=1), count)
 
     @torch.no_grad()
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """Return log p(levels of the sound up to its length), given its caption, in nats (B,); exact.
 
         Raises:
             ValueError: the model learned captions and the batch has no `tokens`.
         """
-        *_, found = self.rating(batch)
+        *_, found = self.rating(batch, generator)
         assert found is not None
         return found
 
     @torch.no_grad()
-    def rating(self, batch: Batch) -> Iterator[Tensor | None]:
+    def rating(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - draws nothing
+    ) -> Iterator[Tensor | None]:
         """Rate PART samples after another up to the longest length, and yield after each part."""
         level_BT, length_B = self._levels(batch)
-        tokens, samples = self._tokens(batch), int(length_B.max())
+        tokens, samples = self.tokens_of(batch), int(length_B.max())
         level_BT = level_BT[:, :samples]
         parts = []
         for start in range(0, samples, PART):  # the field before a part is all that it depends on
@@ -247,17 +251,12 @@ class WaveNet(Family):
         length_B = batch.get("length", whole_B)
         return levels_of(sound_BT, self.config.levels), length_B
 
-    def _tokens(self, batch: Batch) -> Tensor | None:
-        if self.config.reads_text and "tokens" not in batch:
-            raise ValueError("this model learned sounds given captions: the batch needs tokens")
-        return batch["tokens"] if self.config.reads_text else None
-
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Draw sample after sample; returns (B, T) in [-1, 1] at `sample_rate`, of `request.seconds`.
 
         Raises:
-            ValueError: prompts are missing or not understood, seconds out of range, or see `check_unasked`.
+            ValueError: prompts are missing or not understood, seconds out of range; see `check`.
         """
         rows = self.begin(request)
         while not self.done(rows).all():
@@ -280,15 +279,13 @@ class WaveNet(Family):
         """Return rows before their first sample; a step draws `config.step` samples.
 
         Raises:
-            ValueError: prompts are missing or not understood, seconds out of range, or see `check_unasked`.
+            ValueError: prompts are missing or not understood, seconds out of range; see `check`.
         """
         config, count = self.config, len(request.seeds)
-        check_unasked(request)
+        self.check(request)
         seconds = config.seconds if request.seconds is None else request.seconds
         if not 0 < seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, got {seconds}")
-        if config.reads_text and not request.prompts:
-            raise ValueError("this model says what a caption asks for: give one prompt a seed")
         samples, size = self._samples(request), config.step
         steps, device = -(-samples // size), self.head2.weight.device
         tokens = self.encode(request.prompts)

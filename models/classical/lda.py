@@ -95,6 +95,7 @@ class LDA(Family):
         """Return what this config can do."""
         return Capabilities(
             condition="text" if self.config.vocabulary else "none",
+            unprompted=bool(self.config.vocabulary),
             likelihood=self.config.shrinkage != 0,
         )
 
@@ -215,13 +216,18 @@ class LDA(Family):
         Raises:
             ValueError: a prompt that is not one word of the vocabulary.
         """
+        self.check(request)
         c = self.config
         class_B = classes.of_request(request, c.vocabulary, self.log_prior_Y)
         noise_BD = normals(request.seeds, self.mean_YD.shape[1:], self.mean_YD.device, draws=1)
         x_BD = self.mean_YD[class_B] + noise_BD.double() @ self.colour_DD.T
         return x_BD.clamp(0, 1).float().view(-1, c.channels, c.image_size, c.image_size)
 
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - draws nothing
+    ) -> Tensor:
         """Return log p(x) = log sum_y p(x, y) in nats (B,), of the density over pixels.
 
         Raises:

@@ -95,7 +95,11 @@ class NaiveBayes(Family):
     @property
     def capabilities(self) -> Capabilities:
         """Return what this config can do."""
-        return Capabilities(condition="text" if self.config.vocabulary else "none", likelihood=True)
+        return Capabilities(
+            condition="text" if self.config.vocabulary else "none",
+            unprompted=bool(self.config.vocabulary),
+            likelihood=True,
+        )
 
     @property
     def sums(self) -> tuple[tuple[str, ...], ...]:
@@ -170,6 +174,7 @@ class NaiveBayes(Family):
         Raises:
             ValueError: a prompt that is not one word of the vocabulary.
         """
+        self.check(request)
         c = self.config
         class_B = classes.of_request(request, c.vocabulary, self.log_prior_Y)
         draw = {
@@ -181,7 +186,11 @@ class NaiveBayes(Family):
         return draw(class_B, request.seeds).clamp(0, 1).float().view(shape)
 
     @torch.no_grad()
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - draws nothing
+    ) -> Tensor:
         """Return log p(x) = log sum_y p(x, y) in nats (B,)."""
         return self.log_joint(batch["pixels"]).logsumexp(1)
 

@@ -205,6 +205,7 @@ class DDPM(Family):
         """Return what this config can do."""
         return Capabilities(
             condition="text" if self.config.reads_text else "none",
+            unprompted=self.config.reads_text and self.config.caption_drop > 0,
             upscales=self.config.low_size is not None,
             stepwise=True,
         )
@@ -244,9 +245,10 @@ class DDPM(Family):
         return Losses(F.mse_loss(prediction, target[self.config.objective]), count)
 
     def _training_context(self, batch: Batch) -> Tensor | None:
-        if self.text is None:
+        tokens_BT = self.tokens_of(batch)
+        if self.text is None or tokens_BT is None:
             return None
-        context_BTD: Tensor = self.text(batch["tokens"])
+        context_BTD: Tensor = self.text(tokens_BT)
         draw_B = torch.rand(len(context_BTD), device=context_BTD.device)
         dropped = (draw_B < self.config.caption_drop)[:, None, None]
         return torch.where(dropped, self.text.null_1TD, context_BTD)
@@ -283,6 +285,7 @@ class DDPM(Family):
         Raises:
             ValueError: steps, guidance, a caption or the low picture is missing or out of range.
         """
+        self.check(request)
         config, count = self.config, len(request.seeds)
         steps = config.steps if request.steps is None else request.steps
         guidance = config.guidance if request.guidance is None else request.guidance

@@ -185,7 +185,12 @@ class EDM(Family):
     def capabilities(self) -> Capabilities:
         """Return what this config can do."""
         condition: Literal["none", "text"] = "text" if self.config.reads_text else "none"
-        return Capabilities(condition=condition, likelihood=True, stepwise=True)
+        return Capabilities(
+            condition=condition,
+            unprompted=self.config.reads_text and self.config.caption_drop > 0,
+            likelihood=True,
+            stepwise=True,
+        )
 
     def encode(self, captions: Sequence[str]) -> Tensor | None:
         """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
@@ -210,9 +215,9 @@ class EDM(Family):
         widest_B = math.log(c.sigma_min) + uniform_B * math.log(c.sigma_max / c.sigma_min)
         sigma_B = torch.where(ends_B, widest_B, c.p_mean + c.p_std * normal_B).exp()
         x = x0 + sigma_B[:, None, None, None] * torch.randn_like(x0)
-        context = None
-        if self.text is not None:
-            context = self.text(batch["tokens"])
+        context, tokens_BT = None, self.tokens_of(batch)
+        if self.text is not None and tokens_BT is not None:
+            context = self.text(tokens_BT)
             dropped = torch.rand(count, device=device) < c.caption_drop
             context = torch.where(dropped[:, None, None], self.text.null_1TD, context)
         error_B = (self.network(x, sigma_B, context) - x0).square().flatten(1).mean(1)
@@ -246,6 +251,7 @@ class EDM(Family):
         Raises:
             ValueError: steps, guidance or a caption is out of range.
         """
+        self.check(request)
         c, count = self.config, len(request.seeds)
         steps = c.steps if request.steps is None else request.steps
         guidance = c.guidance if request.guidance is None else request.guidance
@@ -326,13 +332,9 @@ class EDM(Family):
         Raises:
             ValueError: the model learned captions and the batch has no `tokens`.
         """
-        context = None
-        if self.text is not None:
-            if "tokens" not in batch:
-                raise ValueError(
-                    "this model learned pictures given captions: the batch needs tokens"
-                )
-            context = self.text.apart(batch["tokens"])
+        context, tokens_BT = None, self.tokens_of(batch)
+        if self.text is not None and tokens_BT is not None:
+            context = self.text.apart(tokens_BT)
         return self._log_prob(batch["pixels"], context, generator)
 
     @torch.no_grad()

@@ -272,10 +272,7 @@ class BERT(Family):
         Raises:
             ValueError: prompts are missing, too long, of more than two lines or without a blank.
         """
-        if not request.texts:
-            raise ValueError(
-                f"this model fills in blanks: give one prompt a seed, with {BLANK} in it"
-            )
+        self.check(request)
         device, count = self.token.weight.device, len(request.texts)
         tokens_BT, segment_BT = (x.to(device) for x in self._read(request.texts))
         if not (tokens_BT == MASK).any(1).all():

@@ -159,6 +159,7 @@ class GPT(Family):
         return Capabilities(
             modality="text",
             condition="text",
+            unprompted=not chats,
             likelihood=True,
             stepwise=True,
             chats=chats,
@@ -220,7 +221,11 @@ class GPT(Family):
         return there_BT if everything else there_BT & batch["answer"]
 
     @torch.no_grad()
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - draws nothing
+    ) -> Tensor:
         """Return log p of each row's tokens given its first, in nats (B,); exact. Of a dialogue: of its answers.
 
         Of windows that overlap: of what is new in each, so that the rows of a text add up to the text.
@@ -291,19 +296,14 @@ class GPT(Family):
             ValueError: nothing to answer, dialogues for a model of documents, a prompt as long as the context, or
                 temperature, top_k, top_p or max_tokens out of range.
         """
+        self.check(request)
         return self._begun(self._prompts(request), request)
 
     def _prompts(self, request: Request) -> list[list[int]]:
         words = tokenizer(self.config.tokenizer)
         if self.config.learns == "documents":
-            if request.dialogues:
-                raise ValueError("this model learned documents and does not chat: give prompts")
             return self._begun_documents(request.texts or ("",) * len(request.seeds))
-        if request.prompt_tokens:
-            raise ValueError("this model answers dialogues: send text, not tokens")
         told = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
-        if not told:
-            raise ValueError("this model answers: give one prompt or dialogue a seed")
         return [texts.question(one, f"dialogue {n}", words) for n, one in enumerate(told)]
 
     def _begun_documents(self, prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -181,7 +181,11 @@ class Transformer(Family):
         return Losses(total, count, {"nats_per_token": nll.detach()})
 
     @torch.no_grad()
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - draws nothing
+    ) -> Tensor:
         """Return log p(target | source) in nats (N,); exact where the network is causal."""
         logits_NTK = self.logits(batch["source"], batch["target"][:, :-1]).float()
         label_NT = batch["target"][:, 1:]
@@ -279,10 +283,7 @@ class Transformer(Family):
 
     def _sources(self, request: Request) -> Tensor:
         """Return the prompts' tokens (N, max_source)."""
-        if not request.texts:
-            raise ValueError(
-                "this model writes what a source text stands for: give one prompt a seed"
-            )
+        self.check(request)
         most = self.config.max_source
         sources = [[*one, EOS] for one in self._tokenizer.encode_all(request.texts)]
         for prompt, source in zip(request.texts, sources, strict=True):

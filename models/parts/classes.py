@@ -38,7 +38,7 @@ def of_batch(batch: Batch, count: int) -> Tensor:
     if count == 1:
         return torch.zeros(len(batch["pixels"]), dtype=torch.long, device=batch["pixels"].device)
     if "tokens" not in batch:
-        raise ValueError(f"{count} classes are learned from captions, but the batch has no tokens")
+        raise ValueError(f"{count} classes are learned from captions, so the batch needs tokens")
     return batch["tokens"][:, 0] - 1
 
 

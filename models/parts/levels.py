@@ -6,8 +6,6 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from models.family import Request
-
 Binarize: TypeAlias = Literal["dynamic", "threshold"]
 """dynamic: grey levels are probabilities, redrawn at every step; threshold: 1 from one half up. Bits stay bits."""
 
@@ -41,25 +39,6 @@ def sound_of(level: Tensor, levels: int) -> Tensor:
     mu = levels - 1
     companded = 2 * level / mu - 1
     return companded.sign() * torch.expm1(companded.abs() * math.log1p(mu)) / mu
-
-
-def check_unasked(request: Request) -> None:
-    """Refuse a temperature, top_k or top_p that would change something, where each level comes as often as it should.
-
-    Raises:
-        ValueError: names it.
-    """
-    changes = {
-        "temperature": request.temperature not in {None, 1},
-        "top_k": request.top_k is not None,
-        "top_p": request.top_p not in {None, 1},
-    }
-    for name, does in changes.items():
-        if does:
-            raise ValueError(
-                f"{name}: this model draws every level as often as it is likely; leave it out, got"
-                f" {getattr(request, name)}"
-            )
 
 
 def drawn(logits_BK: Tensor, u_B: Tensor) -> Tensor:

@@ -185,6 +185,7 @@ class DVAE(Family):
 
         A prior that knows the neighbours is another stage's work.
         """
+        self.check(request)
         prior_PK = self.places_PK
         u_BP = uniforms(request.seeds, (len(prior_PK),), prior_PK.device)
         return self.painted(places(u_BP, prior_PK))

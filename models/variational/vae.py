@@ -102,19 +102,15 @@ class VAE(Family):
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Decode draws from the prior; returns the pixels' means (B, C, H, W) in [0, 1]."""
+        self.check(request)
         device = next(self.parameters()).device
         out_BCHW = self.decoder(normals(request.seeds, (self.config.latent,), device)).float()
         mean: Tensor = out_BCHW.clamp(0, 1) if self.log_sigma is not None else out_BCHW.sigmoid()
         return mean
 
     @torch.no_grad()
-    def log_prob(
-        self,
-        batch: Batch,
-        importance_samples: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return a lower bound of log p(x) in nats (B,): the ELBO, or IWAE with `importance_samples` codes.
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Return a lower bound of log p(x) in nats (B,): the ELBO; `iwae` is a closer one.
 
         Grey levels are binarised or dequantised first, as in training; binary pixels stay as they are. Draws come from
         `generator`, on the model's device, or from torch's global one.
@@ -122,8 +118,6 @@ class VAE(Family):
         Raises:
             ValueError: pixels neither 0 nor 1 with binarize "none": a Bernoulli gives them no likelihood.
         """
-        if importance_samples is not None:
-            return self.iwae(batch, importance_samples, generator)
         nll_B, kl_B = self._bound(self._observed(batch["pixels"], generator, True), generator)
         return -(nll_B + kl_B)
 

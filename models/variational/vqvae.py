@@ -178,6 +178,7 @@ class VQVAE(Family):
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Decode codes that each place draws by itself; returns (B, C, H, W) in [0, 1]."""
+        self.check(request)
         prior_PK = self.codebook.places_PK
         u_BP = uniforms(request.seeds, (len(prior_PK),), prior_PK.device)
         return self.painted(places(u_BP, prior_PK))

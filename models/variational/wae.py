@@ -94,6 +94,7 @@ class WAE(Family):
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Decode draws from the prior; returns (B, C, H, W) in [0, 1]."""
+        self.check(request)
         device = next(self.parameters()).device
         return self.decode(normals(request.seeds, (self.config.latent,), device))
 

@@ -53,7 +53,7 @@ class Unigram(Family):
         whole = len(stream) // self.config.context * self.config.context
         return {"tokens": stream[:whole].view(-1, self.config.context)}
 
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
         return self.logits.log_softmax(0)[batch["tokens"]].sum(1)
 
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -106,7 +106,7 @@ class Hiss(Family):
         known = self.config.vocabulary
         return torch.tensor([[known.index(one)] for one in captions]) if known else None
 
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
         if self.config.vocabulary:
             assert batch["tokens"].shape == (len(batch["sound"]), 1)
         std, inside = self.log_std.exp(), torch.arange(batch["sound"].shape[1])

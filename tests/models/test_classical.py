@@ -216,7 +216,7 @@ def test_what_cannot_be_learned_or_asked_for_says_why(
     pixels, wanted = (part[:TRAIN] for part in digits)
     with pytest.raises(ValueError, match="class 'nine' has no rows to learn from"):
         counted(build(), pixels[wanted < 9], wanted[wanted < 9])
-    with pytest.raises(ValueError, match=r"10 classes are learned .* no tokens"):
+    with pytest.raises(ValueError, match=r"10 classes are learned .* the batch needs tokens"):
         build().absorb({"pixels": pixels})
     with pytest.raises(ValueError, match="a caption of one word, got 'a red dot'"):
         build().encode(["nine", "a red dot"])

@@ -221,7 +221,7 @@ def test_a_request_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="steps must be between 1 and 1000, got 1001"):
         made.begin(Request(seeds=(1,), steps=1001))
     with pytest.raises(ValueError, match="guidance must be between 0 and 50, got -1"):
-        made.begin(Request(seeds=(1,), guidance=-1.0))
+        made.begin(Request(seeds=(1,), prompts=("red",), guidance=-1.0))
     upscaler = model(low_size=4)
     with pytest.raises(ValueError, match=r"upscales pictures \(1, 3, 4, 4\), got None"):
         upscaler.begin(Request(seeds=(1,)))

@@ -4,8 +4,10 @@ Causality by gradient and sums over all outcomes need a family's own tensors: it
 """
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,101 @@ def test_a_likelihood_is_given_where_it_is_declared(name: str) -> None:
     else:
         with pytest.raises(NotImplementedError, match="declares no likelihood"):
             model.log_prob(batch_of(model, 4))
+
+
+ASKED: Mapping[str, Any] = {
+    "prompts": ("abc",),
+    "prompt_tokens": ((10,),),
+    "dialogues": ((("user", "abc"),),),
+    "steps": 3,
+    "guidance": 2.0,
+    "low_BCHW": torch.zeros(1, 3, 4, 4),
+    "seconds": 0.1,
+    "max_tokens": 3,
+    "temperature": 0.5,
+    "top_k": 1,
+    "top_p": 0.5,
+    "logprobs": 0,
+}
+"""A value of every field of a Request that asks for something."""
+
+
+def reader(name: str) -> Family | None:
+    """Return a tiny model that learned captions, or None where the family learns none."""
+    config = dataclasses.asdict(trainable(name).presets["tiny"])
+    if "vocabulary" not in config:
+        return None
+    reads = {"text": "caption"} if "text" in config else {}
+    known = {"vocabulary": ("red", "green", "blue")}  # of either stripes: batches alternate
+    model = trainable(name)(configure(name, "tiny", reads, known))
+    assert isinstance(model, Family)
+    return counted(model, batch_of(model)) if model.counts else model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_that_is_asked_for_is_silently_ignored(name: str) -> None:
+    """What a family has no use for is refused by name; a value that asks for nothing is not."""
+    assert {"seeds", *ASKED} == {field.name for field in dataclasses.fields(Request)}
+    for model in (shaken(name), reader(name)):
+        if model is None:
+            continue
+        able = request(model, (1,))
+        for field in ASKED.keys() - set(model.capabilities.takes):
+            with pytest.raises(ValueError, match=f"^{field}: this model .*; leave it out, got"):
+                model.sample(dataclasses.replace(able, **{field: ASKED[field]}))
+        for field in {"guidance", "temperature", "top_p"} - set(model.capabilities.takes):
+            model.sample(dataclasses.replace(able, **{field: 1}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_a_prompt_a_model_draws_of_all_captions_or_refuses(name: str) -> None:
+    for model in (shaken(name), reader(name)):
+        if model is None or model.capabilities.condition == "none":
+            continue
+        asked = dataclasses.replace(request(model, (1, 2)), prompts=(), dialogues=())
+        if model.capabilities.unprompted:
+            check_samples(model, model.sample(asked), 2)
+            if "guidance" in model.capabilities.takes:
+                with pytest.raises(ValueError, match=r"^guidance: there is no prompt"):
+                    model.sample(dataclasses.replace(asked, guidance=2.0))
+        else:
+            with pytest.raises(ValueError, match="give one prompt a seed"):
+                model.sample(asked)
+        if "caption_drop" in {field.name for field in dataclasses.fields(model.config)}:
+            config = dataclasses.replace(model.config, caption_drop=0.0)
+            with pytest.raises(ValueError, match="give one prompt a seed"):
+                type(model)(config).sample(asked)  # it never learned to go without
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_captions_that_are_missing_from_a_batch_are_named(name: str) -> None:
+    model = reader(name)
+    if model is None:
+        return
+    batch = {key: rows for key, rows in batch_of(model).items() if key != "tokens"}
+    learns: list[Callable[[], object]] = [partial(model, batch, one) for one in model.players]
+    if model.counts:
+        learns = [partial(model.absorb, batch)]
+    elif model.capabilities.likelihood:
+        learns.append(partial(model.log_prob, batch))
+    for learn in learns:
+        with pytest.raises(ValueError, match="the batch needs tokens"):
+            learn()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_likelihoods_are_asked_for_in_one_way(name: str) -> None:
+    """And what is drawn for one comes from the generator that is given, not from the global one."""
+    for verb in ("log_prob", "rating"):
+        ours, all_s = (inspect.signature(getattr(one, verb)) for one in (trainable(name), Family))
+        assert ours.parameters.keys() == all_s.parameters.keys()
+    model = shaken(name)
+    if model.capabilities.likelihood:
+        before, batch = torch.get_rng_state(), batch_of(model, 4)
+        generators = (torch.Generator().manual_seed(5) for _ in range(2))
+        first, second = (model.log_prob(batch, generator) for generator in generators)
+        assert torch.equal(first, second)
+        assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -224,7 +224,7 @@ def test_a_caption_says_what_is_drawn() -> None:
 def test_a_model_that_reads_prompts_asks_for_them() -> None:
     model = gan(text="caption", vocabulary=WORDS)
     assert model.capabilities.condition == "text"
-    with pytest.raises(ValueError, match="give one a seed, got none"):
+    with pytest.raises(ValueError, match="give one prompt a seed"):
         model.sample(Request(seeds=(1,)))
     with pytest.raises(ValueError, match="unknown word 'four'"):
         model.sample(Request(seeds=(1,), prompts=("four",)))

@@ -134,14 +134,18 @@ def test_requests_that_mean_nothing_are_refused() -> None:
     assert chat.capabilities.chats
     ask = dialogue("ab")
     cases: list[tuple[GPT, Request, str]] = [
-        (model, Request(seeds=(1,), dialogues=(ask,)), "does not chat: give prompts"),
-        (chat, Request(seeds=(1,)), "this model answers: give one prompt or dialogue a seed"),
+        (model, Request(seeds=(1,), dialogues=(ask,)), "dialogues: this model does not chat"),
+        (chat, Request(seeds=(1,)), "give one prompt a seed"),
         (
             chat,
             Request(seeds=(1,), dialogues=((("tool", "a"),),)),
             "dialogue 0 has turns of system, user, assistant; got tool",
         ),
-        (chat, Request(seeds=(1,), prompt_tokens=((10,),)), "send text, not tokens"),
+        (
+            chat,
+            Request(seeds=(1,), prompt_tokens=((10,),)),
+            "prompt_tokens: this model reads no tokens",
+        ),
         (model, Request(seeds=(1,), prompt_tokens=((7,),)), "token 7 is none of this model's"),
         (model, Request(seeds=(1,), prompt_tokens=((9, 3),)), "token 9 is none of this model's"),
         (

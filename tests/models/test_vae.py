@@ -84,7 +84,7 @@ def test_one_importance_sample_is_the_elbo_on_average() -> None:
     model, batch = vae(), {"pixels": torch.rand(1, 1, 8, 8, generator=seeded(0)).round()}
     rows = {"pixels": batch["pixels"].expand(2000, -1, -1, -1)}
     elbo = model.log_prob(rows, generator=seeded(1)).mean()
-    one = model.log_prob(rows, importance_samples=1, generator=seeded(2)).mean()
+    one = model.iwae(rows, 1, seeded(2)).mean()
     assert one.item() == pytest.approx(elbo.item(), abs=0.1)
 
 

@@ -98,6 +98,33 @@ def spoken(**changes: Any) -> dict[str, Any]:
     return {"model": "voice", "input": "high", "voice": "default", "seed": 5, **changes}
 
 
+KNOBS: dict[str, Any] = {
+    **{"steps": 2, "guidance": 2.0, "seconds": 0.1, "max_tokens": 3},
+    **{"temperature": 0.5, "top_k": 1, "top_p": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "takes"),
+    [
+        ("bits", "", ()),
+        ("voice", "low", ("seconds",)),
+        ("prose", "once", ("max_tokens", "temperature", "top_k", "top_p")),
+    ],
+)
+def test_a_setting_that_a_model_has_no_use_for_is_400_by_its_name(
+    served: Any, ask: Ask, model: str, prompt: str, takes: tuple[str, ...]
+) -> None:
+    body = {"model": model, "prompt": prompt}
+    for name, value in KNOBS.items():
+        answer = ask(served, "POST", SAMPLES, json={**body, name: value})
+        if name in takes:
+            assert answer.status_code == 200
+        else:
+            assert error(answer) == (400, "invalid_value", name)
+            assert answer.json()["error"]["message"].startswith(f"{name}: ")
+
+
 def test_speech_is_a_sound_file_with_its_signed_receipt(
     workshop: Any, served: Any, ask: Ask, tmp_path: Any
 ) -> None:

@@ -51,13 +51,12 @@ class Voice(Family):
     def encode(self, captions: Sequence[str]) -> Tensor:
         return words.encode(captions, self.config.vocabulary, 1)
 
-    def log_prob(self, batch: Batch) -> Tensor:
+    def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
         nats: Tensor = -batch["sound"].square().sum(1) / 2 - batch["tokens"][:, 0]
         return nats
 
     def sample(self, request: Request) -> Tensor:
-        if request.temperature not in {None, 1}:
-            raise ValueError(f"temperature: tones are what they are, got {request.temperature}")
+        self.check(request)
         count = max(1, round((request.seconds or 0.1) * self.config.sample_rate))
         pitch_B = self.encode(request.prompts)[:, 0] * 220.0
         time_T = torch.arange(count) / self.config.sample_rate
