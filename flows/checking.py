@@ -146,11 +146,11 @@ def _stages(recipe: Recipe) -> list[tuple[str, Stage]]:
 
 
 def _broken(recipe: Recipe) -> list[tuple[str, Stage]]:
-    """Return the stages that the control changes."""
-    stages = control_of(recipe).stages if recipe.control is not None else {}
+    """Return the stages that the controls change."""
     return [
         (f"control: stages.{name}", stage)
-        for name, stage in stages.items()
+        for number in range(len(recipe.control))
+        for name, stage in control_of(recipe, number).stages.items()
         if stage != recipe.stages.get(name)
     ]
 

@@ -1,4 +1,4 @@
-"""Every family's experiment: a recipe and its broken control, both really trained and judged, and neither promoted."""
+"""Every family's experiment: a recipe and its broken controls, all really trained and judged, and none promoted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,41 +65,48 @@ def recipes(folder: Path, only: Sequence[str] = ()) -> list[Recipe]:
     found = {path.stem: load(path) for path in sorted(folder.glob("*.yaml"))}
     if unknown := [name for name in only if name not in found]:
         raise ValueError(f"no recipe {unknown[0]!r}; choose from {', '.join(found)}")
-    return [
-        one for name, one in found.items() if (name in only if only else one.control is not None)
-    ]
+    return [one for name, one in found.items() if (name in only if only else one.control)]
 
 
-def run(recipe: Recipe) -> Row:
-    """Return the row of a recipe; one whose data is not there says so and is not run."""
+def run(recipe: Recipe) -> list[Row]:
+    """Return a row a control of a recipe, one at least; where its data is not there it says so and is not run."""
     try:
         found = experiment(recipe)
     except CatalogError as error:
-        return row(recipe, None, None, note=f"not run: {error}")
+        return [row(recipe, None, None, note=f"not run: {error}")]
     except ArithmeticError as error:  # one failure costs the other rows nothing
-        return row(recipe, Side(), None, note=f"diverged: {error}")
+        return [row(recipe, Side(), None, note=f"diverged: {error}")]
     honest = side(found["version"], found["trained"], list(recipe.stages))
-    if recipe.control is None:
-        return row(recipe, honest, None)
-    if "diverged" in found:
-        return row(recipe, honest, Side(note=found["diverged"]))
-    broken = side(found["control"], found["broken"], list(recipe.stages))
-    return row(recipe, honest, broken)
+    controls = [
+        Side(note=one["diverged"])
+        if "diverged" in one
+        else side(one["version"], one["trained"], list(recipe.stages))
+        for one in found["controls"]
+    ]
+    if not controls:
+        return [row(recipe, honest, None)]
+    return [row(recipe, honest, one, number=number) for number, one in enumerate(controls)]
 
 
 @flow(flow_run_name="experiment {recipe.name}")
 def experiment(recipe: Recipe) -> dict[str, Any]:
-    """Train and judge a recipe and its control; equal work done before is found, and nothing is promoted.
+    """Train and judge a recipe and its controls; equal work done before is found, and nothing is promoted.
 
-    One training after the other, so that the CPU-seconds of each are its own. The same judge looks at both, and
+    One training after the other, so that the CPU-seconds of each are its own. The same judge looks at all, and
     what a control leaves as it is (another stage) is not trained twice.
     """
     prepared = prepare_dataset(recipe.data.name)
     trained = one_by_one(recipe, prepared)
     found = {"version": judge_pipeline(recipe, trained, prepared), "trained": trained}
-    if recipe.control is None:
-        return found
-    broken = control_of(recipe)
+    controls = [_broken(recipe, number, trained, prepared) for number in range(len(recipe.control))]
+    return {**found, "controls": controls}
+
+
+def _broken(
+    recipe: Recipe, number: int, trained: dict[str, Any], prepared: dict[str, Any]
+) -> dict[str, Any]:
+    """Train and judge one of a recipe's controls."""
+    broken = control_of(recipe, number)
     same = {
         name: version
         for name, version in trained.items()
@@ -110,8 +117,8 @@ def experiment(recipe: Recipe) -> dict[str, Any]:
         parts = broken.model_copy(update={"stages": changed, "judge": None})
         stages = one_by_one(parts, prepared) | same
     except ArithmeticError as error:  # it diverged, which is an answer
-        return {**found, "diverged": str(error)}
-    return {**found, "control": judge_pipeline(broken, stages, prepared), "broken": stages}
+        return {"diverged": str(error)}
+    return {"version": judge_pipeline(broken, stages, prepared), "trained": stages}
 
 
 def one_by_one(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
@@ -143,9 +150,11 @@ def side(version: dict[str, Any], trained: dict[str, Any], stages: Sequence[str]
     )
 
 
-def row(recipe: Recipe, honest: Side | None, control: Side | None, note: str = "") -> Row:
-    """Return a recipe's row: the control must fail by every metric that it names."""
-    named = recipe.control.refused_by if recipe.control else tuple(recipe.gate.metrics)
+def row(
+    recipe: Recipe, honest: Side | None, control: Side | None, note: str = "", number: int = 0
+) -> Row:
+    """Return a recipe's row: the control of this number must fail by every metric that it names."""
+    named = recipe.control[number].refused_by if recipe.control else tuple(recipe.gate.metrics)
     metric = next(iter(named), "")
     bound = recipe.gate.metrics.get(metric)
     refused = None
@@ -160,7 +169,7 @@ def row(recipe: Recipe, honest: Side | None, control: Side | None, note: str = "
     if control is not None and control.note:
         notes.append(f"the control diverged: {control.note}")
     return Row(
-        name=recipe.name,
+        name=recipe.name + (f", control {number + 1}" if number else ""),
         families=tuple(stage.family for stage in recipe.stages.values()),
         metric=metric,
         bound="" if bound is None else bound.says,

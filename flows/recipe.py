@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flows.sections import Control, Found, Fraction, Peer, Positive, Search, Strict
 from infra.documents import DocumentError, parse_yaml, read_yaml
@@ -188,12 +188,17 @@ class Recipe(Strict):
     judge: Stage | None = None
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
-    control: Control | None = None
+    control: tuple[Control, ...] = ()  # one, or a list of them
     peer: Peer | None = None
     drift: Drift | None = None  # None: nothing that users asked for is kept
     try_prompts: tuple[str, ...] = ()
     search: Search | None = None
     found_by: Found | None = None  # written by `atelier tune`
+
+    @field_validator("control", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value or ()
 
 
 class TrainingSpec(Strict):
@@ -252,8 +257,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _check_judge(recipe)
         if recipe.search is not None:
             _check_search(recipe, recipe.search)
-        if recipe.control is not None:
-            _check_control(recipe, recipe.control)
+        for number in range(len(recipe.control)):
+            _check_control(recipe, number)
     except ValidationError as error:
         raise RecipeError(f"{path}: {_first(error)}") from None
     except RecipeError as error:
@@ -295,17 +300,17 @@ def changed(stage: Stage, values: Mapping[str, Any]) -> Stage:
         raise RecipeError(_first(error)) from None
 
 
-def control_of(recipe: Recipe) -> Recipe:
-    """Return the recipe of the broken control: another name, and what it sets.
+def control_of(recipe: Recipe, number: int = 0) -> Recipe:
+    """Return the recipe of one of the broken controls: another name, and what it sets.
 
     Raises:
-        RecipeError: the recipe has no control, or one that sets what a recipe cannot have.
+        RecipeError: the recipe has no such control, or one that sets what a recipe cannot have.
     """
-    if recipe.control is None:
-        raise RecipeError(f"recipe {recipe.name} has no `control:` section")
+    if number >= len(recipe.control):
+        raise RecipeError(f"recipe {recipe.name} has {len(recipe.control)} controls")
     document = recipe.model_dump(mode="json", exclude={"control", "peer", "search"})
-    document["name"] = f"{recipe.name}-control"
-    for field, value in recipe.control.set.items():
+    document["name"] = f"{recipe.name}-control" + (f"-{number + 1}" if number else "")
+    for field, value in recipe.control[number].set.items():
         _set(document, field.split("."), value, f"control.set {field}")
     try:
         return Recipe.model_validate(document)
@@ -323,9 +328,10 @@ def _check_judge(recipe: Recipe) -> None:
         )
 
 
-def _check_control(recipe: Recipe, control: Control) -> None:
-    control_of(recipe)
-    asked = [*control.refused_by, *([recipe.peer.metric] if recipe.peer else [])]
+def _check_control(recipe: Recipe, number: int) -> None:
+    control_of(recipe, number)
+    refused_by = recipe.control[number].refused_by
+    asked = [*refused_by, *([recipe.peer.metric] if recipe.peer else [])]
     if unknown := [name for name in asked if name not in recipe.gate.metrics]:
         known = ", ".join(recipe.gate.metrics)
         raise RecipeError(
@@ -370,7 +376,8 @@ def _fields(error: ValidationError, place: Sequence[int | str]) -> list[str]:
     kind: Any = Stage if error.title == "Stage" else Recipe
     for part in place:
         section = hasattr(kind, "model_fields")
-        kind = kind.model_fields[part].annotation if section else get_args(kind)[-1]
+        inner = [one for one in get_args(kind) if one is not Ellipsis]
+        kind = kind.model_fields[part].annotation if section else inner[-1]
         if isinstance(kind, UnionType):  # a section or None
             kind = next(one for one in get_args(kind) if hasattr(one, "model_fields"))
     return sorted(kind.model_fields)

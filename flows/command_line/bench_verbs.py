@@ -46,9 +46,11 @@ def families(
     rows = []
     with training_progress():
         for recipe in experiments.recipes(settings().project / "flows" / "recipes", names):
-            rows.append(experiments.run(recipe))
-            told = "  ".join(experiments.cells(rows[-1]))
-            aside.print(f"  {told}", markup=False, soft_wrap=True)
+            found = experiments.run(recipe)
+            rows += found
+            for one in found:
+                told = "  ".join(experiments.cells(one))
+                aside.print(f"  {told}", markup=False, soft_wrap=True)
     if write is not None:
         write.write_text(experiments.markdown(rows))
     if as_json:

@@ -73,8 +73,8 @@ def test_a_draft_asks_for_what_its_data_let_one_measure_and_breaks_it_in_a_contr
     assert list(recipe.gate.metrics) == metrics
     assert not [name for name in metrics if found[name]]
     assert (recipe.judge is not None) == bool(data["attributes"])
-    assert recipe.control is not None
-    assert set(recipe.control.refused_by) <= set(metrics)
+    (control,) = recipe.control
+    assert set(control.refused_by) <= set(metrics)
     assert control_of(recipe).stages != recipe.stages
 
 

@@ -65,6 +65,16 @@ def test_every_metric_that_is_named_must_refuse_the_control() -> None:
     assert "the control is not refused by nade_nats, memorised" in found.note
 
 
+def test_a_recipe_may_have_several_controls_and_each_has_a_row() -> None:
+    second = {"set": {"stages.nade.training.steps": 2}, "refused_by": ["memorised"]}
+    both = recipe(control=[DOCUMENT["control"], second])
+    assert [control_of(both, number).name for number in (0, 1)] == ["toy-control", "toy-control-2"]
+    found = row(both, judged(both, 16.7), judged(both, 0.0), number=1)
+    assert (found.name, found.metric, found.refused) == ("toy, control 2", "memorised", False)
+    with pytest.raises(RecipeError, match="recipe toy has 2 controls"):
+        control_of(both, 2)
+
+
 def test_a_control_that_diverged_is_refused_and_says_why() -> None:
     found = row(recipe(), judged(recipe(), 16.7), Side(note="loss is nan at step 3"))
     assert (found.refused, found.good) == (True, True)
@@ -94,14 +104,20 @@ def test_the_table_can_be_pasted_into_a_document() -> None:
     assert "a \\| b 17.84" in line
 
 
-@pytest.mark.parametrize("one", CONTROLLED, ids=lambda one: one.name)
-def test_every_control_is_a_recipe_that_differs_only_where_it_says(one: Recipe) -> None:
-    broken = control_of(one)
-    assert broken.name == f"{one.name}-control"
+@pytest.mark.parametrize(
+    ("one", "number"),
+    [(one, number) for one in CONTROLLED for number in range(len(one.control))],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_every_control_is_a_recipe_that_differs_only_where_it_says(
+    one: Recipe, number: int
+) -> None:
+    broken = control_of(one, number)
+    assert broken.name == f"{one.name}-control" + (f"-{number + 1}" if number else "")
     assert broken.gate == one.gate
     assert broken.stages != one.stages
     assert broken.model_copy(update={"name": one.name, "stages": one.stages}) == one.model_copy(
-        update={"control": None, "peer": None, "search": None}
+        update={"control": (), "peer": None, "search": None}
     )
 
 
@@ -113,7 +129,8 @@ def test_every_control_is_a_recipe_that_differs_only_where_it_says(one: Recipe) 
             r"no metric 'fd'; .*nade",
         ),
         ({"set": {"stages.nade.stepz": 3}, "refused_by": ["nade_nats"]}, r"stages\.nade\.stepz"),
-        ({"set": {}, "refused_by": ["nade_nats"]}, r"control\.set"),
+        ({"set": {}, "refused_by": ["nade_nats"]}, r"control\.0\.set"),
+        ({"sets": {}, "refused_by": ["nade_nats"]}, r"control\.0\.sets: there is no such field"),
     ],
 )
 def test_a_control_that_cannot_be_is_refused_when_the_recipe_is_read(
