@@ -1,6 +1,7 @@
 """Every example of every README.md: commands are the command line's own, Python runs, and answers are looked at."""
 
 import base64
+import json
 import re
 import runpy
 import shlex
@@ -8,13 +9,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
+import yaml
+from PIL import Image
 
+from data import stages
+from data.catalog import add_own
 from data.makers import chat
+from data.reading import read_header
 from flows import recipe
 from flows.__main__ import app as command_line
+from flows.command_line import data_verbs
 from infra import receipts
+from tests.data.prepare_kit import sound_file
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import listening
 
@@ -49,6 +58,20 @@ def commands() -> Iterator[tuple[str, str]]:
 
 TYPED = sorted(set(commands()))
 NOT_OURS = ("git", "cd", "cp", "export", "prefect", "pip", "pytest", "kubectl", "ray", "helm")
+TOOLS = ("pre-commit",)  # of the development group, typed with their path
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_example_says_what_it_is_so_that_it_is_tried(path: Path) -> None:
+    """Fenced, as sh, python or yaml; what is fenced without a word is a picture of signs."""
+    text = path.read_text()
+    assert {kind for kind, _ in BLOCK.findall(text)} <= {"sh", "python", "yaml"}
+    rest = BLOCK.sub("", text)
+    typed = re.compile(r"^ *(?:(?:\S*bin/)?(?:atelier|python|git|pip) .*|make \w.*)$", re.M)
+    pictures = re.findall(r"^```\n(.*?)^```", rest, re.M | re.S)
+    assert not [line for one in pictures for line in typed.findall(one)]
+    indented = re.findall(r"^\n {4}\S.*$", rest, re.M)
+    assert not indented, "an indented block is fenced"
 
 
 @pytest.mark.parametrize(("readme", "command"), TYPED)
@@ -61,13 +84,16 @@ def test_what_is_to_be_typed_is_a_command_with_its_options(readme: str, command:
         assert (ROOT / f"{rest[1].replace('.', '/')}.py").is_file() or rest[1] == "pytest"
     elif Path(first).name == "atelier":
         words = [word.partition("|")[0] for word in rest]  # one of several
-        parsed(words)
+        typed(words)
     else:
-        assert Path(first).name.partition("=")[0] in NOT_OURS or first.isupper()
+        assert Path(first).name.partition("=")[0] in (*NOT_OURS, *TOOLS) or first.isupper()
 
 
-def parsed(words: list[str]) -> None:
-    """Parse without running anything; what an example leaves open (--cron, RECIPE) may be missing."""
+def typed(words: list[str]) -> dict[str, Any]:
+    """Parse without running anything; what an example leaves open (--cron, RECIPE) may be missing.
+
+    Returns what the command is given, by the names of its function's arguments.
+    """
     group = typer.main.get_command(command_line)
     context = group.make_context("atelier", list(words), resilient_parsing=True)
     rest = [*context._protected_args, *context.args]
@@ -79,6 +105,8 @@ def parsed(words: list[str]) -> None:
         options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
         used = {word.partition("=")[0] for word in rest if word.startswith("-")}
         assert used <= options | {"--help"}
+        return dict(command.make_context("", rest, resilient_parsing=True).params)
+    return {}
 
 
 @pytest.mark.parametrize(("readme", "command"), TYPED)
@@ -91,6 +119,95 @@ def test_the_recipes_that_are_named_are_there_and_take_what_is_set(
     for path in (word for word in words if re.fullmatch(r"flows/recipes/[\w-]+\.yaml", word)):
         if Path(path).stem not in made:
             recipe.load(ROOT / path, sets)
+
+
+@pytest.mark.parametrize(("readme", "text"), blocks("yaml"))
+def test_examples_of_recipes_are_parts_of_one(readme: str, text: str) -> None:
+    recipes = ROOT / "flows" / "recipes"
+    shown = yaml.safe_load(text)
+    alike = [
+        path
+        for path in recipes.glob("*.yaml")
+        if shown.items() <= yaml.safe_load(path.read_text()).items()
+    ]
+    assert alike, f"no recipe has what {readme} shows"
+
+
+def photos(folder: Path, _: dict[str, Any]) -> None:
+    folder.mkdir()
+    lines = ["file_name,text"]
+    for number in range(60):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,a {('red', 'blue')[number % 2]} flower")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+
+
+def book(path: Path, _: dict[str, Any]) -> None:
+    lines = (f"and on day {number} it rained , or it did not .\n" for number in range(3000))
+    path.write_text("".join(lines))
+
+
+def translations(folder: Path, given: dict[str, Any]) -> None:
+    folder.mkdir()
+    for ending, word in ((given["source"], "one dog"), (given["target"], "ein hund")):
+        text = "".join(f"{word} {number}\n" for number in range(200))
+        (folder / f"train.{ending}").write_text(text)
+
+
+def chats(path: Path, _: dict[str, Any]) -> None:
+    turns = (
+        [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": f"{n} !"}]
+        for n in range(200)
+    )
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+
+
+def recordings(folder: Path, given: dict[str, Any]) -> None:
+    folder.mkdir()
+    lines = ["file_name,text"]
+    for number in range(60):
+        name = f"{number % 3}_{('ann', 'bob')[number % 2]}_{number // 6}.wav"
+        sound_file(folder / name, 0.05, hertz=100 + 5 * number)
+        lines.append(f"{name},{('zero', 'one', 'two')[number % 3]}")
+    if not given["pattern"]:
+        (folder / "labels.csv").write_text("\n".join(lines))
+
+
+FILES: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "folder": photos,
+    "text": book,
+    "pairs": translations,
+    "dialogues": chats,
+    "labelled-audio": recordings,
+}
+"""What a user has, as data/README.md says that it lies there, by what reads it."""
+OWN = [one for one in TYPED if one[1].startswith("atelier data prepare") and "--path" in one[1]]
+
+
+@pytest.mark.parametrize(("readme", "command"), [one for one in OWN if "DIR" not in one[1]])
+def test_files_of_ones_own_are_prepared_as_the_example_says(
+    readme: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert readme
+    given = typed(shlex.split(command)[1:])
+    project, home = tmp_path / "project", tmp_path / "home"
+    project.mkdir()
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    FILES[given["name"]](given["path"].expanduser(), given)
+    (project / "params.yaml").write_text("datasets:\n  shapes: {maker: shapes}\n")
+    name = given["as_name"] or "mine"
+    asked = {key: value for key, value in given.items() if key not in {"name", "path", "as_name"}}
+    add_own(given["name"], name, given["path"], data_verbs.settings_of(**asked), project)
+    for stage in ("make", "facts", "validate", "shards"):  # as DVC does
+        stages.VERBS[stage](name, project)
+    header = read_header(project / "data" / "prepared" / name)
+    assert {split for split, found in header["splits"].items() if found["rows"]} >= {
+        "train",
+        "test",
+    }
 
 
 def test_the_chat_example_asks_what_was_learned_and_shows_the_answer() -> None:

@@ -90,17 +90,16 @@ def prepare(
     from data.makers import OWN, maker
 
     project = settings().project
-    given = {
-        "image_size": image_size,
-        "tokenizer": _tokenizer(tokenizer),
-        "source": source,
-        "target": target,
-        "sample_rate": sample_rate,
-        "clip_samples": clip_samples,
-        "pattern": pattern,
-        "test": _tested(test),
-    }
-    chosen = {key: value for key, value in given.items() if value is not None}
+    chosen = settings_of(
+        image_size=image_size,
+        tokenizer=tokenizer,
+        source=source,
+        target=target,
+        sample_rate=sample_rate,
+        clip_samples=clip_samples,
+        pattern=pattern,
+        test=test,
+    )
     known = set(maker(name).Config.model_fields) if name in OWN else set()
     if foreign := sorted(set(chosen) - known):
         option = foreign[0].replace("_", "-")
@@ -122,6 +121,12 @@ def prepare(
     console.print(f"identity {ready.identity}, in {ready.path}", style="dim")
     if ready.report is not None:
         console.print(f"report: {ready.report}")
+
+
+def settings_of(tokenizer: str | None, test: str | None, **others: Any) -> dict[str, Any]:
+    """Return what the options say of one's own files as params.yaml has it, those not given left out."""
+    given = {**others, "tokenizer": _tokenizer(tokenizer), "test": _tested(test)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _called(path: Path) -> str:
