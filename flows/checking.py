@@ -189,7 +189,7 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
 
 def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family], list[str]]":
     """Return the recipe's stages as networks without weights, and what their configs refuse."""
-    from flows.judging.pipeline import StageMismatch, check_chain, interface_of
+    from flows.judging.pipeline import SAMPLING, StageMismatch, check_chain, interface_of
     from models.family import Family
 
     models: dict[str, Family] = {}
@@ -200,8 +200,11 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             lines.append(f"{where}: {error}")
             continue
-        if isinstance(model, Family) and (name := where.removeprefix("stages.")) in recipe.stages:
-            models[name] = model
+        if isinstance(model, Family):
+            sampling = {name: getattr(stage, name) for name in SAMPLING}
+            lines += [f"{where}.{line}" for line in model.useless(sampling)]
+            if (name := where.removeprefix("stages.")) in recipe.stages:
+                models[name] = model
     if not lines:
         try:
             check_chain([(name, *interface_of(model)) for name, model in models.items()])

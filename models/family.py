@@ -261,11 +261,8 @@ class Family(Trainable):
             ValueError: begins with the field's name, unless the prompt is missing.
         """
         able = self.capabilities
-        for name, why in UNTAKEN.items():
-            value = getattr(request, name)
-            given = value is not None and (isinstance(value, Tensor) or value != ())
-            if name not in able.takes and given and not value == NEUTRAL.get(name):
-                raise ValueError(f"{name}: {why}; leave it out, got {str(value)[:40]}")
+        for line in self.useless({name: getattr(request, name) for name in UNTAKEN}):
+            raise ValueError(line)
         asked = request.texts or request.dialogues
         if able.condition == "text" and not able.unprompted and not asked:
             raise ValueError("this model makes what a prompt asks for: give one prompt a seed")
@@ -273,6 +270,16 @@ class Family(Trainable):
             raise ValueError(
                 f"guidance: there is no prompt to be guided by; leave it out, got {request.guidance}"
             )
+
+    def useless(self, asked: Mapping[str, Any]) -> list[str]:
+        """Return why it has no use for fields of a Request, by name; values that ask for nothing are no reason."""
+        takes = self.capabilities.takes
+        return [
+            f"{name}: {UNTAKEN[name]}; leave it out, got {str(value)[:40]}"
+            for name, value in asked.items()
+            if name not in takes and value is not None
+            if isinstance(value, Tensor) or value not in {(), NEUTRAL.get(name)}
+        ]
 
     def tokens_of(self, batch: Batch) -> Tensor | None:
         """Return the batch's `tokens` where captions are learned, else None.

@@ -22,8 +22,6 @@ from services.tickets import NotFinite
 from services.work import Embedded, Prompt, ScoreWork
 
 TOGETHER: Final = 16  # texts a call, or rows of one
-DRAWS: Final = threading.Lock()
-"""Held by whoever needs torch's global generator to itself; families draw from it in `log_prob`."""
 
 EXAMPLES: Final = threading.Lock()
 """Held from `examples` until its `left_out` is read: threads share a model."""
@@ -70,8 +68,8 @@ def recall(model: Family, prompts: Sequence[Prompt]) -> Iterator[list[Rows] | No
 def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:
     """Yield None after each part of the work, and then log p of one input, or its lower bound, in nats.
 
-    What the family draws for it (grey levels to bits, a latent code) comes from torch's global generator, seeded with
-    `seed` before the input, as evaluations seed it with 0 before the test split: the same input and seed have the same
+    What the family draws for it (grey levels to bits, a latent code) comes from a generator that is seeded with `seed`
+    before the input, as evaluations seed theirs with 0 before the test split: the same input and seed have the same
     number.
 
     Raises:
@@ -83,7 +81,8 @@ def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:
     nats, rows = 0.0, len(next(iter(batch.values())))
     for start in range(0, rows, TOGETHER):  # a long text is several rows
         part = {name: tensor[start : start + TOGETHER] for name, tensor in batch.items()}
-        for nats_B in _seeded(model.rating(part), seed):
+        generator = torch.Generator(device).manual_seed(seed)
+        for nats_B in model.rating(part, generator):
             if nats_B is not None:
                 nats += float(nats_B.double().sum())
             if nats_B is None or start + TOGETHER < rows:
@@ -91,18 +90,6 @@ def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:
     if nats != nats or nats == float("inf"):
         raise NotFinite("the likelihood is not finite")
     yield nats
-
-
-def _seeded(parts: Iterator[Tensor | None], seed: int) -> Iterator[Tensor | None]:
-    """Yield what `parts` does, each with torch's generator seeded for it alone."""
-    while True:
-        with DRAWS, torch.random.fork_rng():
-            torch.manual_seed(seed)
-            try:
-                part = next(parts)
-            except StopIteration:
-                return
-        yield part
 
 
 def decoded(model: Family, work: ScoreWork) -> tuple[Batch, int, str]:

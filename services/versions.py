@@ -13,7 +13,6 @@ from infra.documents import read_json
 from models import build
 from models.family import Family
 from services.engine import BUCKETS
-from services.questions import DRAWS
 from services.trial import agreeing
 from services.work import Pin
 
@@ -126,8 +125,7 @@ class Versions:
     def _build(self, directory: Path, pin: Pin) -> Held:
         from safetensors.torch import load_file
 
-        with DRAWS:  # fresh weights come from torch's global generator
-            model = build(read_json(directory / "config.json"))
+        model = build(read_json(directory / "config.json"))
         if not isinstance(model, Family) or model.capabilities.upscales != self._upscales:
             raise WrongRole(f"{pin.ref} is not run by this stage")
         model.load_state_dict(load_file(directory / "model.safetensors"))

@@ -11,6 +11,7 @@ from flows.training.captured import Captured
 from flows.training.ranks import Ranks
 from flows.training.ray_train import fit
 from models import FAMILIES
+from models.parts import noise
 from tests.flows.shared_batches import learned_by_gradients
 from tests.flows.training_kit import prepare, spec_of
 from tests.flows.two_workers import stepped
@@ -55,6 +56,17 @@ def test_a_family_s_loss_in_bf16_is_near_that_in_fp32(name: str) -> None:
         given = [one.grad for one in reduced.player_parameters(player) if one.grad is not None]
         assert all(bool(gradient.isfinite().all()) for gradient in given)
         assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.05, abs=0.05)
+
+
+def test_a_seed_draws_a_cpu_s_bits_and_normals_to_rounding() -> None:
+    seeds, draws, gpu = [0, 8203, 34867, -1, 2**63 - 1], [0, 1, 2, 3, 4], torch.device(GPU)
+    bits = noise.by_torch(seeds, draws, 5, 1001, gpu)
+    assert torch.equal(bits.cpu(), noise.by_numpy(seeds, draws, 5, 1001))
+    for draw in (noise.uniforms, noise.normals):
+        ours, cpu_s = (
+            draw(seeds, (3, 65, 65), one, draws=draws) for one in (gpu, torch.device("cpu"))
+        )
+        torch.testing.assert_close(ours.cpu(), cpu_s, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
