@@ -159,45 +159,43 @@ class LDA(Family):
         self.colour_DD.copy_(vector_DD * scale_D[:, None] * root_D)
         self.log_det.copy_(2 * scale_D.log().sum() - 2 * inverse_D[inverse_D > 0].log().sum())
 
-    def _within(self) -> Tensor:
-        """Return the scatter about the classes' means, (G, D, D), without rounding's leavings."""
+    def _within(self, group: int) -> Tensor:
+        """Return a class's scatter, or the pooled one, about the means, (D, D), without rounding's leavings."""
         spread_YD = self.sum_YD / self.count_Y.sqrt()[:, None]
-        if len(self.scatter_GDD) == 1:
-            about_GDD = (spread_YD.T @ spread_YD)[None]
-        else:
-            about_GDD = spread_YD[:, :, None] * spread_YD[:, None]
-        within_GDD = self.scatter_GDD - about_GDD
-        square_GD = self.scatter_GDD.diagonal(dim1=1, dim2=2)
-        varies_GD = within_GDD.diagonal(dim1=1, dim2=2) > CONSTANT * square_GD
-        return within_GDD * varies_GD[:, None] * varies_GD[:, :, None]
+        own_YD = spread_YD if len(self.scatter_GDD) == 1 else spread_YD[group : group + 1]
+        within_DD = torch.addmm(self.scatter_GDD[group], own_YD.T, own_YD, alpha=-1)
+        varies_D = within_DD.diagonal() > CONSTANT * self.scatter_GDD[group].diagonal()
+        return within_DD.mul_(varies_D[:, None]).mul_(varies_D)
 
     def _scale(self) -> Tensor:
         """Return each class's standard deviations (Y, D); 1 where a pixel is constant."""
-        variance_YD = self._within().diagonal(dim1=1, dim2=2) / self.count_Y[:, None]
-        return torch.where(variance_YD > 0, variance_YD, 1.0).sqrt()
+        square_YD = self.scatter_GDD.diagonal(dim1=1, dim2=2)
+        within_YD = square_YD - self.sum_YD.square() / self.count_Y[:, None]
+        variance_YD = within_YD / self.count_Y[:, None]
+        return torch.where(within_YD > CONSTANT * square_YD, variance_YD, 1.0).sqrt()
 
     def _shrunk(self) -> Tensor:
         """Return (1 - s) S + s tr(S) / D I, S the pooled covariance."""
         assert not isinstance(self.config.shrinkage, str)
-        return _towards_identity(self._within()[0] / self.count_Y.sum(), self.config.shrinkage)
+        covariance_DD = self._within(0).div_(self.count_Y.sum())
+        return _move_to_identity(covariance_DD, self.config.shrinkage)
 
     def _ledoit_wolf(self) -> Tensor:
         """Return the classes' covariances, each shrunk by its own amount, weighted by the priors.
 
         The amount is beta / delta of Ledoit & Wolf 2004, lemma 3.3 and section 3.2, in scikit-learn's letters.
         """
-        within_YDD, scale_YD = self._within(), self._scale()
-        total_DD = torch.zeros_like(within_YDD[0])
-        for y, (within_DD, scale_D) in enumerate(zip(within_YDD, scale_YD, strict=True)):
+        total_DD = torch.zeros_like(self.scatter_GDD[0])
+        for y, scale_D in enumerate(self._scale()):
             count, pixels = self.count_Y[y], len(scale_D)
-            own_DD = within_DD / count / scale_D[:, None] / scale_D
-            mean_square = own_DD.square().sum()
+            own_DD = self._within(y).div_(count).div_(scale_D[:, None]).div_(scale_D)
+            mean_square = torch.linalg.vector_norm(own_DD).square()
             beta = (self.fourth_Y[y] / count - mean_square) / (pixels * count)
             delta = mean_square / pixels - (own_DD.trace() / pixels).square()
             amount = float(torch.minimum(beta, delta) / delta) if float(delta) > 0 else 0.0
-            own_DD = _towards_identity(own_DD, amount)
-            total_DD += count * own_DD * scale_D[:, None] * scale_D
-        return total_DD / self.count_Y.sum()
+            _move_to_identity(own_DD, amount).mul_(scale_D[:, None]).mul_(scale_D)
+            total_DD.add_(own_DD.mul_(count))
+        return total_DD.div_(self.count_Y.sum())
 
     @torch.no_grad()
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
@@ -256,7 +254,8 @@ class LDA(Family):
         return self.log_posterior(pixels).exp()
 
 
-def _towards_identity(covariance_DD: Tensor, amount: float) -> Tensor:
-    pixels = len(covariance_DD)
-    identity_DD = torch.eye(pixels, dtype=covariance_DD.dtype, device=covariance_DD.device)
-    return (1 - amount) * covariance_DD + amount * covariance_DD.trace() / pixels * identity_DD
+def _move_to_identity(covariance_DD: Tensor, amount: float) -> Tensor:
+    """Return (1 - amount) covariance + amount tr(covariance) / D I, in place: a matrix may have gigabytes."""
+    mean = covariance_DD.trace() / len(covariance_DD)
+    covariance_DD.mul_(1 - amount).diagonal().add_(amount * mean)
+    return covariance_DD

@@ -13,8 +13,8 @@ from torch import Tensor
 from models.family import Rows
 from models.parts.tokens import EOS
 
-Advance: TypeAlias = Callable[[Rows], tuple[Tensor, Tensor]]
-"""Returns log-probabilities (R, K) of every row's next token, -inf for what must not be written, and its `kept`."""
+Advance: TypeAlias = Callable[[Rows], Tensor]
+"""Returns log-probabilities (R, K) of every row's next token, -inf for what must not be written; moves its `kept`."""
 
 
 def search(rows: Rows, advance: Advance, beams: int, alpha: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def search(rows: Rows, advance: Advance, beams: int, alpha: float) -> tuple[Tens
     over_N = torch.zeros(count, dtype=torch.long, device=device)
     limit = int(rows["limit"][0])
     for place in range(limit):
-        nats_RK, kept = advance(rows)
+        nats_RK = advance(rows)
         size = nats_RK.shape[1]
         nats_NX = (total_NW[:, :, None] + nats_RK.view(count, beams, size)).flatten(1)
         nats_NX, at_NX = nats_NX.topk(min(2 * beams, beams * size), 1)
@@ -63,5 +63,5 @@ def search(rows: Rows, advance: Advance, beams: int, alpha: float) -> tuple[Tens
         tokens_RT = tokens_RT[from_R]
         tokens_RT[:, place] = token_NX.gather(1, on_NW).flatten()
         index = rows["index"] + 1
-        rows = {**rows, "tokens": tokens_RT, "kept": kept[from_R], "index": index}
+        rows = {**rows, "tokens": tokens_RT, "kept": rows["kept"][from_R], "index": index}
     return best_NT, best_N

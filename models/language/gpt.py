@@ -339,17 +339,7 @@ class GPT(Family):
         limit_B = torch.tensor([min(most, config.context + 1 - len(one)) for one in prompts])
         position_B = torch.tensor([len(one) - 1 for one in prompts])
         slots = -(-int((position_B + limit_B).max()) // SLOTS) * SLOTS
-        shape = (slots, config.layers, config.heads, config.width // config.heads)
-        keys, values = (self.tokens.weight.new_zeros(count, *shape) for _ in range(2))
-        known: dict[tuple[int, ...], int] = {}
-        for row, prompt in enumerate(prompts):
-            same = known.setdefault(tuple(prompt), row)
-            if same != row:
-                keys[row], values[row] = keys[same], values[same]
-            elif len(prompt) > 1:
-                tokens_1T = torch.tensor([prompt[:-1]], device=keys.device)
-                place_1T = torch.arange(len(prompt) - 1, device=keys.device)[None]
-                self._read(tokens_1T, self._memory(keys[row, None], values[row, None], place_1T))
+        keys, values = self._prompted(prompts, slots)
         return {
             "keys": keys,
             "values": values,
@@ -367,8 +357,35 @@ class GPT(Family):
             **silent(count, self.tokens.num_embeddings),
         }
 
-    def _memory(self, keys: Tensor, values: Tensor, place_BT: Tensor) -> Memory:
-        sees_BT = place_BT if self.config.causal else place_BT.amax(1, keepdim=True)
+    def _prompted(self, prompts: Sequence[Sequence[int]], slots: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, S, L, H, D) of the prompts but their last tokens; equal ones are read once.
+
+        All at once on a GPU: what fills a shorter one up lies where its next tokens will be written. On a CPU, which
+        gains nothing by that, one by one: so a row's bits do not depend on how long others are.
+        """
+        config, device = self.config, self.tokens.weight.device
+        known = {
+            tuple(one): number for number, one in enumerate(dict.fromkeys(map(tuple, prompts)))
+        }
+        shape = (slots, config.layers, config.heads, config.width // config.heads)
+        keys, values = (self.tokens.weight.new_zeros(len(known), *shape) for _ in range(2))
+        size = 1 if device.type == "cpu" else len(known)
+        for first in range(0, len(known), size):
+            some, part = list(known)[first : first + size], slice(first, first + size)
+            if longest := max(map(len, some)) - 1:
+                read = [[*one[:-1], *[0] * longest][:longest] for one in some]
+                place_BT = torch.arange(longest, device=device).expand(len(some), -1)
+                last_B1 = torch.tensor([[max(0, len(one) - 2)] for one in some], device=device)
+                memory = self._memory(keys[part], values[part], place_BT, last_B1)
+                self._read(torch.tensor(read, device=device), memory)
+        if len(known) == len(prompts):
+            return keys, values
+        which_B = torch.tensor([known[tuple(one)] for one in prompts], device=device)
+        return keys[which_B], values[which_B]
+
+    def _memory(self, keys: Tensor, values: Tensor, place_BT: Tensor, last_B1: Tensor) -> Memory:
+        """Return the memory of tokens at these places; `last_B1` is the last one that a row has."""
+        sees_BT = place_BT if self.config.causal else last_B1
         slot_S = torch.arange(keys.shape[1], device=keys.device)
         return Memory(keys, values, place_BT, (slot_S <= sees_BT[:, :, None])[:, None])
 
@@ -382,7 +399,7 @@ class GPT(Family):
         keys = rows["keys"]
         last = min(keys.shape[1], self.config.context) - 1  # where rows that are done may scribble
         place_B1 = rows["position"].clamp(max=last)[:, None].to(keys.device)
-        memory = self._memory(keys, rows["values"], place_B1)
+        memory = self._memory(keys, rows["values"], place_B1, place_B1)
         read_BE = self._read(rows["token"][:, None].to(keys.device), memory)[:, 0]
         return self._moved(rows, F.linear(read_BE, self.tokens.weight))
 

@@ -266,15 +266,13 @@ class Transformer(Family):
     def begin(self, request: Request) -> Rows:
         """Return rows that have read their sources and written nothing.
 
-        Tables always have the whole context's length, and each source is read alone: a row's arithmetic depends on no
-        other. Book-keeping (index, limit, ended) stays on the CPU.
+        Tables always have the whole context's length. Book-keeping (index, limit, ended) stays on the CPU.
 
         Raises:
             ValueError: prompts are missing or too long, or a number of the request is out of range.
         """
         source_NS = self._sources(request)
-        memory_NSL2E = torch.cat([self._remembered(one) for one in source_NS[:, None]])
-        return self._rows(request, memory_NSL2E, source_NS != PAD)
+        return self._rows(request, self._remembered(source_NS), source_NS != PAD)
 
     def _remembered(self, source_NS: Tensor) -> Tensor:
         """Return every decoder layer's keys and values of the sources, (N, S, L, 2, E)."""
@@ -321,7 +319,7 @@ class Transformer(Family):
         """Return the rows with one more token written, or at their end; finished rows stay."""
         tokens_NT, live_N = rows["tokens"], ~self.done(rows)
         index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
-        logits_NK, kept = self.next_logits(rows)
+        logits_NK = self.next_logits(rows)
         u_N = rows["u"].gather(1, index_N[:, None])[:, 0]
         knobs = (rows["temperature"], rows["top_k"], rows["top_p"])
         token_N = drawn(_writable(logits_NK.float()), u_N, *knobs)
@@ -331,27 +329,29 @@ class Transformer(Family):
         return {
             **rows,
             "tokens": torch.where((live & ~ends_N)[:, None], written, tokens_NT),
-            "kept": torch.where(live[:, None, None, None, None], kept, rows["kept"]),
             "index": rows["index"] + live_N,
             "ended": rows["ended"] | (live_N & ends_N.cpu()),
             **told(rows, logits_NK, token_N),
         }
 
-    def next_logits(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return (N, K): the logits of each row's next token, and the keys and values with the last token's."""
+    def next_logits(self, rows: Rows) -> Tensor:
+        """Return (N, K): the logits of each row's next token; the last token's keys and values are kept.
+
+        In place: a place from a row's index on holds nothing, so rows that were kept aside mean what they meant.
+        """
         tokens_NT, memory = rows["tokens"], rows["memory"]
         index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
         last_N = tokens_NT.gather(1, (index_N - 1).clamp(min=0)[:, None])[:, 0].clamp(min=0)
         token_N = torch.where(index_N > 0, last_N, BOS)
         place_NE = self.places_TE[index_N]
         x_NTE = (self.embedding(token_N) * self.config.width**0.5 + place_NE)[:, None]
-        number, kept = torch.arange(len(index_N), device=index_N.device), rows["kept"].clone()
+        number, kept = torch.arange(len(index_N), device=index_N.device), rows["kept"]
         places = torch.arange(kept.shape[1], device=index_N.device)
         seen, heard = (places <= index_N[:, None])[:, None, None], rows["heard"][:, None, None]
         for depth, layer in enumerate(self._layers()):
             kept[number, index_N, depth] = layer.attention.keys_values(x_NTE)[:, 0]
             x_NTE = layer(x_NTE, kept[:, :, depth], seen, memory[:, :, depth], heard)
-        return F.linear(x_NTE[:, 0], self.embedding.weight), kept
+        return F.linear(x_NTE[:, 0], self.embedding.weight)
 
     def done(self, rows: Rows) -> Tensor:
         """Return (N,) bool: the rows that wrote their end or as many tokens as they may."""
@@ -380,9 +380,8 @@ class Transformer(Family):
         rows = self._rows(request, self._remembered(source_NS)[again_R], heard_RS)
         return beams_search(rows, self._next_nats, beams, self.config.length_penalty)
 
-    def _next_nats(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        logits_RK, kept = self.next_logits(rows)
-        return _writable(logits_RK.float().log_softmax(1)), kept
+    def _next_nats(self, rows: Rows) -> Tensor:
+        return _writable(self.next_logits(rows).float().log_softmax(1))
 
 
 def _writable(values_NK: Tensor) -> Tensor:

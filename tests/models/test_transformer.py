@@ -113,7 +113,7 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole(seed: int) -> None:
     rows = join([model.step(model.step(ahead)), behind])
     sources = torch.cat([model._sources(Request(seeds=(1,), prompts=(t,))) for t in SOURCES[:2]])
     while not model.done(rows).all():
-        logits, _ = model.next_logits(rows)
+        logits = model.next_logits(rows)
         for row in torch.nonzero(~model.done(rows))[:, 0].tolist():
             index = int(rows["index"][row])
             target = torch.cat([torch.tensor([BOS]), rows["tokens"][row, :index]])[None]
