@@ -91,8 +91,8 @@ def datasets(project: Path) -> list[Listed]:
     return found
 
 
-def prepare(name: str, project: Path, on_line: Callable[[str], None] | None = None) -> Prepared:
-    """Run the stages of a dataset whose inputs changed, and return it; DVC's lines go to `on_line`.
+def prepare(name: str, project: Path, on_stage: Callable[[str], None] = lambda _: None) -> Prepared:
+    """Run the stages of a dataset whose inputs changed, each told to `on_stage` at its start, and return it.
 
     Raises:
         CatalogError: unknown dataset, or files it is made from are missing or cannot be used (named).
@@ -103,7 +103,7 @@ def prepare(name: str, project: Path, on_line: Callable[[str], None] | None = No
         maker(values.maker).made(values, project)
     except MakerError as error:
         raise CatalogError(f"{name}: {error}") from None
-    ran = reproduce(name, project, on_line)
+    ran = reproduce(name, project, on_stage)
     found = prepared(name, project)
     return Prepared(found.name, found.path, found.identity, found.report, tuple(ran))
 

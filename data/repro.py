@@ -23,8 +23,10 @@ class PrepareError(CatalogError):
     """A preparation that failed, in one line, or a line for each refused picture."""
 
 
-def reproduce(name: str, project: Path, on_line: Callable[[str], None] | None = None) -> list[str]:
-    """Run the dataset's changed stages, waiting for whoever else does; returns the verbs that ran.
+def reproduce(
+    name: str, project: Path, on_stage: Callable[[str], None] = lambda _: None
+) -> list[str]:
+    """Run the dataset's changed stages, waiting for whoever else does; returns the stages that ran, told as they start.
 
     Raises:
         PrepareError: no DVC, no repository, a full disk, a stage that failed (with the stage's own reason), or a file
@@ -42,19 +44,20 @@ def reproduce(name: str, project: Path, on_line: Callable[[str], None] | None = 
     scratch = project / ".dvc" / "tmp"
     scratch.mkdir(exist_ok=True)
     with FileLock(scratch / f"prepare-{name}.lock"):  # DVC's own wait ends where a stage runs
-        return _reproduce(name, project, on_line)
+        return _reproduce(name, project, on_stage)
 
 
-def _reproduce(name: str, project: Path, on_line: Callable[[str], None] | None) -> list[str]:
+def _reproduce(name: str, project: Path, on_stage: Callable[[str], None]) -> list[str]:
     repair_locks(project)
     environment = {
         **os.environ,
         "ATELIER_PROJECT": str(project.resolve()),
         "DVC_NO_ANALYTICS": "1",
+        "PYTHONUNBUFFERED": "1",  # DVC's lines come when they are written
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", f"shards@{name}"]
-    lines = []
+    lines, ran = [], []
     with subprocess.Popen(
         command,
         cwd=project,
@@ -67,11 +70,12 @@ def _reproduce(name: str, project: Path, on_line: Callable[[str], None] | None) 
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line.rstrip())
-            if on_line is not None:
-                on_line(lines[-1])
+            if begun := re.match(rf"Running stage '(\w+)@{re.escape(name)}'", line):
+                ran.append(begun[1])
+                on_stage(begun[1])
     if process.returncode:
         raise PrepareError(reason(name, lines))
-    return re.findall(rf"Running stage '(\w+)@{re.escape(name)}'", "\n".join(lines))
+    return ran
 
 
 def reason(name: str, lines: list[str]) -> str:

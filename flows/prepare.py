@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow, task
 
+from flows.progress import say
 from infra.settings import settings
 
 
@@ -12,7 +13,9 @@ def prepare_dataset(dataset: str) -> dict[str, Any]:
     """Return the prepared folder and the identity of its bytes."""
     from data.catalog import prepare as repeat_stages
 
-    ready = repeat_stages(dataset, settings().project)
+    ready = repeat_stages(
+        dataset, settings().project, lambda stage: say(f"{dataset}: stage {stage}")
+    )
     return {"path": str(ready.path), "identity": ready.identity}
 
 

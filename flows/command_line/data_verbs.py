@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from flows.command_line import completing
-from flows.command_line.terminal import AsJson, console, show_json, show_table
+from flows.command_line.terminal import AsJson, aside, console, show_json, show_table
 from infra.settings import settings
 
 data_app = typer.Typer(help="Datasets: list, prepare, validate, remove.", no_args_is_help=True)
@@ -114,7 +114,9 @@ def prepare(
             add_own(own, name, path, chosen, project)
         elif path is not None:
             point(name, path, project)
-        ready = repeat_stages(name, project)
+        ready = repeat_stages(
+            name, project, lambda stage: aside.print(f"  {name}: stage {stage}", style="dim")
+        )
     splits = ", ".join(f"{split} {s['rows']}" for split, s in ready.header["splits"].items())
     did = f"ran {', '.join(ready.ran)}" if ready.ran else "nothing changed"
     console.print(f"[bold]{name}[/]: {splits} ({did})")
