@@ -75,7 +75,7 @@ def _families(as_json: bool) -> None:
             assert isinstance(model, Family)
             able.append(model.capabilities)
         reads = "text" if able[0].condition == "text" else "captions"
-        gives = ("likelihood", "upscales", "stepwise", "tokenizes", "chats", "embeds")
+        gives = ("likelihood", "upscales", "stepwise", "tokenizes", "chats", "embeds", "recalls")
         rows.append(
             (
                 name,
