@@ -27,7 +27,7 @@ def test_every_family_is_listed_with_all_that_it_can_do(capsys: pytest.CaptureFi
     version_verbs.models(families=True, as_json=True)
     found = {row["family"]: row for row in json.loads(capsys.readouterr().out)}
     assert found.keys() == FAMILIES.keys()
-    assert found["gpt"]["also"] == "likelihood stepwise chats"
+    assert found["gpt"]["also"] == "likelihood stepwise chats recalls"
     assert found["bert"]["also"] == "embeds"
     assert found["ddpm"]["also"] == "upscales stepwise"
     reads = {name: found[name]["reads"] for name in ("gan", "pixelcnn", "wavenet", "gpt", "nade")}

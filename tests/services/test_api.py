@@ -36,7 +36,8 @@ ANSWER: dict[str, list[dict[str, Any]]] = {
         {"model": "digits", "prompt": "", "size": None, "steps": None, "guidance": None},
     ],
     "/v1/completions": [
-        {"model": "writer", "prompt": "abc", "echo": None, "n": 2, "best_of": None},
+        {"model": "writer", "prompt": "abc", "n": 2, "best_of": None},
+        {"model": "writer", "prompt": "abc", "n": 2, "best_of": 2, "echo": True, "logprobs": 2},
         {"model": "filler", "prompt": ["a [MASK]"], "logprobs": None, "n": 1, "best_of": 1},
     ],
     "/v1/chat/completions": [{"model": "talker", "messages": [{"role": "user", "content": "a"}]}],
