@@ -14,6 +14,7 @@ from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of, l
 from flows.workshop import ROOT, environment, fingerprint
 from infra.documents import read_json
 from infra.parts import state_folder
+from infra.settings import settings
 from infra.storage import write_json
 from models import FAMILIES, JUDGES, near
 from models.declared import Declared, declared
@@ -53,12 +54,14 @@ def check(recipe: Recipe, project: Path) -> dict[str, str]:
         data = known(recipe.data.name, project)
     except CatalogError as error:
         raise RecipeError("\n".join([f"data.name: {error}", *_declared(recipe, None)])) from None
-    memory, identity = state_folder() / "checked" / f"{recipe.name}.json", _identity(recipe, data)
+    memory, identity = settings().state / "checked" / f"{recipe.name}.json", _identity(recipe, data)
     with suppress(OSError, ValueError):
         if (past := read_json(memory))["identity"] == identity:
             return dict(past["metrics"])
     found = check_for(recipe, data)
-    write_json(memory, {"identity": identity, "metrics": found})
+    with suppress(OSError):  # where nothing may be written it is checked each time
+        state_folder()
+        write_json(memory, {"identity": identity, "metrics": found})
     return found
 
 

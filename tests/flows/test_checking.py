@@ -11,6 +11,7 @@ import pytest
 from flows.checking import check
 from flows.judging.measured import Able, measured, refusals
 from flows.recipe import RecipeError, load
+from infra.settings import settings
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "flows/recipes"
@@ -148,6 +149,19 @@ def test_a_check_is_not_remembered_once_its_recipe_has_changed() -> None:
     changed = load(RECIPES / "digits-vae.yaml", ["stages.vae.config.binarize=none"])
     with pytest.raises(RecipeError):
         check(changed, ROOT)
+
+
+def test_a_recipe_is_checked_where_nothing_may_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ATELIER_HOME", str(tmp_path / "file" / "state"))
+    settings.cache_clear()
+    try:
+        assert check(load(RECIPES / "digits-vae.yaml"), ROOT)["vae_nats"] == ""
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
 
 
 def pictures(rows: int, **attributes: list[str]) -> dict[str, Any]:
