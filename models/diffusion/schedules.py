@@ -12,7 +12,7 @@ from torch import Tensor
 
 TIMES: Final = 1000
 """Discrete times of a diffusion, and the scale on which every network is told its time."""
-ENDS: Final = 0.1
+ENDS: Final = 0.05
 """Share of the training rows whose noise is anywhere a sampler may look; normal draws come near to no end."""
 
 
