@@ -80,7 +80,7 @@ def test_a_family_answers_the_same_request_as_on_a_cpu(name: str) -> None:
     assert same > 0.95
 
 
-@pytest.mark.parametrize("name", ["gpt", "made", "nade", "pixelcnn", "pixelrnn"])
+@pytest.mark.parametrize("name", EXACT)
 def test_a_captured_loss_has_the_gradients_of_the_loss_itself(name: str) -> None:
     plain, model = tiny(name).to(GPU), tiny(name).to(GPU)
     captured = Captured(model, model)

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import models
+from data.loaders import facts_of
 from flows.recipe import TrainingSpec
 from flows.train import check_specs
+from flows.training import validation
 from flows.training.ray_train import Trained, fit
-from models import build
+from models import build, configure, trainable
 from tests.data import prepare_kit
 from tests.flows.sequences_kit import BIGRAM, LINEAR
 from tests.flows.training_kit import spec_of, weights_of
@@ -63,6 +66,23 @@ def test_a_predictor_learns_the_vowels(vowels: Path, tmp_path: Path) -> None:
     assert learned.metrics["validation_loss"] < 0.5 * first.metrics["validation_loss"]
     model = build(json.loads((learned.directory / "config.json").read_bytes()))
     assert (model.config.sample_rate, model.config.clip_samples) == (8000, 2400)
+
+
+def test_a_validation_loss_is_a_mean_over_what_counts_however_its_rows_are_batched(
+    vowels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sounds have unequal lengths: a mean of the batches' means would be another one."""
+    wanted, cpu = spec(vowels, "linear"), torch.device("cpu")
+    torch.manual_seed(0)
+    model = trainable("linear")(configure("linear", "tiny", {}, facts_of(vowels)))
+    whole = validation.Validation(wanted, model)
+    [batch] = whole._batches
+    monkeypatch.setattr(validation, "ROWS", 1)
+    parts = validation.Validation(wanted, model)
+    assert len(parts._batches) == len(batch["sound"]) > 1
+    assert parts.loss(model, cpu) == pytest.approx(whole.loss(model, cpu), rel=1e-6)
+    own = [float(model(one).total) for one in parts._batches]
+    assert sum(own) / len(own) != pytest.approx(whole.loss(model, cpu), rel=1e-6)
 
 
 def test_training_on_text_that_broke_off_goes_on_with_the_same_rows(
