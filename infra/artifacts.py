@@ -4,6 +4,8 @@ import tempfile
 import threading
 from typing import Final
 
+from infra.mlflow_client import store_errors
+
 LIMIT_S: Final = 15.0
 """A file comes within moments; an S3 address that leads nowhere takes a minute."""
 
@@ -36,6 +38,6 @@ def _try(uri: str) -> str | None:
             with tempfile.TemporaryDirectory() as folder:
                 place = f"{versions[0].source}/{smallest}"
                 download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=uri)
-    except (MlflowException, ImportError, OSError, RuntimeError) as error:
+    except (MlflowException, OSError, RuntimeError, *store_errors()) as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None

@@ -7,6 +7,7 @@ import socket
 import tempfile
 import threading
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,10 @@ from infra.settings import QUIET, settings
 NAMESPACE: Final = "atelier"
 TOKEN_FILE: Final = "ray_token"
 CONNECT_S: Final = 3.0
+CLIENT_ADVICE: Final = (
+    "; name the port of the head's Ray Client server, 10001 unless set,"
+    " and its token in RAY_AUTH_TOKEN_PATH"
+)
 
 _connecting = threading.Lock()
 
@@ -71,9 +76,10 @@ def connect(url: str | None = None, *, cpus: int | None = None) -> str:
             try:
                 _initialize(url, cpus)
             except (ConnectionError, RaySystemError, RuntimeError) as error:
-                where = url or "this machine"
+                why = str(error).splitlines()[0]
+                advice = CLIENT_ADVICE if (url or "").startswith("ray://") else ""
                 raise Unreachable(
-                    f"Ray at {where} refused: {str(error).splitlines()[0]}"
+                    f"Ray at {url or 'this machine'} refused: {why}{advice}"
                 ) from error
         address: str = ray.get_runtime_context().gcs_address
         return address
@@ -189,7 +195,10 @@ def _initialize(url: str | None, cpus: int | None) -> None:
         "logging_level": "error",
     }
     if url is not None:
-        ray.init(address=url, **common)
+        with warnings.catch_warnings():
+            # of a client that is refused: said by `connect`
+            warnings.filterwarnings("ignore", "Ray Client connection timed out", UserWarning)
+            ray.init(address=url, **common)
         return
     folder = tempfile.mkdtemp(prefix="atelier-ray-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

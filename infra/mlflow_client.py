@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class Mlflow:
 
         Raises:
             Unreachable: no connection, or none that lasted, after the retries.
-            RegistryError: MLflow's own refusal.
+            RegistryError: MLflow's own refusal, or its store's.
         """
         client = self._open()
         from mlflow.exceptions import MlflowException
@@ -78,6 +79,12 @@ class Mlflow:
             raise RegistryError(f"MLflow at {self._shown()}: {text}") from error
         except (RequestException, ConnectionError) as error:
             raise self._unreachable(" ".join(str(error).split())) from error
+        except store_errors() as error:
+            why = " ".join(str(error).split())[:300]
+            raise RegistryError(
+                f"the files of MLflow at {self._shown()} cannot be reached: {why};"
+                " s3:// needs boto3 and AWS_* variables"
+            ) from error
 
     def _open(self) -> "MlflowClient":
         with self._lock:
@@ -113,6 +120,12 @@ class Mlflow:
             return self.uri
         parts = urlsplit(self.uri)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """Return what an artifact store's own client raises: none is installed, or S3's says why."""
+    boto = sys.modules.get("botocore.exceptions")
+    return (ImportError, boto.BotoCoreError, boto.ClientError) if boto else (ImportError,)
 
 
 def pages(search: Callable[..., Any], query: str | None = None, **options: Any) -> list[Any]:

@@ -91,7 +91,7 @@ class Nodes:
 
         self.lost: list[str] = []
         self._known = alive()
-        self._inspected = {_own_id()}  # what is expected was read here
+        self._inspected = _here()  # what is expected was read here
 
     def inspect(self) -> None:
         """Look at every node that was not looked at before.
@@ -132,7 +132,9 @@ def _on(id: str) -> Any:
     return NodeAffinitySchedulingStrategy(id, soft=False)
 
 
-def _own_id() -> str:
+def _here() -> set[str]:
+    """Return the id of the node that this process is on; none where it speaks to the cluster from elsewhere."""
     import ray
+    from ray.util import client
 
-    return str(ray.get_runtime_context().get_node_id())
+    return set() if client.ray.is_connected() else {ray.get_runtime_context().get_node_id()}

@@ -64,6 +64,20 @@ def test_a_client_that_is_no_node_gets_one_line_with_the_way_out(elsewhere: Told
     assert "ATELIER_RAY_ADDRESS=ray://127.0.0.1:10001" in line
 
 
+def test_a_port_that_is_no_ray_client_s_is_one_line_with_the_way_out(
+    private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("INITIAL_TIMEOUT_SEC", "MAX_TIMEOUT_SEC"):  # of three tries
+        monkeypatch.setattr(f"ray.util.client.worker.{limit}", 0.01)
+    with dashboard([], "good") as place, pytest.raises(cluster.Unreachable) as refusal:
+        cluster.connect(f"ray://{place}")
+    line = str(refusal.value)
+    assert line.startswith(f"Ray at ray://{place} refused: ")
+    assert "\n" not in line
+    assert "10001" in line
+    assert "RAY_AUTH_TOKEN_PATH" in line
+
+
 def test_this_machine_s_addresses_have_interfaces() -> None:
     assert cluster.addresses()["127.0.0.1"].startswith("lo")
 

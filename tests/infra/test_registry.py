@@ -55,6 +55,17 @@ def sha256_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
+def test_a_store_on_s3_without_its_client_is_one_line_with_the_way_out(
+    registry: Registry, uri: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(uri).create_experiment("bucket", "s3://bucket/artifacts")
+    with pytest.raises(RegistryError, match=r"cannot be reached: .*boto3.* AWS_\*") as refusal:
+        registry.publish("bucket.base", version_directory(tmp_path), key="k", tags={})
+    assert "\n" not in str(refusal.value)
+
+
 def publish(registry: Registry, folder: Path, name: str, count: int = 1) -> list[Version]:
     return [
         registry.publish(

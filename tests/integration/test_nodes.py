@@ -14,18 +14,22 @@ import ray
 from ray.cluster_utils import Cluster
 
 from flows.recipe import Resources, TrainingSpec
+from flows.sections import Search
 from flows.slots import processors
 from flows.training import supervisor
 from flows.training.journal import Progress
 from flows.training.nodes import Unfit
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
+from flows.tuning import asha
+from flows.tuning.plan import plan
 from infra.cluster import TooSmall, alive, connect
 from infra.settings import settings
 from infra.storage import IntegrityError
 from tests.flows.training_kit import prepare, spec_of, wait_until
 
 pytestmark = pytest.mark.cluster
+RATE = "training.optimizers.model.learning_rate"
 OWN = Path("/proc/self/cwd")
 """Leads a process to the folder where its node was started: what two nodes see at one path may differ."""
 SECONDS = 400.0  # for what takes many seconds on a busy machine
@@ -234,6 +238,25 @@ def meanwhile(training: Training, refusal: type[Exception]) -> Iterator[Callable
             return str(found.value)
 
         yield line
+
+
+def test_a_search_asks_for_nodes_too_and_is_refused_when_none_comes(
+    nodes: Nodes, tmp_path: Path, scaling: Callable[[float], None]
+) -> None:
+    scaling(0.5)
+    spec = on_each_node(prepare(tmp_path / "shades", validation=8))
+    large = spec.resources.model_copy(update={"num_workers": 0, "cpus_per_worker": 3})
+    rules = Search.model_validate({"space": {RATE: {"choice": [1e-3]}}, "max_steps": 8})
+    told: list[str] = []
+    with pytest.raises(TooSmall, match=r"^waiting for nodes .* 1 workers x 3 CPUs .*SCALE_S$"):
+        asha.run(
+            plan(rules, 0, (spec.model_copy(update={"resources": large}),)),
+            tmp_path / "search",
+            {},
+            lambda _, now: told.append(now.note),
+            lambda trial: pytest.fail(f"{trial} ran"),
+        )
+    assert told[0].startswith("waiting for nodes of the autoscaler, ")
 
 
 def test_a_node_that_comes_is_waited_for_and_looked_at_before_it_trains(
