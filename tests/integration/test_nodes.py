@@ -29,6 +29,7 @@ from infra.storage import IntegrityError
 from tests.flows.training_kit import prepare, spec_of, wait_until
 
 pytestmark = pytest.mark.cluster
+BUDGET = {"max_steps": 8, "grace_steps": 4, "validate_every": 4}
 RATE = "training.optimizers.model.learning_rate"
 OWN = Path("/proc/self/cwd")
 """Leads a process to the folder where its node was started: what two nodes see at one path may differ."""
@@ -246,7 +247,7 @@ def test_a_search_asks_for_nodes_too_and_is_refused_when_none_comes(
     scaling(0.5)
     spec = on_each_node(prepare(tmp_path / "shades", validation=8))
     large = spec.resources.model_copy(update={"num_workers": 0, "cpus_per_worker": 3})
-    rules = Search.model_validate({"space": {RATE: {"choice": [1e-3]}}, "max_steps": 8})
+    rules = Search.model_validate({"space": {RATE: {"choice": [1e-3]}}, **BUDGET})
     told: list[str] = []
     with pytest.raises(TooSmall, match=r"^waiting for nodes .* 1 workers x 3 CPUs .*SCALE_S$"):
         asha.run(
