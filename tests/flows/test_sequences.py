@@ -81,7 +81,7 @@ def test_a_validation_loss_is_a_mean_over_what_counts_however_its_rows_are_batch
     parts = validation.Validation(wanted, model)
     assert len(parts._batches) == len(batch["sound"]) > 1
     assert parts.loss(model, cpu) == pytest.approx(whole.loss(model, cpu), rel=1e-6)
-    own = [float(model(one).total) for one in parts._batches]
+    own = [model(one).total.item() for one in parts._batches]
     assert sum(own) / len(own) != pytest.approx(whole.loss(model, cpu), rel=1e-6)
 
 
