@@ -1,18 +1,19 @@
-"""`atelier` as a process of its own without its imports: forked from one that has made them, once for the run.
+"""`atelier`, and scripts, as processes of their own without their imports: forked from one that has made them.
 
 A command imports for up to six seconds and then works for a fraction of one; tests give hundreds. This file is also
-what that process runs: it reads a command a line, forks, and answers with the exit code.
+what that process runs: it reads a line, forks a child for each program that stands there, and answers with their codes.
 """
 
 import gc
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,24 +42,46 @@ class Commands:
         self, *words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `atelier words...` in a folder, with just these variables (else the test's own)."""
+        (done,) = self._ended([["atelier", *words]], cwd, os.environ if env is None else env)
+        return done
+
+    def together(self, script: Path, *arguments: Sequence[str]) -> list[int]:
+        """Run a Python file once for each of the `arguments`, all at a time; returns their exit codes."""
+        ended = self._ended([[str(script), *one] for one in arguments], ROOT, os.environ)
+        for one in ended:
+            print(one.stdout, one.stderr)  # noqa: T201 - pytest shows it where a test fails
+        return [one.returncode for one in ended]
+
+    def _ended(
+        self, programs: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str]
+    ) -> list[subprocess.CompletedProcess[str]]:
         with self._one_at_a_time, tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder) / "out", Path(folder) / "err"
-            asked = {
-                "words": words,
-                "cwd": str(cwd),
-                "environment": dict(os.environ if env is None else env),
-                "outputs": [str(out), str(err)],
-            }
+            outputs = [
+                (Path(folder) / f"{number}.out", Path(folder) / f"{number}.err")
+                for number in range(len(programs))
+            ]
+            asked = [
+                {
+                    "words": program,
+                    "cwd": str(cwd),
+                    "environment": dict(env),
+                    "outputs": [str(out), str(err)],
+                }
+                for program, (out, err) in zip(programs, outputs, strict=True)
+            ]
             process = self._running()
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(json.dumps(asked) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
-            assert answer, f"the process that runs `atelier {' '.join(words)}` has ended"
-            return subprocess.CompletedProcess(
-                ["atelier", *words], json.loads(answer), out.read_text(), err.read_text()
-            )
+            assert answer, f"the process that runs `{' '.join(programs[0])}` has ended"
+            return [
+                subprocess.CompletedProcess(list(program), code, out.read_text(), err.read_text())
+                for program, code, (out, err) in zip(
+                    programs, json.loads(answer), outputs, strict=True
+                )
+            ]
 
     def close(self) -> None:
         """End the process."""
@@ -88,17 +111,19 @@ def serve() -> None:
         importlib.import_module(name)
     gc.freeze()
     for line in sys.stdin:
-        asked = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _become(asked)
-            return
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+        children = []
+        for asked in json.loads(line):
+            child = os.fork()
+            if child == 0:
+                _become(asked)
+                return
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)  # noqa: T201
 
 
 def _become(asked: Mapping[str, Any]) -> None:
-    """Be the command: its outputs, folder and variables; leaves as a fresh process would."""
+    """Be the program: its outputs, folder and variables; leaves as a fresh process would."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     for number, path in enumerate(asked["outputs"], start=1):
@@ -106,7 +131,10 @@ def _become(asked: Mapping[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
-    sys.argv = ["atelier", *asked["words"]]
+    sys.argv = list(asked["words"])
+    if sys.argv[0] != "atelier":
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return
     from prefect.context import refresh_global_settings_context
 
     refresh_global_settings_context()  # it was made of the variables that stood at the import

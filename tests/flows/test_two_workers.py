@@ -1,8 +1,5 @@
 """However a batch is shared, by two workers and by parts of each one's rows, every family learns the same from it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.command_kit import commands
 from tests.flows.shared_batches import Shared, learned_by_gradients
 from tests.flows.two_workers import PARTS, stepped
 
@@ -22,16 +20,10 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]
     """What each of two workers ended with, by family, parts and name."""
     folder = tmp_path_factory.mktemp("workers")
     script = Path(__file__).with_name("two_workers.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), folder / "store", folder / f"{rank}.safetensors"],
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    assert [one.wait(200) for one in running] == [0, 0]
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+    results = [folder / f"{rank}.safetensors" for rank in range(2)]
+    ranks = [(str(rank), str(folder / "store"), str(result)) for rank, result in enumerate(results)]
+    assert commands.together(script, *ranks) == [0, 0]
+    return [load_file(result) for result in results]
 
 
 def apart(one: Tensor, other: Tensor) -> float:

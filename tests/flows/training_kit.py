@@ -6,7 +6,6 @@ Run as a script it is one rank of such a world: `training_kit.py SPEC_JSON RUN_F
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 import models
 from flows.recipe import Resources, Training, TrainingSpec
 from models.family import Batch, Losses, Trainable
+from tests.command_kit import commands
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("dark", "light")
@@ -193,15 +193,10 @@ def train_without_ray(spec: TrainingSpec, runs: Path, *, succeeds: bool = True) 
     document, store = folder / "spec.json", folder / f"store-{os.urandom(4).hex()}"
     document.write_text(spec.model_dump_json())
     world = spec.resources.num_workers
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, document, folder, str(rank), str(world), store],
-            env=environment,
-        )
-        for rank in range(world)
+        (str(document), str(folder), str(rank), str(world), str(store)) for rank in range(world)
     ]
-    ended = [rank.wait(120) for rank in ranks]
+    ended = commands.together(Path(__file__), *ranks)
     assert (ended == [0] * world) is succeeds
     return folder / "final"
 
