@@ -19,6 +19,7 @@ class Able:
 
     measures: tuple[str, ...]
     likelihood: bool = True
+    reads: bool = True  # captions
     upscales: bool = True
     tokenizes: bool = True
 
@@ -34,6 +35,7 @@ class Able:
         return cls(
             measures=model.measured,
             likelihood=able.likelihood,
+            reads=able.condition == "text",
             upscales=able.upscales,
             tokenizes=able.tokenizes,
         )
@@ -61,12 +63,15 @@ def measured(
     for name, able in stages.items():
         if able.likelihood:
             found[f"{name}_nats"] = ""
+            found |= _told(name, able, data)
             if len(stages) == 1 and data["modality"] == "image":
                 found[f"{name}_sample_gap"] = few
         found |= {f"{name}_{one}": few for one in able.measures}
         if data["modality"] == "image":
             found |= _of_pictures(name, able, data, judged)
-    if data["modality"] != "audio":
+    if data["modality"] == "audio":
+        found |= _heard(data, prompted)
+    else:
         found["memorised"] = few
     if data["modality"] == "image":
         found["distinct"] = few
@@ -109,6 +114,20 @@ def _judged(data: Mapping[str, Any], why: str, prompted: bool | None) -> dict[st
     asked = "the first stage reads captions, which settle it" if prompted else ""
     found["least_class"] = no_judge or one or asked
     return found
+
+
+def _told(name: str, able: Able, data: Mapping[str, Any]) -> dict[str, str]:
+    """Return what captions save a stage with a likelihood."""
+    if data["modality"] == "text":
+        return {}
+    return {f"{name}_caption_gain": "" if able.reads else "the stage reads no captions"}
+
+
+def _heard(data: Mapping[str, Any], prompted: bool | None) -> dict[str, str]:
+    """Return what the recogniser says of made sounds."""
+    why = _unclassed(data) or _unprompted(prompted)
+    names = ("recognised", "alignment", *(f"alignment_{name}" for name in data["attributes"]))
+    return dict.fromkeys(names, why)
 
 
 def _unprompted(prompted: bool | None) -> str:

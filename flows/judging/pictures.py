@@ -15,6 +15,7 @@ from flows.judging.pipeline import Pipeline
 from flows.judging.scores import (
     Judged,
     Scores,
+    caption_gain,
     device_of,
     evenly,
     likelihood,
@@ -104,6 +105,8 @@ def score(
             _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
         if model.capabilities.likelihood:
             nats = likelihood(scores, model, stage.stage, rated(model, {"pixels": test}, captions))
+            if model.capabilities.condition == "text":
+                caption_gain(scores, model, stage.stage, {"pixels": test}, captions, nats)
             if len(models) == 1 and len(test) >= LEAST_HELD_OUT:
                 drawn_nats = nats_of(model, rated(model, {"pixels": pictures}, prompts))
                 sample_gap(scores, stage.stage, drawn_nats, nats)

@@ -81,6 +81,26 @@ def nats_of(model: Family, batch: Mapping[str, Tensor], rows_at_once: int = 500)
         return torch.cat([-model.log_prob(part).cpu() for part in parts])
 
 
+def caption_gain(
+    scores: Scores,
+    model: Family,
+    stage: str,
+    rows: Mapping[str, Tensor],
+    captions: Sequence[str],
+    nats_N: Tensor,
+    rows_at_once: int = 500,
+) -> None:
+    """Add STAGE_caption_gain: the nats a row that its own caption saves over another row's.
+
+    About 0, or less, for a network that does not heed captions, however likely it finds the data.
+    """
+    others = [captions[place - len(captions) // 2] for place in range(len(captions))]
+    wrong = nats_of(model, rated(model, rows, others), rows_at_once)
+    differs = [place for place, other in enumerate(others) if other != captions[place]]
+    if differs:
+        scores.mean(f"{stage}_caption_gain", (wrong - nats_N)[differs])
+
+
 def sample_gap(scores: Scores, stage: str, own_N: Tensor, held_out_M: Tensor) -> None:
     """Add STAGE_sample_gap: how much less likely to a model its own samples are than held-out rows.
 

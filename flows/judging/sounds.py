@@ -10,24 +10,43 @@ import torch
 from torch import Tensor
 
 from data import loaders
+from flows.judging.pictures import wanted_attributes
 from flows.judging.pipeline import Pipeline, joined
-from flows.judging.scores import Judged, Scores, likelihood, own, rated, taken
+from flows.judging.scores import (
+    Judged,
+    Scores,
+    caption_gain,
+    evenly,
+    likelihood,
+    own,
+    rated,
+    taken,
+)
 from flows.judging.sheets import of_sounds
 from flows.recipe import Evaluation as EvaluationSpec
 from models.family import Family
+from models.judges import metrics as m
+from models.judges.recogniser import Recogniser
 
 ROWS: Final = 512  # held-out sounds that are rated, at most
 AT_ONCE: Final = 16  # sounds of a forward pass
+LEARNED: Final = 2000  # real sounds that the recogniser is fitted to, about
 
 
 def requests(
     pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
 ) -> tuple[list[str], list[int]]:
-    """Return a seed a sound of the gallery, and a caption each, in turn, where the pipeline reads text."""
+    """Return a seed a sound of the gallery, and a caption each, in turn, where the pipeline reads text.
+
+    The dataset's captions where they are classes, so that a recogniser can tell whether they were heeded.
+    """
     seeds = list(range(spec.gallery))
     if pipeline.stages[0].accepts.prompt == "none":
         return [], seeds
-    captions = list(pipeline.try_prompts) or loaders.read_header(prepared)["captions"]
+    facts = loaders.read_header(prepared)
+    captions = facts["captions"]
+    if pipeline.try_prompts and not facts["attributes"]:
+        captions = list(pipeline.try_prompts)
     if len(captions) <= spec.gallery:
         return [captions[number % len(captions)] for number in seeds], seeds
     return [captions[number * len(captions) // spec.gallery] for number in seeds], seeds
@@ -64,16 +83,48 @@ def score(
     rows = {"sound": sound, "length": length}
     if attributes.shape[1]:
         rows["attributes"] = attributes
+    heard = taken(rows, ROWS)
+    chosen = evenly(torch.arange(len(captions)), min(len(captions), ROWS))
+    captions = [captions[place] for place in chosen.tolist()]
+    if prompts and attributes.shape[1]:
+        _alignment(scores, prepared, made, prompts, (sound, length, attributes))
     for model, stage in zip(models, pipeline.stages, strict=True):
-        told = taken(rated(model, rows, captions), ROWS)
+        rated_rows = rated(model, heard, captions)
         if model.capabilities.likelihood:
-            likelihood(scores, model, stage.stage, told, AT_ONCE)
-        own(scores, model, stage.stage, told, AT_ONCE)
+            nats = likelihood(scores, model, stage.stage, rated_rows, AT_ONCE)
+            if model.capabilities.condition == "text":
+                caption_gain(scores, model, stage.stage, heard, captions, nats, AT_ONCE)
+        own(scores, model, stage.stage, rated_rows, AT_ONCE)
     rate = pipeline.sample_rate
     assert rate is not None
     files = {"gallery.png": of_sounds(made, rate, list(prompts)[: len(made)])}
     files |= {f"samples/{number:02d}.wav": wav(x_T, rate) for number, x_T in enumerate(made)}
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+
+
+def _alignment(
+    scores: Scores,
+    prepared: Path,
+    made: Tensor,
+    prompts: Sequence[str],
+    real: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Whether a recogniser of real sounds hears what was asked for; and how often it is right on held-out ones."""
+    facts = loaders.read_header(prepared)
+    learned, lengths, _, attributes = loaders.sounds(prepared, "train")
+    every = max(1, len(learned) // LEARNED)
+    recogniser = Recogniser(
+        learned[::every], lengths[::every], attributes[::every], facts["sample_rate"]
+    )
+    sound, length, wanted = real
+    right, _ = m.alignment(recogniser.predict(sound, length), wanted)
+    scores.mean("recognised", right)
+    asked = list(prompts)[: len(made)]
+    heard = recogniser.predict(made, torch.full((len(made),), made.shape[1]))
+    joint, single = m.alignment(heard, wanted_attributes(asked, facts["attributes"]))
+    scores.mean("alignment", joint, over=asked)
+    for column, name in enumerate(facts["attributes"]):
+        scores.mean(f"alignment_{name}", single[:, column], over=asked)
 
 
 def wav(x_T: Tensor, sample_rate: int) -> bytes:

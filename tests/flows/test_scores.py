@@ -1,6 +1,7 @@
 """What is measured of few pictures, and on which device."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flows.judging.pipeline import PinnedStage, Pipeline, interface
 from flows.recipe import Evaluation
 from models import describe
 from models.autoregressive.pixelcnn import PixelCNN
+from models.family import Batch, Capabilities
 from models.judges.attribute_judge import AttributeJudge
 from models.variational.vae import VAE
 from models.variational.vqvae import VQVAE
@@ -66,6 +68,37 @@ def test_a_model_of_captioned_pictures_is_told_the_captions_of_those_it_rates() 
         assert kept.metrics["digits_nats"].value == pytest.approx(nats)
         found[captions[0]] = nats
     assert found["one"] != found["two"]
+
+
+class Heeding(VAE):
+    """Rates a picture by its first pixel where its caption says so, and by nothing else."""
+
+    heeds = True
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([[["one", "two"].index(text)] for text in texts])
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, condition="text")
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        if not self.heeds:
+            return torch.zeros(len(batch["pixels"]))
+        return -5 * (batch["pixels"][:, 0, 0, 0] - batch["tokens"][:, 0]).abs()
+
+
+@pytest.mark.parametrize(("heeds", "gain"), [(True, 5.0), (False, 0.0)])
+def test_what_captions_save_tells_a_model_that_is_deaf_to_them(heeds: bool, gain: float) -> None:
+    model = Heeding(VAE.presets["tiny"]).eval()
+    model.heeds = heeds
+    captions = ["one"] * 30 + ["two"] * 30
+    shown = torch.tensor([0.0] * 30 + [1.0] * 30)[:, None, None, None].expand(-1, 1, 8, 8)
+    rows = {"pixels": shown}
+    found = scoring.Scores(Evaluation(bootstrap=20))
+    nats = scoring.likelihood(found, model, "vae", scoring.rated(model, rows, captions))
+    scoring.caption_gain(found, model, "vae", rows, captions, nats)
+    assert found.metrics["vae_caption_gain"].value == pytest.approx(gain)
 
 
 @pytest.mark.parametrize("count", [1, 25])

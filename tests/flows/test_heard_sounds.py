@@ -1,0 +1,77 @@
+"""Whether made sounds are what was asked for: a recogniser of real ones tells, and a network deaf to captions fails."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import loaders
+from flows.judging import sounds
+from flows.judging.gate import Evaluation, Interval, check
+from flows.judging.scores import Scores
+from flows.recipe import Evaluation as EvaluationSpec
+from flows.recipe import load
+from models.judges import metrics
+from models.judges.recogniser import Recogniser, features
+from tests.data import prepare_kit
+
+RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def vowels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    entry = {"maker": "vowels", "count": 480, "clip_samples": 2400}
+    return prepare_kit.prepare(tmp_path_factory.mktemp("vowels"), entry)
+
+
+def heard(vowels: Path, asked: list[str], made: torch.Tensor) -> dict[str, Interval]:
+    sound, length, _, attributes = loaders.sounds(vowels, "test")
+    scores = Scores(EvaluationSpec(bootstrap=200))
+    sounds._alignment(scores, vowels, made, asked, (sound, length, attributes))
+    return scores.metrics
+
+
+def test_a_recogniser_is_right_on_sounds_it_never_heard_and_knows_nothing_from_shuffled_labels(
+    vowels: Path,
+) -> None:
+    sound, length, _, attributes = loaders.sounds(vowels, "train")
+    held_out, lengths, _, wanted = loaders.sounds(vowels, "test")
+    right, single = metrics.alignment(
+        Recogniser(sound, length, attributes, RATE).predict(held_out, lengths), wanted
+    )
+    assert right.float().mean() > 0.9
+    assert single.shape == wanted.shape
+    order = torch.randperm(len(sound), generator=torch.Generator().manual_seed(0))
+    taught_wrong = Recogniser(sound, length, attributes[order], RATE)
+    joint, _ = metrics.alignment(taught_wrong.predict(held_out, lengths), wanted)
+    assert joint.float().mean() < 0.3
+
+
+def test_a_sound_shorter_than_a_window_and_a_silent_one_have_features() -> None:
+    found = features(torch.zeros(2, 40), torch.tensor([40, 3]), RATE)
+    assert found.isfinite().all()
+    assert found.shape == (2, 120)
+
+
+def test_what_follows_a_sound_s_end_is_not_heard() -> None:
+    noise = torch.rand(1, 4000, generator=torch.Generator().manual_seed(0)) - 0.5
+    short = torch.cat([noise[:, :2400], torch.ones(1, 1600)], 1)
+    silent = torch.cat([noise[:, :2400], torch.zeros(1, 1600)], 1)
+    length = torch.tensor([2048])
+    assert torch.equal(features(short, length, RATE), features(silent, length, RATE))
+
+
+def test_a_network_deaf_to_its_captions_is_refused_by_the_gate_of_the_recipe(vowels: Path) -> None:
+    sound, _, captions, _ = loaders.sounds(vowels, "test")
+    bound = load(RECIPES / "vowels-wavenet.yaml").gate.metrics["alignment_vowel"]
+    gate = load(RECIPES / "vowels-wavenet.yaml").gate.model_copy(
+        update={"metrics": {"alignment_vowel": bound}}
+    )
+    deaf = [sound[0]] * len(sound)  # one sound, whatever is asked
+    for made, passes in ((sound, True), (torch.stack(deaf), False)):
+        found = heard(vowels, captions, made)
+        assert found["recognised"].value > 0.9
+        record = Evaluation(evaluation_set="", judge=None, metrics=found, outcomes={})
+        assert check(gate, record, None).passed == passes
+        assert (found["alignment_vowel"].value > 0.5) == passes
