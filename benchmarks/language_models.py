@@ -128,8 +128,9 @@ def step(loss: Callable[[], Tensor], optimizer: AdamW, rate: float) -> None:
     for parameter in optimizer.parameters:
         parameter.grad = None
     loss().backward()  # type: ignore[no-untyped-call]
-    clip([p.grad for p in optimizer.parameters if p.grad is not None], 1.0)
-    optimizer.step(rate)
+    one = torch.ones(())
+    clip([p.grad for p in optimizer.parameters if p.grad is not None], 1.0, one)
+    optimizer.step(rate, one)
 
 
 def generation(preset: str, counts: Sequence[int], rounds: int) -> None:
@@ -182,7 +183,7 @@ def shakespeare(path: Path, steps: int, rows: int, *, leak: bool) -> None:
         batch = {"tokens": train["tokens"][order[number * rows :][:rows]]}
         rate = rate_at(number, steps, RULE)
         step(lambda rows=batch: model(rows).total, optimizer, rate)  # type: ignore[misc]
-        average.update(number)
+        average.update(number, torch.ones(()))
         if (number + 1) % 500 == 0 or number + 1 == steps:
             live = nats(model, test)
             with average.swapped_in():
