@@ -178,7 +178,9 @@ class BERT(Family):
         shown = self.masked(batch, negatives=self.config.negatives)
         mlm_BMK, nsp_B2 = self.logits(shown)
         label_BM, chosen_B = shown.label_BT.gather(1, shown.at_BM), shown.counted_BM.sum(1)
-        nll_BM = F.cross_entropy(mlm_BMK.mT.float(), label_BM, reduction="none")
+        nll_BM = F.cross_entropy(
+            mlm_BMK.float().flatten(0, 1), label_BM.flatten(), reduction="none"
+        ).view_as(label_BM)
         nll_B = F.cross_entropy(nsp_B2.float(), shown.random_B, reduction="none")
         count = chosen_B.sum()
         mlm = (nll_BM * shown.counted_BM).sum() / count.clamp(min=1)
@@ -241,8 +243,10 @@ class BERT(Family):
         """Return the chosen places' logits (B, M, K), and those of (follows, is of another document), (B, 2)."""
         hidden_BTE = self.hidden(shown.tokens_BT, shown.segment_BT)
         pooled_BE = self.pooler(hidden_BTE[:, 0]).tanh()
-        at_BM1 = shown.at_BM[:, :, None].expand(-1, -1, hidden_BTE.shape[2])
-        return self.token_logits(hidden_BTE.gather(1, at_BM1)), self.follows(pooled_BE)
+        rows, places = hidden_BTE.shape[:2]
+        at_BM = shown.at_BM + torch.arange(rows, device=shown.at_BM.device)[:, None] * places
+        chosen = hidden_BTE.flatten(0, 1).index_select(0, at_BM.flatten())
+        return self.token_logits(chosen.view(rows, -1, chosen.shape[1])), self.follows(pooled_BE)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Return (..., K) from hidden states (..., E), through the embeddings of the tokens."""
