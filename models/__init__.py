@@ -99,7 +99,9 @@ def build(document: Mapping[str, Any]) -> "Trainable":
     """
     cls = trainable(document["family"])
     config = {
-        key: _tuples(value) for key, value in document["config"].items() if key not in cls.gone
+        key: _tuples(value)
+        for key, value in {**cls.implied, **document["config"]}.items()
+        if key not in cls.gone
     }
     try:
         return cls(cls.Config(**config))

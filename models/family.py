@@ -164,6 +164,7 @@ class Trainable(nn.Module, ABC):
     counts: ClassVar[bool] = False  # has sums, absorb, settle
     measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
     gone: ClassVar[tuple[str, ...]] = ()  # fields of older versions' configs that mean nothing now
+    implied: ClassVar[Mapping[str, Any]] = {}  # fields that older versions' configs do not have yet
     config: Any
     steps_taken: int = 0  # in training, before this step; who trains says it
     left_out: str = ""  # what the last `examples` could not use, counted and said in a sentence

@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,11 @@ class Critic(nn.Module):
         return score_B
 
 
+def _without_passes(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """Leave out what older versions counted and kept: the critic's passes."""
+    state.pop(f"{prefix}passes", None)
+
+
 class GAN(Family):
     """A generator that learns to raise the score that a critic learns to give to real pictures alone."""
 
@@ -188,6 +193,7 @@ class GAN(Family):
         painter, viewer, features = networks(config, inputs)
         self.generator = Generator(config, painter)
         self.critic = Critic(config, viewer, features)
+        self.register_load_state_dict_pre_hook(_without_passes)  # type: ignore[no-untyped-call]
 
     @property
     def capabilities(self) -> Capabilities:

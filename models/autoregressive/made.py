@@ -34,6 +34,7 @@ class MADEConfig:
     order: Literal["raster", "random"] = "raster"
     order_seed: int = 0  # of the random order
     mask: Literal["A", "B"] = "A"  # B is the broken control: a bit sees itself
+    degrees: Literal["even", "first"] = "even"  # of fewer units than bits; first: older versions'
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
@@ -70,9 +71,12 @@ class MaskedLinear(nn.Linear):
         return F.linear(x_BI, self.weight * self.mask_OI, self.bias)
 
 
-def degrees(units: int, bits: int) -> Tensor:
-    """Return the units' degrees, which span 1..bits - 1 evenly: each as often as another, or every so many-th once."""
-    if units >= bits - 1:
+def degrees(units: int, bits: int, kind: Literal["even", "first"] = "even") -> Tensor:
+    """Return the units' degrees, which span 1..bits - 1 evenly: each as often as another, or every so many-th once.
+
+    By "first" too few units have the first degrees alone, and do not hear the last bits: so weights were once trained.
+    """
+    if units >= bits - 1 or kind == "first":
         return 1 + torch.arange(units) % (bits - 1)
     return torch.linspace(1, bits - 1, units, dtype=torch.float64).round().long()
 
@@ -86,6 +90,7 @@ class MADE(Family):
         "base": MADEConfig(),
         "small": MADEConfig(image_size=8, hidden=(256, 256)),
     }
+    implied: ClassVar[Mapping[str, str]] = {"degrees": "first"}
     config: MADEConfig
 
     def __init__(self, config: MADEConfig) -> None:
@@ -98,7 +103,7 @@ class MADE(Family):
         self.order_D: Tensor
         self.register_buffer("order_D", order_D)  # saved: weights mean nothing in another order
         own_D = torch.arange(1, config.bits + 1)
-        heard = [own_D, *(degrees(units, config.bits) for units in config.hidden)]
+        heard = [own_D, *(degrees(units, config.bits, config.degrees) for units in config.hidden)]
         self.hidden = nn.ModuleList(
             MaskedLinear(above[:, None] >= below) for below, above in itertools.pairwise(heard)
         )

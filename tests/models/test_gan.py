@@ -279,3 +279,8 @@ def test_dcgan_is_normalised_everywhere_but_at_the_generators_end_and_the_critic
         model(real(8, 32), player).total.backward()
     with pytest.raises(ValueError, match="norm 'batch' needs network 'dcgan' and no penalty"):
         dataclasses.replace(config, r1=1.0)
+
+
+def test_a_version_from_when_passes_were_counted_still_loads() -> None:
+    model = GAN(GAN.presets["tiny"])
+    GAN(GAN.presets["tiny"]).load_state_dict({**model.state_dict(), "passes": torch.tensor(3)})

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import build, describe
 from models.autoregressive.made import MADE, MADEConfig
 
 
@@ -45,3 +46,15 @@ def test_the_probabilities_of_all_pictures_add_up_to_one(hidden: list[int], seed
 def test_a_picture_of_one_bit_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 bits, got 1"):
         MADEConfig(image_size=1)
+
+
+def test_a_version_from_when_few_units_had_the_first_degrees_keeps_its_masks() -> None:
+    """A registered version's config.json says nothing of degrees; its weights were learned under these masks."""
+    few = made(hidden=(5,))
+    document = describe(few)
+    assert build(document).hidden[0].mask_OI.equal(few.hidden[0].mask_OI)
+    del document["config"]["degrees"]
+    older = build(document)
+    sums = older.hidden[0].mask_OI.sum(1)
+    assert sums.tolist() == [1, 2, 3, 4, 5]
+    assert few.hidden[0].mask_OI.sum(1).tolist() == [1, 3, 4, 6, 8]
