@@ -47,6 +47,16 @@ def printable(text: str) -> str:
     return text.translate(CONTROLS)
 
 
+def show_markdown(text: str) -> None:
+    """Print a card: laid out on a terminal, as it was written in a pipe, which has no width to centre in."""
+    if not sys.stdout.isatty():
+        console.print(printable(text), markup=False, soft_wrap=True)
+        return
+    from rich.markdown import Markdown
+
+    console.print(Markdown(text))
+
+
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows as a table, or say that there are none; a cell that is no `Text` is shown as it is, without markup."""
     table = Table(box=None, pad_edge=False)

@@ -11,6 +11,7 @@ from flows.command_line.terminal import (
     console,
     printable,
     show_json,
+    show_markdown,
     show_table,
     use_stack,
 )
@@ -110,10 +111,8 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
         live = {"ref": version.ref, "digest": version.digest, "tags": version.tags, "history": rows}
         show_json({**live, "report": report, **manifest})
         return
-    from rich.markdown import Markdown
-
-    console.print(Markdown((directory / "card.md").read_text()))
-    console.print(Markdown(live_card(version)))
+    show_markdown((directory / "card.md").read_text())
+    show_markdown(live_card(version))
     if report:
         _gate_table(version.ref, report)
     console.print(f"\n{version.ref}  sha256 {version.digest}\nfiles: {directory}", style="dim")

@@ -97,7 +97,7 @@ def broken(drawn: Tensor, learned: Tensor) -> dict[str, Tensor]:
         ("digits-made", 2000, "stages.made.config.mask=B", 25.3),
         ("digits-nade", 1400, "stages.nade.config.mask=B", 25.3),
         pytest.param(
-            *("digits-pixelrnn", 320, "stages.pixelrnn.config.mask=B", 25.3),
+            *("digits-pixelrnn", 400, "stages.pixelrnn.config.mask=B", 25.3),
             marks=pytest.mark.slow,
         ),
         ("digits-pixelcnn", 250, "stages.digits.config.mask=B", 107.8),

@@ -44,6 +44,13 @@ def test_a_table_shows_what_it_is_given_and_obeys_none_of_it(
     assert shown.startswith("[b].png")
 
 
+def test_a_card_in_a_pipe_is_the_markdown_that_it_was_written_in(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terminal.show_markdown("# A model\n\n- paints [b]circles[/b]")
+    assert capsys.readouterr().out == "# A model\n\n- paints [b]circles[/b]\n"
+
+
 def test_a_wrong_setting_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATELIER_RAY_PORT", "many")
     done = subprocess.run(
