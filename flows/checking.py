@@ -187,6 +187,8 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
     if stage.training.cuda_graph and (says.counts or len(says.players) > 1):
         what = "counts" if says.counts else f"has {len(says.players)} players"
         lines.append(f"training.cuda_graph holds the step of one player, and {stage.family} {what}")
+    if stage.training.keep == "best" and says.counts:
+        lines.append(f"training.keep: {stage.family} counts, and what it ends with is all there is")
     return lines
 
 

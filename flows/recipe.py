@@ -69,6 +69,12 @@ class Training(Strict):
     checkpoint_every: Positive = 200
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     validate_every: Positive | None = None  # the loss on the validation split; None: never
+    keep: Literal["last", "best"] = (
+        "last"  # the averaged weights of the end, or of the least such loss
+    )
+    patience: Positive | None = (
+        None  # so many such losses without a lower one end it; None: none do
+    )
     shuffle_captions: bool = False  # the broken control: pictures learn other pictures' captions
 
     @model_validator(mode="after")
@@ -77,6 +83,14 @@ class Training(Strict):
             raise ValueError(
                 f"cuda_graph takes a step whole: accumulate must be 1, got {self.accumulate}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_is_best(self) -> "Training":
+        if self.keep == "best" and self.validate_every is None:
+            raise ValueError("keep: best is by the validation loss: set validate_every, too")
+        if self.patience is not None and self.keep != "best":
+            raise ValueError("patience waits for better weights: set keep: best, too")
         return self
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flows.training.best import Best
 from flows.training.optimizers import AdamW, Average
 from flows.training.ranks import Ranks
 from infra.documents import read_json
@@ -28,6 +29,7 @@ class State:
     model: Trainable
     optimizers: Mapping[str, AdamW]  # by player
     average: Average | None
+    best: Best | None = None  # where the best weights are kept, and not the last
     step: int = 0  # steps done; the loader's position too
     means: dict[str, float] = field(default_factory=dict)  # the last metrics
 
@@ -43,12 +45,15 @@ class State:
             for name, value in row.items()
         }
         save_file(random_state, directory / "generators.safetensors")
-        document = {
+        document: dict[str, Any] = {
             "format": FORMAT,
             "step": self.step,
             "world": len(generators),
             "means": self.means,
         }
+        if self.best is not None and self.best.weights:
+            save_file(detached(self.best.weights), directory / "best.safetensors")
+            document["best"] = self.best.document
         write_json(directory / "state.json", document)
 
     def read(self, directory: Path, ranks: Ranks, seed: int) -> None:
@@ -68,6 +73,9 @@ class State:
         _fill(dict(self._optimizer_tensors()), directory / "optimizer.safetensors")
         if self.average is not None:
             _fill(self.average.tensors(), directory / "average.safetensors")
+        if self.best is not None and "best" in document:
+            weights = load_file(directory / "best.safetensors", str(ranks.device))
+            self.best.restore(document["best"], weights)
         self.step, self.means = document["step"], document["means"]
         if ranks.rank >= document["world"]:
             seed_generators(seed, ranks.rank, self.step)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
 from flows.training import halting, previews, turns
+from flows.training.best import Best
 from flows.training.captured import Captured
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
@@ -125,6 +126,7 @@ class Loop:
         self.skips = Skips(spec.training, self.state.means)
         self.window: list[Tensor] = []  # one row of scalars a step since the last flush
         self.names: list[str] = []
+        self.over = self._waited_enough()  # already, where the last attempt died at its end
         self.seconds["prepare"] = time.monotonic() - began
 
     def _fresh(self) -> State:
@@ -154,7 +156,8 @@ class Loop:
         average = Average(model, spec.training.ema_decay) if self.ranks.rank == 0 else None
         if spec.training.validate_every is not None:
             self.validation = Validation(spec, model)
-        return State(model, optimizers, average)
+        keeps = spec.training.keep == "best" and average is not None
+        return State(model, optimizers, average, Best() if keeps else None)
 
     def _loader(self, **reads: Any) -> Loader:
         return Loader(
@@ -196,7 +199,7 @@ class Loop:
         self.state.model.train()
         began, first = time.monotonic(), self.state.step
         self._since = began, first
-        for batch in self._batches():
+        for batch in () if self.over else self._batches():
             halting.check()
             self._step(batch)
             step = self.state.step
@@ -213,6 +216,8 @@ class Loop:
                 self._save()
             if rules.sample_every and step % rules.sample_every == 0 and step < rules.steps:
                 self._draw(batch)
+            if self.over:
+                break
         self.seconds["loop"] = time.monotonic() - began
         self._finish()
 
@@ -346,16 +351,24 @@ class Loop:
 
     def _validate(self) -> float:
         """Return the averaged weights' loss on the validation split; rank 0 measures while the others wait."""
-        loss = float("nan")
+        loss, best = float("nan"), self.state.best
         if self.state.average is not None:
             began = time.monotonic()
             with self.state.average.swapped_in(), self._precision():
                 loss = self.validation.loss(self.state.model, self.ranks.device)
+            if best is not None:
+                best.look(self.state.step, loss, self.state.average)
             self.seconds["validation"] += time.monotonic() - began
-        self.ranks.told([self.state.step])
+        self.over = self._waited_enough()
         if self.journal and not math.isfinite(loss):
             raise Diverged(f"the validation loss is {loss} at step {self.state.step}")
         return loss
+
+    def _waited_enough(self) -> bool:
+        """Return whether the training's patience is over, as rank 0 knows; the others wait for it."""
+        best, patience = self.state.best, self.spec.training.patience
+        over = best is not None and patience is not None and best.worse >= patience
+        return bool(self.ranks.told([over])[0])
 
     def _save(self) -> None:
         """Commit a checkpoint; no rank goes on before it is durable."""
@@ -390,6 +403,12 @@ class Loop:
         """Seal the averaged weights, the config and a last grid as the result."""
         assert self.state.average is not None
         assert self.journal is not None
+        if (best := self.state.best) is not None:
+            best.put_back(self.state.average)
+            self.state.means |= {"validation_loss": best.loss, "best_step": best.step}
+            if self.state.step < self.spec.training.steps:
+                waited = f"{best.worse} validation losses in a row were no lower"
+                self.journal.note(self.state.step, f"{waited} than at step {best.step}: it ends")
         batch = self.loader.batch(0)
         on_device = {name: value.to(self.ranks.device) for name, value in batch.items()}
         began = time.monotonic()
