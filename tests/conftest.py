@@ -7,6 +7,7 @@ Three processes share the tests; each has a stack of its own if it needs one.
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -36,9 +37,25 @@ LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 """Read by the tools at each use: set only once the stack is up, so that other tests are not drawn to it."""
 
 
-ALONE: Final = {"test_nodes"}  # a cluster of its own
-LONG: Final = {"test_densities"}  # begins early: the lots go first, small files last
 TRAININGS: Final = {"test_lifecycle", "test_schedules", "test_training_faults", "test_tune"}
+LONG: Final = {"test_densities", "test_nodes"}  # the latter has a cluster of its own
+LOTS: Final = ("trainings", "servers", "long")
+"""They begin first, each in a process of its own, or the run would wait for one of them in the end."""
+
+
+def lot(nodeid: str) -> str | None:
+    """Return the lot that a test is of."""
+    file = nodeid.partition("::")[0]
+    if (stem := Path(file).stem) in TRAININGS | LONG:
+        return "trainings" if stem in TRAININGS else "long"
+    return "servers" if "mark.cluster" in (ROOT / file).read_text() else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the lots first."""
+    places = {one: place for place, one in enumerate((*LOTS, None))}
+    known = {file: places[lot(file)] for file in {one.nodeid.partition("::")[0] for one in items}}
+    items.sort(key=lambda item: known[item.nodeid.partition("::")[0]])
 
 
 def free_ports(count: int) -> list[int]:
@@ -70,20 +87,17 @@ def pytest_configure(config: pytest.Config) -> None:
 class Scheduling(LoadScopeScheduling):
     """Gives whole files to a process, so that a file's fixtures are made once; files that need the stack in two lots.
 
-    Each lot has a stack of its own where it meets another process, and takes about half of the time of both.
+    Each lot has a stack of its own where it meets another process.
     """
 
     def _split_scope(
         self, nodeid: str
     ) -> str:  # where pytest-xdist has a scheduler say what belongs together
-        file = nodeid.partition("::")[0]
-        if Path(file).stem in TRAININGS:
-            return "trainings"
-        needs_stack = Path(file).stem not in ALONE and "mark.cluster" in (ROOT / file).read_text()
-        return "servers" if needs_stack or Path(file).stem in LONG else file
+        return lot(nodeid) or nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    config.option.loadscopereorder = False  # not by the number of tests: the longest have few
     return Scheduling(config, log)
 
 
@@ -116,6 +130,8 @@ def apart(
     if any("stack" in getattr(item, "fixturenames", ()) for item in own):
         yield
         return
+    if (ray := sys.modules.get("ray")) is not None:
+        ray.shutdown()  # whoever is joined to a cluster is not asked to join another
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATELIER_HOME", str(tmp_path_factory.getbasetemp() / "apart"))
         for name in LATER:

@@ -200,14 +200,14 @@ def test_a_lost_node_is_named_and_its_work_done_by_the_one_that_is_left(
     nodes: Nodes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     nodes.add()
-    spec = on_each_node(prepare(nodes.root / "shades"), steps=300, checkpoint_every=20)
+    spec = on_each_node(prepare(nodes.root / "shades"), steps=120, checkpoint_every=20)
     elastic = spec.resources.model_copy(update={"elastic": (1, 2)})
     training = Training(nodes, spec.model_copy(update={"resources": elastic}))
     with ThreadPoolExecutor(1) as beside:
         trained = beside.submit(training.fit)
         wait_until(lambda: training.folder.step() >= 20 or trained.done(), SECONDS)
         name = nodes.lose()
-        assert trained.result().steps == 300
+        assert trained.result().steps == 120
     assert f"node {name} was lost" in training.notes
     went_on = next(note for note in training.notes if "in place of 2 workers" in note)
     assert went_on.startswith(f"{name} lost: 1 in place of 2 workers; going on from step ")
