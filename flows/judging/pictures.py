@@ -205,7 +205,8 @@ def _variety(
     ours, theirs = parts
     if both := [caption for caption in ours if caption in theirs]:
         usual = sum(theirs[caption] for caption in both) / len(both)
-        scores.mean("spread", torch.tensor([ours[caption] for caption in both]) / usual)
+        if usual > 0:
+            scores.mean("spread", torch.tensor([ours[caption] for caption in both]) / usual)
 
 
 def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
@@ -213,7 +214,8 @@ def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor)
         return  # a small folder can be learned from all the same; a gate that asks for this says so
     scores.mean("memorised", m.memorisation(pictures, train, test))
     count = min(len(pictures), len(test))
-    scores.mean("distinct", m.distinct(evenly(pictures, count), evenly(test, count)))
+    if count > 1:
+        scores.mean("distinct", m.distinct(evenly(pictures, count), evenly(test, count)))
 
 
 def _reconstruction(

@@ -108,7 +108,9 @@ def sample_gap(scores: Scores, stage: str, own_N: Tensor, held_out_M: Tensor) ->
     the likelihood says, and that fits the data; a sampler that draws something else is far above, one that repeats what
     is likeliest below. The likelihood alone says nothing of a sampler (Theis et al. 2016, arXiv:1511.01844).
     """
-    scale = float(held_out_M.std())
+    if len(own_N) < 2:
+        return
+    scale = max(float(held_out_M.std()), torch.finfo(torch.float32).tiny)  # all may be as likely
     gap = float(own_N.mean() - held_out_M.mean()) / scale
     error = float((own_N.var() / len(own_N) + held_out_M.var() / len(held_out_M)).sqrt()) / scale
     scores.add(f"{stage}_sample_gap", gap, gap - 1.96 * error, gap + 1.96 * error, len(own_N))

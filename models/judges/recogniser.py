@@ -31,15 +31,21 @@ class Recogniser:
         seen = features(sound_NT, length_N, sample_rate).numpy()
         self._discriminants = [
             LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(seen, column.numpy())
+            if len(column.unique()) > 1
+            else int(column[0])  # one value alone: there is nothing to tell
             for column in attributes_NA.T
         ]
 
     def predict(self, sound_NT: Tensor, length_N: Tensor) -> Tensor:
         """Return the index of each attribute's likeliest value (N, A)."""
         seen = features(sound_NT, length_N, self._rate).numpy()
-        return torch.stack(
-            [torch.from_numpy(one.predict(seen)) for one in self._discriminants], dim=1
-        )
+        columns = [
+            torch.full((len(seen),), one)
+            if isinstance(one, int)
+            else torch.from_numpy(one.predict(seen))
+            for one in self._discriminants
+        ]
+        return torch.stack(columns, dim=1)
 
 
 def features(sound_NT: Tensor, length_N: Tensor, sample_rate: int) -> Tensor:

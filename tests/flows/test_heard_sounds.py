@@ -48,6 +48,13 @@ def test_a_recogniser_is_right_on_sounds_it_never_heard_and_knows_nothing_from_s
     assert joint.float().mean() < 0.3
 
 
+def test_an_attribute_of_one_value_is_that_value() -> None:
+    noise = torch.rand(8, 2400, generator=torch.Generator().manual_seed(0)) - 0.5
+    length = torch.full((8,), 2400)
+    alone = torch.full((8, 1), 3)
+    assert torch.equal(Recogniser(noise, length, alone, RATE).predict(noise, length), alone)
+
+
 def test_a_sound_shorter_than_a_window_and_a_silent_one_have_features() -> None:
     found = features(torch.zeros(2, 40), torch.tensor([40, 3]), RATE)
     assert found.isfinite().all()
