@@ -5,8 +5,8 @@ takes waiting rows in the order they came, pads the batch to a bucket, takes one
 text that was written and the rows that finished. A row never waits for a batch to fill, and a request that is at its
 first step shares the batch with one at its last: for text that is continuous batching.
 
-Models get equal shares of time (`services.shares`): the one that has had least takes the next step. A family that
-draws in one go does so for as few rows at a time as that is short.
+Models get equal shares of time (`services.shares`): the one that has had least takes the next step, and long work
+counts for more. A family that draws in one go does so for as few rows at a time as that is short.
 
 Buckets: the arithmetic of a row depends on the batch's size (kernels differ), so batches only have sizes that were
 found to give equal bits (`services.versions.agreeing`); with them a seed gives its sample alone or in a batch.
@@ -187,7 +187,7 @@ class Engine:
     def _make_sure_of_time(self, lane: Lane, rows: Sequence[Row], within_s: float) -> None:
         """Refuse rows that cannot be done in time: by themselves, or after those of their model and beside others'.
 
-        Another model gets no more of the time than these rows, and no more than it has work for.
+        Another model gets its share of the time beside these rows, and no more than it has work for.
         """
         if time.monotonic() - lane.account.noted >= FRESH_S:
             return  # its first steps will tell
@@ -197,8 +197,12 @@ class Engine:
         there = sum(not row.over for row in (*lane.members, *lane.waiting))
         queued = lane.left_s if there + len(rows) > lane.buckets[-1] else 0.0
         mine = alone + queued
-        others = (other.left_s for other in self._lanes.values() if other is not lane)
-        whole = mine + sum(min(mine, left) for left in others)
+        counted = mine * lane.counts(rows)
+        others = [other for other in self._lanes.values() if other is not lane]
+        whole = mine + sum(
+            min(counted / other.counts([*other.members, *other.waiting]), other.left_s)
+            for other in others
+        )
         if alone and whole > within_s:
             wait = min(LONGEST_WAIT_S, max(1.0, whole - within_s))
             raise Full(
@@ -298,6 +302,7 @@ class Engine:
     def _advance(self, lane: Lane) -> None:
         """Take one step of a lane's batch; a model that breaks fails its rows and nobody else's."""
         self._admit(lane)
+        counts = lane.counts([*lane.members, *lane.fresh])
         began = time.perf_counter()
         try:
             size, finished = _step(lane) if lane.model.capabilities.stepwise else _sample(lane)
@@ -310,7 +315,7 @@ class Engine:
             return
         passed = time.perf_counter() - began
         if size:
-            lane.account.note(size, passed, time.monotonic())
+            lane.account.note(size, passed, time.monotonic(), counts=counts)
         self._busy_s += passed
         if finished:
             self._seconds_a_row += 0.2 * (self._busy_s / finished - self._seconds_a_row)

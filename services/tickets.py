@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.family import Family, Prompt, Request, Rows
-from services.shares import Account
+from services.shares import LONG_COSTS, LONG_S, Account
 from services.work import Pictures, Sounds, Text, Told
 from services.writing import Writing
 
@@ -157,6 +157,14 @@ class Lane:
         size = min(len(rows), most)
         pace = self.account.pace(bucket(size, self.buckets)) if rows else None
         return 0.0 if pace is None else sum(row.left for row in rows) / size * pace
+
+    def counts(self, rows: Sequence["Row"]) -> float:
+        """Return what a second of these rows counts for: more where even the shortest of them is long."""
+        live = [max(row.steps, row.taken) for row in rows if not row.over]
+        if not live:
+            return 1.0
+        pace = self.account.pace(bucket(min(len(live), self.buckets[-1]), self.buckets))
+        return LONG_COSTS if pace is not None and min(live) * pace > LONG_S else 1.0
 
     @property
     def piece(self) -> int:

@@ -109,7 +109,7 @@ def known(engine: Engine, model: Any) -> None:
 def test_models_have_equal_shares_of_time_however_long_their_steps_are(
     engine: Engine, timed: Callable[..., Any]
 ) -> None:
-    slow, quick = timed(10.0), timed(1.0)
+    slow, quick = timed(1 / 8), timed(1 / 64)  # rows of less than LONG_S
     first, second = Inbox(), Inbox()
     engine.submit(slow, order(6), first.put)
     assert slow.stepping.wait(PATIENCE_S)
@@ -120,7 +120,26 @@ def test_models_have_equal_shares_of_time_however_long_their_steps_are(
     assert isinstance(second.last(), Finished)
     for place, (when, _) in enumerate(slow.took[:4]):
         beside = sum(end <= when for end, _ in quick.took)
-        assert beside == 10 * place  # a second each
+        assert beside == 8 * place  # an eighth of a second each
+
+
+def test_short_work_has_three_quarters_of_the_time_beside_long_work(
+    engine: Engine, timed: Callable[..., Any]
+) -> None:
+    long, short = timed(1 / 64), timed(1 / 64)
+    known(engine, long)
+    long.go.clear()
+    long.stepping.clear()
+    first, second = Inbox(), Inbox()
+    engine.submit(long, order(200), first.put)  # 3 s
+    assert long.stepping.wait(PATIENCE_S)
+    short.go.set()
+    engine.submit(short, order(45), second.put)
+    long.go.set()
+    assert isinstance(second.last(), Finished)
+    beside = sum(end <= short.took[-1][0] for end, _ in long.took[TRUSTED:])
+    assert beside in (15, 16)  # one was under way when the other came
+    assert isinstance(first.last(), Finished)
 
 
 def test_a_model_that_comes_back_has_saved_up_nothing_and_owes_nothing(
