@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows import experiments
-from flows.experiments import Row, Side, cells, markdown, notes, row
+from flows.experiments import BEGIN, COLUMNS, END, Row, Side, lines, row, written
 from flows.judging.gate import Evaluation, Interval, check
 from flows.recipe import Recipe, RecipeError, control_of, load
 
@@ -35,7 +35,14 @@ def judged(one: Recipe, nats: float) -> Side:
     found = Evaluation(evaluation_set="s", judge=None, metrics=metrics, outcomes={})
     report = check(one.gate, found, None)
     conditions = {condition.name: condition for condition in report.conditions}
-    return Side(ref="toy:1", cpu_seconds=14.2, conditions=conditions, passed=report.passed)
+    return Side(
+        ref="toy:1", commit="abc1234", cpu_seconds=14.2, conditions=conditions, passed=report.passed
+    )
+
+
+def table(found: Row) -> dict[str, str]:
+    """Return the first line of a row's, by column."""
+    return dict(zip(COLUMNS, lines(found)[0], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -45,63 +52,101 @@ def judged(one: Recipe, nats: float) -> Side:
 def test_a_row_is_good_where_the_model_passes_and_the_control_does_not(
     honest: float, broken: float, good: bool
 ) -> None:
-    found = row(recipe(), judged(recipe(), honest), judged(recipe(), broken))
+    one = recipe()
+    found = row(one, [judged(one, honest)], [judged(one, broken)])
     assert found.good == good
-    assert found.refused == (broken < 10)
-    assert found.bound == "10 .. 18"
-    shown = cells(found)
-    assert shown[:4] == ("toy", "nade_nats", f"{honest:.4g}", "10 .. 18")
-    assert shown[4].endswith("refused" if broken < 10 else "PASSED")
-    assert (shown[5], shown[-1]) == ("14", "good" if good else "FAILED")
-    assert (
-        cells(found, spread=True)[2] == f"{honest:.4g} ({honest - 0.5:.4g} .. {honest + 0.5:.4g})"
-    )
+    assert found.controls[0].refused == (broken < 10)
+    shown = table(found)
+    assert shown["gate"] == "10 .. 18"
+    assert shown["worst (95 %)"] == f"{honest:.4g} ({honest - 0.5:.4g} .. {honest + 0.5:.4g})"
+    assert shown["control"] == f"{broken:.4g}, {'refused' if broken < 10 else 'PASSED'}"
+    assert (shown["seeds"], shown["CPU-s"], shown["commit"]) == ("1", "14", "abc1234")
+    assert shown[""] == ("good" if good else "FAILED")
 
 
-def test_every_metric_that_is_named_must_refuse_the_control() -> None:
-    both = recipe(control={**DOCUMENT["control"], "refused_by": ["nade_nats", "memorised"]})
-    found = row(both, judged(both, 16.7), judged(both, 0.0))
-    assert found.refused is False
-    assert "the control is not refused by nade_nats, memorised" in found.note
+@pytest.mark.parametrize(
+    ("nats", "worst", "good"),
+    [((16.0, 16.5, 17.0), 17.0, True), ((16.0, 10.2, 17.0), 10.2, False), ((14,) * 3, 14.0, True)],
+)
+def test_of_several_seeds_the_worst_the_mean_and_the_spread_are_told_and_each_must_pass(
+    nats: tuple[float, ...], worst: float, good: bool
+) -> None:
+    """The worst is the one with the least room to a bound: an end of 9.7 lies below 10."""
+    one = recipe()
+    found = row(one, [judged(one, value) for value in nats], [judged(one, 0.0)])
+    shown = table(found)
+    assert shown["worst (95 %)"].startswith(f"{worst:.4g} (")
+    assert shown["mean"] == f"{sum(nats) / 3:.4g}"
+    assert shown["spread"] == f"{max(nats) - min(nats):.2g}"
+    assert shown["seeds"] == "3"
+    assert (found.good, shown[""] == "good") == (good, good)
+    assert ("toy: seed 1: nade_nats" in "".join(found.notes)) == (not good)
 
 
-def test_a_recipe_may_have_several_controls_and_each_has_a_row() -> None:
+def test_every_metric_of_the_gate_has_a_line_with_the_controls_beside() -> None:
     second = {"set": {"stages.nade.training.steps": 2}, "refused_by": ["memorised"]}
     both = recipe(control=[DOCUMENT["control"], second])
     assert [control_of(both, number).name for number in (0, 1)] == ["toy-control", "toy-control-2"]
-    found = row(both, judged(both, 16.7), judged(both, 0.0), number=1)
-    assert (found.name, found.metric, found.refused) == ("toy, control 2", "memorised", False)
+    found = row(both, [judged(both, 16.7)], [judged(both, 0.0), judged(both, 16.0)])
+    nats, memorised = lines(found)
+    assert nats[1:3] == ("nade_nats", "10 .. 18")
+    assert nats[COLUMNS.index("control")] == "0, refused; 16"
+    assert memorised[COLUMNS.index("control")] == "0; 0, PASSED"
+    assert (nats[-1], memorised[-1], found.good) == ("good", "FAILED", False)
+    assert found.notes == ["toy: control 2 is not refused by memorised"]
     with pytest.raises(RecipeError, match="recipe toy has 2 controls"):
         control_of(both, 2)
 
 
+def test_every_metric_that_is_named_must_refuse_the_control() -> None:
+    both = recipe(control={**DOCUMENT["control"], "refused_by": ["nade_nats", "memorised"]})
+    found = row(both, [judged(both, 16.7)], [judged(both, 0.0)])
+    assert found.controls[0].refused is False
+    assert found.notes == ["toy: the control is not refused by nade_nats, memorised"]
+
+
 def test_a_control_that_diverged_is_refused_and_says_why() -> None:
-    found = row(recipe(), judged(recipe(), 16.7), Side(note="loss is nan at step 3"))
-    assert (found.refused, found.good) == (True, True)
-    assert "the control diverged: loss is nan at step 3" in found.note
+    found = row(recipe(), [judged(recipe(), 16.7)], [Side(note="loss is nan at step 3")])
+    assert (found.controls[0].refused, found.good) == (True, True)
+    assert found.notes == ["toy: the control diverged: loss is nan at step 3"]
 
 
-def test_a_recipe_whose_data_is_not_there_is_missing_and_not_failed() -> None:
-    found = row(recipe(), None, None, note="not run: mnist: put the files under data/raw/mnist")
-    assert found.good is None
-    assert cells(found)[-1] == "missing"
-    assert notes([found]) == ["toy: not run: mnist: put the files under data/raw/mnist"]
-    assert Row.model_validate_json(found.model_dump_json()) == found
+def test_a_recipe_that_failed_or_whose_data_is_not_there_costs_the_others_nothing() -> None:
+    """No server answers here."""
+    failed = experiments.run(recipe())
+    assert failed.notes[0].startswith("toy: failed: ")
+    missing = row(recipe(), note="not run: mnist: put the files under data/raw/mnist")
+    for found in (failed, missing):
+        assert (found.good, lines(found)) == (None, [])
+        assert Row.model_validate_json(found.model_dump_json()) == found
 
 
-def test_a_recipe_that_diverged_has_failed_and_says_so() -> None:
-    found = row(recipe(), Side(), None, note="diverged: loss is nan at step 3")
+def test_a_seed_that_diverged_has_failed_and_says_so() -> None:
+    one = recipe()
+    found = row(one, [judged(one, 16.7), Side(note="diverged: loss is nan at step 3")])
     assert found.good is False
-    assert "nan at step 3" in found.note
-    assert cells(found)[2] == "not measured"
+    assert found.notes == ["toy: seed 1: diverged: loss is nan at step 3"]
+    assert table(found)["worst (95 %)"] == "not measured"
 
 
-def test_the_table_can_be_pasted_into_a_document() -> None:
+def test_rows_are_put_into_the_table_of_a_document_and_the_others_stay() -> None:
     peer = {"name": "a | b", "metric": "nade_nats", "value": 17.84}
-    text = markdown([row(recipe(peer=peer), judged(recipe(), 16.7), judged(recipe(), 0.0))])
-    head, rule, line = text.splitlines()
-    assert head.count("|") == rule.count("|") == line.count("|") - line.count("\\|")
-    assert "a \\| b 17.84" in line
+    toy, other = recipe(peer=peer), recipe(name="another")
+    first = written([row(one, [judged(one, 16.7)]) for one in (toy, other)], "")
+    _, head, rule, *rows, _ = first.splitlines()
+    assert head.count("|") == rule.count("|") == rows[2].count("|") - rows[2].count("\\|")
+    assert "a \\| b 17.84" in rows[2]
+    assert [line.split(" | ")[0] for line in rows] == ["| another"] * 2 + ["| toy"] * 2
+    document = f"# Figures\n\n{first}\nThe end.\n"
+    again = written([row(toy, [judged(toy, 19.0)])], document)
+    assert again.startswith(f"# Figures\n\n{BEGIN}\n")
+    assert again.endswith("The end.\n")
+    assert [line for line in again.splitlines() if "another" in line] == rows[:2]
+    assert "- toy: seed 0: nade_nats 19" in again
+    assert written([row(toy, [judged(toy, 16.7)])], again) == document
+    assert written([row(toy, note="failed: no room")], document) == document
+    with pytest.raises(ValueError, match=f"put the lines {BEGIN} and {END}"):
+        written([], "# Figures\n")
 
 
 @pytest.mark.parametrize(
