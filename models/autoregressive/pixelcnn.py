@@ -10,7 +10,7 @@ likelihoods and losses are exact sums over a picture's pixels, in nats a picture
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
 from models.parts import words
+from models.parts.dropout import Dropout
 from models.parts.levels import Binarize, drawn, observed
 from models.parts.noise import uniforms
 
@@ -38,6 +39,7 @@ class PixelCNNConfig:
     first_kernel: int = 7  # pixels a side
     kernel: int = 3  # of the other layers
     head: int = 64  # features of the output's hidden layer
+    dropout: float = 0.0  # of what each layer's residual branch tells; PixelCNN++ has .5
     mask: Literal["A", "B"] = (
         "A"  # of the first layer; B is the broken control: a pixel sees itself
     )
@@ -56,6 +58,8 @@ class PixelCNNConfig:
         for name in ("image_size", "width", "layers", "head", "max_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     @property
     def reads_text(self) -> bool:
@@ -64,9 +68,18 @@ class PixelCNNConfig:
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks."""
+    """One layer of both stacks; dropout before its last convolution, as in PixelCNN++ (arXiv:1701.05517, 2.5)."""
 
-    def __init__(self, inputs: int, width: int, kernel: int, mask: str, known_words: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        kernel: int,
+        *,
+        mask: str,
+        known_words: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.reach = kernel // 2
         self.columns = self.reach + (mask == "B")  # that the horizontal stack sees of its own row
@@ -74,7 +87,7 @@ class GatedLayer(nn.Module):
         self.vertical = nn.Conv2d(inputs, 2 * width, (self.reach + 1, kernel))
         self.horizontal = nn.Conv2d(inputs, 2 * width, (1, self.columns))
         self.down = nn.Conv2d(2 * width, 2 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
+        self.out, self.dropout = nn.Conv2d(width, width, 1), Dropout(dropout)
         self.caption = (
             nn.Embedding(known_words + 1, 4 * width, padding_idx=0) if known_words else None
         )
@@ -88,7 +101,8 @@ class GatedLayer(nn.Module):
         v2_BPHW = self.vertical(F.pad(v_BPHW, (reach, reach, reach, 0))) + bias_v
         above_BPHW = F.pad(v2_BPHW, (0, 0, 1, 0))[:, :, :-1]  # row r hears of rows < r
         left_BPHW = self.horizontal(F.pad(h_BPHW, (reach, 0, 0, 0)))[..., :side]
-        out: Tensor = self.out(gate(left_BPHW + self.down(above_BPHW) + bias_h))
+        gated_BPHW = gate(left_BPHW + self.down(above_BPHW) + bias_h)
+        out: Tensor = self.out(self.dropout(gated_BPHW))
         return gate(v2_BPHW), out + h_BPHW if self.residual else out
 
     def biases(self, tokens: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
@@ -171,9 +185,11 @@ class PixelCNN(Family):
         super().__init__()
         self.config = config
         known, width = len(config.vocabulary) if config.reads_text else 0, config.width
-        first = GatedLayer(2, width, config.first_kernel, config.mask, known)
+        rest: Any = {"known_words": known, "dropout": config.dropout}
+        first = GatedLayer(2, width, config.first_kernel, mask=config.mask, **rest)
         others = [
-            GatedLayer(width, width, config.kernel, "B", known) for _ in range(config.layers - 1)
+            GatedLayer(width, width, config.kernel, mask="B", **rest)
+            for _ in range(config.layers - 1)
         ]
         self.stacks = nn.ModuleList([first, *others])
         self.head1 = nn.Conv2d(width, config.head, 1)

@@ -29,6 +29,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("low_gain", "data_std", "shift"), (0.01, 100)),
     **{
         "text_layers": (0, 64),
+        "dropout": (0, 0.9),
         "steps": (1, schedules.TIMES),
         "guidance": (0, 50),
         "t_mean": (-3, 3),
@@ -71,6 +72,7 @@ class DDPMConfig:
     blocks: int = 1  # residual blocks a resolution, on the way down and on the way up
     attention: int = 1  # resolutions with attention, counted from the lowest
     heads: int = 4
+    dropout: float = 0.0  # of the residual blocks; the paper: .1 for CIFAR-10 (appendix B)
     text_width: int = 64
     text_layers: int = 0  # of attention among the words; 0 composes best where captions are short
 
@@ -149,6 +151,7 @@ class Denoiser(nn.Module):
             heads=config.heads,
             embedding=embedding,
             context=context,
+            dropout=config.dropout,
         )
 
     def forward(

@@ -33,6 +33,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("data_std", "sigma_min", "sigma_max", "p_std", "rho"), (1e-4, 1e4)),
     **dict.fromkeys(("steps", "likelihood_steps"), (1, 1000)),
     **{"p_mean": (-10, 10), "guidance": (0, 50), "caption_drop": (0, 1), "text_layers": (0, 64)},
+    "dropout": (0, 0.9),
     "levels": (2, 65536),
 }
 TIME_SCALE: Final = 250  # of c_noise, about -1.5 to 1.1: the U-Net's sinusoids are made for 1000
@@ -72,6 +73,7 @@ class EDMConfig:
     blocks: int = 1  # residual blocks a resolution, on the way down and on the way up
     attention: int = 1  # resolutions with attention, counted from the lowest
     heads: int = 4
+    dropout: float = 0.0  # of the residual blocks; the paper: .13 for CIFAR-10 (table 7)
     text_width: int = 64
     text_layers: int = 0
 
@@ -140,6 +142,7 @@ class Denoiser(nn.Module):
             heads=config.heads,
             embedding=embedding,
             context=context,
+            dropout=config.dropout,
         )
 
     def forward(self, x_BCHW: Tensor, sigma_B: Tensor, context_BTD: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.parts.dropout import Dropout
+
 
 def sinusoids(time_B: Tensor, width: int = 64) -> Tensor:
     """Return (B, width) sines and cosines of times 0..1000."""
@@ -75,14 +77,17 @@ class TextEncoder(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, scaled and shifted by the embedding (FiLM, arXiv:1709.07871)."""
+    """A residual block, scaled and shifted by the embedding (FiLM, arXiv:1709.07871).
 
-    def __init__(self, width: int, embedding: int) -> None:
+    Dropout comes before its last convolution, as in DDPM (arXiv:2006.11239, appendix B) and EDM.
+    """
+
+    def __init__(self, width: int, embedding: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(8, width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * width)
-        self.norm2 = nn.GroupNorm(8, width)
+        self.norm2, self.dropout = nn.GroupNorm(8, width), Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
 
@@ -91,16 +96,18 @@ class Block(nn.Module):
         scale, shift = self.film(embedding_BE)[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x_BWhw)))
         h = F.silu(self.norm2(h) * (1 + scale) + shift)
-        out: Tensor = x_BWhw + self.conv2(h)
+        out: Tensor = x_BWhw + self.conv2(self.dropout(h))
         return out
 
 
 class Level(nn.Module):
     """Blocks at one resolution, each followed by attention where `heads` is not 0."""
 
-    def __init__(self, width: int, blocks: int, embedding: int, heads: int, context: int) -> None:
+    def __init__(
+        self, width: int, blocks: int, embedding: int, dropout: float, heads: int, context: int
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, embedding) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, embedding, dropout) for _ in range(blocks))
         self.attentions = nn.ModuleList(
             Attention(width, heads, context) for _ in range(blocks if heads else 0)
         )
@@ -133,14 +140,15 @@ class UNet(nn.Module):
         heads: int,
         embedding: int,
         context: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for depth, width in enumerate(widths):
             here = heads if depth >= len(widths) - attention else 0
-            self.down.append(Level(width, blocks, embedding, here, context))
-            self.up.append(Level(width, blocks, embedding, here, context))
+            self.down.append(Level(width, blocks, embedding, dropout, here, context))
+            self.up.append(Level(width, blocks, embedding, dropout, here, context))
         steps = list(itertools.pairwise(widths))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in steps)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in steps)

@@ -24,6 +24,7 @@ from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, R
 from models.language.texts import check_roles
 from models.parts.attention import EncoderLayer
 from models.parts.draws import asked, drawn
+from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.tokens import (
     CLS,
@@ -116,7 +117,7 @@ class BERT(Family):
         self.token = nn.Embedding(size, width)
         self.place = nn.Embedding(config.max_tokens, width)
         self.segment = nn.Embedding(2, width)
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(config.dropout)
+        self.norm, self.dropout = nn.LayerNorm(width), Dropout(config.dropout)
         sizes = (width, config.heads, config.feedforward, config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(*sizes, "gelu") for _ in range(config.layers))
         self.transform, self.transform_norm = nn.Linear(width, width), nn.LayerNorm(width)

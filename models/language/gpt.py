@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request, Rows
 from models.language import texts
 from models.parts.draws import asked, drawn, likely, silent, told
+from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
 
@@ -115,7 +116,7 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.hidden = nn.Linear(width, 4 * width, bias=False)
         self.out = nn.Linear(4 * width, width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BTE: Tensor, memory: Memory | None) -> Tensor:
         """Return (B, T, E)."""
@@ -143,7 +144,7 @@ class GPT(Family):
         self.config = config
         self.tokens = nn.Embedding(tokenizer(config.tokenizer).size, config.width)
         self.places = nn.Embedding(config.context, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
         self.norm = nn.LayerNorm(config.width, bias=False)
         for name, parameter in self.named_parameters():

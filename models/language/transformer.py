@@ -23,6 +23,7 @@ from models.language.beams import search as beams_search
 from models.language.texts import check_roles
 from models.parts.attention import Attention, EncoderLayer, FeedForward
 from models.parts.draws import asked, drawn, silent, told
+from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, padded, tokenizer
 
@@ -78,7 +79,7 @@ class DecoderLayer(nn.Module):
         self.source = Attention(width, heads, dropout)
         self.feedforward = FeedForward(width, feedforward, "relu")
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.norm3, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.norm3, self.dropout = nn.LayerNorm(width), Dropout(dropout)
 
     def forward(
         self, x_NTE: Tensor, own: Tensor, seen: Tensor, memory: Tensor, heard: Tensor
@@ -113,7 +114,7 @@ class Transformer(Family):
         self.embedding = nn.Embedding(self._tokenizer.size, config.width)
         self.encoder = nn.ModuleList(EncoderLayer(*sizes, "relu") for _ in range(config.layers))
         self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.layers))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         places_TE = sinusoids(max(config.max_source, config.max_target), config.width)
         self.places_TE: Tensor
         self.register_buffer("places_TE", places_TE, persistent=False)  # to compute, not to save

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.parts.dropout import Dropout
+
 Activation: TypeAlias = Literal["relu", "gelu"]
 
 
@@ -73,7 +75,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(width, heads, dropout)
         self.feedforward = FeedForward(width, feedforward, activation)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTE: Tensor, mask: Tensor) -> Tensor:
         """Return (B, T, E)."""

@@ -6,12 +6,14 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from flows.training import turns
 from flows.training.gradients import Gradients
 from flows.training.ranks import Ranks
 from models import FAMILIES, trainable
+from models.declared import declared
 from models.family import Batch, Family
 from models.parts.tokens import PAD
 from tests.models.families_kit import batch_of, tiny
@@ -20,6 +22,7 @@ ROWS: Final = 16
 UNSHARED: Final[Mapping[str, Mapping[str, object]]] = {
     "vqvae": {"revive_below": 0.0}  # which encodings codes start anew at is drawn part by part
 }
+DROPPED: Final = " with dropout"
 
 
 class DrawsOfTheWhole(TorchFunctionMode):
@@ -46,20 +49,45 @@ class DrawsOfTheWhole(TorchFunctionMode):
             shape = args[0] if args and isinstance(args[0], Sequence) else args
             kind = "rand" if func is torch.rand else "randn"
             return self._drawn(kind, tuple(shape)).to(named.get("device"))
+        if func is torch.Tensor.random_:  # the bits of a dropout's mask
+            return args[0].copy_(self._drawn("bits", tuple(args[0].shape)))
+        if func is F.scaled_dot_product_attention and named.get("dropout_p"):
+            return self._attended(*args, **named)
         return func(*args, **named)
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        """Attention as its documentation writes it out: the fused one draws within."""
+        score = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+        seen = how.get("attn_mask")
+        if how.get("is_causal"):
+            seen = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()
+        if seen is not None:
+            score = score.masked_fill(~seen, -torch.inf)
+        kept = self._drawn("rand", tuple(score.shape)).to(score.device) >= how["dropout_p"]
+        return score.softmax(-1) * kept / (1 - how["dropout_p"]) @ value
 
     def _drawn(self, kind: str, shape: tuple[int, ...]) -> Tensor:
         self.calls += 1
         generator = torch.Generator().manual_seed(1000 * self.seed + self.calls)
         if not shape:
             return (torch.rand((), generator=generator) + self.first / ROWS) % 1
-        whole = getattr(torch, kind)(shape[0] * self.stride, *shape[1:], generator=generator)
+        shape = (shape[0] * self.stride, *shape[1:])
+        if kind == "bits":
+            whole = torch.empty(shape, dtype=torch.int64).random_(generator=generator)
+        else:
+            whole = getattr(torch, kind)(*shape, generator=generator)
         rows: Tensor = whole[self.first :: self.stride]
         return rows
 
 
 def learned_by_gradients() -> list[str]:
     return [name for name in FAMILIES if not trainable(name).counts]
+
+
+def shared_in() -> list[str]:
+    """Return what `Shared` takes: every family learned by gradients, those with dropout also with some."""
+    names = learned_by_gradients()
+    return names + [name + DROPPED for name in names if "dropout" in declared(name).settings]
 
 
 def uneven(model: Family) -> dict[str, Tensor]:
@@ -82,7 +110,9 @@ class Shared:
     """A tiny model that takes turns on this worker's parts of a batch."""
 
     def __init__(self, name: str, ranks: Ranks | None = None, parts: int = 1) -> None:
-        self.model: Any = tiny(name, **UNSHARED.get(name, {}))
+        family = name.removesuffix(DROPPED)
+        changes = {"dropout": 0.3} if name.endswith(DROPPED) else UNSHARED.get(family, {})
+        self.model: Any = tiny(family, **changes)
         self.ranks, self.parts = ranks or Ranks(), parts
         self.model.to(self.ranks.device)
         whole = {key: rows.to(self.ranks.device) for key, rows in uneven(self.model).items()}

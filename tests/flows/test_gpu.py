@@ -98,6 +98,21 @@ def test_a_captured_loss_has_the_gradients_of_the_loss_itself(name: str) -> None
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["edm", "gpt", "pixelcnn"])
+def test_a_captured_loss_drops_anew_at_every_replay(name: str) -> None:
+    """And as after a restart, where the generator is as it was."""
+    model = tiny(name, dropout=0.5).to(GPU)
+    captured = Captured(model, model)
+    batch = {key: value.to(GPU) for key, value in batch_of(model).items()}
+    captured(batch, "model").total.backward()
+    state = torch.cuda.get_rng_state()
+    first = [captured(batch, "model").total.item() for _ in range(3)]
+    torch.cuda.set_rng_state(state)
+    second = [captured(batch, "model").total.item() for _ in range(3)]
+    assert len(set(first)) == 3
+    assert second == first
+
+
 def test_a_training_finds_the_card_and_comes_near_the_cpu_s_loss(
     shades: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from flows.training.run_folder import Fenced, RunFolder
 from infra.cluster import Unreachable, connect
 from infra.storage import IntegrityError, verify
 from models import build
+from models.parts.dropout import Dropout
 from tests.flows.training_kit import TOY, prepare, spec_of, train_without_ray, weights_of
 
 FAULTS = (
@@ -51,8 +52,10 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Tra
 def train(
     prepared: Path, runs: Path, told: list[Progress] | None = None, **options: object
 ) -> Trained:
+    """Train, where nothing else is asked with dropout: its masks, too, are part of what must come back."""
     on_progress = None if told is None else told.append
-    spec = spec_of(prepared, **options)  # type: ignore[arg-type]
+    dropped = {} if "family" in options else {"dropout": 0.25}
+    spec = spec_of(prepared, config=dropped, **options)  # type: ignore[arg-type]
     return fit(spec, run_id=None, tracking_uri=None, runs=runs, on_progress=on_progress)
 
 
@@ -352,6 +355,19 @@ def test_generators_come_back_to_the_bit() -> None:
     assert draw() == first
     seed_generators(3, 2)
     assert draw() != first
+
+
+def test_workers_and_parts_draw_masks_of_their_own() -> None:
+    """Of equal rows, too: else a step would drop the same features throughout its batch."""
+    dropout, rows = Dropout(0.5), torch.ones(4, 64)
+    masks = []
+    for rank in range(2):
+        seed_generators(3, rank)
+        masks += [dropout(rows) for _ in range(2)]  # parts
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 4
+    assert len({tuple(row.tolist()) for row in torch.cat(masks)}) == 16
+    seed_generators(3, 1)
+    assert torch.equal(dropout(rows), masks[2])
 
 
 def test_the_journal_survives_half_a_line_and_counts_repeated_steps(tmp_path: Path) -> None:

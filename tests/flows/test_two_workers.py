@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.command_kit import commands
-from tests.flows.shared_batches import Shared, learned_by_gradients
+from tests.flows.shared_batches import Shared, shared_in
 from tests.flows.two_workers import PARTS, stepped
 
 ROOT = Path(__file__).parents[2]
-PLAYERS = [(name, one) for name in learned_by_gradients() for one in Shared(name).model.players]
+PLAYERS = [(name, one) for name in shared_in() for one in Shared(name).model.players]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_parts_and_workers_give_the_gradient_of_the_whole_batch(
             assert apart(whole, found) < 1e-5
 
 
-@pytest.mark.parametrize("name", learned_by_gradients())
+@pytest.mark.parametrize("name", shared_in())
 def test_two_workers_hold_the_same_and_what_one_would(
     workers: list[dict[str, Tensor]], name: str
 ) -> None:

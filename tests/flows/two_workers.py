@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flows.training.ranks import Ranks
-from tests.flows.shared_batches import Shared, learned_by_gradients
+from tests.flows.shared_batches import Shared, shared_in
 
 STEPS: Final = 3
 PARTS: Final = (1, 2)  # of each worker's rows
@@ -30,7 +30,7 @@ def main(rank: int, store: str, result: Path) -> None:
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{store}", limit, rank=rank, world_size=2)
     ranks, found = Ranks.joined(torch.device("cpu")), dict[str, Tensor]()
-    for name in learned_by_gradients():
+    for name in shared_in():
         for parts in PARTS:
             for player in Shared(name).model.players:
                 gradient, _ = Shared(name, ranks, parts).gradient(player)

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import FAMILIES, trainable
+from models.declared import declared
 from tests.models.families_kit import batch_of, tiny
 
 CONFIGS: Final[list[tuple[str, dict[str, object]]]] = [
     *((name, {}) for name in FAMILIES if not trainable(name).counts),
+    *((name, {"dropout": 0.1}) for name in FAMILIES if "dropout" in declared(name).settings),
     ("ddpm", {"objective": "v", "sampler": "ddim"}),
     ("dvae", {"likelihood": "logit-laplace"}),
     ("dvae", {"sigma": 1.0}),

@@ -427,6 +427,37 @@ def test_a_family_of_text_learns_from_records_and_refuses_others(name: str) -> N
         model.examples([(("nobody", "abc"), ("somebody", "abc"))])
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if "dropout" in declared(name).settings]
+)
+def test_dropout_is_of_training_alone(name: str) -> None:
+    """What is drawn, measured or validated has none of it, and nor had older versions, which do not name it."""
+    plain, dropping = tiny(name, dropout=0.0), tiny(name, dropout=0.5)
+    with torch.no_grad():
+        for model in (plain, dropping):
+            for number, parameter in enumerate(model.parameters()):
+                noise = torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(number)
+                )
+                parameter.add_(0.05 * noise)
+    batch = batch_of(plain)
+
+    def loss(model: Family) -> float:
+        torch.manual_seed(1)
+        return model(batch).total.item()
+
+    assert loss(dropping) != loss(plain)
+    assert loss(dropping.eval()) == loss(plain) == loss(plain.eval())
+    document = describe(plain)
+    if trainable(name).Config().dropout == 0:  # the field's own value
+        del document["config"]["dropout"]
+    older = build(document)
+    assert isinstance(older, Family)
+    older.load_state_dict(dropping.state_dict())
+    first, second = (one.sample(request(one, (1, 2))) for one in (dropping, older.eval()))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_preset_is_a_config_that_round_trips(name: str) -> None:
     cls = trainable(name)
