@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from data.catalog import CatalogError, known
 from data.modalities import modality
+from flows.identity.code import stamp
 from flows.judging.measured import Able, measured, refusals
 from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of, load
-from flows.workshop import ROOT, environment, fingerprint
+from flows.workshop import environment
 from infra.documents import read_json
 from infra.parts import state_folder
 from infra.settings import settings
@@ -67,11 +68,10 @@ def check(recipe: Recipe, project: Path) -> dict[str, str]:
 
 def _identity(recipe: Recipe, data: Mapping[str, Any]) -> str:
     """Return a hash of all that a check's outcome depends on."""
-    folders = (ROOT / name for name in ("data", "flows", "models"))
     asked = {
         "recipe": recipe.model_dump(mode="json"),
         "data": data,
-        "code": fingerprint([path for folder in folders for path in sorted(folder.rglob("*.py"))]),
+        "code": stamp(),
         "environment": environment(),
     }
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

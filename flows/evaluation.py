@@ -10,6 +10,8 @@ from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows.cards import pipeline_card
+from flows.identity.code import judging_code
+from flows.identity.reach import Code
 from flows.judging.evaluate import Order, evaluate_on_ray
 from flows.judging.gate import Evaluation, check
 from flows.judging.pipeline import (
@@ -25,7 +27,7 @@ from flows.judging.pipeline import (
 )
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe
-from flows.workshop import ROOT, fingerprint, git_commit, named, registry
+from flows.workshop import git_commit, modality_of, named, registry
 from infra.documents import MOST_OF_OURS, read_json
 from infra.settings import settings
 from infra.storage import seal
@@ -96,11 +98,16 @@ def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str
         },
         "trained": trained,
         "data": prepared["identity"],
-        "code": fingerprint(sorted((ROOT / "flows/judging").glob("*.py"))),
-        "metrics": fingerprint(sorted((ROOT / "models/judges").glob("*.py"))),
+        "code": judging_code_of(recipe, prepared).digest,
     }
     text = json.dumps(document, sort_keys=True)
     return f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def judging_code_of(recipe: Recipe, prepared: dict[str, Any]) -> Code:
+    """Return the code that decides how this recipe's stages are judged."""
+    stages = [*recipe.stages.values(), *([recipe.judge] if recipe.judge else [])]
+    return judging_code([one.family for one in stages], modality_of(Path(prepared["path"])))
 
 
 @task(task_run_name="judge {recipe.name}")

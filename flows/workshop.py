@@ -1,16 +1,16 @@
 """What every flow reaches for: the registry, the ledger, specs, the identity of code and of the one who asks."""
 
-import hashlib
 import os
 import pwd
 import subprocess
 from contextlib import closing
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from flows.identity.code import ROOT, training_code
 from flows.recipe import Recipe, Stage, TrainingSpec
+from infra.documents import MOST_OF_OURS, read_json
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from infra.promotions import Promotions
     from infra.registry import Registry, Version
     from infra.signing import Signing
-
-ROOT: Final = Path(__file__).parents[1]
-TRAINING_CODE: Final = (
-    *("models/family.py", "models/parts"),
-    *("data/loaders.py", "data/reading.py", "data/modalities", "flows/training"),
-)
 
 
 @lru_cache
@@ -79,37 +73,14 @@ def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> Train
         dataset=recipe.data.name,
         prepared=Path(prepared["path"]),
         data_identity=prepared["identity"],
-        code_identity=code_identity(chosen.family),
+        code_identity=training_code(chosen.family, modality_of(Path(prepared["path"]))).digest,
     )
 
 
-def code_identity(family: str) -> str:
-    """Return a hash of the sources that decide what training `family` gives."""
-    return fingerprint(code_files(family))
-
-
-def code_files(family: str) -> list[Path]:
-    """Return the sources that decide what training `family` gives: its folder, the loop, the loader."""
-    from models import trainable
-
-    module = import_module(trainable(family).__module__)
-    assert module.__file__ is not None
-    folder = Path(module.__file__).parent
-    files = sorted(folder.glob("*.py"))
-    for name in TRAINING_CODE:
-        path = ROOT / name
-        files += sorted(path.glob("*.py")) if path.is_dir() else [path]
-    return files
-
-
-def fingerprint(files: list[Path]) -> str:
-    """Return a short hash over the names and bytes of source files."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(
-            path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
-        )
-    return digest.hexdigest()[:16]
+def modality_of(prepared: Path) -> str:
+    """Return image, text or audio, without torch; what is wrong with the data is said by who reads them."""
+    header = read_json(prepared / "dataset.json", most=MOST_OF_OURS)
+    return str(header.get("modality", "image"))
 
 
 @lru_cache

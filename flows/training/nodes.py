@@ -45,7 +45,7 @@ def things(spec: "TrainingSpec", folder: "RunFolder") -> list[Thing]:
         OSError: a file of theirs cannot be read.
     """
     from data.loaders import read_header
-    from flows.workshop import code_files
+    from flows.identity.code import node_code
 
     header = read_header(spec.prepared)
     shards = [
@@ -53,11 +53,12 @@ def things(spec: "TrainingSpec", folder: "RunFolder") -> list[Thing]:
         for split in header["splits"].values()
         for shard in split["shards"]
     ]
+    code = node_code(spec.family, header.get("modality", "image"))
     return [
         _thing("mount", folder.path / "spec.json"),
         _thing("data", spec.prepared / "dataset.json"),
         *(Thing("data", str(shard), shard.stat().st_size, None) for shard in shards),
-        *(_thing("code", path.relative_to(ROOT)) for path in code_files(spec.family)),
+        *(_thing("code", Path(path)) for path in code.files),
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from flows.identity.code import search_code
 from flows.recipe import (
     Recipe,
     RecipeError,
@@ -19,7 +20,6 @@ from flows.recipe import (
     searched_stage,
 )
 from flows.sections import Found, Range, Search
-from flows.workshop import fingerprint
 from infra.storage import atomic_write
 
 
@@ -110,12 +110,11 @@ def trial_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def plan(rules: Search, seed: int, specs: tuple[TrainingSpec, ...]) -> Plan:
     """Return the search whose trial n trains `specs[n]`, of `trial_recipe` with `values_of` n."""
-    here = Path(__file__).parent
     document = {
         "trial": specs[0].identity,
         "rules": rules.model_dump(mode="json", exclude={"trials"}),
         "seed": seed,
-        "code": fingerprint(sorted(here.glob("*.py"))),
+        "code": search_code().digest,
     }
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     values = tuple(values_of(rules, seed, number) for number in range(len(specs)))
