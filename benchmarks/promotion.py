@@ -68,12 +68,12 @@ def main() -> None:
     from flows.evaluation import evaluate
     from flows.gating import gate_report
     from flows.promotion import request, roll_back
-    from flows.served import pipeline_of
     from flows.workshop import registry
+    from infra.pipelines import read_pipeline
 
     name = given.first.partition(":")[0]
     second = registry().get(given.second)
-    prompt = next(iter(pipeline_of(registry().fetch(second)).try_prompts), "")
+    prompt = next(iter(read_pipeline(registry().fetch(second)).try_prompts), "")
     request(given.first)
     print("| seconds | median | slowest |\n|---|---|---|")
     watcher = Watcher(name, prompt)

@@ -123,7 +123,9 @@ def publish(cache: Path, preset: str, steps: int) -> tuple[dict[str, Any], dict[
                 "name": "bench.base",
                 "version": 1,
                 "sha256": digest,
+                "family": "ddpm",
                 "accepts": {"prompt": "text"},
+                "gives": {"picture": [3, side, side]},
                 "steps": steps,
                 "guidance": model.config.guidance,
             }

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import Environment, StrictUndefined
 
 from flows.judging.gate import Evaluation, GateReport
-from flows.judging.pipeline import SAMPLING, Pipeline
 from flows.recipe import Recipe, TrainingSpec
+from infra.pipelines import SAMPLING, Pipeline
 
 if TYPE_CHECKING:
     from infra.registry import Version

@@ -194,7 +194,8 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
 
 def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family], list[str]]":
     """Return the recipe's stages as networks without weights, and what their configs refuse."""
-    from flows.judging.pipeline import SAMPLING, StageMismatch, check_chain, interface_of
+    from flows.judging.pipeline import StageMismatch, check_chain, interface_of
+    from infra.pipelines import SAMPLING
     from models.family import Family
 
     models: dict[str, Family] = {}

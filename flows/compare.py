@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.judging.gate import Evaluation, Interval
-from flows.judging.pipeline import SAMPLING, Pipeline
 from flows.workshop import ledger, registry
 from infra.documents import read_json
+from infra.pipelines import SAMPLING, Pipeline, is_pipeline, read_pipeline
 from infra.storage import MANIFEST
 
 if TYPE_CHECKING:
@@ -101,14 +101,14 @@ def side(ref: str) -> Side:
     """
     version = registry().get(ref)
     directory = registry().fetch(version)
-    if not (directory / "pipeline.json").is_file():
+    if not is_pipeline(directory):
         raise Incomparable(f"{version.ref} is a stage: compare {version.name.split('.')[0]!r}")
     evaluation = directory / "evaluation.json"
     report = _document(directory / "report.json")
     rows = ledger().standing(version.name).values()
     return Side(
         version=version,
-        pipeline=Pipeline.model_validate_json((directory / "pipeline.json").read_bytes()),
+        pipeline=read_pipeline(directory),
         recipe=_document(directory / "recipe.json"),
         evaluation=Evaluation.model_validate_json(evaluation.read_bytes()) if evaluation.is_file() else None,
         passed=report.get("passed"),

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.judging.gate import Evaluation
 from flows.judging.pictures import fixed_requests, named, wanted_attributes
-from flows.judging.pipeline import PinnedStage, Pipeline, draw, load_model
+from flows.judging.pipeline import draw, load_model
 from flows.pages.drift import write_page
 from flows.recipe import Recipe
 from flows.workshop import ledger, registry
+from infra.pipelines import PinnedStage, read_pipeline
 from infra.receipts import read
 from infra.rollouts import wilson
 from infra.settings import settings
@@ -224,7 +225,7 @@ def examine(name: str) -> DriftReport:
     if row is None or row.to_version is None or row.to_digest is None:
         raise ValueError(f"{name} has no version in production; promote one")
     directory = registry().fetch(f"{name}:{row.to_version}", digest=row.to_digest)
-    pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
+    pipeline = read_pipeline(directory)
     if pipeline.modality != "image":
         raise ValueError(
             f"{name}:{row.to_version} gives {pipeline.modality}: drift is looked for in pictures alone"

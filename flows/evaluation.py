@@ -15,10 +15,6 @@ from flows.identity.reach import Code
 from flows.judging.evaluate import Order, evaluate_on_ray
 from flows.judging.gate import Evaluation, check
 from flows.judging.pipeline import (
-    SAMPLING,
-    Ability,
-    PinnedStage,
-    Pipeline,
     abilities,
     check_fit,
     facts_of_tokenizer,
@@ -29,6 +25,7 @@ from flows.prepare import prepare_dataset
 from flows.recipe import Recipe
 from flows.workshop import git_commit, modality_of, named, registry
 from infra.documents import MOST_OF_OURS, read_json
+from infra.pipelines import SAMPLING, Ability, PinnedStage, Pipeline, Tokenizer, read_pipeline
 from infra.settings import settings
 from infra.storage import seal
 
@@ -41,7 +38,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     """
     stages = []
     able: tuple[Ability, ...] = ()
-    tokens: dict[str, str | int] | None = None
+    tokens: Tokenizer | None = None
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
@@ -228,7 +225,7 @@ def evaluate(ref: str) -> dict[str, Any]:
         whole = version.name.split(".")[0]
         raise ValueError(f"{version.ref} is a stage, not a pipeline: evaluate {whole!r}")
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
-    pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
+    pipeline = read_pipeline(directory)
     before = Evaluation.model_validate_json((directory / "evaluation.json").read_text())
     prepared = prepare_dataset(recipe.data.name)
     judge = None

@@ -20,12 +20,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from flows.judging.gate import Evaluation, GateReport
-from flows.judging.pipeline import Pipeline, check_fit, check_interfaces
+from flows.judging.pipeline import check_fit, check_interfaces
 from flows.recipe import Recipe
 from flows.tracing import imported_rows
 from flows.workshop import actor, ledger, registry, signing
 from infra.documents import read_json
 from infra.listed import NAME as NAME_OF_MODEL
+from infra.pipelines import Pipeline, is_pipeline, read_pipeline
 from infra.registry import LINEAGE, PUBLISHABLE, Version
 from infra.settings import settings
 from infra.storage import IntegrityError, sha256_of, verify, write_json
@@ -135,7 +136,7 @@ def export(ref: str, folder: Path) -> Index:
         raise ExchangeError(f"{folder} is there already: name a folder that is not")
     version = registry().get(ref)
     directory = registry().fetch(version)
-    if not (directory / "pipeline.json").is_file():
+    if not is_pipeline(directory):
         raise ExchangeError(f"{version.ref} is a stage: export {version.name.split('.')[0]!r}")
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def _write(version: Version, directory: Path, making: Path) -> Index:
 
 def _pinned(directory: Path) -> list[Exported]:
     """Return the stages that a pipeline's directory pins, and the judge that judged it."""
-    pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_bytes())
+    pipeline = read_pipeline(directory)
     found = [
         Exported(role="stage", name=stage.name, number=stage.version, digest=stage.sha256)
         for stage in pipeline.stages

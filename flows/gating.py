@@ -5,9 +5,9 @@ from pathlib import Path
 from flows.judging.gate import Condition, Evaluation, GateReport, check
 from flows.judging.pipeline import StageMismatch, check_fit, check_interfaces
 from flows.recipe import Gate, Recipe
-from flows.served import pipeline_of
 from flows.workshop import ledger, registry
 from infra.documents import read_json
+from infra.pipelines import is_pipeline, read_pipeline
 from infra.registry import Version
 from infra.settings import settings
 from infra.storage import write_json
@@ -20,7 +20,7 @@ def gate_of(version: Version) -> Gate:
         ValueError: it is a stage.
     """
     directory = registry().fetch(version)
-    if not (directory / "pipeline.json").is_file():
+    if not is_pipeline(directory):
         raise ValueError(
             f"{version.ref} is a stage, not a pipeline: promote {version.name.split('.')[0]!r}"
         )
@@ -104,13 +104,13 @@ def _judged_anew(serving: Path, directory: Path, wanted: Evaluation) -> Evaluati
         judge = {"name": name, "version": int(number), "digest": wanted.judge.sha256}
     connect(settings().ray_url)
     data = {"path": str(ready.path), "identity": ready.identity}
-    order = order_of(recipe, pipeline_of(serving), judge, data)
+    order = order_of(recipe, read_pipeline(serving), judge, data)
     evaluation, _ = evaluate_on_ray(order)
     return evaluation
 
 
 def _fits(directory: Path) -> Condition:
-    stages = pipeline_of(directory).stages
+    stages = read_pipeline(directory).stages
     try:
         check_fit(stages)
         check_interfaces(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flows import tracing
 from flows.judging.gate import Evaluation
-from flows.judging.pipeline import Pipeline
 from flows.recipe import Recipe
 from flows.sections import Found
 from flows.workshop import registry
+from infra.pipelines import read_pipeline
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _escaped(text: str) -> str:
 
 def _pipeline(graph: Graph, version: "Version") -> str:
     directory = registry().fetch(version)
-    pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_bytes())
+    pipeline = read_pipeline(directory)
     identity = graph.add(_node(version, "pipeline"))
     dataset = ""
     if (directory / "recipe.json").is_file():

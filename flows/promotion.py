@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast
 
 from flows.gating import gate_of, gate_report
 from flows.judging.gate import GateReport, document
-from flows.served import load_versions, pins, pipeline_of, project_aliases, serve_wanted
+from flows.served import load_versions, pins, project_aliases, serve_wanted
 from flows.smoke import draws_once, smoke
 from flows.tryouts import Candidate, SmokeFailed
 from flows.workshop import actor, ledger, person, promotions, registry
@@ -21,6 +21,7 @@ from infra.chain import canonical
 from infra.database import DatabaseError
 from infra.leases import holding, new_holder
 from infra.ledger import Conflict, Row
+from infra.pipelines import read_pipeline
 from infra.promotions import Promotion, PromotionError, advance
 from infra.registry import Unreachable
 from infra.settings import settings
@@ -165,7 +166,7 @@ def finish(row: Promotion, holder: str) -> None:
 def _carry_on(row: Promotion, holder: str) -> dict[str, Any]:
     """Load, smoke, commit, project: all that follows the gate and the approvals."""
     directory = registry().fetch(row.ref, digest=row.digest)
-    new = Candidate(row.ref, pipeline_of(directory))
+    new = Candidate(row.ref, read_pipeline(directory))
     _reach("promote.load")
     needed = [pin["digest"] for pin in pins(new.pipeline)]
     if row.kind == "promote" or not serving.loaded(settings(), needed):
@@ -204,7 +205,7 @@ def _champion(row: Promotion) -> Candidate | None:
     if head is None or head.to_digest is None or head.to_digest == row.digest:
         return None
     ref = f"{row.name}:{head.to_version}"
-    return Candidate(ref, pipeline_of(registry().fetch(ref, digest=head.to_digest)))
+    return Candidate(ref, read_pipeline(registry().fetch(ref, digest=head.to_digest)))
 
 
 def _commit(row: Promotion, holder: str, report: GateReport | None) -> Row:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from data.repro import sweep
 from flows.judging.gate import Evaluation
-from flows.served import pins, pipeline_of
+from flows.served import pins
 from flows.workshop import ledger, promotions, registry
+from infra.pipelines import is_pipeline, read_pipeline
 from infra.registry import Version
 from infra.runs import folder_of
 from infra.settings import settings
@@ -150,11 +151,11 @@ def _run(run: "Run", folder: Path | None) -> Piece:
 def _pinned(version: Version) -> set[str]:
     """Return the digests of a pipeline's stages and of the judge that looked at it; none of a stage."""
     directory = registry().fetch(version)
-    if not (directory / "pipeline.json").is_file():
+    if not is_pipeline(directory):
         return set()
     judged = Evaluation.model_validate_json((directory / "evaluation.json").read_bytes())
     judge = {judged.judge.sha256} if judged.judge else set()
-    return judge | {pin["digest"] for pin in pins(pipeline_of(directory))}
+    return judge | {pin["digest"] for pin in pins(read_pipeline(directory))}
 
 
 def _folder(kind: str, path: Path, name: str = "") -> Piece:

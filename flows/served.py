@@ -1,18 +1,12 @@
 """What Ray Serve holds and MLflow shows: projections of the ledger, safe to make again at any time."""
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, cast
 
-from flows.judging.pipeline import Pipeline
 from flows.workshop import ledger, promotions, registry
 from infra.ledger import Stage
+from infra.pipelines import Pipeline, read_pipeline
 from infra.settings import settings
-
-
-def pipeline_of(directory: Path) -> Pipeline:
-    """Return the pipeline.json of a fetched pipeline version."""
-    return Pipeline.model_validate_json((directory / "pipeline.json").read_text())
 
 
 def pins(pipeline: Pipeline) -> list[dict[str, Any]]:
@@ -27,7 +21,7 @@ def stage_versions(versions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the stage versions that these pipeline versions (digest by "shapes:4") pin, each once."""
     found: dict[str, dict[str, Any]] = {}
     for ref, digest in versions.items():
-        for pin in pins(pipeline_of(registry().fetch(ref, digest=digest))):
+        for pin in pins(read_pipeline(registry().fetch(ref, digest=digest))):
             found[pin["digest"]] = pin
     return list(found.values())
 

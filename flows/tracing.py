@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.judging.pipeline import Pipeline
 from flows.workshop import actor, ledger, registry, signing
 from infra import provenance
 from infra.contents import LARGEST_SIDE, MOST_SAMPLES
 from infra.documents import read_json
+from infra.pipelines import Pipeline, read_pipeline
 from infra.provenance import Check
 from infra.receipts import GENERATOR, Receipt, attach, read
 from infra.settings import settings
@@ -141,7 +141,7 @@ def _traced(receipt: Receipt, file: Path) -> Trace:
             "have: export it where the picture was made, then `atelier import DIR`"
         )
     directory = registry().fetch(version)
-    pipeline = Pipeline.model_validate_json((directory / "pipeline.json").read_bytes())
+    pipeline = read_pipeline(directory)
     named = [(stage.name, stage.sha256) for stage in receipt.stages]
     pinned = [(stage.name, stage.sha256) for stage in pipeline.stages]
     if named != pinned:

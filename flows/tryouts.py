@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flows.judging.pipeline import Pipeline
+from infra.pipelines import Pipeline
 
 LEVELS: Final = (
     4  # of 256: a picture is flat with less between darkest and brightest in every channel

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from infra.pipelines import Modality, Tokenizer
 from infra.receipts import Receipt
-from services.plans import Modality, TokenizerFacts
 
 
 class Body(BaseModel):
@@ -60,7 +60,7 @@ class Model(Body):
     response_formats: list[str] | None = None
     max_tokens: int | None = None
     temperature: float | None = None
-    tokenizer: TokenizerFacts | None = None
+    tokenizer: Tokenizer | None = None
 
 
 class Models(Body):

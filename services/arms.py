@@ -157,9 +157,9 @@ class Arms:
         self, endpoint: Endpoint, drawing: Drawing, whole: bool
     ) -> AsyncGenerator[Progress]:
         if whole:
-            yield await self._maker.draw(endpoint.plan, drawing)
+            yield await self._maker.draw(endpoint.pipeline, drawing)
             return
-        async with aclosing(self._maker.watch(endpoint.plan, drawing)) as seen:
+        async with aclosing(self._maker.watch(endpoint.pipeline, drawing)) as seen:
             async for progress in seen:
                 yield progress
 

@@ -40,9 +40,9 @@ async def answer_embeddings(
     Raises:
         ApiError: 400, the model embeds nothing, or has another size than `dimensions`; 429, 500 or 503 otherwise.
     """
-    endpoint.plan.must("embeddings", endpoint.name)
+    endpoint.must("embeddings")
     async with Deadline(timeout_s):
-        pin = endpoint.plan.stages[0].pin
+        pin = endpoint.pipeline.stages[0].pin
         work = EmbedWork(pin=pin, texts=order.input, dimensions=order.dimensions, ahead=ahead)
         found = await stage.embed(work)
     if isinstance(found, Refused):

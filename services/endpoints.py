@@ -12,20 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
-from pydantic import ValidationError
-
 from infra.database import DatabaseError
 from infra.ledger import Ledger, Row, Stage
+from infra.pipelines import Ability, Pipeline, PipelineError, read_pipeline
 from infra.registry import Registry, RegistryError, Unreachable, Version
 from infra.rollouts import PLACES, Place, Terms
 from infra.storage import IntegrityError
+from services.cards import SAYS, card
 from services.errors import ApiError
-from services.plans import Plan
 
 _MODEL: Final = re.compile(
     r"(?P<name>[a-z][a-z0-9-]{0,40})(@(?P<stage>staging|production|canary|shadow)|:(?P<number>[1-9][0-9]{0,8}))?"
 )
-_REMEMBERED: Final = 512  # plans, and versions by number
+_REMEMBERED: Final = 512  # pipelines, and versions by number
 
 T = TypeVar("T")
 
@@ -41,12 +40,23 @@ class Endpoint:
     stage: str | None  # production, staging, canary, shadow, or None for a version by number
     epoch: int  # of the ledger's row; 0 for a version by number
     created: int  # unix seconds
-    plan: Plan
+    pipeline: Pipeline
 
     @property
     def ref(self) -> str:
         """The version: "shapes:4"."""
         return f"{self.name}:{self.number}"
+
+    def must(self, ability: Ability) -> None:
+        """Check that a request of this kind can be answered.
+
+        Raises:
+            ApiError: 400 unsupported_capability, with what the version can do.
+        """
+        if ability not in self.pipeline.able:
+            can = ", ".join(SAYS[one] for one in self.pipeline.able) or "nothing known here"
+            message = f"{self.name} gives no {SAYS[ability]}; it gives {can}"
+            raise ApiError(400, message, code="unsupported_capability", param="model")
 
     def card(self) -> dict[str, Any]:
         """Return the model object of /v1/models."""
@@ -59,7 +69,7 @@ class Endpoint:
             "root": f"models:/{self.name}/{self.number}",
             "digest": self.digest,
             "alias": self.stage,
-            **self.plan.card(),
+            **card(self.pipeline),
         }
 
 
@@ -94,7 +104,7 @@ class Endpoints:
     def __init__(self, ledger: Ledger, registry: Registry) -> None:
         self._ledger = ledger
         self._registry = registry
-        self._plans: dict[str, Plan] = {}
+        self._pipelines: dict[str, Pipeline] = {}
         self._numbers: dict[str, Version] = {}
 
     def resolve(self, model: str) -> Endpoint:
@@ -178,28 +188,29 @@ class Endpoints:
             _remember(self._numbers, model, version)
         if version.kind != "pipeline":
             raise unknown(model)
-        plan = self._plan(version.ref, version.digest)
+        pipeline = self._pipeline(version.ref, version.digest)
         created = int(version.created.timestamp())
-        return Endpoint(model, version.name, version.number, version.digest, None, 0, created, plan)
+        return Endpoint(
+            model, version.name, version.number, version.digest, None, 0, created, pipeline
+        )
 
     def _endpoint(self, model: str, row: Row) -> Endpoint:
         assert row.to_version is not None
         assert row.to_digest is not None
-        plan = self._plan(f"{row.name}:{row.to_version}", row.to_digest)
+        pipeline = self._pipeline(f"{row.name}:{row.to_version}", row.to_digest)
         created = int(row.at.timestamp())
         return Endpoint(
-            model, row.name, row.to_version, row.to_digest, row.stage, row.epoch, created, plan
+            model, row.name, row.to_version, row.to_digest, row.stage, row.epoch, created, pipeline
         )
 
-    def _plan(self, ref: str, digest: str) -> Plan:
-        if digest not in self._plans:
+    def _pipeline(self, ref: str, digest: str) -> Pipeline:
+        if digest not in self._pipelines:
             directory = _asking(lambda: self._registry.fetch(ref, digest=digest))
             try:
-                plan = Plan.model_validate_json((directory / "pipeline.json").read_bytes())
-            except (OSError, ValidationError) as error:
+                _remember(self._pipelines, digest, read_pipeline(directory))
+            except PipelineError as error:
                 raise _unavailable(f"{ref} cannot be served") from error
-            _remember(self._plans, digest, plan)
-        return self._plans[digest]
+        return self._pipelines[digest]
 
 
 def _rollout(rows: Mapping[str, Row]) -> Rollout | None:

@@ -111,8 +111,8 @@ class Exchange:
 
     def _facts(self, step: Step, row: int) -> Receipt:
         endpoint, drawing = step.endpoint, step.drawing
-        first = endpoint.plan.stages[0]
-        image = endpoint.plan.modality == "image"
+        first = endpoint.pipeline.stages[0]
+        image = endpoint.pipeline.modality == "image"
         return Receipt(
             endpoint=endpoint.name,
             version=endpoint.ref,
@@ -121,7 +121,7 @@ class Exchange:
             epoch=endpoint.epoch,
             stages=tuple(
                 StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
-                for stage in endpoint.plan.stages
+                for stage in endpoint.pipeline.stages
             ),
             prompt=drawing.prompts[row] if drawing.prompts else "",
             prompt_tokens=drawing.prompt_tokens[row] if drawing.prompt_tokens else None,
@@ -130,7 +130,7 @@ class Exchange:
             generator=GENERATOR,
             steps=first.steps if image and drawing.steps is None else drawing.steps,
             guidance=first.guidance if image and drawing.guidance is None else drawing.guidance,
-            size=endpoint.plan.size,
+            size=endpoint.pipeline.size,
             seconds=drawing.seconds,
             speed=drawing.speed,
             max_tokens=drawing.max_tokens,
@@ -139,7 +139,7 @@ class Exchange:
             top_p=drawing.top_p,
             stop=drawing.stop or None,
             echo=drawing.echo or None,
-            sample_rate=endpoint.plan.sample_rate,
+            sample_rate=endpoint.pipeline.sample_rate,
             created=self.created,
             request_id=self.request_id,
         )

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from infra.pipelines import Pipeline
 from services.errors import ApiError, invalid
 from services.media import Bitmap, Sound
-from services.plans import Plan
 from services.work import (
     Dialogue,
     Embedded,
@@ -113,9 +113,9 @@ class Stages(Protocol):
 
 
 class Maker(Protocol):
-    """Makes what a plan names."""
+    """Makes what a pipeline names."""
 
-    async def draw(self, plan: Plan, drawing: Drawing) -> Complete:
+    async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
         """Return the samples.
 
         Raises:
@@ -123,7 +123,7 @@ class Maker(Protocol):
         """
         ...
 
-    def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
+    def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `draw`."""
         ...
 

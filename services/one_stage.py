@@ -4,26 +4,26 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
+from infra.pipelines import Pipeline
 from services.making import Complete, Drawing, Maker, Progress, Stages, refusal
 from services.media import sound
-from services.plans import Plan
 from services.text_to_image import TextToImage
 from services.work import Event, Piece, Refused, Sounded, Work, Written, named
 
 
 class OneStage:
-    """Speaks or writes with the only stage of a plan."""
+    """Speaks or writes with the only stage of a pipeline."""
 
     def __init__(self, generate: Stages) -> None:
         self._generate = generate
 
-    async def draw(self, plan: Plan, drawing: Drawing) -> Complete:
+    async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
         """Return the sounds or texts; errors as in `Maker`."""
-        return _complete(await self._generate.draw(_work(plan, drawing, pieces=False)), drawing)
+        return _complete(await self._generate.draw(_work(pipeline, drawing, pieces=False)), drawing)
 
-    async def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
+    async def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield pieces of text as they are written, then the whole; errors as in `Maker`."""
-        work = _work(plan, drawing, pieces=plan.modality == "text")
+        work = _work(pipeline, drawing, pieces=pipeline.modality == "text")
         async with aclosing(self._generate.watch(work)) as events:
             async for event in events:
                 yield event if isinstance(event, Piece) else _complete(event, drawing)
@@ -37,17 +37,17 @@ class Pipelines:
         painter: Maker = TextToImage(generate, upscale)
         self._makers: dict[str, Maker] = {"image": painter, "audio": one, "text": one}
 
-    async def draw(self, plan: Plan, drawing: Drawing) -> Complete:
+    async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
         """Return the samples; errors as in `Maker`."""
-        return await self._makers[plan.modality].draw(plan, drawing)
+        return await self._makers[pipeline.modality].draw(pipeline, drawing)
 
-    def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
+    def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `Maker`."""
-        return self._makers[plan.modality].watch(plan, drawing)
+        return self._makers[pipeline.modality].watch(pipeline, drawing)
 
 
-def _work(plan: Plan, drawing: Drawing, *, pieces: bool) -> Work:
-    stage = plan.stages[0]
+def _work(pipeline: Pipeline, drawing: Drawing, *, pieces: bool) -> Work:
+    stage = pipeline.stages[0]
     return Work(
         pin=stage.pin,
         seeds=drawing.seeds,

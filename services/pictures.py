@@ -26,11 +26,11 @@ def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     Raises:
         ApiError: 400 that names the parameter.
     """
-    plan = endpoint.plan
-    plan.must("images", endpoint.name)
-    first = plan.stages[0]
-    if order.size not in {None, "auto", plan.size}:
-        raise invalid(f"size: {endpoint.name} draws {plan.size}, got {order.size!r}", "size")
+    pipeline = endpoint.pipeline
+    endpoint.must("images")
+    first = pipeline.stages[0]
+    if order.size not in {None, "auto", pipeline.size}:
+        raise invalid(f"size: {endpoint.name} draws {pipeline.size}, got {order.size!r}", "size")
     prompts = caption(order.prompt, seeds, endpoint)
     steps = order.sampler_steps if order.sampler_steps is not None else first.steps
     if steps is not None and order.count * steps > LARGEST_COST:
@@ -58,7 +58,7 @@ def caption(
     Raises:
         ApiError: 400, it is too long, or empty and must not be, or the other way round.
     """
-    if not endpoint.plan.reads_text:
+    if not endpoint.pipeline.reads_text:
         if prompt:
             raise invalid(f"{name}: {endpoint.name} reads no text; send an empty one", name)
         return ()
@@ -130,7 +130,7 @@ class PictureAnswer:
         for row, seed in enumerate(step.drawing.seeds):
             file = stamped_png(self._exchange, step, row, made[row])
             if step.endpoint.stage == "production":
-                self._kept.keep(step.endpoint.name, step.endpoint.plan.sample, file)
+                self._kept.keep(step.endpoint.name, step.endpoint.pipeline.sample, file)
             entries.append({**self._deliver(file), "seed": seed})
         return entries
 
@@ -143,7 +143,7 @@ class PictureAnswer:
         return {
             when: int(self._exchange.created.timestamp()),
             "model": step.endpoint.ref,
-            "size": step.endpoint.plan.size,
+            "size": step.endpoint.pipeline.size,
             "quality": "auto",
             "background": "opaque",
             "output_format": "png",

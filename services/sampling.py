@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
+from infra.pipelines import Modality
 from services.arms import Step
 from services.endpoints import Endpoint
 from services.errors import invalid
@@ -22,7 +23,6 @@ from services.orders import (
     plain_text,
 )
 from services.pictures import caption, stamped_png
-from services.plans import Modality
 from services.sound import stamped_sound
 from services.text_orders import COMPLETION_TOKENS, LONGEST_TEXT
 from services.work import LONGEST_S, Text
@@ -60,29 +60,31 @@ def plan_samples(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint)
     Raises:
         ApiError: 400 that names the parameter.
     """
-    plan, first = endpoint.plan, endpoint.plan.stages[0]
-    plan.must("samples", endpoint.name)
-    names = MEANINGFUL[plan.modality]
+    pipeline, first = endpoint.pipeline, endpoint.pipeline.stages[0]
+    endpoint.must("samples")
+    names = MEANINGFUL[pipeline.modality]
     for name in {one for many in MEANINGFUL.values() for one in many}.difference(names):
         if getattr(order, name) is not None:
-            message = f"{name}: {endpoint.name} makes {plan.modality} and takes {', '.join(names)}"
+            message = (
+                f"{name}: {endpoint.name} makes {pipeline.modality} and takes {', '.join(names)}"
+            )
             raise invalid(message, name)
     asked = {name: getattr(order, name) for name in names}
-    if plan.modality == "image":
+    if pipeline.modality == "image":
         steps = order.steps or first.steps
         if steps is not None and order.count * steps > LARGEST_COST:
             message = f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}"
             raise invalid(message, "steps")
     else:
         asked = {n: getattr(first, n) if value is None else value for n, value in asked.items()}
-    if plan.modality == "text":
+    if pipeline.modality == "text":
         asked["max_tokens"] = asked["max_tokens"] or COMPLETION_TOKENS
     return Drawing(prompts=_prompts(order, seeds, endpoint), seeds=seeds, **asked)
 
 
 def _prompts(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> tuple[str, ...]:
     try:
-        if endpoint.plan.modality != "text":
+        if endpoint.pipeline.modality != "text":
             return caption(one_line(order.prompt), seeds, endpoint)
         plain_text(order.prompt)
     except ValueError as error:
@@ -102,7 +104,7 @@ async def give_samples(exchange: Exchange) -> Response:
             "object": "list",
             "created": int(exchange.created.timestamp()),
             "model": step.endpoint.ref,
-            "modality": step.endpoint.plan.modality,
+            "modality": step.endpoint.pipeline.modality,
             "data": await asyncio.to_thread(entries),
             **complete.said,
         }
@@ -120,7 +122,7 @@ def _entry(exchange: Exchange, step: Step, row: int, made: One) -> dict[str, Any
             "finish_reason": made.reason,
             "receipt": receipt.model_dump(mode="json", exclude_none=True),
         }
-    audio = step.endpoint.plan.modality == "audio"
+    audio = step.endpoint.pipeline.modality == "audio"
     file = (stamped_sound if audio else stamped_png)(exchange, step, row, made)
     content_type = "audio/wav" if audio else "image/png"
     return {**common, "content_type": content_type, "b64": base64.b64encode(file).decode()}

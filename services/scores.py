@@ -12,12 +12,12 @@ from typing import Annotated, Any, Final, Literal, Self
 from fastapi.responses import JSONResponse, Response
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from infra.pipelines import Modality
 from services.endpoints import Endpoint
 from services.errors import invalid
 from services.exchange import Deadline
 from services.making import Stages, refusal
 from services.orders import LONGEST_PROMPT, Seed, Strict, plain_text
-from services.plans import Modality
 from services.text_orders import LONGEST_TEXT
 from services.work import Dialogue, Refused, Scored, ScoreWork
 
@@ -117,12 +117,12 @@ async def answer_scores(
     Raises:
         ApiError: 400, the model has no likelihood, or not of such an input; 429, 500 or 503 otherwise.
     """
-    plan = endpoint.plan
-    plan.must("scores", endpoint.name)
+    pipeline = endpoint.pipeline
+    endpoint.must("scores")
     works = []
     for one in order.input:
-        if one.modality != plan.modality:
-            message = f"input: {endpoint.name} scores {plan.modality}, got {one.modality}"
+        if one.modality != pipeline.modality:
+            message = f"input: {endpoint.name} scores {pipeline.modality}, got {one.modality}"
             raise invalid(message, "input")
         try:
             content = b"" if one.modality == "text" else one.content()
@@ -130,7 +130,7 @@ async def answer_scores(
             raise invalid(f"input: {error}", "input") from None
         works.append(
             ScoreWork(
-                pin=plan.stages[-1].pin,
+                pin=pipeline.stages[-1].pin,
                 content=content,
                 record=one.record,
                 caption=order.caption,
@@ -146,7 +146,7 @@ async def answer_scores(
                 param = found.param or "input"
                 raise refusal(Refused(found.kind, found.message, found.retry_after_s, param))
             said = {"warnings": list(found.warnings)} if found.warnings else {}
-            numbers = _numbers(plan.modality, found)
+            numbers = _numbers(pipeline.modality, found)
             data.append({"object": "score", "index": index, **numbers, **said})
     return JSONResponse({"object": "list", "model": endpoint.ref, "data": data})
 

@@ -82,14 +82,14 @@ def plan_speech(order: SpeechOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     Raises:
         ApiError: 400, it gives no sound, or has no such voice.
     """
-    plan = endpoint.plan
-    if plan.modality != "audio":
-        plan.must("speech", endpoint.name)
+    pipeline = endpoint.pipeline
+    if pipeline.modality != "audio":
+        endpoint.must("speech")
     voices = {None, "", "default", "alloy"}  # the SDK insists on one
     if order.voice not in voices:
         message = f"voice: {endpoint.name} has one voice, `default`; got {order.voice!r}"
         raise ApiError(400, message, code="invalid_value", param="voice")
-    first = plan.stages[0]
+    first = pipeline.stages[0]
     return Drawing(
         prompts=caption(order.input, seeds, endpoint, "input", LONGEST_INPUT),
         seeds=seeds,
@@ -113,7 +113,7 @@ class SpeechAnswer:
         except ApiError as error:
             raise _of_input(error) from None
         file, receipt = await asyncio.to_thread(self._file, step, complete)
-        headers = {"x-sample-rate": str(step.endpoint.plan.sample_rate)}
+        headers = {"x-sample-rate": str(step.endpoint.pipeline.sample_rate)}
         told, warnings = receipt.ascii_json.decode(), [*complete.warnings]
         if self._order.kind in BARE and len(told) <= LONGEST_HEADER:
             headers[RECEIPT] = told

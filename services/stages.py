@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.pipelines import Pin
 from services.work import (
     LONGEST_S,
     Drawn,
@@ -24,7 +25,6 @@ from services.work import (
     Event,
     Made,
     Piece,
-    Pin,
     Preview,
     Prompt,
     Refused,

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from fastapi.responses import JSONResponse, Response
 
+from infra.pipelines import PinnedStage
 from services.arms import Step
 from services.endpoints import Endpoint
 from services.errors import ApiError, invalid
 from services.exchange import Exchange, event
 from services.likely import said_of, written_of
 from services.making import Complete, Drawing
-from services.plans import PinnedStage
 from services.text_orders import (
     COMPLETION_TOKENS,
     MOST_ROWS,
@@ -34,9 +34,9 @@ def plan_completion(order: CompletionOrder, seeds: tuple[int, ...], endpoint: En
     Raises:
         ApiError: 400, it completes nothing.
     """
-    endpoint.plan.must("completions", endpoint.name)
+    endpoint.must("completions")
     _check_together(order)
-    first = endpoint.plan.stages[0]
+    first = endpoint.pipeline.stages[0]
     room = first.max_tokens or COMPLETION_TOKENS
     asked = [prompt for prompt in order.prompt for _ in seeds]
     return Drawing(
@@ -68,8 +68,8 @@ def plan_turn(order: ChatOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> D
     Raises:
         ApiError: 400, it does not chat.
     """
-    endpoint.plan.must("chat", endpoint.name)
-    first = endpoint.plan.stages[0]
+    endpoint.must("chat")
+    first = endpoint.pipeline.stages[0]
     return Drawing(
         dialogues=(order.dialogue,) * len(seeds),
         seeds=seeds,

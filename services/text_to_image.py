@@ -6,41 +6,41 @@ Seeds are the same at every stage; steps and guidance that a request asks for ar
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from infra.pipelines import PinnedStage, Pipeline
 from services.errors import ApiError
 from services.making import Complete, Drawing, Progress, Sketch, Stages, refusal
 from services.media import bitmap, enlarged
-from services.plans import PinnedStage, Plan
 from services.work import Drawn, Event, Preview, Refused, Work
 
 
 class TextToImage:
-    """Draws with the stages that a plan names."""
+    """Draws with the stages that a pipeline names."""
 
     def __init__(self, generate: Stages, upscale: Stages) -> None:
         self._generate = generate
         self._upscale = upscale
 
-    async def draw(self, plan: Plan, drawing: Drawing) -> Complete:
+    async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
         """Return the pictures; errors as in `Maker`."""
-        first, *further = plan.stages
+        first, *further = pipeline.stages
         drawn = await self._generate.draw(_work(first, drawing))
-        return await self._enlarge(plan, further, drawing, _pictures(drawn))
+        return await self._enlarge(pipeline, further, drawing, _pictures(drawn))
 
-    async def watch(self, plan: Plan, drawing: Drawing) -> AsyncGenerator[Progress]:
+    async def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield sketches as the first stage draws, then the pictures; errors as in `Maker`."""
-        first, *further = plan.stages
-        assert plan.image_size is not None
-        width, height = plan.image_size
+        first, *further = pipeline.stages
+        assert pipeline.image_size is not None
+        width, height = pipeline.image_size
         async with aclosing(self._generate.watch(_work(first, drawing))) as events:
             async for event in events:
                 if isinstance(event, Preview):
                     pixels = enlarged(bitmap(event.picture), width, height)
                     yield Sketch(event.row, event.index, pixels)
                 else:
-                    yield await self._enlarge(plan, further, drawing, _pictures(event))
+                    yield await self._enlarge(pipeline, further, drawing, _pictures(event))
 
     async def _enlarge(
-        self, plan: Plan, stages: list[PinnedStage], drawing: Drawing, drawn: Drawn
+        self, pipeline: Pipeline, stages: list[PinnedStage], drawing: Drawing, drawn: Drawn
     ) -> Complete:
         pictures = drawn.pictures
         for stage in stages:
@@ -57,7 +57,7 @@ class TextToImage:
             )
             pictures = _pictures(await self._upscale.draw(work)).pictures
         found = [bitmap(picture) for picture in pictures]
-        if plan.image_size is None or found[0].shape[:2] != plan.image_size[::-1]:
+        if pipeline.image_size is None or found[0].shape[:2] != pipeline.image_size[::-1]:
             raise ApiError(
                 500, "the last stage drew another size than promised", code="internal_error"
             )

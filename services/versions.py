@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from infra.documents import read_json
+from infra.pipelines import Pin
 from models import build
 from models.family import Family
 from services.engine import BUCKETS
 from services.trial import agreeing
-from services.work import Pin
 
 if TYPE_CHECKING:
     from infra.registry import Registry

@@ -10,6 +10,8 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.pipelines import Pin
+
 Pictures: TypeAlias = NDArray[np.float32]
 """(N, C, H, W) in [0, 1]."""
 Sounds: TypeAlias = NDArray[np.float32]
@@ -29,20 +31,6 @@ NAMED: Final = (
     *("temperature", "top_k", "top_p", "logprobs", "stop"),
 )
 """Fields of a request that a family may refuse by name."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
-    """A model version, named by its digest."""
-
-    name: str
-    number: int
-    digest: str
-
-    @property
-    def ref(self) -> str:
-        """The version as people write it: "shapes.base:3"."""
-        return f"{self.name}:{self.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

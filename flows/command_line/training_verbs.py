@@ -192,11 +192,11 @@ def _show_metrics(ref: str) -> None:
 
 def _into(ref: str) -> str:
     """Return how `generate` is told where to put what the version makes; text goes to the terminal."""
-    from flows.judging.pipeline import Pipeline
     from flows.workshop import registry
+    from infra.pipelines import read_pipeline
 
     directory = registry().fetch(registry().get(ref))
-    made = Pipeline.model_validate_json((directory / "pipeline.json").read_text()).modality
+    made = read_pipeline(directory).modality
     return {"image": " -o picture.png", "audio": " -o sound.wav", "text": ""}[made]
 
 

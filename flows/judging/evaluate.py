@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from flows.judging.gate import Evaluation, JudgeRecord
 from flows.judging.modalities import judging
-from flows.judging.pipeline import Pipeline, draw, load_model
+from flows.judging.pipeline import draw, load_model
 from flows.judging.speed import cost_per_sample
 from flows.recipe import Evaluation as EvaluationSpec
 from infra.documents import read_json
+from infra.pipelines import Pipeline
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,9 +5,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from flows.judging.pipeline import Modality, Pipeline
 from flows.judging.scores import Judged
 from flows.recipe import Evaluation as EvaluationSpec
+from infra.pipelines import Modality, Pipeline
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.loaders import everything, read_header
-from flows.judging.pipeline import Pipeline
 from flows.judging.scores import (
     Judged,
     Scores,
@@ -26,6 +25,7 @@ from flows.judging.scores import (
 )
 from flows.judging.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
+from infra.pipelines import Pipeline
 from models.family import Family, Request
 from models.judges import LEAST_HELD_OUT
 from models.judges import metrics as m

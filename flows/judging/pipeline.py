@@ -5,11 +5,10 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any, Final
 
 from infra.documents import read_json
+from infra.pipelines import SAMPLING, Ability, Accepts, Gives, PinnedStage, Tokenizer
 from infra.storage import verify
 
 if TYPE_CHECKING:
@@ -17,82 +16,10 @@ if TYPE_CHECKING:
 
     from models.family import Family, Request
 
-Picture = tuple[int, int, int]  # channels, height, width
-Modality = Literal["image", "audio", "text"]
-Ability = Literal["images", "speech", "completions", "chat", "embeddings", "scores", "samples"]
 ADDED: Final = ("modality", "sample_rate", "tokenizer")
 """Fields of `Accepts` and `Gives` that came with sound and text: at their defaults they are in no interface's hash."""
-
-
-class Accepts(BaseModel):
-    """What a stage starts from: a prompt or nothing, and what the stage before it gives: one of the rest, or none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: Literal["text", "none"]
-    picture: Picture | None = None
-    sample_rate: int | None = None  # of sound, Hz
-    tokenizer: str | None = None  # of tokens, as in `Gives`
-
-
-class Gives(BaseModel):
-    """What a stage hands on: a picture, sound at a sample rate, or tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    modality: Modality = "image"
-    picture: Picture | None = None
-    sample_rate: int | None = None  # Hz
-    tokenizer: str | None = None  # the first 16 digits of the document's sha256
-
-
-class PinnedStage(BaseModel):
-    """One stage of a pipeline version, pinned by digest, with how it is sampled where that is not asked for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: str
-    name: str
-    version: int
-    sha256: str
-    family: str
-    interface: str | None = None  # hash of what it accepts, gives and reads; None: an old pin
-    accepts: Accepts
-    gives: Gives
-    steps: int | None = None
-    guidance: float | None = None
-    seconds: float | None = None  # of sound
-    max_tokens: int | None = None  # of text
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-
-
-SAMPLING: Final = (
-    *("steps", "guidance", "seconds", "max_tokens"),
-    *("temperature", "top_k", "top_p"),
-)
-"""What of a stage's sampling a recipe sets and a pipeline version pins; None leaves it to the family."""
 SILENCE: Final = {"image": 0, "audio": 0, "text": -1}
 """What follows a sample that ended before others of its batch."""
-
-
-class Pipeline(BaseModel):
-    """pipeline.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    endpoint: str
-    modality: Modality = "image"
-    abilities: tuple[Ability, ...] = ()  # of the last stage; empty: written before there were any
-    stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]
-    vocabulary: tuple[str, ...]
-    image_size: tuple[int, int] | None = None  # width, height
-    sample_rate: int | None = None  # Hz, of sound
-    tokenizer: dict[str, str | int] | None = None  # of text: kind, tokens, sha256 of its document
-    sample: float = 0.0  # share of the answers that the gateway keeps, see flows.drift
-    try_prompts: tuple[str, ...] = ()
 
 
 class StageMismatch(ValueError):
@@ -121,11 +48,11 @@ def interface_of(model: "Family") -> tuple[Accepts, Gives]:
     )
 
 
-def facts_of_tokenizer(config: dict[str, Any]) -> dict[str, str | int]:
+def facts_of_tokenizer(config: dict[str, Any]) -> Tokenizer:
     """Return which tokenizer a model of text with this config.json reads by."""
     from models.parts.tokens import tokenizer
 
-    return tokenizer(_fresh(config).config.tokenizer).facts
+    return Tokenizer.model_validate(tokenizer(_fresh(config).config.tokenizer).facts)
 
 
 def abilities(config: dict[str, Any]) -> tuple[Ability, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data import loaders
 from flows.judging.pictures import wanted_attributes
-from flows.judging.pipeline import Pipeline, joined
+from flows.judging.pipeline import joined
 from flows.judging.scores import (
     Judged,
     Scores,
@@ -24,6 +24,7 @@ from flows.judging.scores import (
 )
 from flows.judging.sheets import of_sounds
 from flows.recipe import Evaluation as EvaluationSpec
+from infra.pipelines import Pipeline
 from models.family import Family
 from models.judges import metrics as m
 from models.judges.recogniser import Recogniser

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from flows.judging.gate import Interval
-from flows.judging.pipeline import PinnedStage, draw
+from flows.judging.pipeline import draw
+from infra.pipelines import PinnedStage
 from models.family import Family
 
 TIMES: Final = 9

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from data import loaders
-from flows.judging.pipeline import Pipeline, joined
+from flows.judging.pipeline import joined
 from flows.judging.scores import Judged, Scores, likelihood, own, taken
 from flows.judging.sheets import of_texts
 from flows.recipe import Evaluation as EvaluationSpec
+from infra.pipelines import Pipeline
 from models.family import Family, Record
 from models.judges import LEAST_HELD_OUT
 

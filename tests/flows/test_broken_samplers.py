@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from data.loaders import everything, read_header
 from flows.judging import pictures
 from flows.judging.gate import Evaluation, GateReport, check
-from flows.judging.pipeline import PinnedStage, Pipeline, interface
+from flows.judging.pipeline import interface
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
+from infra.pipelines import PinnedStage, Pipeline
 from models import describe
 from models.variational.vae import VAE
 from tests.data import prepare_kit

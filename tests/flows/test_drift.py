@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from flows.drift import DriftReport, Sample, TooFew, compare, kept
-from flows.judging.pipeline import Accepts, Gives, PinnedStage
 from flows.pages.drift import write_page
+from infra.pipelines import Accepts, Gives, PinnedStage
 from infra.receipts import Receipt, attach
 from infra.settings import settings
 from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig

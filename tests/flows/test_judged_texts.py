@@ -17,11 +17,12 @@ from data import loaders
 from flows.judging import sounds, texts
 from flows.judging.evaluate import Order, evaluation_set
 from flows.judging.modalities import judging
-from flows.judging.pipeline import Accepts, Gives, PinnedStage, Pipeline, draw
+from flows.judging.pipeline import draw
 from flows.judging.scores import Judged
 from flows.judging.sheets import lines_of, of_texts, spectrogram
 from flows.recipe import Evaluation
 from flows.training.previews import png_of_samples
+from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
 from models.family import Family, Record
 from models.language.transformer import Transformer
 from tests.flows.modalities_kit import (

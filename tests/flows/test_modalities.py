@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 
 from flows.judging.pipeline import (
-    Accepts,
-    Gives,
-    PinnedStage,
-    Pipeline,
     StageMismatch,
     abilities,
     asked,
@@ -24,6 +20,7 @@ from flows.judging.pipeline import (
     joined,
 )
 from flows.recipe import Stage
+from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
 from models import FAMILIES, describe, trainable
 from models.diffusion.ddpm import DDPM
 

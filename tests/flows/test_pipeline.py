@@ -9,8 +9,6 @@ import torch
 from flows import evaluation
 from flows.judging.pictures import fixed_requests, wanted_attributes
 from flows.judging.pipeline import (
-    PinnedStage,
-    Pipeline,
     StageMismatch,
     check_fit,
     check_interfaces,
@@ -20,6 +18,7 @@ from flows.judging.pipeline import (
 )
 from flows.judging.speed import cost_per_sample
 from flows.recipe import Evaluation
+from infra.pipelines import PinnedStage, Pipeline
 from models import describe
 from models.diffusion.ddpm import DDPM
 

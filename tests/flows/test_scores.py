@@ -16,8 +16,9 @@ from flows.judging import pictures
 from flows.judging import scores as scoring
 from flows.judging.evaluate import Order, load_judge
 from flows.judging.gate import Interval
-from flows.judging.pipeline import PinnedStage, Pipeline, interface
+from flows.judging.pipeline import interface
 from flows.recipe import Evaluation
+from infra.pipelines import PinnedStage, Pipeline
 from models import describe
 from models.autoregressive.pixelcnn import PixelCNN
 from models.family import Batch, Capabilities

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.judging.pipeline import Accepts, Gives, PinnedStage, Pipeline
 from flows.smoke import draws_once, own_key, smoke
 from flows.tryouts import Candidate, SmokeFailed
 from infra.keys import Keys
+from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
 from infra.settings import settings
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]

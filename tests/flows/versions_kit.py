@@ -14,8 +14,9 @@ import torch
 
 from flows import workshop
 from flows.judging.gate import Evaluation, Interval, JudgeRecord, check
-from flows.judging.pipeline import PinnedStage, Pipeline, draw, interface
+from flows.judging.pipeline import draw, interface
 from flows.recipe import Gate
+from infra.pipelines import PinnedStage, Pipeline
 from infra.provenance import sign
 from infra.receipts import GENERATOR, Receipt, StageReceipt, attach
 from infra.registry import Registry, Version

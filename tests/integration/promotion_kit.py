@@ -17,11 +17,12 @@ from PIL import Image
 
 from flows import workshop
 from flows.judging.gate import Evaluation, Interval
-from flows.judging.pipeline import PinnedStage, Pipeline, interface, interface_hash
+from flows.judging.pipeline import interface, interface_hash
 from flows.recipe import Recipe
 from infra import receipts, serving
 from infra.keys import Keys
 from infra.ledger import Ledger
+from infra.pipelines import PinnedStage, Pipeline
 from infra.promotions import Promotions
 from infra.registry import Registry, Version
 from infra.settings import Settings, settings

@@ -141,6 +141,7 @@ class Workshop:
             "sha256": version["digest"],
             "family": describe(model)["family"],
             "accepts": {"prompt": model.capabilities.condition},
+            "gives": {"modality": model.capabilities.modality},
             **stage,
         }
         words = getattr(model.config, "vocabulary", ())

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from infra.pipelines import Pin
 from services.errors import ApiError
 from services.exchange import Deadline
 from services.remote import Remote
-from services.work import Pin, Work
+from services.work import Work
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using extra keyword arguments on `Field` is deprecated"  # Serve's, at its import

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from data import tokenizing
 from infra import provenance, receipts
+from infra.pipelines import Pin
 from infra.signing import Signing
 from models.family import Request
 from models.language.gpt import GPT
@@ -22,7 +23,7 @@ from services.engine import Engine
 from services.text_orders import ChatOrder, CompletionOrder
 from services.tickets import Failed, Finished, Wrote
 from services.trial import agreeing
-from services.work import Piece, Pin, Text, Work
+from services.work import Piece, Text, Work
 from tests.services.text_kit import CHAT, COMPLETIONS, SIGNS, events, gpt, said, wrote
 
 Ask = Callable[..., httpx.Response]

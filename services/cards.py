@@ -1,0 +1,52 @@
+"""What a pipeline version can be asked for, in words and as /v1/models says it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from infra.pipelines import Ability, Pipeline
+
+SAYS: Final[Mapping[Ability, str]] = {
+    "images": "pictures at /v1/images/generations",
+    "speech": "sound at /v1/audio/speech",
+    "completions": "text at /v1/completions",
+    "chat": "chat at /v1/chat/completions",
+    "embeddings": "embeddings at /v1/embeddings",
+    "scores": "likelihoods at /v1/scores",
+    "samples": "samples at /v1/samples",
+}
+CAPABILITIES: Final[Mapping[Ability, str]] = {
+    "images": "image_generation",
+    "speech": "audio_speech",
+    "completions": "completions",
+    "chat": "chat_completions",
+    "embeddings": "embeddings",
+    "scores": "scores",
+    "samples": "samples",
+}
+"""Names in the model's card, by ability."""
+
+
+def card(pipeline: Pipeline) -> dict[str, Any]:
+    """Return what /v1/models says of it."""
+    first = pipeline.stages[0]
+    found: dict[str, Any] = {
+        "modality": pipeline.modality,
+        "capabilities": [CAPABILITIES[one] for one in pipeline.able],
+        "abilities": list(pipeline.able),
+        "reads_text": pipeline.reads_text,
+        "steps": first.steps,
+        "guidance": first.guidance,
+        "stages": [stage.pin.ref for stage in pipeline.stages],
+        "try_prompts": list(pipeline.try_prompts),
+    }
+    if pipeline.modality == "image":
+        found["size"] = pipeline.size
+    if pipeline.modality == "audio":
+        found["sample_rate"] = pipeline.sample_rate
+        found["seconds"] = first.seconds
+        found["response_formats"] = ["mp3", "opus", "aac", "flac", "wav", "pcm"]
+    if pipeline.modality == "text":
+        found["max_tokens"] = first.max_tokens
+        found["temperature"] = first.temperature
+        found["tokenizer"] = pipeline.tokenizer and pipeline.tokenizer.model_dump()
+    return found
