@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict
 from data.params import CatalogError
 from flows.evaluation import judge_pipeline
 from flows.judging.gate import Condition, GateReport
-from flows.judging.pipeline import SAMPLING
 from flows.prepare import prepare_dataset
 from flows.recipe import Bound, Recipe, Stage, control_of, load
 from flows.train import train_stages
 from flows.workshop import registry
 from infra.documents import read_json
+from infra.pipelines import SAMPLING
 from infra.storage import MANIFEST
 
 FAILURES: Final = (ValueError, OSError, RuntimeError, LookupError)
