@@ -17,6 +17,7 @@ from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, TrainingSpec
 from flows.slots import training_slots
 from flows.training.halting import ends_with_the_caller
+from flows.training.room import lined_up
 from flows.workshop import environment, git_commit, named, registry, training_spec
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
@@ -95,12 +96,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
-    """Start every training at once; Ray decides which has room, and another flow's trainings wait."""
+    """Start every training at once; they ask for room in the recipe's order, and another flow's trainings wait."""
     names = [*recipe.stages, *(["judge"] if recipe.judge else [])]
     specs = {name: training_spec(recipe, name, prepared) for name in names}
     new = [spec for spec in specs.values() if not registry().find(spec.name, spec.identity)]
     check_specs(new)
-    with training_slots(new), ends_with_the_caller():
+    on_ray = [spec.name for spec in new if spec.resources.num_workers]
+    with training_slots(new), lined_up(on_ray), ends_with_the_caller():
         futures = {name: train_stage.submit(spec, recipe.name) for name, spec in specs.items()}
         return {name: future.result() for name, future in futures.items()}
 

@@ -1,6 +1,9 @@
 """Room for workers: asked of an autoscaler where a cluster has too little, and waited for within a bound."""
 
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +13,41 @@ from infra.cluster import TooSmall, capacity, require, too_small
 
 NOTE_EVERY_S: Final = 10.0
 POLL_S: Final = 0.5
+TURN_S: Final = 5.0
+"""How long a training waits at most for those before it to ask: one may fail, or find no room, before it does."""
 SCALING: Final = "waiting for nodes of the autoscaler"
+
+_line: list[str] = []  # trainings that begin together and have not asked yet
+_moved = threading.Condition()
+
+
+@contextmanager
+def lined_up(names: Sequence[str]) -> Iterator[None]:
+    """Have trainings that begin together ask for room in this order, inside the block.
+
+    Where there is no room for all, the first of a recipe, which as a rule is the longest, does not come last.
+    """
+    with _moved:
+        _line.extend(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            asked(name)
+
+
+def wait_for_turn(name: str) -> None:
+    """Wait until whoever stands before a training has asked, TURN_S at most; return at once for one in no line."""
+    with _moved:
+        _moved.wait_for(lambda: name not in _line or _line[0] == name, timeout=TURN_S)
+
+
+def asked(name: str) -> None:
+    """Say that a training has asked for its workers."""
+    with _moved:
+        if name in _line:
+            _line.remove(name)
+            _moved.notify_all()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from flows.training import halting
 from flows.training.hearts import Hearts
 from flows.training.journal import Reporter
 from flows.training.nodes import Nodes, things
-from flows.training.room import NOTE_EVERY_S, Patience, Request, bring, wait
+from flows.training.room import NOTE_EVERY_S, Patience, Request, asked, bring, wait, wait_for_turn
 from flows.training.run_folder import RunFolder
 from infra.cluster import capacity, connect
 from infra.settings import settings
@@ -101,10 +101,12 @@ def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporte
     from flows.training.lean_trainer import release
 
     request = _request(spec)
+    wait_for_turn(spec.name)
     _wait_for_room(request, nodes, reporter)
     nodes.inspect()
     lease = folder.lease()
     controller, end = _trainer(spec, folder, request, lease).start()
+    asked(spec.name)
     waiting, hearts = _Waiting(spec, request, nodes, reporter, lease), Hearts(folder.journal)
     try:
         while not ray.wait([end], timeout=1.0)[0]:
