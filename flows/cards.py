@@ -16,7 +16,8 @@ MODEL: Final = """\
 
 A `{{ spec.family }}` ({{ spec.preset }}) trained on `{{ spec.dataset }}`\
 {% if spec.image_size %} at {{ spec.image_size }} pixels{% endif %}: \
-{{ spec.training.steps }} steps of {{ spec.training.batch_size }} samples, seed {{ spec.seed }}.
+{{ spec.training.steps }} steps of {{ spec.training.batch_size }} samples, seed {{ spec.seed }}\
+{% if spec.base %}, fine-tuned from {{ spec.base.says }}{% endif %}.
 
 | lineage | |
 |---|---|

@@ -12,7 +12,7 @@ from data.modalities import modality
 from flows.identity.code import stamp
 from flows.judging.measured import Able, measured, refusals
 from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of, load
-from flows.workshop import environment
+from flows.workshop import environment, registry
 from infra.documents import read_json
 from infra.parts import state_folder
 from infra.settings import settings
@@ -55,6 +55,8 @@ def check(recipe: Recipe, project: Path) -> dict[str, str]:
         data = known(recipe.data.name, project)
     except CatalogError as error:
         raise RecipeError("\n".join([f"data.name: {error}", *_declared(recipe, None)])) from None
+    if recipe.bases:  # which versions they are may change
+        return check_for(recipe, data)
     memory, identity = settings().state / "checked" / f"{recipe.name}.json", _identity(recipe, data)
     with suppress(OSError, ValueError):
         if (past := read_json(memory))["identity"] == identity:
@@ -189,6 +191,8 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
         lines.append(f"training.cuda_graph holds the step of one player, and {stage.family} {what}")
     if stage.training.keep == "best" and says.counts:
         lines.append(f"training.keep: {stage.family} counts, and what it ends with is all there is")
+    if stage.training.base is not None and says.counts:
+        lines.append(f"training.from: {stage.family} counts, and keeps nothing of earlier weights")
     return lines
 
 
@@ -202,7 +206,7 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
     lines: list[str] = []
     for where, stage in [*_stages(recipe), *_broken(recipe)]:
         try:
-            model = _network(stage, data)
+            model = _network(stage, where.rpartition(".")[2], data)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             lines.append(f"{where}: {error}")
             continue
@@ -220,21 +224,47 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
     return models, lines
 
 
-def _network(stage: Stage, data: Mapping[str, Any]) -> "Trainable":
+def _network(stage: Stage, name: str, data: Mapping[str, Any]) -> "Trainable":
     """Return a stage's network on no device: its sizes are checked and no memory is taken."""
+    from flows.training import starting
     from models import configure, trainable
     from models.outline import outline
 
     facts = modality(data["modality"]).network_facts(data, stage.image_size)
     if "splits" not in data:
         facts.pop("tokenizer", None)  # it is trained when the dataset is prepared
+    base, directory = _base(stage, name)
+    if directory is not None:
+        facts = starting.facts_beside(directory, facts)
     config = configure(stage.family, stage.preset, stage.config, facts)
+    if directory is not None:
+        starting.check(stage.family, config, directory, base)
     model = outline(trainable(stage.family), config)
     if model.counts:
         from flows.training.counting import check_passes
 
         check_passes(stage, model)
     return model
+
+
+def _base(stage: Stage, name: str) -> tuple[str, Path | None]:
+    """Return what a stage starts from, as errors call it, with its files; none where MLflow does not answer.
+
+    Raises:
+        ValueError: there is no such version.
+    """
+    if stage.training.base is None:
+        return "", None
+    from flows.bases import version_of
+    from infra.registry import RegistryError, Unreachable
+
+    try:
+        version = version_of(stage.training.base, name)
+        return f"{version.ref} (sha256 {version.digest[:12]})", registry().fetch(version)
+    except Unreachable:  # `atelier check` says so
+        return "", None
+    except RegistryError as error:
+        raise ValueError(f"training.from: {error}") from None
 
 
 def _unreadable(recipe: Recipe, data: Mapping[str, Any], first: "Family") -> list[str]:

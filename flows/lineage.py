@@ -207,6 +207,11 @@ def _run(graph: Graph, version: "Version", what: str, dataset: str) -> str | Non
         name = version.tags.get("atelier.dataset") or dataset or "data"
         node = Node("data", f"data {data_identity}", name, (data_identity[:24],))
         graph.link(graph.add(node), identity)
+    if base := version.tags.get("atelier.base"):
+        digest = version.tags["atelier.base_digest"]
+        lines = [f"sha256 {digest[:16]}", "whose weights came first"]
+        node = Node("data", f"base sha256 {digest}", base, tuple(lines))
+        graph.link(graph.add(node), identity)
     return identity
 
 

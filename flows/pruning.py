@@ -1,8 +1,9 @@
 """What takes room and nobody needs: versions that no ledger row names, with their runs; checkpoints; copies.
 
-Kept is what the ledger names or ever named, what is being promoted, the newest version of every name, and the stages
-and the judge that any of these pin; and the runs, searches and trials from which these come or that are about them.
-A run that is not finished stays with its checkpoints: it can go on.
+Kept is what the ledger names or ever named, what is being promoted, the newest version of every name, the stages and
+the judge that any of these pin, and what any of all these was fine-tuned from, without which it could not be trained
+again; and the runs, searches and trials from which these come or that are about them. A run that is not finished stays
+with its checkpoints and with what it started from: it can go on.
 """
 
 import shutil
@@ -16,7 +17,8 @@ from data.repro import sweep
 from flows.judging.gate import Evaluation
 from flows.served import pins
 from flows.workshop import ledger, promotions, registry
-from infra.pipelines import is_pipeline, read_pipeline
+from infra.documents import read_json
+from infra.pipelines import read_pipeline
 from infra.registry import Version
 from infra.runs import folder_of
 from infra.settings import settings
@@ -55,6 +57,8 @@ def pieces() -> list[Piece]:
     ]
     here = settings().state / "versions"
     found += [_folder("fetched copy", path) for path in here.glob("*") if path.name not in kept]
+    copies, started = (settings().runs / "bases").glob("*"), _started_from()
+    found += [_folder("fetched copy", path) for path in copies if path.name not in started]
     found += _runs([one for one in versions if one.digest in kept])
     going = {piece.name for piece in found if piece.kind == "run"}
     for final in settings().runs.glob("*/final"):
@@ -103,10 +107,23 @@ def _kept(versions: list[Version]) -> set[str]:
     }
     named |= {intent.digest for intent in promotions().open()}
     newest = {one.name: one.digest for one in versions}  # they stand in the order of their numbers
-    kept = named | set(newest.values())
-    for digest in list(kept & known.keys()):
-        kept |= _pinned(known[digest])
+    kept = named | set(newest.values()) | _started_from()
+    left = list(kept)
+    while left:
+        if (version := known.get(left.pop())) is not None:
+            more = _needed(version) - kept
+            kept |= more
+            left += more
     return kept
+
+
+def _started_from() -> set[str]:
+    """Return the digests that trainings start from which are not finished: they can go on."""
+    specs = [
+        path for path in settings().runs.glob("*/spec.json") if not (path.parent / "final").is_dir()
+    ]
+    bases = [read_json(path).get("base") for path in specs]
+    return {base["digest"] for base in bases if base}
 
 
 def _runs(kept: list[Version]) -> list[Piece]:
@@ -148,11 +165,12 @@ def _run(run: "Run", folder: Path | None) -> Piece:
     return Piece("run", run.data.tags["atelier.identity"], megabytes, remove)
 
 
-def _pinned(version: Version) -> set[str]:
-    """Return the digests of a pipeline's stages and of the judge that looked at it; none of a stage."""
+def _needed(version: Version) -> set[str]:
+    """Return the digests of a pipeline's stages and of the judge that looked at it; of a stage that of its base."""
+    if version.kind != "pipeline":
+        base = version.tags.get("atelier.base_digest")
+        return {base} if base else set()
     directory = registry().fetch(version)
-    if not is_pipeline(directory):
-        return set()
     judged = Evaluation.model_validate_json((directory / "evaluation.json").read_bytes())
     judge = {judged.judge.sha256} if judged.judge else set()
     return judge | {pin["digest"] for pin in pins(read_pipeline(directory))}

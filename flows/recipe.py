@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flows.sections import Control, Found, Fraction, Peer, Positive, Search, Strict
 from infra.documents import DocumentError, parse_yaml, read_yaml
+from infra.listed import NAME
 from models import near
 
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
@@ -50,6 +51,12 @@ class Optimizer(Strict):
 class Training(Strict):
     """How one network is trained; a step is one optimiser step over `batch_size` samples, all workers together."""
 
+    base: Annotated[
+        str | None,
+        Field(alias="from", pattern=rf"^{NAME.pattern}(:[1-9][0-9]{{0,8}}|@[a-z]+)?$"),
+    ] = None
+    """The registered version, NAME[:v|@alias], whose weights of this stage are the first ones: a pipeline (shapes:3)
+    or a stage (shapes.base:3). None: weights by lot."""
     steps: Positive
     batch_size: Positive = 64
     accumulate: Positive = 1
@@ -209,10 +216,30 @@ class Recipe(Strict):
     search: Search | None = None
     found_by: Found | None = None  # written by `atelier tune`
 
+    @property
+    def bases(self) -> dict[str, str]:
+        """The versions that stages, and the judge, start from, as `training.from` names them."""
+        found = {**self.stages, **({"judge": self.judge} if self.judge else {})}
+        return {name: one.training.base for name, one in found.items() if one.training.base}
+
     @field_validator("control", mode="before")
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, dict) else value or ()
+
+
+class Base(Strict):
+    """A registered version whose weights a training starts from, found by `flows.bases`."""
+
+    name: str
+    version: int
+    digest: str
+    path: Path  # of its sealed directory, absolute, where every worker sees it
+
+    @property
+    def says(self) -> str:
+        """How cards and errors name it."""
+        return f"{self.name}:{self.version} (sha256 {self.digest[:12]})"
 
 
 class TrainingSpec(Strict):
@@ -230,11 +257,17 @@ class TrainingSpec(Strict):
     prepared: Path  # its folder, absolute
     data_identity: str
     code_identity: str
+    base: Base | None = None  # what `training.from` names
 
     @property
     def identity(self) -> str:
-        """The run's name: equal work has an equal one and resumes; how many CPUs it was lent does not count."""
-        document = self.model_dump(mode="json", exclude={"prepared"})
+        """The run's name: equal work has an equal one and resumes; how many CPUs it was lent does not count.
+
+        Nor does what the version is called that it starts from: its digest does.
+        """
+        unsaid: dict[str, Any] = {"prepared": True, "training": {"base"}, "base": True}
+        document = self.model_dump(mode="json", exclude=unsaid)
+        document["base"] = self.base and self.base.digest
         document["resources"] = {"num_workers": max(1, self.resources.num_workers)}
         text = json.dumps(document, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -269,6 +302,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
         _check_judge(recipe)
+        _check_bases(recipe)
         if recipe.search is not None:
             _check_search(recipe, recipe.search)
         for number in range(len(recipe.control)):
@@ -342,6 +376,16 @@ def _check_judge(recipe: Recipe) -> None:
         )
 
 
+def _check_bases(recipe: Recipe) -> None:
+    """Refuse a stage that starts from whatever this recipe made last: it would never be the same work again."""
+    for name, ref in recipe.bases.items():
+        if ref.removesuffix("@candidate") in {recipe.name, f"{recipe.name}.{name}"}:
+            raise RecipeError(
+                f"{name}: training.from {ref} is another version after each run of this recipe:"
+                f" name one, {recipe.name}:1 or {recipe.name}@production"
+            )
+
+
 def _check_control(recipe: Recipe, number: int) -> None:
     control_of(recipe, number)
     refused_by = recipe.control[number].refused_by
@@ -394,7 +438,7 @@ def _fields(error: ValidationError, place: Sequence[int | str]) -> list[str]:
         kind = kind.model_fields[part].annotation if section else inner[-1]
         if isinstance(kind, UnionType):  # a section or None
             kind = next(one for one in get_args(kind) if hasattr(one, "model_fields"))
-    return sorted(kind.model_fields)
+    return sorted(field.alias or name for name, field in kind.model_fields.items())
 
 
 def shortened(value: Any) -> str:

@@ -60,7 +60,7 @@ def train_stage(spec: TrainingSpec, experiment: str) -> dict[str, Any]:
 
 def publish(spec: TrainingSpec, final: Path, metrics: dict[str, float], run_id: str) -> "Version":
     """Register the weights with their card and lineage; the identity is the idempotency key."""
-    facts = {
+    facts: dict[str, Any] = {
         "kind": "model",
         "name": spec.name,
         "data_identity": spec.data_identity,
@@ -71,12 +71,15 @@ def publish(spec: TrainingSpec, final: Path, metrics: dict[str, float], run_id: 
         "environment": environment(),
         "metrics": metrics,
     }
+    if spec.base is not None:
+        facts["base"] = f"{spec.base.name}:{spec.base.version}"
+        facts["base_digest"] = spec.base.digest
     with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
         directory = Path(folder) / "version"
         shutil.copytree(final, directory, ignore=shutil.ignore_patterns(MANIFEST))
         (directory / "card.md").write_text(model_card(spec, facts))
         (directory / "training.json").write_text(
-            spec.model_dump_json(indent=1, exclude={"prepared"})
+            spec.model_dump_json(indent=1, exclude={"prepared": True, "base": {"path"}})
         )
         seal(directory, facts)
         tags = {
@@ -114,8 +117,9 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
         ValueError: names the stage and what is wrong with it.
     """
     from data.loaders import facts_of, read_header
+    from flows.training import starting
     from flows.training.counting import check_passes
-    from models import configure, trainable
+    from models import trainable
     from models.declared import of
 
     for spec in specs:
@@ -123,8 +127,9 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
             family = trainable(spec.family)
             if lines := unsuited(spec, of(family), read_header(spec.prepared)):
                 raise ValueError(lines[0])
-            facts = facts_of(spec.prepared, spec.image_size)
-            config = configure(spec.family, spec.preset, spec.config, facts)
+            config = starting.config_of(spec, facts_of(spec.prepared, spec.image_size))
+            if spec.base is not None:
+                starting.check(spec.family, config, spec.base.path, spec.base.says)
             if family.counts:
                 check_passes(spec, family(config))
         except ValueError as error:
@@ -132,7 +137,7 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
 
 
 def _flat(spec: TrainingSpec) -> dict[str, str]:
-    document = spec.model_dump(mode="json", exclude={"prepared"})
+    document = spec.model_dump(mode="json", exclude={"prepared": True, "base": {"path"}})
     flat: dict[str, str] = {}
     for key, value in document.items():
         inner = value.items() if isinstance(value, dict) else [("", value)]

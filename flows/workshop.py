@@ -58,9 +58,16 @@ def named(version: "Version") -> dict[str, Any]:
 
 
 def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> TrainingSpec:
-    """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge)."""
+    """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge).
+
+    Raises:
+        RegistryError, RecipeError: there is no such version as `training.from` names.
+    """
+    from flows.bases import base_of
+
     chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
     assert chosen is not None
+    ref = chosen.training.base
     return TrainingSpec(
         name=f"{recipe.name}.{stage}",
         family=chosen.family,
@@ -74,6 +81,7 @@ def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> Train
         prepared=Path(prepared["path"]),
         data_identity=prepared["identity"],
         code_identity=training_code(chosen.family, modality_of(Path(prepared["path"]))).digest,
+        base=base_of(ref, stage) if ref else None,
     )
 
 

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
-LINEAGE: Final = ("run_id", "data_identity", "code_identity", "git_commit", "seed", "search")
+LINEAGE: Final = (
+    *("run_id", "data_identity", "code_identity", "git_commit", "seed", "search"),
+    *("base", "base_digest"),
+)
 _REF: Final = re.compile(r"(?P<name>[^:@]+)(:(?P<number>[1-9][0-9]{0,8})|@(?P<alias>[a-z]+))?")
 
 

@@ -19,6 +19,7 @@ from flows.command_line.terminal import (
     show_json,
     show_table,
     training_progress,
+    use_stack,
 )
 from infra.documents import read_json
 from infra.settings import settings
@@ -51,19 +52,29 @@ def checked(recipe: Path, overrides: Sequence[str]) -> "Recipe":
     Raises:
         RecipeError: every reason, one a line.
     """
-    from flows.checking import checked as look
+    return _looked_at(recipe, overrides)[0]
 
-    return look(recipe, overrides, settings().project)[0]
+
+def _looked_at(recipe: Path, overrides: Sequence[str]) -> "tuple[Recipe, dict[str, str]]":
+    from flows.checking import checked as look
+    from flows.recipe import load
+
+    if load(recipe, overrides).bases:
+        use_stack()
+    return look(recipe, overrides, settings().project)
 
 
 def check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Tell in seconds, and without the stack, what would fail later in a run of the recipe."""
-    from flows.checking import checked as look
-
-    wanted, metrics = look(recipe, overrides or [], settings().project)
+    wanted, metrics = _looked_at(recipe, overrides or [])
     if as_json:
         show_json({"recipe": wanted.name, "metrics": metrics})
         return
+    if wanted.bases:
+        from flows.bases import unseen
+
+        for line in unseen(wanted):
+            console.print(line, style="yellow", markup=False, soft_wrap=True)
     bounds = wanted.gate.metrics
     rows = [
         (name, bounds[name].says if name in bounds else "", why)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
-from flows.training import halting, previews, turns
+from flows.training import halting, previews, starting, turns
 from flows.training.best import Best
 from flows.training.captured import Captured
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
@@ -33,7 +33,7 @@ from flows.training.run_folder import Fenced, RunFolder
 from flows.training.skips import SKIPPED, TOTAL, Skips
 from flows.training.validation import OnValidation, Validation
 from infra.storage import IntegrityError, faultpoint, write_json
-from models import configure, describe, trainable
+from models import describe, trainable
 
 
 class Diverged(ArithmeticError):
@@ -108,6 +108,8 @@ class Loop:
         sign_in(folder.journal, self.attempt, ranks.rank)
         if self.journal and self.left_out:
             self.journal.note(self.state.step, self.left_out)
+        if self.journal and spec.base is not None and not self.state.step:
+            self.journal.note(0, starting.told(self.state.model, spec, spec.base))
         self.model: Any = self.state.model
         if spec.training.compile:
             self.model = torch.compile(self.state.model)
@@ -131,10 +133,12 @@ class Loop:
 
     def _fresh(self) -> State:
         spec = self.spec
-        facts = self._loader().facts
-        config = configure(spec.family, spec.preset, spec.config, facts)
+        config = starting.config_of(spec, self._loader().facts)
         torch.manual_seed(spec.seed)  # the same first weights on every rank
-        model = trainable(spec.family)(config).to(self.ranks.device)
+        model = trainable(spec.family)(config)
+        if spec.base is not None:
+            starting.load(model, spec, spec.base)
+        model.to(self.ranks.device)
         if self.ranks.device.type == "cuda":
             for parameter in model.parameters():
                 if parameter.ndim == 4:  # filters

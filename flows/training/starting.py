@@ -1,0 +1,160 @@
+"""Starting from a registered version's weights (`spec.base`): what stays as it was learned, and whether the rest fits.
+
+The words that the base knows keep their places, new ones stand behind them; text is cut by the base's tokenizer. All
+else is as the recipe says. Every tensor must then be there in its own shape, but for embeddings: they may have rows
+more than the base's, which begin by lot.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from data.loaders import facts_of, records
+from flows.recipe import Base, TrainingSpec
+from infra.documents import read_json
+from infra.storage import verify
+from models import configure, trainable
+from models.family import Trainable
+from models.outline import outline
+from models.parts.tokens import UNK, tokenizer
+
+SHOWN: Final = 3  # names of a kind in an error
+LOOKED_AT: Final = 1000  # records, for words that a tokenizer does not know
+EMBEDDINGS: Final = (nn.Embedding, nn.EmbeddingBag)
+
+
+def config_of(spec: TrainingSpec, facts: Mapping[str, Any]) -> Any:
+    """Return the config of the spec's network, for data of these facts.
+
+    Raises:
+        ValueError: an unknown preset or field, or a value that Config refuses.
+    """
+    told = facts if spec.base is None else facts_beside(spec.base.path, facts)
+    return configure(spec.family, spec.preset, spec.config, told)
+
+
+def facts_beside(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data's facts as a network has them that starts from the version in a directory."""
+    known = read_json(directory / "config.json")["config"]
+    found = dict(facts)
+    if "tokenizer" in known:
+        found["tokenizer"] = known["tokenizer"]
+    if facts.get("vocabulary") and known.get("vocabulary"):
+        words = dict.fromkeys((*known["vocabulary"], *facts["vocabulary"]))
+        found["vocabulary"] = tuple(words)
+        found["max_words"] = max(facts["max_words"], known.get("max_words", 1))
+    return found
+
+
+def check(family: str, config: Any, directory: Path, says: str) -> None:
+    """Refuse a network that cannot start from the version in a directory, which errors call `says`.
+
+    Raises:
+        ValueError: another family, words or tokens in other places, or tensors that are missing, too many or of
+            another shape; one line that names them.
+    """
+    document = read_json(directory / "config.json")
+    if document["family"] != family:
+        raise ValueError(f"training.from: {says} is of family {document['family']}, not {family}")
+    before, now = document["config"], asdict(config)
+    for name in ("tokenizer", "attributes"):
+        if name in before and _plain(before[name]) != _plain(now[name]):
+            raise ValueError(f"training.from: {says} learned {name} that are others than here")
+    words, known = now.get("vocabulary", ()), before.get("vocabulary", ())
+    if words and tuple(words[: len(known)]) != tuple(known):
+        raise ValueError(
+            f"training.from: {says} learned other words first: leave config.vocabulary out"
+        )
+    if faults := _misfits(outline(trainable(family), config), directory):
+        raise ValueError(
+            f"training.from: {says} does not fit: {'; '.join(faults)}{_recipe_of(directory)}"
+        )
+
+
+def load(model: Trainable, spec: TrainingSpec, base: Base) -> None:
+    """Give a fresh model the base's weights.
+
+    Raises:
+        ValueError: as `check`.
+        infra.storage.IntegrityError: the bytes are not those of the base's digest.
+    """
+    verify(base.path, base.digest)
+    check(spec.family, model.config, base.path, base.says)
+    stored = load_file(base.path / "model.safetensors")
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            one = stored[name]
+            (tensor if one.shape == tensor.shape else tensor[: len(one)]).copy_(one)
+
+
+def told(model: Trainable, spec: TrainingSpec, base: Base) -> str:
+    """Return what the training starts from, and what of its data is new to that."""
+    known = read_json(base.path / "config.json")["config"].get("vocabulary", ())
+    new = getattr(model.config, "vocabulary", ())[len(known) :]
+    lines = [f"starts from {base.says}"]
+    if new:
+        lines.append(f"{len(new)} words are new to it: {_some(new)}")
+    return "; ".join([*lines, *_unknown(model, spec, base)])
+
+
+def _misfits(model: Trainable, directory: Path) -> list[str]:
+    """Return what of a network's tensors the stored ones do not give, a line a kind."""
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tables = {
+        f"{path}.weight" for path, one in model.named_modules() if isinstance(one, EMBEDDINGS)
+    }
+    other = [
+        f"{name} ({_size(found[name])} there, {_size(shape)} here)"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+        if name not in tables or found[name][1:] != shape[1:] or found[name] > shape
+    ]
+    kinds = {
+        "it lacks": [name for name in wanted if name not in found],
+        "it has besides": [name for name in found if name not in wanted],
+        "of another shape": other,
+    }
+    return [f"{kind} {_some(names)}" for kind, names in kinds.items() if names]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+def _recipe_of(directory: Path) -> str:
+    """Return how an error goes on: with the sizes that would fit, where the version says how it was trained."""
+    if not (directory / "training.json").is_file():
+        return ""
+    trained = read_json(directory / "training.json")
+    return f"; it was trained as preset {trained['preset']}, config {trained['config']}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _unknown(model: Trainable, spec: TrainingSpec, base: Base) -> list[str]:
+    """Return how much of the text the base's tokenizer does not know, where it is not the data's own."""
+    if (document := getattr(model.config, "tokenizer", None)) is None:
+        return []
+    words = tokenizer(document)
+    if words.sha256 == tokenizer(facts_of(spec.prepared, None)["tokenizer"]).sha256:
+        return []
+    texts = [text for one in records(spec.prepared, "train")[:LOOKED_AT] for _, text in one]
+    tokens = [token for row in words.encode_all(texts) for token in row]
+    share = sum(token == UNK for token in tokens) / max(1, len(tokens))
+    return [f"text is cut by the tokenizer of {base.name}, which does not know {share:.2%} of it"]
