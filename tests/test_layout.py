@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ BANNED_ARGUMENTS = {
 PARSERS = {"load", "loads", "load_all", "safe_load", "safe_load_all", "parse", "compose", "scan"}
 BROAD = {"Exception", "BaseException"}
 LONGEST_FILE = 600
+INTERNAL = ("prefect.server", "mlflow.server", "ray.scripts")
+"""Modules of others that promise nothing, though no underscore says so."""
+NAMED_TUPLES = {"_asdict", "_replace", "_fields"}  # public, in spite of their names
+REACHES = {
+    "flows/training/controller_parts.py": {"ray.train.v2._internal", "ray.train._internal"},
+    "flows/training/lean_trainer.py": {"ray.train.v2._internal", "ray._raylet", "_get_train_func"},
+    "flows/training/optimizers.py": {"_foreach_norm", "_foreach_mul_", "_foreach_lerp_"},
+    "infra/cluster.py": {"ray._raylet"},
+    "infra/servers.py": {"prefect.server", "mlflow.server", "ray.scripts"},
+}
+"""What of others' that is private is used all the same, and where: each is looked at when a pin is raised."""
 
 
 def sources(package: str) -> list[Path]:
@@ -50,6 +62,7 @@ def code() -> list[Path]:
     return [path for package in (*MAY_IMPORT, "tests", "benchmarks") for path in sources(package)]
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
@@ -104,6 +117,43 @@ def offences(path: Path) -> Iterator[str]:
                 yield f"line {node.lineno}: catches everything"
 
 
+def defined(path: Path) -> set[str]:
+    """Return the names that a file defines, also in classes and functions and on self."""
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        match node:
+            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+                found.add(name)
+            case ast.Name(name, ast.Store()) | ast.Attribute(ast.Name("self"), name, ast.Store()):
+                found.add(name)
+    return found
+
+
+def reaches(path: Path, own: set[str]) -> Iterator[str]:
+    """Yield what a file uses of others that is private: a module up to its private part, or an attribute."""
+    for node in ast.walk(tree(path)):
+        modules: list[str] = []
+        match node:
+            case ast.Import(names):
+                modules = [alias.name for alias in names]
+            case ast.ImportFrom(str(module), names):
+                modules = [f"{module}.{alias.name}" for alias in names]
+            case ast.Attribute(_, name) if private(name) and name not in own | NAMED_TUPLES:
+                yield name
+        for module in modules:
+            parts = module.split(".")
+            if parts[0] in MAY_IMPORT.keys() | {"tests"}:
+                continue
+            yield from (one for one in INTERNAL if f"{module}.".startswith(f"{one}."))
+            place = next((i for i, part in enumerate(parts) if private(part)), None)
+            if place is not None:
+                yield ".".join(parts[: place + 1])
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_packages_import_only_downwards(package: str) -> None:
     allowed = MAY_IMPORT[package] | {package}
@@ -122,6 +172,37 @@ def test_models_are_pure_pytorch() -> None:
         if (found := imported(path) & NO_MODELS_MAY_IMPORT)
     }
     assert not wrong
+
+
+def test_what_is_private_to_others_is_used_in_listed_modules_only() -> None:
+    product = [path for package in MAY_IMPORT for path in sources(package)]
+    own = {name for path in product for name in defined(path)}
+    found = {
+        path.relative_to(ROOT).as_posix(): names
+        for path in product
+        if (names := set(reaches(path, own)))
+    }
+    assert found == REACHES
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from ray.train.v2._internal.util import x", {"ray.train.v2._internal"}),
+        ("from ray import _raylet", {"ray._raylet"}),
+        ("import ray._raylet", {"ray._raylet"}),
+        ("from prefect.server.api.server import create_app", {"prefect.server"}),
+        ("def f(client):\n    return client._secret", {"_secret"}),
+        ("from __future__ import annotations\nclass A:\n    def _b(self): self._b()", set()),
+        ("from models.parts._rows import x", set()),
+    ],
+)
+def test_the_rule_sees_what_is_private_to_others(
+    text: str, found: set[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "sample.py"
+    path.write_text(text)
+    assert set(reaches(path, defined(path))) == found
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
