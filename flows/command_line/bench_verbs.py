@@ -48,11 +48,11 @@ def families(
 ) -> None:
     """Run every family's experiment and its broken controls; 1 if a gate is missed or a control passes."""
     names = [name for name in only.split(",") if name]
+    ready()
     from flows import experiments
 
     if write is not None:
         _into(write, [])  # it can be written
-    ready()
     rows = []
     with training_progress():
         for recipe in experiments.recipes(settings().project / "flows" / "recipes", names):

@@ -22,6 +22,7 @@ class Able:
     reads: bool = True  # captions
     upscales: bool = True
     tokenizes: bool = True
+    steps: bool = True  # draws token by token
 
     @classmethod
     def perhaps(cls, declared: Declared) -> "Able":
@@ -38,6 +39,7 @@ class Able:
             reads=able.condition == "text",
             upscales=able.upscales,
             tokenizes=able.tokenizes,
+            steps=able.stepwise,
         )
 
 
@@ -63,7 +65,7 @@ def measured(
     for name, able in stages.items():
         if able.likelihood:
             found[f"{name}_nats"] = ""
-            found |= _told(name, able, data)
+            found |= _told(name, able, data, alone=len(stages) == 1)
             if len(stages) == 1 and data["modality"] == "image":
                 found[f"{name}_sample_gap"] = few
         found |= {f"{name}_{one}": few for one in able.measures}
@@ -116,10 +118,13 @@ def _judged(data: Mapping[str, Any], why: str, prompted: bool | None) -> dict[st
     return found
 
 
-def _told(name: str, able: Able, data: Mapping[str, Any]) -> dict[str, str]:
-    """Return what captions save a stage with a likelihood."""
+def _told(name: str, able: Able, data: Mapping[str, Any], *, alone: bool) -> dict[str, str]:
+    """Return what a stage with a likelihood makes of captions, and of texts that it writes."""
     if data["modality"] == "text":
-        return {}
+        names = (f"{name}_sample_gap", f"{name}_prompt_gain", "ngram_gap", "distinct")
+        whole = "" if able.steps else "the stage does not write token by token"
+        told = {**dict.fromkeys(names, ""), f"{name}_told_apart": whole}
+        return told if alone and able.reads else {}
     return {f"{name}_caption_gain": "" if able.reads else "the stage reads no captions"}
 
 

@@ -17,11 +17,11 @@ from flows.judging.scores import (
     caption_gain,
     device_of,
     evenly,
+    gap,
     likelihood,
     nats_of,
     own,
     rated,
-    sample_gap,
 )
 from flows.judging.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
@@ -109,7 +109,7 @@ def score(
                 caption_gain(scores, model, stage.stage, {"pixels": test}, captions, nats)
             if len(models) == 1 and len(test) >= LEAST_HELD_OUT:
                 drawn_nats = nats_of(model, rated(model, {"pixels": pictures}, prompts))
-                sample_gap(scores, stage.stage, drawn_nats, nats)
+                gap(scores, f"{stage.stage}_sample_gap", drawn_nats, nats)
         if len(test) >= LEAST_HELD_OUT:  # one picture has no distribution
             chosen = evenly(test, min(len(test), MEASURED))
             own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)

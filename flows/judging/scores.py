@@ -101,8 +101,8 @@ def caption_gain(
         scores.mean(f"{stage}_caption_gain", (wrong - nats_N)[differs])
 
 
-def sample_gap(scores: Scores, stage: str, own_N: Tensor, held_out_M: Tensor) -> None:
-    """Add STAGE_sample_gap: how much less likely to a model its own samples are than held-out rows.
+def gap(scores: Scores, name: str, own_N: Tensor, held_out_M: Tensor) -> None:
+    """Add how much less likely drawn rows are than held-out ones, as STAGE_sample_gap to the model itself.
 
     The difference of the mean nats, in standard deviations of the held-out rows'. About 0 where the sampler draws what
     the likelihood says, and that fits the data; a sampler that draws something else is far above, one that repeats what
@@ -110,10 +110,11 @@ def sample_gap(scores: Scores, stage: str, own_N: Tensor, held_out_M: Tensor) ->
     """
     if len(own_N) < 2:
         return
-    scale = max(float(held_out_M.std()), torch.finfo(torch.float32).tiny)  # all may be as likely
-    gap = float(own_N.mean() - held_out_M.mean()) / scale
+    usual, rounding = float(held_out_M.mean()), torch.finfo(torch.float32)
+    scale = max(float(held_out_M.std()), 1e2 * rounding.eps * abs(usual), rounding.tiny)
+    value = (float(own_N.mean()) - usual) / scale
     error = float((own_N.var() / len(own_N) + held_out_M.var() / len(held_out_M)).sqrt()) / scale
-    scores.add(f"{stage}_sample_gap", gap, gap - 1.96 * error, gap + 1.96 * error, len(own_N))
+    scores.add(name, value, value - 1.96 * error, value + 1.96 * error, len(own_N))
 
 
 def own(

@@ -15,6 +15,16 @@ from data import loaders
 from flows.judging.pipeline import joined
 from flows.judging.scores import Judged, Scores, likelihood, own, taken
 from flows.judging.sheets import of_texts
+from flows.judging.written import (
+    SEARCHED,
+    SEEDS,
+    begun,
+    copied,
+    judge_texts,
+    passages,
+    shorter,
+    tell,
+)
 from flows.recipe import Evaluation as EvaluationSpec
 from infra.pipelines import Pipeline
 from models.family import Family, Record
@@ -22,45 +32,40 @@ from models.judges import LEAST_HELD_OUT
 
 ROWS: Final = 2048  # of held-out text that are rated, at most
 AT_ONCE: Final = 32  # rows of a forward pass
-OPENING: Final = 32  # characters of a document that is written on, about
 COPIED: Final = 100  # characters of a text that are looked for in the training split
-SEARCHED: Final = 2_000_000  # characters of the training split that are searched, at most
 USUAL: Final = 0.95  # of held-out texts copy no more than this quantile
 
 
 def requests(
     pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
 ) -> tuple[list[str], list[int]]:
-    """Return a prompt a seed, as many as the gallery shows: the recipe's to try in turn, or how held-out records begin.
+    """Return a prompt a seed: those of the gallery, and of a model with a likelihood held-out passages to go on from.
 
-    A family that reads no such beginnings, because it fills in blanks, needs `try_prompts` with some.
+    In the gallery it is the recipe's prompts to try in turn, or how held-out records begin. A family that reads no such
+    beginnings, because it fills in blanks, needs `try_prompts` with some.
     """
     seeds = list(range(spec.gallery))
     if pipeline.stages[0].accepts.prompt == "none":
         return [], seeds
-    held_out = [] if pipeline.try_prompts else loaders.records(prepared, "test")
+    judged = "scores" in pipeline.abilities
+    held_out = [] if pipeline.try_prompts and not judged else loaders.records(prepared, "test")
     found = list(pipeline.try_prompts) or openings(held_out, spec.gallery)
-    return [found[number % len(found)] for number in seeds], seeds
+    shown = [found[number % len(found)] for number in seeds]
+    if not judged:
+        return shown, seeds
+    asked = [one.asked for one in passages(held_out, spec.gallery)]
+    return [*shown, *asked * len(SEEDS)], [*seeds, *(seed for seed in SEEDS for _ in asked)]
 
 
 def openings(records: Sequence[Record], count: int) -> list[str]:
-    """Return how `count` of the records begin, evenly taken: a first question, a source, or a document's first words.
-
-    Only the shorter half of them is asked: not every network has room for the longest questions and sources.
-    """
+    """Return how `count` of the records begin: a first question, a source, or a document's first words."""
     found = [one for record in records if record and (one := _opening(record))] or [""]
-    middle = sorted(map(len, found))[(len(found) - 1) // 2]
-    short = [one for one in found if len(one) <= middle]
-    chosen = min(count, len(short))
-    return [short[number * len(short) // chosen] for number in range(chosen)]
+    return shorter(found, count, len)
 
 
 def _opening(record: Record) -> str:
     role, text = next((turn for turn in record if turn[0] != "system"), record[0])
-    if role != "text":
-        return text
-    begun = text[:OPENING]
-    return begun if len(text) <= OPENING or " " not in begun else begun.rpartition(" ")[0]
+    return begun(text) if role == "text" else text
 
 
 def packed(drawn: Tensor) -> npt.NDArray[Any]:
@@ -101,11 +106,18 @@ def score(
             likelihood(scores, model, stage.stage, rows, AT_ONCE)
         own(scores, model, stage.stage, rows, AT_ONCE)
     tokens = joined([torch.from_numpy(part).long() for part in drawn], -1)
-    asked = list(prompts) or [""] * len(tokens)
+    learned = loaders.records(prepared, "train")
+    if len(models) == 1 and len(tokens) > spec.gallery:
+        judged = passages(held_out, spec.gallery) * len(SEEDS)
+        [stage] = pipeline.stages
+        judge_texts(scores, models[0], stage.stage, tokens[spec.gallery :], judged, learned)
+        if models[0].capabilities.stepwise:
+            tell(scores, models[0], stage, judged)
+    tokens = tokens[: spec.gallery]
+    asked = list(prompts[: spec.gallery]) or [""] * len(tokens)
     written = [
         models[-1].text_of(row[row >= 0], prompt) for row, prompt in zip(tokens, asked, strict=True)
     ]
-    learned = loaders.records(prepared, "train")
     if (copies := memorised(written, held_out, learned)) is not None:
         scores.mean("memorised", copies)
     pairs = list(zip(asked, written, strict=True))
@@ -144,12 +156,3 @@ def memorised(
     real = [real[number * len(real) // 64] for number in range(64)] if len(real) > 64 else real
     usual = float(np.quantile([copied(text, source) for text in real], USUAL))
     return torch.tensor([copied(text, source) > usual for text in texts]).float()
-
-
-def copied(text: str, source: str) -> int:
-    """Return the length of the longest stretch of a text that stands in the source."""
-    longest = 0
-    for start in range(len(text)):
-        while start + longest < len(text) and text[start : start + longest + 1] in source:
-            longest += 1
-    return longest

@@ -64,7 +64,7 @@ def judged(
         rated = scores.rated(model, {"pixels": pixels[:297]}, captions[:297])
         nats = scores.likelihood(kept, model, name, rated)
         own = scores.nats_of(model, scores.rated(model, {"pixels": samples}, told))
-        scores.sample_gap(kept, name, own, nats)
+        scores.gap(kept, f"{name}_sample_gap", own, nats)
         kept.mean("distinct", metrics.distinct(samples, pixels[:DRAWN]))
         asked = (f"{name}_nats", f"{name}_sample_gap", "distinct")
         bounds = {one: recipe.gate.metrics[one] for one in asked}

@@ -20,6 +20,7 @@ from flows.judging.modalities import judging
 from flows.judging.pipeline import draw
 from flows.judging.scores import Judged
 from flows.judging.sheets import lines_of, of_texts, spectrogram
+from flows.judging.written import copied
 from flows.recipe import Evaluation
 from flows.training.previews import png_of_samples
 from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
@@ -186,9 +187,9 @@ def test_who_copies_the_training_split_is_told_from_who_writes_alike() -> None:
 
 
 def test_the_longest_copied_stretch_is_found() -> None:
-    assert texts.copied("xxabcdyy", "zabcdz") == 4
-    assert texts.copied("xyz", "abc") == 0
-    assert texts.copied("abc", "abc") == 3
+    assert copied("xxabcdyy", "zabcdz") == 4
+    assert copied("xyz", "abc") == 0
+    assert copied("abc", "abc") == 3
 
 
 def test_held_out_sound_is_rated_up_to_where_it_ends_and_can_be_heard(hums: Path) -> None:

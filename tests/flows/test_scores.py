@@ -140,10 +140,10 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
 
 def test_one_sample_has_no_gap_and_equal_likelihoods_a_finite_one() -> None:
     found = scoring.Scores(Evaluation(bootstrap=2))
-    scoring.sample_gap(found, "one", torch.ones(1), torch.rand(30))
+    scoring.gap(found, "one", torch.ones(1), torch.rand(30))
     assert not found.metrics
-    scoring.sample_gap(found, "flat", torch.ones(9), torch.ones(30))
-    assert found.metrics["flat_sample_gap"].value == 0
+    scoring.gap(found, "flat", torch.ones(9), torch.ones(30))
+    assert found.metrics["flat"].value == 0
 
 
 def test_the_pictures_that_are_compared_come_from_every_prompt() -> None:
