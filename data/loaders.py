@@ -120,8 +120,13 @@ class Loader:
         int64. Both: `tokens` (B, T) int64 where `encode` gave some; `attributes` (B, A) int64 where the dataset has
         any. text: rows of what `examples` gave.
         """
+        places = self.places(step)
+        return self._rows(places.start, places.stop)
+
+    def places(self, step: int) -> range:
+        """Return where the rows of step's batch are in the order of all epochs, whatever the world is."""
         first = (step * self._world + self._rank) * self._batch_size
-        return self._rows(first, first + self._batch_size)
+        return range(first, first + self._batch_size)
 
     def once(self) -> Iterator[dict[str, Tensor]]:
         """Yield this rank's share of the first epoch, batch by batch: all ranks together see every row exactly once.

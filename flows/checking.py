@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokenizer"}
 """The fact of a dataset without which a network cannot learn its modality."""
+SIDES: Final = {"left", "right", "clockwise", "counterclockwise"}
+NUMERALS: Final = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
 
 
 def checked(path: Path, overrides: Sequence[str], project: Path) -> tuple[Recipe, dict[str, str]]:
@@ -193,7 +195,42 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
         lines.append(f"training.keep: {stage.family} counts, and what it ends with is all there is")
     if stage.training.base is not None and says.counts:
         lines.append(f"training.from: {stage.family} counts, and keeps nothing of earlier weights")
-    return lines
+    return lines + [f"training.augment{line}" for line in _misaugmented(stage, says, data)]
+
+
+def _misaugmented(
+    stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield why a dataset's pictures, if it has any, cannot be changed as a stage asks."""
+    rules, kind, name = stage.training.augment, data["modality"], data["name"]
+    if "augmented" in stage.config:
+        yield ".edm: config.augmented follows from it; leave that out"
+    if not rules.asked:
+        return
+    if kind != "image":
+        yield f": only pictures are changed, and {name} is {kind}; leave it out"
+        return
+    if says.counts:
+        yield f": {stage.family} counts every picture as it is; leave it out"
+    if rules.edm and "augmented" not in says.settings:
+        yield (
+            f".edm: {stage.family} cannot be told how a picture was changed, and would draw changed"
+            " ones; take flip, or family edm"
+        )
+    if rules.flip and (told := _told_apart(stage, data)):
+        yield f".flip: {told} leave it out"
+
+
+def _told_apart(stage: Stage | TrainingSpec, data: Mapping[str, Any]) -> str:
+    """Return why pictures of a dataset, mirrored, are not what captions or classes say; it goes on with a way out."""
+    classes = {value for values in data["attributes"].values() for value in values}
+    if signs := sorted(one for one in classes if one in NUMERALS or len(one) == 1):
+        return f"a mirrored {signs[0]!r} of {data['name']} is another sign, or none;"
+    sides = sorted(SIDES & {*data["vocabulary"], *classes})
+    if sides and stage.config.get("text") != "none":
+        told = f"captions of {data['name']} say {sides[0]!r}, which mirrored is the other side"
+        return f"{told}; set config.text: none, which learns no captions, or"
+    return ""
 
 
 def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family], list[str]]":
@@ -236,7 +273,7 @@ def _network(stage: Stage, name: str, data: Mapping[str, Any]) -> "Trainable":
     base, directory = _base(stage, name)
     if directory is not None:
         facts = starting.facts_beside(directory, facts)
-    config = configure(stage.family, stage.preset, stage.config, facts)
+    config = configure(stage.family, stage.preset, stage.config, {**facts, **stage.training.facts})
     if directory is not None:
         starting.check(stage.family, config, directory, base)
     model = outline(trainable(stage.family), config)

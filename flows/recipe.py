@@ -48,6 +48,20 @@ class Optimizer(Strict):
     final_fraction: Fraction = 0.05
 
 
+class Augment(Strict):
+    """How pictures are changed before they are learned: anew in every epoch, each as its own row says."""
+
+    flip: Fraction = 0.0  # of the pictures are mirrored, left to right
+    edm: Fraction = 0.0
+    """The probability of each change of EDM's pipe (arXiv:2206.00364, table 6; .12 for CIFAR-10), which also mirrors
+    half of the pictures. The network is told of all of them, so that it draws as if there were none."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be changed."""
+        return self.flip > 0 or self.edm > 0
+
+
 class Training(Strict):
     """How one network is trained; a step is one optimiser step over `batch_size` samples, all workers together."""
 
@@ -82,7 +96,13 @@ class Training(Strict):
     patience: Positive | None = (
         None  # so many such losses without a lower one end it; None: none do
     )
+    augment: Augment = Augment()
     shuffle_captions: bool = False  # the broken control: pictures learn other pictures' captions
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what a network must know of its training, for `models.configure` beside the dataset's facts."""
+        return {"augmented": self.augment.edm > 0}
 
     @model_validator(mode="after")
     def _is_captured_whole(self) -> "Training":

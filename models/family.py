@@ -18,9 +18,10 @@ Modality: TypeAlias = Literal["image", "audio", "text"]
 Batch: TypeAlias = Mapping[str, Tensor]
 """One row a sample in every tensor.
 
-image: `pixels` (B, C, H, W) in [0, 1]. audio: `sound` (B, T) in [-1, 1] and `length` (B,) int64, after which there is
-silence. Both: `tokens` (B, T) int64 where captions are learned; `attributes` (B, A) int64, one column an attribute of
-the caption, where the dataset names any. text: what the family's own `examples` made of the records.
+image: `pixels` (B, C, H, W) in [0, 1]; where training changed them by EDM's pipe, how, as `augmentation` (B, 9).
+audio: `sound` (B, T) in [-1, 1] and `length` (B,) int64, after which there is silence. Both: `tokens` (B, T) int64
+where captions are learned; `attributes` (B, A) int64, one column an attribute of the caption, where the dataset names
+any. text: what the family's own `examples` made of the records.
 """
 
 Record: TypeAlias = Sequence[tuple[str, str]]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.loaders import Loader
 from flows.recipe import Optimizer, TrainingSpec
-from flows.training import halting, previews, starting, turns
+from flows.training import augmenting, halting, previews, starting, turns
 from flows.training.best import Best
 from flows.training.captured import Captured
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
@@ -241,7 +241,7 @@ class Loop:
         """Yield the batches from the current step on; a GPU's next one is read while it works."""
         steps = range(self.state.step, self.spec.training.steps)
         if self.ranks.device.type == "cpu":
-            yield from map(self.loader.batch, steps)
+            yield from map(self._augmented, map(self._read, steps))
             return
         with ThreadPoolExecutor(1, "batches") as reader:
             coming: Future[dict[str, Tensor]] | None = None
@@ -250,10 +250,23 @@ class Loop:
                 coming = reader.submit(self._pinned, step + 1) if step + 1 < steps.stop else None
                 if coming and step == steps.start and self.spec.training.cuda_graph:
                     coming.exception()  # nothing may pin memory while the first step is captured
-                yield {k: v.to(self.ranks.device, non_blocking=True) for k, v in batch.items()}
+                yield self._augmented(
+                    {k: v.to(self.ranks.device, non_blocking=True) for k, v in batch.items()}
+                )
 
     def _pinned(self, step: int) -> dict[str, Tensor]:
-        return {name: value.pin_memory() for name, value in self.loader.batch(step).items()}
+        return {name: value.pin_memory() for name, value in self._read(step).items()}
+
+    def _read(self, step: int) -> dict[str, Tensor]:
+        """Return the step's batch as it is in the data, with what is drawn for its rows where they are augmented."""
+        batch = self.loader.batch(step)
+        if self.spec.training.augment.asked:
+            batch["drawn"] = augmenting.drawn(self.spec.seed, self.loader.places(step))
+        return batch
+
+    def _augmented(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        rules = self.spec.training.augment
+        return augmenting.augmented(batch, batch.pop("drawn"), rules) if rules.asked else batch
 
     def _step(self, batch: Mapping[str, Tensor]) -> None:
         """The optimiser steps of every player, in turn, on this rank's rows of the batch."""

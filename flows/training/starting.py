@@ -36,7 +36,7 @@ def config_of(spec: TrainingSpec, facts: Mapping[str, Any]) -> Any:
         ValueError: an unknown preset or field, or a value that Config refuses.
     """
     told = facts if spec.base is None else facts_beside(spec.base.path, facts)
-    return configure(spec.family, spec.preset, spec.config, told)
+    return configure(spec.family, spec.preset, spec.config, {**told, **spec.training.facts})
 
 
 def facts_beside(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,11 @@ Pictures have `levels` grey levels, which are uniformly dequantised in training 
 arXiv:1511.01844): level k of K becomes (k + u) / K. The likelihood of what comes out is exact up to the ODE solver's
 steps; as a likelihood of the levels it is a lower bound, by Jensen's inequality over u.
 
-Shape letters: B rows, C channels, H and W pixels, D = C H W numbers of a picture, T words, E embedding width.
+Where training changes pictures in ways that a sample must not have (appendix F.2), the network is told of them, and
+sampling and likelihood are of pictures of which it is told nothing.
+
+Shape letters: B rows, C channels, H and W pixels, D = C H W numbers of a picture, T words, E embedding width, A numbers
+of a change.
 Pixels are [0, 1] outside and [-1, 1] inside.
 """
 
@@ -38,6 +42,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 }
 TIME_SCALE: Final = 250  # of c_noise, about -1.5 to 1.1: the U-Net's sinusoids are made for 1000
 CHUNK: Final = 256  # pictures measured at a time
+CHANGES: Final = 9  # numbers that say how a picture was changed; zeros: not at all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +55,7 @@ class EDMConfig:
     vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
     max_words: int = 8
     text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
+    augmented: bool = False  # the network is told how a picture was changed; training says so
 
     data_std: float = 0.5  # deviation of pixels in [-1, 1]
     p_mean: float = -1.2  # of ln sigma in training
@@ -132,6 +138,7 @@ class Denoiser(nn.Module):
         self.config, embedding = config, 2 * config.widths[0]
         context = config.text_width if config.reads_text else 0
         self.time1, self.time2 = nn.Linear(64, embedding), nn.Linear(embedding, embedding)
+        self.change = nn.Linear(CHANGES, embedding, bias=False) if config.augmented else None
         self.caption = nn.Linear(context, embedding) if context else None
         self.unet = UNet(
             inputs=config.channels * config.patch**2,
@@ -145,14 +152,22 @@ class Denoiser(nn.Module):
             dropout=config.dropout,
         )
 
-    def forward(self, x_BCHW: Tensor, sigma_B: Tensor, context_BTD: Tensor | None) -> Tensor:
-        """Return the denoised pictures (B, C, H, W), eq. 7."""
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        sigma_B: Tensor,
+        context_BTD: Tensor | None,
+        change_BA: Tensor | None = None,
+    ) -> Tensor:
+        """Return the denoised pictures (B, C, H, W), eq. 7, of which it may be told how they were changed."""
         sigma = sigma_B[:, None, None, None]
         c_skip, c_out, c_in, c_noise = precondition(sigma, self.config.data_std)
         if self.config.precondition == "none":
             c_skip, c_out, c_in = torch.zeros_like(sigma), *[torch.ones_like(sigma)] * 2
-        embedding_BE = sinusoids(TIME_SCALE * c_noise[:, 0, 0, 0])
-        embedding_BE = self.time2(F.silu(self.time1(embedding_BE)))
+        embedding_BE = self.time1(sinusoids(TIME_SCALE * c_noise[:, 0, 0, 0]))
+        if self.change is not None and change_BA is not None:
+            embedding_BE = embedding_BE + self.change(change_BA)
+        embedding_BE = self.time2(F.silu(embedding_BE))
         if self.caption is not None and context_BTD is not None:
             embedding_BE = embedding_BE + self.caption(context_BTD.mean(1))
         h = F.pixel_unshuffle(c_in * x_BCHW, self.config.patch)
@@ -223,7 +238,8 @@ class EDM(Family):
             context = self.text(tokens_BT)
             dropped = torch.rand(count, device=device) < c.caption_drop
             context = torch.where(dropped[:, None, None], self.text.null_1TD, context)
-        error_B = (self.network(x, sigma_B, context) - x0).square().flatten(1).mean(1)
+        found = self.network(x, sigma_B, context, batch.get("augmentation"))
+        error_B = (found - x0).square().flatten(1).mean(1)
         if c.precondition == "edm":
             error_B = error_B / precondition(sigma_B, c.data_std)[1].square()
         return Losses(error_B.mean(), count)

@@ -79,6 +79,33 @@ def test_every_recipe_in_the_box_measures_what_its_gate_asks_for(path: Path) -> 
         ("digits-vae", "stages.vae.config.binarize=none", "measures 'vae_nats'"),
         ("vowels-wavenet", "stages.wavenet.config.stacks=0", "stages.wavenet: stacks must be at"),
         ("chat-gpt", "stages.gpt.config.learns=documents", "nobody measures 'gpt_exact_match'"),
+        (
+            "shapes",
+            "stages.base.training.augment.flip=0.5",
+            "stages.base: training.augment.flip: captions of shapes say 'left', which mirrored is the"
+            " other side; set config.text: none, which learns no captions, or leave it out",
+        ),
+        (
+            "digits-pixelcnn",
+            "stages.digits.training.augment.flip=0.5",
+            "training.augment.flip: a mirrored 'eight' of digits is another sign, or none; leave it",
+        ),
+        (
+            "chat-gpt",
+            "stages.gpt.training.augment.flip=0.5",
+            "training.augment: only pictures are changed, and chat is text; leave it out",
+        ),
+        ("digits-lda", "stages.lda.training.augment.flip=0.5", "lda counts every picture as it is"),
+        (
+            "digits-ddpm",
+            "stages.ddpm.training.augment.edm=0.1",
+            "training.augment.edm: ddpm cannot be told how a picture was changed",
+        ),
+        (
+            "digits-edm",
+            "stages.edm.config.augmented=true",
+            "training.augment.edm: config.augmented follows from it; leave that out",
+        ),
     ],
 )
 def test_what_would_fail_later_is_told_in_a_line_that_names_the_field(
@@ -87,6 +114,22 @@ def test_what_would_fail_later_is_told_in_a_line_that_names_the_field(
     with pytest.raises(RecipeError) as refused:
         check(load(RECIPES / f"{recipe}.yaml", [override]), ROOT)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("digits-edm", ["stages.edm.training.augment.edm=0.12"]),
+        (
+            "shapes",
+            ["stages.upsampler.training.augment.flip=0.5", "stages.upsampler.config.text=none"],
+        ),
+    ],
+)
+def test_pictures_are_changed_where_nothing_said_of_them_becomes_untrue(
+    recipe: str, changes: list[str]
+) -> None:
+    assert check(load(RECIPES / f"{recipe}.yaml", changes), ROOT)
 
 
 def test_every_reason_is_told_at_once() -> None:

@@ -17,6 +17,7 @@ CONFIGS: Final[list[tuple[str, dict[str, object]]]] = [
     ("ddpm", {"objective": "v", "sampler": "ddim"}),
     ("dvae", {"likelihood": "logit-laplace"}),
     ("dvae", {"sigma": 1.0}),
+    ("edm", {"augmented": True}),
     ("gan", {"loss": "wasserstein"}),
     ("gpt", {"learns": "dialogues"}),
     ("pixelrnn", {"cell": "row"}),
@@ -39,6 +40,8 @@ def test_a_loss_and_what_follows_it_need_no_value(name: str, changes: dict[str, 
                 if value is not None:
                     fake = mode.from_tensor(value.detach())
                     kept[key] = nn.Parameter(fake) if kept is module._parameters else fake
+    if getattr(model.config, "augmented", False):
+        batch["augmentation"] = torch.rand(16, 9)
     told: dict[str, Tensor] = {key: mode.from_tensor(rows) for key, rows in batch.items()}
     with mode:
         for player in model.players:
