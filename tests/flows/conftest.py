@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,25 +19,33 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
-@pytest.fixture
-def install(
-    empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], Installation]]:
-    """Return a function that makes an empty installation and enters it."""
+Install = Callable[[str], Installation]
 
-    def make(name: str) -> Installation:
-        home = tmp_path / name
-        home.mkdir()
-        shutil.copy(empty_mlflow, home / "mlflow.db")
-        return Installation(home, monkeypatch).enter()
 
-    yield make
-    monkeypatch.undo()
+@contextmanager
+def installations(empty_mlflow: Path, folder: Path) -> Iterator[Install]:
+    """Gives a function that makes an empty installation below a folder and enters it."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def make(name: str) -> Installation:
+            home = folder / name
+            home.mkdir()
+            shutil.copy(empty_mlflow, home / "mlflow.db")
+            return Installation(home, patch).enter()
+
+        yield make
     for cached in (settings, workshop.registry, workshop.ledger):
         cached.cache_clear()
 
 
 @pytest.fixture
-def here(install: Callable[[str], Installation]) -> Installation:
+def install(empty_mlflow: Path, tmp_path: Path) -> Iterator[Install]:
+    """Return a function that makes an empty installation and enters it."""
+    with installations(empty_mlflow, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture
+def here(install: Install) -> Installation:
     """This process's installation, empty."""
     return install("here")

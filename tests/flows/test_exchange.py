@@ -18,22 +18,33 @@ from flows.tracing import compare_pixels, redraw, trace
 from flows.workshop import registry
 from infra.signing import Signing, Untrusted
 from infra.storage import OWN, IntegrityError, seal
+from tests.flows.conftest import Install, installations
 from tests.flows.versions_kit import NAME, Installation
 
-Install = Callable[[str], Installation]
+
+@pytest.fixture(scope="module")
+def exported(
+    empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, str]:
+    """An exported folder, a picture of its version, and the signer's fingerprint."""
+    folder = tmp_path_factory.mktemp("exported")
+    with installations(empty_mlflow, folder) as make:
+        there = make("there")
+        there.stage("base", 50)  # so that numbers differ
+        version = there.pipeline()
+        picture = there.picture(version, folder / "picture.png", epoch=there.promote(version))
+        export(version.ref, folder / "sent")
+        return folder / "sent", picture, workshop.signing().fingerprint()
 
 
 @pytest.fixture
-def sent(install: Install, tmp_path: Path) -> tuple[Path, Path, str]:
-    """An exported folder, a picture of its version, and the signer's fingerprint; another, empty installation is on."""
-    there = install("there")
-    there.stage("base", 50)  # so that numbers differ
-    version = there.pipeline()
-    picture = there.picture(version, tmp_path / "picture.png", epoch=there.promote(version))
-    export(version.ref, tmp_path / "sent")
-    signer = workshop.signing().fingerprint()
+def sent(
+    exported: tuple[Path, Path, str], install: Install, tmp_path: Path
+) -> tuple[Path, Path, str]:
+    """A copy of what was exported; another, empty installation is on."""
+    folder, picture, signer = exported
     install("here")
-    return tmp_path / "sent", picture, signer
+    return shutil.copytree(folder, tmp_path / "sent"), picture, signer
 
 
 def test_a_version_keeps_its_digests_and_its_pictures_verify_and_replay_elsewhere(

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +34,25 @@ from infra import provenance
 from infra.receipts import ReceiptError, attach, read
 from infra.registry import Registry
 from infra.signing import Signing
+from tests.flows.conftest import installations
 from tests.flows.versions_kit import NAME, Installation
 from tests.infra.test_provenance import lying
 
 
+@pytest.fixture(scope="module")
+def promoted(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an installation with a version in production and a picture of it, of which tests have copies."""
+    with installations(empty_mlflow, tmp_path_factory.mktemp("promoted")) as make:
+        there = make("there")
+        version = there.pipeline()
+        there.picture(version, there.home / "picture.png", epoch=there.promote(version))
+        return there.home
+
+
 @pytest.fixture
-def picture(here: Installation, tmp_path: Path) -> Path:
-    version = here.pipeline()
-    return here.picture(version, tmp_path / "picture.png", epoch=here.promote(version))
+def picture(promoted: Path, here: Installation) -> Path:
+    shutil.copytree(promoted, here.home, dirs_exist_ok=True)
+    return here.home / "picture.png"
 
 
 def altered(picture: Path, **changes: object) -> Path:
