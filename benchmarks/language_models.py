@@ -27,6 +27,7 @@ from flows.training.optimizers import AdamW, Average, clip, rate_at
 from models.family import Batch, Request
 from models.language.gpt import GPT
 from models.parts.tokens import EOS, of_signs
+from tests.models.naive_kit import sample_naively
 
 RULE = Optimizer(
     learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.1, warmup_steps=100, final_fraction=0.1
@@ -147,7 +148,7 @@ def generation(preset: str, counts: Sequence[int], rounds: int) -> None:
         made: dict[str, Tensor] = {}
 
         def write(name: str, asked: Request = request, made: dict[str, Tensor] = made) -> None:
-            made[name] = model.sample(asked) if name == "cached" else model.sample_naively(asked)
+            made[name] = model.sample(asked) if name == "cached" else sample_naively(model, asked)
 
         ours, naive = (
             min(seconds(lambda who=name: write(who)) for _ in range(rounds))  # type: ignore[misc]

@@ -143,16 +143,6 @@ class NADE(Family):
             a_BU = a_BU + x_BD[:, d, None] * self.W_DU[d]
         return self._pictures(x_BD)
 
-    @torch.no_grad()
-    def sample_naively(self, request: Request) -> Tensor:
-        """Draw the same bits with a whole `logits` a bit: what `sample` is proven and timed against."""
-        self.check(request)
-        u_BD = uniforms(request.seeds, (len(self.order_D),), self.W_DU.device)
-        x_BD = torch.zeros_like(u_BD)
-        for d in range(u_BD.shape[1]):
-            x_BD[:, d] = (u_BD[:, d] < self.logits(x_BD)[:, d].sigmoid()).float()
-        return self._pictures(x_BD)
-
     def _pictures(self, x_BD: Tensor) -> Tensor:
         """Return bits put back from the model's order to their places."""
         raster_BD = torch.empty_like(x_BD).index_copy_(1, self.order_D, x_BD)

@@ -303,17 +303,6 @@ class PixelCNN(Family):
                 yield None
         yield x_B1HW / (self.config.levels - 1)
 
-    @torch.no_grad()
-    def sample_naively(self, request: Request) -> Tensor:
-        """Draw the same pictures with a whole `logits` a pixel: what `sample` is proven and timed against."""
-        u_BHW, tokens = self._begin(request)
-        x_B1HW = torch.zeros_like(u_BHW)[:, None]
-        for r in range(self.config.image_size):
-            for c in range(self.config.image_size):
-                logits_BK = self.logits(x_B1HW, tokens)[:, :, r, c]
-                x_B1HW[:, 0, r, c] = drawn(logits_BK, u_BHW[:, r, c])
-        return x_B1HW / (self.config.levels - 1)
-
     def _begin(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """Return a uniform draw a pixel (B, H, W), and tokens where the model reads text."""
         device, side = self.head1.weight.device, self.config.image_size

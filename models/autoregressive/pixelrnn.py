@@ -11,7 +11,6 @@ of the gates o, f, i and g, D the two directions, S = H + W - 1 diagonals. Pixel
 are exact sums over a picture's pixels, in nats a picture.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -389,16 +388,6 @@ class PixelRNN(Family):
             if r < side - 1:
                 yield None
         yield x_B1HW / (self.config.levels - 1)
-
-    @torch.no_grad()
-    def sample_naively(self, request: Request) -> Tensor:
-        """Draw the same pictures with a whole `logits` a pixel: what `sample` is proven and timed against."""
-        u_BHW, tokens = self._begin(request)
-        x_B1HW = torch.zeros_like(u_BHW)[:, None]
-        for r, c in itertools.product(range(self.config.image_size), repeat=2):
-            logits_BK = self.logits(x_B1HW, tokens)[:, :, r, c]
-            x_B1HW[:, 0, r, c] = drawn(logits_BK, u_BHW[:, r, c])
-        return x_B1HW / (self.config.levels - 1)
 
     def _begin(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """Return a uniform draw a pixel (B, H, W), and tokens where the model reads text."""

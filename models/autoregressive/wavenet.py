@@ -264,17 +264,6 @@ class WaveNet(Family):
         return self.finish(rows)
 
     @torch.no_grad()
-    def sample_naively(self, request: Request) -> Tensor:
-        """Draw the same sounds with a whole `logits` a sample: what `sample` is proven and timed against."""
-        rows = self.begin(request)
-        tokens = self.encode(request.prompts)
-        tokens = None if tokens is None else tokens.to(rows["u"].device)
-        for t in range(int(rows["samples"][0])):
-            logits_BTK = self.logits(rows["level"][:, : t + 1], tokens)
-            rows["level"][:, t] = drawn(logits_BTK[:, t], rows["u"][:, t]).long()
-        return self.finish({**rows, "index": rows["count"]})
-
-    @torch.no_grad()
     def begin(self, request: Request) -> Rows:
         """Return rows before their first sample; a step draws `config.step` samples.
 

@@ -438,20 +438,3 @@ class GPT(Family):
     def finish(self, rows: Rows) -> Tensor:
         """Return the continuations or answers (B, T) int64 of rows that are done, -1 after the end."""
         return self.preview(rows)
-
-    @torch.no_grad()
-    def sample_naively(self, request: Request) -> Tensor:
-        """Write the same texts, all tokens read anew at each: what `sample` is proven and timed against."""
-        rows, prompts = self.begin(request), self._prompts(request)
-        device = self.tokens.weight.device
-        while not self.done(rows).all():
-            written = self.preview(rows).tolist()
-            both = zip(prompts, written, strict=True)
-            seen = [[*prompt, *(t for t in more if t >= 0)] for prompt, more in both]
-            longest = min(max(map(len, seen)), self.config.context)
-            read = [(text + [0] * longest)[:longest] for text in seen]
-            last_B = torch.tensor([min(len(text), longest) - 1 for text in seen], device=device)
-            found_BTE = self._read(torch.tensor(read, device=device))
-            last_BE = found_BTE[torch.arange(len(seen), device=device), last_B]
-            rows = self._moved(rows, F.linear(last_BE, self.tokens.weight))
-        return self.finish(rows)

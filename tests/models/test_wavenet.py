@@ -17,6 +17,7 @@ from models.family import Request, Rows
 from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.rows import join, take
 from tests.models.densities_kit import WORDS, sharp
+from tests.models.naive_kit import sample_naively
 
 
 def tone(*hertz: float, seconds: float = 0.05) -> Tensor:
@@ -141,7 +142,7 @@ def test_the_sampler_with_queues_draws_what_the_naive_one_draws(
     )
     prompts = tuple(WORDS[seed % 3] for seed in seeds) if conditional else ()
     request = Request(seeds=tuple(seeds), prompts=prompts, seconds=0.015)
-    assert torch.equal(model.sample(request), model.sample_naively(request))
+    assert torch.equal(model.sample(request), sample_naively(model, request))
 
 
 def test_the_logits_of_the_queues_are_those_of_the_convolutions(
