@@ -84,7 +84,9 @@ def main() -> None:
     print("|---|---|---|---|")
     for size in given.batches:
         seeds = tuple(range(size))
-        request = Request(seeds, (PROMPT,) * size, given.steps, guidance)
+        request = Request(
+            seeds=seeds, prompts=(PROMPT,) * size, steps=given.steps, guidance=guidance
+        )
         ours_s, theirs_s = [], []
         for _ in range(given.rounds + 1):
             ours_s.append(seconds(lambda asked=request: model.sample(asked)))  # type: ignore[misc]

@@ -354,29 +354,30 @@ class DDPM(Family):
         x, before, live_B = rows["x"], rows["x0"], ~self.done(rows)
         index_B = rows["index"].clamp(max=rows["table"].shape[1] - 1)
         step_B7 = rows["table"][torch.arange(len(x)), index_B]
+        kinds = step_B7.tolist()  # on the CPU: what no row asks for is left out, at the same bits
         noise = None
-        if step_B7[:, 6].any():
+        if any(row[6] for row in kinds):
             noise = self._noise(rows["seed"].tolist(), (index_B + 1).tolist(), x.device)
         on_device = step_B7.to(x.device, non_blocking=True)
         prediction = self._guided(rows, on_device[:, :3], live_B)
         x0 = samplers.clean(self.config.objective, prediction, x, *_columns(on_device[:, 1:3]))
         x0 = self._latent(self._picture(x0, rows), rows)
-        moved = samplers.advance(on_device[:, 3:], x, x0, before, noise)
-        live = live_B.to(x.device, non_blocking=True)[:, None, None, None]
-        return {
-            **rows,
-            "x": torch.where(live, moved, x),
-            "x0": torch.where(live, x0, before),
-            "index": rows["index"] + live_B,
-        }
+        old = before if any(row[5] for row in kinds) else None
+        moved = samplers.advance(on_device[:, 3:], x, x0, old, noise)
+        if not all(live_B.tolist()):
+            live = live_B.to(x.device, non_blocking=True)[:, None, None, None]
+            moved, x0 = torch.where(live, moved, x), torch.where(live, x0, before)
+        return {**rows, "x": moved, "x0": x0, "index": rows["index"] + live_B}
 
     def _guided(self, rows: Rows, times_B3: Tensor, live_B: Tensor) -> Tensor:
         """Return eps, v or flow, guided where rows ask for it."""
         x, low = rows["x"], rows.get("low")
-        level_B = torch.full_like(times_B3[:, 0], self.config.low_noise_sampling)
 
         def predict(context: Tensor | None, n: int) -> Tensor:
-            known = None if low is None else (low.repeat(n, 1, 1, 1), level_B.repeat(n))
+            known = None
+            if low is not None:
+                level = self.config.low_noise_sampling
+                known = low.repeat(n, 1, 1, 1), low.new_full((n * len(low),), level)
             found: Tensor = self.network(
                 x.repeat(n, 1, 1, 1), times_B3.repeat(n, 1), context, known
             )

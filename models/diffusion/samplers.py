@@ -102,10 +102,16 @@ def clean(objective: str, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: T
     return (x - sigma * prediction) / alpha
 
 
-def advance(step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor, noise: Tensor | None) -> Tensor:
-    """Return the next x (B, C, H, W): each row by its own (keep, new, old, noise) coefficients."""
+def advance(
+    step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor | None, noise: Tensor | None
+) -> Tensor:
+    """Return the next x (B, C, H, W): each row by its own (keep, new, old, noise) coefficients.
+
+    None stands for what no row has a coefficient for.
+    """
     keep, new, old, fresh = (column.view(-1, *[1] * (x.dim() - 1)) for column in step_B4.unbind(1))
-    moved = keep * x + new * x0 + old * before
+    moved = keep * x + new * x0
+    moved = moved if before is None else moved + old * before
     return moved if noise is None else moved + fresh * noise
 
 
@@ -125,19 +131,22 @@ def guided(
     if null_1TD is None:
         return predict(None, 1)
     context_BTD, scale_B = rows["context"], rows["guidance"]
-    guides_B, count = scale_B != 1, len(context_BTD)
+    count = len(context_BTD)
+    under_way = [
+        scale for scale, live in zip(scale_B.tolist(), live_B.tolist(), strict=True) if live
+    ]
 
     def alone() -> Tensor:
         n = 2 if 1 < count < FEWEST else 1
         return predict(context_BTD.repeat(n, 1, 1), n)[:count]
 
-    if not bool((guides_B & live_B).any()):
+    if all(scale == 1 for scale in under_way):
         return alone()
     both = predict(torch.cat([context_BTD, null_1TD.expand(count, -1, -1)]), 2)
     given, without = both.chunk(2)
     scale = scale_B.to(given.device, non_blocking=True)[:, None, None, None]
     moved = without + scale * (given - without)
-    if not bool((~guides_B & live_B).any()):
+    if all(scale != 1 for scale in under_way):
         return moved
     return torch.where(scale == 1, alone(), moved)
 
