@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
@@ -83,10 +84,12 @@ class AAE(Family):
         """Return the player's loss; `accuracy` of the discriminator is 1/2 where codes and prior look the same."""
         x_BCHW = batch["pixels"]
         if player == "discriminator":
-            return self._judge(self.latents(x_BCHW).detach())
+            with torch.no_grad():
+                z_BZ = self.latents(x_BCHW)
+            return self._judge(z_BZ)
         z_BZ = self.latents(x_BCHW)
         cost = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1).mean()
-        fooling = F.softplus(-self.prior_logit(z_BZ)).mean()  # -log D(z)
+        fooling = F.softplus(-self._logit_of_another_player(z_BZ)).mean()  # -log D(z)
         return Losses(
             cost + self.config.adversary * fooling,
             len(z_BZ),
@@ -113,7 +116,7 @@ class AAE(Family):
         cost_B = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1)
         return {
             "mmd_excess": excess(z_BZ)[None],
-            "discriminator_accuracy": self._right(prior_BZ, z_BZ),
+            "discriminator_accuracy": _right(self.prior_logit(prior_BZ), self.prior_logit(z_BZ)),
             "cost": cost_B,
         }
 
@@ -132,15 +135,21 @@ class AAE(Family):
         logit_B: Tensor = self.discriminator(z_BZ).float()[:, 0]
         return logit_B
 
+    def _logit_of_another_player(self, z_BZ: Tensor) -> Tensor:
+        """Return what `prior_logit` does, without gradients of the discriminator's weights."""
+        fixed = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        logit_B1: Tensor = functional_call(self.discriminator, fixed, (z_BZ,))
+        return logit_B1.float()[:, 0]
+
     def _judge(self, z_BZ: Tensor) -> Losses:
         """Return the mean of -log D(prior) - log(1 - D(z)) over pairs; the prior is what is real."""
         prior_BZ = torch.randn_like(z_BZ)
-        loss = F.softplus(-self.prior_logit(prior_BZ)) + F.softplus(self.prior_logit(z_BZ))
-        with torch.no_grad():
-            accuracy = self._right(prior_BZ, z_BZ).mean()
+        prior_B, code_B = self.prior_logit(torch.cat([prior_BZ, z_BZ])).chunk(2)
+        loss = F.softplus(-prior_B) + F.softplus(code_B)
+        accuracy = _right(prior_B, code_B).mean()
         return Losses(loss.mean(), len(loss), {"accuracy": accuracy})
 
-    def _right(self, prior_BZ: Tensor, z_BZ: Tensor) -> Tensor:
-        """Return 1 where the discriminator is right and 0 where not, (2 B,): the draws first, then the codes."""
-        right = torch.cat([self.prior_logit(prior_BZ) > 0, self.prior_logit(z_BZ) <= 0])
-        return right.float()
+
+def _right(prior_B: Tensor, code_B: Tensor) -> Tensor:
+    """Return 1 where the discriminator is right and 0 where not, (2 B,): the draws first, then the codes."""
+    return torch.cat([prior_B > 0, code_B <= 0]).float()
