@@ -106,8 +106,8 @@ def speed(preset: str, rows: int, rounds: int) -> None:
         "theirs": lambda: F.cross_entropy(theirs(seen).logits.flatten(0, 1), targets),
     }
     optimizers = {
-        "ours": AdamW(list(ours.named_parameters()), RULE),
-        "theirs": AdamW(list(theirs.named_parameters()), RULE),
+        "ours": AdamW(ours, list(ours.parameters()), RULE),
+        "theirs": AdamW(theirs, list(theirs.parameters()), RULE),
     }
     first = apart(ours, seen)
     spent: dict[str, list[float]] = {name: [] for name in losses}
@@ -169,7 +169,7 @@ def shakespeare(path: Path, steps: int, rows: int, *, leak: bool) -> None:
     signs = of_signs("".join(sorted(set(text))))
     model = GPT(dataclasses.replace(GPT.presets["nano"], tokenizer=signs, causal=not leak))
     train, test = (model.examples([(("text", part),)]) for part in (text[:cut], text[cut:]))
-    optimizer = AdamW(list(model.named_parameters()), RULE)
+    optimizer = AdamW(model, list(model.parameters()), RULE)
     average = Average(model, 0.999)
     order = torch.cat(
         [

@@ -14,6 +14,7 @@ from models.judges import LEAST_HELD_OUT
 LEVELS: Final = 256  # of a pixel's number, of a sample of sound
 INNER: Final = 16  # places a side on which a network of pictures works, at most
 PROMPTS: Final = 6
+HALF_LIFE: Final = 69  # steps, of averaged weights
 STEPS: Final = {"edm": 1000, "ddpm": 1000, "gpt": 1000, "transformer": 1000, "wavenet": 500}
 
 
@@ -199,7 +200,7 @@ def _stage(family: str, preset: str, config: str, *, batch: int, rate: float) ->
         f"      steps: {steps}",
         f"      batch_size: {batch}",
         f"      optimizers: {{model: {{learning_rate: {rate}}}}}",
-        "      ema_decay: 0.99",
+        f"      ema_half_life: {round(HALF_LIFE * batch)} # samples; of the weights that are averaged",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -14,6 +15,7 @@ from infra.documents import DocumentError, parse_yaml, read_yaml
 from infra.listed import NAME
 from models import near
 
+ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
 
 
@@ -39,13 +41,26 @@ class Resources(Strict):
 
 
 class Optimizer(Strict):
-    """AdamW, warmed up linearly and annealed by a cosine to `final_fraction` of the rate."""
+    """AdamW, warmed up linearly, then as the schedule says; norms, biases and embeddings have no weight decay."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # the highest
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 50
-    final_fraction: Fraction = 0.05
+    schedule: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
+    """cosine: down to `final_fraction` of the rate in the last step. constant: the rate as it is. inverse_sqrt: the
+    rate by the root of warmup_steps / step (Vaswani et al. 2017), whatever the number of steps."""
+    final_fraction: Fraction | None = None  # of a cosine; None: 0.05
+
+    @model_validator(mode="after")
+    def _suits_its_schedule(self) -> "Optimizer":
+        if self.final_fraction is not None and self.schedule != "cosine":
+            raise ValueError(
+                f"final_fraction is where a cosine ends, {self.schedule} has none: leave it out"
+            )
+        if self.schedule == "inverse_sqrt" and not self.warmup_steps:
+            raise ValueError("inverse_sqrt falls from the end of the warm-up: set warmup_steps")
+        return self
 
 
 class Augment(Strict):
@@ -81,7 +96,9 @@ class Training(Strict):
     max_skipped: Positive = (
         10  # steps in a row with a gradient that is not finite; then it diverged
     )
-    ema_decay: Fraction = 0.999
+    ema_half_life: Annotated[float, Field(ge=0)] = 44_340
+    """Samples after which weights count half in the averaged ones, which are published; 0: the last weights. The
+    default is a decay of .999 a step of 64 samples. At the start the last weights count more."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     compile: bool = False
     cuda_graph: bool = False  # on a GPU: one player's loss and backward pass as one graph
@@ -98,6 +115,26 @@ class Training(Strict):
     )
     augment: Augment = Augment()
     shuffle_captions: bool = False  # the broken control: pictures learn other pictures' captions
+
+    @model_validator(mode="before")
+    @classmethod
+    def _had_a_decay_a_step(cls, document: Any) -> Any:
+        """Read what was written before half-lives: `ema_decay`, of a step."""
+        if not isinstance(document, dict) or "ema_decay" not in document:
+            return document
+        rest = {name: value for name, value in document.items() if name != "ema_decay"}
+        decay, rows = document["ema_decay"], rest.get("batch_size", 64)
+        if "ema_half_life" in rest:
+            raise ValueError("ema_decay, of a step, became ema_half_life in samples: leave it out")
+        if not isinstance(decay, int | float) or not 0 <= decay <= 1 or not isinstance(rows, int):
+            raise ValueError(f"ema_decay must be from 0 to 1, got {decay!r}; give ema_half_life")
+        half = 0.0 if decay == 0 else ENDLESS if decay == 1 else -rows / math.log2(decay)
+        return {**rest, "ema_half_life": half}
+
+    @property
+    def ema_decay(self) -> float:
+        """The share of the averaged weights that is left after a step."""
+        return 0.5 ** (self.batch_size / self.ema_half_life) if self.ema_half_life else 0.0
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -146,15 +146,9 @@ class Loop:
         seed_generators(spec.seed, self.ranks.rank)
         self.loader = self._loader(encode=model.encode, examples=model.examples)
         self.left_out = model.left_out
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        rules = spec.training.optimizers
         optimizers = {
-            player: AdamW(
-                [
-                    (names[id(parameter)], parameter)
-                    for parameter in model.player_parameters(player)
-                ],
-                spec.training.optimizers.get(player, Optimizer()),
-            )
+            player: AdamW(model, model.player_parameters(player), rules.get(player, Optimizer()))
             for player in model.players
         }
         average = Average(model, spec.training.ema_decay) if self.ranks.rank == 0 else None

@@ -6,21 +6,36 @@ The fused AdamW is called as a function: `torch.optim.AdamW` imports torch._dyna
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from flows.recipe import Optimizer
+from models.parts.tables import Table
+
+FINAL: Final = 0.05  # of the rate, where a cosine ends that says nothing
+LOOKED_UP: Final = (nn.Embedding, nn.EmbeddingBag)
+NORMS: Final = (
+    *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 
 
 def rate_at(step: int, steps: int, rule: Optimizer) -> float:
-    """Return the learning rate of step 0, 1, ... `steps`-1: linear warm-up, then a cosine to the final fraction."""
+    """Return the learning rate of step 0, 1, ... `steps`-1: linear warm-up, then as the rule's schedule says."""
     if step < rule.warmup_steps:
         return rule.learning_rate * (step + 1) / rule.warmup_steps
+    if rule.schedule == "constant":
+        return rule.learning_rate
+    if rule.schedule == "inverse_sqrt":
+        return rule.learning_rate * math.sqrt(rule.warmup_steps / (step + 1))
+    final = FINAL if rule.final_fraction is None else rule.final_fraction
     progress = (step - rule.warmup_steps) / max(1, steps - rule.warmup_steps)
     cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    return rule.learning_rate * (rule.final_fraction + (1 - rule.final_fraction) * cosine)
+    return rule.learning_rate * (final + (1 - final) * cosine)
 
 
 @torch.no_grad()
@@ -32,21 +47,42 @@ def clip(gradients: Sequence[Tensor], limit: float, share: Tensor) -> Tensor:
     return norm
 
 
-class AdamW:
-    """Loshchilov & Hutter 2019 (arXiv:1711.05101); matrices and filters decay, vectors (biases, norms) do not."""
+def decaying(model: nn.Module) -> set[str]:
+    """Return the names of the parameters with weight decay: what is multiplied, matrices and filters.
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], rule: Optimizer) -> None:
+    Not vectors (biases), nor what norms and embeddings own, nor learned tables of places and tokens.
+    """
+    kept = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (*LOOKED_UP, *NORMS))
+        for parameter in module.parameters(recurse=False)
+    }
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in kept and not isinstance(parameter, Table)
+    }
+
+
+class AdamW:
+    """Loshchilov & Hutter 2019 (arXiv:1711.05101), over a player's parameters; which of them decay says `decaying`."""
+
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], rule: Optimizer
+    ) -> None:
         self.rule = rule
-        trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-        self.names = [name for name, _ in trained]
-        self.parameters = [parameter for _, parameter in trained]
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.names = [names[id(parameter)] for parameter in self.parameters]
         self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.counts = [
             torch.zeros((), dtype=torch.float32, device=parameter.device)
             for parameter in self.parameters
         ]
-        self._decays = [parameter.ndim >= 2 for parameter in self.parameters]
+        decays = decaying(model)
+        self._decays = [name in decays for name in self.names]
 
     def step(self, rate: float, taken: Tensor) -> None:
         """Move the parameters along their `.grad` where `taken` is 1; where it is 0, nothing changes."""

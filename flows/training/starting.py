@@ -13,10 +13,10 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from data.loaders import facts_of, records
 from flows.recipe import Base, TrainingSpec
+from flows.training.optimizers import LOOKED_UP
 from infra.documents import read_json
 from infra.storage import verify
 from models import configure, trainable
@@ -26,7 +26,6 @@ from models.parts.tokens import UNK, tokenizer
 
 SHOWN: Final = 3  # names of a kind in an error
 LOOKED_AT: Final = 1000  # records, for words that a tokenizer does not know
-EMBEDDINGS: Final = (nn.Embedding, nn.EmbeddingBag)
 
 
 def config_of(spec: TrainingSpec, facts: Mapping[str, Any]) -> Any:
@@ -108,9 +107,7 @@ def _misfits(model: Trainable, directory: Path) -> list[str]:
     with safe_open(directory / "model.safetensors", "pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tables = {
-        f"{path}.weight" for path, one in model.named_modules() if isinstance(one, EMBEDDINGS)
-    }
+    tables = {f"{path}.weight" for path, one in model.named_modules() if isinstance(one, LOOKED_UP)}
     other = [
         f"{name} ({_size(found[name])} there, {_size(shape)} here)"
         for name, shape in wanted.items()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.parts.dropout import Dropout
+from models.parts.tables import Table
 
 
 def sinusoids(time_B: Tensor, width: int = 64) -> Tensor:
@@ -55,12 +56,10 @@ class TextEncoder(nn.Module):
     def __init__(self, words: int, max_words: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.words = nn.Embedding(words + 1, width)
-        self.places = nn.Parameter(nn.init.normal_(torch.empty(max_words, width), std=0.1))
+        self.places = Table(nn.init.normal_(torch.empty(max_words, width), std=0.1))
         self.layers = nn.ModuleList(Attention(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.null_1TD = nn.Parameter(
-            nn.init.normal_(torch.empty(1, max_words, width))
-        )  # "no caption"
+        self.null_1TD = Table(nn.init.normal_(torch.empty(1, max_words, width)))  # "no caption"
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return the context (B, T, D)."""

@@ -29,8 +29,7 @@ def by_hand(prepared: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     model = GAN(configure("gan", "tiny", config, loaders[0].facts))
     average = Average(model, 0.999)
     optimizers = {
-        player: AdamW([("", p) for p in model.player_parameters(player)], RULE)
-        for player in model.players
+        player: AdamW(model, model.player_parameters(player), RULE) for player in model.players
     }
     noise, device = [], torch.device("cpu")
     for rank in range(2):

@@ -18,9 +18,9 @@ RESTLESS: dict[str, Any] = {
     "validate_every": 2,
     "checkpoint_every": 2,
     "keep_checkpoints": 12,
-    "ema_decay": 0.0,
+    "ema_half_life": 0,
     "clip_norm": 100,
-    "optimizers": {"model": {"learning_rate": 0.1, "warmup_steps": 0, "final_fraction": 1}},
+    "optimizers": {"model": {"learning_rate": 0.2, "warmup_steps": 0, "schedule": "constant"}},
     "keep": "best",
 }
 """Steps so large that the loss goes up and down."""

@@ -20,7 +20,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 def planned(folder: Path, trials: list[Trial]) -> Plan:
-    space = {"training.ema_decay": {"uniform": [0.1, 0.9]}}
+    space = {"training.ema_half_life": {"uniform": [1, 900]}}
     rules = Search.model_validate({"space": space, **RULES})
     specs = tuple(spec_of(folder, validate_every=4, seed=trial.number) for trial in trials)
     wanted = plan(rules, 0, specs)

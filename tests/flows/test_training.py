@@ -295,7 +295,7 @@ def test_adamw_is_torchs_with_no_decay_of_vectors() -> None:
     ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     rule = Optimizer(learning_rate=0.02, betas=(0.8, 0.9), weight_decay=0.3)
-    mine = AdamW(list(ours.named_parameters()), rule)
+    mine = AdamW(ours, list(ours.parameters()), rule)
     groups = [
         {"params": [theirs.weight], "weight_decay": 0.3},
         {"params": [theirs.bias], "weight_decay": 0.0},

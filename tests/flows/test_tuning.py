@@ -31,7 +31,7 @@ from tests.flows.training_kit import prepare, spec_of, weights_of
 RATE = "training.optimizers.model.learning_rate"
 SPACE: dict[str, Any] = {
     RATE: {"log_uniform": [1e-5, 1e-2]},
-    "training.ema_decay": {"uniform": [0.5, 0.9]},
+    "training.ema_half_life": {"uniform": [50, 400]},
     "training.batch_size": {"int_uniform": [8, 40]},
     "config.hidden": {"choice": [[16], [32, 32]]},
 }
@@ -112,7 +112,14 @@ def test_a_range_that_is_none_is_refused(space: dict[str, Any], says: str) -> No
             searching(space={"training.momentum": {"uniform": [0, 1]}}),
             "training.momentum: there is no such field",
         ),
-        (searching(space={"training.ema_decay": {"uniform": [0, 2]}}), r"ema_decay: .*got 2"),
+        (
+            searching(space={"training.ema_half_life": {"uniform": [-1, 2]}}),
+            r"ema_half_life: .*got -1",
+        ),
+        (
+            searching(space={"training.ema_decay": {"uniform": [0.5, 0.9]}}),
+            r"ema_decay, of a step, became ema_half_life",
+        ),
         (searching(space={"training.steps": {"choice": [5]}}), "cannot be searched"),
         (searching(space={"image_size": {"choice": [8]}}), "'image_size' cannot be searched"),
         (searching(space={"training.steps.x": {"choice": [1]}}), "'steps' is a value"),
@@ -240,7 +247,7 @@ def test_validation_uses_the_same_batches_and_noise_whatever_the_batch_size(
     prepared: Path, tmp_path: Path
 ) -> None:
     """Nothing is learned at a rate that moves nothing: what is left to differ is the measure itself."""
-    still = {"steps": 1, "validate_every": 1, "ema_decay": 1.0}
+    still = {"steps": 1, "validate_every": 1, "ema_half_life": 1e18}
     quiet = {"optimizers": {"model": {"learning_rate": 1e-30}}}
     first: list[tuple[int, float]] = []
     second: list[tuple[int, float]] = []
