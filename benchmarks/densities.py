@@ -80,9 +80,9 @@ def trained(
     ((name, stage),) = recipe.stages.items()
     found = {"path": str(prepared.resolve()), "identity": read_header(prepared)["name"]}
     spec = training_spec(recipe, name, found)
-    rules = stage.training.model_copy(
-        update={"steps": steps, "checkpoint_every": steps, "validate_every": validate_every}
-    )
+    changes: dict[str, Any] = {"steps": steps, "checkpoint_every": steps, "patience": None}
+    changes |= {"validate_every": validate_every} | ({} if validate_every else {"keep": "last"})
+    rules = stage.training.model_copy(update=changes)
     spec = spec.model_copy(update={"training": rules, "resources": Resources(num_workers=0)})
     clock = time.perf_counter if ON_GPU else time.process_time
     with tempfile.TemporaryDirectory(prefix="atelier-densities-") as folder:
