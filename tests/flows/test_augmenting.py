@@ -30,8 +30,7 @@ def learned(prepared: Path, rank: int, world: int, steps: int, rules: Augment) -
     found = []
     for step in range(steps):
         batch, u = loader.batch(step), drawn(7, loader.places(step))
-        uneven = {"pixels": batch["pixels"] * torch.linspace(0, 1, 8)}
-        found.append(augmented(uneven, u, rules)["pixels"])
+        found.append(augmented(batch, u, rules)["pixels"])
     return found
 
 

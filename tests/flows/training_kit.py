@@ -116,8 +116,9 @@ def prepare(folder: Path, rows: int = 64, side: int = 8, validation: int = 0) ->
         table = []
         for index in range(count):
             light = index % 2
-            ramp = np.linspace(0, 60, side)[:, None, None] + generator.integers(0, 40, (1, 1, 3))
-            pixels = np.broadcast_to(ramp + 150 * light, (side, side, 3)).astype(np.uint8)
+            down = np.linspace(0, 40, side)[:, None, None] + generator.integers(0, 40, (1, 1, 3))
+            ramp = down + np.linspace(0, 20, side)[None, :, None]
+            pixels = (ramp + 150 * light).astype(np.uint8)
             row = {"pixels": pixels.tobytes(), "caption": WORDS[light], "attributes": [light]}
             digest = hashlib.sha256(row["pixels"] + bytes([index])).hexdigest()
             table.append({"id": digest, **row})
