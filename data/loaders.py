@@ -5,24 +5,22 @@ A seeded order of every epoch is laid end to end; step s of a global batch G tak
 rank r the r-th B of them. So ranks are disjoint, an epoch holds every row once, and the union is any world's.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from data.mapped import Array, DatasetError
 from data.modalities.text import Record
 from data.reading import (
     Captioned,
-    DatasetError,
     Encode,
     Examples,
-    MakeExamples,
+    Learner,
     Options,
     Split,
     open_split,
@@ -32,8 +30,8 @@ from data.reading import (
 __all__ = [
     "DatasetError",
     "Encode",
+    "Learner",
     "Loader",
-    "MakeExamples",
     "Record",
     "everything",
     "facts_of",
@@ -44,8 +42,16 @@ __all__ = [
     "sounds",
 ]
 
-Array: TypeAlias = npt.NDArray[Any]
-WINDOW_BYTES: Final = 1 << 30  # of rows held at once; a larger split is read window by window
+WINDOW_BYTES: Final = 1 << 30  # of rows shuffled together; a larger split is read window by window
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Shards whose rows are shuffled together: what of a large split is read often at a time."""
+
+    shards: tuple[int, ...]
+    rows: int
+    state: Mapping[str, Any]  # of the generator that draws their order
 
 
 class Loader:
@@ -60,10 +66,10 @@ class Loader:
         seed: fixes the order of every epoch.
         image_size: pixels a side, by the mean over areas; None for the dataset's own. Pictures only.
         encode: gives `tokens` for captions; None or a None result for no tokens. Pictures and sounds.
-        examples: makes the tensors whose rows are learned of a text split's records; None where only facts are asked.
+        learner: the family that makes rows of a text split's records; None where only facts are asked.
         shuffle_captions: give every sample another one's caption and attributes, every pair another's target (a
             broken control).
-        window_bytes: bytes of rows held at once; whole shards are shuffled where a split is larger.
+        window_bytes: bytes of rows shuffled together; where a split has more, some shards come after the other.
 
     Raises:
         DatasetError: no such folder, split or size, or nothing in the split.
@@ -81,7 +87,7 @@ class Loader:
         seed: int = 0,
         image_size: int | None = None,
         encode: Encode | None = None,
-        examples: MakeExamples | None = None,
+        learner: Learner | None = None,
         shuffle_captions: bool = False,
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
@@ -90,13 +96,15 @@ class Loader:
         options = Options(
             image_size=image_size,
             encode=encode,
-            examples=examples,
+            learner=learner,
             shuffle_seed=seed if shuffle_captions else None,
         )
         self._source = open_split(prepared, split, options)
         self._batch_size, self._rank, self._world, self._seed = batch_size, rank, world, seed
         self._limit = window_bytes
-        self._held: OrderedDict[tuple[int, ...], dict[str, Tensor]] = OrderedDict()
+        self._windows = lru_cache(maxsize=2)(
+            self._windows_of
+        )  # the one before may end in this batch
         self._order = lru_cache(maxsize=2)(self._order_of)
 
     @property
@@ -138,52 +146,52 @@ class Loader:
             yield self._rows(first, min(first + self._batch_size, self.rows))
 
     def _rows(self, first: int, last: int) -> dict[str, Tensor]:
-        parts = [self._take(*place) for place in self._places(first, last)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _places(self, first: int, last: int) -> list[tuple[tuple[int, ...], Array]]:
-        """Return the rows at the places first to last - 1: (shards of a window, rows in it), in order."""
+        """Return the rows at the places first to last - 1."""
         found = []
         while first < last:
             epoch, place = divmod(first, self.rows)
             window = 0
-            windows = self._order(epoch)
-            while place >= len(windows[window][1]):
-                place -= len(windows[window][1])
+            while place >= self._windows(epoch)[window].rows:
+                place -= self._windows(epoch)[window].rows
                 window += 1
-            shards, order = windows[window]
-            found.append((shards, order[place : place + last - first]))
-            first += len(found[-1][1])
-        return found
+            found.append(self._order(epoch, window)[place : place + last - first].astype(np.int64))
+            first += len(found[-1])
+        return self._source.batch(np.concatenate(found))
 
-    def _order_of(self, epoch: int) -> list[tuple[tuple[int, ...], Array]]:
-        """Return the epoch's windows: shards in random order, and a random order of their rows."""
-        generator = np.random.default_rng((self._seed, epoch))
+    def _windows_of(self, epoch: int) -> list[Window]:
+        """Return the epoch's shards in random order, as many together as there is room for.
+
+        One generator draws that order, and then the order of every window's rows. Only its states are kept.
+        """
+        sizes, generator = self._source.sizes, np.random.default_rng((self._seed, epoch))
         windows: list[list[int]] = []
         space = 0
-        for shard in generator.permutation(len(self._source.sizes)).tolist():
+        for shard in generator.permutation(len(sizes)).tolist():
             size = self._source.bytes_of(shard)
             if not windows or size > space:
                 windows.append([])
                 space = self._limit
             windows[-1].append(shard)
             space -= size
-        found = []
-        for window in windows:
-            rows = sum(self._source.sizes[shard] for shard in window)
-            found.append((tuple(sorted(window)), generator.permutation(rows)))
+        found = list[Window]()
+        for shards in windows:
+            if found:
+                generator.permutation(found[-1].rows)  # the next window's begins after it
+            rows = sum(sizes[shard] for shard in shards)
+            found.append(Window(tuple(sorted(shards)), rows, generator.bit_generator.state))
         return found
 
-    def _take(self, shards: tuple[int, ...], places: Array) -> dict[str, Tensor]:
-        rows, index = self._window(shards), torch.from_numpy(places)
-        return self._source.batch({name: value[index] for name, value in rows.items()})
-
-    def _window(self, shards: tuple[int, ...]) -> dict[str, Tensor]:
-        if shards not in self._held:
-            while len(self._held) > 1:  # the one before may still lend the head of a batch
-                self._held.popitem(last=False)
-            self._held[shards] = self._source.read(shards)
-        return self._held[shards]
+    def _order_of(self, epoch: int, window: int) -> Array:
+        """Return a window's rows in the epoch's order, by their numbers in the split."""
+        found, generator = self._windows(epoch)[window], np.random.default_rng()
+        generator.bit_generator.state = found.state
+        ends = np.cumsum(self._source.sizes)
+        kind = np.min_scalar_type(ends[-1])  # a large split has many
+        rows = [
+            np.arange(ends[shard] - self._source.sizes[shard], ends[shard], dtype=kind)
+            for shard in found.shards
+        ]
+        return np.concatenate(rows)[generator.permutation(found.rows)]
 
 
 def rows_in(batch: Mapping[str, Tensor]) -> int:
@@ -242,7 +250,7 @@ def records(prepared: Path, split: str) -> list[Record]:
         IntegrityError: a shard is not the one that was prepared.
     """
     found = _split_of(prepared, split, "text")
-    return Examples(found.modality, found, Options()).records()
+    return list(Examples(found.modality, found, Options()).records())
 
 
 def _split_of(prepared: Path, split: str, kind: str) -> Split:
@@ -257,6 +265,6 @@ def _captioned(
 ) -> tuple[dict[str, Tensor], list[str]]:
     found = _split_of(prepared, split, kind)
     source = Captioned(found.modality, found, Options(image_size=image_size))
-    rows = source.read(range(len(source.sizes)))
+    rows = source.rows(np.arange(found.rows))
     captions = [source.captions[code] for code in rows["codes"].tolist()]
-    return source.batch(rows) | {"attributes": rows["attributes"]}, captions
+    return source.learned(rows) | {"attributes": rows["attributes"]}, captions

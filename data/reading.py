@@ -1,11 +1,14 @@
-"""One split of a prepared dataset, read shard by shard, each verified before it is parsed.
+"""One split of a prepared dataset: shards, each verified before it is parsed, and the rows that are made of them once.
 
 Shape letters: N rows of a split, U different captions, T places, A attributes.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -16,18 +19,40 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from data.mapped import Array, Column, DatasetError, Mapped, mapped
 from data.modalities import Modality, modality
 from data.modalities.text import Record, record_of
 from infra.documents import MOST_OF_OURS, read_json
-from infra.storage import IntegrityError
+from infra.storage import IntegrityError, sha256_of
 
 Encode: TypeAlias = Callable[[Sequence[str]], Tensor | None]
-MakeExamples: TypeAlias = Callable[[Sequence[Record]], Mapping[str, Tensor]]
 FORMAT: Final = 1
+LAYOUT: Final = 1  # of the rows that are made of shards; another one is made anew
+AT_ONCE: Final = 1 << 20  # characters that are made tokens together
 
 
-class DatasetError(ValueError):
-    """A prepared dataset that cannot be read as asked, in one line with the way out."""
+class Rows(Protocol):
+    """Rows that a family learns, made when they are asked for."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def take(self, index: Array) -> Mapping[str, Tensor]:
+        """Return chosen ones."""
+
+
+class Learner(Protocol):
+    """What a family of text makes of records; `models.family.Trainable` says more."""
+
+    @property
+    def reads(self) -> str:
+        """Return what names the tokens: others have another name."""
+
+    def tokenized(self, records: Sequence[Record]) -> Mapping[str, Array]:
+        """Return `tokens` (T,), the places `texts` (N + 1,) in them, and the places `records` (R + 1,) in these."""
+
+    def examples_of(self, columns: Mapping[str, Any]) -> Rows:
+        """Return the rows of such columns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,24 +61,21 @@ class Options:
 
     image_size: int | None = None
     encode: Encode | None = None
-    examples: MakeExamples | None = None
+    learner: Learner | None = None
     shuffle_seed: int | None = None
 
 
 class Source(Protocol):
-    """What a loader draws its rows from; a window is some of the shards, read together."""
+    """What a loader draws its rows from; they are numbered shard by shard."""
 
     facts: Mapping[str, Any]
     sizes: Sequence[int]  # rows of each shard
 
     def bytes_of(self, shard: int) -> int:
-        """Return what a shard takes in memory."""
+        """Return what a shard's rows take where they are read from."""
 
-    def read(self, shards: Sequence[int]) -> dict[str, Tensor]:
-        """Return the shards' rows, one after the other."""
-
-    def batch(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return chosen rows of `read` as they are learned from."""
+    def batch(self, index: Array) -> dict[str, Tensor]:
+        """Return chosen rows as they are learned from."""
 
 
 class Split:
@@ -89,21 +111,58 @@ class Split:
         except ValueError as error:
             raise DatasetError(str(error)) from None
 
-    def table(self, shard: int) -> pa.Table:
-        """Return a shard's rows.
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the rows of one shard after the other.
 
         Raises:
-            IntegrityError: it is not the one that was prepared.
+            IntegrityError: a shard is not the one that was prepared.
         """
-        facts = self.shards[shard]
-        path = self.folder / facts["file"]
+        for shard in self.shards:
+            with self._reading(shard) as path:
+                content = path.read_bytes()
+            self._compare(path, hashlib.sha256(content).hexdigest(), shard)
+            yield pq.read_table(pa.BufferReader(content))
+
+    def rows_as(self, *what: Any, make: Callable[[], Iterator[Mapping[str, Array]]]) -> Mapped:
+        """Return the split's rows, which `make` made of its tables, by this process or another one before.
+
+        Args:
+            what: JSON values; equal ones get equal rows.
+            make: yields parts of the columns.
+
+        Raises:
+            DatasetError: there is no room for the rows, or their folder cannot be written.
+            IntegrityError: a shard is not the one that was prepared, or the rows are not what was written.
+        """
+        digest = sha256_of(self.folder / "dataset.json")
+        named = json.dumps([LAYOUT, digest, self.name, *what])
+        stamps = [self._stamp(shard) for shard in self.shards]
+        key = hashlib.sha256(named.encode()).hexdigest()[:32]
+        found = mapped(key, {"dataset": digest, "shards": stamps}, make)
+        if found.facts["shards"] != stamps:  # not the files that the rows were made of
+            for shard in self.shards:
+                with self._reading(shard) as path:
+                    sha256 = sha256_of(path)
+                self._compare(path, sha256, shard)
+        return found
+
+    def _stamp(self, shard: Mapping[str, Any]) -> list[int]:
+        """Return a shard's size and time of change, which tell whether it must be compared again."""
+        with self._reading(shard) as path:
+            found = path.stat()
+        return [found.st_size, found.st_mtime_ns]
+
+    @contextmanager
+    def _reading(self, shard: Mapping[str, Any]) -> Iterator[Path]:
+        path = self.folder / shard["file"]
         try:
-            content = path.read_bytes()
+            yield path
         except OSError as error:
             raise IntegrityError(f"cannot read {path}: {error.strerror}; prepare again") from None
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+
+    def _compare(self, path: Path, sha256: str, shard: Mapping[str, Any]) -> None:
+        if sha256 != shard["sha256"]:
             raise IntegrityError(f"{path} was altered: its sha256 is not dataset.json's")
-        return pq.read_table(pa.BufferReader(content))
 
 
 class Captioned:
@@ -119,35 +178,16 @@ class Captioned:
         self._tokens_UT = None if tokens is None else tokens.to(torch.int64)
 
     def bytes_of(self, shard: int) -> int:
-        """Return what a shard takes in memory."""
+        """Return what a shard's rows take where they are read from."""
         row = self._kind.row_bytes(self._split.header, self._options.image_size)
         return self.sizes[shard] * row
 
-    def read(self, shards: Sequence[int]) -> dict[str, Tensor]:
-        """Return the modality's rows with `codes` (N,), captions by number, and `attributes` (N, A)."""
-        parts = [self._read(shard) for shard in shards]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _read(self, shard: int) -> dict[str, Tensor]:
-        header, table = self._split.header, self._split.table(shard)
-        codes = pc.index_in(table["caption"], pa.array(self.captions, pa.string()))
-        attributes = np.zeros((len(table), len(header["attributes"])), np.int64)
-        if attributes.size:
-            attributes[:] = pc.list_flatten(table["attributes"]).to_numpy().reshape(len(table), -1)
-        rows = torch.arange(len(table))
-        if self._options.shuffle_seed is not None:
-            generator = np.random.default_rng((self._options.shuffle_seed, shard, 1))
-            rows = torch.from_numpy(generator.permutation(len(table)))
-        arrays = self._kind.read(header, table, self._options.image_size)
-        codes_N = torch.from_numpy(codes.to_numpy().astype(np.int64))
-        return {
-            **{name: torch.from_numpy(array) for name, array in arrays.items()},
-            "codes": codes_N[rows],
-            "attributes": torch.from_numpy(attributes)[rows],
-        }
-
-    def batch(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def batch(self, index: Array) -> dict[str, Tensor]:
         """Return chosen rows as they are learned from."""
+        return self.learned(self.rows(index))
+
+    def learned(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `rows` gave as it is learned from."""
         found = self._kind.batch(self._split.header, rows, self._options.image_size)
         if self._tokens_UT is not None:
             found["tokens"] = self._tokens_UT[rows["codes"]]
@@ -155,54 +195,101 @@ class Captioned:
             found["attributes"] = rows["attributes"]
         return found
 
+    def rows(self, index: Array) -> dict[str, Tensor]:
+        """Return chosen rows as they are kept, with `codes` (N,), captions by number, and `attributes` (N, A)."""
+        told = index if self._others is None else self._others[index]
+        return {
+            name: torch.from_numpy(column.take(told)).long()
+            if name in {"codes", "attributes"}
+            else torch.from_numpy(column.take(index))
+            for name, column in self._columns.items()
+        }
+
+    @cached_property
+    def _columns(self) -> Mapping[str, Column]:
+        """The split's rows, opened at first use: facts are asked for more often."""
+        size = self._options.image_size
+        return self._split.rows_as(
+            size, make=lambda: map(self._arrays, self._split.tables())
+        ).columns
+
+    @cached_property
+    def _others(self) -> Array | None:
+        """The row whose caption each row is given, one of its own shard; None where that is its own."""
+        seed, first, found = self._options.shuffle_seed, 0, []
+        if seed is None:
+            return None
+        for shard, size in enumerate(self.sizes):
+            found.append(first + np.random.default_rng((seed, shard, 1)).permutation(size))
+            first += size
+        return np.concatenate(found)
+
+    def _arrays(self, table: pa.Table) -> dict[str, Array]:
+        header = self._split.header
+        codes = pc.index_in(table["caption"], pa.array(self.captions, pa.string()))
+        attributes = np.zeros((len(table), len(header["attributes"])), np.int16)
+        if attributes.size:
+            attributes[:] = pc.list_flatten(table["attributes"]).to_numpy().reshape(len(table), -1)
+        return {
+            **self._kind.read(header, table, self._options.image_size),
+            "codes": codes.to_numpy().astype(np.int32),
+            "attributes": attributes,
+        }
+
 
 class Examples:
-    """Rows of the tensors that a family made of the split's records, all in memory.
+    """Rows that a family makes of the split's records, whose tokens are written once.
 
     Raises:
-        DatasetError: the family's tensors are not of one length, or the texts have no parts to shuffle.
+        DatasetError: the family makes no rows, or the texts have no parts to shuffle.
     """
 
     def __init__(self, kind: Modality, split: Split, options: Options) -> None:
-        self._column, self._split = kind.column, split
+        self._column, self._split, self._options = kind.column, split, options
         self.facts: Mapping[str, Any] = split.facts(options.image_size)
-        self._tensors: Mapping[str, Tensor] | None = None
         self.sizes: Sequence[int] = [split.rows]
-        if options.examples is None:
+        self._rows: Rows | None = None
+        if (learner := options.learner) is None:
             return
-        found = self.records()
-        if options.shuffle_seed is not None:
-            found = _shuffled(found, options.shuffle_seed, split)
-        self._tensors = options.examples(found)
-        lengths = {name: len(tensor) for name, tensor in self._tensors.items()}
-        if len(set(lengths.values())) != 1 or not min(lengths.values()):
-            raise DatasetError(
-                f"no examples in the {split.name} split of {split.folder}: {lengths or 'no tensors'}"
-            )
-        self.sizes = [max(lengths.values())]
+        tokens = split.rows_as(
+            learner.reads, options.shuffle_seed, make=lambda: self._tokens(learner)
+        )
+        self._rows = learner.examples_of(tokens.columns)
+        if not (count := len(self._rows)):
+            raise DatasetError(f"no examples in the {split.name} split of {split.folder}")
+        self.sizes = [count]
 
-    def records(self) -> list[Record]:
-        """Return the split's records in the order of their source."""
-        tables = [self._split.table(shard) for shard in range(len(self._split.shards))]
-        return [
-            record_of(text.encode()) for table in tables for text in table[self._column].to_pylist()
-        ]
+    def records(self) -> Iterator[Record]:
+        """Yield the split's records in the order of their source."""
+        for table in self._split.tables():
+            for text in table[self._column]:
+                yield record_of(text.as_py().encode())
 
     def bytes_of(self, shard: int) -> int:  # noqa: ARG002 - there is one
-        """Return nothing: they are in memory already."""
+        """Return nothing: all rows are shuffled together."""
         return 0
 
-    def read(self, shards: Sequence[int]) -> dict[str, Tensor]:  # noqa: ARG002 - there is one
-        """Return all tensors."""
-        if self._tensors is None:
+    def batch(self, index: Array) -> dict[str, Tensor]:
+        """Return chosen rows."""
+        if self._rows is None:
             raise DatasetError(
-                f"{self._split.folder} is text: give a loader the family's `examples`"
+                f"{self._split.folder} is text: give a loader the family that learns"
             )
-        return dict(self._tensors)
+        return dict(self._rows.take(index))
 
-    def batch(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return chosen rows as they are."""
-        return dict(rows)
+    def _tokens(self, learner: Learner) -> Iterator[dict[str, Array]]:
+        """Yield the columns of some records after the other, counted from the first of all."""
+        records: Iterable[Record] = self.records()
+        if (seed := self._options.shuffle_seed) is not None:
+            records = _shuffled(list(records), seed, self._split)
+        tokens = texts = 0
+        for number, part in enumerate(_parts(records)):
+            found = dict(learner.tokenized(part))
+            head = min(number, 1)  # every part's places begin with 0
+            found["texts"] = found["texts"][head:] + tokens
+            found["records"] = found["records"][head:] + texts
+            tokens, texts = int(found["texts"][-1]), int(found["records"][-1])
+            yield found
 
 
 def open_split(prepared: Path, split: str, options: Options) -> Source:
@@ -234,6 +321,19 @@ def read_header(prepared: Path) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise DatasetError(f"{path} has format {header.get('format')}, this version reads {FORMAT}")
     return header
+
+
+def _parts(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield the records, as many together as have a million characters."""
+    part, size = list[Record](), 0
+    for record in records:
+        part.append(record)
+        size += sum(len(text) for _, text in record)
+        if size >= AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _shuffled(records: Sequence[Record], seed: int, split: Split) -> list[Record]:

@@ -1,9 +1,9 @@
-"""What takes room and nobody needs: versions that no ledger row names, with their runs; checkpoints; copies.
+"""What takes room and nobody needs: versions that no ledger row names, with their runs; checkpoints; copies; rows.
 
 Kept is what the ledger names or ever named, what is being promoted, the newest version of every name, the stages and
 the judge that any of these pin, and what any of all these was fine-tuned from, without which it could not be trained
 again; and the runs, searches and trials from which these come or that are about them. A run that is not finished stays
-with its checkpoints and with what it started from: it can go on.
+with its checkpoints and with what it started from: it can go on. Rows stay while their dataset is prepared here.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from data.mapped import unneeded
 from data.repro import sweep
 from flows.judging.gate import Evaluation
 from flows.served import pins
@@ -22,7 +23,7 @@ from infra.pipelines import read_pipeline
 from infra.registry import Version
 from infra.runs import folder_of
 from infra.settings import settings
-from infra.storage import MANIFEST
+from infra.storage import MANIFEST, sha256_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -59,6 +60,9 @@ def pieces() -> list[Piece]:
     found += [_folder("fetched copy", path) for path in here.glob("*") if path.name not in kept]
     copies, started = (settings().runs / "bases").glob("*"), _started_from()
     found += [_folder("fetched copy", path) for path in copies if path.name not in started]
+    datasets = (settings().project / "data" / "prepared").glob("*/dataset.json")
+    unread = unneeded({sha256_of(path) for path in datasets})
+    found += [_folder("rows of a dataset", path) for path in unread]
     found += _runs([one for one in versions if one.digest in kept])
     going = {piece.name for piece in found if piece.kind == "run"}
     for final in settings().runs.glob("*/final"):

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,10 @@ any. text: what the family's own `examples` made of the records.
 Record: TypeAlias = Sequence[tuple[str, str]]
 """One text sample: (role, text) in their order. A document is one ("text", ...); a pair is ("source", ...), ("target",
 ...); a dialogue alternates ("user", ...) and ("assistant", ...), perhaps after a ("system", ...)."""
+
+Columns: TypeAlias = Mapping[str, Any]
+"""Records as tokens, in arrays that may lie on disk; slices of them are read. `tokens` (T,) has the texts one after the
+other. `texts` (N + 1,) are the places where they begin, and the last's end; `records` (R + 1,) as much in `texts`."""
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """What a sampler is asked: a text or, of a family of text, its tokenizer's tokens."""
@@ -52,6 +58,18 @@ NEUTRAL: Final[Mapping[str, float]] = {"guidance": 1, "temperature": 1, "top_p":
 
 Rows: TypeAlias = dict[str, Tensor]
 """Samples under way: every tensor has one row a sample, so rows join and part by `cat` and index."""
+
+
+class Examples(ABC):
+    """Rows that a family learns from tokens."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    @abstractmethod
+    def take(self, index_B: npt.NDArray[np.int64]) -> Batch:
+        """Return chosen rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +186,7 @@ class Trainable(nn.Module, ABC):
     implied: ClassVar[Mapping[str, Any]] = {}  # fields that older versions' configs do not have yet
     config: Any
     steps_taken: int = 0  # in training, before this step; who trains says it
-    left_out: str = ""  # what the last `examples` could not use, counted and said in a sentence
+    left_out: str = ""  # what the last `examples_of` could not use, counted and said in a sentence
 
     @abstractmethod
     def forward(self, batch: Batch, player: str = "model") -> Losses:
@@ -222,15 +240,37 @@ class Trainable(nn.Module, ABC):
         """
         return None
 
-    def examples(self, records: Sequence[Record]) -> Batch:
-        """Return what is learned from text records: tensors of N examples, which the loader shuffles and cuts.
+    @property
+    def reads(self) -> str:
+        """Return what names the tokens of `tokenized`: others, by another tokenizer or of other texts, have another."""
+        raise NotImplementedError(f"{type(self).__name__} learns no text")
+
+    def tokenized(self, records: Sequence[Record]) -> Columns:
+        """Return the tokens of text records; those of a split are kept, so this is called once for each record.
+
+        Raises:
+            ValueError: the records have other roles than the family learns from.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns no text")
+
+    def examples_of(self, columns: Columns) -> Examples:
+        """Return what is learned from such tokens: N rows, each made when it is asked for.
 
         N is the family's own affair: windows of a long text, pairs of neighbouring sentences, a row a dialogue.
 
         Raises:
-            ValueError: the records have other roles than the family learns from, or nothing fits its context.
+            ValueError: nothing fits its context.
         """
         raise NotImplementedError(f"{type(self).__name__} learns no text")
+
+    def examples(self, records: Sequence[Record]) -> Batch:
+        """Return all rows that are learned from these records.
+
+        Raises:
+            ValueError: the records have other roles than the family learns from, or nothing fits its context.
+        """
+        found = self.examples_of(self.tokenized(records))
+        return found.take(np.arange(len(found)))
 
 
 class Family(Trainable):

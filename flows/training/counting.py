@@ -90,7 +90,7 @@ class CountingLoop(Loop):
                 batch_size=self.rows,
                 image_size=spec.image_size,
                 encode=model.encode,
-                examples=model.examples,
+                learner=model,
             )
         except DatasetError:
             if spec.training.validate_every is not None:

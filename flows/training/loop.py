@@ -144,7 +144,7 @@ class Loop:
                 if parameter.ndim == 4:  # filters
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         seed_generators(spec.seed, self.ranks.rank)
-        self.loader = self._loader(encode=model.encode, examples=model.examples)
+        self.loader = self._loader(encode=model.encode, learner=model)
         self.left_out = model.left_out
         rules = spec.training.optimizers
         optimizers = {

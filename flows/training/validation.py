@@ -33,7 +33,7 @@ class Validation:
             "validation",
             image_size=spec.image_size,
             encode=model.encode,
-            examples=model.examples,
+            learner=model,
         )
         loader = loader_of(batch_size=ROWS)
         if (rows := loader.rows) < ROWS:

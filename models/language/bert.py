@@ -13,14 +13,25 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import chain, islice
 from typing import ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request
+from models.family import (
+    Batch,
+    Capabilities,
+    Columns,
+    Examples,
+    Family,
+    Losses,
+    Prompt,
+    Record,
+    Request,
+)
+from models.language import examples
 from models.language.texts import check_roles
 from models.parts.attention import EncoderLayer
 from models.parts.draws import asked, drawn
@@ -139,36 +150,33 @@ class BERT(Family):
     def _tokenizer(self) -> Tokenizer:
         return tokenizer(self.config.tokenizer)
 
-    def examples(self, records: Sequence[Record]) -> Batch:
-        """Return every two neighbouring lines: `first` (N, P), `second` (N, Q) and the number of their `document` (N,).
+    @property
+    def reads(self) -> str:
+        """Return what names the tokens of its records."""
+        return examples.named("lines", self._tokenizer)
 
-        Empty lines are no sentences; longer ones than `config.max_sentence` are cut, and counted in `left_out`.
+    def tokenized(self, records: Sequence[Record]) -> Columns:
+        """Return the tokens of documents, a text a line; empty lines are no sentences.
 
         Raises:
-            ValueError: a record is no document, or none has two lines.
+            ValueError: a record is no document.
         """
-        pairs: list[tuple[list[int], list[int]]] = []
-        most, documents, lengths = self.config.max_sentence, list[int](), list[int]()
         check_roles(records, ("text",), "take a dataset of documents")
-        for number, record in enumerate(records):
-            lines = [line for line in record[0][1].splitlines() if line.strip()]
-            whole = self._tokenizer.encode_all(lines)
-            lengths += map(len, whole)
-            sentences = [one[:most] for one in whole]
-            pairs += pairwise(sentences)
-            documents += [number] * max(0, len(sentences) - 1)
-        if not pairs:
-            raise ValueError(
-                f"none of {len(records)} documents has two lines: a sentence is a line, and bert learns from neighbours"
-            )
-        long = sum(length > most for length in lengths)
-        said = f"{long} of {len(lengths)} sentences are cut: they have more than {most} tokens (max_sentence)"
-        self.left_out = said if long else ""
-        return {
-            "first": padded([first for first, _ in pairs]),
-            "second": padded([second for _, second in pairs]),
-            "document": torch.tensor(documents),
-        }
+        lines = [[line for line in record[0][1].splitlines() if line.strip()] for record in records]
+        found = iter(self._tokenizer.encode_all([*chain.from_iterable(lines)]))
+        return examples.columns([[*islice(found, len(said))] for said in lines], self._tokenizer)
+
+    def examples_of(self, columns: Columns) -> Examples:
+        """Return every two neighbouring lines, the longer ones cut to `config.max_sentence` and counted in `left_out`.
+
+        Raises:
+            ValueError: no document has two lines.
+        """
+        most = self.config.max_sentence
+        found = examples.Neighbours(columns, most)
+        said = f"{found.cut} of {found.sentences} sentences are cut: they have more than {most} tokens (max_sentence)"
+        self.left_out = said if found.cut else ""
+        return found
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the cross-entropy of the chosen tokens plus that of whether the second follows the first.

@@ -18,8 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request, Rows
-from models.language import texts
+from models.family import (
+    Batch,
+    Capabilities,
+    Columns,
+    Examples,
+    Family,
+    Losses,
+    Prompt,
+    Record,
+    Request,
+    Rows,
+)
+from models.language import examples, texts
 from models.parts.draws import asked, drawn, likely, silent, told
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
@@ -167,24 +178,34 @@ class GPT(Family):
             recalls=not chats,
         )
 
-    def examples(self, records: Sequence[Record]) -> Batch:
-        """Return windows of the documents, or a row a dialogue.
+    @property
+    def reads(self) -> str:
+        """Return what names the tokens of its records."""
+        return examples.named(self.config.learns, tokenizer(self.config.tokenizer))
 
-        documents: `tokens` (N, context + 1). dialogues: `tokens` (N, T + 1) and `answer` (N, T) bool: whether the next
-        token is the assistant's. -1 after a row's end. See `texts`.
+    def tokenized(self, records: Sequence[Record]) -> Columns:
+        """Return the tokens of documents or dialogues; see `texts`.
 
         Raises:
-            ValueError: no records, other roles, or a last exchange alone that is longer than the context.
+            ValueError: no records, or other roles.
         """
-        words = tokenizer(self.config.tokenizer)
-        if self.config.learns == "dialogues":
-            rows, shortened = texts.dialogues(records, words, self.config.context)
-            why = f"they have more than {self.config.context + 1} tokens (context + 1)"
-            said = f"{shortened} of {len(records)} dialogues lose their oldest exchanges: {why}"
-            self.left_out = said if shortened else ""
-            return rows
-        stride = self.config.stride or self.config.context
-        return texts.windows(records, words, self.config.context, stride)
+        learned = texts.dialogues if self.config.learns == "dialogues" else texts.documents
+        return learned(records, tokenizer(self.config.tokenizer))
+
+    def examples_of(self, columns: Columns) -> Examples:
+        """Return windows of the documents, or a row a dialogue; see `examples`.
+
+        Raises:
+            ValueError: a last exchange alone that is longer than the context.
+        """
+        context = self.config.context
+        if self.config.learns == "documents":
+            return examples.Windows(columns, context, self.config.stride or context)
+        found = examples.Dialogues(columns, context)
+        why = f"they have more than {context + 1} tokens (context + 1)"
+        said = f"{found.shortened} of {len(found)} dialogues lose their oldest exchanges: {why}"
+        self.left_out = said if found.shortened else ""
+        return found
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean cross-entropy in nats a token, and how often the likeliest token was the right one."""

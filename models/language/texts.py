@@ -1,16 +1,10 @@
-"""What is learned from text records: windows of a stream of documents, dialogues with answers marked, their roles.
-
-Shape letters: N examples, T places.
-"""
+"""Text records as tokens: documents, dialogues with a sign for every turn, and the roles that they must have."""
 
 from collections.abc import Sequence
 from itertools import chain
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from models.family import Record
+from models.family import Columns, Record
+from models.language.examples import columns
 from models.parts.tokens import ASSISTANT, BOS, EOS, SYSTEM, USER, Tokenizer
 
 SIGN = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
@@ -31,13 +25,8 @@ def check_roles(records: Sequence[Record], roles: tuple[str, ...], way_out: str)
             )
 
 
-def windows(
-    records: Sequence[Record], words: Tokenizer, context: int, stride: int
-) -> dict[str, Tensor]:
-    """Return `tokens` (N, context + 1): documents as one stream, `<eos>` before, between and after them.
-
-    A window begins `stride` tokens after the one before it; the last one is filled up with -1. Where windows overlap,
-    `fresh` (N, context) says which targets stand in none before.
+def documents(records: Sequence[Record], words: Tokenizer) -> Columns:
+    """Return documents as tokens, `<eos>` behind each.
 
     Raises:
         ValueError: no records, or one that is no document.
@@ -45,54 +34,18 @@ def windows(
     check_roles(records, ("text",), "set learns: dialogues, or take a dataset of documents")
     _some(records)
     found = words.encode_all([text for ((_, text),) in records])
-    stream = torch.tensor([EOS, *chain.from_iterable([*text, EOS] for text in found)])
-    more = -(-max(0, len(stream) - 1 - context) // stride)  # windows after the first
-    stream = F.pad(stream, (0, context + 1 + more * stride - len(stream)), value=-1)
-    tokens = stream.unfold(0, context + 1, stride)
-    if stride == context:
-        return {"tokens": tokens}
-    fresh = torch.ones(len(tokens), context, dtype=torch.bool)
-    fresh[1:, : context - stride] = False
-    return {"tokens": tokens, "fresh": fresh}
+    return columns([[[*text, EOS]] for text in found], words)
 
 
-def dialogues(
-    records: Sequence[Record], words: Tokenizer, context: int
-) -> tuple[dict[str, Tensor], int]:
-    """Return `tokens` (N, T + 1), -1 after a dialogue's end, `answer` (N, T) bool, and how many were shortened.
-
-    `answer` is true where the next token is the assistant's: its text and the `<eos>` after it. A dialogue that is
-    longer than the context loses its oldest exchanges and keeps what the system says: an answer that is learned then
-    has its question in sight.
+def dialogues(records: Sequence[Record], words: Tokenizer) -> Columns:
+    """Return dialogues as tokens: `<bos>`, and then every turn as it is signed.
 
     Raises:
-        ValueError: no records, one that is no dialogue, or whose last exchange alone is longer than the context.
+        ValueError: no records, or one that is no dialogue.
     """
     _some(records)
-    rows, shortened = [], 0
-    for number, record in enumerate(records):
-        turns = _turns(record, f"record {number}", words)
-        whole = len(turns)
-        first = 1 + (record[0][0] == "system")
-        while sum(map(len, turns)) > context + 1 and len(turns) >= first + 4:
-            del turns[first : first + 2]
-        shortened += len(turns) < whole
-        if (length := sum(map(len, turns))) > context + 1:
-            raise ValueError(
-                f"the last exchange of record {number} has {length} tokens, but a context of {context}"
-                f" has room for {context + 1}: set a longer context or leave the record out"
-            )
-        rows.append(turns)
-    longest = max(sum(map(len, turns)) for turns in rows)
-    tokens = torch.full((len(rows), longest), -1)
-    answer = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for row, turns in enumerate(rows):
-        at = 0
-        for turn in turns:
-            tokens[row, at : at + len(turn)] = torch.tensor(turn)
-            answer[row, at + 1 : at + len(turn)] = turn[0] == ASSISTANT
-            at += len(turn)
-    return {"tokens": tokens, "answer": answer[:, 1:].contiguous()}, shortened
+    told = [_turns(record, f"record {number}", words) for number, record in enumerate(records)]
+    return columns(told, words)
 
 
 def question(record: Record, name: str, words: Tokenizer) -> list[int]:

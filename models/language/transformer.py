@@ -18,7 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Prompt, Record, Request, Rows
+from models.family import (
+    Batch,
+    Capabilities,
+    Columns,
+    Examples,
+    Family,
+    Losses,
+    Prompt,
+    Record,
+    Request,
+    Rows,
+)
+from models.language import examples
 from models.language.beams import search as beams_search
 from models.language.texts import check_roles
 from models.parts.attention import Attention, EncoderLayer, FeedForward
@@ -135,37 +147,38 @@ class Transformer(Family):
     def _tokenizer(self) -> Tokenizer:
         return tokenizer(self.config.tokenizer)
 
-    def examples(self, records: Sequence[Record]) -> Batch:
-        """Return `source` (N, S), ending in <eos>, and `target` (N, T + 1), from <bos> to <eos>; <pad> after them.
+    @property
+    def reads(self) -> str:
+        """Return what names the tokens of its records."""
+        return examples.named("pairs", self._tokenizer)
 
-        Pairs that are too long for the network are left out, and counted in `left_out`.
+    def tokenized(self, records: Sequence[Record]) -> Columns:
+        """Return the tokens of pairs: sources end in `<eos>`, targets go from `<bos>` to `<eos>`.
 
         Raises:
-            ValueError: a record is no pair of a source and a target, or every pair is too long.
+            ValueError: a record is no pair of a source and a target.
         """
         check_roles(records, ("source", "target"), "take a dataset of pairs")
         sources = self._tokenizer.encode_all([record[0][1] for record in records])
         targets = self._tokenizer.encode_all([record[1][1] for record in records])
+        pairs = zip(sources, targets, strict=True)
+        told = [[[*source, EOS], [BOS, *target, EOS]] for source, target in pairs]
+        return examples.columns(told, self._tokenizer)
+
+    def examples_of(self, columns: Columns) -> Examples:
+        """Return pairs; those that are too long for the network are left out, and counted in `left_out`.
+
+        Raises:
+            ValueError: every pair is too long.
+        """
         most, most_target = self.config.max_source, self.config.max_target
-        kept = [
-            ([*source, EOS], [BOS, *target, EOS])
-            for source, target in zip(sources, targets, strict=True)
-            if len(source) < most and len(target) < most_target
-        ]
-        if not kept:
-            raise ValueError(
-                f"none of {len(records)} pairs has less than {most} and {most_target} tokens:"
-                " raise max_source and max_target"
-            )
-        gone = len(records) - len(kept)
+        found = examples.Pairs(columns, most, most_target)
+        gone = found.pairs - len(found)
         why = (
             f"they have more than {most - 1} (max_source) or {most_target - 1} (max_target) tokens"
         )
-        self.left_out = f"{gone} of {len(records)} pairs are left out: {why}" if gone else ""
-        return {
-            "source": padded([one for one, _ in kept]),
-            "target": padded([t for _, t in kept]),
-        }
+        self.left_out = f"{gone} of {found.pairs} pairs are left out: {why}" if gone else ""
+        return found
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the cross-entropy a token with smoothed labels: (1 - s) of the token's, s of the mean over all."""

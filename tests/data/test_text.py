@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -15,9 +16,12 @@ from data.loaders import DatasetError, Loader, Record, everything, facts_of, mod
 from data.makers import MakerError, chat, dialogues, numbers, pairs, scenes, text
 from data.modalities import SampleError, modality
 from data.modalities.text import record_bytes, record_of, role_fault
-from models.parts.tokens import CONTROL, Tokenizer
+from models.family import Batch, Columns, Examples
+from models.language.examples import columns, laid
+from models.parts.tokens import CONTROL, Tokenizer, of_signs, tokenizer
 from services.writing import Writing
 from tests.data.prepare_kit import prepare, refused
+from tests.flows.sequences_kit import Bigram, BigramConfig
 
 HERE = Path()
 CHARACTERS = {"kind": "characters", "size": 200}
@@ -33,9 +37,35 @@ def many(count: int = 40) -> list[str]:
     return [f"this is line {number} of {count}" for number in range(count)]
 
 
-def rows_of(records: Sequence[Record]) -> dict[str, torch.Tensor]:
-    """A row a record: how long its texts are."""
-    return {"characters": torch.tensor([sum(len(t) for _, t in record) for record in records])}
+class Characters:
+    """A row a record: the characters of its texts, 0 after each and -1 after the last."""
+
+    reads = "characters"
+
+    def tokenized(self, records: Sequence[Record]) -> Columns:
+        told = [[[*map(ord, text), 0] for _, text in record] for record in records]
+        return columns(told, tokenizer(of_signs("a")))
+
+    def examples_of(self, columns: Columns) -> Examples:
+        return Whole(columns)
+
+    def examples(self, records: Sequence[Record]) -> torch.Tensor:
+        found = self.examples_of(self.tokenized(records))
+        return found.take(np.arange(len(found)))["characters"]
+
+
+class Whole(Examples):
+    def __init__(self, columns: Columns) -> None:
+        self.tokens = columns["tokens"]
+        self.places = columns["texts"][:][columns["records"][:]]
+
+    def __len__(self) -> int:
+        return len(self.places) - 1
+
+    def take(self, index_B: Any) -> Batch:
+        width = int(np.diff(self.places).max())
+        rows = laid(self.tokens, self.places[index_B], self.places[index_B + 1], width, -1)
+        return {"characters": torch.from_numpy(rows)}
 
 
 @pytest.mark.parametrize(
@@ -394,7 +424,13 @@ def test_rows_of_examples_come_once_an_epoch_whatever_the_world(
 ) -> None:
     def loader(rows: int, rank: int, world: int) -> Loader:
         return Loader(
-            couples, "train", batch_size=rows, rank=rank, world=world, seed=seed, examples=rows_of
+            couples,
+            "train",
+            batch_size=rows,
+            rank=rank,
+            world=world,
+            seed=seed,
+            learner=Characters(),
         )
 
     ranks = [loader(batch, rank, world) for rank in range(world)]
@@ -403,38 +439,35 @@ def test_rows_of_examples_come_once_an_epoch_whatever_the_world(
         together = torch.cat([rank.batch(step)["characters"] for rank in ranks])
         assert torch.equal(together, alone.batch(step)["characters"])
     walked = torch.cat([part["characters"] for rank in ranks for part in rank.once()])
-    whole = rows_of(records(couples, "train"))["characters"]
+    whole = Characters().examples(records(couples, "train"))
     assert sorted(walked.tolist()) == sorted(whole.tolist())
 
 
 def test_facts_come_before_examples_and_batches_do_not(couples: Path) -> None:
     loader = Loader(couples, "train", batch_size=2)
     assert set(loader.facts) == {"tokenizer"}
-    with pytest.raises(DatasetError, match="is text: give a loader the family's `examples`"):
+    with pytest.raises(DatasetError, match="is text: give a loader the family that learns"):
         loader.batch(0)
     with pytest.raises(DatasetError, match="image_size 8 is for pictures, and mine is text"):
         Loader(couples, "train", batch_size=2, image_size=8)
     with pytest.raises(DatasetError, match="has modality text, not image"):
         everything(couples, "train")
+    none = Bigram(BigramConfig(tokenizer=loader.facts["tokenizer"], context=1 << 20))
     with pytest.raises(DatasetError, match="no examples in the train split"):
-        Loader(couples, "train", batch_size=2, examples=lambda _: {"x": torch.zeros(0, 3)})
+        Loader(couples, "train", batch_size=2, learner=none)
 
 
 def test_shuffled_pairs_have_other_targets_and_plain_text_has_none(
     couples: Path, tmp_path: Path
 ) -> None:
-    found: list[Record] = []
-
-    def kept(given: Sequence[Record]) -> dict[str, torch.Tensor]:
-        found[:] = given
-        return rows_of(given)
-
-    Loader(couples, "train", batch_size=1, examples=kept, shuffle_captions=True)
-    right = records(couples, "train")
-    assert [record[0] for record in found] == [record[0] for record in right]
-    assert sorted(record[1] for record in found) == sorted(record[1] for record in right)
-    assert sum(a[1] != b[1] for a, b in zip(found, right, strict=True)) > len(right) / 2
+    loader = Loader(couples, "train", batch_size=1, learner=Characters(), shuffle_captions=True)
+    found = [row[row >= 0].tolist() for part in loader.once() for row in part["characters"]]
+    told = [[*"".join(map(chr, row)).split("\0")[:-1]] for row in found]
+    right = {source: target for (_, source), (_, target) in records(couples, "train")}
+    assert {source for source, _ in told} == right.keys()
+    assert sorted(target for _, target in told) == sorted(right.values())
+    assert sum(right[source] != target for source, target in told) > len(right) / 2
     (tmp_path / "book.txt").write_text("".join(f"{line}\n" for line in many(200)))
     plain = prepare(tmp_path, own("text", tmp_path / "book.txt", piece=100))
     with pytest.raises(DatasetError, match="is plain text: it has no captions, targets or answers"):
-        Loader(plain, "train", batch_size=1, examples=kept, shuffle_captions=True)
+        Loader(plain, "train", batch_size=1, learner=Characters(), shuffle_captions=True)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from data.modalities.text import record_bytes
-from models.family import Batch, Capabilities, Family, Losses, Record, Request
+from models.family import Batch, Capabilities, Columns, Examples, Family, Losses, Record, Request
+from models.language.examples import columns, named
 from models.parts.noise import normals
 from models.parts.tokens import of_signs, tokenizer
+from tests.flows.sequences_kit import Pieces
 
 SIGNS = of_signs("abcdefghijklmnopqrstuvwxyz .")
 RATE = 2000  # Hz
@@ -46,12 +48,16 @@ class Unigram(Family):
         condition = "text" if self.config.reads else "none"
         return Capabilities(modality="text", condition=condition, likelihood=True)
 
-    def examples(self, records: Sequence[Record]) -> Batch:
+    @property
+    def reads(self) -> str:
+        return named("unigrams", tokenizer(self.config.tokenizer))
+
+    def tokenized(self, records: Sequence[Record]) -> Columns:
         words = tokenizer(self.config.tokenizer)
-        texts = [text for record in records for _, text in record]
-        stream = torch.tensor([token for text in texts for token in words.encode(text)])
-        whole = len(stream) // self.config.context * self.config.context
-        return {"tokens": stream[:whole].view(-1, self.config.context)}
+        return columns([[words.encode(text) for _, text in record] for record in records], words)
+
+    def examples_of(self, columns: Columns) -> Examples:
+        return Pieces(columns, self.config.context)
 
     def log_prob(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
         return self.logits.log_softmax(0)[batch["tokens"]].sum(1)

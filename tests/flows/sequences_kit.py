@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Record, Request
-from models.parts.tokens import BOS, of_signs, tokenizer
+from models.family import Batch, Capabilities, Columns, Examples, Family, Losses, Record, Request
+from models.language.examples import columns, laid, named
+from models.parts.tokens import BOS, PAD, of_signs, tokenizer
 
 BIGRAM = "tests.flows.sequences_kit:Bigram"
 LINEAR = "tests.flows.sequences_kit:Linear"
@@ -19,6 +20,21 @@ LINEAR = "tests.flows.sequences_kit:Linear"
 class BigramConfig:
     tokenizer: str = of_signs("ab")
     context: int = 8
+
+
+class Pieces(Examples):
+    """Tokens one after the other, cut into equal rows; what is left is not learned."""
+
+    def __init__(self, columns: Columns, size: int) -> None:
+        self.tokens, self.size = columns["tokens"], size
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.size
+
+    def take(self, index_B: Any) -> Batch:
+        begins_B = self.size * index_B
+        rows = laid(self.tokens, begins_B, begins_B + self.size, self.size, PAD)
+        return {"tokens": torch.from_numpy(rows)}
 
 
 class Bigram(Family):
@@ -37,16 +53,16 @@ class Bigram(Family):
     def capabilities(self) -> Capabilities:
         return Capabilities(modality="text")
 
-    def examples(self, records: Sequence[Record]) -> Batch:
-        stream = [
-            token
-            for record in records
-            for _, said in record
-            for token in [BOS, *self.text.encode(said)]
-        ]
-        size = self.config.context
-        rows = len(stream) // size
-        return {"tokens": torch.tensor(stream[: rows * size]).view(rows, size)}
+    @property
+    def reads(self) -> str:
+        return named("bigrams", self.text)
+
+    def tokenized(self, records: Sequence[Record]) -> Columns:
+        told = [[[BOS, *self.text.encode(said)] for _, said in record] for record in records]
+        return columns(told, self.text)
+
+    def examples_of(self, columns: Columns) -> Examples:
+        return Pieces(columns, self.config.context)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002
         tokens_BT = batch["tokens"]

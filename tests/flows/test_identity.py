@@ -361,4 +361,7 @@ def test_what_a_training_runs_counts_or_is_plumbing(family: str, tmp_path: Path)
         if file not in plumbing and name not in counted and "<lambda>" not in name
     }
     assert missing <= {("flows/training/previews.py", "_captions")}  # what samples are shown of
-    assert {("flows/training/ranks.py", "Ranks.told"), ("data/loaders.py", "Loader._take")} <= ran
+    assert {
+        ("flows/training/ranks.py", "Ranks.told"),
+        ("data/loaders.py", "Loader._order_of"),
+    } <= ran

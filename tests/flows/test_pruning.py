@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from data.loaders import Loader
 from flows import workshop
 from flows.pruning import pieces
 from infra.mlflow_client import RegistryError
 from infra.settings import settings
+from tests.flows.training_kit import prepare
 from tests.flows.versions_kit import NAME, Installation
 
 
@@ -110,3 +112,14 @@ def test_a_training_that_can_go_on_keeps_its_checkpoints(here: Installation) -> 
         piece.remove()
     assert [path.name for path in finished.iterdir()] == ["final"]
     assert pieces() == []
+
+
+def test_rows_go_with_the_dataset_that_they_are_of(here: Installation, tmp_path: Path) -> None:
+    workshop.promotions.cache_clear()
+    prepared = prepare(tmp_path / "shades")
+    Loader(prepared, "train", batch_size=2).batch(0)
+    [rows] = (piece for piece in pieces() if piece.kind == "rows of a dataset")
+    assert rows.megabytes > 0
+    rows.remove()
+    assert pieces() == []
+    Loader(prepared, "train", batch_size=2).batch(0)  # they are made again
