@@ -4,13 +4,15 @@ Nothing starts until a test asks for the fixture `stack`; it is stopped at the e
 Three processes share the tests; each has a stack of its own if it needs one.
 """
 
+import gc
 import os
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,12 +45,24 @@ LOTS: Final = ("trainings", "servers", "long")
 """They begin first, each in a process of its own, or the run would wait for one of them in the end."""
 
 
-def lot(nodeid: str) -> str | None:
-    """Return the lot that a test is of."""
-    file = nodeid.partition("::")[0]
+@cache
+def lot(file: str) -> str | None:
+    """Return the lot that a file's tests are of."""
     if (stem := Path(file).stem) in TRAININGS | LONG:
         return "trainings" if stem in TRAININGS else "long"
     return "servers" if "mark.cluster" in (ROOT / file).read_text() else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import with the garbage collector at rest: of a million objects most stay, and need not be looked at again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -93,7 +107,8 @@ class Scheduling(LoadScopeScheduling):
     def _split_scope(
         self, nodeid: str
     ) -> str:  # where pytest-xdist has a scheduler say what belongs together
-        return lot(nodeid) or nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return lot(file) or file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
