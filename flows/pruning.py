@@ -123,10 +123,9 @@ def _kept(versions: list[Version]) -> set[str]:
 
 def _started_from() -> set[str]:
     """Return the digests that trainings start from which are not finished: they can go on."""
-    specs = [
-        path for path in settings().runs.glob("*/spec.json") if not (path.parent / "final").is_dir()
-    ]
-    bases = [read_json(path).get("base") for path in specs]
+    runs = settings().runs
+    specs = [*runs.glob("*/spec.json"), *runs.glob("*/trials/*/spec.json")]
+    bases = [read_json(path).get("base") for path in specs if not (path.parent / "final").is_dir()]
     return {base["digest"] for base in bases if base}
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flows import workshop
 from flows.exchange import ExchangeError, export, import_folder
+from flows.lineage import graph_of
 from flows.tracing import compare_pixels, redraw, trace
 from flows.workshop import registry
 from infra.signing import Signing, Untrusted
@@ -30,7 +31,8 @@ def exported(
     folder = tmp_path_factory.mktemp("exported")
     with installations(empty_mlflow, folder) as make:
         there = make("there")
-        there.stage("base", 50)  # so that numbers differ
+        start = there.stage("base", 50)  # so that numbers differ
+        there.stage("base", 0, start)
         version = there.pipeline()
         picture = there.picture(version, folder / "picture.png", epoch=there.promote(version))
         export(version.ref, folder / "sent")
@@ -68,6 +70,18 @@ def test_a_version_keeps_its_digests_and_its_pictures_verify_and_replay_elsewher
     assert f"installation {signer[:16]}" in traced.says
     again = compare_pixels(traced, picture.read_bytes(), redraw(traced), where="here")
     assert again.says == "identical: all 256 pixels"
+
+
+def test_a_fine_tuned_version_names_its_base_where_that_never_came(
+    sent: tuple[Path, Path, str],
+) -> None:
+    folder, _, signer = sent
+    version = import_folder(folder, signer).version
+    tuned = registry().get(f"{NAME}.base")
+    digest = tuned.tags["atelier.base_digest"]
+    assert registry().by_digest(f"{NAME}.base", digest) is None
+    nodes = {node["identity"]: node for node in graph_of(version.ref).as_json()["nodes"]}
+    assert nodes[f"base sha256 {digest}"]["title"] == tuned.tags["atelier.base"] == "toys.base:1"
 
 
 def test_a_second_import_changes_nothing_and_the_signer_is_remembered(

@@ -90,7 +90,7 @@ class Installation:
     def registry(self) -> Registry:
         return workshop.registry()
 
-    def stage(self, kind: str, seed: int) -> Version:
+    def stage(self, kind: str, seed: int, base: Version | None = None) -> Version:
         from safetensors.torch import save_file
 
         if found := self.registry.find(f"{NAME}.{kind}", f"{kind}-{seed}"):
@@ -104,7 +104,8 @@ class Installation:
         run = self.registry.start_run(NAME, f"{kind}-{seed}", {})
         self.registry.end_run(run)
         facts = {"kind": "model", "data_identity": "d0", "seed": seed, "run_id": run}
-        seal(making, {**facts, "git_commit": "c0"})
+        begun = {"base": base.ref, "base_digest": base.digest} if base else {}
+        seal(making, {**facts, **begun, "git_commit": "c0"})
         tags = {"atelier.family": "ddpm"}
         return self._publish(f"{NAME}.{kind}", making, f"{kind}-{seed}", tags)
 
