@@ -3,12 +3,11 @@
 A difference is always B minus A: what changes for whoever goes from A to B.
 """
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flows.identity.why import differences
 from flows.judging.gate import Evaluation, Interval
 from flows.workshop import ledger, registry
 from infra.documents import read_json
@@ -160,16 +159,6 @@ def compare_metrics(first: Side, second: Side) -> tuple[list[Metric], str]:
     )
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the fields that differ between two documents, by dotted name; "-" where one has none."""
-    ours, theirs = dict(_flat(a)), dict(_flat(b))
-    return [
-        (name, ours.get(name, "-"), theirs.get(name, "-"))
-        for name in dict.fromkeys([*ours, *theirs])
-        if ours.get(name) != theirs.get(name)
-    ]
-
-
 def _stages(a: Pipeline, b: Pipeline) -> list[tuple[str, str, str, bool]]:
     ours, theirs = ({stage.stage: stage for stage in one.stages} for one in (a, b))
     rows = []
@@ -187,18 +176,6 @@ def _stages(a: Pipeline, b: Pipeline) -> list[tuple[str, str, str, bool]]:
             texts.append(", ".join([f"{stage.name}:{stage.version} ({stage.sha256[:12]})", *how]))
         rows.append((name, texts[0], texts[1], digests[0] == digests[1]))
     return rows
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for name, value in document.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append(
-                (f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value))
-            )
-    return found
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 from prefect import flow, task
 from prefect.runtime import flow_run
 
+from flows import progress
 from flows.cards import pipeline_card
 from flows.identity.code import judging_code
-from flows.identity.reach import Code
+from flows.identity.why import CODE, judging_work, reason
 from flows.judging.evaluate import Order, evaluate_on_ray
 from flows.judging.gate import Evaluation, check
 from flows.judging.pipeline import (
@@ -75,36 +76,18 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     )
 
 
-def judging_identity(recipe: Recipe, trained: dict[str, Any], prepared: dict[str, Any]) -> str:
+def judging_identity(work: dict[str, Any]) -> str:
     """Return the key under which equal judging of equal stages is found again."""
-    document = {
-        "recipe": recipe.model_dump(
-            mode="json",
-            include={
-                "name",
-                "description",
-                "evaluation",
-                "gate",
-                "drift",
-                "try_prompts",
-                "found_by",
-            },
-        ),
-        "sampling": {
-            name: stage.model_dump(include=set(SAMPLING)) for name, stage in recipe.stages.items()
-        },
-        "trained": trained,
-        "data": prepared["identity"],
-        "code": judging_code_of(recipe, prepared).digest,
-    }
-    text = json.dumps(document, sort_keys=True)
-    return f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    text = json.dumps({**work, "code": work["code"]["digest"]}, sort_keys=True)
+    return f"{work['config']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def judging_code_of(recipe: Recipe, prepared: dict[str, Any]) -> Code:
-    """Return the code that decides how this recipe's stages are judged."""
+def work_of(recipe: Recipe, trained: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:
+    """Return what the judging of these stages is made of, part by part."""
     stages = [*recipe.stages.values(), *([recipe.judge] if recipe.judge else [])]
-    return judging_code([one.family for one in stages], modality_of(Path(prepared["path"])))
+    modality = modality_of(Path(prepared["path"]))
+    code = judging_code([one.family for one in stages], modality)
+    return judging_work(recipe, trained, prepared["identity"], code)
 
 
 @task(task_run_name="judge {recipe.name}")
@@ -114,15 +97,19 @@ def judge_pipeline(
     """Judge these stages as one pipeline and register it; returns {"name", "version", "digest"}."""
     from infra.cluster import connect
 
-    key = judging_identity(recipe, trained, prepared)
+    work = work_of(recipe, trained, prepared)
+    key = judging_identity(work)
     if found := registry().find(recipe.name, key):
         return named(found)
+    if because := reason(recipe.name, work):
+        progress.say(f"{recipe.name} is judged anew: {because}")
     facts = read_json(Path(prepared["path"]) / "dataset.json", most=MOST_OF_OURS)
     pipeline = pin(recipe, trained, facts)
     connect(settings().ray_url)
     order = order_of(recipe, pipeline, trained.get("judge"), prepared)
     evaluation, files = evaluate_on_ray(order)
     run_id = record(recipe.name, key, evaluation, files)
+    files[CODE] = json.dumps(work["code"], indent=1).encode()
     version = _publish(recipe, pipeline, prepared, evaluation, files, run_id=run_id, key=key)
     registry().end_run(run_id)
     return named(version)

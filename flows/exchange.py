@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from flows.identity.why import CODE, Kept
 from flows.judging.gate import Evaluation, GateReport
 from flows.judging.pipeline import check_fit, check_interfaces
 from flows.recipe import Recipe
@@ -105,6 +106,7 @@ DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
     "recipe.json": Recipe,
     "evaluation.json": Evaluation,
     "report.json": GateReport,
+    CODE: Kept,
 }
 UNBUILDABLE: Final = (
     ValueError,

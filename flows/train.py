@@ -13,12 +13,14 @@ from prefect.runtime import flow_run
 from flows import progress
 from flows.cards import model_card
 from flows.checking import unsuited
+from flows.identity.code import training_code
+from flows.identity.why import CODE, reason, training_work
 from flows.prepare import prepare_dataset
 from flows.recipe import Recipe, TrainingSpec
 from flows.slots import training_slots
 from flows.training.halting import ends_with_the_caller
 from flows.training.room import lined_up
-from flows.workshop import environment, git_commit, named, registry, training_spec
+from flows.workshop import environment, git_commit, modality_of, named, registry, training_spec
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
 
@@ -33,7 +35,7 @@ def train_stage(spec: TrainingSpec, experiment: str) -> dict[str, Any]:
 
     if found := registry().find(spec.name, spec.identity):
         return named(found)
-    here = settings()
+    here, work = settings(), work_of(spec)
     tags = {
         "atelier.identity": spec.identity,
         "atelier.git_commit": git_commit(),
@@ -51,14 +53,20 @@ def train_stage(spec: TrainingSpec, experiment: str) -> dict[str, Any]:
             ray_url=here.ray_url if spec.resources.num_workers else None,
             on_progress=progress.reporter(spec.name),
         )
-        version = publish(spec, trained.directory, trained.metrics, run_id)
+        version = publish(spec, work["code"], trained.directory, trained.metrics, run_id)
         status = "FINISHED"
     finally:
         registry().end_run(run_id, status)
     return named(version)
 
 
-def publish(spec: TrainingSpec, final: Path, metrics: dict[str, float], run_id: str) -> "Version":
+def publish(
+    spec: TrainingSpec,
+    code: dict[str, Any],
+    final: Path,
+    metrics: dict[str, float],
+    run_id: str,
+) -> "Version":
     """Register the weights with their card and lineage; the identity is the idempotency key."""
     facts: dict[str, Any] = {
         "kind": "model",
@@ -78,6 +86,7 @@ def publish(spec: TrainingSpec, final: Path, metrics: dict[str, float], run_id: 
         directory = Path(folder) / "version"
         shutil.copytree(final, directory, ignore=shutil.ignore_patterns(MANIFEST))
         (directory / "card.md").write_text(model_card(spec, facts))
+        (directory / CODE).write_text(json.dumps(code, indent=1))
         (directory / "training.json").write_text(
             spec.model_dump_json(indent=1, exclude={"prepared": True, "base": {"path"}})
         )
@@ -104,10 +113,18 @@ def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
     specs = {name: training_spec(recipe, name, prepared) for name in names}
     new = [spec for spec in specs.values() if not registry().find(spec.name, spec.identity)]
     check_specs(new)
+    for spec in new:
+        if because := reason(spec.name, work_of(spec)):
+            progress.say(f"{spec.name} is trained anew: {because}")
     on_ray = [spec.name for spec in new if spec.resources.num_workers]
     with training_slots(new), lined_up(on_ray), ends_with_the_caller():
         futures = {name: train_stage.submit(spec, recipe.name) for name, spec in specs.items()}
         return {name: future.result() for name, future in futures.items()}
+
+
+def work_of(spec: TrainingSpec) -> dict[str, Any]:
+    """Return what a training is made of, part by part."""
+    return training_work(spec, training_code(spec.family, modality_of(spec.prepared)))
 
 
 def check_specs(specs: Sequence[TrainingSpec]) -> None:

@@ -9,11 +9,13 @@ import difflib
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from infra.documents import read_json
 from infra.listed import (
     NAME,
     PUBLISHABLE,
@@ -29,7 +31,7 @@ from infra.listed import (
 )
 from infra.mlflow_client import KEY, Mlflow, RegistryError, Unreachable, pages, require
 from infra.runs import Runs, Status, folder_of
-from infra.storage import MANIFEST, IntegrityError, faultpoint, sha256_of, verify
+from infra.storage import MANIFEST, IntegrityError, faultpoint, read_manifest, sha256_of, verify
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,6 +169,31 @@ class Registry(Runs):
             )
         return self._kept(version.digest) or self._download(version)
 
+    def documents(self, version: Version, names: Sequence[str]) -> dict[str, Any]:
+        """Return those JSON files that a version has of these, verified; its weights stay where they are.
+
+        Raises:
+            IntegrityError: what was downloaded is not what was published.
+        """
+        if kept := self._kept(version.digest):
+            return {name: read_json(kept / name) for name in names if (kept / name).is_file()}
+        with (
+            tempfile.TemporaryDirectory(prefix="atelier-") as folder,
+            self._mlflow.calling() as client,
+        ):
+            repository = self._store(client, version)
+            path = Path(repository.download_artifacts(MANIFEST, folder))
+            files = read_manifest(path, version.digest)["files"]
+            found = {}
+            for name in (name for name in names if name in files):
+                path = Path(repository.download_artifacts(name, folder))
+                if sha256_of(path) != files[name]["sha256"]:
+                    raise IntegrityError(
+                        f"{version.ref} is damaged in the store: {name} was altered"
+                    )
+                found[name] = read_json(path)
+            return found
+
     def names(self) -> list[str]:
         """Return the names of all models: with a version, without one left, or without one yet."""
         with self._mlflow.calling() as client:
@@ -289,6 +316,13 @@ class Registry(Runs):
         self._verified.add(digest)
         return kept
 
+    def _store(self, client: "MlflowClient", version: Version) -> Any:
+        """Return MLflow's access to a version's files."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        source = client.get_model_version_download_uri(version.name, str(version.number))
+        return get_artifact_repository(source, tracking_uri=self._mlflow.uri)
+
     def _download(self, version: Version) -> Path:
         self._cache.mkdir(parents=True, exist_ok=True)
         arriving = self._cache / f"{version.digest}.tmp-{secrets.token_hex(4)}"
@@ -296,13 +330,7 @@ class Registry(Runs):
         kept = self._cache / version.digest
         try:
             with self._mlflow.calling() as client:
-                from mlflow.store.artifact.artifact_repository_registry import (
-                    get_artifact_repository,
-                )
-
-                source = client.get_model_version_download_uri(version.name, str(version.number))
-                repository: Any = get_artifact_repository(source, tracking_uri=self._mlflow.uri)
-                repository.download_artifacts("", str(arriving))
+                self._store(client, version).download_artifacts("", str(arriving))
             try:
                 verify(arriving, version.digest)
             except IntegrityError as error:

@@ -107,7 +107,7 @@ def verify(directory: Path, digest: str | None = None) -> dict[str, Any]:
     Raises:
         IntegrityError: no manifest, another digest than `digest`, or a missing, extra or altered file (named).
     """
-    manifest = _manifest(directory / MANIFEST, digest)
+    manifest = read_manifest(directory / MANIFEST, digest)
     expected, present = manifest["files"], _files(directory)
     if odd := sorted(present.keys() ^ expected.keys()):
         side = "missing" if odd[0] in expected else "not in the manifest"
@@ -123,8 +123,12 @@ def verify(directory: Path, digest: str | None = None) -> dict[str, Any]:
     return manifest
 
 
-def _manifest(path: Path, digest: str | None) -> dict[str, Any]:
-    """Read a manifest whose bytes are the ones that `seal` wrote."""
+def read_manifest(path: Path, digest: str | None) -> dict[str, Any]:
+    """Return a manifest whose bytes are the ones that `seal` wrote.
+
+    Raises:
+        IntegrityError: there is none, or it was altered.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:

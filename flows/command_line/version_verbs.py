@@ -1,7 +1,7 @@
 """`models`, `show`, `generate`: the verbs about versions."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from flows.command_line.terminal import (
     use_stack,
 )
 from infra.documents import parse_json, read_json
+
+if TYPE_CHECKING:
+    from infra.registry import Version
 
 
 def register(app: typer.Typer) -> None:
@@ -96,13 +99,22 @@ def _families(as_json: bool) -> None:
         )
 
 
-def show(ref: Ref, as_json: AsJson = False) -> None:
+def show(
+    ref: Ref,
+    reasons: Annotated[
+        bool, typer.Option("--why", help="What made it different from the version before it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show a version: its sealed card, where it stands now and how it came there, its gate report."""
     use_stack()
     from flows.cards import live_card
     from flows.workshop import ledger, registry
 
     version = registry().get(ref)
+    if reasons:
+        _show_why(version, as_json)
+        return
     directory = registry().fetch(version)
     manifest = read_json(directory / "MANIFEST.json")
     report = _newest_report(version.digest, directory)
@@ -116,6 +128,25 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
     if report:
         _gate_table(version.ref, report)
     console.print(f"\n{version.ref}  sha256 {version.digest}\nfiles: {directory}", style="dim")
+
+
+def _show_why(version: "Version", as_json: bool) -> None:
+    from flows.identity.why import Why, why
+
+    def tables(found: Why) -> None:
+        rows = [tuple(row.values()) for row in found.as_json()["changes"]]
+        title = f"{found.ref} was made of other things than {found.before}"
+        show_table(title, ("what", "name", "before", "now"), rows)
+        for one in found.stages.values():
+            tables(one)
+
+    found = why(version)
+    if as_json:
+        show_json(found.as_json())
+    elif found.before is None:
+        console.print(f"{found.ref} is the first version of its name")
+    else:
+        tables(found)
 
 
 def _newest_report(digest: str, directory: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """What our sources mean, read from their syntax trees: each definition as what it computes and what it uses.
 
 Nothing is imported or run. Two definitions have one digest where they compute the same: comments, docstrings, layout,
-annotations, the words of errors, the order and spelling of imports, and the names of modules and of what a module
-defines have no part in it. The names of attributes, parameters and local variables have.
+annotations, the words of errors and of a `note`, the order and spelling of imports, and the names of modules and of
+what a module defines have no part in it. The names of attributes, parameters and local variables have.
 """
 
 import ast
@@ -527,8 +527,11 @@ class _Writer(ast.NodeVisitor):
         """Write any other node: its kind and its parts; what says nothing is left out."""
         if isinstance(node, ast.Pass | ast.Import | ast.ImportFrom):
             return
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return  # a docstring
+        match node:
+            case ast.Expr(value=ast.Constant()):  # a docstring
+                return
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr="note"))):  # told to people
+                return
         self._tokens.append(f"({type(node).__name__}")
         for name, value in ast.iter_fields(node):
             if name in SILENT or value is None or value == []:

@@ -75,6 +75,23 @@ def publish(registry: Registry, folder: Path, name: str, count: int = 1) -> list
     ]
 
 
+def test_documents_are_read_without_the_weights_and_verified(
+    registry: Registry, tmp_path: Path
+) -> None:
+    [version] = publish(registry, tmp_path, "papers.base")
+    found = registry.documents(version, ("config.json", "none.json"))
+    assert found == {"config.json": {"family": "ddpm"}}
+    assert not (tmp_path / "cache").exists()
+    kept = registry.fetch(version)
+    assert registry.documents(version, ("config.json",)) == found
+    shutil.rmtree(kept)
+    place = registry.place(version)
+    assert place is not None
+    (place / "config.json").write_text('{"family": "gan"}')
+    with pytest.raises(IntegrityError, match=r"papers\.base:1 is damaged .*config\.json"):
+        registry.documents(version, ("config.json",))
+
+
 def test_a_version_comes_back_with_its_bytes_and_its_lineage(
     registry: Registry, tmp_path: Path
 ) -> None:
