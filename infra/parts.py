@@ -186,6 +186,7 @@ def _ray() -> Part:
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no other node could take the work
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
+            "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",  # 100 in Serve; nothing collects them
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",  # the third that fails ends a proxy; 10 in Serve
         },
         starts=3,  # Ray gives its node 30 s, which a busy machine misses
