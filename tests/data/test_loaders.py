@@ -1,4 +1,6 @@
 import json
+import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,34 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (folder / "train-00001.parquet").unlink()
     with pytest.raises(IntegrityError, match=r"train-00001.parquet"):
         everything(folder, "train")
+
+
+def test_a_shard_that_changes_after_its_rows_were_made_is_found(tmp_path: Path) -> None:
+    """A file that was only touched is compared and found to be the same."""
+    folder = dataset(tmp_path / "dots")
+    batch = Loader(folder, "train", batch_size=5).batch(0)["pixels"]
+    shard = folder / "train-00002.parquet"
+    os.utime(shard, ns=(0, 0))
+    assert torch.equal(Loader(folder, "train", batch_size=5).batch(0)["pixels"], batch)
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 1)
+    with pytest.raises(IntegrityError, match=r"train-00002.parquet was altered"):
+        Loader(folder, "train", batch_size=5).batch(0)
+
+
+def test_a_rank_holds_no_more_than_the_rows_of_its_batch(tmp_path: Path) -> None:
+    """Ten times as many rows take as much; only their order, two bytes a row, is held of all."""
+    held = []
+    for rows in (400, 4000):
+        folder = dataset(tmp_path / f"{rows}", rows=rows, shard_rows=200)
+        Loader(folder, "train", batch_size=4).batch(0)  # makes the rows
+        tracemalloc.start()
+        loader = Loader(folder, "train", batch_size=4, world=2)
+        for step in range(20):
+            loader.batch(step)
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert held[1] - held[0] < 3600 * SIDE * SIDE * 3 / 4
 
 
 def test_dataset_json_keeps_the_order_of_attributes_and_knows_the_moments(dots: Path) -> None:

@@ -443,6 +443,26 @@ def test_rows_of_examples_come_once_an_epoch_whatever_the_world(
     assert sorted(walked.tolist()) == sorted(whole.tolist())
 
 
+@pytest.mark.parametrize("at_once", [1, 300, 1 << 20])
+def test_tokens_are_the_same_in_whatever_parts_they_are_made(
+    couples: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """As are the batches: of one order of all rows, which lies on no disk."""
+    monkeypatch.setattr("data.reading.AT_ONCE", at_once)
+    whole = Characters().examples(records(couples, "train"))
+    loader = Loader(couples, "train", batch_size=5, seed=4, learner=Characters())
+    for epoch in range(2):
+        generator = np.random.default_rng((4, epoch))
+        generator.permutation(1)
+        order = [*range(len(whole))]
+        stream = whole[generator.permutation(order)]
+        places = [place for place in range(0, 2 * len(whole), 5) if place // len(whole) == epoch]
+        for place in places[:-1]:
+            expected = stream[place - epoch * len(whole) :][:5]
+            assert torch.equal(loader.batch(place // 5)["characters"], expected)
+    assert private_home.joinpath("rows").is_dir()
+
+
 def test_facts_come_before_examples_and_batches_do_not(couples: Path) -> None:
     loader = Loader(couples, "train", batch_size=2)
     assert set(loader.facts) == {"tokenizer"}
