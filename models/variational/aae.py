@@ -15,7 +15,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
@@ -137,9 +136,13 @@ class AAE(Family):
 
     def _logit_of_another_player(self, z_BZ: Tensor) -> Tensor:
         """Return what `prior_logit` does, without gradients of the discriminator's weights."""
-        fixed = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        logit_B1: Tensor = functional_call(self.discriminator, fixed, (z_BZ,))
-        return logit_B1.float()[:, 0]
+        h = z_BZ
+        for layer in self.discriminator:
+            if isinstance(layer, nn.Linear):
+                h = F.linear(h, layer.weight.detach(), layer.bias.detach())
+                continue
+            h = layer(h)
+        return h.float()[:, 0]
 
     def _judge(self, z_BZ: Tensor) -> Losses:
         """Return the mean of -log D(prior) - log(1 - D(z)) over pairs; the prior is what is real."""
