@@ -185,6 +185,7 @@ def _ray() -> Part:
             "RAY_enable_metrics_collection": "0",
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no other node could take the work
+            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",  # .1 in Serve: a house at rest should rest
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
             "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",  # 100 in Serve; nothing collects them
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",  # the third that fails ends a proxy; 10 in Serve
