@@ -111,8 +111,8 @@ def moved(tree: Tree) -> None:
     source = ast.get_source_segment(text, node)
     assert source is not None
     path.write_text(text.replace(source, ""))
-    head = "import math\nfrom flows.recipe import Optimizer\n"
-    head += "from flows.training.optimizers import FINAL\n\n"
+    stay = [name for name in Sources(ROOT).names("flows.training.optimizers") if name != "rate_at"]
+    head = f"import math\nfrom flows.training.optimizers import {', '.join(stay)}\n\n"
     (tree.root / "flows/training/schedule.py").write_text(head + source)
     tree.replace(
         LOOP,
