@@ -2,8 +2,8 @@
 
 `python -m benchmarks.promotion shapes:1 shapes:2 --rounds 5`, on a running installation (`atelier up`) where both
 versions pass their gate. A client asks for pictures without a pause while the versions are exchanged; a promotion is
-`flows.promotion.request` (gate, load beside, smoke, ledger), a rollback `roll_back`. The gate's time is that of the
-report over the stored evaluation, the judging's that of drawing and scoring all its prompts again.
+`flows.promotion.procedure.request` (gate, load beside, smoke, ledger), a rollback `roll_back`. The gate's time is that
+of the report over the stored evaluation, the judging's that of drawing and scoring all its prompts again.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from flows.command_line.client import paint
-from flows.command_line.terminal import use_stack
+from flows.cli.client import paint
+from flows.cli.terminal import use_stack
 from infra.receipts import read
 
 
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     use_stack()
+    from flows.context import registry
     from flows.evaluation import evaluate
-    from flows.gating import gate_report
-    from flows.promotion import request, roll_back
-    from flows.workshop import registry
+    from flows.promotion.gate_report import gate_report
+    from flows.promotion.procedure import request, roll_back
     from infra.pipelines import read_pipeline
 
     name = given.first.partition(":")[0]

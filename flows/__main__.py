@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import typer
 
-from flows.command_line import (
+from flows.cli import (
     bench_verbs,
     compare_verbs,
     data_verbs,
@@ -20,7 +20,7 @@ from flows.command_line import (
     tune_verbs,
     version_verbs,
 )
-from flows.command_line.terminal import aside, show_json
+from flows.cli.terminal import aside, show_json
 from infra.settings import NoProjectError, require_project, settings
 
 app = typer.Typer(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from data.catalog import CatalogError, known
 from data.modalities import modality
+from flows.context import environment, registry
+from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
-from flows.judging.measured import Able, measured, refusals
 from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of, load
-from flows.workshop import environment, registry
 from infra.documents import read_json
 from infra.parts import state_folder
 from infra.settings import settings
@@ -235,7 +235,7 @@ def _told_apart(stage: Stage | TrainingSpec, data: Mapping[str, Any]) -> str:
 
 def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family], list[str]]":
     """Return the recipe's stages as networks without weights, and what their configs refuse."""
-    from flows.judging.pipeline import StageMismatch, check_chain, interface_of
+    from flows.evaluating.pipeline import StageMismatch, check_chain, interface_of
     from infra.pipelines import SAMPLING
     from models.family import Family
 
@@ -292,7 +292,7 @@ def _base(stage: Stage, name: str) -> tuple[str, Path | None]:
     """
     if stage.training.base is None:
         return "", None
-    from flows.bases import version_of
+    from flows.provenance.bases import version_of
     from infra.registry import RegistryError, Unreachable
 
     try:

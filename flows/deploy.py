@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from flows.served import load_versions, project_aliases, serve_wanted
-from flows.workshop import ledger
+from flows.context import ledger
+from flows.promotion.release import load_versions, project_aliases, serve_wanted
 
 
 @flow

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows.judging.gate import Evaluation
-from flows.judging.pictures import fixed_requests, named, wanted_attributes
-from flows.judging.pipeline import draw, load_model
-from flows.pages.drift import write_page
+from flows.context import ledger, registry
+from flows.evaluating.gate import Evaluation
+from flows.evaluating.pictures import fixed_requests, named, wanted_attributes
+from flows.evaluating.pipeline import draw, load_model
 from flows.recipe import Recipe
-from flows.workshop import ledger, registry
+from flows.reports.drift import write_page
 from infra.pipelines import PinnedStage, read_pipeline
 from infra.receipts import read
 from infra.rollouts import wilson
@@ -219,7 +219,7 @@ def examine(name: str) -> DriftReport:
     import torch
 
     from data.catalog import prepared
-    from flows.judging.evaluate import load_judge_network
+    from flows.evaluating.evaluate import load_judge_network
 
     row = ledger().head(name, "production")
     if row is None or row.to_version is None or row.to_digest is None:

@@ -10,21 +10,21 @@ from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows import progress
-from flows.cards import pipeline_card
-from flows.identity.code import judging_code
-from flows.identity.why import CODE, judging_work, reason
-from flows.judging.evaluate import Order, evaluate_on_ray
-from flows.judging.gate import Evaluation, check
-from flows.judging.pipeline import (
+from flows.context import git_commit, modality_of, named, registry
+from flows.evaluating.evaluate import Order, evaluate_on_ray
+from flows.evaluating.gate import Evaluation, check
+from flows.evaluating.pipeline import (
     abilities,
     check_fit,
     facts_of_tokenizer,
     interface,
     interface_hash,
 )
+from flows.identity.code import judging_code
+from flows.identity.why import CODE, judging_work, reason
 from flows.prepare import prepare_dataset
+from flows.provenance.cards import pipeline_card
 from flows.recipe import Recipe
-from flows.workshop import git_commit, modality_of, named, registry
 from infra.documents import MOST_OF_OURS, read_json
 from infra.pipelines import SAMPLING, Ability, PinnedStage, Pipeline, Tokenizer, read_pipeline
 from infra.settings import settings

@@ -6,13 +6,13 @@ from uuid import UUID
 
 from prefect import flow
 
+from flows.context import registry
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.promote import promote
+from flows.promotion.release import project_aliases
 from flows.recipe import Recipe, load
-from flows.served import project_aliases
 from flows.train import train_stages
-from flows.workshop import registry
 from infra.settings import settings
 
 

@@ -1,4 +1,4 @@
-"""Promote a pipeline version, or take it back, as Prefect flows around `flows.promotion`."""
+"""Promote a pipeline version, or take it back, as Prefect flows around `flows.promotion.procedure`."""
 
 import math
 from datetime import UTC, datetime
@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.promotion import FAULTPOINTS, Place, Refused, go_on, request, roll_back
-from flows.workshop import promotions
+from flows.context import promotions
+from flows.promotion.procedure import FAULTPOINTS, Place, Refused, go_on, request, roll_back
 
 
 @flow(flow_run_name="promote {ref} to {place}", persist_result=True)

@@ -8,15 +8,99 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from flows.sections import Control, Found, Fraction, Peer, Positive, Search, Strict
 from infra.documents import DocumentError, parse_yaml, read_yaml
 from infra.listed import NAME
 from models import near
 
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A section of a recipe: frozen, and a typo is an error that names the field."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
+
+
+class Range(Strict):
+    """Where a searched value may lie: one of four."""
+
+    log_uniform: tuple[float, float] | None = None
+    uniform: tuple[float, float] | None = None
+    int_uniform: tuple[int, int] | None = None  # both ends may be drawn
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> "Range":
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError("give one of log_uniform, uniform, int_uniform or choice")
+        if self.choice is None:
+            low, high = self.ends
+            if not low < high:
+                raise ValueError(f"{given[0]} must be [low, high] with low < high")
+            if self.log_uniform is not None and low <= 0:
+                raise ValueError("log_uniform needs a low end above 0")
+        return self
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The outermost values, or every choice: where these are fit to be used, so is what lies between."""
+        found = self.log_uniform or self.uniform or self.int_uniform or self.choice
+        assert found is not None
+        return found
+
+
+class Search(Strict):
+    """What `atelier tune` looks for: values of one stage with which a short training validates best."""
+
+    stage: str | None = None  # None: the only one
+    space: Annotated[dict[str, Range], Field(min_length=1)]  # by path in the stage
+    metric: Literal["validation_loss"] = "validation_loss"  # the least is the best
+    trials: Positive = 16  # drawn from the space; the recipe's own values are tried besides
+    max_steps: Positive  # of a trial
+    grace_steps: Positive  # before which no trial is stopped
+    reduction: Annotated[int, Field(ge=2)] = 3  # of this many trials, one goes on at each rung
+    validate_every: Positive
+
+    @model_validator(mode="after")
+    def _steps_are_in_order(self) -> "Search":
+        if not self.validate_every <= self.grace_steps <= self.max_steps:
+            raise ValueError(
+                "validate_every <= grace_steps <= max_steps must hold, got"
+                f" {self.validate_every}, {self.grace_steps}, {self.max_steps}"
+            )
+        return self
+
+
+class Found(Strict):
+    """Which search found a recipe's values."""
+
+    search: str  # the MLflow run of the search
+    trial: Annotated[int, Field(ge=0)]
+    values: dict[str, Any]  # by path in the stage
+
+
+class Control(Strict):
+    """A broken model that the gate must refuse: `atelier bench families` runs it, so that the gate is known to bite."""
+
+    set: Annotated[dict[str, Any], Field(min_length=1)]  # by path in the recipe, like --set
+    refused_by: Annotated[tuple[str, ...], Field(min_length=1)]  # metrics of the gate
+
+
+class Peer(Strict):
+    """What another program, or the paper with its own means, reached at the same work."""
+
+    name: str
+    metric: str  # of the gate
+    value: float
 
 
 class Resources(Strict):
@@ -286,7 +370,7 @@ class Recipe(Strict):
 
 
 class Base(Strict):
-    """A registered version whose weights a training starts from, found by `flows.bases`."""
+    """A registered version whose weights a training starts from, found by `flows.provenance.bases`."""
 
     name: str
     version: int

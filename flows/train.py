@@ -11,16 +11,16 @@ from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows import progress
-from flows.cards import model_card
 from flows.checking import unsuited
+from flows.context import environment, git_commit, modality_of, named, registry, training_spec
 from flows.identity.code import training_code
 from flows.identity.why import CODE, reason, training_work
 from flows.prepare import prepare_dataset
+from flows.provenance.cards import model_card
 from flows.recipe import Recipe, TrainingSpec
-from flows.slots import training_slots
+from flows.scheduling.concurrency import training_slots
 from flows.training.halting import ends_with_the_caller
 from flows.training.room import lined_up
-from flows.workshop import environment, git_commit, modality_of, named, registry, training_spec
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
 

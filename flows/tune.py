@@ -5,16 +5,16 @@ from typing import Any
 from prefect import flow, task
 
 from flows import progress
+from flows.context import registry, training_spec
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
+from flows.promotion.release import project_aliases
 from flows.recipe import Recipe, searched_stage
-from flows.served import project_aliases
-from flows.slots import training_slots
+from flows.scheduling.concurrency import training_slots
 from flows.train import train_stages
 from flows.training.journal import Progress
 from flows.tuning.plan import Plan, found, plan, trial_recipe, values_of
 from flows.tuning.search import document, search
-from flows.workshop import registry, training_spec
 from infra.settings import settings
 
 

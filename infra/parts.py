@@ -202,7 +202,7 @@ def _worker() -> Part:
         address=f"work pool {POOL}",
         page=f"{now.prefect_url.removesuffix('/api')}/work-pools/work-pool/{POOL}",
         probe=lambda: probes.beats(beat_file()),
-        options=("--module", "flows.worker", "--after", f"{now.prefect_url}/health"),
+        options=("--module", "flows.scheduling.worker", "--after", f"{now.prefect_url}/health"),
         variables={"PREFECT_WORKER_QUERY_SECONDS": "5"},  # how soon a submitted run starts
         waited_for=False,  # its imports take seconds, and nobody needs it at once
     )

@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import graphlib
 import importlib.metadata
 import importlib.util
 import re
@@ -163,6 +164,29 @@ def test_packages_import_only_downwards(package: str) -> None:
         if (up := (imported(path) & MAY_IMPORT.keys()) - allowed)
     }
     assert not wrong
+
+
+def test_imports_run_in_no_circle() -> None:
+    """Those at the head of a module; what is imported inside of a function waits for its first call."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for package in MAY_IMPORT
+        for path in sources(package)
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        heads = [node for node in tree(path).body if isinstance(node, ast.ImportFrom)]
+        modules = {node.module or "" for node in heads}
+        modules |= {f"{node.module}.{alias.name}" for node in heads for alias in node.names}
+        graph[name] = modules & files.keys()
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_the_floor_of_flows_holds_a_dozen_modules() -> None:
+    floor = [
+        path.stem for path in (ROOT / "flows").glob("*.py") if path.stem.strip("_") == path.stem
+    ]
+    assert len(floor) <= 12, sorted(floor)
 
 
 def test_models_are_pure_pytorch() -> None:

@@ -21,7 +21,7 @@ from data.makers import chat
 from data.reading import read_header
 from flows import recipe
 from flows.__main__ import app as command_line
-from flows.command_line import data_verbs
+from flows.cli import data_verbs
 from infra import receipts
 from tests.data.prepare_kit import sound_file
 from tests.services.conftest import Workshop, network

@@ -47,8 +47,8 @@ def judging_entries(sources: Sources, families: Iterable[str], modality: str) ->
     """Return where judging begins."""
     known, readers = _families(sources), sources.table("data.modalities:MODALITIES")
     return (
-        *("flows.judging.evaluate:evaluate_on_ray", "flows.judging.gate:check"),
-        *(sources.table("flows.judging.modalities:MODULES")[modality], readers[modality]),
+        *("flows.evaluating.evaluate:evaluate_on_ray", "flows.evaluating.gate:check"),
+        *(sources.table("flows.evaluating.modalities:MODULES")[modality], readers[modality]),
         *(known[family] for family in sorted(set(families))),
     )
 

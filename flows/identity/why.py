@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.context import registry
 from flows.identity.reach import SCHEME, Code
-from flows.workshop import registry
 from infra.mlflow_client import RegistryError
 from infra.pipelines import PIPELINE, SAMPLING, Pipeline
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flows.judging.sheets import of_sounds, of_texts, png
+from flows.evaluating.sheets import of_sounds, of_texts, png
 from infra.documents import MOST_OF_OURS, read_json
 from models.family import Family, Modality, Request, Trainable
 
@@ -61,7 +61,7 @@ def _sounds(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes
 
 def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes | None:  # noqa: ARG001
     from data import loaders
-    from flows.judging.texts import openings
+    from flows.evaluating.texts import openings
 
     seeds, able = tuple(range(TEXTS)), model.capabilities
     asked: list[str] = []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.sections import Search
+from flows.recipe import Search
 from flows.tuning.plan import Trial
 
 

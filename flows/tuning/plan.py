@@ -13,13 +13,15 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.identity.code import search_code
 from flows.recipe import (
+    Found,
+    Range,
     Recipe,
     RecipeError,
+    Search,
     TrainingSpec,
     changed,
     searched_stage,
 )
-from flows.sections import Found, Range, Search
 from infra.storage import atomic_write
 
 

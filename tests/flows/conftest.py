@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import workshop
+from flows import context
 from infra.registry import Registry
 from infra.settings import settings
 from tests.flows.versions_kit import Installation
@@ -34,7 +34,7 @@ def installations(empty_mlflow: Path, folder: Path) -> Iterator[Install]:
             return Installation(home, patch).enter()
 
         yield make
-    for cached in (settings, workshop.registry, workshop.ledger):
+    for cached in (settings, context.registry, context.ledger):
         cached.cache_clear()
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.loaders import everything, read_header
-from flows.judging import pictures
-from flows.judging.gate import Evaluation, GateReport, check
-from flows.judging.pipeline import interface
+from flows.evaluating import pictures
+from flows.evaluating.gate import Evaluation, GateReport, check
+from flows.evaluating.pipeline import interface
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from infra.pipelines import PinnedStage, Pipeline

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.checking import check
-from flows.judging.measured import Able, measured, refusals
+from flows.evaluating.measured import Able, measured, refusals
 from flows.recipe import RecipeError, load
 from infra.settings import settings
 

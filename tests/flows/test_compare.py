@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.compare import (
+from flows.comparing.compare import (
     Incomparable,
     compare,
     compare_metrics,
     differences,
     side,
 )
-from flows.pages.compare import page, sheet
-from flows.side_by_side import Pictures, amplification, draw_both
+from flows.comparing.samples import Pictures, amplification, draw_both
+from flows.reports.compare import page, sheet
 from tests.flows.versions_kit import NAME, Installation
 
 

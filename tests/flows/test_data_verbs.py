@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data import catalog
-from flows.command_line import data_verbs
+from flows.cli import data_verbs
 
 
 def test_the_list_of_datasets_is_numbers_and_whole_hashes_as_json(

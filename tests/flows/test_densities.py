@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from data.makers import DIGITS
-from flows.judging import scores
-from flows.judging.gate import Evaluation, GateReport, check
+from flows.evaluating import scores
+from flows.evaluating.gate import Evaluation, GateReport, check
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from models import configure, trainable

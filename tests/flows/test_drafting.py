@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data.tokenizing import train
 from flows.checking import check_for
-from flows.drafting import DraftError, draft
+from flows.cli.drafting import DraftError, draft
 from flows.recipe import Recipe, control_of
 
 SPLITS = {"train": {"rows": 180}, "validation": {"rows": 8}, "test": {"rows": 24}}

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from flows.drift import DriftReport, Sample, TooFew, compare, kept
-from flows.pages.drift import write_page
+from flows.reports.drift import write_page
 from infra.pipelines import Accepts, Gives, PinnedStage
 from infra.receipts import Receipt, attach
 from infra.settings import settings

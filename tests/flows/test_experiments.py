@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from flows import experiments
-from flows.experiments import BEGIN, COLUMNS, END, Row, Side, lines, row, written
-from flows.judging.gate import Evaluation, Interval, check
+from flows.comparing import experiments
+from flows.comparing.experiments import BEGIN, COLUMNS, END, Row, Side, lines, row, written
+from flows.evaluating.gate import Evaluation, Interval, check
 from flows.recipe import Recipe, RecipeError, control_of, load
 
 RECIPES = Path(__file__).parents[2] / "flows/recipes"

@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flows import workshop
-from flows.bases import base_of, version_of
+from flows import context
 from flows.checking import check_for
-from flows.lineage import graph_of
-from flows.pruning import pieces
+from flows.context import training_spec
+from flows.provenance.bases import base_of, version_of
+from flows.provenance.lineage import graph_of
+from flows.provenance.pruning import pieces
 from flows.recipe import Base, Recipe, RecipeError, TrainingSpec, load
 from flows.train import check_specs, publish
 from flows.training import starting
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
-from flows.workshop import training_spec
 from infra.registry import RegistryError, Version
 from infra.settings import settings
 from infra.storage import seal
@@ -248,7 +248,7 @@ def fine_tuned(here: Installation, prepared: Path, ref: str) -> Version:
 def test_a_version_names_its_base_by_digest_which_prune_leaves(
     here: Installation, prepared: Path
 ) -> None:
-    workshop.promotions.cache_clear()
+    context.promotions.cache_clear()
     start = here.stage("base", 0)
     here.stage("base", 1)
     assert start.ref in {piece.name for piece in pieces()}
@@ -270,7 +270,7 @@ def test_a_version_names_its_base_by_digest_which_prune_leaves(
 def test_an_unfinished_training_keeps_what_it_started_from(
     here: Installation, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop.promotions.cache_clear()
+    context.promotions.cache_clear()
     start = here.stage("base", 0)
     here.stage("base", 1)
     monkeypatch.setenv("ATELIER_FAULT", "final.sealed:enospc")
@@ -323,13 +323,13 @@ def test_what_cannot_start_from_a_version_is_told_before_anything_is_trained(
 def test_a_check_without_mlflow_says_what_it_could_not_look_at(
     here: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.bases import unseen
+    from flows.provenance.bases import unseen
 
     recipe = recipe_of(f"{NAME}.base:1")
     here.stage("base", 0)
     assert unseen(recipe) == []
     monkeypatch.setenv("ATELIER_TRACKING_URI", "http://127.0.0.1:9")
-    for cached in (settings, workshop.registry):
+    for cached in (settings, context.registry):
         cached.cache_clear()
     assert check_for(recipe, HEADER)
     [line] = unseen(recipe)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flows.judging.gate import (
+from flows.evaluating.gate import (
     Condition,
     Evaluation,
     GateReport,

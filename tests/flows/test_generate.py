@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from flows.command_line.client import NoGateway, Unanswered, speak
-from flows.command_line.version_verbs import generate
+from flows.cli.client import NoGateway, Unanswered, speak
+from flows.cli.version_verbs import generate
 from infra.settings import settings
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import listening, with_toys

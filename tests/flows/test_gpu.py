@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.judging.pipeline import load_model
+from flows.evaluating.pipeline import load_model
 from flows.recipe import Resources, TrainingSpec
 from flows.training.captured import Captured
 from flows.training.ranks import Ranks

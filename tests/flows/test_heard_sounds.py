@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from data import loaders
-from flows.judging import sounds
-from flows.judging.gate import Evaluation, Interval, check
-from flows.judging.scores import Scores
+from flows.evaluating import sounds
+from flows.evaluating.gate import Evaluation, Interval, check
+from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from models.judges import metrics

@@ -237,8 +237,8 @@ def test_another_journal_launch_or_command_is_the_same_work(
 ) -> None:
     for path in [
         *(tree.root / f"flows/training/{name}.py" for name in PLUMBING),
-        *(tree.root / "flows/command_line").glob("*.py"),
-        *(tree.root / "flows/pages").glob("*.py"),
+        *(tree.root / "flows/cli").glob("*.py"),
+        *(tree.root / "flows/reports").glob("*.py"),
     ]:
         document = ast.parse(path.read_text())
         for node in ast.walk(document):
@@ -252,11 +252,11 @@ def test_other_metrics_are_judged_anew_and_train_nothing(
     before: dict[str, Code], tree: Tree
 ) -> None:
     pictures, texts = Tree(ROOT).judging("ddpm"), Tree(ROOT).judging("gpt")
-    tree.rename("flows/judging/scores.py", "flows/judging/outcomes.py")
+    tree.rename("flows/evaluating/scores.py", "flows/evaluating/outcomes.py")
     tree.rename("models/judges/metrics.py", "models/judges/figures.py")
     assert (tree.judging("ddpm"), tree.judging("gpt")) == (pictures, texts)
-    tree.replace("flows/judging/pictures.py", ("LEAST_HELD_OUT", "(LEAST_HELD_OUT + 1)"))
-    tree.replace("flows/judging/pictures.py", ("import (LEAST_HELD_OUT + 1)", "import LEAST_HELD_OUT"))  # fmt: skip
+    tree.replace("flows/evaluating/pictures.py", ("LEAST_HELD_OUT", "(LEAST_HELD_OUT + 1)"))
+    tree.replace("flows/evaluating/pictures.py", ("import (LEAST_HELD_OUT + 1)", "import LEAST_HELD_OUT"))  # fmt: skip
     assert tree.judging("ddpm") != pictures
     assert tree.judging("gpt") == texts
     assert not changed(before, tree)

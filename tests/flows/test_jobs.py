@@ -8,7 +8,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 
-from flows.jobs import Job, Refused, check, own_flow
+from flows.scheduling.jobs import Job, Refused, check, own_flow
 from infra.settings import settings
 
 OURS = "flows/promote.py:promote"
@@ -44,8 +44,8 @@ def test_a_run_of_ours_is_started_by_our_command_whatever_the_pool_s_template_sa
         {"storage_document_id": uuid.UUID(int=7)},
         {"entrypoint": "/tmp/evil.py:main"},
         {"entrypoint": "flows/../../tmp/evil.py:main"},
-        {"entrypoint": "flows/worker.py:main"},
-        {"entrypoint": "flows/workshop.py:subprocess"},
+        {"entrypoint": "flows/scheduling/worker.py:main"},
+        {"entrypoint": "flows/context.py:subprocess"},
         {"entrypoint": "flows/nowhere.py:main"},
         {"entrypoint": "os.system"},
         {"entrypoint": None},
@@ -72,7 +72,7 @@ def test_every_flow_that_the_platform_deploys_may_run_and_no_other_function() ->
     for entrypoint in (
         "flows/lifecycle.py:settings",
         "flows/drift.py:_looked",
-        "flows/jobs.py:Job",
+        "flows/scheduling/jobs.py:Job",
     ):
         with pytest.raises(Refused):
             own_flow(entrypoint)

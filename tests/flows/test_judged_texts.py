@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from data import loaders
-from flows.judging import sounds, texts
-from flows.judging.evaluate import Order, evaluation_set
-from flows.judging.modalities import judging
-from flows.judging.pipeline import draw
-from flows.judging.scores import Judged
-from flows.judging.sheets import lines_of, of_texts, spectrogram
-from flows.judging.written import copied
+from flows.evaluating import sounds, texts
+from flows.evaluating.evaluate import Order, evaluation_set
+from flows.evaluating.modalities import judging
+from flows.evaluating.pipeline import draw
+from flows.evaluating.scores import Judged
+from flows.evaluating.sheets import lines_of, of_texts, spectrogram
+from flows.evaluating.written import copied
 from flows.recipe import Evaluation
 from flows.training.previews import png_of_samples
 from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline

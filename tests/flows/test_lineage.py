@@ -15,12 +15,12 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows import workshop
-from flows.cards import live_card, renew
-from flows.lineage import COLUMNS, Graph, Node, graph_of, mermaid_text
-from flows.pages.lineage import TOP, WIDTH, layout, page
-from flows.served import project_aliases, stage_versions
-from flows.tracing import (
+from flows import context
+from flows.context import signing
+from flows.promotion.release import project_aliases, stage_versions
+from flows.provenance.cards import live_card, renew
+from flows.provenance.lineage import COLUMNS, Graph, Node, graph_of, mermaid_text
+from flows.provenance.tracing import (
     Untraceable,
     compare_pixels,
     compare_sounds,
@@ -29,7 +29,7 @@ from flows.tracing import (
     trace,
     verify,
 )
-from flows.workshop import signing
+from flows.reports.lineage import TOP, WIDTH, layout, page
 from infra import provenance
 from infra.receipts import ReceiptError, attach, read
 from infra.registry import Registry
@@ -134,7 +134,7 @@ def test_verifying_says_what_was_checked_and_what_was_not(
         assert (checks["signature"], checks["content"], checks["ledger"]) == (False, None, True)
     assert "altered after it was signed" in graph_of(str(altered(picture, seed=8))).note
     gone = Registry("http://127.0.0.1:9", here.home / "elsewhere")
-    monkeypatch.setattr("flows.tracing.registry", lambda: gone)
+    monkeypatch.setattr("flows.provenance.tracing.registry", lambda: gone)
     says, checks = outcome(picture)
     assert says == "verified, but for: registry, ledger"
     assert checks == {**good, "registry": None, "ledger": None}
@@ -351,7 +351,7 @@ def described(here: Installation, number: int) -> str:
 
 def test_what_a_person_wrote_cannot_break_the_card(here: Installation) -> None:
     version = here.pipeline()
-    workshop.ledger().transition(
+    context.ledger().transition(
         name=NAME, stage="staging", to_version=1, to_digest=version.digest, expected_epoch=0,
         key="k", actor="eve|<b>", reason="a\n# head | [x](y) " + "long " * 60, forced=True,
         approvals=[{"actor": "bob"}, {"actor": "cy"}],

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.exchange import export as export_folder
-from flows.exchange import import_folder
-from flows.workshop import registry, signing
+from flows.context import registry, signing
+from flows.provenance.bundle import export as export_folder
+from flows.provenance.bundle import import_folder
 from infra.receipts import attach, read
 from infra.settings import settings
 from infra.votes import wins

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flows.judging.pipeline import (
+from flows.evaluating.pipeline import (
     StageMismatch,
     abilities,
     asked,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flows import evaluation
-from flows.judging.pictures import fixed_requests, wanted_attributes
-from flows.judging.pipeline import (
+from flows.evaluating.pictures import fixed_requests, wanted_attributes
+from flows.evaluating.pipeline import (
     StageMismatch,
     check_fit,
     check_interfaces,
@@ -16,7 +16,7 @@ from flows.judging.pipeline import (
     interface,
     interface_hash,
 )
-from flows.judging.speed import cost_per_sample
+from flows.evaluating.speed import cost_per_sample
 from flows.recipe import Evaluation
 from infra.pipelines import PinnedStage, Pipeline
 from models import describe

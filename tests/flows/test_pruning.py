@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.loaders import Loader
-from flows import workshop
-from flows.pruning import pieces
+from flows import context
+from flows.provenance.pruning import pieces
 from infra.mlflow_client import RegistryError
 from infra.settings import settings
 from tests.flows.training_kit import prepare
@@ -20,7 +20,7 @@ def names(kind: str) -> set[str]:
 def test_what_the_ledger_names_and_the_newest_stay_with_all_that_they_pin(
     here: Installation,
 ) -> None:
-    workshop.promotions.cache_clear()
+    context.promotions.cache_clear()
     served, forgotten, newest = (here.pipeline(seed) for seed in (0, 1, 2))
     here.promote(served)
     for one in (served, forgotten, newest):
@@ -44,7 +44,7 @@ def test_a_run_goes_with_its_files_once_no_version_is_of_it(
     here: Installation, tmp_path: Path
 ) -> None:
     """A run that is not over can go on; one with a word about a version stays with it."""
-    workshop.promotions.cache_clear()
+    context.promotions.cache_clear()
     kept = here.pipeline(0)
 
     def run(identity: str, *, over: bool = True, **tags: str) -> str:
@@ -74,7 +74,7 @@ def test_a_run_goes_with_its_files_once_no_version_is_of_it(
 
 
 def test_a_search_goes_with_its_trials_when_what_it_found_is_gone(here: Installation) -> None:
-    workshop.promotions.cache_clear()
+    context.promotions.cache_clear()
     here.pipeline(0)
 
     def search(identity: str, **tags: str) -> None:
@@ -97,7 +97,7 @@ def test_a_search_goes_with_its_trials_when_what_it_found_is_gone(here: Installa
 
 
 def test_a_training_that_can_go_on_keeps_its_checkpoints(here: Installation) -> None:
-    workshop.promotions.cache_clear()
+    context.promotions.cache_clear()
 
     def run(name: str, *folders: str) -> Path:
         for folder in folders:
@@ -115,7 +115,7 @@ def test_a_training_that_can_go_on_keeps_its_checkpoints(here: Installation) -> 
 
 
 def test_rows_go_with_the_dataset_that_they_are_of(here: Installation, tmp_path: Path) -> None:
-    workshop.promotions.cache_clear()
+    context.promotions.cache_clear()
     prepared = prepare(tmp_path / "shades")
     Loader(prepared, "train", batch_size=2).batch(0)
     [rows] = (piece for piece in pieces() if piece.kind == "rows of a dataset")

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.params import CatalogError
-from flows.deployments import BUILT_IN, POOL, Deployment, submit, zombie_rule
 from flows.recipe import RecipeError
-from flows.schedules import ScheduleError, Trigger, check, deployment, length
+from flows.scheduling.deployments import BUILT_IN, POOL, Deployment, submit, zombie_rule
+from flows.scheduling.schedules import ScheduleError, Trigger, check, deployment, length
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "flows/recipes/shapes.yaml"

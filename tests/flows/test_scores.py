@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.loaders import everything, read_header
-from flows.judging import pictures
-from flows.judging import scores as scoring
-from flows.judging.evaluate import Order, load_judge
-from flows.judging.gate import Interval
-from flows.judging.pipeline import interface
+from flows.evaluating import pictures
+from flows.evaluating import scores as scoring
+from flows.evaluating.evaluate import Order, load_judge
+from flows.evaluating.gate import Interval
+from flows.evaluating.pipeline import interface
 from flows.recipe import Evaluation
 from infra.pipelines import PinnedStage, Pipeline
 from models import describe

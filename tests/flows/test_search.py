@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.sections import Search
+from flows.recipe import Search
 from flows.tuning.plan import Plan, Records, Trial, plan
 from flows.tuning.search import Outcome, SearchFailed, search
 from infra.registry import Registry

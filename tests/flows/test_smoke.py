@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.smoke import draws_once, own_key, smoke
-from flows.tryouts import Candidate, SmokeFailed
+from flows.promotion.smoke import draws_once, own_key, smoke
+from flows.promotion.smoke_checks import Candidate, SmokeFailed
 from infra.keys import Keys
 from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
 from infra.settings import settings

@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from flows.__main__ import told
-from flows.command_line import completing, terminal
-from flows.command_line.client import _words
+from flows.cli import completing, terminal
+from flows.cli.client import _words
 from flows.training.journal import Progress
 from flows.training.loop import Diverged
 from infra.settings import project_above
@@ -130,7 +130,7 @@ def test_outside_of_a_project_a_command_refuses_and_writes_nothing(
 
 
 def test_the_project_is_found_from_its_sub_folders() -> None:
-    inside = ROOT / "flows" / "pages"
+    inside = ROOT / "flows" / "reports"
     assert project_above(inside) == ROOT
     done = cli("data", "list", "--json", cwd=inside)
     assert {"shapes", "digits"} <= {one["name"] for one in json.loads(done.stdout)}
@@ -152,7 +152,7 @@ def test_an_error_is_json_where_json_was_asked_for(
 
 def test_what_is_piped_is_not_wrapped() -> None:
     code = (
-        "from flows.command_line.terminal import show_table;"
+        "from flows.cli.terminal import show_table;"
         "show_table('t', ('a', 'b'), [('x' * 90, 'y' * 90)])"
     )
     done = subprocess.run(

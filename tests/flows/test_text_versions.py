@@ -15,17 +15,17 @@ from safetensors.torch import save_file
 
 import models
 from flows import drift, evaluation
-from flows.compare import Incomparable, compare, side
+from flows.comparing.compare import Incomparable, compare, side
+from flows.comparing.samples import Pictures, Texts, draw_both
+from flows.context import named
+from flows.evaluating.gate import Evaluation, Interval
+from flows.evaluating.pipeline import draw
+from flows.evaluating.sheets import of_texts
+from flows.evaluating.sounds import wav
 from flows.evaluation import pin
-from flows.exchange import export, import_folder
-from flows.judging.gate import Evaluation, Interval
-from flows.judging.pipeline import draw
-from flows.judging.sheets import of_texts
-from flows.judging.sounds import wav
-from flows.pages.compare import page, sheet
+from flows.provenance.bundle import export, import_folder
 from flows.recipe import Recipe
-from flows.side_by_side import Pictures, Texts, draw_both
-from flows.workshop import named
+from flows.reports.compare import page, sheet
 from infra.registry import Version
 from infra.storage import seal, sha256_of, verify
 from models import describe
@@ -130,7 +130,7 @@ def test_a_version_of_sound_carries_what_can_be_heard(here: Installation, tmp_pa
 
 
 def _signer() -> str:
-    from flows.exchange import signing
+    from flows.provenance.bundle import signing
 
     return signing().fingerprint()
 
@@ -185,7 +185,7 @@ def test_drift_of_text_is_refused_in_one_line(here: Installation) -> None:
 def test_votes_on_text_are_refused_in_one_line(
     here: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.command_line import compare_verbs
+    from flows.cli import compare_verbs
 
     monkeypatch.setattr(compare_verbs, "use_stack", lambda: None)
     refs = [texts(here, seed).ref for seed in (0, 1)]

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows.recipe import Recipe, RecipeError, load, searched_stage
-from flows.sections import Range
+from flows.recipe import Range, Recipe, RecipeError, load, searched_stage
 from flows.training.ray_train import Trained, fit
 from flows.tuning.picture import draw_search
 from flows.tuning.plan import (

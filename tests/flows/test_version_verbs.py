@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import workshop
-from flows.command_line import version_verbs
+from flows import context
+from flows.cli import version_verbs
 from infra.registry import Version
 from models import FAMILIES
 
@@ -17,8 +17,8 @@ def test_a_version_that_stands_in_two_places_is_shown_in_both(
     heads = [SimpleNamespace(name="toy", to_version=1, stage=s) for s in ("production", "staging")]
     registry = SimpleNamespace(names=lambda: ["toy"], versions=lambda _: [version])
     monkeypatch.setattr(version_verbs, "use_stack", lambda: None)
-    monkeypatch.setattr(workshop, "registry", lambda: registry)
-    monkeypatch.setattr(workshop, "ledger", lambda: SimpleNamespace(heads=lambda: heads))
+    monkeypatch.setattr(context, "registry", lambda: registry)
+    monkeypatch.setattr(context, "ledger", lambda: SimpleNamespace(heads=lambda: heads))
     version_verbs.models(as_json=True)
     assert json.loads(capsys.readouterr().out)[0]["stands in"] == "production staging"
 

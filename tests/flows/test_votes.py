@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.voting import MOST_BYTES, Ballot, Booth, Pair, application
+from flows.comparing.voting import MOST_BYTES, Ballot, Booth, Pair, application
 from infra.votes import VoteError, Votes, interval, wins
 from tests.databases_kit import Database
 

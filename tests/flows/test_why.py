@@ -10,13 +10,13 @@ import pytest
 from safetensors.torch import save_file
 
 from flows import evaluation, train
-from flows.command_line import version_verbs
+from flows.cli import version_verbs
+from flows.context import named
+from flows.evaluating.gate import Evaluation
 from flows.evaluation import pin
 from flows.identity import why
 from flows.identity.reach import Code
-from flows.judging.gate import Evaluation
 from flows.recipe import Recipe, TrainingSpec
-from flows.workshop import named
 from infra.registry import RegistryError, Version
 from infra.storage import seal
 from models import configure, describe, trainable

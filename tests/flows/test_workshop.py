@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.workshop import Nameless, actor, person
+from flows.context import Nameless, actor, person
 from infra.keys import Keys
 from infra.settings import settings
 

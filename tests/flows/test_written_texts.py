@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flows.judging import written
-from flows.judging.gate import Evaluation, GateReport, check
-from flows.judging.pipeline import draw, interface_of
-from flows.judging.scores import Scores
+from flows.evaluating import written
+from flows.evaluating.gate import Evaluation, GateReport, check
+from flows.evaluating.pipeline import draw, interface_of
+from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from infra.pipelines import PinnedStage

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from flows import workshop
-from flows.judging.gate import Evaluation, Interval, JudgeRecord, check
-from flows.judging.pipeline import draw, interface
+from flows import context
+from flows.evaluating.gate import Evaluation, Interval, JudgeRecord, check
+from flows.evaluating.pipeline import draw, interface
 from flows.recipe import Gate
 from infra.pipelines import PinnedStage, Pipeline
 from infra.provenance import sign
@@ -82,13 +82,13 @@ class Installation:
         self.monkeypatch.setenv("ATELIER_TRACKING_URI", f"sqlite:///{self.home / 'mlflow.db'}")
         [nobody_s] = free_ports(1)  # the process's own stack may be up, and its gateway
         self.monkeypatch.setenv("ATELIER_GATEWAY_PORT", str(nobody_s))
-        for cached in (settings, workshop.registry, workshop.ledger):
+        for cached in (settings, context.registry, context.ledger):
             cached.cache_clear()
         return self
 
     @property
     def registry(self) -> Registry:
-        return workshop.registry()
+        return context.registry()
 
     def stage(self, kind: str, seed: int, base: Version | None = None) -> Version:
         from safetensors.torch import save_file
@@ -158,9 +158,9 @@ class Installation:
             shutil.rmtree(making)
 
     def promote(self, version: Version, stage: Any = "production") -> int:
-        head = workshop.ledger().head(version.name, stage)
+        head = context.ledger().head(version.name, stage)
         epoch = head.epoch if head else 0
-        workshop.ledger().transition(
+        context.ledger().transition(
             name=version.name,
             stage=stage,
             to_version=version.number,
@@ -191,11 +191,11 @@ class Installation:
             steps=found.stages[0].steps, guidance=found.stages[0].guidance,
             size="16x16", created=datetime.now(UTC), request_id="r1",
         )  # fmt: skip
-        signed = sign(receipt, image.getvalue(), workshop.signing())
+        signed = sign(receipt, image.getvalue(), context.signing())
         file.write_bytes(attach(image.getvalue(), signed))
         return file
 
     def model(self, stage: PinnedStage) -> Family:
-        from flows.judging.pipeline import load_model
+        from flows.evaluating.pipeline import load_model
 
         return load_model(self.registry.fetch(stage.name, stage.version, digest=stage.sha256))

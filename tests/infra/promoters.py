@@ -2,7 +2,7 @@
 
 python promoters.py DATABASE_URL LOG_FOLDER KILLS TRANSITIONS; goes on until there were as many of both, and prints
 how many were killed. Each promotion is written into the journal first and committed with its ledger row, as
-`flows.promotion` does it.
+`flows.promotion.procedure` does it.
 """
 
 import os

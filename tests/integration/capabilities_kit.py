@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flows.judging.pipeline import abilities, interface
+from flows.evaluating.pipeline import abilities, interface
 from infra.storage import seal
 from models import describe
 from models.autoregressive.nade import NADE

@@ -31,7 +31,7 @@ def forked(work: Callable[[], None]) -> int:
 
 def carry_out(case: dict[str, Any]) -> None:
     """Promote or roll back, with the fault in force."""
-    from flows.promotion import request, roll_back
+    from flows.promotion.procedure import request, roll_back
 
     os.environ["ATELIER_FAULT"] = f"{case['fault']}:kill"
     if case["verb"] == "promote":
@@ -42,7 +42,7 @@ def carry_out(case: dict[str, Any]) -> None:
 
 def reconcile_for_ever() -> None:
     """Do what the worker does."""
-    from flows.reconcile import reconcile
+    from flows.promotion.reconcile import reconcile
 
     while True:
         for line in reconcile():
@@ -52,16 +52,16 @@ def reconcile_for_ever() -> None:
 
 def main() -> None:
     """Kill each case, then wait until nothing is open any more."""
-    import flows.promotion
-    import flows.reconcile
+    import flows.promotion.procedure
+    import flows.promotion.reconcile
     from models.judges import (
         metrics,  # what a gate imports, and what smoke and registry import late
     )
 
-    for late in ("httpx", "mlflow", "numpy", "PIL.Image", "torch", "flows.cards"):
+    for late in ("httpx", "mlflow", "numpy", "PIL.Image", "torch", "flows.provenance.cards"):
         __import__(late)
-    assert flows.promotion
-    assert flows.reconcile
+    assert flows.promotion.procedure
+    assert flows.promotion.reconcile
     assert metrics
     worker = forked(reconcile_for_ever)
     killed = []
@@ -70,7 +70,7 @@ def main() -> None:
         _, status = os.waitpid(child, 0)
         by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         killed.append({"case": case, "killed": time.time(), "by": by})
-    from flows.workshop import promotions
+    from flows.context import promotions
 
     deadline = time.monotonic() + LONGEST_S
     while promotions().open() and time.monotonic() < deadline:

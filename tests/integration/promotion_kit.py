@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flows import workshop
-from flows.judging.gate import Evaluation, Interval
-from flows.judging.pipeline import interface, interface_hash
+from flows import context
+from flows.evaluating.gate import Evaluation, Interval
+from flows.evaluating.pipeline import interface, interface_hash
 from flows.recipe import Recipe
 from infra import receipts, serving
 from infra.keys import Keys
@@ -211,5 +211,5 @@ def found(folder: Path) -> Iterator[Village]:
 def forget() -> None:
     """Have the next flow read the settings anew."""
     settings.cache_clear()
-    for one in (workshop.ledger, workshop.promotions, workshop.registry):
+    for one in (context.ledger, context.promotions, context.registry):
         one.cache_clear()

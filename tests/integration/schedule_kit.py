@@ -74,8 +74,8 @@ class ScheduledHouse:
 
     def runs(self, schedule: str) -> list[Any]:
         """Give the schedule's runs that were begun, the newest first."""
-        from flows.schedule_runs import begun
-        from flows.schedules import _find
+        from flows.scheduling.schedule_runs import begun
+        from flows.scheduling.schedules import _find
 
         with self.client() as client:
             return begun(client, _find(client, schedule).id, 50)

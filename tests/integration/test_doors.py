@@ -111,7 +111,7 @@ def test_a_link_opens_a_page_signed_in_and_works_once(client: httpx.Client, part
 def test_the_verb_prints_the_link_and_gives_the_browser_a_file_that_one_s_own_eyes_read(
     client: httpx.Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.command_line.stack_verbs import open_page
+    from flows.cli.stack_verbs import open_page
 
     open_page("mlflow", show=True)
     printed = capsys.readouterr().out.strip()
@@ -139,7 +139,7 @@ def test_the_worker_runs_no_command_that_a_deployment_or_a_run_brings(
     from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
     from prefect.workers.process import ProcessWorker
 
-    from flows.jobs import make_worker
+    from flows.scheduling.jobs import make_worker
 
     owned, evil = tmp_path / "owned", tmp_path / "evil.py"
     evil.write_text(f"import pathlib\npathlib.Path({str(owned)!r}).touch()\ndef main(): ...\n")

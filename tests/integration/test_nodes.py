@@ -13,9 +13,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from flows.recipe import Resources, TrainingSpec
-from flows.sections import Search
-from flows.slots import processors
+from flows.recipe import Resources, Search, TrainingSpec
+from flows.scheduling.concurrency import processors
 from flows.training import supervisor
 from flows.training.journal import Progress
 from flows.training.nodes import Unfit

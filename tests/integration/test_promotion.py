@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from flows import approvals
-from flows.promotion import FAULTPOINTS, Refused, request, roll_back
-from flows.reconcile import reconcile
-from flows.workshop import actor
+from flows.context import actor
+from flows.promotion import approvals
+from flows.promotion.procedure import FAULTPOINTS, Refused, request, roll_back
+from flows.promotion.reconcile import reconcile
 from infra.ledger import Conflict
 from infra.promotions import PromotionError
 from infra.serving import VersionRefused

@@ -63,13 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def house(stack: Any, folder: Path) -> Iterator[House]:
     """The run's Ray, MLflow and Prefect with a ledger of its own, which the flows use too; the first in production."""
-    from flows import workshop
+    from flows import context
     from infra import settings as module
 
     patched = pytest.MonkeyPatch()
     patched.setenv("ATELIER_DATABASE_URL", f"sqlite:///{folder / 'atelier.db'}")
     cached: list[Any] = [
-        *(module.settings, workshop.ledger, workshop.registry, workshop.promotions),
+        *(module.settings, context.ledger, context.registry, context.promotions),
     ]
     for function in cached:
         function.cache_clear()
@@ -133,7 +133,7 @@ def test_twenty_promotions_and_rollbacks_under_load_fail_no_request(house: House
 
 
 def test_a_canary_takes_its_share_and_is_taken_back(house: House) -> None:
-    from flows.rollout import RolloutError, end_rollout, rollout_status, start_rollout
+    from flows.promotion.rollout import RolloutError, end_rollout, rollout_status, start_rollout
 
     row = start_rollout(f"{NAME}:3", "canary", 40, {"max_slowdown": 100})
     assert (row["stage"], row["to_version"], row["report"]["terms"]["percent"]) == ("canary", 3, 40)
@@ -162,7 +162,7 @@ def test_a_canary_takes_its_share_and_is_taken_back(house: House) -> None:
 
 
 def test_what_cannot_be_rolled_out_is_refused_in_a_line(house: House) -> None:
-    from flows.rollout import RolloutError, end_rollout, start_rollout
+    from flows.promotion.rollout import RolloutError, end_rollout, start_rollout
     from infra.registry import RegistryError
 
     with pytest.raises(RolloutError, match="in production already"):
@@ -178,8 +178,8 @@ def test_what_cannot_be_rolled_out_is_refused_in_a_line(house: House) -> None:
 def test_a_version_that_raises_at_load_is_not_rolled_out_and_breaks_no_later_deploy(
     house: House, folder: Path
 ) -> None:
-    from flows.rollout import start_rollout
-    from flows.served import serve_wanted
+    from flows.promotion.release import serve_wanted
+    from flows.promotion.rollout import start_rollout
 
     version = publish(house, folder, 11, raises)
     before = house.ledger.head(NAME, "canary")
@@ -202,7 +202,7 @@ def test_a_version_that_raises_at_load_is_not_rolled_out_and_breaks_no_later_dep
 def test_a_bad_challenger_is_stopped_and_no_user_notices(
     house: House, folder: Path, seed: int, change: Any, why: str
 ) -> None:
-    from flows.rollout import start_rollout
+    from flows.promotion.rollout import start_rollout
 
     version = publish(house, folder, seed, change)
     start_rollout(version.ref, "canary", 50, {"min_requests": 10})

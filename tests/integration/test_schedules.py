@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.watches import DRIFTED, emit, seen
+from flows.scheduling.dataset_watch import DRIFTED, emit, seen
 from tests.conftest import free_ports
 from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house
 from tests.integration.serving_kit import wait_for
@@ -37,10 +37,10 @@ def resting() -> str:
     suspend_flow_run(timeout=600)
     return "rested"
 """
-SUBMIT = "import sys; from flows.deployments import submit; print(submit('promote', {'ref': sys.argv[1]}))"
+SUBMIT = "import sys; from flows.scheduling.deployments import submit; print(submit('promote', {'ref': sys.argv[1]}))"
 PUT_RESTING = """
 from prefect import get_client
-from flows.deployments import Deployment, put
+from flows.scheduling.deployments import Deployment, put
 wanted = Deployment(flow="resting", name="atelier", entrypoint="flows/resting.py:resting")
 with get_client(sync_client=True) as client:
     print(client.create_flow_run_from_deployment(put(client, wanted)).id)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.recipe import Recipe, load
-from flows.sections import Search
+from flows.recipe import Recipe, Search, load
 from flows.training.journal import Progress
 from flows.training.ray_train import fit
 from flows.tuning.plan import Records, Trial, plan, values_of

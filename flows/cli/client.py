@@ -1,0 +1,191 @@
+"""Pictures, sounds and texts through the front door: the `openai` client against the gateway, as any user would."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flows.cli.terminal import aside, console, printable
+from infra.documents import parse_json
+from infra.settings import settings
+from infra.storage import atomic_write
+
+if TYPE_CHECKING:
+    from openai import APIError, OpenAI
+
+WARNINGS: Final = "x-atelier-warnings"  # the header of a sound's
+
+
+class Unanswered(RuntimeError):
+    """The gateway refused or did not answer; the message is its own."""
+
+
+class NoGateway(Unanswered):
+    """Nothing listens at the gateway's address."""
+
+
+def client() -> "OpenAI":
+    """Return a client of the settings' gateway."""
+    from openai import OpenAI
+
+    here = settings()
+    return OpenAI(
+        base_url=here.gateway_url,
+        api_key=here.api_key.get_secret_value(),
+        timeout=120,
+        max_retries=2,
+    )
+
+
+def paint(
+    model: str,
+    prompt: str,
+    *,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> bytes:
+    """Return one picture as PNG, with its receipt.
+
+    Raises:
+        Unanswered: the gateway's refusal in its own words.
+        NoGateway: it is not there.
+    """
+    wishes = {"seed": seed, "num_inference_steps": steps, "guidance_scale": guidance}
+    body = {name: value for name, value in wishes.items() if value is not None}
+    with _asking():
+        answer = client().images.generate(
+            model=model, prompt=prompt, response_format="b64_json", extra_body=body
+        )
+    _warn(answer)
+    if not answer.data or answer.data[0].b64_json is None:
+        raise Unanswered(f"{model} answered without a picture")
+    return base64.b64decode(answer.data[0].b64_json)
+
+
+def card(model: str) -> dict[str, Any]:
+    """Return what /v1/models says of a model.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    with _asking():
+        return client().models.retrieve(model).model_dump()
+
+
+def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> bytes:
+    """Return one sound as WAV, with its receipt; `more` are `seconds`, `temperature` and `speed`.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    wishes = {"model": model, "prompt": text, "seed": seed, **more}
+    body = {name: value for name, value in wishes.items() if value is not None}
+    with _asking():
+        if "speed" in body:
+            more = {name: body[name] for name in body if name not in {"model", "prompt"}}
+            spoken = client().audio.speech.create(
+                model=model, input=text, voice="default", response_format="wav", extra_body=more
+            )
+            said = spoken.response.headers.get(WARNINGS, "[]")
+            _warn({"warnings": parse_json(said, WARNINGS)})
+            return spoken.content
+        answer: Any = client().post("/samples", cast_to=object, body=body)
+    _warn(answer)
+    return base64.b64decode(answer["data"][0]["b64"])
+
+
+def write(model: str, prompt: str, *, chats: bool, seed: int | None = None) -> Iterator[str]:
+    """Yield one text as it is written: an answer where the model chats, else what goes on from the prompt.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    ours = client()
+    with _asking():
+        if chats:
+            turn: Any = {"role": "user", "content": prompt}
+            for said in ours.chat.completions.create(
+                model=model, messages=[turn], stream=True, seed=seed
+            ):
+                _warn(said)
+                yield from (one.delta.content or "" for one in said.choices)
+        else:
+            for wrote in ours.completions.create(
+                model=model, prompt=prompt, stream=True, seed=seed
+            ):
+                _warn(wrote)
+                yield from (one.text for one in wrote.choices)
+
+
+def answer(
+    model: str,
+    prompt: str | Sequence[int],
+    messages: Sequence[tuple[str, str]] | None = None,
+    **rules: Any,
+) -> bytes:
+    """Return the JSON of one text with its receipt: of a chat turn where there are messages (role, text).
+
+    `rules` are the request's other fields, such as `seed` and `temperature`; None leaves one out.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`.
+    """
+    wishes: dict[str, Any] = {"model": model, **rules}
+    if messages is None:
+        path, wishes["prompt"] = "/completions", prompt
+    else:
+        path = "/chat/completions"
+        wishes["messages"] = [{"role": role, "content": said} for role, said in messages]
+    body = {name: value for name, value in wishes.items() if value is not None}
+    with _asking():
+        made: Any = client().post(path, cast_to=object, body=body)
+    _warn(made)
+    return json.dumps(made, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass")
+
+
+def _warn(answer: Any) -> None:
+    """Say what of a request the gateway did not read, beside what was asked for."""
+    found = answer if isinstance(answer, dict) else answer.model_extra or {}
+    for one in found.get("warnings") or ():
+        aside.print(f"warning: {printable(one)}", style="yellow", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    from openai import APIConnectionError, APIError
+
+    try:
+        yield
+    except APIConnectionError:
+        address = settings().gateway_url
+        raise NoGateway(f"no gateway at {address}: start it with `atelier up`") from None
+    except APIError as error:
+        raise Unanswered(_words(error)) from None
+
+
+def _words(error: "APIError") -> str:
+    """Return the gateway's own message, without the client's "Error code: 400" before it."""
+    body = error.body
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
+
+
+def paint_sheet(model: str, prompts: Sequence[str], path: Path) -> None:
+    """Paint every prompt through the API and write one sheet of all of them."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from models.judges.gallery import gallery
+
+    pictures = []
+    for index, prompt in enumerate(prompts):
+        image = Image.open(io.BytesIO(paint(model, prompt, seed=index))).convert("RGB")
+        pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
+        console.print(f"  painted: {prompt}", style="dim")
+    with atomic_write(path) as file:
+        gallery(torch.stack(pictures), columns=4, labels=list(prompts)).save(file, format="PNG")

@@ -1,0 +1,213 @@
+"""`verify`, `replay`, `lineage`, `export`, `import`: what made this, and how it travels."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.terminal import AsJson, Ref, console, show_json, show_table, use_stack
+
+if TYPE_CHECKING:
+    from flows.provenance.tracing import Replay, Trace, Verification
+
+Picture = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="A picture, a sound or a text's answer, with a receipt."),
+]
+
+Trust = Annotated[
+    str,
+    typer.Option(
+        metavar="SIGNER", help="The fingerprint of a signer to trust from now on, if right."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    for verb in (verify, replay, lineage, export):
+        app.command()(verb)
+    app.command("import")(import_version)
+
+
+def verify(
+    file: Picture,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="The receipt of a file that it lies beside: the header."),
+    ] = None,
+    trust: Trust = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check a file's receipt: signature, signer, content, version, ledger; exit code 1 when one of them is wrong."""
+    use_stack()
+    from flows.provenance import tracing
+
+    checked = tracing.verify(file, receipt, trust)
+    if as_json:
+        show_json(checked.as_json())
+    else:
+        _show(file, checked)
+    if not checked.verified:
+        raise typer.Exit(1)
+
+
+def _show(file: Path, checked: "Verification") -> None:
+    outcomes = {True: "right", False: "WRONG", None: "not checked"}
+    rows = [(check.name, outcomes[check.passed], check.says) for check in checked.checks]
+    show_table(f"{file}: {checked.says}", ("check", "", ""), rows)
+    apart = {"verified", "checks", "ledger", "stages", "stages_here", "signature"}
+    facts = {name: value for name, value in checked.as_json().items() if name not in apart}
+    if facts.get("messages"):
+        facts["messages"] = "\n".join(f"{role}: {said}" for role, said in facts["messages"])
+    named = [(name, value) for name, value in facts.items() if value not in (None, "")]
+    show_table("the receipt says", ("", ""), named)
+    if checked.found is None:
+        return
+    stages = zip(checked.receipt.stages, checked.found.stages, strict=True)
+    show_table(
+        "stages, bytes verified",
+        ("in the receipt", "here", "sha256"),
+        [(f"{then.name}:{then.version}", here.ref, then.sha256) for then, here in stages],
+    )
+
+
+def replay(
+    file: Picture,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write it anew.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a picture, sound or text again from its receipt and compare; exit code 1 when more than rounding differs."""
+    use_stack()
+    from flows.provenance import tracing
+    from infra.storage import atomic_write
+
+    found = tracing.trace(file)
+    compared = _again(file, found)
+    again = compared.picture
+    if output is not None:
+        with atomic_write(output) as target:
+            target.write(again)
+    if as_json:
+        show_json(
+            {
+                "same": compared.same,
+                "pixels": compared.pixels,
+                "differing": compared.differing,
+                "most": compared.most,
+                "notes": list(compared.notes),
+                "ledger": found.says,
+            }
+        )
+    else:
+        console.print(f"{file}: {compared.says}", style="" if compared.same else "red")
+        for note in (*compared.notes, found.says):
+            console.print(f"  {note}", style="dim")
+    if not compared.same:
+        raise typer.Exit(1)
+
+
+def _again(file: Path, found: "Trace") -> "Replay":
+    """Make what a receipt names once more, through the gateway or, of a picture, in this process."""
+    from flows.cli.client import NoGateway, answer, paint, speak
+    from flows.provenance import tracing
+
+    asked, ref, through = found.receipt, found.version.ref, "through the gateway"
+    if found.pipeline.modality == "text":
+        names = ("seed", "max_tokens", "temperature", "top_k", "top_p", "stop", "echo")
+        rules = {name: getattr(asked, name) for name in names}
+        again = answer(ref, asked.prompt_tokens or asked.prompt, asked.messages, **rules)
+        return tracing.compare_texts(found, again, where=through)
+    if found.pipeline.modality == "audio":
+        knobs = ("seconds", "speed", "temperature", "top_k", "top_p")
+        more = {name: getattr(asked, name) for name in knobs}
+        again = speak(ref, asked.prompt, seed=asked.seed, **more)
+        return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
+    where = through
+    try:
+        again = paint(
+            ref, asked.prompt, seed=asked.seed, steps=asked.steps, guidance=asked.guidance
+        )
+    except NoGateway:
+        again = tracing.redraw(found)
+        where = "in this process on the CPU, since no gateway answers"
+    return tracing.compare_pixels(found, file.read_bytes(), again, where=where)
+
+
+def lineage(
+    what: Annotated[str, typer.Argument(metavar="NAME[:v]|FILE")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write the HTML page.")
+    ] = None,
+    mermaid: Annotated[
+        bool, typer.Option("--mermaid", help="Print the graph as Mermaid text.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw what a version or a picture came from: data, runs, versions, pipeline, endpoint, receipt."""
+    use_stack()
+    from flows.provenance.lineage import graph_of, mermaid_text
+    from flows.reports.lineage import page
+    from infra.settings import settings
+    from infra.storage import atomic_write
+
+    graph = graph_of(what)
+    if as_json:
+        show_json(graph.as_json())
+    if mermaid:
+        console.print(mermaid_text(graph), markup=False, soft_wrap=True, end="")
+    if as_json or mermaid:
+        if output is None:
+            return
+    else:
+        for node in graph.nodes:
+            lines = ", ".join(node.lines)
+            console.print(f"  {node.column:<9} [bold]{node.title}[/]  {lines}", soft_wrap=True)
+    path = output or settings().state / "pages" / f"lineage-{graph.name}.html"
+    with atomic_write(path) as file:
+        file.write(page(graph).encode())
+    if not as_json and not mermaid:
+        console.print(f"page: {path}")
+
+
+def export(name: Ref, folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Write a pipeline version with its stages, judge and history as one signed folder."""
+    use_stack()
+    from flows.context import signing
+    from flows.provenance import bundle
+
+    index = bundle.export(name, folder)
+    size = sum(file.bytes for file in index.files.values())
+    show_table(
+        f"{folder}: {len(index.files)} files, {size / 2**20:.1f} MiB",
+        ("what", "version", "sha256"),
+        [(one.role, one.ref, one.digest) for one in index.versions],
+    )
+    signer = signing().fingerprint()
+    console.print(f"signed by {signer}", soft_wrap=True)
+    console.print(f"there: atelier import {folder} --trust {signer}", style="dim", soft_wrap=True)
+
+
+def import_version(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    trust: Trust = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check an exported folder (signature, every file) and publish its versions here."""
+    use_stack()
+    from flows.provenance.bundle import import_folder
+
+    found = import_folder(folder, trust)
+    ref = found.version.ref
+    if as_json:
+        digest = found.version.digest
+        show_json(
+            {"ref": ref, "digest": digest, "published": found.published, "signer": found.signer}
+        )
+        return
+    did = ", ".join(found.published) if found.published else "nothing: all of it was here"
+    console.print(f"[bold]{ref}[/]  sha256 {found.version.digest}", soft_wrap=True)
+    console.print(f"published {did}; signed by {found.signer}", style="dim", soft_wrap=True)
+    console.print(f"next: atelier show {ref}, atelier promote {ref}")

@@ -1,0 +1,232 @@
+"""`models`, `show`, `generate`: the verbs about versions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.terminal import (
+    AsJson,
+    Ref,
+    console,
+    printable,
+    show_json,
+    show_markdown,
+    show_table,
+    use_stack,
+)
+from infra.documents import parse_json, read_json
+
+if TYPE_CHECKING:
+    from infra.registry import Version
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    for verb in (models, show, generate):
+        app.command()(verb)
+
+
+def models(
+    families: Annotated[
+        bool, typer.Option("--families", help="The model classes, not the versions.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List registered versions and where they stand."""
+    if families:
+        _families(as_json)
+        return
+    use_stack()
+    from flows.context import ledger, registry
+
+    places: dict[tuple[str, int | None], list[str]] = {}
+    for row in ledger().heads():
+        places.setdefault((row.name, row.to_version), []).append(row.stage)
+    rows = [
+        (
+            v.name,
+            v.number,
+            v.kind,
+            " ".join(places.get((v.name, v.number), ())),
+            v.digest[:12],
+            f"{v.created:%Y-%m-%d %H:%M}",
+        )
+        for name in registry().names()
+        for v in registry().versions(name)
+    ]
+    columns = ("name", "version", "kind", "stands in", "sha256", "created")
+    if as_json:
+        show_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        show_table("versions", columns, rows)
+
+
+def _families(as_json: bool) -> None:
+    from models import FAMILIES, configure, trainable
+    from models.family import Family
+    from models.outline import outline
+
+    rows = []
+    for name in sorted(FAMILIES):
+        cls = trainable(name)
+        captions = {"vocabulary": ("zero", "one"), "max_words": 1}
+        asked = {"text": "caption"} if hasattr(cls.presets["tiny"], "text") else {}
+        configs = [*cls.presets.values(), configure(name, "tiny", asked, captions)]
+        able = []
+        for config in configs:
+            model = outline(cls, config)
+            assert isinstance(model, Family)
+            able.append(model.capabilities)
+        reads = "text" if able[0].condition == "text" else "captions"
+        gives = ("likelihood", "upscales", "stepwise", "tokenizes", "chats", "embeds", "recalls")
+        rows.append(
+            (
+                name,
+                able[0].modality,
+                reads if able[-1].condition == "text" else "nothing",
+                " ".join(word for word in gives if any(getattr(one, word) for one in able)),
+                " ".join(cls.presets),
+            )
+        )
+    columns = ("family", "makes", "reads", "also", "presets")
+    if as_json:
+        show_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        show_table("families", columns, rows)
+        console.print(
+            "captions: where the dataset has some; also: in one preset at least", style="dim"
+        )
+
+
+def show(
+    ref: Ref,
+    reasons: Annotated[
+        bool, typer.Option("--why", help="What made it different from the version before it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a version: its sealed card, where it stands now and how it came there, its gate report."""
+    use_stack()
+    from flows.context import ledger, registry
+    from flows.provenance.cards import live_card
+
+    version = registry().get(ref)
+    if reasons:
+        _show_why(version, as_json)
+        return
+    directory = registry().fetch(version)
+    manifest = read_json(directory / "MANIFEST.json")
+    report = _newest_report(version.digest, directory)
+    if as_json:
+        rows = [row.as_json() for row in ledger().about(version.name, version.number)]
+        live = {"ref": version.ref, "digest": version.digest, "tags": version.tags, "history": rows}
+        show_json({**live, "report": report, **manifest})
+        return
+    show_markdown((directory / "card.md").read_text())
+    show_markdown(live_card(version))
+    if report:
+        _gate_table(version.ref, report)
+    console.print(f"\n{version.ref}  sha256 {version.digest}\nfiles: {directory}", style="dim")
+
+
+def _show_why(version: "Version", as_json: bool) -> None:
+    from flows.identity.why import Why, why
+
+    def tables(found: Why) -> None:
+        rows = [tuple(row.values()) for row in found.as_json()["changes"]]
+        title = f"{found.ref} was made of other things than {found.before}"
+        show_table(title, ("what", "name", "before", "now"), rows)
+        for one in found.stages.values():
+            tables(one)
+
+    found = why(version)
+    if as_json:
+        show_json(found.as_json())
+    elif found.before is None:
+        console.print(f"{found.ref} is the first version of its name")
+    else:
+        tables(found)
+
+
+def _newest_report(digest: str, directory: Path) -> dict[str, Any] | None:
+    """Return the gate's report of a version's last promotion, else the one it was published with."""
+    from flows.context import promotions
+
+    reports = [row.report for row in promotions().of(digest) if row.report is not None]
+    if reports:
+        return dict(reports[-1])
+    stored = directory / "report.json"
+    return read_json(stored) if stored.is_file() else None
+
+
+def _gate_table(ref: str, report: dict[str, Any]) -> None:
+    from flows.evaluating.gate import GateReport
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    found = GateReport.model_validate(report)
+    rows = []
+    for one in found.conditions:
+        spread = "-" if one.low is None else f"{shown(one.low)} .. {shown(one.high)}"
+        limits = [f">= {one.at_least:g}"] if one.at_least is not None else []
+        limits += [f"<= {one.at_most:g}"] if one.at_most is not None else []
+        verdict = "pass" if one.passed else "FAIL"
+        limit = " and ".join(limits) or "-"
+        rows.append((verdict, one.name, shown(one.value), spread, limit, one.says))
+    against = f", against {found.against}" if found.against else ""
+    title = f"gate of {ref}{against}: {'passed' if found.passed else 'failed'}"
+    show_table(title, ("verdict", "condition", "value", "95 %", "bound", "in words"), rows)
+
+
+def generate(
+    name: Ref,
+    prompt: Annotated[
+        str, typer.Argument(help='e.g. "a small red circle on the left"; "" where none is read')
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Where to write the PNG or WAV; a text, with its receipt if FILE.json.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Of a picture.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Of a sound.")] = None,
+) -> None:
+    """Make one picture, sound or text through the served API; text comes as it is written."""
+    from flows.cli import client
+    from infra.storage import atomic_write
+
+    card = client.card(name)
+    modality = card.get("modality", "image")
+    chats = "chat" in card.get("abilities", ())
+    if modality == "text" and output is not None and output.suffix == ".json":
+        made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)
+        choice = parse_json(made, "the answer")["choices"][0]
+        said = choice["message"]["content"] if chats else choice["text"]
+        console.print(printable(said), markup=False, soft_wrap=True)
+        console.print(f"{output}  (where it came from: atelier verify {output})")
+    elif modality == "text":
+        pieces = []
+        for piece in client.write(name, prompt, chats=chats, seed=seed):
+            pieces.append(piece)
+            console.print(printable(piece), end="", markup=False, highlight=False, soft_wrap=True)
+        console.print()
+        made = "".join(pieces).encode()
+    elif output is None:
+        raise typer.BadParameter(f"{name} makes {modality}: say where to write it with -o FILE")
+    elif modality == "audio":
+        made = client.speak(name, prompt, seed=seed, seconds=seconds)
+    else:
+        made = client.paint(name, prompt, seed=seed, steps=steps, guidance=guidance)
+    if output is None:
+        return
+    with atomic_write(output) as file:
+        file.write(made)
+    if modality != "text":
+        console.print(f"{output}  (where it came from: atelier verify {output})")

@@ -1,0 +1,1 @@
+"""Versions and recipes beside one another."""

@@ -1,0 +1,52 @@
+"""How pipelines are judged, by what they give: one module a modality, which all do the same."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from flows.evaluating.scores import Judged
+from flows.recipe import Evaluation as EvaluationSpec
+from infra.pipelines import Modality, Pipeline
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from models.family import Family
+
+MODULES: Final = {
+    "image": "flows.evaluating.pictures",
+    "audio": "flows.evaluating.sounds",
+    "text": "flows.evaluating.texts",
+}
+
+
+class Judging(Protocol):
+    """What a modality's module does."""
+
+    def requests(
+        self, pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
+    ) -> tuple[list[str], list[int]]:
+        """Return the fixed prompts (none for a pipeline that reads no text) and seeds that it is judged on."""
+
+    def packed(self, drawn: "Tensor") -> "npt.NDArray[Any]":
+        """Return samples as they travel between workers, a row each."""
+
+    def score(
+        self,
+        drawn: "Sequence[npt.NDArray[Any]]",
+        prompts: Sequence[str],
+        *,
+        judge: Any,
+        prepared: Path,
+        spec: EvaluationSpec,
+        models: "Sequence[Family]",
+        pipeline: Pipeline,
+    ) -> Judged:
+        """Return metrics, outcomes and the gallery of the drawn samples, in parts as they were packed."""
+
+
+def judging(modality: Modality) -> Judging:
+    """Return the module that judges a modality."""
+    return cast(Judging, import_module(MODULES[modality]))

@@ -1,0 +1,267 @@
+"""Judging pictures: what the judge says of the drawn ones, against real ones never trained on; a gallery."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.loaders import everything, read_header
+from flows.evaluating.scores import (
+    Judged,
+    Scores,
+    caption_gain,
+    device_of,
+    evenly,
+    gap,
+    likelihood,
+    nats_of,
+    own,
+    rated,
+)
+from flows.evaluating.sheets import of_pictures
+from flows.recipe import Evaluation as EvaluationSpec
+from infra.pipelines import Pipeline
+from models.family import Family, Request
+from models.judges import LEAST_HELD_OUT
+from models.judges import metrics as m
+from models.parts import words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from models.judges.attribute_judge import AttributeJudge
+
+MEASURED: Final = 500  # real pictures of which a family tells by itself, at most
+PAIRS: Final = 192  # real pictures on which an upsampler is measured
+
+
+def requests(
+    pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
+) -> tuple[list[str], list[int]]:
+    """Return one prompt and one seed a picture."""
+    return fixed_requests(pipeline, read_header(prepared)["captions"], spec)
+
+
+def fixed_requests(
+    pipeline: Pipeline, captions: Sequence[str], spec: EvaluationSpec
+) -> tuple[list[str], list[int]]:
+    """Return one prompt and one seed a sample: every caption with every seed, or numbered seeds without prompts."""
+    if pipeline.stages[0].accepts.prompt == "none":
+        return [], list(range(spec.samples))
+    step = max(1, len(captions) * len(spec.seeds) // spec.samples)
+    chosen = list(captions)[::step]
+    pairs = [
+        (caption, 100_003 * seed + row) for seed in spec.seeds for row, caption in enumerate(chosen)
+    ]
+    return [caption for caption, _ in pairs], [seed for _, seed in pairs]
+
+
+def packed(drawn: Tensor) -> "NDArray[Any]":
+    """Return pictures (N, C, H, W) in [0, 1] as bytes 0..255."""
+    levels: NDArray[np.uint8] = (drawn.clamp(0, 1) * 255).round().byte().numpy()
+    return levels
+
+
+def score(
+    drawn: "Sequence[NDArray[Any]]",
+    prompts: Sequence[str],
+    *,
+    judge: "AttributeJudge | None",
+    prepared: Path,
+    spec: EvaluationSpec,
+    models: Sequence[Family],
+    pipeline: Pipeline,
+) -> Judged:
+    """Return every metric with its interval, per-sample outcomes for paired comparison, and the gallery."""
+    facts = read_header(prepared)
+    pictures = torch.from_numpy(np.concatenate(drawn)).float() / 255
+    side = pictures.shape[-1]
+    train, learned, _ = everything(prepared, "train", image_size=side)
+    test, captions, _ = everything(prepared, "test", image_size=side)
+    held_out = set(facts["held_out"])
+    familiar = torch.tensor([caption not in held_out for caption in captions])
+    scores = Scores(spec)
+    if judge is not None:
+        if prompts and facts["attributes"]:
+            _alignment(scores, judge, pictures, prompts, facts)
+        seen = torch.tensor(
+            [prompt not in held_out for prompt in prompts] or [True] * len(pictures)
+        )
+        _distribution(scores, judge, pictures[seen], test[familiar])
+        if len(set(prompts)) < len(prompts):
+            _variety(scores, judge, (pictures, prompts), (train, learned))
+        if len(facts["attributes"]) == 1:
+            _classes(scores, judge, pictures, prompts)
+    _memorisation(scores, pictures, train, test[familiar])
+    for model, stage in zip(models, pipeline.stages, strict=True):
+        if model.capabilities.upscales:
+            _upsampling(scores, model, stage.stage, test, captions, stage.steps)
+        if model.capabilities.tokenizes and judge is not None and facts["attributes"]:
+            _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
+        if model.capabilities.likelihood:
+            nats = likelihood(scores, model, stage.stage, rated(model, {"pixels": test}, captions))
+            if model.capabilities.condition == "text":
+                caption_gain(scores, model, stage.stage, {"pixels": test}, captions, nats)
+            if len(models) == 1 and len(test) >= LEAST_HELD_OUT:
+                drawn_nats = nats_of(model, rated(model, {"pixels": pictures}, prompts))
+                gap(scores, f"{stage.stage}_sample_gap", drawn_nats, nats)
+        if len(test) >= LEAST_HELD_OUT:  # one picture has no distribution
+            chosen = evenly(test, min(len(test), MEASURED))
+            own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)
+    files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
+    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+
+
+def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:
+    """Return (N, A) the index of the value that each prompt asks for, attribute by attribute.
+
+    Raises:
+        ValueError: a prompt names no value of an attribute.
+    """
+    rows = []
+    for prompt in prompts:
+        row = [named(prompt, values) for values in attributes.values()]
+        if None in row:
+            raise ValueError(f"{prompt!r} names no {list(attributes)[row.index(None)]}")
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def named(prompt: str, values: Sequence[str]) -> int | None:
+    """Return the index of the value that a prompt is, else of the longest that stands in it as whole words."""
+    said = " ".join(words.split(prompt))
+    if said in values:
+        return list(values).index(said)
+    within = [value for value in values if f" {value} " in f" {said} "]
+    return list(values).index(max(within, key=len)) if within else None
+
+
+def _alignment(
+    scores: Scores,
+    judge: "AttributeJudge",
+    pictures: Tensor,
+    prompts: Sequence[str],
+    facts: dict[str, Any],
+) -> None:
+    with torch.no_grad():
+        predicted = judge.predict(pictures)
+    wanted = wanted_attributes(prompts, facts["attributes"])
+    joint, single = m.alignment(predicted, wanted)
+    scores.mean("alignment", joint, over=prompts, keep=True)
+    held_out = torch.tensor([prompt in set(facts["held_out"]) for prompt in prompts])
+    if held_out.any():
+        for part, chosen in (("trained", ~held_out), ("held_out", held_out)):
+            asked = [p for p, inside in zip(prompts, chosen.tolist(), strict=True) if inside]
+            scores.mean(f"alignment_{part}", joint[chosen], over=asked)
+    for column, name in enumerate(facts["attributes"]):
+        scores.mean(f"alignment_{name}", single[:, column], over=prompts)
+
+
+def _classes(
+    scores: Scores, judge: "AttributeJudge", pictures: Tensor, prompts: Sequence[str]
+) -> None:
+    """Whether every value of the one attribute is drawn, and how sure the judge is of what it sees."""
+    shares_NV = judge.probabilities(pictures)[0].cpu()
+    sure_N, predicted_N = shares_NV.max(1)
+    scores.mean("judge_confidence", sure_N, over=prompts)
+    if prompts:
+        return  # the prompts settle how often a value is drawn; `alignment` says if they are heeded
+    least = partial(m.least_share, classes=shares_NV.shape[1])
+    found = m.bootstrap(predicted_N, least, count=scores.resamples, seed=0)
+    scores.add("least_class", found.value, found.low, found.high, len(pictures))
+
+
+def _distribution(scores: Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:
+    count = min(len(pictures), len(real))  # both measures depend on it
+    if count < LEAST_HELD_OUT:
+        return
+    with torch.no_grad():
+        fake_features = judge.features(evenly(pictures, count))
+        real_features = judge.features(evenly(real, count))
+    fd = m.jackknife(real_features, fake_features, m.frechet_distance, blocks=min(20, count // 2))
+    scores.add("fd_judge", fd.value, max(0.0, fd.low), fd.high, count)
+    precision, recall = m.precision_recall(real_features, fake_features)
+    scores.mean("precision", precision)
+    scores.mean("recall", recall)
+    scores.mean("coverage", m.coverage(real_features, fake_features))
+
+
+def _variety(
+    scores: Scores,
+    judge: "AttributeJudge",
+    drawn: tuple[Tensor, Sequence[str]],
+    real: tuple[Tensor, Sequence[str]],
+) -> None:
+    """How far pictures of one prompt lie apart by their seeds, over what real ones of that caption do: 1 is as far."""
+    parts = []
+    for pictures, captions in (drawn, real):
+        with torch.no_grad():
+            parts.append(m.spread(judge.features(pictures).cpu(), captions))
+    ours, theirs = parts
+    if both := [caption for caption in ours if caption in theirs]:
+        usual = sum(theirs[caption] for caption in both) / len(both)
+        if usual > 0:
+            scores.mean("spread", torch.tensor([ours[caption] for caption in both]) / usual)
+
+
+def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
+    if len(test) < LEAST_HELD_OUT:
+        return  # a small folder can be learned from all the same; a gate that asks for this says so
+    scores.mean("memorised", m.memorisation(pictures, train, test))
+    count = min(len(pictures), len(test))
+    if count > 1:
+        scores.mean("distinct", m.distinct(evenly(pictures, count), evenly(test, count)))
+
+
+def _reconstruction(
+    scores: Scores,
+    judge: "AttributeJudge",
+    model: Family,
+    stage: str,
+    test: Tensor,
+    captions: Sequence[str],
+    facts: dict[str, Any],
+) -> None:
+    """Whether real pictures still show what their captions say once they have been codes, and nothing but codes.
+
+    What a stage that learns to write codes can reach at best. All attributes right, as the judge sees them.
+    """
+    pixels = evenly(test, min(len(test), MEASURED))
+    shown = [captions[len(test) * place // len(pixels)] for place in range(len(pixels))]
+    with torch.no_grad():
+        back = model.painted(model.codes(pixels.to(device_of(model)))).cpu()
+        predicted = judge.predict(back)
+    joint, _ = m.alignment(predicted, wanted_attributes(shown, facts["attributes"]))
+    scores.mean(f"{stage}_reconstruction_alignment", joint, over=shown, keep=True)
+
+
+def _upsampling(
+    scores: Scores,
+    model: Family,
+    stage: str,
+    test: Tensor,
+    captions: Sequence[str],
+    steps: int | None,
+) -> None:
+    """PSNR of upscaled real pictures over bicubic interpolation's, in dB, picture by picture."""
+    step = max(1, len(test) // PAIRS)
+    high, chosen = test[::step][:PAIRS], list(captions)[::step][:PAIRS]
+    low = F.adaptive_avg_pool2d(high, model.config.low_size)
+    request = Request(
+        seeds=tuple(range(len(high))),
+        prompts=tuple(chosen) if model.capabilities.condition == "text" else (),
+        steps=steps,
+        guidance=1.0,
+        low_BCHW=low,
+    )
+    with torch.no_grad():
+        ours = model.sample(request).cpu()
+    cubic = F.interpolate(low, size=high.shape[-2:], mode="bicubic", align_corners=False).clamp(
+        0, 1
+    )
+    scores.mean(f"{stage}_gain_db", m.psnr(ours, high) - m.psnr(cubic, high), keep=True)

@@ -1,0 +1,137 @@
+"""Judging sound: the likelihood of held-out sound and what the family measures on it; a gallery one can hear."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data import loaders
+from flows.evaluating.pictures import wanted_attributes
+from flows.evaluating.pipeline import joined
+from flows.evaluating.scores import (
+    Judged,
+    Scores,
+    caption_gain,
+    evenly,
+    likelihood,
+    own,
+    rated,
+    taken,
+)
+from flows.evaluating.sheets import of_sounds
+from flows.recipe import Evaluation as EvaluationSpec
+from infra.pipelines import Pipeline
+from models.family import Family
+from models.judges import metrics as m
+from models.judges.recogniser import Recogniser
+
+ROWS: Final = 512  # held-out sounds that are rated, at most
+AT_ONCE: Final = 16  # sounds of a forward pass
+LEARNED: Final = 2000  # real sounds that the recogniser is fitted to, about
+
+
+def requests(
+    pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
+) -> tuple[list[str], list[int]]:
+    """Return a seed a sound of the gallery, and a caption each, in turn, where the pipeline reads text.
+
+    The dataset's captions where they are classes, so that a recogniser can tell whether they were heeded.
+    """
+    seeds = list(range(spec.gallery))
+    if pipeline.stages[0].accepts.prompt == "none":
+        return [], seeds
+    facts = loaders.read_header(prepared)
+    captions = facts["captions"]
+    if pipeline.try_prompts and not facts["attributes"]:
+        captions = list(pipeline.try_prompts)
+    if len(captions) <= spec.gallery:
+        return [captions[number % len(captions)] for number in seeds], seeds
+    return [captions[number * len(captions) // spec.gallery] for number in seeds], seeds
+
+
+def packed(drawn: Tensor) -> npt.NDArray[Any]:
+    """Return sound (N, T) in [-1, 1] as float32."""
+    found: npt.NDArray[Any] = drawn.float().clamp(-1, 1).numpy()
+    return found
+
+
+def score(
+    drawn: Sequence[npt.NDArray[Any]],
+    prompts: Sequence[str],
+    *,
+    judge: Any,
+    prepared: Path,
+    spec: EvaluationSpec,
+    models: Sequence[Family],
+    pipeline: Pipeline,
+) -> Judged:
+    """Return the metrics of every stage on the test split, and the sounds that were made.
+
+    Raises:
+        ValueError: a judge of pictures was asked for.
+    """
+    if judge is not None:
+        raise ValueError(
+            f"{pipeline.endpoint} makes sound, and the judge looks at pictures: leave it out"
+        )
+    scores = Scores(spec)
+    made = joined([torch.from_numpy(part) for part in drawn], 0)[: spec.gallery]
+    sound, length, captions, attributes = loaders.sounds(prepared, "test")
+    rows = {"sound": sound, "length": length}
+    if attributes.shape[1]:
+        rows["attributes"] = attributes
+    heard = taken(rows, ROWS)
+    chosen = evenly(torch.arange(len(captions)), min(len(captions), ROWS))
+    captions = [captions[place] for place in chosen.tolist()]
+    if prompts and attributes.shape[1]:
+        _alignment(scores, prepared, made, prompts, (sound, length, attributes))
+    for model, stage in zip(models, pipeline.stages, strict=True):
+        rated_rows = rated(model, heard, captions)
+        if model.capabilities.likelihood:
+            nats = likelihood(scores, model, stage.stage, rated_rows, AT_ONCE)
+            if model.capabilities.condition == "text":
+                caption_gain(scores, model, stage.stage, heard, captions, nats, AT_ONCE)
+        own(scores, model, stage.stage, rated_rows, AT_ONCE)
+    rate = pipeline.sample_rate
+    assert rate is not None
+    files = {"gallery.png": of_sounds(made, rate, list(prompts)[: len(made)])}
+    files |= {f"samples/{number:02d}.wav": wav(x_T, rate) for number, x_T in enumerate(made)}
+    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+
+
+def _alignment(
+    scores: Scores,
+    prepared: Path,
+    made: Tensor,
+    prompts: Sequence[str],
+    real: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Whether a recogniser of real sounds hears what was asked for; and how often it is right on held-out ones."""
+    facts = loaders.read_header(prepared)
+    learned, lengths, _, attributes = loaders.sounds(prepared, "train")
+    every = max(1, len(learned) // LEARNED)
+    recogniser = Recogniser(
+        learned[::every], lengths[::every], attributes[::every], facts["sample_rate"]
+    )
+    sound, length, wanted = real
+    right, _ = m.alignment(recogniser.predict(sound, length), wanted)
+    scores.mean("recognised", right)
+    asked = list(prompts)[: len(made)]
+    heard = recogniser.predict(made, torch.full((len(made),), made.shape[1]))
+    joint, single = m.alignment(heard, wanted_attributes(asked, facts["attributes"]))
+    scores.mean("alignment", joint, over=asked)
+    for column, name in enumerate(facts["attributes"]):
+        scores.mean(f"alignment_{name}", single[:, column], over=asked)
+
+
+def wav(x_T: Tensor, sample_rate: int) -> bytes:
+    """Return a sound (T,) in [-1, 1] as a WAV file of 16 bits."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, x_T.numpy(), sample_rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""From candidate to production: gate, smoke checks, approvals, rollouts, release."""
