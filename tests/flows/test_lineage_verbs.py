@@ -18,7 +18,7 @@ from infra.receipts import attach, read
 from infra.settings import settings
 from infra.votes import wins
 from tests.command_kit import commands
-from tests.flows.test_exchange import Install
+from tests.flows.test_bundle import Install
 from tests.flows.versions_kit import Installation
 
 ROOT = Path(__file__).parents[2]
