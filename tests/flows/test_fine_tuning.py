@@ -18,7 +18,7 @@ from flows.provenance.bases import base_of, version_of
 from flows.provenance.lineage import graph_of
 from flows.provenance.pruning import pieces
 from flows.recipe import Base, Recipe, RecipeError, TrainingSpec, load
-from flows.train import check_specs, publish
+from flows.train import check_specs, publish, work_of
 from flows.training import starting
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
@@ -242,7 +242,7 @@ def fine_tuned(here: Installation, prepared: Path, ref: str) -> Version:
     trained = run(spec, settings().runs)
     run_id = here.registry.start_run("own", spec.identity, {"atelier.identity": spec.identity})
     here.registry.end_run(run_id)
-    return publish(spec, trained.directory, trained.metrics, run_id)
+    return publish(spec, work_of(spec)["code"], trained.directory, trained.metrics, run_id)
 
 
 def test_a_version_names_its_base_by_digest_which_prune_leaves(
