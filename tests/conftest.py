@@ -86,6 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in OUTSIDE:
         os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not pay on what is so small
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own 15 starves beside other work
     folder = tempfile.mkdtemp(prefix="atelier-test-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     config.add_cleanup(commands.close)
@@ -149,6 +150,8 @@ def apart(
         ray.shutdown()  # whoever is joined to a cluster is not asked to join another
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATELIER_HOME", str(tmp_path_factory.getbasetemp() / "apart"))
+        for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
+            patch.setenv(f"ATELIER_{name}_PORT", str(port))
         for name in LATER:
             patch.delenv(name, raising=False)
         settings.cache_clear()

@@ -316,7 +316,7 @@ def test_a_full_queue_is_a_rate_limit_error_and_clients_that_leave_empty_it(hous
             done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             assert {task.result().status_code for task in done} == {429}
             with pytest.raises(openai.RateLimitError) as raised:
-                await asyncio.to_thread(house.draw, n=10)
+                await asyncio.to_thread(house.draw, n=10, extra_body={"steps": 200})
             assert raised.value.code == "queue_full"
             assert 1 <= int(raised.value.response.headers["retry-after"]) <= 120
             for task in left:
