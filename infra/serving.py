@@ -8,6 +8,7 @@ every application that came by a PUT, so other teams' go back in as they were re
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -213,8 +214,9 @@ def _check_host(settings: Settings, host: str) -> None:
         return
     from infra.keys import Keys
 
-    keys = Keys(settings.database)
-    if not keys.any():
+    with closing(Keys(settings.database)) as keys:
+        known = keys.any()
+    if not known:
         raise ServingError(
             f"the gateway would listen on {host} without an API key: make one with"
             " `atelier keys add`, or set ATELIER_HOST=127.0.0.1"

@@ -1,6 +1,7 @@
 """`up`, `down`, `status`, `open`, `logs`, `doctor`, `deploy`, `keys`: the verbs about the installation."""
 
 import dataclasses
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -179,14 +180,16 @@ def add_key(label: str) -> None:
     """Make a key; it is shown once. From then on every request needs one."""
     from infra.keys import Keys
 
-    console.print(Keys(settings().database).create(label))
+    with closing(Keys(settings().database)) as keys:
+        console.print(keys.create(label))
 
 
 def list_keys(as_json: AsJson = False) -> None:
     """List the keys' labels; the keys themselves are not kept."""
     from infra.keys import Keys
 
-    found = [dataclasses.asdict(key) for key in Keys(settings().database).list()]
+    with closing(Keys(settings().database)) as keys:
+        found = [dataclasses.asdict(key) for key in keys.list()]
     if as_json:
         show_json(found)
     else:
@@ -197,5 +200,6 @@ def revoke_key(label: str) -> None:
     """Revoke a key by its label, at once."""
     from infra.keys import Keys
 
-    Keys(settings().database).revoke(label)
+    with closing(Keys(settings().database)) as keys:
+        keys.revoke(label)
     console.print(f"{label} is revoked")

@@ -4,7 +4,7 @@ The ledger's canary or shadow row is the rollout; the gateway routes, counts and
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from prefect import flow
@@ -107,7 +107,8 @@ def rollout_status(name: str) -> dict[str, Any]:
     end = next((r for r in rows if r.stage == row.stage and r.epoch == row.epoch + 1), None)
     terms = Terms.of(row.report) or Terms(percent=100)
     place: Place = "canary" if row.stage == "canary" else "shadow"
-    tallies = Observations(settings().database).read(name, place, row.epoch)
+    with closing(Observations(settings().database)) as counted:
+        tallies = counted.read(name, place, row.epoch)
     shape = max(tallies["champion"].latencies, key=tallies["champion"].timed, default="")
     champion = ledger().at(name, "production", row.at)
     return {

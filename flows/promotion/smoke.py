@@ -10,7 +10,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.evaluating.gate import Condition
@@ -170,11 +170,11 @@ def own_key() -> str:
     from infra.keys import Keys
 
     here = settings()
-    keys = Keys(here.database)
     path = here.state / "smoke_key"
-    if path.is_file() and (known := keys.find(kept := path.read_text())) and known.ours:
-        return kept
-    made = keys.create_ours(f"smoke {secrets.token_hex(3)}")
+    with closing(Keys(here.database)) as keys:
+        if path.is_file() and (known := keys.find(kept := path.read_text())) and known.ours:
+            return kept
+        made = keys.create_ours(f"smoke {secrets.token_hex(3)}")
     with atomic_write(path) as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(made.encode())

@@ -179,30 +179,34 @@ class Village:
             settings.cache_clear()
 
 
-def found(folder: Path) -> Iterator[Village]:
+def found(folder: Path, database: str) -> Iterator[Village]:
     """Yield a village whose settings are this process's own, and take its application down."""
     before = dict(os.environ)
-    os.environ["ATELIER_DATABASE_URL"] = f"sqlite:///{folder / 'atelier.db'}"
+    os.environ["ATELIER_DATABASE_URL"] = database
     os.environ["ATELIER_API_KEY_FILE"] = str(folder / "anna.key")
     forget()
     here = settings()
     people = {}
     for person in ("anna", "berta", "carl"):
         people[person] = folder / f"{person}.key"
-        people[person].write_text(Keys(here.database).create(person))
+        with contextlib.closing(Keys(here.database)) as keys:
+            people[person].write_text(keys.create(person))
         people[person].chmod(0o600)
+    ledger, promotions = Ledger(here.database), Promotions(here.database)
     try:
         yield Village(
             folder,
             here,
-            Ledger(here.database),
-            Promotions(here.database),
+            ledger,
+            promotions,
             Registry(here.mlflow_uri, here.state / "versions"),
             people,
         )
     finally:
         with contextlib.suppress(serving.ServingError):
             serving.stop(here)
+        for one in (ledger, promotions):
+            one.close()
         os.environ.clear()
         os.environ.update(before)
         forget()
@@ -211,5 +215,8 @@ def found(folder: Path) -> Iterator[Village]:
 def forget() -> None:
     """Have the next flow read the settings anew."""
     settings.cache_clear()
-    for one in (context.ledger, context.promotions, context.registry):
+    for one in (context.ledger, context.promotions):
+        if one.cache_info().currsize:
+            one().close()
         one.cache_clear()
+    context.registry.cache_clear()

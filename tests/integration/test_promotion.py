@@ -22,6 +22,7 @@ from infra.ledger import Conflict
 from infra.promotions import PromotionError
 from infra.serving import VersionRefused
 from tests.command_kit import commands
+from tests.databases_kit import Databases
 from tests.integration import promotion_kit
 from tests.integration.promotion_kit import Village
 
@@ -36,8 +37,12 @@ SETTLED_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def village(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Village]:
-    yield from promotion_kit.found(tmp_path_factory.mktemp("promotion"))
+def village(
+    stack: Any, tmp_path_factory: pytest.TempPathFactory, databases: Databases
+) -> Iterator[Village]:
+    """Its ledger is on Postgres; test_rollout and test_lifecycle promote on SQLite."""
+    database = databases.empty("postgresql").url
+    yield from promotion_kit.found(tmp_path_factory.mktemp("promotion"), database)
 
 
 def aliases(village: Village, name: str) -> dict[str, int]:
