@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.ledger import Ledger
-from infra.registry import Registry
+from infra.ledger.ledger import Ledger
+from infra.registry.registry import Registry
 from infra.storage import seal
 
 NAME = "bench"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from flows.cli.client import paint
 from flows.cli.terminal import use_stack
-from infra.receipts import read
+from infra.receipts.receipts import read
 
 
 class Watcher:

@@ -29,9 +29,10 @@ import httpx
 import psutil
 import torch
 
-from infra import probes, serving
-from infra.ledger import Ledger
+from infra import serving
+from infra.ledger.ledger import Ledger
 from infra.settings import QUIET, Settings
+from infra.stack import probes
 from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
@@ -160,7 +161,7 @@ def start_ours(settings: Settings, folder: str, **variables: str) -> Server:
     ports = ["--port", str(settings.ray_port), "--dashboard-port", str(settings.dashboard_port)]
     process = start(
         "atelier",
-        [sys.executable, "-m", "infra.servers", "ray", *ports, "--folder", folder],
+        [sys.executable, "-m", "infra.stack.servers", "ray", *ports, "--folder", folder],
         settings.state / "ray.log",
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),

@@ -20,9 +20,9 @@ from models.diffusion.ddpm import DDPM
 from models.family import Family, Request
 from models.language.gpt import GPT
 from models.parts.tokens import of_signs
-from services.engine import Engine
-from services.tickets import Finished, Wrote
-from services.trial import agreeing
+from services.stages.batch_invariance import agreeing
+from services.stages.engine import Engine
+from services.stages.scheduler import Finished, Wrote
 
 BUCKETS = (1, 2, 4, 8, 16)
 SIGNS = "abcdefghijklmnopqrstuvwxyz ?"

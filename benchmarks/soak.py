@@ -24,12 +24,12 @@ from typing import Final
 import httpx
 import psutil
 
-from infra import processes, stack
 from infra.keys import Keys
-from infra.ledger import Ledger
-from infra.parts import beat_file
-from infra.registry import Registry
+from infra.ledger.ledger import Ledger
+from infra.registry.registry import Registry
 from infra.settings import Settings
+from infra.stack import daemons, stack
+from infra.stack.spec import beat_file
 from tests.conftest import PORTS, free_ports
 from tests.integration.serving_kit import NAME, PROMPT, House, publish
 
@@ -252,7 +252,7 @@ def _waits(one: socket.socket) -> bool:
 
 def memory() -> dict[str, int]:
     """MiB of each process."""
-    return {name: processes.memory_of(find()) >> 20 for name, find in finders().items()}
+    return {name: daemons.memory_of(find()) >> 20 for name, find in finders().items()}
 
 
 def row(*cells: object) -> None:

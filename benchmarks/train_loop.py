@@ -274,7 +274,7 @@ def main() -> None:
 
 def compare(given: argparse.Namespace) -> None:
     """Train in turns and print the rows, then where the seconds of start-up went."""
-    from infra.cluster import connect
+    from infra.stack.cluster import connect
 
     began = time.monotonic()
     connect(None, cpus=max(given.workers))

@@ -89,7 +89,7 @@ def _gather_by_ray(
     import ray
     from ray.data import DataContext, read_parquet
 
-    from infra.cluster import connect
+    from infra.stack.cluster import connect
 
     connect(address)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -114,7 +114,7 @@ def cluster() -> str | None:
     now = settings()
     if now.ray_address is not None:
         return now.ray_address
-    from infra.parts import environment, parts
+    from infra.stack.spec import environment, parts
 
     ours = next(part for part in parts() if part.name == "ray")
     if ours.daemon is None or not ours.probe():

@@ -14,8 +14,8 @@ from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
 from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of, load
 from infra.documents import read_json
-from infra.parts import state_folder
 from infra.settings import settings
+from infra.stack.spec import state_folder
 from infra.storage import write_json
 from models import FAMILIES, JUDGES, near
 from models.declared import Declared, declared
@@ -293,7 +293,7 @@ def _base(stage: Stage, name: str) -> tuple[str, Path | None]:
     if stage.training.base is None:
         return "", None
     from flows.provenance.bases import version_of
-    from infra.registry import RegistryError, Unreachable
+    from infra.registry.registry import RegistryError, Unreachable
 
     try:
         version = version_of(stage.training.base, name)

@@ -15,16 +15,16 @@ from infra.settings import settings
 
 if TYPE_CHECKING:
     from infra.keys import Keys
-    from infra.ledger import Ledger
-    from infra.promotions import Promotions
-    from infra.registry import Registry, Version
-    from infra.signing import Signing
+    from infra.ledger.ledger import Ledger
+    from infra.ledger.promotions import Promotions
+    from infra.receipts.signing import Signing
+    from infra.registry.registry import Registry, Version
 
 
 @lru_cache
 def registry() -> "Registry":
     """Return this process's registry at the settings' tracking server."""
-    from infra.registry import Registry
+    from infra.registry.registry import Registry
 
     return Registry(settings().mlflow_uri, settings().state / "versions")
 
@@ -32,7 +32,7 @@ def registry() -> "Registry":
 @lru_cache
 def ledger() -> "Ledger":
     """Return this process's ledger at the settings' database."""
-    from infra.ledger import Ledger
+    from infra.ledger.ledger import Ledger
 
     return Ledger(settings().database)
 
@@ -40,14 +40,14 @@ def ledger() -> "Ledger":
 @lru_cache
 def promotions() -> "Promotions":
     """Return this process's journal of promotions at the settings' database."""
-    from infra.promotions import Promotions
+    from infra.ledger.promotions import Promotions
 
     return Promotions(settings().database)
 
 
 def signing() -> "Signing":
     """Return this installation's key and whom it trusts."""
-    from infra.signing import Signing
+    from infra.receipts.signing import Signing
 
     return Signing(settings().state / "exchange")
 

@@ -17,9 +17,9 @@ from flows.evaluating.pictures import fixed_requests, named, wanted_attributes
 from flows.evaluating.pipeline import draw, load_model
 from flows.recipe import Recipe
 from flows.reports.drift import write_page
+from infra.ledger.rollout_rules import wilson
 from infra.pipelines import PinnedStage, read_pipeline
-from infra.receipts import read
-from infra.rollouts import wilson
+from infra.receipts.receipts import read
 from infra.settings import settings
 
 if TYPE_CHECKING:

@@ -95,7 +95,7 @@ def judge_pipeline(
     recipe: Recipe, trained: dict[str, Any], prepared: dict[str, Any]
 ) -> dict[str, Any]:
     """Judge these stages as one pipeline and register it; returns {"name", "version", "digest"}."""
-    from infra.cluster import connect
+    from infra.stack.cluster import connect
 
     work = work_of(recipe, trained, prepared)
     key = judging_identity(work)
@@ -204,7 +204,7 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
 @flow(flow_run_name="evaluate {ref}")
 def evaluate(ref: str) -> dict[str, Any]:
     """Judge a registered pipeline version anew, on today's data; returns {"evaluation", "report"}."""
-    from infra.cluster import connect
+    from infra.stack.cluster import connect
 
     version = registry().get(ref)
     directory = registry().fetch(version)

@@ -31,7 +31,7 @@ def promote(
 
     Raises:
         Refused: the gate or the smoke failed.
-        infra.ledger.Conflict: somebody else was first; the message says who.
+        infra.ledger.ledger.Conflict: somebody else was first; the message says who.
     """
     run = deployed_run()
     begun = promotions().get(promotion) if promotion else promotions().of_flow(run)

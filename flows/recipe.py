@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from infra.documents import DocumentError, parse_yaml, read_yaml
-from infra.listed import NAME
+from infra.registry.versions import NAME
 from models import near
 
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed

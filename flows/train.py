@@ -25,7 +25,7 @@ from infra.settings import settings
 from infra.storage import MANIFEST, seal
 
 if TYPE_CHECKING:
-    from infra.registry import Version
+    from infra.registry.registry import Version
 
 
 @task(task_run_name="train {spec.name}")

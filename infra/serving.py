@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import httpx
 
 APPLICATION: Final = "atelier"
-IMPORT_PATH: Final = "services.gateway:build"
+IMPORT_PATH: Final = "services.application:build"
 STAGES: Final = ("Generate", "Upscale")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 ROUTE: Final = "/api/serve/applications/"

@@ -93,7 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["ATELIER_HOME"] = folder
     for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
         os.environ[f"ATELIER_{name}_PORT"] = str(port)
-    from infra.stack import environment
+    from infra.stack.stack import environment
 
     os.environ.update({k: v for k, v in environment().items() if k not in LATER})
     os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
@@ -120,7 +120,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Mapping[str, float]]:
     """One Prefect server, one MLflow server and one Ray head for this process's tests; gives their seconds to start."""
-    from infra import stack as local
+    from infra.stack import stack as local
 
     before = dict(os.environ)
     try:

@@ -22,7 +22,7 @@ from data.reading import read_header
 from flows import recipe
 from flows.__main__ import app as command_line
 from flows.cli import data_verbs
-from infra import receipts
+from infra.receipts import receipts
 from tests.data.prepare_kit import sound_file
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import listening

@@ -73,8 +73,8 @@ def _write(found: "Comparison", folder: Path) -> tuple[Path, Path | None]:
     from flows.comparing.compare import Incomparable
     from flows.comparing.samples import Pictures, Texts, draw_both
     from flows.reports.compare import page, sheet
+    from infra.ledger.votes import interval
     from infra.storage import atomic_write
-    from infra.votes import interval
 
     pictures: Pictures | Texts | None = None
     why = ""
@@ -94,7 +94,7 @@ def _write(found: "Comparison", folder: Path) -> tuple[Path, Path | None]:
 
 def _votes(first: "Side", second: "Side") -> tuple[float, int]:
     """Return what B won of how many blind votes."""
-    from infra.votes import wins
+    from infra.ledger.votes import wins
 
     return wins(settings().database, second.version.digest, first.version.digest)
 
@@ -112,7 +112,7 @@ def vote(
     from flows.context import actor
     from flows.reports.compare import picture_png
     from flows.reports.style import data_uri
-    from infra.votes import Votes, interval
+    from infra.ledger.votes import Votes, interval
 
     first, second = comparing.side(a), comparing.side(b)
     for side in (first, second):

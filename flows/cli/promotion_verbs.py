@@ -17,7 +17,7 @@ from flows.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from infra.ledger import Row
+    from infra.ledger.ledger import Row
 
 Promotion = Annotated[str, typer.Argument(metavar="ID", help="As `atelier approvals` lists it.")]
 Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
@@ -50,7 +50,7 @@ def history(
 ) -> None:
     """Show every transition of a name: who, when, from, to, why, and who approved it."""
     from flows.context import ledger, registry
-    from infra.ledger import STAGES
+    from infra.ledger.ledger import STAGES
 
     if at:
         found = [ledger().at(name, stage, _moment(at)) for stage in STAGES]  # type: ignore[arg-type]

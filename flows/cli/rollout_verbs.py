@@ -92,7 +92,7 @@ def _start(
 ) -> None:
     from pydantic import ValidationError
 
-    from infra.rollouts import Place, Terms
+    from infra.ledger.rollout_rules import Place, Terms
 
     place: Place = "shadow" if canary is None else "canary"
     percent = shadow if canary is None else canary

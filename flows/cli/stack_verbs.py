@@ -39,7 +39,7 @@ def up() -> None:
 
 def down() -> None:
     """Stop everything that `up` started; no process stays behind."""
-    from infra.stack import down as stop
+    from infra.stack.stack import down as stop
 
     for line in stop():
         console.print(f"  {line}", style="dim")
@@ -51,7 +51,7 @@ def down() -> None:
 def worker() -> None:
     """Run the worker here, in the foreground: the service that a Prefect elsewhere needs once."""
     use_stack()
-    from infra.parts import StackError, parts
+    from infra.stack.spec import StackError, parts
 
     prefect = next(part for part in parts() if part.name == "prefect")
     if prefect.external is None:
@@ -75,7 +75,7 @@ def status(
     ] = False,
 ) -> None:
     """Show each part of the stack: address, health, memory."""
-    from infra.stack import status as look
+    from infra.stack.stack import status as look
 
     parts = [dataclasses.asdict(part) for part in look()]
     if as_json:
@@ -95,7 +95,7 @@ def open_page(
     """Open a part's page in the browser, signed in."""
     import webbrowser
 
-    from infra.parts import link, private_page
+    from infra.stack.spec import link, private_page
 
     address = link(part)
     # a browser's command line can be read by everybody on the machine, so it names a private file
@@ -110,7 +110,7 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
 ) -> None:
     """Print a part's log."""
-    from infra.stack import logs as read
+    from infra.stack.stack import logs as read
 
     for line in read(part, follow=follow):
         console.print(line, markup=False, end="", soft_wrap=True)
@@ -119,7 +119,7 @@ def logs(
 def doctor(as_json: AsJson = False) -> None:
     """Check the machine, the settings and every part; says what to do about what is wrong."""
     use_stack()
-    from infra.doctor import doctor as check
+    from infra.stack.doctor import doctor as check
 
     checks = [dataclasses.asdict(one) for one in check()]
     if as_json:

@@ -75,7 +75,7 @@ def _cell(value: object) -> str:
 
 def use_stack() -> None:
     """Give this process the addresses and tokens of the stack, before a tool that reads them is imported."""
-    from infra.stack import environment
+    from infra.stack.stack import environment
 
     os.environ.update(environment())
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -83,7 +83,7 @@ def use_stack() -> None:
 
 def ready() -> None:
     """Start whatever part of the local stack is not up, and say so; a running stack costs about a second."""
-    from infra.stack import up
+    from infra.stack.stack import up
 
     began = time.monotonic()
     started = up(lambda event: aside.print(f"  {event}", style="dim", markup=False))
@@ -95,7 +95,7 @@ def ready() -> None:
 
 def tell_of_no_worker() -> None:
     """Say where a Prefect elsewhere has no worker of ours, which a promotion or a schedule counts on."""
-    from infra.workers import missing
+    from infra.stack.workers import missing
 
     if line := missing():
         aside.print(line, style="yellow", markup=False, soft_wrap=True)

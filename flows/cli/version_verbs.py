@@ -18,7 +18,7 @@ from flows.cli.terminal import (
 from infra.documents import parse_json, read_json
 
 if TYPE_CHECKING:
-    from infra.registry import Version
+    from infra.registry.registry import Version
 
 
 def register(app: typer.Typer) -> None:

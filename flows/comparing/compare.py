@@ -15,7 +15,7 @@ from infra.pipelines import SAMPLING, Pipeline, is_pipeline, read_pipeline
 from infra.storage import MANIFEST
 
 if TYPE_CHECKING:
-    from infra.registry import Version
+    from infra.registry.registry import Version
 
 RESAMPLES: Final = 1000
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.votes import Votes
+from infra.ledger.votes import Votes
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

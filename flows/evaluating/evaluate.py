@@ -62,7 +62,7 @@ def score_all(
     order: Order, prompts: list[str], seeds: list[int], parts: "list[NDArray[Any]]"
 ) -> tuple[str, dict[str, bytes]]:
     """Return the evaluation as JSON and the gallery's files by path; runs as a Ray task."""
-    from infra.registry import Registry
+    from infra.registry.registry import Registry
 
     pipeline = Pipeline.model_validate(order.pipeline)
     registry = Registry(order.tracking_uri, Path(order.cache))
@@ -148,7 +148,7 @@ def _score_refs(
 def _models(order: Order, pipeline: Pipeline) -> "list[Family]":
     import torch
 
-    from infra.registry import Registry
+    from infra.registry.registry import Registry
 
     registry = Registry(order.tracking_uri, Path(order.cache))
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,8 +14,8 @@ from typing import Any, Final
 from flows.identity.meaning import READ, Sources
 from flows.identity.reach import Code, code_of
 from infra.documents import read_json
-from infra.parts import state_folder
 from infra.settings import settings
+from infra.stack.spec import state_folder
 from infra.storage import write_json
 from models import target
 

@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.context import registry
 from flows.identity.reach import SCHEME, Code
-from infra.mlflow_client import RegistryError
 from infra.pipelines import PIPELINE, SAMPLING, Pipeline
+from infra.registry.mlflow_client import RegistryError
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe, TrainingSpec
-    from infra.registry import Version
+    from infra.registry.registry import Version
 
 CODE: Final = "code.json"
 JUDGED: Final = (

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from flows.context import person, promotions
 from flows.promotion.procedure import go_on
-from infra.promotions import Promotion
+from infra.ledger.promotions import Promotion
 
 TAKEN_UP_S: Final = 20.0  # a worker's next look for resumed runs comes within this
 POLL_S: Final = 0.2
@@ -18,7 +18,7 @@ def approve(promotion: str, reason: str = "") -> dict[str, Any]:
     The suspended flow is resumed where there is one; where no worker takes it up, this process promotes.
 
     Raises:
-        infra.promotions.PromotionError: it does not wait, or this person may not approve it.
+        infra.ledger.promotions.PromotionError: it does not wait, or this person may not approve it.
         flows.context.Nameless: no key says who this person is.
     """
     row = promotions().approve(promotion, person(), reason)
@@ -46,7 +46,7 @@ def reject(promotion: str, reason: str = "") -> dict[str, Any]:
     """Reject as `person()`, which ends the promotion; returns {"id", "state"}.
 
     Raises:
-        infra.promotions.PromotionError: it does not wait, or this person may not reject it.
+        infra.ledger.promotions.PromotionError: it does not wait, or this person may not reject it.
         flows.context.Nameless: no key says who this person is.
     """
     row = promotions().reject(promotion, person(), reason)

@@ -8,7 +8,7 @@ from flows.evaluating.pipeline import StageMismatch, check_fit, check_interfaces
 from flows.recipe import Gate, Recipe
 from infra.documents import read_json
 from infra.pipelines import is_pipeline, read_pipeline
-from infra.registry import Version
+from infra.registry.registry import Version
 from infra.settings import settings
 from infra.storage import write_json
 
@@ -36,7 +36,7 @@ def gate_report(version: Version) -> GateReport:
         against = f"{version.name}:{head.to_version}"
         production = comparable(against, head.to_digest, version)
         if gate.wins is not None:
-            from infra.votes import wins
+            from infra.ledger.votes import wins
 
             votes = wins(settings().database, version.digest, head.to_digest)
     baseline = None if production is None else _baseline(gate, version, against)
@@ -88,7 +88,7 @@ def _judged_anew(serving: Path, directory: Path, wanted: Evaluation) -> Evaluati
     from data.params import CatalogError
     from flows.evaluating.evaluate import evaluate_on_ray
     from flows.evaluation import order_of
-    from infra.cluster import connect
+    from infra.stack.cluster import connect
 
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
     identity = read_json(directory / "MANIFEST.json").get("data_identity")

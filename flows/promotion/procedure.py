@@ -17,13 +17,13 @@ from flows.promotion.release import load_versions, pins, project_aliases, serve_
 from flows.promotion.smoke import draws_once, smoke
 from flows.promotion.smoke_checks import Candidate, SmokeFailed
 from infra import serving
-from infra.chain import canonical
 from infra.database import DatabaseError
-from infra.leases import holding, new_holder
-from infra.ledger import Conflict, Row
+from infra.ledger.hash_chain import canonical
+from infra.ledger.leases import holding, new_holder
+from infra.ledger.ledger import Conflict, Row
+from infra.ledger.promotions import Promotion, PromotionError, advance
 from infra.pipelines import read_pipeline
-from infra.promotions import Promotion, PromotionError, advance
-from infra.registry import Unreachable
+from infra.registry.registry import Unreachable
 from infra.settings import settings
 from infra.storage import faultpoint
 
@@ -58,7 +58,7 @@ def request(ref: str, place: Place = "production", force: str = "") -> dict[str,
     Raises:
         Refused: the gate or the smoke failed.
         flows.context.Nameless: another person must approve it, and no key says who asks.
-        infra.ledger.Conflict: somebody else was first; the message says who.
+        infra.ledger.ledger.Conflict: somebody else was first; the message says who.
         infra.serving.ServingError: the version cannot be loaded, or Serve does not answer.
     """
     version = registry().get(ref)
@@ -131,7 +131,7 @@ def roll_back(
 
     Raises:
         Refused: there is none, or it draws no picture any more.
-        infra.ledger.Conflict: somebody else was first; the message says who.
+        infra.ledger.ledger.Conflict: somebody else was first; the message says who.
     """
     now = ledger().head(name, place)
     before = ledger().fallback(name, place)

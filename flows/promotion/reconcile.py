@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from flows.context import promotions
 from flows.promotion.procedure import finish
 from flows.promotion.release import project_aliases, serve_wanted
-from infra.leases import holding, new_holder
-from infra.promotions import Promotion, PromotionError
-from infra.registry import Unreachable
+from infra.ledger.leases import holding, new_holder
+from infra.ledger.promotions import Promotion, PromotionError
+from infra.registry.registry import Unreachable
 from infra.serving import ServingError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from flows.context import ledger, promotions, registry
-from infra.ledger import Stage
+from infra.ledger.ledger import Stage
 from infra.pipelines import Pipeline, read_pipeline
 from infra.settings import settings
 

@@ -1,6 +1,7 @@
 """Roll out: let a challenger answer a share of the requests, or draw beside, before it is promoted or taken back.
 
-The ledger's canary or shadow row is the rollout; the gateway routes, counts and stops by it (services/rollout.py).
+The ledger's canary or shadow row is the rollout; the gateway routes, counts and stops by it
+(services/routing/observer.py).
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,9 @@ from prefect import flow
 from flows.context import actor, ledger, registry
 from flows.promote import promote
 from flows.promotion.release import load_versions, project_aliases, serve_wanted
-from infra.ledger import Row
-from infra.observations import Observations
-from infra.rollouts import PLACES, Limits, Place, Tally, Terms, wilson
+from infra.ledger.ledger import Row
+from infra.ledger.rollout_metrics import Observations
+from infra.ledger.rollout_rules import PLACES, Limits, Place, Tally, Terms, wilson
 from infra.serving import ServingError
 from infra.settings import settings
 
@@ -32,7 +33,7 @@ def start_rollout(
     Raises:
         RolloutError: no pipeline, nothing in production beside it, in production already, or a rollout is running.
         infra.serving.ServingError: a replica cannot load it.
-        infra.ledger.Conflict: somebody else was first; the message says who.
+        infra.ledger.ledger.Conflict: somebody else was first; the message says who.
     """
     terms = Terms(percent=percent, limits=Limits.model_validate(limits or {}))
     version = registry().get(ref)

@@ -12,7 +12,7 @@ from infra.settings import settings
 from infra.storage import IntegrityError, verify
 
 if TYPE_CHECKING:
-    from infra.registry import Version
+    from infra.registry.registry import Version
 
 
 def version_of(ref: str, stage: str) -> "Version":
@@ -51,7 +51,7 @@ def base_of(ref: str, stage: str) -> Base:
 
 def unseen(recipe: Recipe) -> list[str]:
     """Return which versions a recipe starts from that could not be looked at, for MLflow does not answer."""
-    from infra.registry import Unreachable
+    from infra.registry.registry import Unreachable
 
     lines = []
     for stage, ref in recipe.bases.items():

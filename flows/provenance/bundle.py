@@ -26,9 +26,9 @@ from flows.identity.why import CODE, Kept
 from flows.provenance.tracing import imported_rows
 from flows.recipe import Recipe
 from infra.documents import read_json
-from infra.listed import NAME as NAME_OF_MODEL
 from infra.pipelines import Pipeline, is_pipeline, read_pipeline
-from infra.registry import LINEAGE, PUBLISHABLE, Version
+from infra.registry.registry import LINEAGE, PUBLISHABLE, Version
+from infra.registry.versions import NAME as NAME_OF_MODEL
 from infra.settings import settings
 from infra.storage import IntegrityError, sha256_of, verify, write_json
 

@@ -9,7 +9,7 @@ from flows.recipe import Recipe, TrainingSpec
 from infra.pipelines import SAMPLING, Pipeline
 
 if TYPE_CHECKING:
-    from infra.registry import Version
+    from infra.registry.registry import Version
 
 MODEL: Final = """\
 # {{ spec.name }}
@@ -179,7 +179,7 @@ def renew(name: str, version: int) -> None:
 def renew_all(name: str) -> None:
     """Renew the cards of the versions that the ledger's newest rows of `name` moved to or away from."""
     from flows.context import ledger
-    from infra.registry import RegistryError, Unreachable
+    from infra.registry.registry import RegistryError, Unreachable
 
     rows = ledger().standing(name).values()
     for number in {number for row in rows for number in (row.to_version, row.from_version)}:

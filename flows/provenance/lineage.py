@@ -14,8 +14,8 @@ from infra.pipelines import read_pipeline
 from infra.settings import settings
 
 if TYPE_CHECKING:
-    from infra.receipts import Receipt
-    from infra.registry import Version
+    from infra.receipts.receipts import Receipt
+    from infra.registry.registry import Version
 
 COLUMNS: Final = ("data", "run", "version", "pipeline", "endpoint", "receipt")
 MOST_ENDPOINTS: Final = 8  # rows of the ledger drawn; `atelier history` has all

@@ -20,8 +20,8 @@ from flows.evaluating.gate import Evaluation
 from flows.promotion.release import pins
 from infra.documents import read_json
 from infra.pipelines import read_pipeline
-from infra.registry import Version
-from infra.runs import folder_of
+from infra.registry.registry import Version
+from infra.registry.runs import folder_of
 from infra.settings import settings
 from infra.storage import MANIFEST, sha256_of
 

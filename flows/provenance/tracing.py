@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.context import actor, ledger, registry, signing
-from infra import provenance
-from infra.contents import LARGEST_SIDE, MOST_SAMPLES
 from infra.documents import read_json
 from infra.pipelines import Pipeline, read_pipeline
-from infra.provenance import Check
-from infra.receipts import GENERATOR, Receipt, attach, read
+from infra.receipts import provenance
+from infra.receipts.contents import LARGEST_SIDE, MOST_SAMPLES
+from infra.receipts.provenance import Check
+from infra.receipts.receipts import GENERATOR, Receipt, attach, read
 from infra.settings import settings
 from infra.storage import MANIFEST, IntegrityError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from infra.ledger import Row
-    from infra.registry import Version
+    from infra.ledger.ledger import Row
+    from infra.registry.registry import Version
 
 Verdict = Literal["agrees", "silent", "contradicts"]
 ROUNDING: int = 1  # of 255: what another batch size or processor may change
@@ -103,7 +103,7 @@ def verify(file: Path, beside: Path | None = None, trust: str = "") -> Verificat
 
 
 def _verified(file: Path, beside: Path | None, trust: str) -> Verification:
-    from infra.registry import RegistryError, Unreachable
+    from infra.registry.registry import RegistryError, Unreachable
 
     receipt, checks = provenance.check(file, signing(), beside, trust)
     try:

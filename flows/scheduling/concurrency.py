@@ -156,12 +156,12 @@ def processors() -> tuple[int, int]:
     """Return how many GPUs there are, and how many trainings may share the CPUs: one on a machine of its own."""
     here = settings()
     if here.ray_address is not None:
-        from infra.cluster import capacity, connect
+        from infra.stack.cluster import capacity, connect
 
         connect(here.ray_url)
         has = capacity()
         return int(has.gpus), max(1, int(has.cpus))
-    from infra.parts import token_file
-    from infra.probes import ray_gpus
+    from infra.stack.probes import ray_gpus
+    from infra.stack.spec import token_file
 
     return ray_gpus(f"http://127.0.0.1:{here.dashboard_port}", token_file()), 1

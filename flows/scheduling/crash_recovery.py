@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from infra.parts import POOL
+from infra.stack.spec import POOL
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

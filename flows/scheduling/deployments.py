@@ -11,8 +11,8 @@ from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from infra.parts import POOL, parts
 from infra.settings import settings
+from infra.stack.spec import POOL, parts
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -1,7 +1,7 @@
 """The worker, `python -m flows.scheduling.worker`: runs what Prefect schedules, and does the house's chores beside it.
 
-It may be killed at any time. What it ran goes on without it or is taken up by the next one; `infra.servers` starts
-that within seconds.
+It may be killed at any time. What it ran goes on without it or is taken up by the next one; `infra.stack.servers`
+starts that within seconds.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from flows.scheduling.dataset_watch import Watch
 from flows.scheduling.deployments import register
 from flows.scheduling.jobs import make_worker
 from flows.scheduling.schedules import watched
-from infra.parts import POOL, beat_file
 from infra.settings import settings
-from infra.workers import SHOWN_S, name
+from infra.stack.spec import POOL, beat_file
+from infra.stack.workers import SHOWN_S, name
 
 AT_ONCE: Final = 8  # runs; a run that waits for approval or for its turn in Prefect is none
 BEAT_S: Final = 2.0

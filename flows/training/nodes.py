@@ -88,7 +88,7 @@ class Nodes:
     note: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        from infra.cluster import alive
+        from infra.stack.cluster import alive
 
         self.lost: list[str] = []
         self._known = alive()
@@ -118,7 +118,7 @@ class Nodes:
 
     def look(self) -> None:
         """Note which nodes were lost since the last look."""
-        from infra.cluster import alive
+        from infra.stack.cluster import alive
 
         now = alive()
         for id in self._known.keys() - now.keys():

@@ -56,7 +56,7 @@ def fit(
 
     Raises:
         ValueError: a spec that cannot be trained.
-        infra.cluster.TooSmall: the cluster never has what the spec asks; says both.
+        infra.stack.cluster.TooSmall: the cluster never has what the spec asks; says both.
         flows.training.loop.Diverged: the loss is no longer a number.
         infra.storage.IntegrityError: every checkpoint was altered.
     """

@@ -9,7 +9,7 @@ from typing import Final
 
 from flows.training import halting
 from flows.training.journal import Reporter
-from infra.cluster import TooSmall, capacity, require, too_small
+from infra.stack.cluster import TooSmall, capacity, require, too_small
 
 NOTE_EVERY_S: Final = 10.0
 POLL_S: Final = 0.5
@@ -115,7 +115,7 @@ def bring(patience: Patience) -> None:
     The workers ask once more when it is: so their nodes can be looked at before they train.
 
     Raises:
-        infra.cluster.TooSmall: it would not fit the cluster were it idle, and the patience is over, or none.
+        infra.stack.cluster.TooSmall: it would not fit the cluster were it idle, and the patience is over, or none.
         flows.training.halting.Halted: the caller was ended.
     """
     from ray.util import placement_group, remove_placement_group

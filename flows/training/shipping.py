@@ -51,7 +51,7 @@ class Shipper:
         return {"run_id": self.run_id, "metrics": -1, "picture": -1}
 
     def _work(self) -> None:
-        from infra.registry import Registry
+        from infra.registry.registry import Registry
 
         registry = Registry(self.tracking_uri, self.cache)
         while (line := self._lines.get()) is not None:
@@ -67,7 +67,7 @@ class Shipper:
             write_json(self.journal / "sent.json", self._sent)
 
     def _send(self, registry: Any, line: dict[str, Any]) -> bool:
-        from infra.mlflow_client import RegistryError
+        from infra.registry.mlflow_client import RegistryError
 
         try:
             if "metrics" in line:

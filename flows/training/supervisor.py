@@ -13,8 +13,8 @@ from flows.training.journal import Reporter
 from flows.training.nodes import Nodes, things
 from flows.training.room import NOTE_EVERY_S, Patience, Request, asked, bring, wait, wait_for_turn
 from flows.training.run_folder import RunFolder
-from infra.cluster import capacity, connect
 from infra.settings import settings
+from infra.stack.cluster import capacity, connect
 
 WORKER_FAILURES: Final = 3
 CONTROLLER_FAILURES: Final = 3
@@ -47,8 +47,8 @@ def train_on_ray(
     """Train to the end on the cluster at `url`; returns the seconds of joining it.
 
     Raises:
-        infra.cluster.Unreachable, infra.cluster.TooSmall: no such cluster, or one that could never do it; also where
-            an autoscaler brings no nodes, or a lost one does not come back, in time.
+        infra.stack.cluster.Unreachable, infra.stack.cluster.TooSmall: no such cluster, or one that could never do
+            it; also where an autoscaler brings no nodes, or a lost one does not come back, in time.
         flows.training.nodes.Unfit: a node lacks the run's folder, the data or this code.
         TrainingFailed: workers or controllers died more often than the budgets allow.
         flows.training.loop.Diverged, flows.training.run_folder.Fenced, infra.storage.IntegrityError, ValueError:

@@ -57,7 +57,7 @@ def _interface() -> str | None:
     """Return the network interface of Ray's address of this node: a host name may lead to loopback (127.0.1.1)."""
     from ray.util import get_node_ip_address
 
-    from infra.cluster import addresses
+    from infra.stack.cluster import addresses
 
     return addresses().get(get_node_ip_address())
 

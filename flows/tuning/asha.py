@@ -24,8 +24,8 @@ from flows.training.ray_train import fit
 from flows.training.room import Patience, Request, bring
 from flows.training.run_folder import RunFolder
 from flows.tuning.plan import Plan, Trial
-from infra.cluster import capacity
 from infra.settings import settings
+from infra.stack.cluster import capacity
 
 PROCESS_FAILURES: Final = 2  # of one trial, which goes on from its checkpoint
 SETTINGS: Final = {
@@ -55,7 +55,7 @@ def run(
         on_end: called once for every trial that ends.
 
     Raises:
-        infra.cluster.TooSmall: a trial would not fit the cluster were it idle, and no node for it comes in time.
+        infra.stack.cluster.TooSmall: a trial would not fit the cluster were it idle, and no node for it comes in time.
         RuntimeError: the cluster or Tune itself broke.
     """
     for name, value in SETTINGS.items():

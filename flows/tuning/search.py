@@ -11,11 +11,11 @@ from flows.training.journal import Progress
 from flows.training.run_folder import locked
 from flows.training.shipping import Shipper
 from flows.tuning.plan import Plan, Records, Trial
-from infra.mlflow_client import RegistryError
+from infra.registry.mlflow_client import RegistryError
 from infra.storage import write_json
 
 if TYPE_CHECKING:
-    from infra.registry import Registry
+    from infra.registry.registry import Registry
 
 
 class SearchFailed(RuntimeError):
@@ -49,8 +49,9 @@ def search(
 
     Raises:
         SearchFailed: every trial failed; says how the first did.
-        infra.cluster.Unreachable, infra.cluster.TooSmall: no such cluster, or one that never has room for a trial.
-        infra.registry.RegistryError: MLflow refuses or does not answer; call again.
+        infra.stack.cluster.Unreachable, infra.stack.cluster.TooSmall: no such cluster, or one that never has room for
+            a trial.
+        infra.registry.registry.RegistryError: MLflow refuses or does not answer; call again.
     """
     folder = runs.resolve() / plan.identity
     with locked(folder / "search.lock"):
@@ -61,7 +62,7 @@ def search(
             died: dict[int, str] = {}
             if len(ended) < len(plan.specs):
                 from flows.tuning import asha
-                from infra.cluster import connect
+                from infra.stack.cluster import connect
 
                 def told(number: int, progress: Progress) -> None:
                     if not progress.note:

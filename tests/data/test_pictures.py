@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.pictures import PictureError, decode, png
-from services.media import learned_pixels
+from services.media.codecs import learned_pixels
 
 
 def decode_pixels(content: bytes, side: int, channels: int) -> Any:

@@ -21,7 +21,7 @@ from data.makers import DIGITS, MakerError, labelled_audio, vowels
 from data.modalities import SampleError
 from data.modalities.audio import decode, wav
 from infra.storage import IntegrityError
-from services.media import MediaError, learned_sound
+from services.media.codecs import MediaError, learned_sound
 from tests.data.prepare_kit import prepare, refused, sound_file
 
 HERE = Path()

@@ -19,7 +19,7 @@ from data.modalities.text import record_bytes, record_of, role_fault
 from models.family import Batch, Columns, Examples
 from models.language.examples import columns, laid
 from models.parts.tokens import CONTROL, Tokenizer, of_signs, tokenizer
-from services.writing import Writing
+from services.stages.text_stream import Writing
 from tests.data.prepare_kit import prepare, refused
 from tests.flows.sequences_kit import Bigram, BigramConfig
 

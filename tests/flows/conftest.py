@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows import context
-from infra.registry import Registry
+from infra.registry.registry import Registry
 from infra.settings import settings
 from tests.flows.versions_kit import Installation
 

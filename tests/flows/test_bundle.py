@@ -17,7 +17,7 @@ from flows.context import registry
 from flows.provenance.bundle import ExchangeError, export, import_folder
 from flows.provenance.lineage import graph_of
 from flows.provenance.tracing import compare_pixels, redraw, trace
-from infra.signing import Signing, Untrusted
+from infra.receipts.signing import Signing, Untrusted
 from infra.storage import OWN, IntegrityError, seal
 from tests.flows.conftest import Install, installations
 from tests.flows.versions_kit import NAME, Installation

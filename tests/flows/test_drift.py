@@ -13,7 +13,7 @@ from torch import Tensor
 from flows.drift import DriftReport, Sample, TooFew, compare, kept
 from flows.reports.drift import write_page
 from infra.pipelines import Accepts, Gives, PinnedStage
-from infra.receipts import Receipt, attach
+from infra.receipts.receipts import Receipt, attach
 from infra.settings import settings
 from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig
 

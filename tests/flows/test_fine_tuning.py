@@ -22,7 +22,7 @@ from flows.train import check_specs, publish, work_of
 from flows.training import starting
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
-from infra.registry import RegistryError, Version
+from infra.registry.registry import RegistryError, Version
 from infra.settings import settings
 from infra.storage import seal
 from models import configure, describe, trainable

@@ -155,7 +155,7 @@ def test_a_training_in_bf16_goes_on_from_its_checkpoint(shades: Path, tmp_path: 
 @pytest.mark.cluster
 def test_ray_lends_a_worker_the_card(shades: Path, tmp_path: Path) -> None:
     from flows.training.supervisor import _request
-    from infra.cluster import connect
+    from infra.stack.cluster import connect
 
     connect(None)
     spec = on_gpu(spec_of(shades, steps=12), workers=1)

@@ -30,10 +30,10 @@ from flows.provenance.tracing import (
     verify,
 )
 from flows.reports.lineage import TOP, WIDTH, layout, page
-from infra import provenance
-from infra.receipts import ReceiptError, attach, read
-from infra.registry import Registry
-from infra.signing import Signing
+from infra.receipts import provenance
+from infra.receipts.receipts import ReceiptError, attach, read
+from infra.receipts.signing import Signing
+from infra.registry.registry import Registry
 from tests.flows.conftest import installations
 from tests.flows.versions_kit import NAME, Installation
 from tests.infra.test_provenance import lying

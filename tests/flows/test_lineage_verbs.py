@@ -14,9 +14,9 @@ import pytest
 from flows.context import registry, signing
 from flows.provenance.bundle import export as export_folder
 from flows.provenance.bundle import import_folder
-from infra.receipts import attach, read
+from infra.ledger.votes import wins
+from infra.receipts.receipts import attach, read
 from infra.settings import settings
-from infra.votes import wins
 from tests.command_kit import commands
 from tests.flows.test_bundle import Install
 from tests.flows.versions_kit import Installation

@@ -7,7 +7,7 @@ import pytest
 from data.loaders import Loader
 from flows import context
 from flows.provenance.pruning import pieces
-from infra.mlflow_client import RegistryError
+from infra.registry.mlflow_client import RegistryError
 from infra.settings import settings
 from tests.flows.training_kit import prepare
 from tests.flows.versions_kit import NAME, Installation

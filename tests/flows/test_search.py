@@ -7,7 +7,7 @@ import pytest
 from flows.recipe import Search
 from flows.tuning.plan import Plan, Records, Trial, plan
 from flows.tuning.search import Outcome, SearchFailed, search
-from infra.registry import Registry
+from infra.registry.registry import Registry
 from tests.flows.training_kit import spec_of
 
 RULES = {"max_steps": 12, "grace_steps": 4, "validate_every": 4}

@@ -26,7 +26,7 @@ from flows.evaluation import pin
 from flows.provenance.bundle import export, import_folder
 from flows.recipe import Recipe
 from flows.reports.compare import page, sheet
-from infra.registry import Version
+from infra.registry.registry import Version
 from infra.storage import seal, sha256_of, verify
 from models import describe
 from models.family import Family

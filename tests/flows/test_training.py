@@ -22,7 +22,7 @@ from flows.training.previews import grid
 from flows.training.ray_train import Trained, fit
 from flows.training.rows import check_turns, rows_of
 from flows.training.run_folder import Fenced, RunFolder
-from infra.cluster import Unreachable, connect
+from infra.stack.cluster import Unreachable, connect
 from infra.storage import IntegrityError, verify
 from models import build
 from models.parts.dropout import Dropout

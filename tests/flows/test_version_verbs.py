@@ -6,7 +6,7 @@ import pytest
 
 from flows import context
 from flows.cli import version_verbs
-from infra.registry import Version
+from infra.registry.registry import Version
 from models import FAMILIES
 
 

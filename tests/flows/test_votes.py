@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.comparing.voting import MOST_BYTES, Ballot, Booth, Pair, application
-from infra.votes import VoteError, Votes, interval, wins
+from infra.ledger.votes import VoteError, Votes, interval, wins
 from tests.databases_kit import Database
 
 A, B = "a" * 64, "b" * 64

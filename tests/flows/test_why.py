@@ -17,7 +17,7 @@ from flows.evaluation import pin
 from flows.identity import why
 from flows.identity.reach import Code
 from flows.recipe import Recipe, TrainingSpec
-from infra.registry import RegistryError, Version
+from infra.registry.registry import RegistryError, Version
 from infra.storage import seal
 from models import configure, describe, trainable
 from tests.flows.training_kit import spec_of

@@ -17,9 +17,9 @@ from flows.evaluating.gate import Evaluation, Interval, JudgeRecord, check
 from flows.evaluating.pipeline import draw, interface
 from flows.recipe import Gate
 from infra.pipelines import PinnedStage, Pipeline
-from infra.provenance import sign
-from infra.receipts import GENERATOR, Receipt, StageReceipt, attach
-from infra.registry import Registry, Version
+from infra.receipts.provenance import sign
+from infra.receipts.receipts import GENERATOR, Receipt, StageReceipt, attach
+from infra.registry.registry import Registry, Version
 from infra.settings import settings
 from infra.storage import seal
 from models import describe

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from infra.ledger import Conflict, Ledger, Row
-from infra.promotions import Promotions, advance
+from infra.ledger.ledger import Conflict, Ledger, Row
+from infra.ledger.promotions import Promotions, advance
 
 
 def promote(url: str, log: Path, first: int) -> None:

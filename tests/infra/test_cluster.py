@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from infra import cluster, serving
-from infra.doctor import Check, doctor
+from infra import serving
 from infra.settings import Settings, settings
+from infra.stack import cluster
+from infra.stack.doctor import Check, doctor
 
 Told = Callable[[Any], Any]
 

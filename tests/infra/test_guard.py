@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from infra import guard
-from infra.guard import Guard
+from infra.stack import guard
+from infra.stack.guard import Guard
 
 SECRET = "5" * 64
 PORT = 4200

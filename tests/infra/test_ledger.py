@@ -17,13 +17,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
 import infra.database
-from infra.chain import Broken, LedgerError
 from infra.database import REVISION, Busy, DatabaseError, open_engine
 from infra.keys import Keys
-from infra.ledger import METADATA, Conflict, KeyReused, Ledger, Row
-from infra.observations import OBSERVATIONS
-from infra.promotions import APPROVALS, PROMOTIONS
-from infra.votes import VOTES
+from infra.ledger.hash_chain import Broken, LedgerError
+from infra.ledger.ledger import METADATA, Conflict, KeyReused, Ledger, Row
+from infra.ledger.promotions import APPROVALS, PROMOTIONS
+from infra.ledger.rollout_metrics import OBSERVATIONS
+from infra.ledger.votes import VOTES
 from tests.databases_kit import KINDS, Database, Databases
 
 MIGRATIONS = str(Path(infra.database.__file__).parent / "migrations")
@@ -139,7 +139,7 @@ def test_a_clock_that_is_set_back_does_not_reorder_history(
         def now(cls, tz: Any = None) -> datetime:
             return (first.at - timedelta(hours=1)).astimezone(tz)
 
-    monkeypatch.setattr("infra.ledger.datetime", Back)
+    monkeypatch.setattr("infra.ledger.ledger.datetime", Back)
     second = move(ledger, 4, 1)
     monkeypatch.undo()
     assert second.at == first.at
@@ -301,7 +301,7 @@ def test_many_may_open_a_new_database_at_once(databases: Databases, kind: str) -
             failed.append(error)
 
     threads = [threading.Thread(target=opens) for _ in range(4)]
-    code = f"from infra.ledger import Ledger; Ledger({url!r}).close()"
+    code = f"from infra.ledger.ledger import Ledger; Ledger({url!r}).close()"
     others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     for thread in threads:
         thread.start()

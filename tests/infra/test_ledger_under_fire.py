@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from infra.database import open_engine, reading
-from infra.ledger import Conflict, KeyReused, Ledger, Row
-from infra.promotions import PROMOTIONS
+from infra.ledger.ledger import Conflict, KeyReused, Ledger, Row
+from infra.ledger.promotions import PROMOTIONS
 from tests.databases_kit import Databases
 
 VERSIONS = st.integers(1, 5)

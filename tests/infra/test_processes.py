@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.processes import Daemon, listener, memory_of, recall, remember, start
+from infra.stack.daemons import Daemon, listener, memory_of, recall, remember, start
 
 PARENT = """
 import os, signal, subprocess, sys

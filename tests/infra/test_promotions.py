@@ -18,9 +18,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from infra.leases import holding
-from infra.ledger import Conflict, Ledger
-from infra.promotions import (
+from infra.ledger.leases import holding
+from infra.ledger.ledger import Conflict, Ledger
+from infra.ledger.promotions import (
     ENDS,
     HAND_OVER_S,
     LEASE_S,
@@ -127,7 +127,7 @@ def test_a_lease_from_a_clock_that_was_set_back_counts_as_run_out(journal: Promo
 def test_a_lease_is_renewed_beside_the_work_and_given_up_at_its_end(
     journal: Promotions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.leases.LEASE_S", 0.03)
+    monkeypatch.setattr("infra.ledger.leases.LEASE_S", 0.03)
     row = intend(journal)
     renewed = threading.Event()
     renew = journal.renew

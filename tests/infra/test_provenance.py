@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from infra.contents import ContentError
-from infra.provenance import check, sign
-from infra.receipts import Receipt, ReceiptError, attach, read
-from infra.signing import Signing
+from infra.receipts.contents import ContentError
+from infra.receipts.provenance import check, sign
+from infra.receipts.receipts import Receipt, ReceiptError, attach, read
+from infra.receipts.signing import Signing
 from tests.infra.test_receipts import RECEIPT, flac, packed, png, wav
 
 PICTURE = RECEIPT.model_copy(update={"size": "8x8"})

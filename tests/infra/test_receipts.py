@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from infra.receipts import MOST_BYTES, Receipt, ReceiptError, StageReceipt, attach, read
+from infra.receipts.receipts import MOST_BYTES, Receipt, ReceiptError, StageReceipt, attach, read
 
 RECEIPT = Receipt(
     endpoint="shapes",
@@ -171,7 +171,7 @@ def test_a_sound_carries_its_receipt_and_keeps_its_samples(made: bytes) -> None:
 
 
 def packed(kind: Any) -> bytes:
-    from services.encoders import encoded
+    from services.media.encoders import encoded
 
     return encoded((9000 * np.sin(np.arange(4000) / 3)).astype(np.int16), 8000, kind)
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from infra.registry import Registry, RegistryError, Unreachable, Version
+from infra.registry.registry import Registry, RegistryError, Unreachable, Version
 from infra.settings import QUIET
 from infra.storage import MANIFEST, IntegrityError, seal, sha256_of
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.observations import Observations
-from infra.rollouts import Limits, Tally, Terms, bucket, verdict, wilson
+from infra.ledger.rollout_metrics import Observations
+from infra.ledger.rollout_rules import Limits, Tally, Terms, bucket, verdict, wilson
 from tests.databases_kit import Database
 
 COUNTS = st.integers(0, 1000)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.probes import beats
+from infra.stack.probes import beats
 
 CHILD = "import time\nprint('begun', flush=True)\ntime.sleep(600)\n"
 
@@ -38,7 +38,7 @@ def test_a_killed_worker_is_started_again_within_seconds_and_nicely(
 ) -> None:
     (tmp_path / "working.py").write_text(CHILD)
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
-    command = ["-m", "infra.servers", "worker", "--module", "working", "--after", prefect]
+    command = ["-m", "infra.stack.servers", "worker", "--module", "working", "--after", prefect]
     with subprocess.Popen(
         [sys.executable, *command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE, text=True,

@@ -6,7 +6,7 @@ import yaml
 
 from infra import serving
 from infra.settings import Settings
-from services.gateway import Arguments
+from services.application import Arguments
 
 PIN = {"name": "shapes.base", "number": 1, "digest": "a" * 64}
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from infra import doctor
 from infra.database import open_engine
 from infra.settings import Settings
 from infra.settings import settings as read
+from infra.stack import doctor
 
 
 @pytest.mark.parametrize(

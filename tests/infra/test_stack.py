@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import probes, stack
-from infra.doctor import doctor
-from infra.parts import Part, ray_folder, token_file
-from infra.processes import Daemon
 from infra.settings import settings
+from infra.stack import probes, stack
+from infra.stack.daemons import Daemon
+from infra.stack.doctor import doctor
+from infra.stack.spec import Part, ray_folder, token_file
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(
 
 @pytest.mark.cluster
 def test_a_second_up_starts_nothing_and_takes_no_time(stack: Mapping[str, float]) -> None:
-    from infra.stack import status, up
+    from infra.stack.stack import status, up
 
     assert sorted(stack) == ["mlflow", "prefect", "ray"]
     began = time.process_time()
@@ -177,7 +177,7 @@ def test_a_second_up_starts_nothing_and_takes_no_time(stack: Mapping[str, float]
 
 @pytest.mark.cluster
 def test_every_listener_of_the_stack_is_on_loopback(stack: Mapping[str, float]) -> None:
-    from infra.stack import parts
+    from infra.stack.stack import parts
 
     ours = {process.pid for part in parts() if part.daemon for process in part.daemon.offspring()}
     addresses = {
@@ -226,7 +226,7 @@ def test_mlflow_refuses_a_rebound_name(stack: Mapping[str, float]) -> None:
 
 @pytest.fixture(scope="session")
 def shared(stack: Mapping[str, float]) -> Mapping[str, str]:
-    from infra.stack import environment
+    from infra.stack.stack import environment
 
     return environment()
 
@@ -236,7 +236,7 @@ def mlflow_alone(
     shared: Mapping[str, str], private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A home whose Prefect and Ray are the run's, so that only MLflow is its own."""
-    from infra.stack import down
+    from infra.stack.stack import down
 
     monkeypatch.setenv("PREFECT_API_URL", shared["PREFECT_API_URL"])
     monkeypatch.setenv("ATELIER_RAY_ADDRESS", shared["RAY_ADDRESS"])
@@ -247,7 +247,7 @@ def mlflow_alone(
 
 @pytest.mark.cluster
 def test_a_killed_part_comes_back_by_itself_and_down_leaves_nothing(mlflow_alone: Path) -> None:
-    from infra.stack import down, logs, parts, status, up
+    from infra.stack.stack import down, logs, parts, status, up
 
     def mlflow() -> stack.Status:
         return next(part for part in status() if part.part == "mlflow")
@@ -282,7 +282,7 @@ def kill(part: Part) -> Daemon:
 
 @pytest.mark.cluster
 def test_a_part_that_dies_at_its_start_says_why_in_one_line(mlflow_alone: Path) -> None:
-    from infra.stack import StackError, up
+    from infra.stack.stack import StackError, up
 
     mlflow_alone.mkdir(parents=True, exist_ok=True)
     (mlflow_alone / "mlflow").write_text("a file where a folder should be")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import workers
 from infra.settings import settings
+from infra.stack import workers
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ def ray_driver(stack: Mapping[str, float]) -> Iterator[str]:
     """This process joined to the run's Ray cluster; gives its address."""
     import ray
 
-    from infra.cluster import connect
     from infra.settings import settings
+    from infra.stack.cluster import connect
 
     yield connect(settings().ray_url)
     ray.shutdown()

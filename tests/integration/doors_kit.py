@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import httpx
 import psutil
 
-from infra import guard
-from infra.parts import parts, ray_folder, secret, token_file
 from infra.settings import settings
+from infra.stack import guard
+from infra.stack.spec import parts, ray_folder, secret, token_file
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 REFUSED = {401, 403, 421}

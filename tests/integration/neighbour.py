@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from infra.parts import token_file
 from infra.serving import ROUTE
 from infra.settings import Settings
+from infra.stack.spec import token_file
 
 NAME = "neighbour"
 CODE = """

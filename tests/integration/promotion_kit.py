@@ -19,12 +19,13 @@ from flows import context
 from flows.evaluating.gate import Evaluation, Interval
 from flows.evaluating.pipeline import interface, interface_hash
 from flows.recipe import Recipe
-from infra import receipts, serving
+from infra import serving
 from infra.keys import Keys
-from infra.ledger import Ledger
+from infra.ledger.ledger import Ledger
+from infra.ledger.promotions import Promotions
 from infra.pipelines import PinnedStage, Pipeline
-from infra.promotions import Promotions
-from infra.registry import Registry, Version
+from infra.receipts import receipts
+from infra.registry.registry import Registry, Version
 from infra.settings import Settings, settings
 from infra.storage import seal
 from models import describe

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 RECIPE = "tiny.yaml"
 NAME = "scheduled"  # the registry is shared: versions of "tiny" are other tests'
-UP = "import json; from infra.stack import environment, up; up(); print(json.dumps(environment()))"
+UP = "import json; from infra.stack.stack import environment, up; up(); print(json.dumps(environment()))"
 
 
 @dataclass(frozen=True)

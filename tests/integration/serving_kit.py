@@ -22,9 +22,10 @@ import openai
 import torch
 from PIL import Image
 
-from infra import receipts, serving
-from infra.ledger import Ledger
-from infra.registry import Registry, Version
+from infra import serving
+from infra.ledger.ledger import Ledger
+from infra.receipts import receipts
+from infra.registry.registry import Registry, Version
 from infra.settings import Settings
 from infra.storage import seal
 from models import describe

@@ -13,8 +13,16 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.parts import StackError, credential_file, link, parts, private_page, secret, token_file
 from infra.settings import settings
+from infra.stack.spec import (
+    StackError,
+    credential_file,
+    link,
+    parts,
+    private_page,
+    secret,
+    token_file,
+)
 from tests.integration import doors_kit as doors
 
 pytestmark = pytest.mark.cluster

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from infra import receipts, serving
+from infra import serving
+from infra.receipts import receipts
 from infra.settings import Settings
 from tests.command_kit import commands
 

@@ -22,8 +22,8 @@ from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
 from flows.tuning import asha
 from flows.tuning.plan import plan
-from infra.cluster import TooSmall, alive, connect
 from infra.settings import settings
+from infra.stack.cluster import TooSmall, alive, connect
 from infra.storage import IntegrityError
 from tests.flows.training_kit import prepare, spec_of, wait_until
 

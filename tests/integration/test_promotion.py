@@ -18,8 +18,8 @@ from flows.context import actor
 from flows.promotion import approvals
 from flows.promotion.procedure import FAULTPOINTS, Refused, request, roll_back
 from flows.promotion.reconcile import reconcile
-from infra.ledger import Conflict
-from infra.promotions import PromotionError
+from infra.ledger.ledger import Conflict
+from infra.ledger.promotions import PromotionError
 from infra.serving import VersionRefused
 from tests.command_kit import commands
 from tests.databases_kit import Databases

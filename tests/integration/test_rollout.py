@@ -12,9 +12,9 @@ import torch
 
 from infra import serving
 from infra.keys import Keys
-from infra.ledger import Ledger
-from infra.registry import Registry
-from services.rollout import look
+from infra.ledger.ledger import Ledger
+from infra.registry.registry import Registry
+from services.routing.observer import look
 from tests.integration.serving_kit import (
     NAME,
     House,
@@ -163,7 +163,7 @@ def test_a_canary_takes_its_share_and_is_taken_back(house: House) -> None:
 
 def test_what_cannot_be_rolled_out_is_refused_in_a_line(house: House) -> None:
     from flows.promotion.rollout import RolloutError, end_rollout, start_rollout
-    from infra.registry import RegistryError
+    from infra.registry.registry import RegistryError
 
     with pytest.raises(RolloutError, match="in production already"):
         start_rollout(f"{NAME}:1", "canary", 10)

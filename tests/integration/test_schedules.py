@@ -125,7 +125,7 @@ def test_a_schedule_fires_on_time_and_its_version_is_a_candidate_with_a_gate_rep
     if first.total_run_time.total_seconds() > 20:
         assert "Cancelled" in overlapping, "two trainings of one schedule at a time"
 
-    from infra.registry import Registry
+    from infra.registry.registry import Registry
 
     registry = Registry(house.environment["ATELIER_TRACKING_URI"], house.folder / "fetched")
     candidate = registry.get(f"{NAME}@candidate")
@@ -179,7 +179,7 @@ def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_ste
     with house.client() as client:
         emit(client, DRIFTED, "atelier.endpoint.another", {})
         emit(client, DRIFTED, f"atelier.endpoint.{NAME}", {"share": 0.4})
-    from infra.registry import Registry
+    from infra.registry.registry import Registry
 
     registry = Registry(house.environment["ATELIER_TRACKING_URI"], house.folder / "fetched")
 

@@ -15,10 +15,11 @@ import psutil
 import pytest
 import soundfile
 
-from infra import receipts, serving
+from infra import serving
 from infra.keys import Keys
-from infra.ledger import Ledger
-from infra.registry import Registry
+from infra.ledger.ledger import Ledger
+from infra.receipts import receipts
+from infra.registry.registry import Registry
 from infra.settings import Settings
 from models.family import Family, Request
 from tests.integration import doors_kit as doors

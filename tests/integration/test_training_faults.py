@@ -15,7 +15,7 @@ from flows.recipe import Resources, TrainingSpec
 from flows.training.journal import Progress
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
-from infra.cluster import TooSmall
+from infra.stack.cluster import TooSmall
 from tests.flows.training_kit import prepare, spec_of, train_without_ray, wait_until, weights_of
 
 pytestmark = pytest.mark.cluster
@@ -65,7 +65,7 @@ def test_a_killed_process_costs_an_interval_and_no_bit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from infra.registry import Registry
+    from infra.registry.registry import Registry
     from infra.settings import settings
 
     registry = Registry(settings().mlflow_uri, tmp_path / "cache")
@@ -159,7 +159,7 @@ def test_a_busy_cluster_is_waited_for_and_one_worker_gives_the_bits_of_none(
 ) -> None:
     import ray
 
-    from infra.cluster import capacity
+    from infra.stack.cluster import capacity
 
     holder = ray.remote(num_cpus=capacity().cpus)(Holder).remote()
     assert ray.get(holder.holds.remote())

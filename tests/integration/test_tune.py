@@ -16,7 +16,7 @@ from flows.training.journal import Progress
 from flows.training.ray_train import fit
 from flows.tuning.plan import Records, Trial, plan, values_of
 from flows.tuning.search import Outcome, search
-from infra.registry import Registry
+from infra.registry.registry import Registry
 from infra.settings import settings
 from infra.storage import verify
 from tests.flows.training_kit import prepare, spec_of, wait_until

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.receipts import GENERATOR
+from infra.receipts.receipts import GENERATOR
 from models.parts import noise
 from models.parts.noise import normals, philox, places, uniforms
 
@@ -59,7 +59,7 @@ def test_a_device_s_normals_are_a_cpu_s_up_to_rounding() -> None:
 
 
 def test_what_a_seed_draws_stays_what_it_is() -> None:
-    """Receipts name the generator: whoever changes these numbers raises infra.receipts.GENERATOR."""
+    """Receipts name the generator: whoever changes these numbers raises infra.receipts.receipts.GENERATOR."""
     assert GENERATOR == 2
     drawn = normals([8203], (4,), CPU, stage=1, draws=2)[0]
     expected = torch.tensor([0.0843231, 0.7890868, -0.1691538, 0.3902614])

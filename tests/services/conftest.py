@@ -13,24 +13,24 @@ import pytest
 import torch
 
 from infra.keys import Keys
-from infra.ledger import Ledger
-from infra.observations import Observations
-from infra.registry import Registry
-from infra.signing import Signing
+from infra.ledger.ledger import Ledger
+from infra.ledger.rollout_metrics import Observations
+from infra.receipts.signing import Signing
+from infra.registry.registry import Registry
 from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
 from models.variational.vae import VAE
-from services.arms import Arms
-from services.endpoints import Endpoints
-from services.files import Files
-from services.gateway import Arguments, Parts, create
-from services.one_stage import Pipelines
-from services.readiness import Readiness
-from services.rollout import Observer
-from services.samples import Samples
-from services.stages import Stage
+from services.application import Arguments, Parts, create
+from services.gateway.readiness import Readiness
+from services.media.answer_log import Samples
+from services.media.result_store import Files
+from services.pipelines.one_stage import Pipelines
+from services.routing.canary import Arms
+from services.routing.endpoints import Endpoints
+from services.routing.observer import Observer
+from services.stages.deployment import Stage
 from tests.services.toys import described
 
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left")

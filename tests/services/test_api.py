@@ -23,8 +23,8 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
 from infra.keys import Keys
-from services.orders import whole
-from services.sampling import MEANINGFUL
+from services.api.requests import whole
+from services.api.samples import MEANINGFUL
 from tests.services.served_kit import publish_each_modality, with_toys
 
 logger = logging.getLogger(__name__)

@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 
 import models
-from infra import provenance, receipts
-from infra.signing import Signing
+from infra.receipts import provenance, receipts
+from infra.receipts.signing import Signing
 from models.autoregressive.nade import NADE
 from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import tokenizer
-from services.media import Sound, wav
-from services.rollout import look
-from services.work import Text
+from services.media.codecs import Sound, wav
+from services.pipelines.payload import Text
+from services.routing.observer import look
 from tests.services.toys import TOYS, Reader, Voice
 
 Ask = Callable[..., httpx.Response]

@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from services import connections
-from services.connections import Connection
+from services.gateway import connections
+from services.gateway.connections import Connection
 
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from models.autoregressive.pixelcnn import PixelCNN
 from models.family import Family, Request
-from services.engine import Engine
-from services.tickets import Failed, Finished, Full, Shown
-from services.trial import agreeing
+from services.stages.batch_invariance import agreeing
+from services.stages.engine import Engine
+from services.stages.scheduler import Failed, Finished, Full, Shown
 
 PATIENCE_S = 60
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from services import front
-from services.front import Front
+from services.gateway import front
+from services.gateway.front import Front
 
 Way = Callable[[Scope, Receive, Send], Any]
 NOSNIFF = [(b"x-content-type-options", b"nosniff"), (b"content-type", b"application/json")]

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infra import receipts
-from infra.signing import Signing
+from infra.receipts import receipts
+from infra.receipts.signing import Signing
 from models.family import Family
-from services.files import Files
-from services.guard import require_key_off_loopback
+from services.gateway.guard import require_key_off_loopback
+from services.media.result_store import Files
 
 IMAGES = "/v1/images/generations"
 JSON_TYPE = {"content-type": "application/json"}
@@ -134,7 +134,7 @@ def test_a_link_opens_by_itself_at_every_replica_where_keys_are_needed(
 def test_a_link_s_time_ends_and_a_file_that_is_asked_for_again_is_the_newest(
     app: Any, ask: Ask, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.files.LINK_S", 0)
+    monkeypatch.setattr("services.media.result_store.LINK_S", 0)
     [entry] = ask(app, "POST", IMAGES, json=body(response_format="url")).json()["data"]
     assert error(ask(app, "GET", entry["url"])) == (403, "link_expired", None)
     monkeypatch.undo()

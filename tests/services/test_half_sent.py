@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services import bodies
-from services.bodies import MOST, MOST_OF_ONE, Bodies
+from services.gateway import bodies
+from services.gateway.bodies import MOST, MOST_OF_ONE, Bodies
 from tests.services.test_gateway import IMAGES, body, error
 
 

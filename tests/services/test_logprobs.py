@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from models.language.bert import BERT
 from models.parts.tokens import ASSISTANT, BOS, EOS, SYSTEM, USER, tokenizer
-from services.work import Told
-from services.writing import Writing
+from services.pipelines.payload import Told
+from services.stages.text_stream import Writing
 from tests.services.text_kit import CHAT, COMPLETIONS, SIGNS, events, gpt, said, wrote
 
 Ask = Callable[..., httpx.Response]

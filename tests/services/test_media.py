@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from services.media import LONGEST_SOUND, MediaError, learned_pixels, learned_sound
+from services.media.codecs import LONGEST_SOUND, MediaError, learned_pixels, learned_sound
 
 
 def sound_file(samples: NDArray[Any], kind: str, subtype: str) -> bytes:

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from infra import provenance, receipts
-from infra.signing import Signing
+from infra.receipts import provenance, receipts
+from infra.receipts.signing import Signing
 
 CHECKS = "/v1/content_provenance_checks"
 Ask = Callable[..., httpx.Response]

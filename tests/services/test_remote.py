@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from infra.pipelines import Pin
-from services.errors import ApiError
-from services.exchange import Deadline
-from services.remote import Remote
-from services.work import Work
+from services.gateway.errors import ApiError
+from services.pipelines.payload import Work
+from services.pipelines.stage_client import Remote
+from services.routing.request_session import Deadline
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using extra keyword arguments on `Field` is deprecated"  # Serve's, at its import

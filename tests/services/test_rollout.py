@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infra import receipts
-from infra.rollouts import Terms
+from infra.ledger.rollout_rules import Terms
+from infra.receipts import receipts
 from models.family import Family
-from services.endpoints import Rollout, _chosen
-from services.rollout import look
+from services.routing.endpoints import Rollout, _chosen
+from services.routing.observer import look
 
 IMAGES = "/v1/images/generations"
 PROMPT = "a small red circle"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from infra import receipts
-from services import samples
-from services.samples import Samples
+from infra.receipts import receipts
+from services.media import answer_log
+from services.media.answer_log import Samples
 
 
 def test_a_share_of_the_answers_in_production_is_kept_with_their_receipts(
@@ -41,12 +41,12 @@ def test_a_share_of_the_answers_in_production_is_kept_with_their_receipts(
 def test_the_oldest_answers_go_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "MOST", 20)
+    monkeypatch.setattr(answer_log, "MOST", 20)
     keeper = Samples(tmp_path)
     for number in range(200):
         keeper.keep("shapes", 1.0, str(number).encode())
     kept = {int(path.read_bytes()) for path in (tmp_path / "shapes").glob("*.png")}
-    assert len(kept) < 20 + samples.PRUNE_EVERY
+    assert len(kept) < 20 + answer_log.PRUNE_EVERY
     assert min(kept) > 100
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.family import Family, Request
-from services.engine import Engine
-from services.shares import FRESH_S, PIECE_S, TRUSTED, Account
-from services.tickets import Failed, Finished, Full, TooLong, Wrote
+from services.stages.engine import Engine
+from services.stages.scheduler import Failed, Finished, Full, TooLong, Wrote
+from services.stages.shares import FRESH_S, PIECE_S, TRUSTED, Account
 
 PATIENCE_S = 60
 
@@ -73,7 +73,7 @@ class Inbox(Queue[Any]):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("services.engine.time", clock)
+    monkeypatch.setattr("services.stages.engine.time", clock)
     return clock
 
 

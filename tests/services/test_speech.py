@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from infra import receipts
-from services.encoders import encoded, stretched
+from infra.receipts import receipts
+from services.media.encoders import encoded, stretched
 from tests.services.toys import TOYS, Voice
 
 RATE: Final = 8000

@@ -13,17 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import tokenizing
-from infra import provenance, receipts
 from infra.pipelines import Pin
-from infra.signing import Signing
+from infra.receipts import provenance, receipts
+from infra.receipts.signing import Signing
 from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import CONTROL, tokenizer
-from services.engine import Engine
-from services.text_orders import ChatOrder, CompletionOrder
-from services.tickets import Failed, Finished, Wrote
-from services.trial import agreeing
-from services.work import Piece, Text, Work
+from services.api.text_requests import ChatOrder, CompletionOrder
+from services.pipelines.payload import Piece, Text, Work
+from services.stages.batch_invariance import agreeing
+from services.stages.engine import Engine
+from services.stages.scheduler import Failed, Finished, Wrote
 from tests.services.text_kit import CHAT, COMPLETIONS, SIGNS, events, gpt, said, wrote
 
 Ask = Callable[..., httpx.Response]

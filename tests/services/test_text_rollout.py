@@ -11,7 +11,7 @@ import httpx
 import pytest
 import torch
 
-from infra.rollouts import Terms
+from infra.ledger.rollout_rules import Terms
 from models.language.gpt import GPT
 from models.parts.tokens import EOS
 

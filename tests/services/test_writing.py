@@ -5,7 +5,7 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.writing import Writing, first_stop
+from services.stages.text_stream import Writing, first_stop
 
 SIGNS = st.text(alphabet="ab\n é😀", max_size=40)
 STOPS = st.lists(st.text(alphabet="ab\n é", min_size=1, max_size=4), max_size=4)

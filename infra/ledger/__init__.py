@@ -1,0 +1,1 @@
+"""Who stands where, since when and by whose word; promotions, votes and rollouts."""

@@ -1,0 +1,1 @@
+"""The servers beneath: how they are started, watched, guarded and stopped."""

@@ -1,0 +1,73 @@
+"""POST /v1/embeddings: a vector a text, as base64 of little-endian float32 or as numbers."""
+
+import base64
+from typing import Annotated, Any, Final, Literal
+
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+from services.api.requests import Label, Strict
+from services.api.text_requests import prompts, prompts_schema
+from services.pipelines.payload import Embedded, EmbedWork, Prompt, Refused, Vectors
+from services.pipelines.request import Stages, refusal
+from services.routing.endpoints import Endpoint
+from services.routing.request_session import Deadline
+
+MOST_INPUTS: Final = 2048
+
+
+class EmbeddingOrder(Strict):
+    """A request for embeddings, in OpenAI's words."""
+
+    input: Annotated[
+        tuple[Prompt, ...],
+        PlainValidator(prompts(MOST_INPUTS, 1)),
+        WithJsonSchema(prompts_schema(MOST_INPUTS, 1)),
+    ]
+    model: Annotated[str, Field(max_length=100)] | None = None
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: Label | None = None
+
+
+async def answer_embeddings(
+    stage: Stages, endpoint: Endpoint, order: EmbeddingOrder, timeout_s: float, *, ahead: bool
+) -> Response:
+    """Return the embeddings.
+
+    While a rollout runs they are the champion's: vectors of two models in one index would be worth nothing.
+
+    Raises:
+        ApiError: 400, the model embeds nothing, or has another size than `dimensions`; 429, 500 or 503 otherwise.
+    """
+    endpoint.must("embeddings")
+    async with Deadline(timeout_s):
+        pin = endpoint.pipeline.stages[0].pin
+        work = EmbedWork(pin=pin, texts=order.input, dimensions=order.dimensions, ahead=ahead)
+        found = await stage.embed(work)
+    if isinstance(found, Refused):
+        found = Refused(found.kind, found.message, found.retry_after_s, found.param or "input")
+        raise refusal(found)
+    return JSONResponse(_document(endpoint, found, order.encoding_format == "base64"))
+
+
+def _document(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> dict[str, Any]:
+    tokens = sum(found.tokens)
+    return {
+        "object": "list",
+        "model": endpoint.ref,
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _packed(vector) if base64_wanted else vector.tolist(),
+            }
+            for index, vector in enumerate(found.vectors)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        **({"warnings": list(found.warnings)} if found.warnings else {}),
+    }
+
+
+def _packed(vector: Vectors) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

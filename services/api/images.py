@@ -1,0 +1,161 @@
+"""POST /v1/images/generations: one JSON document, or server-sent events with previews."""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse, Response
+
+from infra.receipts.receipts import attach
+from services.api.requests import LARGEST_COST, LONGEST_PROMPT, ImageOrder
+from services.gateway.errors import ApiError, invalid
+from services.media.answer_log import Samples
+from services.media.codecs import Sound, png
+from services.media.result_store import Files
+from services.pipelines.payload import Text
+from services.pipelines.request import Complete, Drawing, One, Sketch
+from services.routing.canary import Step
+from services.routing.endpoints import Endpoint
+from services.routing.request_session import Exchange, event
+
+
+def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+    """Return what to draw with a version, after checking what depends on it.
+
+    Raises:
+        ApiError: 400 that names the parameter.
+    """
+    pipeline = endpoint.pipeline
+    endpoint.must("images")
+    first = pipeline.stages[0]
+    if order.size not in {None, "auto", pipeline.size}:
+        raise invalid(f"size: {endpoint.name} draws {pipeline.size}, got {order.size!r}", "size")
+    prompts = caption(order.prompt, seeds, endpoint)
+    steps = order.sampler_steps if order.sampler_steps is not None else first.steps
+    if steps is not None and order.count * steps > LARGEST_COST:
+        raise invalid(
+            f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}", "steps"
+        )
+    return Drawing(
+        prompts=prompts,
+        seeds=seeds,
+        steps=order.sampler_steps,
+        guidance=order.scale,
+        previews=order.partial_images or 0,
+    )
+
+
+def caption(
+    prompt: str,
+    seeds: tuple[int, ...],
+    endpoint: Endpoint,
+    name: str = "prompt",
+    most: int = LONGEST_PROMPT,
+) -> tuple[str, ...]:
+    """Return the prompt of each seed: the same one, or none where the version reads no text.
+
+    Raises:
+        ApiError: 400, it is too long, or empty and must not be, or the other way round.
+    """
+    if not endpoint.pipeline.reads_text:
+        if prompt:
+            raise invalid(f"{name}: {endpoint.name} reads no text; send an empty one", name)
+        return ()
+    if not prompt:
+        raise invalid(f"{name}: it is empty; say what is wanted", name)
+    if len(prompt) > most:
+        message = f"{name}: a caption has at most {most} characters, got {len(prompt)}"
+        raise invalid(message, name)
+    return (prompt,) * len(seeds)
+
+
+class PictureAnswer:
+    """One request for pictures being answered."""
+
+    def __init__(self, exchange: Exchange, order: ImageOrder, files: Files, kept: Samples) -> None:
+        self._exchange = exchange
+        self._order = order
+        self._files = files
+        self._kept = kept
+
+    async def whole(self) -> Response:
+        """Return the finished pictures as one JSON document."""
+        step, complete = await self._exchange.whole()
+        entries = await asyncio.to_thread(self._entries, step, complete.made)
+        return JSONResponse({**self._common("created", step), "data": entries, **complete.said})
+
+    async def stream(self) -> Response:
+        """Return sketches and then the pictures as server-sent events."""
+        return await self._exchange.stream(self._events, _failed)
+
+    def _events(self, step: Step) -> list[bytes]:
+        common, progress = self._common("created_at", step), step.progress
+        if isinstance(progress, Sketch):
+            kind = "image_generation.partial_image"
+            body = {
+                "type": kind,
+                "b64_json": base64.b64encode(png(progress.pixels)).decode(),
+                "partial_image_index": progress.index,
+                "image_index": progress.row,
+                **common,
+            }
+            return [event(body, kind)]
+        assert isinstance(progress, Complete)
+        usage = {
+            "input_tokens": 0,
+            "output_tokens": 0,
+            "total_tokens": 0,
+            "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+        }
+        kind = "image_generation.completed"
+        return [
+            event(
+                {
+                    "type": kind,
+                    **entry,
+                    "image_index": row,
+                    **common,
+                    "usage": usage,
+                    **progress.said,
+                },
+                kind,
+            )
+            for row, entry in enumerate(self._entries(step, progress.made))
+        ]
+
+    def _entries(self, step: Step, made: Sequence[One]) -> list[dict[str, Any]]:
+        """Return the answer's `data`: every picture with its receipt inside."""
+        entries = []
+        for row, seed in enumerate(step.drawing.seeds):
+            file = stamped_png(self._exchange, step, row, made[row])
+            if step.endpoint.stage == "production":
+                self._kept.keep(step.endpoint.name, step.endpoint.pipeline.sample, file)
+            entries.append({**self._deliver(file), "seed": seed})
+        return entries
+
+    def _deliver(self, file: bytes) -> dict[str, str]:
+        if self._order.response_format != "url":
+            return {"b64_json": base64.b64encode(file).decode()}
+        return {"url": f"{self._exchange.address}{self._files.link(self._files.put(file))}"}
+
+    def _common(self, when: str, step: Step) -> dict[str, Any]:
+        return {
+            when: int(self._exchange.created.timestamp()),
+            "model": step.endpoint.ref,
+            "size": step.endpoint.pipeline.size,
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": "png",
+        }
+
+
+def stamped_png(exchange: Exchange, step: Step, row: int, made: One) -> bytes:
+    """Return picture `row` as a PNG with its receipt."""
+    assert not isinstance(made, Text | Sound)
+    file = png(made)
+    return attach(file, exchange.receipt(step, row, file))
+
+
+def _failed(error: ApiError) -> bytes:
+    return event(error.body, "error")

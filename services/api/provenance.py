@@ -1,0 +1,104 @@
+"""POST /v1/content_provenance_checks: whether an uploaded file carries a receipt, and whether its signature holds."""
+
+import asyncio
+import time
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import UploadFile
+
+from infra.receipts.contents import MOST_BYTES
+from infra.receipts.provenance import Check, check
+from infra.receipts.receipts import NoReceipt, Receipt, ReceiptError
+from infra.receipts.signing import Signing, fingerprint_of
+from services.gateway.errors import ApiError, invalid
+
+UPLOAD: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "additionalProperties": False,
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+ELSEWHERE: Final = (
+    {"type": "c2pa", "outcome": "not_detected", "validation_state": "not_present"},
+    {"type": "synthid", "outcome": "not_detected"},
+)
+"""OpenAI's own signals, which no file of ours carries and which are not looked for."""
+UNKNOWN: Final = {"issuer": None, "model": None, "generated_at": None}
+NOT_ASKED: Final = "registry and ledger were not asked: `atelier verify` does"
+
+
+async def answer_provenance(request: Request, signing: Signing) -> Response:
+    """Return what the file's receipt proves, in the words of OpenAI's results.
+
+    `validation_state` is trusted (a known signer's signature holds fields and content), valid (an unknown signer's
+    does), invalid (unsigned, altered, or of another file) or not_present.
+
+    Raises:
+        ApiError: 415, no form; 400, no file in it.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        message = "send the file as multipart/form-data, in the field `file`"
+        raise ApiError(415, message, code="unsupported_media_type", param="file")
+    async with request.form(max_files=1, max_fields=1) as form:
+        odd = next((name for name in form if name != "file"), None)
+        if odd is not None and "file" in form:
+            raise invalid(f"unknown parameter {odd!r}", odd or "body", "unknown_parameter")
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            code = "missing_required_parameter"
+            raise invalid("file: send a picture or a sound as a file", "file", code)
+        content = await file.read(MOST_BYTES)
+    found = await asyncio.to_thread(_result, content, signing)
+    return JSONResponse(
+        {
+            "object": "content_provenance_check",
+            "created_at": int(time.time()),
+            "results": [found, *({**UNKNOWN, **one} for one in ELSEWHERE)],
+        }
+    )
+
+
+def _result(content: bytes, signing: Signing) -> dict[str, Any]:
+    try:
+        receipt, checks = check(content, signing)
+    except NoReceipt as error:
+        return _said("not_present", UNKNOWN, str(error))
+    except ReceiptError as error:
+        return _said("invalid", UNKNOWN, str(error))
+    state = _state(checks)
+    facts = UNKNOWN if state == "invalid" else _facts(receipt)
+    return _said(state, facts, *(one.says for one in checks), NOT_ASKED)
+
+
+def _said(state: str, facts: dict[str, Any], *says: str) -> dict[str, Any]:
+    outcome = "detected" if state in {"trusted", "valid"} else "not_detected"
+    common = {"type": "atelier_receipt", "outcome": outcome, "validation_state": state}
+    return {**common, **facts, "says": "; ".join(says)}
+
+
+def _state(checks: tuple[Check, ...]) -> str:
+    passed = {one.name: one.passed for one in checks}
+    if not (passed["signature"] and passed["content"]):
+        return "invalid"
+    return "trusted" if passed["signer"] else "valid"
+
+
+def _facts(receipt: Receipt) -> dict[str, Any]:
+    """Return issuer, model and time under OpenAI's names."""
+    assert receipt.signature is not None
+    return {
+        "issuer": fingerprint_of(receipt.signature.encode()),
+        "model": receipt.version,
+        "generated_at": receipt.created.isoformat(),
+    }

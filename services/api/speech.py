@@ -1,0 +1,181 @@
+"""POST /v1/audio/speech: what is said, as the bytes of one sound file or as events that carry them in parts."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal
+
+from fastapi.responses import Response
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from infra.receipts.receipts import Receipt, attach
+from services.api.images import caption
+from services.api.requests import Absent, Label, Order, one_line
+from services.gateway.errors import ApiError
+from services.media.codecs import Sound, flac, pcm, wav
+from services.media.encoders import encoded, stretched
+from services.pipelines.payload import LONGEST_S
+from services.pipelines.request import Complete, Drawing, One
+from services.routing.canary import Step
+from services.routing.endpoints import Endpoint
+from services.routing.request_session import Exchange, event
+
+WRITERS: Final[Mapping[str, tuple[str, Callable[[Sound], bytes]]]] = {
+    "mp3": ("audio/mpeg", lambda one: encoded(one.levels, one.sample_rate, "mp3")),
+    "opus": ("audio/ogg", lambda one: encoded(one.levels, one.sample_rate, "opus")),
+    "aac": ("audio/aac", lambda one: encoded(one.levels, one.sample_rate, "aac")),
+    "flac": ("audio/flac", flac),
+    "wav": ("audio/wav", wav),
+    "pcm": ("audio/pcm", pcm),
+}
+"""Content type and writer of each format; the first is what a client gets that names none."""
+DEFAULT: Final = "mp3"
+BARE: Final = ("opus", "pcm")
+"""Formats without a place for a receipt."""
+RECEIPT: Final = "x-atelier-receipt"
+"""The header with the receipt of a bare format, ASCII JSON."""
+LONGEST_HEADER: Final = 8192  # bytes; proxies have no room for more
+LONGEST_INPUT: Final = 4096  # characters
+PART_BYTES: Final = 24 * 1024  # of the file, in one event
+
+
+def _voice(value: Any) -> Any:
+    return value.get("id", value) if isinstance(value, dict) else value
+
+
+def _said(text: str) -> str:
+    return one_line(" ".join(text.split()))  # a line's end is a pause like any other
+
+
+SAID: Final = Field(json_schema_extra={"pattern": r"^[^\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]*$"})
+"""What `_said` takes, as a JSON schema says it."""
+
+
+class SpeechOrder(Order):
+    """A request for sound, in OpenAI's words; `seed`, `seconds`, `temperature` and the like are ours."""
+
+    input: Annotated[str, SAID, Field(max_length=LONGEST_INPUT), AfterValidator(_said)]
+    n: Literal[1] | None = 1
+    voice: Annotated[Label | None, BeforeValidator(_voice)] = None
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] | None = DEFAULT
+    speed: Annotated[float, Field(ge=0.25, le=4)] | None = 1.0  # the pitch stays
+    stream_format: Literal["sse", "audio"] | None = "audio"
+    instructions: Annotated[None, Absent("instructions", ("",))] = None
+    seconds: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None  # before `speed`
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+
+    @property
+    def session(self) -> str:
+        """Whose request it is: what is to be said."""
+        return self.input
+
+    @property
+    def kind(self) -> str:
+        """The format of the file."""
+        return self.response_format or DEFAULT
+
+
+def plan_speech(order: SpeechOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+    """Return what to say with a version; a model that learned labels reads the input as one.
+
+    Raises:
+        ApiError: 400, it gives no sound, or has no such voice.
+    """
+    pipeline = endpoint.pipeline
+    if pipeline.modality != "audio":
+        endpoint.must("speech")
+    voices = {None, "", "default", "alloy"}  # the SDK insists on one
+    if order.voice not in voices:
+        message = f"voice: {endpoint.name} has one voice, `default`; got {order.voice!r}"
+        raise ApiError(400, message, code="invalid_value", param="voice")
+    first = pipeline.stages[0]
+    return Drawing(
+        prompts=caption(order.input, seeds, endpoint, "input", LONGEST_INPUT),
+        seeds=seeds,
+        seconds=first.seconds if order.seconds is None else order.seconds,
+        speed=None if order.speed == 1 else order.speed,
+        temperature=first.temperature if order.temperature is None else order.temperature,
+    )
+
+
+class SpeechAnswer:
+    """One request for sound being answered."""
+
+    def __init__(self, exchange: Exchange, order: SpeechOrder) -> None:
+        self._exchange = exchange
+        self._order = order
+
+    async def whole(self) -> Response:
+        """Return the sound file."""
+        try:
+            step, complete = await self._exchange.whole()
+        except ApiError as error:
+            raise _of_input(error) from None
+        file, receipt = await asyncio.to_thread(self._file, step, complete)
+        headers = {"x-sample-rate": str(step.endpoint.pipeline.sample_rate)}
+        told, warnings = receipt.ascii_json.decode(), [*complete.warnings]
+        if self._order.kind in BARE and len(told) <= LONGEST_HEADER:
+            headers[RECEIPT] = told
+        elif self._order.kind in BARE:
+            says = f"the receipt has {len(told)} bytes, a header at most {LONGEST_HEADER}"
+            warnings.append(f"{says}: it comes with mp3, aac, flac and wav, and with sse")
+        if warnings:
+            headers["x-atelier-warnings"] = json.dumps(warnings)
+        content_type, _ = WRITERS[self._order.kind]
+        return Response(file, media_type=content_type, headers=headers)
+
+    async def stream(self) -> Response:
+        """Return the file as events, in parts that put together are the file."""
+        try:
+            return await self._exchange.stream(self._events, _failed)
+        except ApiError as error:
+            raise _of_input(error) from None
+
+    def _events(self, step: Step) -> Iterator[bytes]:
+        complete = step.progress
+        assert isinstance(complete, Complete)
+        file, receipt = self._file(step, complete)
+        for start in range(0, len(file), PART_BYTES):
+            part = base64.b64encode(file[start : start + PART_BYTES]).decode()
+            yield event({"type": "speech.audio.delta", "audio": part}, "speech.audio.delta")
+        sound = complete.made[0]
+        assert isinstance(sound, Sound)
+        words, samples = len(self._order.input.split()), len(sound.levels)
+        usage = {
+            "input_tokens": words,
+            "output_tokens": samples,
+            "total_tokens": words + samples,
+        }
+        told = receipt.model_dump(mode="json", exclude_none=True)
+        body = {"type": "speech.audio.done", "usage": usage, "receipt": told, **complete.said}
+        yield event(body, "speech.audio.done")
+
+    def _file(self, step: Step, complete: Complete) -> tuple[bytes, Receipt]:
+        """Return the file, with its receipt inside where it has a place for one, and the receipt."""
+        made, bare = complete.made[0], self._order.kind in BARE
+        assert isinstance(made, Sound)
+        rate = made.sample_rate
+        heard = Sound(stretched(made.levels, rate, self._order.speed or 1), rate)
+        _, writer = WRITERS[self._order.kind]
+        file = writer(heard)
+        receipt = self._exchange.receipt(step, 0, file, beside=bare)
+        return file if bare else attach(file, receipt), receipt
+
+
+def stamped_sound(exchange: Exchange, step: Step, row: int, made: One) -> bytes:
+    """Return sound `row` as a WAV with its receipt."""
+    assert isinstance(made, Sound)
+    file = wav(made)
+    return attach(file, exchange.receipt(step, row, file))
+
+
+def _of_input(error: ApiError) -> ApiError:
+    """Return the error with the name that this route has for the prompt."""
+    if error.param == "prompt":
+        error.param = "input"
+    return error
+
+
+def _failed(error: ApiError) -> bytes:
+    return event(error.body, "error")

@@ -1,0 +1,151 @@
+"""What is to be made, what is seen on the way and what comes out, whatever the modality."""
+
+import math
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from infra.pipelines import Pipeline
+from services.gateway.errors import ApiError, invalid
+from services.media.codecs import Bitmap, Sound
+from services.pipelines.payload import (
+    Dialogue,
+    Embedded,
+    EmbedWork,
+    Event,
+    Piece,
+    Refused,
+    Scored,
+    ScoreWork,
+    Text,
+    Work,
+)
+from services.pipelines.payload import Made as Samples
+
+One: TypeAlias = Bitmap | Sound | Text
+"""A finished sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What to make: a sample a seed. None leaves it to the pipeline, and it to the family."""
+
+    prompts: tuple[str, ...] = ()  # one a seed; empty where nothing is asked for
+    prompt_tokens: tuple[tuple[int, ...], ...] = ()  # one a seed, in place of prompts
+    dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
+    seeds: tuple[int, ...]
+    steps: int | None = None
+    guidance: float | None = None
+    seconds: float | None = None
+    speed: float | None = None  # of the sound once it is made
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
+    previews: int = 0
+    until: float = math.inf  # by time.monotonic, when nobody waits for it any more
+    ahead: bool = False  # see Work
+    once: bool = False  # see Work
+
+    @property
+    def within_s(self) -> float:
+        """How long it may take from now on."""
+        return max(0.0, self.until - time.monotonic())
+
+    def asked(self, row: int) -> str:
+        """Return what row `row` was asked for, in words."""
+        if self.dialogues:
+            return "\n".join(f"{role}: {text}" for role, text in self.dialogues[row])
+        if self.prompt_tokens:
+            return " ".join(map(str, self.prompt_tokens[row]))
+        return self.prompts[row] if self.prompts else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """Preview `index` of picture `row`, at the pipeline's size."""
+
+    row: int
+    index: int
+    pixels: Bitmap
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """All samples, in the order of their seeds."""
+
+    made: Sequence[One]
+    prompt_tokens: tuple[int, ...] = ()  # of texts: how many, one a seed
+    echoes: tuple[Piece, ...] = ()  # of texts: the prompts before them, where they are asked for
+    warnings: tuple[str, ...] = ()  # what of the request was not read
+
+    @property
+    def said(self) -> dict[str, list[str]]:
+        """The warnings as a part of the answer; empty without any."""
+        return {"warnings": list(self.warnings)} if self.warnings else {}
+
+
+Progress: TypeAlias = Sketch | Piece | Complete
+
+
+class Stages(Protocol):
+    """A stage, in this process or behind a handle."""
+
+    async def draw(self, work: Work) -> Samples | Refused:
+        """Return all samples of `work`, or why there are none."""
+        ...
+
+    def watch(self, work: Work) -> AsyncGenerator[Event]:
+        """Yield previews, then the samples or why there are none."""
+        ...
+
+    async def embed(self, work: EmbedWork) -> Embedded | Refused:
+        """Return an embedding a text, or why there is none."""
+        ...
+
+    async def score(self, work: ScoreWork) -> Scored | Refused:
+        """Return the likelihood of an input, or why there is none."""
+        ...
+
+
+class Maker(Protocol):
+    """Makes what a pipeline names."""
+
+    async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
+        """Return the samples.
+
+        Raises:
+            ApiError: 429 when a stage's queue is full, 400 when the model cannot draw this, 500 or 503 otherwise.
+        """
+        ...
+
+    def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
+        """Yield what is seen on the way, then the samples; errors as in `draw`."""
+        ...
+
+
+def refusal(refused: Refused) -> ApiError:
+    """Return what the client is told when a stage refuses."""
+    if refused.kind == "full":
+        return ApiError(
+            429,
+            f"the queue is full: {refused.message}",
+            code="queue_full",
+            retry_after_s=refused.retry_after_s,
+        )
+    if refused.kind == "invalid":
+        return invalid(refused.message, refused.param)
+    if refused.kind == "too_long":
+        return invalid(refused.message, refused.param, "too_long")
+    if refused.kind == "late":
+        return ApiError(504, f"no answer: {refused.message}", code="timeout", retry=False)
+    if refused.kind == "not_finite":
+        return ApiError(500, "the model gave numbers that are not finite", code="not_finite")
+    if refused.kind == "failed":
+        return ApiError(500, "the model failed while drawing", code="model_failed")
+    reason = "is not loaded" if refused.kind == "missing" else "is restarting"
+    return ApiError(503, f"the model {reason}; try again", code="unavailable", retry_after_s=5)

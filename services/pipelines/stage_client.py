@@ -1,0 +1,135 @@
+"""A stage behind a Serve handle: a replica that dies is no failure of a request that another replica can draw."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Final
+
+from services.gateway.errors import ApiError
+from services.pipelines.payload import (
+    Embedded,
+    EmbedWork,
+    Event,
+    Made,
+    Refused,
+    Scored,
+    ScoreWork,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+logger = logging.getLogger("ray.serve")
+
+ATTEMPTS: Final = 6  # one for work that is not to be done again
+
+
+class Remote:
+    """Calls a stage's replicas; drawing is repeatable, since a seed fixes the picture.
+
+    The caller's own time-out bounds all attempts together.
+    """
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+
+    async def draw(self, work: Work) -> Made | Refused:
+        """Return all samples of `work`, or why there are none; a lost replica's work is done again."""
+        answer: Made | Refused = await self._ask("draw", work, once=work.once)
+        return answer
+
+    async def embed(self, work: EmbedWork) -> Embedded | Refused:
+        """Return an embedding a text, or why there is none."""
+        answer: Embedded | Refused = await self._ask("embed", work)
+        return answer
+
+    async def score(self, work: ScoreWork) -> Scored | Refused:
+        """Return the likelihood of an input, or why there is none."""
+        answer: Scored | Refused = await self._ask("score", work)
+        return answer
+
+    async def _ask(self, method: str, work: Any, *, once: bool = False) -> Any:
+        from ray.exceptions import RayActorError, RayError
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+        for attempt in range(1 if once else ATTEMPTS):
+            call: Any = getattr(self._handle, method).remote(work)
+            try:
+                answer = await call
+            except asyncio.CancelledError:
+                call.cancel()  # Serve goes on with a call that nobody waits for
+                raise
+            except BackPressureError as error:
+                return _full(error)
+            except (RayActorError, DeploymentUnavailableError) as error:
+                logger.warning("a replica was lost (%s), attempt %d", type(error).__name__, attempt)
+            except RayError as error:
+                logger.error("a stage failed", exc_info=error)
+                return Refused("failed", "the stage raised")
+            else:
+                if not (isinstance(answer, Refused) and answer.kind == "stopped"):
+                    return answer
+            await _pause(attempt)
+        return Refused("stopped", "no replica could be reached")
+
+    async def watch(self, work: Work) -> AsyncGenerator[Event]:
+        """Yield what is seen on the way, then the samples; begun again only while nothing was shown.
+
+        Raises:
+            ApiError: 503, the replica was lost after something had been shown.
+        """
+        from ray.exceptions import RayActorError, RayError
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+        for attempt in range(1 if work.once else ATTEMPTS):
+            begun = False
+            events: Any = self._handle.options(stream=True).watch.remote(work)
+            try:
+                async for event in events:
+                    if isinstance(event, Refused) and event.kind == "stopped":
+                        break
+                    begun = True
+                    yield event
+                else:
+                    return
+            except (asyncio.CancelledError, GeneratorExit):
+                events.cancel()
+                raise
+            except BackPressureError as error:
+                yield _full(error)
+                return
+            except (RayActorError, DeploymentUnavailableError) as error:
+                logger.warning("a replica was lost (%s), attempt %d", type(error).__name__, attempt)
+            except RayError as error:
+                logger.error("a stage failed", exc_info=error)
+                yield Refused("failed", "the stage raised")
+                return
+            if begun:
+                message = "the replica was lost while drawing; ask again"
+                raise ApiError(503, message, code="interrupted", retry_after_s=1)
+            await _pause(attempt)
+        yield Refused("stopped", "no replica could be reached")
+
+    async def statuses(self, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+        """Return every replica's status; empty where none answers in time."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            answer = self._handle.broadcast("status")
+            found: list[dict[str, Any]] = await asyncio.wait_for(answer.results_async(), timeout_s)
+        except (TimeoutError, RayError, RayServeException) as error:
+            logger.warning("a stage does not answer: %s", type(error).__name__)
+            return []
+        return found
+
+
+def _full(error: Any) -> Refused:
+    return Refused("full", "too many requests wait for a replica", error.retry_after_s or 1.0)
+
+
+async def _pause(attempt: int) -> None:
+    """Wait 0.1 to 3 s, longer each time and never two callers alike."""
+    await asyncio.sleep(min(3.0, 0.2 * 2**attempt) * random.uniform(0.5, 1.0))

@@ -1,0 +1,1 @@
+"""Which version answers a request: the ledger's, a canary's, a shadow's."""

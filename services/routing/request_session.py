@@ -1,0 +1,174 @@
+"""One request for samples being answered: who makes them, until when, and the receipt of each."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from infra.receipts import provenance
+from infra.receipts.receipts import GENERATOR, Receipt, StageReceipt
+from infra.receipts.signing import Signing
+from services.gateway.errors import ApiError, logger
+from services.pipelines.request import Complete, Drawing
+from services.routing.canary import Arms, Planning, Step
+from services.routing.endpoints import Endpoint, Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A request, where it goes, and what it wants of the version that answers."""
+
+    arms: Arms
+    timeout_s: float
+    request: Request
+    route: Route
+    planning: Planning
+    signing: Signing
+    public_url: str | None
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def request_id(self) -> str:
+        """The id that the answer's header has, too."""
+        return str(self.request.scope["request_id"])
+
+    @property
+    def address(self) -> str:
+        """Where the client finds what is answered by url."""
+        return self.public_url or str(self.request.base_url).rstrip("/")
+
+    async def whole(self) -> tuple[Step, Complete]:
+        """Return who answered, and all samples."""
+        async with self._deadline():
+            return await self.arms.draw(self.route, self._planned)
+
+    def _deadline(self) -> "Deadline":
+        return Deadline(self.timeout_s, self.began)
+
+    def _planned(self, endpoint: Endpoint) -> Drawing:
+        """Return what the request wants of a version, by when, and whether it goes before others."""
+        until, ahead = self.began + self.timeout_s, from_the_house(self.request)
+        return replace(self.planning(endpoint), until=until, ahead=ahead)
+
+    async def stream(
+        self,
+        events: Callable[[Step], Iterable[bytes]],
+        failed: Callable[[ApiError], bytes],
+        end: bytes = b"",
+    ) -> Response:
+        """Return server-sent events; what fails before the first one is still an ordinary error.
+
+        Args:
+            events: What is sent for a step.
+            failed: What is sent when it breaks off; nothing comes after it.
+            end: What is sent when all went well.
+        """
+        steps = self.arms.watch(self.route, self._planned)
+        async with self._deadline():
+            first = await anext(steps)
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        lines = self._lines(first, steps, events, failed, end)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+
+    async def _lines(
+        self,
+        first: Step,
+        rest: AsyncIterator[Step],
+        events: Callable[[Step], Iterable[bytes]],
+        failed: Callable[[ApiError], bytes],
+        end: bytes,
+    ) -> AsyncIterator[bytes]:
+        async def made(step: Step) -> list[bytes]:
+            whole = isinstance(step.progress, Complete)  # files to write: not in the event loop
+            return await asyncio.to_thread(lambda: list(events(step))) if whole else [*events(step)]
+
+        try:
+            for line in await made(first):
+                yield line
+            async with self._deadline():
+                async for step in rest:
+                    for line in await made(step):
+                        yield line
+        except ApiError as error:
+            yield failed(error)
+        except (RuntimeError, ValueError, TypeError, LookupError, OSError) as error:
+            logger.error("request %s failed", self.request_id, exc_info=error)
+            yield failed(ApiError(500, "the server failed while drawing", code="internal_error"))
+        else:
+            if end:
+                yield end
+
+    def receipt(self, step: Step, row: int, made: bytes | str, *, beside: bool = False) -> Receipt:
+        """Return the signed receipt of sample `row`: a file that it goes into, one that it lies beside, or a text."""
+        return provenance.sign(self._facts(step, row), made, self.signing, beside=beside)
+
+    def _facts(self, step: Step, row: int) -> Receipt:
+        endpoint, drawing = step.endpoint, step.drawing
+        first = endpoint.pipeline.stages[0]
+        image = endpoint.pipeline.modality == "image"
+        return Receipt(
+            endpoint=endpoint.name,
+            version=endpoint.ref,
+            digest=endpoint.digest,
+            place=endpoint.stage,
+            epoch=endpoint.epoch,
+            stages=tuple(
+                StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
+                for stage in endpoint.pipeline.stages
+            ),
+            prompt=drawing.prompts[row] if drawing.prompts else "",
+            prompt_tokens=drawing.prompt_tokens[row] if drawing.prompt_tokens else None,
+            messages=drawing.dialogues[row] if drawing.dialogues else None,
+            seed=drawing.seeds[row],
+            generator=GENERATOR,
+            steps=first.steps if image and drawing.steps is None else drawing.steps,
+            guidance=first.guidance if image and drawing.guidance is None else drawing.guidance,
+            size=endpoint.pipeline.size,
+            seconds=drawing.seconds,
+            speed=drawing.speed,
+            max_tokens=drawing.max_tokens,
+            temperature=drawing.temperature,
+            top_k=drawing.top_k,
+            top_p=drawing.top_p,
+            stop=drawing.stop or None,
+            echo=drawing.echo or None,
+            sample_rate=endpoint.pipeline.sample_rate,
+            created=self.created,
+            request_id=self.request_id,
+        )
+
+
+class Deadline:
+    """A block that ends with 504 so many seconds after a request began, by time.monotonic; None: now."""
+
+    def __init__(self, seconds: float, began: float | None = None) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.timeout_at((time.monotonic() if began is None else began) + seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            message = f"the answer was not ready within {self._seconds:g} s"
+            raise ApiError(504, message, code="timeout", retry=False) from None
+
+
+def from_the_house(request: Request) -> bool:
+    """Return whether the platform itself asks, to try a version."""
+    return bool(request.scope["house"])
+
+
+def event(body: Mapping[str, Any], kind: str = "") -> bytes:
+    """Return a server-sent event."""
+    name = f"event: {kind}\n" if kind else ""
+    return f"{name}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

@@ -1,0 +1,1 @@
+"""What holds model versions and advances rows through them."""

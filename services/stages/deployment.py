@@ -1,0 +1,462 @@
+"""A stage: a deployment that holds versions of one kind of model on one device, samples, embeds and scores.
+
+Two deployments run this class: `Generate` (models that start from a prompt or from nothing) and `Upscale` (models
+that take a low-resolution picture). torch is imported with the first replica, not with this module, so that the
+gateway starts without it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.pipelines import Pin
+from services.pipelines.payload import (
+    LONGEST_S,
+    Drawn,
+    Embedded,
+    EmbedWork,
+    Event,
+    Made,
+    Piece,
+    Preview,
+    Prompt,
+    Refused,
+    Scored,
+    ScoreWork,
+    Sounded,
+    Text,
+    Work,
+    Written,
+    named,
+)
+
+if TYPE_CHECKING:
+    from infra.registry.registry import Registry
+    from models.family import Request
+    from services.stages.loader import Held
+    from services.stages.scheduler import Result
+
+logger = logging.getLogger("ray.serve")
+
+
+class StageArguments(BaseModel):
+    """What a stage is built with; JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tracking_uri: str
+    cache: Path
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1, le=64)  # of one step
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
+    max_waiting: int = Field(default=256, ge=1)  # rows
+    max_bytes: int = Field(default=4 * 2**30, ge=1)  # of loaded versions
+    unknown_words: Literal["refuse", "map"] = "refuse"
+
+
+class Stage:
+    """Draws pictures with pinned versions; a plain class, so that tests need no cluster."""
+
+    def __init__(
+        self,
+        role: Literal["generate", "upscale"],
+        arguments: Mapping[str, Any],
+        registry: "Registry | None" = None,
+    ) -> None:
+        import torch
+
+        from infra.registry.registry import Registry
+        from services.gateway.listening import listen_on_the_node
+        from services.stages.engine import Engine
+        from services.stages.loader import Versions
+
+        listen_on_the_node()
+        given = StageArguments.model_validate(arguments)
+        device = given.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._role = role
+        self._engine = Engine(max_waiting=given.max_waiting, threads=given.threads)
+        self._versions = Versions(
+            registry or Registry(given.tracking_uri, given.cache),
+            upscales=role == "upscale",
+            device=device,
+            max_bytes=given.max_bytes,
+            buckets=given.buckets,
+            threads=given.threads,
+        )
+        self._unknown_words = given.unknown_words
+        self._not_ours: set[str] = set()
+        self._problems: dict[str, str] = {}
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Load the listed versions beside those that run; one that cannot be loaded is reported, not fatal.
+
+        An exception here would make Serve stop this replica and the next ones, with all that they serve.
+        """
+        pins = [Pin(**version) for version in user_config["versions"]]
+        self._versions.pin({pin.digest for pin in pins})
+        self._problems = {}
+        for pin in pins:
+            await self._load(pin)
+
+    async def draw(self, work: Work) -> Made | Refused:
+        """Return the samples of `work`, or why there are none."""
+        last: Event | None = None
+        async for event in self.watch(work):
+            last = event
+        assert isinstance(last, Drawn | Sounded | Written | Refused)
+        return last
+
+    async def watch(self, work: Work) -> AsyncGenerator[Event]:
+        """Yield previews or pieces of text as they come, then the samples or why there are none."""
+        held = await self._load(work.pin)
+        if held is None:
+            yield self._missing(work.pin)
+            return
+        from services.stages.unknown_words import understood
+
+        read = await asyncio.to_thread(understood, held.model, work, self._unknown_words)
+        if isinstance(read, Refused):
+            yield read
+            return
+        work, warnings = read
+        if refused := _check(held, work):
+            yield refused
+            return
+        echoes = await self._echoed(held, work)
+        if isinstance(echoes, Refused):
+            yield echoes
+            return
+        for echo in echoes if work.pieces else ():
+            if echo.text or echo.logprobs:
+                yield echo
+        async with aclosing(self._follow(held, work)) as events:  # at once when the client goes
+            async for event in events:
+                if isinstance(event, Written):
+                    yield replace(event, echoes=echoes, warnings=warnings)
+                elif isinstance(event, Drawn | Sounded):
+                    yield replace(event, warnings=warnings)
+                else:
+                    yield event
+
+    async def _echoed(self, held: "Held", work: Work) -> tuple[Piece, ...] | Refused:
+        """Return the prompts of a text, one a seed, with how likely their tokens are where that is asked for."""
+        from services.stages.scoring import recall
+        from services.stages.token_logprobs import echoes
+
+        prompts: tuple[Prompt, ...] = work.prompts or work.prompt_tokens
+        recalled: dict[Prompt, Any] = {}
+        if _recalls(work):
+            known = tuple(dict.fromkeys(prompts))
+            rows = await self._ask(partial(next, recall(held.model, known)), work.ahead)
+            if isinstance(rows, Refused):
+                return rows
+            recalled = {} if work.logprobs is None else dict(zip(known, rows, strict=True))
+        if not work.echo:
+            return ()
+        return await asyncio.to_thread(echoes, held.model, prompts, recalled, work.logprobs or 0)
+
+    async def embed(self, work: EmbedWork) -> Embedded | Refused:
+        """Return an embedding a text, or why there are none; some texts at a time, between two sampler steps."""
+        held = await self._load(work.pin)
+        if held is None:
+            return self._missing(work.pin)
+        import numpy as np
+
+        from services.stages.scoring import TOGETHER, embed
+        from services.stages.unknown_words import read
+
+        warnings = await asyncio.to_thread(
+            read, held.model, work.texts, self._unknown_words, "input"
+        )
+        if isinstance(warnings, Refused):
+            return warnings
+        found: list[Embedded] = []
+        for start in range(0, len(work.texts), TOGETHER):
+            part = work.texts[start : start + TOGETHER]
+            answer = await self._ask(partial(embed, held.model, part), work.ahead)
+            if isinstance(answer, Refused):
+                return answer
+            size = answer.vectors.shape[1]
+            if work.dimensions not in {None, size}:
+                message = f"dimensions: this model gives {size} numbers a text; send {size} or leave it out"
+                return Refused("invalid", f"{message}, got {work.dimensions}", param="dimensions")
+            found.append(answer)
+        vectors = np.concatenate([one.vectors for one in found])
+        return Embedded(vectors, tuple(count for one in found for count in one.tokens), warnings)
+
+    async def score(self, work: ScoreWork) -> Scored | Refused:
+        """Return log p of one input, or why there is none."""
+        held = await self._load(work.pin)
+        if held is None:
+            return self._missing(work.pin)
+        from services.stages.engine import BROKEN
+        from services.stages.scoring import decoded, score
+        from services.stages.unknown_words import known_part, read
+
+        texts = [work.caption] if work.caption else [text for _, text in work.record]
+        param = "caption" if work.caption else "input"
+        warnings = await asyncio.to_thread(read, held.model, texts, self._unknown_words, param)
+        if isinstance(warnings, Refused):
+            return warnings
+        if warnings and work.caption:
+            work = replace(work, caption=known_part(held.model, work.caption))
+        try:
+            batch, numbers, left_out = await asyncio.to_thread(decoded, held.model, work)
+        except BROKEN as error:
+            wrong = isinstance(error, ValueError)  # the input, not the model
+            return Refused("invalid" if wrong else "failed", " ".join(str(error).split()))
+        nats: float | Refused = await self._ask(
+            partial(next, score(held.model, batch, work.seed)), work.ahead
+        )
+        warnings += (left_out,) if left_out else ()
+        return nats if isinstance(nats, Refused) else Scored(nats, numbers, warnings)
+
+    async def status(self) -> dict[str, Any]:
+        """Return what is loaded, what could not be, and how many rows wait and are under way."""
+        return {
+            "role": self._role,
+            "loaded": self._versions.digests,
+            "not_ours": sorted(self._not_ours),
+            "problems": dict(self._problems),
+            "waiting": self._engine.waiting,
+            "drawing": self._engine.drawing,
+        }
+
+    def check_health(self) -> None:
+        """Tell Serve to replace this replica when its engine has died.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        if not self._engine.alive:
+            raise RuntimeError("the step engine has stopped")
+
+    def close(self) -> None:
+        """Stop the engine; what is under way fails as `stopped`."""
+        self._engine.close()
+
+    async def _load(self, pin: Pin) -> "Held | None":
+        from services.stages.loader import Unloadable, WrongRole
+
+        if (held := self._versions.held(pin.digest)) is not None:
+            return held
+        if pin.digest in self._not_ours:
+            return None
+        try:
+            held = await asyncio.to_thread(self._versions.load, pin)
+        except WrongRole:
+            self._not_ours.add(pin.digest)
+            return None
+        except Unloadable as error:
+            logger.warning("%s", error)
+            self._problems[pin.digest] = str(error)
+            return None
+        self._problems.pop(pin.digest, None)
+        return held
+
+    def _missing(self, pin: Pin) -> Refused:
+        why = self._problems.get(pin.digest, "another kind of stage runs it")
+        return Refused("missing", f"{pin.ref}: {why}")
+
+    async def _ask(self, call: Callable[[], Any], ahead: bool) -> Any:
+        """Return what a call in the engine's thread returns, or why it does not."""
+        from services.stages.scheduler import Failed, Full
+
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Any] = asyncio.Queue()
+
+        def deliver(found: Any) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, found)
+
+        try:
+            question = self._engine.ask(call, deliver, ahead=ahead)
+        except Full as full:
+            return Refused("full", str(full), full.retry_after_s)
+        except RuntimeError as error:
+            return Refused("stopped", str(error))
+        try:
+            found = await told.get()
+        finally:
+            self._engine.cancel(question)
+        return Refused(found.kind, found.message) if isinstance(found, Failed) else found
+
+    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
+        from services.stages.scheduler import Failed, Finished, Full, TooLong
+
+        if work.max_tokens == 0:  # the prompt alone
+            yield _together(held, work, [Text("", 0, "length")] * len(work.seeds))
+            return
+        loop = asyncio.get_running_loop()
+        results: asyncio.Queue[Result] = asyncio.Queue()
+
+        def deliver(result: "Result") -> None:
+            loop.call_soon_threadsafe(results.put_nowait, result)
+
+        try:
+            ticket = self._engine.submit(
+                held.model,
+                _request(work),
+                deliver,
+                previews=work.previews,
+                pieces=work.pieces,
+                stops=work.stop,
+                buckets=held.buckets,
+                within_s=work.within_s,
+                ahead=work.ahead,
+            )
+        except Full as full:
+            yield Refused("full", str(full), full.retry_after_s)
+            return
+        except TooLong as long:
+            yield _too_long(held, work, str(long))
+            return
+        except RuntimeError as error:
+            yield Refused("stopped", str(error))
+            return
+        made: dict[int, Any] = {}
+        try:
+            while len(made) < len(work.seeds):
+                for result in await _all_there(results):
+                    if isinstance(result, Failed):
+                        if result.kind == "too_long":
+                            yield _too_long(held, work, result.message)
+                        else:
+                            yield Refused(result.kind, result.message)
+                        return
+                    if isinstance(result, Finished):
+                        made[result.row] = result.made
+                    else:
+                        yield _on_the_way(result)
+            rows = [made[row] for row in range(len(work.seeds))]
+            yield _together(held, work, rows)
+        finally:
+            self._engine.cancel(ticket)  # the client has gone, or it is over anyway
+
+
+async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
+    """Wait for a result and return all that are there, the pieces of a text that nobody fetched yet as one."""
+    from services.stages.scheduler import Wrote
+
+    found = [await results.get()]
+    while not results.empty():
+        found.append(results.get_nowait())
+    kept: list[Result] = []
+    pieces: dict[int, int] = {}  # where the row's piece stands
+    for result in found:
+        if isinstance(result, Wrote) and result.row in pieces:
+            before = kept[pieces[result.row]]
+            assert isinstance(before, Wrote)
+            logprobs = before.logprobs + result.logprobs
+            kept[pieces[result.row]] = Wrote(result.row, before.text + result.text, logprobs)
+            continue
+        if isinstance(result, Wrote):
+            pieces[result.row] = len(kept)
+        kept.append(result)
+    return kept
+
+
+def _too_long(held: "Held", work: Work, why: str) -> Refused:
+    """Refuse what takes too long, by the parameter that makes it so."""
+    count = f"{len(work.seeds)} x " if len(work.seeds) > 1 else ""
+    config = held.model.config
+    for param in ("seconds", "steps"):
+        value = getattr(work, param) or getattr(config, param, None)
+        if value is not None:
+            message = f"{param}: {count}{value:g} is too much, {why}; ask for less"
+            return Refused("too_long", message, param=param)
+    return Refused("too_long", f"n: {len(work.seeds)} is too much, {why}", param="n")
+
+
+def _on_the_way(result: "Result") -> Preview | Piece:
+    from services.stages.scheduler import Shown, Wrote
+
+    if isinstance(result, Wrote):
+        return Piece(result.row, result.text, result.logprobs)
+    assert isinstance(result, Shown)
+    return Preview(row=result.row, index=result.index, picture=result.picture)
+
+
+def _request(work: Work) -> "Request":
+    import torch
+
+    from models.family import Request
+
+    return Request(
+        seeds=work.seeds,
+        prompts=work.prompts,
+        prompt_tokens=work.prompt_tokens,
+        dialogues=work.dialogues,
+        steps=work.steps,
+        guidance=work.guidance,
+        low_BCHW=None if work.low is None else torch.from_numpy(work.low.copy()),
+        seconds=work.seconds,
+        max_tokens=work.max_tokens,
+        temperature=work.temperature,
+        top_k=work.top_k,
+        top_p=work.top_p,
+        logprobs=work.logprobs,
+    )
+
+
+def _recalls(work: Work) -> bool:
+    """Return whether the prompt itself is to be rated, or to be read and nothing else."""
+    return work.max_tokens == 0 or (work.echo and work.logprobs is not None)
+
+
+def _check(held: "Held", work: Work) -> Refused | None:
+    """Refuse what the model cannot draw before it waits in the queue."""
+    able = held.model.capabilities
+    if not held.finite:
+        return Refused("not_finite", f"{work.pin.ref} has weights that are not finite")
+    try:
+        held.model.check(_request(work))
+    except ValueError as error:
+        return Refused("invalid", str(error), param=named(str(error)))
+    if _recalls(work) and not able.recalls:
+        why = "this model's text does not go on from its prompt, whose tokens have no likelihood"
+        if work.max_tokens == 0:
+            return Refused("invalid", f"max_tokens: {why}; ask for 1 at least", param="max_tokens")
+        return Refused("invalid", f"logprobs: {why}; leave echo out", param="logprobs")
+    seconds = getattr(held.model.config, "seconds", None) if work.seconds is None else work.seconds
+    if able.modality == "audio" and seconds and len(work.seeds) * seconds > LONGEST_S:
+        message = (
+            f"seconds: n x seconds is at most {LONGEST_S:g}, got {len(work.seeds)} x {seconds:g}"
+        )
+        return Refused("invalid", message, param="seconds")
+    if work.prompts and able.modality != "text":
+        try:
+            held.model.encode(work.prompts)
+        except ValueError as error:
+            return Refused("invalid", str(error), param="prompt")
+    return None
+
+
+def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
+    """Return a request's finished rows as one answer."""
+    import numpy as np
+
+    from services.stages.scoring import count_tokens
+
+    modality = held.model.capabilities.modality
+    if modality == "image":
+        return Drawn(np.stack(made))
+    if modality == "audio":
+        return Sounded(np.stack(made), held.model.config.sample_rate)
+    texts: list[Text] = list(made)
+    asked: list[tuple[Prompt, ...]] = [(prompt,) for prompt in work.prompts or work.prompt_tokens]
+    asked += [tuple(text for _, text in dialogue) for dialogue in work.dialogues]
+    known: dict[tuple[Prompt, ...], int] = {}
+    for one in asked:
+        if one not in known:
+            known[one] = sum(count_tokens(held.model, text) for text in one)
+    counts = tuple(known[one] for one in asked) or (0,) * len(texts)
+    return Written(tuple(texts), counts)

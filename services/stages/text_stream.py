@@ -1,0 +1,88 @@
+"""Text that grows token by token: what of it may be shown already, and where a stop string ends it.
+
+A character whose bytes are not all there decodes to U+FFFD and is held back, as is an end that may yet become a stop
+string. So a row's pieces, put together, are the text that it has when nobody watches.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from services.pipelines.payload import Told
+
+UNFINISHED: Final = "\ufffd"  # as in models.parts.tokens; the gateway imports no tokenizers
+
+
+class Writing:
+    """One text under way."""
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = tuple(stops)
+        self._shown = ""
+        self._settled = 0  # characters that no token to come will change
+        self._told: deque[tuple[int, Told]] = deque()  # where a token's text ends, and the token
+        self._place = 0  # where the next of them begins
+        self.tokens = 0  # that were told
+        self.stopped = False  # at a stop string
+
+    @property
+    def text(self) -> str:
+        """All that was shown; the whole text once it is over."""
+        return self._shown
+
+    def grow(self, text: str, *, last: bool = False) -> str:
+        """Return what can be shown beyond the last time.
+
+        Args:
+            text: All that was written so far, decoded.
+            last: Whether nothing comes after it.
+        """
+        settled = text if last else text.rstrip(UNFINISHED)
+        place = first_stop(settled, self._stops)
+        if place is not None:
+            settled, self.stopped = settled[:place], True
+        elif not last:
+            settled = settled[: len(settled) - _hopeful(settled, self._stops)]
+        if not settled.startswith(self._shown):  # a decoder took something back: wait
+            return ""
+        fresh = settled[len(self._shown) :]
+        self._shown = settled
+        return fresh
+
+    def tell(self, text: str, token: Told) -> None:
+        """Take down how likely the newest token was, after which the text is `text`."""
+        self._settled = max(self._settled, len(text.rstrip(UNFINISHED)))
+        self._told.append((self._settled, token))
+        self.tokens += 1
+
+    def told(self, *, last: bool = False) -> tuple[Told, ...]:
+        """Return the tokens that are shown whole since the last time; put together they are what is shown.
+
+        A character is the token's that completes it. At the end what a stop string cut off is left out.
+        """
+        found, shown = [], len(self._shown)
+        while self._told:
+            end, token = self._told[0]
+            if end > shown and not (last and self._place < shown):
+                break
+            self._told.popleft()
+            end = shown if last and not self._told else min(end, shown)
+            found.append(replace(token, text=self._shown[self._place : end]))
+            self._place = end
+        return tuple(found)
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Return where the stop string begins that is complete first (of those, the longest), or None without any."""
+    found = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _hopeful(text: str, stops: Sequence[str]) -> int:
+    """Return how many characters at the end may be the beginning of a stop string."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for count in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-count:]) for stop in stops):
+            return count
+    return 0

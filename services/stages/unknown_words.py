@@ -1,0 +1,56 @@
+"""Words and characters that a model never learned: refused, or left unread and said in the answer, as is set.
+
+`ATELIER_UNKNOWN_WORDS=map` reads on: a text has <unk> in their place, a caption goes without them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+from models.family import Family
+from models.parts import words
+from services.pipelines.payload import Prompt, Refused, Work
+
+Rule: TypeAlias = Literal["refuse", "map"]
+SHOWN = 10  # in a warning
+
+
+def read(
+    model: Family, texts: Sequence[Prompt], rule: Rule, param: str | None = None
+) -> tuple[str, ...] | Refused:
+    """Return warnings of what the model cannot read in the texts, or the refusal that names the first."""
+    parts = [model.unknown(text) for text in dict.fromkeys(texts) if isinstance(text, str)]
+    found = list(dict.fromkeys(word for part in parts for word in part))
+    if not found:
+        return ()
+    if rule == "refuse":
+        return Refused(
+            "invalid", f"{_kind(found[0])} {found[0]!r}{model.hint(found[0])}", param=param
+        )
+    shown = ", ".join(repr(word) for word in found[:SHOWN])
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return (f"never learned, and not read: {shown}{more}",)
+
+
+def understood(model: Family, work: Work, rule: Rule) -> tuple[Work, tuple[str, ...]] | Refused:
+    """Return the work as the model can read it, with warnings of what it cannot, or why it is refused."""
+    texts = [*work.prompts, *(text for dialogue in work.dialogues for _, text in dialogue)]
+    warnings = read(model, texts, rule, None if work.dialogues else "prompt")
+    if isinstance(warnings, Refused) or not warnings or model.capabilities.modality == "text":
+        return warnings if isinstance(warnings, Refused) else (work, warnings)
+    known = {prompt: known_part(model, prompt) for prompt in work.prompts}
+    if not all(known.values()):  # nothing is left to draw
+        refused = read(model, [one for one in known if not known[one]], "refuse", "prompt")
+        assert isinstance(refused, Refused)
+        return refused
+    return replace(work, prompts=tuple(known[prompt] for prompt in work.prompts)), warnings
+
+
+def known_part(model: Family, caption: str) -> str:
+    """Return a caption without the words that the model never learned."""
+    unknown = model.unknown(caption)
+    return " ".join(word for word in words.split(caption) if word not in unknown)
+
+
+def _kind(word: str) -> str:
+    return "unknown character" if len(word) == 1 else "unknown word"
