@@ -232,13 +232,17 @@ class Trainable(nn.Module, ABC):
         """Turn the sums, complete up to pass `number`, into what the model is made of."""
         raise NotImplementedError(f"{type(self).__name__} does not count")
 
-    def encode(self, captions: Sequence[str]) -> Tensor | None:  # noqa: ARG002 - no text
-        """Return the captions as `tokens` (B, T), or None for a model that learns no text.
+    def encode(self, captions: Sequence[str]) -> Tensor | None:
+        """Return captions as `tokens` (B, T) int64, 0 after the last word; None for a model that learns none.
+
+        By its Config's `encode`, which it has from `parts.words.Captioned`.
 
         Raises:
-            ValueError: a caption is too long or has a word outside the vocabulary.
+            ValueError: a caption is empty, longer than max_words or has a word never learned.
         """
-        return None
+        config = self.config
+        tokens_BT: Tensor | None = config.encode(captions) if hasattr(config, "encode") else None
+        return tokens_BT
 
     @property
     def reads(self) -> str:

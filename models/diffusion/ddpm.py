@@ -1,9 +1,9 @@
-"""Diffusion and rectified flow in pixels, with captions, guidance and a low-resolution picture.
+"""Denoising diffusion (Ho et al. 2020, arXiv:2006.11239) in pixels, with captions and guidance.
 
-Diffusion: Ho et al. 2020 (arXiv:2006.11239); v-prediction: Salimans & Ho 2022 (arXiv:2202.00512);
-rectified flow: Liu et al. 2022 (arXiv:2209.03003), with the times of Esser et al. 2024
-(arXiv:2403.03206); guidance: Ho & Salimans 2022 (arXiv:2207.12598); super-resolution with noise
-augmentation: Ho et al. 2021 (arXiv:2106.15282), of the residual: Li et al. 2021 (arXiv:2104.14951).
+`DDPM.forward` is the paper's Algorithm 1 (training), `begin` and `step` are its Algorithm 2 (sampling). Beside it stand
+what the network predicts (objectives.py), when (schedules.py; flow.py: rectified flow, the default), from what else
+(super_resolution.py), other samplers than Ho's (samplers.py) and the network's blocks (unet.py). Guidance: Ho &
+Salimans 2022 (arXiv:2207.12598).
 
 Shape letters: B rows, C channels, H and W pixels, T words, D text width, E embedding width, S
 sampler steps. Pixels are [0, 1] outside and [-1, 1] inside; networks are told times 0..1000.
@@ -11,19 +11,21 @@ sampler steps. Pixels are [0, 1] outside and [-1, 1] inside; networks are told t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import samplers, schedules
-from models.diffusion.unet import TextEncoder, UNet, sinusoids
+from models.diffusion import flow, objectives, samplers, schedules, super_resolution
+from models.diffusion.super_resolution import Low
+from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows
-from models.parts import words
+from models.parts import bounds
 from models.parts.noise import normals
+from models.parts.words import Captioned
 
-BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
     **dict.fromkeys(("low_noise", "low_noise_sampling", "caption_drop", "eta"), (0, 1)),
     **dict.fromkeys(("low_gain", "data_std", "shift"), (0.01, 100)),
@@ -35,12 +37,10 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
         "t_mean": (-3, 3),
     },
 }
-Low: TypeAlias = tuple[Tensor, Tensor]
-"""A low-resolution picture (B, C, h, w) in [-1, 1] and the strength (B,) of the noise in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DDPMConfig:
+class DDPMConfig(Captioned):
     """What is learned and how, how it is sampled, and the sizes of the network."""
 
     image_size: int = 16  # pixels a side
@@ -78,37 +78,20 @@ class DDPMConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        for name in BOUNDS:
-            _check_range(name, getattr(self, name))
-        _check_sizes(self)
-        _check_sampling(self)
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether captions condition the pictures."""
-        return self.text == "caption" and bool(self.vocabulary)
-
-
-def _check_range(name: str, value: float) -> None:
-    least, most = BOUNDS[name]
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be between {least} and {most}, got {value}")
-
-
-def _check_sizes(c: DDPMConfig) -> None:
-    unit = c.patch * 2 ** (len(c.widths) - 1)
-    if not c.widths or c.image_size % unit:
-        raise ValueError(
-            f"image_size must be a multiple of {unit} (patch {c.patch}, {len(c.widths)} widths),"
-            f" got {c.image_size}"
+        bounds.check(self, BOUNDS)
+        check_sizes(
+            image_size=self.image_size,
+            patch=self.patch,
+            widths=self.widths,
+            attention=self.attention,
+            heads=self.heads,
+            context=self.text_width,
         )
-    for width in (*c.widths, c.text_width):
-        if width < 8 or width % 8 or width % c.heads:
-            raise ValueError(f"widths must be multiples of 8 and of heads {c.heads}, got {width}")
-    if not 0 <= c.attention <= len(c.widths):
-        raise ValueError(f"attention must be 0 to {len(c.widths)} resolutions, got {c.attention}")
-    if c.low_size is not None and (c.low_size < 1 or c.image_size % c.low_size):
-        raise ValueError(f"low_size must divide image_size {c.image_size}, got {c.low_size}")
+        if self.low_size is not None and (self.low_size < 1 or self.image_size % self.low_size):
+            raise ValueError(
+                f"low_size must divide image_size {self.image_size}, got {self.low_size}"
+            )
+        _check_sampling(self)
 
 
 def _check_sampling(c: DDPMConfig) -> None:
@@ -159,7 +142,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Return the prediction (B, C, H, W) for noisy x and its (time 0..1000, alpha, sigma)."""
         time_B, alpha, sigma = times_B3[:, 0], *_columns(times_B3[:, 1:])
-        scale, keep, gain = schedules.precondition(
+        scale, keep, gain = objectives.precondition(
             self.config.objective, alpha, sigma, self.config.data_std
         )
         h = F.pixel_unshuffle(scale * x_BCHW, self.config.patch)
@@ -213,62 +196,41 @@ class DDPM(Family):
             stepwise=True,
         )
 
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
-
-        Raises:
-            ValueError: a caption is empty, longer than max_words or has a word never learned.
-        """
-        if not self.config.reads_text:
-            return None
-        return words.encode(captions, self.config.vocabulary, self.config.max_words)
-
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the mean squared error of the prediction at random times.
+        """Return the loss of Algorithm 1, the mean squared error of the prediction at random times.
 
-        Flow's times are logit-normal, but for a share that is uniform (`schedules.training_draws`); the others' are
-        uniform.
+        With `objective` "eps" the target is the noise, as in the paper. The loop around it, and the gradient step of
+        line 5, are the trainer's.
         """
-        x0, low = self._training_pair(2 * batch["pixels"] - 1)
-        count, device = len(x0), x0.device
-        if self.config.objective == "flow":
-            uniform_B, normal_B, ends_B = schedules.training_draws(count, device)
-            sigma_B = torch.where(ends_B, uniform_B, (normal_B + self.config.t_mean).sigmoid())
-            alpha_B, time_B = 1 - sigma_B, sigma_B * schedules.TIMES
-        else:
-            index_B = (schedules.spread(count, device) * schedules.TIMES).long()
-            alpha_B = self.alpha_T[index_B].float()
-            sigma_B, time_B = (1 - alpha_B.square()).sqrt(), index_B.float()
-        times_B3 = torch.stack([time_B, alpha_B, sigma_B], 1)
+        x0, low = self._training_pair(2 * batch["pixels"] - 1)  # line 2: x0 ~ q(x0)
+        times_B3 = self._training_times(len(x0), x0.device)  # line 3: t ~ Uniform({1, ..., T})
         alpha, sigma = _columns(times_B3[:, 1:])
-        eps = torch.randn_like(x0)
+        eps = torch.randn_like(x0)  # line 4: eps ~ N(0, I)
         x = alpha * x0 + sigma * eps
         prediction = self.network(x, times_B3, self._training_context(batch), low)
-        target = {"eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0}
-        return Losses(F.mse_loss(prediction, target[self.config.objective]), count)
+        target = objectives.target(self.config.objective, x0, eps, alpha, sigma)
+        return Losses(F.mse_loss(prediction, target), len(x0))  # line 5
+
+    def _training_pair(self, picture: Tensor) -> tuple[Tensor, Low | None]:
+        """Return what is learned, and the noisy low-resolution picture it is learned from."""
+        c = self.config
+        if c.low_size is None:
+            return picture, None
+        return super_resolution.training_pair(picture, c.low_size, c.low_noise, c.low_gain)
+
+    def _training_times(self, count: int, device: torch.device) -> Tensor:
+        """Return (B, 3) random times 0..1000 with their alpha and sigma."""
+        if self.config.objective == "flow":
+            return flow.training_times(count, self.config.t_mean, device)
+        index_B = (schedules.spread(count, device) * schedules.TIMES).long()
+        alpha_B = self.alpha_T[index_B].float()
+        return torch.stack([index_B.float(), alpha_B, (1 - alpha_B.square()).sqrt()], 1)
 
     def _training_context(self, batch: Batch) -> Tensor | None:
         tokens_BT = self.tokens_of(batch)
         if self.text is None or tokens_BT is None:
             return None
-        context_BTD: Tensor = self.text(tokens_BT)
-        draw_B = torch.rand(len(context_BTD), device=context_BTD.device)
-        dropped = (draw_B < self.config.caption_drop)[:, None, None]
-        return torch.where(dropped, self.text.null_1TD, context_BTD)
-
-    def _training_pair(self, picture: Tensor) -> tuple[Tensor, Low | None]:
-        """Return what is learned, and the noisy low-resolution picture it is learned from."""
-        if self.config.low_size is None:
-            return picture, None
-        low = F.interpolate(picture, self.config.low_size, mode="area")
-        level_B = torch.rand(len(low), device=low.device)
-        level_B = schedules.with_ends(level_B) * self.config.low_noise
-        noisy = low + level_B[:, None, None, None] * torch.randn_like(low)
-        return self.config.low_gain * (picture - self._enlarged(noisy)), (noisy, level_B)
-
-    def _enlarged(self, low: Tensor) -> Tensor:
-        side = self.config.image_size
-        return F.interpolate(low, (side, side), mode="bicubic").clamp(-1, 1)
+        return self.text.training_context(tokens_BT, self.config.caption_drop)
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -280,7 +242,7 @@ class DDPM(Family):
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:
-        """Return rows of pure noise, each with its own table of sampler steps.
+        """Return rows of pure noise, x_T ~ N(0, I) of Algorithm 2, each with its own table of sampler steps.
 
         Book-keeping (table, index, count, seed, guidance) stays on the CPU, so that a step waits
         for no device.
@@ -292,8 +254,8 @@ class DDPM(Family):
         config, count = self.config, len(request.seeds)
         steps = config.steps if request.steps is None else request.steps
         guidance = config.guidance if request.guidance is None else request.guidance
-        _check_range("steps", steps)
-        _check_range("guidance", guidance)
+        bounds.within("steps", steps, BOUNDS["steps"])
+        bounds.within("guidance", guidance, BOUNDS["guidance"])
         side, device = config.image_size, next(self.parameters()).device
         blank = torch.zeros(count, config.channels, side, side, device=device)
         rows: Rows = {
@@ -306,16 +268,13 @@ class DDPM(Family):
             "guidance": torch.ones(count),
         }
         if self.text is not None:
-            said = None
-            if request.prompts:
-                tokens_BT = words.encode(request.prompts, config.vocabulary, config.max_words)
-                said = self.text.apart(tokens_BT.to(device))
-            rows["context"], rows["guidance"] = samplers.conditions(
-                said, self.text.null_1TD, count, guidance
+            tokens_BT = self.encode(request.prompts) if request.prompts else None
+            rows["context"], rows["guidance"] = self.text.sampling_context(
+                tokens_BT, count, guidance
             )
         if config.low_size is not None:
             rows["low"] = self._low(request).to(device)
-            rows["enlarged"] = self._enlarged(rows["low"])
+            rows["enlarged"] = super_resolution.enlarged(rows["low"], side)
         return rows
 
     def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:
@@ -335,7 +294,7 @@ class DDPM(Family):
     def _table(self, steps: int) -> Tensor:
         c = self.config
         if c.objective == "flow":
-            return samplers.flow_table(c.sampler, schedules.flow_times(steps, c.shift))
+            return flow.table(c.sampler, flow.sampling_times(steps, c.shift))
         return samplers.table(
             c.sampler, self.alpha_T.cpu(), schedules.trailing(steps), c.eta, c.variance
         )
@@ -350,20 +309,24 @@ class DDPM(Family):
 
     @torch.no_grad()
     def step(self, rows: Rows) -> Rows:
-        """Return the rows one sampler step further, each by its own table; finished rows stay."""
+        """Return the rows one turn of Algorithm 2's loop further, each by its own table; finished rows stay.
+
+        x_{t-1} is the mean of eq. 7, keep x_t + new x0, and noise; x0 is what the prediction stands for, clipped to
+        what pictures can be. Other samplers are other coefficients of the same line, and may look back one x0.
+        """
         x, before, live_B = rows["x"], rows["x0"], ~self.done(rows)
         index_B = rows["index"].clamp(max=rows["table"].shape[1] - 1)
         step_B7 = rows["table"][torch.arange(len(x)), index_B]
         kinds = step_B7.tolist()  # on the CPU: what no row asks for is left out, at the same bits
         noise = None
-        if any(row[6] for row in kinds):
+        if any(row[6] for row in kinds):  # line 3: z ~ N(0, I), of the row's seed and this step
             noise = self._noise(rows["seed"].tolist(), (index_B + 1).tolist(), x.device)
         on_device = step_B7.to(x.device, non_blocking=True)
         prediction = self._guided(rows, on_device[:, :3], live_B)
-        x0 = samplers.clean(self.config.objective, prediction, x, *_columns(on_device[:, 1:3]))
-        x0 = self._latent(self._picture(x0, rows), rows)
+        x0 = objectives.clean(self.config.objective, prediction, x, *_columns(on_device[:, 1:3]))
+        x0 = self._learned(self._picture(x0, rows), rows)
         old = before if any(row[5] for row in kinds) else None
-        moved = samplers.advance(on_device[:, 3:], x, x0, old, noise)
+        moved = samplers.advance(on_device[:, 3:], x, x0, old, noise)  # line 4
         if not all(live_B.tolist()):
             live = live_B.to(x.device, non_blocking=True)[:, None, None, None]
             moved, x0 = torch.where(live, moved, x), torch.where(live, x0, before)
@@ -395,15 +358,15 @@ class DDPM(Family):
         return (self._picture(rows["x"], rows) + 1) / 2
 
     def _picture(self, x: Tensor, rows: Rows) -> Tensor:
-        """Return the pictures in [-1, 1] that x stands for."""
+        """Return the pictures in [-1, 1] that x stands for, clipped."""
         if "enlarged" in rows:
-            x = rows["enlarged"] + x / self.config.low_gain
+            x = super_resolution.restored(x, rows["enlarged"], self.config.low_gain)
         return x.clamp(-1, 1)
 
-    def _latent(self, picture: Tensor, rows: Rows) -> Tensor:
-        """Return the x that stands for pictures in [-1, 1]."""
+    def _learned(self, picture: Tensor, rows: Rows) -> Tensor:
+        """Return what is learned of pictures in [-1, 1]: themselves, or what they have over the low ones."""
         if "enlarged" in rows:
-            return self.config.low_gain * (picture - rows["enlarged"])
+            return super_resolution.residual(picture, rows["enlarged"], self.config.low_gain)
         return picture
 
 

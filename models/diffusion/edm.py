@@ -18,7 +18,7 @@ Pixels are [0, 1] outside and [-1, 1] inside.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.diffusion import heun, likelihood, samplers, schedules
-from models.diffusion.unet import TextEncoder, UNet, sinusoids
+from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows, mixed
-from models.parts import words
+from models.parts import bounds
 from models.parts.noise import normals
+from models.parts.words import Captioned
 
-BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
     **dict.fromkeys(("data_std", "sigma_min", "sigma_max", "p_std", "rho"), (1e-4, 1e4)),
     **dict.fromkeys(("steps", "likelihood_steps"), (1, 1000)),
@@ -46,7 +47,7 @@ CHANGES: Final = 9  # numbers that say how a picture was changed; zeros: not at 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EDMConfig:
+class EDMConfig(Captioned):
     """What is learned and how, how it is sampled, and the sizes of the network; table 1 of the paper."""
 
     image_size: int = 32  # pixels a side
@@ -85,38 +86,19 @@ class EDMConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        for name in BOUNDS:
-            _check_range(name, getattr(self, name))
-        unit = self.patch * 2 ** (len(self.widths) - 1)
-        if not self.widths or self.image_size % unit:
-            raise ValueError(
-                f"image_size must be a multiple of {unit} (patch {self.patch},"
-                f" {len(self.widths)} widths), got {self.image_size}"
-            )
-        for width in (*self.widths, self.text_width):
-            if width < 8 or width % 8 or width % self.heads:
-                raise ValueError(
-                    f"widths must be multiples of 8 and of heads {self.heads}, got {width}"
-                )
-        if not 0 <= self.attention <= len(self.widths):
-            raise ValueError(
-                f"attention must be 0 to {len(self.widths)} resolutions, got {self.attention}"
-            )
+        bounds.check(self, BOUNDS)
+        check_sizes(
+            image_size=self.image_size,
+            patch=self.patch,
+            widths=self.widths,
+            attention=self.attention,
+            heads=self.heads,
+            context=self.text_width,
+        )
         if self.sigma_min >= self.sigma_max:
             raise ValueError(
                 f"sigma_min must be below sigma_max {self.sigma_max}, got {self.sigma_min}"
             )
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether captions condition the pictures."""
-        return self.text == "caption" and bool(self.vocabulary)
-
-
-def _check_range(name: str, value: float) -> None:
-    least, most = BOUNDS[name]
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be between {least} and {most}, got {value}")
 
 
 def precondition(sigma: Tensor, data_std: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -202,23 +184,12 @@ class EDM(Family):
     @property
     def capabilities(self) -> Capabilities:
         """Return what this config can do."""
-        condition: Literal["none", "text"] = "text" if self.config.reads_text else "none"
         return Capabilities(
-            condition=condition,
+            condition="text" if self.config.reads_text else "none",
             unprompted=self.config.reads_text and self.config.caption_drop > 0,
             likelihood=True,
             stepwise=True,
         )
-
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
-
-        Raises:
-            ValueError: a caption is empty, longer than max_words or has a word never learned.
-        """
-        if not self.config.reads_text:
-            return None
-        return words.encode(captions, self.config.vocabulary, self.config.max_words)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean of lambda(sigma) (D - picture)^2, eq. 8, at log-normal sigma.
@@ -235,9 +206,7 @@ class EDM(Family):
         x = x0 + sigma_B[:, None, None, None] * torch.randn_like(x0)
         context, tokens_BT = None, self.tokens_of(batch)
         if self.text is not None and tokens_BT is not None:
-            context = self.text(tokens_BT)
-            dropped = torch.rand(count, device=device) < c.caption_drop
-            context = torch.where(dropped[:, None, None], self.text.null_1TD, context)
+            context = self.text.training_context(tokens_BT, c.caption_drop)
         found = self.network(x, sigma_B, context, batch.get("augmentation"))
         error_B = (found - x0).square().flatten(1).mean(1)
         if c.precondition == "edm":
@@ -274,8 +243,8 @@ class EDM(Family):
         c, count = self.config, len(request.seeds)
         steps = c.steps if request.steps is None else request.steps
         guidance = c.guidance if request.guidance is None else request.guidance
-        _check_range("steps", steps)
-        _check_range("guidance", guidance)
+        bounds.within("steps", steps, BOUNDS["steps"])
+        bounds.within("guidance", guidance, BOUNDS["guidance"])
         device = next(self.parameters()).device
         blank = torch.zeros(count, c.channels, c.image_size, c.image_size, device=device)
         lines = heun.table(c.sampler, heun.sigmas(steps, c.sigma_min, c.sigma_max, c.rho))
@@ -290,12 +259,9 @@ class EDM(Family):
             "guidance": torch.ones(count),
         }
         if self.text is not None:
-            said = None
-            if request.prompts:
-                tokens_BT = words.encode(request.prompts, c.vocabulary, c.max_words)
-                said = self.text.apart(tokens_BT.to(device))
-            rows["context"], rows["guidance"] = samplers.conditions(
-                said, self.text.null_1TD, count, guidance
+            tokens_BT = self.encode(request.prompts) if request.prompts else None
+            rows["context"], rows["guidance"] = self.text.sampling_context(
+                tokens_BT, count, guidance
             )
         return rows
 

@@ -14,7 +14,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from models.diffusion.schedules import TIMES
 from models.family import Rows
 
 FEWEST: Final = 4  # rows of a call: from here on a CPU rounds alike however many there are
@@ -86,22 +85,6 @@ def table(
     return torch.cat([torch.stack([times_S, alpha[:-1], sigma[:-1]], 1), moves], 1).float()
 
 
-def flow_table(sampler: str, sigma: Tensor) -> Tensor:
-    """Return a flow row's (S, 7) float32 table for the times sigma (S + 1,), as `table` does."""
-    moves = euler(sigma) if sampler == "euler" else dpmpp(1 - sigma, sigma)
-    now = sigma[:-1]
-    return torch.cat([torch.stack([now * TIMES, 1 - now, now], 1), moves], 1).float()
-
-
-def clean(objective: str, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Return the x0 that a network's `eps`, `v` or `flow` stands for."""
-    if objective == "flow":
-        return x - sigma * prediction
-    if objective == "v":
-        return alpha * x - sigma * prediction
-    return (x - sigma * prediction) / alpha
-
-
 def advance(
     step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor | None, noise: Tensor | None
 ) -> Tensor:
@@ -149,15 +132,3 @@ def guided(
     if all(scale != 1 for scale in under_way):
         return moved
     return torch.where(scale == 1, alone(), moved)
-
-
-def conditions(
-    context_BTD: Tensor | None, null_1TD: Tensor, count: int, guidance: float
-) -> tuple[Tensor, Tensor]:
-    """Return the context (B, T, D) and the guidance scale (B,) of `count` rows.
-
-    Without a prompt, and at scale 0, that is the unconditional prediction, which takes one call.
-    """
-    if context_BTD is None or guidance == 0:
-        return null_1TD.expand(count, -1, -1), torch.ones(count)
-    return context_BTD, torch.full((count,), float(guidance))

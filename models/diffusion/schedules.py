@@ -1,7 +1,7 @@
 """Noise schedules: the picture (alpha) and noise (sigma) in x = alpha x0 + sigma eps at each time.
 
-Diffusion has 1000 discrete times, rectified flow the line alpha = 1 - t, sigma = t. Shape letters:
-T times, S sampler steps. Tables are float64, so that 1 - alpha^2 is exact near the clean end.
+Shape letters: T = 1000 discrete times, S sampler steps, B rows. Tables are float64, so that 1 - alpha^2 is exact near
+the clean end.
 """
 
 import math
@@ -71,29 +71,3 @@ def trailing(steps: int) -> Tensor:
     "Trailing" spacing (Lin et al. 2023, table 2): the first step sees the last time of training.
     """
     return torch.arange(TIMES, 0, -TIMES / steps, dtype=torch.float64)[:steps].round().long() - 1
-
-
-def flow_times(steps: int, shift: float = 1.0) -> Tensor:
-    """Return the (S + 1,) times 1..0 that `steps` Euler steps pass through.
-
-    `shift` > 1 spends more of them near the noise (Esser et al. 2024, arXiv:2403.03206, eq. 23).
-    """
-    time = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return shift * time / (1 + (shift - 1) * time)
-
-
-def precondition(
-    objective: str, alpha: Tensor, sigma: Tensor, data_std: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (scale, keep, gain): the prediction is keep x + gain network(scale x).
-
-    keep x is the best linear guess of the target, for data of deviation `data_std`; network input
-    and target then have unit variance, and the network need not copy the noise it is given (Karras
-    et al. 2022, arXiv:2206.00364, section 5, worked out for eps, v and flow).
-    """
-    power = data_std**2
-    scale = ((alpha * data_std).square() + sigma.square()).rsqrt()
-    if objective == "eps":
-        return scale, sigma * scale.square(), alpha * data_std * scale
-    keep = alpha * sigma * (1 - power) if objective == "v" else sigma - alpha * power
-    return scale, keep * scale.square(), data_std * scale

@@ -18,6 +18,27 @@ from models.parts.dropout import Dropout
 from models.parts.tables import Table
 
 
+def check_sizes(
+    *, image_size: int, patch: int, widths: Sequence[int], attention: int, heads: int, context: int
+) -> None:
+    """Refuse sizes that no U-Net can have; `context` is the width of the text that it reads.
+
+    Raises:
+        ValueError: names the size, what it must be and what it is.
+    """
+    unit = patch * 2 ** (len(widths) - 1)
+    if not widths or image_size % unit:
+        raise ValueError(
+            f"image_size must be a multiple of {unit} (patch {patch}, {len(widths)} widths),"
+            f" got {image_size}"
+        )
+    for width in (*widths, context):
+        if width < 8 or width % 8 or width % heads:
+            raise ValueError(f"widths must be multiples of 8 and of heads {heads}, got {width}")
+    if not 0 <= attention <= len(widths):
+        raise ValueError(f"attention must be 0 to {len(widths)} resolutions, got {attention}")
+
+
 def sinusoids(time_B: Tensor, width: int = 64) -> Tensor:
     """Return (B, width) sines and cosines of times 0..1000."""
     index = torch.arange(width // 2, device=time_B.device)
@@ -73,6 +94,27 @@ class TextEncoder(nn.Module):
         """Return the context (B, T, D), each row read alone: no bit of it depends on the others."""
         rows = [self.forward(tokens_1T) for tokens_1T in torch.split(tokens_BT, 1)]
         return torch.cat(rows)
+
+    def training_context(self, tokens_BT: Tensor, drop: float) -> Tensor:
+        """Return the context (B, T, D), in a share `drop` of the rows as if there were no caption.
+
+        So that one network learns both predictions of guidance (Ho & Salimans 2022, arXiv:2207.12598, algorithm 1).
+        """
+        context_BTD: Tensor = self(tokens_BT)
+        dropped_B = torch.rand(len(context_BTD), device=context_BTD.device) < drop
+        return torch.where(dropped_B[:, None, None], self.null_1TD, context_BTD)
+
+    def sampling_context(
+        self, tokens_BT: Tensor | None, count: int, guidance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the context (B, T, D) and the guidance scale (B,) of `count` rows.
+
+        Without a prompt, and at scale 0, that is the unconditional prediction, which takes one call.
+        """
+        if tokens_BT is None or guidance == 0:
+            return self.null_1TD.expand(count, -1, -1), torch.ones(count)
+        context_BTD = self.apart(tokens_BT.to(self.null_1TD.device))
+        return context_BTD, torch.full((count,), float(guidance))
 
 
 class Block(nn.Module):

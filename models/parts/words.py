@@ -3,7 +3,7 @@
 import difflib
 import unicodedata
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import regex
 import torch
@@ -19,6 +19,28 @@ DOTTED: Final = regex.compile("i\u0307+")
 NEAREST: Final = 5  # words that are named where none is spelled alike
 LENGTHS: Final = 4  # letters that a word spelled alike has more or less
 MANY: Final = 5000  # words of a vocabulary, of which the nearest would take seconds to find
+
+
+class Captioned:
+    """A Config with a vocabulary, whose captions condition what is made unless `text` is "none"."""
+
+    __slots__ = ()
+    vocabulary: tuple[str, ...]  # lower-case words; empty: unconditional
+    max_words: int
+    text: Literal["caption", "none"]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions are learned."""
+        return self.text == "caption" and bool(self.vocabulary)
+
+    def encode(self, captions: Sequence[str]) -> Tensor | None:
+        """Return tokens as `encode` does, or None where no captions are learned.
+
+        Raises:
+            ValueError: a caption is empty, longer than max_words or has a word never learned.
+        """
+        return encode(captions, self.vocabulary, self.max_words) if self.reads_text else None
 
 
 def split(caption: str) -> list[str]:

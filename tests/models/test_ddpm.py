@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from data.makers import words as caption_words
-from models.diffusion import schedules
+from models.diffusion import objectives, schedules
 from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.family import Request
 from models.parts import words
@@ -90,7 +90,7 @@ def test_preconditioning_gives_the_network_unit_variance(
     """Closed form for Gaussian data: variance of target - keep x is gain^2, uncorrelated with x."""
     s = torch.tensor(sigma, dtype=torch.float64)
     alpha = 1 - s if objective == "flow" else (1 - s.square()).sqrt()
-    scale, keep, gain = schedules.precondition(objective, alpha, s, data_std)
+    scale, keep, gain = objectives.precondition(objective, alpha, s, data_std)
     picture, noise = {"eps": (0, 1), "v": (-s, alpha), "flow": (-1, 1)}[objective]
     left = torch.tensor([(picture - keep * alpha) * data_std, noise - keep * s]).double()
     x = torch.tensor([alpha * data_std, s]).double()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import samplers, schedules
+from models.diffusion import flow, objectives, samplers, schedules
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -47,7 +47,7 @@ def ours(
     x = before = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     rows = moves_S4.float()
     for index, time in enumerate(times.tolist()):
-        x0 = samplers.clean(
+        x0 = objectives.clean(
             objective, network(x, time), x, alpha[index].float(), sigma[index].float()
         )
         if clip:
@@ -166,7 +166,7 @@ def test_dpm_solver_equals_diffusers(objective: str, schedule: str, steps: int) 
 def test_flow_euler_equals_diffusers(steps: int, shift: float) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=[1 - index / steps for index in range(steps)])
-    sigma = schedules.flow_times(steps, shift)
+    sigma = flow.sampling_times(steps, shift)
     times = sigma[:-1] * schedules.TIMES
     mine = ours(samplers.euler(sigma), 1 - sigma, sigma, times, "flow", [], clip=False)
     torch.testing.assert_close(mine, theirs(scheduler, []), rtol=0, atol=TOLERANCE)

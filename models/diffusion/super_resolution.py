@@ -1,0 +1,43 @@
+"""Super-resolution: what a later stage of a cascade learns from the picture of the stage before.
+
+The network sees the low-resolution picture with noise on it, and is told how strong that is, so that it forgives what
+the stage before gets wrong (Ho et al. 2021, arXiv:2106.15282, conditioning augmentation). It learns the residual, what
+the picture has over its enlarged low one (Li et al. 2021, arXiv:2104.14951), times a gain that brings it to the
+deviation of a picture.
+
+Shape letters: B rows, C channels, H and W pixels, h and w those of the low picture. All are in [-1, 1].
+"""
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.diffusion import schedules
+
+Low: TypeAlias = tuple[Tensor, Tensor]
+"""A low-resolution picture (B, C, h, w) and the strength (B,) of the noise in it."""
+
+
+def training_pair(picture: Tensor, side: int, strongest: float, gain: float) -> tuple[Tensor, Low]:
+    """Return the residual (B, C, H, W) that is learned, and the noisy low picture that it is learned from."""
+    low = F.interpolate(picture, side, mode="area")
+    level_B = schedules.with_ends(torch.rand(len(low), device=low.device)) * strongest
+    noisy = low + level_B[:, None, None, None] * torch.randn_like(low)
+    return residual(picture, enlarged(noisy, picture.shape[-1]), gain), (noisy, level_B)
+
+
+def enlarged(low: Tensor, side: int) -> Tensor:
+    """Return the low picture at `side` pixels a side, bicubic."""
+    return F.interpolate(low, (side, side), mode="bicubic").clamp(-1, 1)
+
+
+def residual(picture: Tensor, enlarged_BCHW: Tensor, gain: float) -> Tensor:
+    """Return what the picture has over the enlarged low one, times `gain`."""
+    return gain * (picture - enlarged_BCHW)
+
+
+def restored(residual_BCHW: Tensor, enlarged_BCHW: Tensor, gain: float) -> Tensor:
+    """Return the picture that a residual stands for."""
+    return enlarged_BCHW + residual_BCHW / gain
