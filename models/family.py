@@ -235,7 +235,7 @@ class Trainable(nn.Module, ABC):
     def encode(self, captions: Sequence[str]) -> Tensor | None:
         """Return captions as `tokens` (B, T) int64, 0 after the last word; None for a model that learns none.
 
-        By its Config's `encode`, which it has from `parts.words.Captioned`.
+        By its Config's `encode`, which it has from `words.Captioned` or `classes.Classed` of `parts`.
 
         Raises:
             ValueError: a caption is empty, longer than max_words or has a word never learned.

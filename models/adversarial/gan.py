@@ -16,7 +16,7 @@ Shape letters: B pictures, C channels, H and W pixels, T words, Z noise, F featu
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts import words
+from models.parts import bounds
+from models.parts.autoencoder import check_halving
 from models.parts.noise import normals
+from models.parts.words import Captioned
 
 LAZY: Final = 16  # steps from one R1 to the next; each then weighs as much as 16
 GROUPS: Final = 8  # of the generator's group norms
@@ -34,7 +36,7 @@ SLOPE: Final = 0.2  # of LeakyReLU below 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GANConfig:
+class GANConfig(Captioned):
     """What the two players play for, and their sizes."""
 
     image_size: int = 8  # pixels a side
@@ -54,15 +56,17 @@ class GANConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        sizes = (self.latent, self.text_width, self.max_words, self.channels, self.image_size)
-        if not self.hidden or min(*self.hidden, *sizes, self.critic_steps) < 1:
-            raise ValueError(
-                "image_size, channels, max_words, latent, text_width, critic_steps and each of"
-                f" hidden must be at least 1, got {self}"
-            )
-        for name, value in (("r1", self.r1), ("gradient_penalty", self.gradient_penalty)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
+        sizes = (
+            "image_size",
+            "channels",
+            "max_words",
+            "latent",
+            "text_width",
+            "critic_steps",
+            "hidden",
+        )
+        bounds.check(self, dict.fromkeys(sizes, bounds.SIZE))
+        bounds.check(self, dict.fromkeys(("r1", "gradient_penalty"), bounds.WEIGHT))
         penalty = self.r1 if self.loss == "non-saturating" else self.gradient_penalty
         if self.norm == "batch" and (self.network != "dcgan" or penalty):
             raise ValueError(
@@ -70,19 +74,9 @@ class GANConfig:
                 f" got network {self.network!r} and a penalty of {penalty}"
             )
         if self.network == "dcgan":
-            unit = 2 ** len(self.hidden)
-            if self.image_size % unit:
-                raise ValueError(
-                    f"image_size must be a multiple of {unit} for {len(self.hidden)} convolutions,"
-                    f" got {self.image_size}"
-                )
+            check_halving(self.image_size, self.hidden)
             if odd := [width for width in self.hidden if width % GROUPS]:
                 raise ValueError(f"dcgan's hidden must be multiples of {GROUPS}, got {odd[0]}")
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether captions condition the pictures."""
-        return self.text == "caption" and bool(self.vocabulary)
 
 
 def mlp(config: GANConfig, inputs: int) -> tuple[nn.Module, nn.Module, int]:
@@ -208,16 +202,6 @@ class GAN(Family):
         """Return the optimiser steps of a player at each step, each on its part of the batch."""
         return self.config.critic_steps if player == "critic" else 1
 
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
-
-        Raises:
-            ValueError: a caption is empty, longer than max_words or has a word never learned.
-        """
-        if not self.config.reads_text:
-            return None
-        return words.encode(captions, self.config.vocabulary, self.config.max_words)
-
     def forward(self, batch: Batch, player: str = "critic") -> Losses:
         """Return a player's loss, with the mean scores and the weighted penalty that it adds up to.
 
@@ -243,9 +227,8 @@ class GAN(Family):
             ValueError: no prompts for a model that reads them, or one it cannot read.
         """
         self.check(request)
-        device, tokens_BT = next(self.parameters()).device, None
-        if self.config.reads_text:
-            tokens_BT = words.encode(request.prompts, self.config.vocabulary, self.config.max_words)
+        device, tokens_BT = next(self.parameters()).device, self.encode(request.prompts)
+        if tokens_BT is not None:
             tokens_BT = tokens_BT.to(device)
         noise_BZ = normals(request.seeds, (self.config.latent,), device)
         x_BCHW: Tensor = (self.generator(noise_BZ, tokens_BT) + 1) / 2

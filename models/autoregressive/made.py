@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
+from models.parts import bounds
 from models.parts.levels import Binarize, observed
 from models.parts.noise import uniforms
 
@@ -38,11 +39,7 @@ class MADEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        if not self.hidden or min(self.image_size, self.channels, *self.hidden) < 1:
-            raise ValueError(
-                "image_size, channels and each of hidden must be at least 1, got "
-                f"{self.image_size}, {self.channels}, {self.hidden}"
-            )
+        bounds.check(self, dict.fromkeys(("image_size", "channels", "hidden"), bounds.SIZE))
         if self.bits < 2:
             raise ValueError(f"a picture needs at least 2 bits, got {self.bits}")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
+from models.parts import bounds
 from models.parts.levels import Binarize, observed
 from models.parts.noise import uniforms
 
@@ -38,11 +39,7 @@ class NADEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        if min(self.image_size, self.channels, self.hidden) < 1:
-            raise ValueError(
-                "image_size, channels and hidden must be at least 1, got "
-                f"{self.image_size}, {self.channels}, {self.hidden}"
-            )
+        bounds.check(self, dict.fromkeys(("image_size", "channels", "hidden"), bounds.SIZE))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ Shape letters: B pictures, H and W pixels, K levels, T words, P features, X colu
 likelihoods and losses are exact sums over a picture's pixels, in nats a picture.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts import words
+from models.parts import bounds
 from models.parts.dropout import Dropout
 from models.parts.levels import Binarize, drawn, observed
 from models.parts.noise import uniforms
+from models.parts.words import Captioned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PixelCNNConfig:
+class PixelCNNConfig(Captioned):
     """What is learned and the network's sizes."""
 
     image_size: int = 28  # pixels a side
@@ -50,21 +51,14 @@ class PixelCNNConfig:
             raise ValueError(
                 f"pixelcnn paints grey pictures: channels must be 1, got {self.channels}"
             )
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels must be between 2 and 256, got {self.levels}")
+        bounds.within("levels", self.levels, (2, 256))
         for name in ("first_kernel", "kernel"):
             if getattr(self, name) < 3 or getattr(self, name) % 2 == 0:
                 raise ValueError(f"{name} must be odd and at least 3, got {getattr(self, name)}")
-        for name in ("image_size", "width", "layers", "head", "max_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether captions condition the pictures."""
-        return self.text == "caption" and bool(self.vocabulary)
+        bounds.check(
+            self, dict.fromkeys(("image_size", "width", "layers", "head", "max_words"), bounds.SIZE)
+        )
+        bounds.within("dropout", self.dropout, bounds.SHARE)
 
 
 class GatedLayer(nn.Module):
@@ -199,16 +193,6 @@ class PixelCNN(Family):
     def capabilities(self) -> Capabilities:
         """Return what this config can do."""
         return Capabilities(condition="text" if self.config.reads_text else "none", likelihood=True)
-
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
-
-        Raises:
-            ValueError: a caption is empty, longer than max_words or has a word never learned.
-        """
-        if not self.config.reads_text:
-            return None
-        return words.encode(captions, self.config.vocabulary, self.config.max_words)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean exact negative log-likelihood, of pictures given their captions where these are learned."""

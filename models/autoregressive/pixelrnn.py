@@ -12,7 +12,7 @@ are exact sums over a picture's pixels, in nats a picture.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts import words
+from models.parts import bounds
 from models.parts.levels import Binarize, drawn, observed
 from models.parts.noise import uniforms
+from models.parts.words import Captioned
 
 SHUT: Final = -1e4  # of a gate outside of the picture: its sigmoid is 0, so the state there is 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PixelRNNConfig:
+class PixelRNNConfig(Captioned):
     """What is learned and the network's sizes."""
 
     image_size: int = 28  # pixels a side
@@ -51,19 +52,13 @@ class PixelRNNConfig:
         """Refuse what would fail late."""
         if self.channels != 1:
             raise ValueError(f"pixelrnn paints grey: channels must be 1, got {self.channels}")
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels must be between 2 and 256, got {self.levels}")
+        bounds.within("levels", self.levels, (2, 256))
         for name in ("first_kernel", "row_kernel"):
             if getattr(self, name) < 3 or getattr(self, name) % 2 == 0:
                 raise ValueError(f"{name} must be odd and at least 3, got {getattr(self, name)}")
-        for name in ("image_size", "state", "layers", "head", "max_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether captions condition the pictures."""
-        return self.text == "caption" and bool(self.vocabulary)
+        bounds.check(
+            self, dict.fromkeys(("image_size", "state", "layers", "head", "max_words"), bounds.SIZE)
+        )
 
     @property
     def columns(self) -> int:
@@ -284,15 +279,6 @@ class PixelRNN(Family):
     def capabilities(self) -> Capabilities:
         """Return what this config can do."""
         return Capabilities(condition="text" if self.config.reads_text else "none", likelihood=True)
-
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
-
-        Raises:
-            ValueError: a caption is empty, longer than max_words or has a word never learned.
-        """
-        c = self.config
-        return words.encode(captions, c.vocabulary, c.max_words) if c.reads_text else None
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean exact negative log-likelihood, of pictures given their captions where these are learned."""

@@ -1,16 +1,17 @@
-"""WaveNet (van den Oord et al. 2016, arXiv:1609.03499), sampled by queues (Paine et al. 2016, arXiv:1611.09482).
+"""WaveNet (van den Oord et al. 2016, arXiv:1609.03499), with the cached generation of Paine et al. 2016.
 
 A sample of sound is a softmax over K companded levels (section 2.2) given all samples before it: the input, shifted by
 one, goes through gated layers (eq. 2) of dilated causal convolutions whose sums of skip connections make the logits
 (figure 4). The words of a caption, such as a digit or a speaker, bias every gate (eq. 3, global conditioning).
+Generation computes each layer's output once a sample, from a queue of its inputs (arXiv:1611.09482).
 
 Shape letters: B sounds, T samples (of tokens: words), K levels, R residual and S skip features, G = 2 R of the gate, L
-layers, Q samples in the queues. Sound is in [-1, 1]; likelihoods are exact sums over a sound's
+layers, Q samples in the caches of all layers. Sound is in [-1, 1]; likelihoods are exact sums over a sound's
 samples up to its length, in nats a sound; the loss is in nats a sample.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -19,18 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request, Rows
-from models.parts import words
+from models.parts import bounds
 from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.noise import uniforms
+from models.parts.words import Captioned
 
 LONGEST_S: Final = 60.0  # of a drawn sound
-PIECE: Final = 16  # samples of a step at most: some 10 ms, so that others' steps come soon
-PART: Final = 2**12  # samples that are rated at once: their logits take K times as many numbers
+STEP: Final = 16  # samples of a step at most: some 10 ms, so that others' steps come soon
+CHUNK: Final = 2**12  # samples that are scored at once: their logits take K times as many numbers
 DILATIONS: Final = tuple(2**n for n in range(10))  # of a stack in the paper, in samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WaveNetConfig:
+class WaveNetConfig(Captioned):
     """What is learned and the network's sizes."""
 
     sample_rate: int = 8000  # Hz
@@ -44,43 +46,37 @@ class WaveNetConfig:
     residual: int = 32  # features between the layers
     skip: int = 64  # features of the sum of all layers
     window: int = 2000  # samples of a training row
-    block: int = PIECE  # samples of one step of the sampler; of more, PIECE at a time
+    block: int = STEP  # samples of one step of the sampler; of more, STEP at a time
     shift: bool = True  # of the input by one sample; False is the broken control: it sees itself
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        if not 2 <= self.levels <= 65536:
-            raise ValueError(f"levels must be between 2 and 65536, got {self.levels}")
+        bounds.within("levels", self.levels, (2, 65536))
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations must be at least 1, and at least one: {self.dilations}")
-        for name in ("sample_rate", "max_words", "stacks", "residual", "skip", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        sizes = ("sample_rate", "max_words", "stacks", "residual", "skip", "block")
+        bounds.check(self, dict.fromkeys(sizes, bounds.SIZE))
         if not 0 < self.seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0, at most {LONGEST_S}, got {self.seconds}")
-        if self.window <= self.field:
+        if self.window <= self.receptive_field:
             raise ValueError(
-                f"window must be more than the field of {self.field}, got {self.window}"
+                f"window must be more than the receptive field of {self.receptive_field},"
+                f" got {self.window}"
             )
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether captions condition the sounds."""
-        return self.text == "caption" and bool(self.vocabulary)
 
     @property
     def step(self) -> int:
         """How many samples a step of the sampler draws."""
-        return min(self.block, PIECE)
+        return min(self.block, STEP)
 
     @property
-    def field(self) -> int:
+    def receptive_field(self) -> int:
         """How many samples before it a sample is predicted from."""
         return self.stacks * sum(self.dilations) + 1
 
 
 class DilatedLayer(nn.Module):
-    """One layer of figure 4: it hears of a sample and of one `dilation` before."""
+    """One layer of figure 4: a causal convolution of width 2, of a sample and of the one `dilation` before it."""
 
     def __init__(self, config: WaveNetConfig, dilation: int, known_words: int) -> None:
         super().__init__()
@@ -90,18 +86,19 @@ class DilatedLayer(nn.Module):
         wide, known = 2 * config.residual, known_words + 1
         self.caption = nn.Embedding(known, wide, padding_idx=0) if known_words else None
 
-    def forward(self, x_BTR: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next layer's input (B, T, R) and the skip connection (B, T, S); `heard` as `conditions`."""
+    def forward(self, x_BTR: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the next layer's input (B, T, R) and the skip connection (B, T, S)."""
         past_BTR = F.pad(x_BTR, (0, 0, self.dilation, 0))[:, : x_BTR.shape[1]]
-        out_BTX = self.out(gated(self.gate(torch.cat([past_BTR, x_BTR], 2)) + heard))
+        gate_BTG = self.gate(torch.cat([past_BTR, x_BTR], 2)) + self.conditioning(tokens)
+        out_BTX = self.out(gated(gate_BTG))
         return x_BTR + out_BTX[..., : self.size], out_BTX[..., self.size :]
 
-    def conditions(self, tokens: Tensor | None) -> Tensor:
-        """Return what words add to the gate, (B or 1, 1, G)."""
+    def conditioning(self, tokens: Tensor | None) -> Tensor:
+        """Return what the words add to the gate, V h of eq. 3, (B or 1, 1, G)."""
         if self.caption is None or tokens is None:
             return self.gate.weight.new_zeros(1, 1, 2 * self.size)
-        heard: Tensor = self.caption(tokens).sum(1, keepdim=True)
-        return heard
+        cond_B1G: Tensor = self.caption(tokens).sum(1, keepdim=True)
+        return cond_B1G
 
 
 def gated(x: Tensor) -> Tensor:
@@ -147,15 +144,6 @@ class WaveNet(Family):
             modality="audio", condition="text" if text else "none", likelihood=True, stepwise=True
         )
 
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, T) int64, 0 after the last word; None for a model without text.
-
-        Raises:
-            ValueError: a caption is empty, longer than max_words or has a word never learned.
-        """
-        c = self.config
-        return words.encode(captions, c.vocabulary, c.max_words) if c.reads_text else None
-
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean nats of a sample, over a random window of each row, inside its length.
 
@@ -164,12 +152,12 @@ class WaveNet(Family):
         """
         level_BT, length_B = self._levels(batch)
         window = min(self.config.window, level_BT.shape[1])
-        field, place_T = self.config.field, torch.arange(window, device=level_BT.device)
-        room_B = (length_B - window).clamp(min=0) + field
-        start_B = (torch.rand_like(room_B.float()) * (room_B + 1)).long().sub(field).clamp(min=0)
-        index_BT = start_B[:, None] + place_T
+        field, time_T = self.config.receptive_field, torch.arange(window, device=level_BT.device)
+        last_B = (length_B - window).clamp(min=0) + field
+        start_B = (torch.rand_like(last_B.float()) * (last_B + 1)).long().sub(field).clamp(min=0)
+        index_BT = start_B[:, None] + time_T
         nats_BT = self._nats(level_BT.gather(1, index_BT), self.tokens_of(batch))
-        counted_BT = ((start_B == 0)[:, None] | (place_T >= field)) & (index_BT < length_B[:, None])
+        counted_BT = ((start_B == 0)[:, None] | (time_T >= field)) & (index_BT < length_B[:, None])
         count = counted_BT.sum()
         return Losses((nats_BT * counted_BT).sum() / count.clamp(min=1), count)
 
@@ -180,9 +168,9 @@ class WaveNet(Family):
         Raises:
             ValueError: the model learned captions and the batch has no `tokens`.
         """
-        *_, found = self.rating(batch, generator)
-        assert found is not None
-        return found
+        *_, log_p_B = self.rating(batch, generator)
+        assert log_p_B is not None
+        return log_p_B
 
     @torch.no_grad()
     def rating(
@@ -190,18 +178,21 @@ class WaveNet(Family):
         batch: Batch,
         generator: torch.Generator | None = None,  # noqa: ARG002 - draws nothing
     ) -> Iterator[Tensor | None]:
-        """Rate PART samples after another up to the longest length, and yield after each part."""
+        """Score CHUNK samples after another up to the longest length, and yield after each chunk."""
         level_BT, length_B = self._levels(batch)
         tokens, samples = self.tokens_of(batch), int(length_B.max())
         level_BT = level_BT[:, :samples]
-        parts = []
-        for start in range(0, samples, PART):  # the field before a part is all that it depends on
-            seen = slice(max(0, start - self.config.field), start + PART)
-            parts.append(self._nats(level_BT[:, seen], tokens)[:, start - seen.start :])
-            if start + PART < samples:
+        chunks = []
+        for start in range(
+            0, samples, CHUNK
+        ):  # with the receptive field before it, all it depends on
+            first = max(0, start - self.config.receptive_field)
+            nats_BT = self._nats(level_BT[:, first : start + CHUNK], tokens)
+            chunks.append(nats_BT[:, start - first :])
+            if start + CHUNK < samples:
                 yield None
-        place_T = torch.arange(samples, device=level_BT.device)
-        yield -(torch.cat(parts, 1) * (place_T < length_B[:, None])).sum(1)
+        time_T = torch.arange(samples, device=level_BT.device)
+        yield -(torch.cat(chunks, 1) * (time_T < length_B[:, None])).sum(1)
 
     def _nats(self, level_BT: Tensor, tokens: Tensor | None) -> Tensor:
         logits_BTK = self.logits(level_BT, tokens)
@@ -216,16 +207,17 @@ class WaveNet(Family):
 
     def logits(self, level_BT: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return every sample's logits (B, T, K) given the levels before it, all at once."""
-        told_BT = F.pad(level_BT + 1, (1, 0))[:, :-1] if self.config.shift else level_BT + 1
-        x_BTR = self._entered(told_BT)
+        input_BT = F.pad(level_BT + 1, (1, 0))[:, :-1] if self.config.shift else level_BT + 1
+        x_BTR = self.embedded(input_BT)
         total_BTS: Tensor | float = 0.0
-        for layer in self._layers():
-            x_BTR, skip_BTS = layer(x_BTR, layer.conditions(tokens))
+        for layer in self.dilated_layers():
+            x_BTR, skip_BTS = layer(x_BTR, tokens)
             total_BTS = total_BTS + skip_BTS
         assert isinstance(total_BTS, Tensor)
         return self._head(total_BTS)
 
-    def _layers(self) -> Iterator[DilatedLayer]:
+    def dilated_layers(self) -> Iterator[DilatedLayer]:
+        """Yield the layers, from the input on."""
         for layer in self.layers:
             assert isinstance(layer, DilatedLayer)
             yield layer
@@ -234,15 +226,15 @@ class WaveNet(Family):
         logits: Tensor = self.head2(self.head1(skips.relu()).relu())
         return logits
 
-    def _entered(self, told: Tensor) -> Tensor:
-        """Return the first features (..., R) of levels 1..K, 0 where the sound has not begun.
+    def embedded(self, previous: Tensor) -> Tensor:
+        """Return the first layer's input (..., R) after samples of levels 1..K, 0 where the sound has not begun.
 
         One-hot as in the paper, and the companded value beside it, so that near levels are near from the first step on.
         """
-        begun = (told > 0).float()
-        companded = (2 * (told - 1) / (self.config.levels - 1) - 1) * begun
-        entered: Tensor = self.one_hot(told) + self.first(torch.stack([companded, begun], -1))
-        return entered
+        begun = (previous > 0).float()
+        companded = (2 * (previous - 1) / (self.config.levels - 1) - 1) * begun
+        x: Tensor = self.one_hot(previous) + self.first(torch.stack([companded, begun], -1))
+        return x
 
     def _levels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return levels (B, T) and the lengths (B,)."""
@@ -279,13 +271,14 @@ class WaveNet(Family):
         steps, device = -(-samples // size), self.head2.weight.device
         tokens = self.encode(request.prompts)
         tokens = None if tokens is None else tokens.to(device)
-        heard = [layer.conditions(tokens)[:, 0] for layer in self._layers()]
+        cond = [layer.conditioning(tokens)[:, 0] for layer in self.dilated_layers()]
+        cached = config.receptive_field - 1
         return {
             "u": uniforms(request.seeds, (steps * size,), device),
             "level": torch.zeros(count, steps * size, dtype=torch.long, device=device),
-            "told": torch.zeros(count, dtype=torch.long, device=device),
-            "queue": torch.zeros(count, config.field - 1, config.residual, device=device),
-            "heard": torch.stack(heard, 1).expand(count, -1, -1),
+            "input": torch.zeros(count, dtype=torch.long, device=device),
+            "cache": torch.zeros(count, cached, config.residual, device=device),
+            "cond": torch.stack(cond, 1).expand(count, -1, -1),
             "index": torch.zeros(count, dtype=torch.long),
             "count": torch.full((count,), steps),
             "samples": torch.full((count,), samples),
@@ -296,7 +289,7 @@ class WaveNet(Family):
         return max(1, round(seconds * self.config.sample_rate))
 
     def steps_of(self, request: Request) -> int:
-        """Return how many pieces the samples are."""
+        """Return how many steps of `config.step` samples the sound takes."""
         return -(-self._samples(request) // self.config.step)
 
     def done(self, rows: Rows) -> Tensor:
@@ -305,26 +298,27 @@ class WaveNet(Family):
 
     @torch.no_grad()
     def step(self, rows: Rows) -> Rows:
-        """Return the rows one piece later; finished rows stay as they are."""
+        """Return the rows `config.step` samples further; finished rows stay as they are."""
         size, device = self.config.step, rows["u"].device
-        going_B = ~self.done(rows)
-        going = going_B.to(device)
-        place_BT = (rows["index"].minimum(rows["count"] - 1) * size).to(device)[:, None]
-        place_BT = place_BT + torch.arange(size, device=device)
-        walk = Walk(self, rows, place_BT)
-        u_BT = rows["u"].gather(1, place_BT)
-        told, levels = rows["told"], []
+        active_B = ~self.done(rows)
+        active = active_B.to(device)
+        index_BT = (rows["index"].minimum(rows["count"] - 1) * size).to(device)[:, None]
+        index_BT = index_BT + torch.arange(size, device=device)
+        layers = CachedLayers(self, rows, size)
+        u_BT = rows["u"].gather(1, index_BT)
+        input_B, levels = rows["input"], []
         for t in range(size):
-            levels.append(drawn(self._head(walk.sample(t, told)), u_BT[:, t]).long())
-            told = levels[-1] + 1
-        kept_BT = rows["level"].gather(1, place_BT)
-        told_BT = torch.where(going[:, None], torch.stack(levels, 1), kept_BT)
+            logits_BK = self._head(layers.skips(t, input_B))
+            levels.append(drawn(logits_BK, u_BT[:, t]).long())
+            input_B = levels[-1] + 1
+        before_BT = rows["level"].gather(1, index_BT)
+        level_BT = torch.where(active[:, None], torch.stack(levels, 1), before_BT)
         return {
             **rows,
-            "level": rows["level"].scatter(1, place_BT, told_BT),
-            "told": torch.where(going, told, rows["told"]),
-            "queue": torch.where(going[:, None, None], walk.queue(), rows["queue"]),
-            "index": rows["index"] + going_B.long(),
+            "level": rows["level"].scatter(1, index_BT, level_BT),
+            "input": torch.where(active, input_B, rows["input"]),
+            "cache": torch.where(active[:, None, None], layers.cache(), rows["cache"]),
+            "index": rows["index"] + active_B.long(),
         }
 
     def preview(self, rows: Rows) -> Tensor:
@@ -340,38 +334,45 @@ class WaveNet(Family):
         return sound_BT * inside_BT.to(sound_BT.device)
 
 
-class Walk:
-    """The layers that are told sample after sample, each feature computed once; what a layer hears of is queued."""
+class CachedLayers:
+    """All layers, a sample at a time: each one's inputs are kept for as long as a dilation may look back.
 
-    def __init__(self, model: WaveNet, rows: Rows, place_BT: Tensor) -> None:
-        layers, size = list(model._layers()), place_BT.shape[1]
+    The same numbers as `DilatedLayer.forward`, as few kernels as they take: weights transposed once a block of T
+    samples, and one product for the skip connections of all layers.
+    """
+
+    def __init__(self, model: WaveNet, rows: Rows, size: int) -> None:
+        layers, device = list(model.dilated_layers()), rows["cache"].device
         self.dilations, self.width = [layer.dilation for layer in layers], model.config.residual
-        known_K = torch.arange(model.config.levels + 1, device=place_BT.device)
-        self.table_KR = model._entered(known_K)
-        self.told: list[Tensor] = []  # (Q + T, B, R) a layer: its queue, then the block
-        self.heard: list[Tensor] = []  # (B, G) a layer, the bias with it
-        queues = torch.split(rows["queue"], self.dilations, 1)
-        for number, (layer, queue_BQR) in enumerate(zip(layers, queues, strict=True)):
-            self.told.append(F.pad(queue_BQR, (0, 0, 0, size)).transpose(0, 1).contiguous())
-            self.heard.append(rows["heard"][:, number] + layer.gate.bias)
+        self.embedding_KR = model.embedded(torch.arange(model.config.levels + 1, device=device))
+        self.inputs: list[Tensor] = []  # (Q + T, B, R) a layer: its cache, then the block
+        self.cond: list[Tensor] = []  # (B, G) a layer, the bias with it
+        caches = torch.split(rows["cache"], self.dilations, 1)
+        for depth, (layer, cache_BQR) in enumerate(zip(layers, caches, strict=True)):
+            self.inputs.append(F.pad(cache_BQR, (0, 0, 0, size)).transpose(0, 1).contiguous())
+            self.cond.append(rows["cond"][:, depth] + layer.gate.bias)
         self.gates = [layer.gate.weight.T.contiguous() for layer in layers]
         self.outs = [layer.out.weight[: self.width].T.contiguous() for layer in layers]
         self.biases = [layer.out.bias[: self.width] for layer in layers]
         self.skip = torch.cat([layer.out.weight[self.width :] for layer in layers], 1).T
         self.skip_bias = torch.stack([layer.out.bias[self.width :] for layer in layers]).sum(0)
 
-    def sample(self, t: int, told_B: Tensor) -> Tensor:
-        """Take the sample before the block's sample t; return the sum of skip connections (B, S) there."""
-        x_BR, parts = self.table_KR[told_B], []
-        for number, dilation in enumerate(self.dilations):
-            told, heard = self.told[number], self.heard[number]
-            told[dilation + t] = x_BR
-            both = torch.cat([told[t], x_BR], 1)
-            parts.append(gated(torch.addmm(heard, both, self.gates[number])))
-            x_BR = x_BR + torch.addmm(self.biases[number], parts[-1], self.outs[number])
-        return torch.addmm(self.skip_bias, torch.cat(parts, 1), self.skip)
+    def skips(self, t: int, input_B: Tensor) -> Tensor:
+        """Return the sum of skip connections (B, S) at the block's sample t, whose input is the sample before."""
+        x_BR, gates = self.embedding_KR[input_B], []
+        for depth, dilation in enumerate(self.dilations):
+            inputs = self.inputs[depth]
+            inputs[dilation + t] = x_BR
+            both = torch.cat([inputs[t], x_BR], 1)  # what came a dilation before, and now
+            gates.append(gated(torch.addmm(self.cond[depth], both, self.gates[depth])))
+            x_BR = x_BR + torch.addmm(self.biases[depth], gates[-1], self.outs[depth])
+        return torch.addmm(self.skip_bias, torch.cat(gates, 1), self.skip)
 
-    def queue(self) -> Tensor:
-        """Return the queues after the block, (B, Q, R)."""
-        ends = [told[-dilation:] for told, dilation in zip(self.told, self.dilations, strict=True)]
-        return torch.cat(ends).transpose(0, 1).contiguous()
+    def cache(self) -> Tensor:
+        """Return what the next block needs of this one and those before, (B, Q, R)."""
+        pairs = zip(self.inputs, self.dilations, strict=True)
+        return (
+            torch.cat([inputs[-dilation:] for inputs, dilation in pairs])
+            .transpose(0, 1)
+            .contiguous()
+        )

@@ -9,7 +9,7 @@ Pixels are in [0, 1]. Statistics and likelihoods are float64; log p(x) is a dens
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts import classes
+from models.parts import bounds, classes
 from models.parts.noise import normals
 
 CONSTANT: Final = 1e-12  # a pixel's least variance, over its mean square; below is rounding
@@ -28,7 +28,7 @@ LEAST_SPREAD: Final = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LDAConfig:
+class LDAConfig(classes.Classed):
     """The classes, and how much the covariance is shrunk."""
 
     image_size: int = 28  # pixels a side
@@ -38,10 +38,7 @@ class LDAConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        if min(self.image_size, self.channels) < 1:
-            raise ValueError(
-                f"image_size and channels must be at least 1, got {self.image_size}, {self.channels}"
-            )
+        bounds.check(self, dict.fromkeys(("image_size", "channels"), bounds.SIZE))
         amount: object = self.shrinkage  # from JSON or YAML, so of any type
         known = amount == "ledoit-wolf" or (isinstance(amount, int | float) and 0 <= amount <= 1)
         if not known:
@@ -104,14 +101,6 @@ class LDA(Family):
         """Return the names of the sums; Ledoit and Wolf's fourth moment needs the means, so a second pass."""
         first = ("count_Y", "sum_YD", "scatter_GDD")
         return (first, ("fourth_Y",)) if self.config.shrinkage == "ledoit-wolf" else (first,)
-
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, 1) int64, 1 + the class; None for a model without classes.
-
-        Raises:
-            ValueError: a caption is not one word of the vocabulary.
-        """
-        return classes.encode(captions, self.config.vocabulary)
 
     @torch.no_grad()
     def absorb(self, batch: Batch, number: int = 0) -> None:

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts import classes
+from models.parts import bounds, classes
 from models.parts.noise import normals, places, uniforms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NaiveBayesConfig:
+class NaiveBayesConfig(classes.Classed):
     """What a pixel is, and how what was never seen is allowed for."""
 
     image_size: int = 28  # pixels a side
@@ -36,11 +36,7 @@ class NaiveBayesConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        if min(self.image_size, self.channels, self.levels) < 1:
-            raise ValueError(
-                "image_size, channels and levels must be at least 1, got "
-                f"{self.image_size}, {self.channels}, {self.levels}"
-            )
+        bounds.check(self, dict.fromkeys(("image_size", "channels", "levels"), bounds.SIZE))
         for name in ("alpha", "var_smoothing"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(
@@ -106,14 +102,6 @@ class NaiveBayes(Family):
         """Return the names of the sums: one pass is enough."""
         more = {"gaussian": ("square_YD",), "multinomial": ("total_2",), "bernoulli": ()}
         return (("count_Y", "sum_YD", *more[self.config.likelihood]),)
-
-    def encode(self, captions: Sequence[str]) -> Tensor | None:
-        """Return tokens (B, 1) int64, 1 + the class; None for a model without classes.
-
-        Raises:
-            ValueError: a caption is not one word of the vocabulary.
-        """
-        return classes.encode(captions, self.config.vocabulary)
 
     @torch.no_grad()
     def absorb(self, batch: Batch, number: int = 0) -> None:  # noqa: ARG002 - one pass

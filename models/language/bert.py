@@ -9,6 +9,7 @@ both with their control tokens, M chosen tokens of a row at most, K tokens of th
 there may be <pad>, which is not seen and not counted as a place.
 """
 
+import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from models.family import (
 )
 from models.language import examples
 from models.language.texts import check_roles
+from models.parts import bounds
 from models.parts.attention import EncoderLayer
 from models.parts.draws import asked, drawn
 from models.parts.dropout import Dropout
@@ -74,18 +76,13 @@ class BERTConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        if self.max_tokens < 5:
-            raise ValueError(f"max_tokens must be at least 5, got {self.max_tokens}")
-        for name in ("layers", "heads", "feedforward"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        bounds.within("max_tokens", self.max_tokens, (5, math.inf))
+        bounds.check(self, dict.fromkeys(("layers", "heads", "feedforward"), bounds.SIZE))
         if self.width < 1 or self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
-        if not 0 <= self.dropout < 1 or not 0 < self.masked < 1:
-            raise ValueError(
-                "dropout must be in [0, 1) and masked in (0, 1),"
-                f" got {self.dropout} and {self.masked}"
-            )
+        bounds.within("dropout", self.dropout, bounds.SHARE)
+        if not 0 < self.masked < 1:
+            raise ValueError(f"masked must be in (0, 1), got {self.masked}")
         if self.embedding_std <= 0:
             raise ValueError(f"embedding_std must be above 0, got {self.embedding_std}")
 

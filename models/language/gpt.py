@@ -31,6 +31,7 @@ from models.family import (
     Rows,
 )
 from models.language import examples, texts
+from models.parts import bounds
 from models.parts.draws import asked, drawn, likely, silent, told
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
@@ -58,13 +59,10 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        for name in ("context", "width", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        bounds.check(self, dict.fromkeys(("context", "width", "layers", "heads"), bounds.SIZE))
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        bounds.within("dropout", self.dropout, bounds.SHARE)
         if self.stride is not None and not 1 <= self.stride <= self.context:
             raise ValueError(f"stride must be in 1..{self.context} (context), got {self.stride}")
         tokenizer(self.tokenizer)  # is one

@@ -33,6 +33,7 @@ from models.family import (
 from models.language import examples
 from models.language.beams import search as beams_search
 from models.language.texts import check_roles
+from models.parts import bounds
 from models.parts.attention import Attention, EncoderLayer, FeedForward
 from models.parts.draws import asked, drawn, silent, told
 from models.parts.dropout import Dropout
@@ -61,18 +62,18 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        for name in ("max_source", "max_target", "layers", "heads", "feedforward", "beams"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        bounds.check(
+            self,
+            dict.fromkeys(
+                ("max_source", "max_target", "layers", "heads", "feedforward", "beams"), bounds.SIZE
+            ),
+        )
         if self.width < 2 or self.width % 2 or self.width % self.heads:
             raise ValueError(
                 f"width must be even and a multiple of heads {self.heads}, got {self.width}"
             )
-        for name in ("dropout", "smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.length_penalty < 0:
-            raise ValueError(f"length_penalty must be at least 0, got {self.length_penalty}")
+        bounds.check(self, dict.fromkeys(("dropout", "smoothing"), bounds.SHARE))
+        bounds.within("length_penalty", self.length_penalty, bounds.WEIGHT)
 
 
 def sinusoids(places: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoders and decoders of pictures around one flat code: dense, or strided convolutions.
+"""Encoders and decoders of pictures: around one flat code, dense or strided convolutions, or around a grid of codes.
 
 Shape letters: B pictures, C channels, H and W pixels, Z latent width.
 """
@@ -13,21 +13,14 @@ from torch import nn
 Network: TypeAlias = Literal["mlp", "conv"]
 
 
-def check(
-    network: Network, image_size: int, channels: int, hidden: Sequence[int], latent: int
-) -> None:
-    """Refuse sizes that would fail late.
+def check_halving(image_size: int, hidden: Sequence[int]) -> None:
+    """Refuse a side that the convolutions cannot halve.
 
     Raises:
-        ValueError: a size below 1, or a side that the convolutions cannot halve.
+        ValueError: names it and what it must be a multiple of.
     """
-    if not hidden or min(*hidden, latent, channels, image_size) < 1:
-        raise ValueError(
-            "image_size, channels, latent and each of hidden must be at least 1, got "
-            f"{image_size}, {channels}, {latent}, {tuple(hidden)}"
-        )
     unit = 2 ** len(hidden)
-    if network == "conv" and image_size % unit:
+    if image_size % unit:
         raise ValueError(
             f"image_size must be a multiple of {unit} for {len(hidden)} convolutions, "
             f"got {image_size}"
@@ -52,6 +45,35 @@ def autoencoder(
     """
     make = _mlp if network == "mlp" else _conv
     return make(shape, tuple(hidden), encoded, latent)
+
+
+def grid_encoder(channels: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Return (B, C, H, W) -> (B, outputs, h, w), h and w the sides after one halving for each of `hidden`."""
+    return nn.Sequential(*halving((channels, *hidden)), nn.Conv2d(hidden[-1], outputs, 1))
+
+
+def grid_decoder(inputs: int, hidden: Sequence[int], channels: int) -> nn.Sequential:
+    """Return (B, inputs, h, w) -> (B, channels, H, W), the way back, without a squashing at its end."""
+    stem = nn.Conv2d(inputs, hidden[-1], 3, padding=1)
+    return nn.Sequential(stem, *doubling((*reversed(hidden), channels)))
+
+
+def halving(channels: Sequence[int]) -> list[nn.Module]:
+    """Return a convolution from each number of channels to the next, which halves the side, and a SiLU behind it."""
+    return [
+        layer
+        for wide_in, wide_out in itertools.pairwise(channels)
+        for layer in (nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1), nn.SiLU())
+    ]
+
+
+def doubling(channels: Sequence[int]) -> list[nn.Module]:
+    """Return a SiLU and a transposed convolution, which doubles the side, from each number of channels to the next."""
+    return [
+        layer
+        for wide_in, wide_out in itertools.pairwise(channels)
+        for layer in (nn.SiLU(), nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1))
+    ]
 
 
 def dense(widths: Sequence[int]) -> list[nn.Module]:
@@ -79,15 +101,11 @@ def _conv(
 ) -> tuple[nn.Module, nn.Module]:
     side = shape[-1] // 2 ** len(hidden)
     inwards = (shape[0], *hidden)
-    encoder: list[nn.Module] = []
-    for wide_in, wide_out in itertools.pairwise(inwards):
-        encoder += [nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1), nn.SiLU()]
     deepest = (hidden[-1], side, side)
     decoder: list[nn.Module] = [
         nn.Linear(latent, math.prod(deepest)),
         nn.Unflatten(1, deepest),
     ]
-    for wide_in, wide_out in itertools.pairwise(reversed(inwards)):
-        decoder += [nn.SiLU(), nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1)]
+    decoder += doubling((*reversed(inwards),))
     code = nn.Linear(math.prod(deepest), encoded)
-    return nn.Sequential(*encoder, nn.Flatten(), code), nn.Sequential(*decoder)
+    return nn.Sequential(*halving(inwards), nn.Flatten(), code), nn.Sequential(*decoder)

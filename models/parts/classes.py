@@ -13,6 +13,21 @@ from models.parts import words
 from models.parts.noise import places, uniforms
 
 
+class Classed:
+    """A Config whose vocabulary has a word a class."""
+
+    __slots__ = ()
+    vocabulary: tuple[str, ...]
+
+    def encode(self, captions: Sequence[str]) -> Tensor | None:
+        """Return tokens (B, 1) int64, 1 + the class; None where there are no classes.
+
+        Raises:
+            ValueError: a caption is not one word of the vocabulary.
+        """
+        return encode(captions, self.vocabulary)
+
+
 def encode(captions: Sequence[str], vocabulary: Sequence[str]) -> Tensor | None:
     """Return tokens (B, 1) int64, 1 + the class; None for a model without classes.
 

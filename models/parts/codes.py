@@ -24,3 +24,10 @@ def perplexity(index_BP: Tensor, codes: int) -> Tensor:
     """Return exp of the entropy of the codes' use, a scalar: K where all are used alike, 1 where one is."""
     found: Tensor = torch.special.entr(uses(index_BP, codes) / index_BP.numel()).sum().exp()
     return found
+
+
+def relative_cost(painted_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
+    """Return the squared error of each picture (B,) as a share of what the batch's mean picture costs on average."""
+    cost_B = (painted_BCHW - pixels_BCHW).square().flatten(1).sum(1)
+    plain_B = (pixels_BCHW.mean(0) - pixels_BCHW).square().flatten(1).sum(1)
+    return cost_B / plain_B.mean()

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts.autoencoder import Network, autoencoder, check, dense
+from models.parts import bounds
+from models.parts.autoencoder import Network, autoencoder, check_halving, dense
 from models.parts.mmd import excess
 from models.parts.noise import normals
 
@@ -37,11 +38,15 @@ class AAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        check(self.network, self.image_size, self.channels, self.hidden, self.latent)
-        if not self.discriminator or min(self.discriminator) < 1:
-            raise ValueError(f"discriminator needs widths of at least 1, got {self.discriminator}")
-        if self.adversary < 0:
-            raise ValueError(f"adversary must be at least 0, got {self.adversary}")
+        bounds.check(
+            self,
+            dict.fromkeys(
+                ("image_size", "channels", "hidden", "latent", "discriminator"), bounds.SIZE
+            ),
+        )
+        if self.network == "conv":
+            check_halving(self.image_size, self.hidden)
+        bounds.within("adversary", self.adversary, bounds.WEIGHT)
 
 
 class AAE(Family):

@@ -15,7 +15,6 @@ paper's logit-Laplace (appendix A.3). Both are densities of grey levels in [0, 1
 Shape letters: B pictures, C channels, H and W pixels, P places of the grid, K codes, D width of a code.
 """
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts.autoencoder import check
-from models.parts.codes import perplexity, recount
+from models.parts import bounds
+from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
+from models.parts.codes import perplexity, recount, relative_cost
 from models.parts.noise import places, uniforms
 
 EDGE: Final = 0.1  # epsilon of appendix A.3: pixels are put into [EDGE, 1 - EDGE]
@@ -55,7 +55,10 @@ class DVAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        check("conv", self.image_size, self.channels, self.hidden, self.width)
+        bounds.check(
+            self, dict.fromkeys(("image_size", "channels", "hidden", "width"), bounds.SIZE)
+        )
+        check_halving(self.image_size, self.hidden)
         if self.codes < 2:
             raise ValueError(f"codes must be at least 2, got {self.codes}")
         if not 0 < self.cold <= self.warm:
@@ -67,9 +70,8 @@ class DVAEConfig:
                 f"sigma must be above 0 and belongs to likelihood 'gaussian', got {self.sigma}"
                 f" with {self.likelihood!r}"
             )
-        for name in ("anneal_steps", "kl_steps", "kl_weight", "usage_bonus"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        weights = ("anneal_steps", "kl_steps", "kl_weight", "usage_bonus")
+        bounds.check(self, dict.fromkeys(weights, bounds.WEIGHT))
 
     @property
     def side(self) -> int:
@@ -106,18 +108,10 @@ class DVAE(Family):
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
         self.config = config
-        inwards = (config.channels, *config.hidden)
-        encoder: list[nn.Module] = []
-        for wide_in, wide_out in itertools.pairwise(inwards):
-            encoder += [nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1), nn.SiLU()]
-        self.encoder = nn.Sequential(*encoder, nn.Conv2d(inwards[-1], config.codes, 1))
+        self.encoder = grid_encoder(config.channels, config.hidden, config.codes)
         self.vectors = nn.Embedding(config.codes, config.width)
         outputs = config.channels * (2 if config.likelihood == "logit-laplace" else 1)
-        outwards = (*reversed(config.hidden), outputs)
-        decoder: list[nn.Module] = [nn.Conv2d(config.width, outwards[0], 3, padding=1)]
-        for wide_in, wide_out in itertools.pairwise(outwards):
-            decoder += [nn.SiLU(), nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1)]
-        self.decoder = nn.Sequential(*decoder)
+        self.decoder = grid_decoder(config.width, config.hidden, outputs)
         learned = config.likelihood == "gaussian" and config.sigma is None
         self.log_sigma = nn.Parameter(torch.tensor(-1.0)) if learned else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, taken
@@ -208,11 +202,9 @@ class DVAE(Family):
         """
         x_BCHW = batch["pixels"]
         best_BP, index_BP = self.log_posterior(x_BCHW).max(2)
-        cost_B = (self.painted(index_BP) - x_BCHW).square().flatten(1).sum(1)
-        plain = (x_BCHW.mean(0) - x_BCHW).square().flatten(1).sum(1).mean()
         return {
             "perplexity": perplexity(index_BP, self.config.codes)[None],
-            "relative_cost": cost_B / plain,
+            "relative_cost": relative_cost(self.painted(index_BP), x_BCHW),
             "certainty": best_BP.exp().mean(1),
         }
 

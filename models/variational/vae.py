@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Request, mixed
-from models.parts import levels
-from models.parts.autoencoder import Network, autoencoder, check
+from models.parts import bounds, levels
+from models.parts.autoencoder import Network, autoencoder, check_halving
 from models.parts.noise import normals
 
 IMPORTANCE: Final = 100  # codes a picture that `measure` draws for the IWAE bound
@@ -44,11 +44,14 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        check(self.network, self.image_size, self.channels, self.hidden, self.latent)
+        bounds.check(
+            self, dict.fromkeys(("image_size", "channels", "hidden", "latent"), bounds.SIZE)
+        )
+        if self.network == "conv":
+            check_halving(self.image_size, self.hidden)
         if self.likelihood == "gaussian" and self.binarize != "none":
             raise ValueError("likelihood 'gaussian' needs binarize 'none': it models grey levels")
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(f"kl_weight must be 0 or more, got {self.kl_weight}")
+        bounds.within("kl_weight", self.kl_weight, bounds.WEIGHT)
 
 
 class VAE(Family):

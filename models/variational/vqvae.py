@@ -12,7 +12,6 @@ Shape letters: B pictures, C channels, H and W pixels, P places of the grid, K c
 parts and workers that share a step. Pixels are in [0, 1]; costs are sums over a picture's pixels.
 """
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts.autoencoder import check
-from models.parts.codes import perplexity, recount, uses
+from models.parts import bounds
+from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
+from models.parts.codes import perplexity, recount, relative_cost, uses
 from models.parts.noise import places, uniforms
 
 SMOOTHING: Final = 1e-5  # Laplace's, of the counts that divide
@@ -43,12 +43,13 @@ class VQVAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        check("conv", self.image_size, self.channels, self.hidden, self.width)
+        bounds.check(
+            self, dict.fromkeys(("image_size", "channels", "hidden", "width"), bounds.SIZE)
+        )
+        check_halving(self.image_size, self.hidden)
         if self.codes < 2:
             raise ValueError(f"codes must be at least 2, got {self.codes}")
-        for name in ("commitment", "decay", "revive_below"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        bounds.check(self, dict.fromkeys(("commitment", "decay", "revive_below"), bounds.SHARE))
 
     @property
     def side(self) -> int:
@@ -138,15 +139,8 @@ class VQVAE(Family):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
-        inwards = (config.channels, *config.hidden)
-        encoder: list[nn.Module] = []
-        for wide_in, wide_out in itertools.pairwise(inwards):
-            encoder += [nn.Conv2d(wide_in, wide_out, 4, stride=2, padding=1), nn.SiLU()]
-        self.encoder = nn.Sequential(*encoder, nn.Conv2d(inwards[-1], config.width, 1))
-        decoder: list[nn.Module] = [nn.Conv2d(config.width, inwards[-1], 3, padding=1)]
-        for wide_in, wide_out in itertools.pairwise(reversed(inwards)):
-            decoder += [nn.SiLU(), nn.ConvTranspose2d(wide_in, wide_out, 4, stride=2, padding=1)]
-        self.decoder = nn.Sequential(*decoder)
+        self.encoder = grid_encoder(config.channels, config.hidden, config.width)
+        self.decoder = grid_decoder(config.width, config.hidden, config.channels)
         self.codebook = Codebook(config)
 
     @property
@@ -197,12 +191,9 @@ class VQVAE(Family):
         """Return how many codes are in use, and the cost a picture as a share of the mean picture's."""
         x_BCHW = batch["pixels"]
         index_BP = self.codes(x_BCHW)
-        back_BCHW = self.painted(index_BP)
-        cost_B = (back_BCHW - x_BCHW).square().flatten(1).sum(1)
-        plain = (x_BCHW.mean(0) - x_BCHW).square().flatten(1).sum(1).mean()
         return {
             "perplexity": perplexity(index_BP, self.config.codes)[None],
-            "relative_cost": cost_B / plain,
+            "relative_cost": relative_cost(self.painted(index_BP), x_BCHW),
         }
 
     def encodings(self, pixels: Tensor) -> Tensor:

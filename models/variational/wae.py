@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from models.family import Batch, Capabilities, Family, Losses, Request
-from models.parts.autoencoder import Network, autoencoder, check
+from models.parts import bounds
+from models.parts.autoencoder import Network, autoencoder, check_halving
 from models.parts.mmd import excess, mmd
 from models.parts.noise import normals
 
@@ -33,9 +34,12 @@ class WAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        check(self.network, self.image_size, self.channels, self.hidden, self.latent)
-        if self.penalty < 0:
-            raise ValueError(f"penalty must be at least 0, got {self.penalty}")
+        bounds.check(
+            self, dict.fromkeys(("image_size", "channels", "hidden", "latent"), bounds.SIZE)
+        )
+        if self.network == "conv":
+            check_halving(self.image_size, self.hidden)
+        bounds.within("penalty", self.penalty, bounds.WEIGHT)
 
 
 class WAE(Family):

@@ -93,7 +93,7 @@ def test_codes_without_an_adversary_leave_the_prior_and_are_seen() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"discriminator": ()}, "discriminator needs widths"),
+        ({"discriminator": ()}, "each of discriminator must be at least 1"),
         ({"adversary": -1.0}, "adversary must be at least 0, got -1.0"),
         ({"network": "conv", "hidden": (8, 8, 8)}, "multiple of 8 for 3 convolutions, got 28"),
     ],

@@ -134,7 +134,7 @@ def test_a_likelihood_that_learns_no_variance_is_seen() -> None:
     [
         ({"codes": 1}, "codes must be at least 2, got 1"),
         ({"cold": 2.0}, "temperatures must fall and be above 0, got warm 1.0, cold 2.0"),
-        ({"usage_bonus": -1.0}, "usage_bonus must be 0 or more, got -1.0"),
+        ({"usage_bonus": -1.0}, "usage_bonus must be at least 0, got -1.0"),
         ({"sigma": 0.0}, "sigma must be above 0"),
         ({"sigma": 1.0, "likelihood": "logit-laplace"}, "belongs to likelihood 'gaussian'"),
     ],

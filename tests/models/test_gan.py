@@ -234,8 +234,8 @@ def test_a_model_that_reads_prompts_asks_for_them() -> None:
     ("change", "says"),
     [
         ({"hidden": ()}, "must be at least 1"),
-        ({"r1": -1.0}, "r1 must be 0 or more, got -1"),
-        ({"gradient_penalty": math.inf}, "gradient_penalty must be 0 or more"),
+        ({"r1": -1.0}, "r1 must be at least 0, got -1"),
+        ({"gradient_penalty": math.inf}, "gradient_penalty must be at least 0"),
         ({"network": "dcgan", "image_size": 30, "hidden": (8, 16)}, "multiple of 4 .* got 30"),
         ({"network": "dcgan", "image_size": 28, "hidden": (8, 12)}, "multiples of 8, got 12"),
     ],

@@ -116,5 +116,5 @@ def test_grey_levels_are_redrawn_or_cut_at_one_half() -> None:
 
 
 def test_a_config_that_would_fail_late_fails_early() -> None:
-    with pytest.raises(ValueError, match="must be at least 1, got 8, 1, 0"):
+    with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
         NADEConfig(image_size=8, hidden=0)

@@ -181,7 +181,7 @@ def test_every_preset_learns_and_is_rebuilt_from_json(preset: str) -> None:
     [
         ({"network": "conv", "hidden": (8, 8, 8)}, "multiple of 8 for 3 convolutions, got 28"),
         ({"likelihood": "gaussian"}, "needs binarize 'none'"),
-        ({"kl_weight": -1.0}, "kl_weight must be 0 or more, got -1.0"),
+        ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
         ({"hidden": ()}, "must be at least 1"),
         ({"latent": 0}, "must be at least 1"),
     ],

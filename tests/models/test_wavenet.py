@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import build, describe
-from models.autoregressive.wavenet import PART, WaveNet, WaveNetConfig
+from models.autoregressive.wavenet import CHUNK, WaveNet, WaveNetConfig
 from models.family import Request, Rows
 from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.rows import join, take
@@ -28,10 +28,10 @@ def tone(*hertz: float, seconds: float = 0.05) -> Tensor:
 def test_a_long_sound_that_is_rated_in_parts_is_rated_as_a_whole() -> None:
     model = sharp(WaveNet, levels=16, vocabulary=WORDS, max_words=1)
     generator = torch.Generator().manual_seed(0)
-    sound = torch.rand(2, 2 * PART + 17, generator=generator) * 2 - 1
+    sound = torch.rand(2, 2 * CHUNK + 17, generator=generator) * 2 - 1
     tokens = model.encode(WORDS[:2])
     assert tokens is not None
-    length = torch.tensor([2 * PART + 17, PART + 1])
+    length = torch.tensor([2 * CHUNK + 17, CHUNK + 1])
     level = levels_of(sound, 16)
     with torch.no_grad():
         logits = model.logits(level, tokens)
@@ -110,7 +110,7 @@ def first_changes(model: WaveNet, places: Sequence[int], samples: int = 60) -> l
 
 def test_a_logit_sees_the_whole_field_before_it_and_nothing_else() -> None:
     model = sharp(WaveNet)
-    field = model.config.field
+    field = model.config.receptive_field
     assert field == 2 * (1 + 2 + 4) + 1
     for place, moved in zip((0, 20, 44), first_changes(model, (0, 20, 44)), strict=True):
         assert moved == list(range(place + 1, place + 1 + field))
@@ -233,7 +233,7 @@ def test_the_loss_is_of_windows_inside_the_length_with_all_that_comes_before() -
             levels_of(sound[:, :160], 256),
             reduction="none",
         )[0]
-        field = model.config.field
+        field = model.config.receptive_field
         begins = [nats[:60].mean()] + [nats[s + field : s + 60].mean() for s in range(1, 101)]
         torch.manual_seed(0)
         for _ in range(30):
@@ -308,7 +308,7 @@ def test_a_conditional_model_is_rebuilt_from_json() -> None:
         ({"levels": 1}, "levels must be between 2 and 65536, got 1"),
         ({"dilations": ()}, "at least one"),
         ({"dilations": (0,)}, "dilations must be at least 1"),
-        ({"window": 100}, "window must be more than the field of 511, got 100"),
+        ({"window": 100}, "window must be more than the receptive field of 511, got 100"),
         ({"seconds": 0.0}, "seconds must be above 0"),
         ({"block": 0}, "block must be at least 1, got 0"),
     ],
