@@ -1,10 +1,12 @@
 """Requests a second and server CPU a request: the served model against bare FastAPI and LitServe.
 
-`python -m benchmarks.serving` serves one random text-to-image network three times (this project on a Ray of its own,
-`serving_peers` and `serving_litserve`), sends the same requests to each in interleaved rounds, and prints a table row a
-server with medians. CPU is utime + stime of all processes of a server, found by an environment variable.
-OMP_NUM_THREADS=1 for all; at most 16 pictures a batch for all. Ours also looks into the ledger, checks the key and
-puts a receipt into every picture.
+`python -m benchmarks.serving` serves one random text-to-image network by this project (on a Ray of its own, in each
+layout), by `serving_peers` and by `serving_litserve`, sends the same requests to each in interleaved rounds, and prints
+a table row a server with medians, and of ours the CPU by process. CPU is utime + stime of all processes of a server,
+found by an environment variable. OMP_NUM_THREADS=1 for all; at most 16 pictures a batch for all. Ours also looks into
+the ledger, checks the key and puts a signed receipt into every picture.
+
+`--ours NAME,VARIABLE=VALUE,...` measures ours under other variables: Serve's, or ATELIER_LAYOUT.
 """
 
 import argparse
@@ -20,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,19 +36,27 @@ import torch
 from infra import serving
 from infra.ledger.ledger import Ledger
 from infra.settings import QUIET, Settings
-from infra.stack import probes
+from infra.stack import probes, spec
 from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
 
 ROOT = Path(__file__).parents[1]
 MARK = "ATELIER_BENCHMARK"
+LAYOUTS = ("fused,ATELIER_LAYOUT=fused", "staged,ATELIER_LAYOUT=staged")
+KINDS = {
+    ":Gateway": "gateway",
+    "ServeReplica:": "stage",
+    "ProxyActor": "proxy",
+    "ServeController": "controller",
+}
+"""What our processes are, by a part of their titles, the first that fits; others are Ray's own."""
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left", "right")
 
 
 @dataclass(frozen=True)
 class Server:
-    """One of the three."""
+    """One that is measured."""
 
     name: str
     url: str
@@ -61,16 +73,20 @@ class Server:
                 continue
         return found
 
-    def cpu_s(self) -> float:
-        """Return the CPU seconds they have used."""
-        total = 0.0
+    def cpu_s(self) -> dict[str, float]:
+        """Return the CPU seconds they have used, by kind; of the stage its busiest thread, the engine's, apart."""
+        spent: dict[str, float] = defaultdict(float)
         for process in self.processes():
             try:
-                times = process.cpu_times()
+                times, kind = process.cpu_times(), kind_of(process)
+                if kind == "stage":
+                    engine = max(one.user_time + one.system_time for one in process.threads())
+                    spent |= {"engine": engine, kind: times.user + times.system - engine}
+                else:
+                    spent[kind] += times.user + times.system
             except psutil.Error:
                 continue
-            total += times.user + times.system
-        return total
+        return spent
 
     def stop(self) -> None:
         """End the server and what it started."""
@@ -87,9 +103,16 @@ class Round:
 
     requests_per_s: float
     cpu_ms: float
+    parts: Mapping[str, float]  # of it, by kind of process
     p50_ms: float
     p99_ms: float
     failed: int
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Return which of our processes it is."""
+    title = " ".join(process.cmdline())
+    return next((kind for part, kind in KINDS.items() if part in title), "ray")
 
 
 def free_port() -> int:
@@ -154,22 +177,22 @@ def start(name: str, command: list[str], log: Path, **variables: str) -> "subpro
         )
 
 
-def start_ours(settings: Settings, folder: str, **variables: str) -> Server:
+def start_ours(name: str, settings: Settings, folder: str, **variables: str) -> Server:
     token = settings.state / "ray_token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))
     ports = ["--port", str(settings.ray_port), "--dashboard-port", str(settings.dashboard_port)]
     process = start(
-        "atelier",
+        name,
         [sys.executable, "-m", "infra.stack.servers", "ray", *ports, "--folder", folder],
         settings.state / "ray.log",
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        **variables,
+        **{**spec.SERVE, **variables},
     )
     wait(lambda: probes.ray_answers(f"http://127.0.0.1:{settings.dashboard_port}", token), process)
-    return Server("atelier", f"http://127.0.0.1:{settings.gateway_port}", process)
+    return Server(name, f"http://127.0.0.1:{settings.gateway_port}", process)
 
 
 def start_peer(kind: str, directory: Path, log: Path) -> Server:
@@ -209,11 +232,13 @@ async def load(server: Server, requests: int, users: int) -> list[tuple[float, i
 def measure(server: Server, requests: int, users: int) -> Round:
     before, began = server.cpu_s(), time.perf_counter()
     results = asyncio.run(load(server, requests, users))
-    elapsed, cpu = time.perf_counter() - began, server.cpu_s() - before
+    elapsed = time.perf_counter() - began
+    spent = {kind: seconds - before.get(kind, 0) for kind, seconds in server.cpu_s().items()}
     took = sorted(seconds for seconds, _ in results)
     return Round(
         requests_per_s=requests / elapsed,
-        cpu_ms=1000 * cpu / requests,
+        cpu_ms=1000 * sum(spent.values()) / requests,
+        parts={kind: 1000 * seconds / requests for kind, seconds in spent.items()},
         p50_ms=1000 * statistics.median(took),
         p99_ms=1000 * took[int(0.99 * (len(took) - 1))],
         failed=sum(status != 200 for _, status in results),
@@ -221,10 +246,13 @@ def measure(server: Server, requests: int, users: int) -> Round:
 
 
 def median(rounds: list[Round]) -> Round:
-    fields = [field.name for field in dataclasses.fields(Round)]
-    return Round(
-        **{name: statistics.median(getattr(one, name) for one in rounds) for name in fields}
-    )
+    def of(name: str) -> Any:
+        return statistics.median(getattr(one, name) for one in rounds)
+
+    names = [field.name for field in dataclasses.fields(Round) if field.name != "parts"]
+    kinds = rounds[0].parts
+    parts = {kind: statistics.median(one.parts.get(kind, 0) for one in rounds) for kind in kinds}
+    return Round(**{name: of(name) for name in names}, parts=parts)
 
 
 def show(users: int, found: Mapping[str, Round]) -> None:
@@ -234,6 +262,48 @@ def show(users: int, found: Mapping[str, Round]) -> None:
         print(
             f"| {users} | {name} | {one.requests_per_s:.1f} | {rate:.2f} | {one.cpu_ms:.1f} | {cpu:.2f} |"
             f" {one.p50_ms:.0f} | {one.p99_ms:.0f} | {one.failed:.0f} |"
+            f" {', '.join(f'{kind} {ms:.1f}' for kind, ms in one.parts.items() if len(one.parts) > 1)} |",
+            flush=True,
+        )
+
+
+@contextmanager
+def ours(one: str, folder: Path, pins: tuple[dict[str, Any], dict[str, Any]]) -> Iterator[Server]:
+    """Yield a server of ours: NAME,VARIABLE=VALUE,..."""
+    name, *pairs = one.split(",")
+    variables = dict(pair.split("=", 1) for pair in pairs)
+    os.environ.update(variables)  # Settings reads them
+    stage, pipeline = pins
+    settings = Settings(
+        project=folder,
+        tracking_uri="http://127.0.0.1:9",  # everything is in the cache
+        gateway_port=free_port(),
+        ray_port=free_port(),
+        dashboard_port=free_port(),
+    )
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
+        server = start_ours(name, settings, short, **variables)
+        try:
+            serving.deploy(settings, [stage])
+            promote(settings, pipeline)
+            yield server
+        finally:
+            server.stop()
+            for variable in variables:
+                del os.environ[variable]
+
+
+def promote(settings: Settings, pipeline: Mapping[str, Any]) -> None:
+    ledger = Ledger(settings.database)
+    if not ledger.standing("bench"):
+        ledger.transition(
+            name="bench",
+            stage="production",
+            to_version=1,
+            to_digest=pipeline["digest"],
+            expected_epoch=0,
+            key="bench",
+            actor="benchmark",
         )
 
 
@@ -242,56 +312,39 @@ def main() -> None:
     parser.add_argument("--preset", default="base")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--requests", type=int, default=150)
-    parser.add_argument("--users", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--users", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--throughput", action="store_true", help="Serve's throughput mode")
+    parser.add_argument("--ours", nargs="+", default=list(LAYOUTS))
+    parser.add_argument("--peers", nargs="*", default=["bare", "litserve"])
     given = parser.parse_args()
-    variables = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"} if given.throughput else {}
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short,
-    ):
-        settings = Settings(
-            project=Path(folder),
-            tracking_uri="http://127.0.0.1:9",  # everything is in the cache
-            gateway_port=free_port(),
-            ray_port=free_port(),
-            dashboard_port=free_port(),
-        )
-        stage, pipeline = publish(settings.state / "versions", given.preset, given.steps)
-        servers: list[Server] = []
+    print(
+        "| users | server | requests/s | / bare | CPU-ms/request | / bare | p50 ms | p99 ms | failed | by process |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    peers: list[Server] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        state = Settings(project=Path(folder)).state
+        pins = publish(state / "versions", given.preset, given.steps)
         try:
-            servers.append(start_ours(settings, short, **variables))
-            serving.deploy(settings, [stage])
-            Ledger(settings.database).transition(
-                name="bench",
-                stage="production",
-                to_version=1,
-                to_digest=pipeline["digest"],
-                expected_epoch=0,
-                key="bench",
-                actor="benchmark",
-            )
-            weights = settings.state / "versions" / stage["digest"]
-            for kind in ("bare", "litserve"):
-                servers.append(start_peer(kind, weights, settings.state / f"{kind}.log"))
-            compare(servers, given)
+            for kind in given.peers:
+                weights = state / "versions" / pins[0]["digest"]
+                peers.append(start_peer(kind, weights, state / f"{kind}.log"))
+            for one in given.ours:
+                with ours(one, Path(folder), pins) as server:
+                    compare([server, *peers], given)
         finally:
-            for server in servers:
-                server.stop()
+            for peer in peers:
+                peer.stop()
 
 
 def compare(servers: list[Server], given: argparse.Namespace) -> None:
-    print(
-        "| users | server | requests/s | / bare | CPU-ms/request | / bare | p50 ms | p99 ms | failed |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
     for users in given.users:
         rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
         for server in servers:
             asyncio.run(load(server, 2 * users + 8, users))  # warm
         for number in range(given.rounds):
-            for server in servers[number % 3 :] + servers[: number % 3]:
+            first = number % len(servers)
+            for server in servers[first:] + servers[:first]:
                 requests = given.requests if users > 1 else given.requests // 3
                 rounds[server.name].append(measure(server, requests, users))
         show(users, {name: median(found) for name, found in rounds.items()})

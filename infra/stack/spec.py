@@ -29,6 +29,13 @@ PAGES: Final = ("prefect", "mlflow", "ray")
 """The parts with a page for people."""
 FRONT: Final = "services.gateway.front.middlewares"
 """What Serve's proxy is to put before itself; named, for nothing here may import it."""
+SERVE: Final = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",  # .1 in Serve: a house at rest should rest
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",  # 100 in Serve; nothing collects them
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",  # the third that fails ends a proxy; 10 in Serve
+}
+"""How Serve runs: its processes have these from Ray's head, which starts them."""
 
 
 class StackError(RuntimeError):
@@ -185,10 +192,7 @@ def _ray() -> Part:
             "RAY_enable_metrics_collection": "0",
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no other node could take the work
-            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",  # .1 in Serve: a house at rest should rest
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
-            "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",  # 100 in Serve; nothing collects them
-            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",  # the third that fails ends a proxy; 10 in Serve
+            **SERVE,
         },
         starts=3,  # Ray gives its node 30 s, which a busy machine misses
     )

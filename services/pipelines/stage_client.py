@@ -34,6 +34,7 @@ class Remote:
 
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
+        self._methods: dict[str, Any] = {}  # a handle each, made once: Serve makes one a look-up
 
     async def draw(self, work: Work) -> Made | Refused:
         """Return all samples of `work`, or why there are none; a lost replica's work is done again."""
@@ -55,7 +56,7 @@ class Remote:
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
         for attempt in range(1 if once else ATTEMPTS):
-            call: Any = getattr(self._handle, method).remote(work)
+            call: Any = self._method(method).remote(work)
             try:
                 answer = await call
             except asyncio.CancelledError:
@@ -85,7 +86,7 @@ class Remote:
 
         for attempt in range(1 if work.once else ATTEMPTS):
             begun = False
-            events: Any = self._handle.options(stream=True).watch.remote(work)
+            events: Any = self._method("watch", stream=True).remote(work)
             try:
                 async for event in events:
                     if isinstance(event, Refused) and event.kind == "stopped":
@@ -111,6 +112,11 @@ class Remote:
                 raise ApiError(503, message, code="interrupted", retry_after_s=1)
             await _pause(attempt)
         yield Refused("stopped", "no replica could be reached")
+
+    def _method(self, name: str, *, stream: bool = False) -> Any:
+        if name not in self._methods:
+            self._methods[name] = getattr(self._handle.options(stream=stream), name)
+        return self._methods[name]
 
     async def statuses(self, timeout_s: float = 5.0) -> list[dict[str, Any]]:
         """Return every replica's status; empty where none answers in time."""

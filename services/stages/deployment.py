@@ -9,10 +9,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from infra.registry.registry import Registry
     from models.family import Request
     from services.stages.loader import Held
-    from services.stages.scheduler import Result
+    from services.stages.scheduler import Failed, Result, Ticket
 
 logger = logging.getLogger("ray.serve")
+
+SHORT: Final = 2000  # characters that are looked through at once, not in a thread: 0.1 ms
+TEvent = TypeVar("TEvent", bound=Event)
 
 
 class StageArguments(BaseModel):
@@ -109,43 +112,43 @@ class Stage:
 
     async def draw(self, work: Work) -> Made | Refused:
         """Return the samples of `work`, or why there are none."""
-        last: Event | None = None
-        async for event in self.watch(work):
-            last = event
-        assert isinstance(last, Drawn | Sounded | Written | Refused)
-        return last
+        ready = await self._ready(work)
+        if isinstance(ready, Refused):
+            return ready
+        return ready.with_warnings(await self._drawn(ready.held, ready.work))
 
     async def watch(self, work: Work) -> AsyncGenerator[Event]:
         """Yield previews or pieces of text as they come, then the samples or why there are none."""
-        held = await self._load(work.pin)
-        if held is None:
-            yield self._missing(work.pin)
+        ready = await self._ready(work)
+        if isinstance(ready, Refused):
+            yield ready
             return
-        from services.stages.unknown_words import understood
-
-        read = await asyncio.to_thread(understood, held.model, work, self._unknown_words)
-        if isinstance(read, Refused):
-            yield read
-            return
-        work, warnings = read
-        if refused := _check(held, work):
-            yield refused
-            return
-        echoes = await self._echoed(held, work)
-        if isinstance(echoes, Refused):
-            yield echoes
-            return
-        for echo in echoes if work.pieces else ():
+        for echo in ready.echoes if work.pieces else ():
             if echo.text or echo.logprobs:
                 yield echo
-        async with aclosing(self._follow(held, work)) as events:  # at once when the client goes
+        events = self._follow(ready.held, ready.work)
+        async with aclosing(events):  # at once when the client goes
             async for event in events:
-                if isinstance(event, Written):
-                    yield replace(event, echoes=echoes, warnings=warnings)
-                elif isinstance(event, Drawn | Sounded):
-                    yield replace(event, warnings=warnings)
-                else:
-                    yield event
+                yield ready.with_warnings(event)
+
+    async def _ready(self, work: Work) -> "_Ready | Refused":
+        """Return what a request needs before it may wait for the engine, or why it must not."""
+        held = await self._load(work.pin)
+        if held is None:
+            return self._missing(work.pin)
+        from services.stages.unknown_words import understood
+
+        read = partial(understood, held.model, work, self._unknown_words)
+        known = read() if _letters(work) <= SHORT else await asyncio.to_thread(read)
+        if isinstance(known, Refused):
+            return known
+        work, warnings = known
+        if refused := _check(held, work):
+            return refused
+        echoes = await self._echoed(held, work)
+        if isinstance(echoes, Refused):
+            return echoes
+        return _Ready(held, work, echoes, warnings)
 
     async def _echoed(self, held: "Held", work: Work) -> tuple[Piece, ...] | Refused:
         """Return the prompts of a text, one a seed, with how likely their tokens are where that is asked for."""
@@ -289,11 +292,44 @@ class Stage:
             self._engine.cancel(question)
         return Refused(found.kind, found.message) if isinstance(found, Failed) else found
 
-    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
-        from services.stages.scheduler import Failed, Finished, Full, TooLong
+    async def _drawn(self, held: "Held", work: Work) -> Made | Refused:
+        """Return a request's samples; they are put together in the engine's thread, and told of once."""
+        from services.stages.scheduler import Failed, Finished
 
         if work.max_tokens == 0:  # the prompt alone
-            yield _together(held, work, [Text("", 0, "length")] * len(work.seeds))
+            return _prompts_alone(held, work)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Failed | None] = loop.create_future()
+        made: dict[int, Any] = {}
+
+        def settle(failed: "Failed | None") -> None:
+            if not answer.done():
+                answer.set_result(failed)
+
+        def deliver(result: "Result") -> None:
+            if isinstance(result, Finished):
+                made[result.row] = result.made
+                if len(made) == len(work.seeds):
+                    loop.call_soon_threadsafe(settle, None)
+            elif isinstance(result, Failed):
+                loop.call_soon_threadsafe(settle, result)
+
+        ticket = self._submit(held, work, deliver)
+        if isinstance(ticket, Refused):
+            return ticket
+        try:
+            failed = await answer
+        finally:
+            self._engine.cancel(ticket)  # the client has gone, or it is over anyway
+        if failed is not None:
+            return _refused(held, work, failed)
+        return _together(held, work, [made[row] for row in range(len(work.seeds))])
+
+    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
+        from services.stages.scheduler import Failed, Finished
+
+        if work.max_tokens == 0:  # the prompt alone
+            yield _prompts_alone(held, work)
             return
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[Result] = asyncio.Queue()
@@ -301,8 +337,33 @@ class Stage:
         def deliver(result: "Result") -> None:
             loop.call_soon_threadsafe(results.put_nowait, result)
 
+        ticket = self._submit(held, work, deliver)
+        if isinstance(ticket, Refused):
+            yield ticket
+            return
+        made: dict[int, Any] = {}
         try:
-            ticket = self._engine.submit(
+            while len(made) < len(work.seeds):
+                for result in await _all_there(results):
+                    if isinstance(result, Failed):
+                        yield _refused(held, work, result)
+                        return
+                    if isinstance(result, Finished):
+                        made[result.row] = result.made
+                    else:
+                        yield _on_the_way(result)
+            yield _together(held, work, [made[row] for row in range(len(work.seeds))])
+        finally:
+            self._engine.cancel(ticket)  # the client has gone, or it is over anyway
+
+    def _submit(
+        self, held: "Held", work: Work, deliver: "Callable[[Result], None]"
+    ) -> "Ticket | Refused":
+        """Queue a request's rows, or return why they may not be queued."""
+        from services.stages.scheduler import Full, TooLong
+
+        try:
+            return self._engine.submit(
                 held.model,
                 _request(work),
                 deliver,
@@ -314,32 +375,29 @@ class Stage:
                 ahead=work.ahead,
             )
         except Full as full:
-            yield Refused("full", str(full), full.retry_after_s)
-            return
+            return Refused("full", str(full), full.retry_after_s)
         except TooLong as long:
-            yield _too_long(held, work, str(long))
-            return
+            return _too_long(held, work, str(long))
         except RuntimeError as error:
-            yield Refused("stopped", str(error))
-            return
-        made: dict[int, Any] = {}
-        try:
-            while len(made) < len(work.seeds):
-                for result in await _all_there(results):
-                    if isinstance(result, Failed):
-                        if result.kind == "too_long":
-                            yield _too_long(held, work, result.message)
-                        else:
-                            yield Refused(result.kind, result.message)
-                        return
-                    if isinstance(result, Finished):
-                        made[result.row] = result.made
-                    else:
-                        yield _on_the_way(result)
-            rows = [made[row] for row in range(len(work.seeds))]
-            yield _together(held, work, rows)
-        finally:
-            self._engine.cancel(ticket)  # the client has gone, or it is over anyway
+            return Refused("stopped", str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A request that may wait for the engine."""
+
+    held: "Held"
+    work: Work
+    echoes: tuple[Piece, ...]
+    warnings: tuple[str, ...]
+
+    def with_warnings(self, event: TEvent) -> TEvent:
+        """Return the samples with what of the request was not read, and of a text its prompts."""
+        if isinstance(event, Written):
+            return replace(event, echoes=self.echoes, warnings=self.warnings)
+        if isinstance(event, Drawn | Sounded) and self.warnings:
+            return replace(event, warnings=self.warnings)
+        return event
 
 
 async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
@@ -362,6 +420,17 @@ async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
             pieces[result.row] = len(kept)
         kept.append(result)
     return kept
+
+
+def _refused(held: "Held", work: Work, failed: "Failed") -> Refused:
+    if failed.kind == "too_long":
+        return _too_long(held, work, failed.message)
+    return Refused(failed.kind, failed.message)
+
+
+def _prompts_alone(held: "Held", work: Work) -> Made:
+    """Return the answer to who asks for no token."""
+    return _together(held, work, [Text("", 0, "length")] * len(work.seeds))
 
 
 def _too_long(held: "Held", work: Work, why: str) -> Refused:
@@ -405,6 +474,12 @@ def _request(work: Work) -> "Request":
         top_p=work.top_p,
         logprobs=work.logprobs,
     )
+
+
+def _letters(work: Work) -> int:
+    """Return how many characters there are to read."""
+    texts = {*work.prompts, *(text for dialogue in work.dialogues for _, text in dialogue)}
+    return sum(map(len, texts))
 
 
 def _recalls(work: Work) -> bool:

@@ -421,7 +421,7 @@ def _show(row: Row, lane: Lane, place: int) -> None:
 def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = False) -> None:
     """Deliver what a row wrote in this step, as far as it is settled; end it at a stop string."""
     count, writing = _count(tokens_T), row.writing
-    text = lane.model.text_of(tokens_T, row.prompt)
+    text = _text(row, lane, tokens_T, count)
     if row.request.logprobs is not None and count > writing.tokens and lane.rows is not None:
         writing.tell(text, told(lane.model, lane.rows, place, tokens_T, row))
     piece = writing.grow(text, last=last)
@@ -439,6 +439,17 @@ def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = F
         row.ticket.deliver(
             Finished(row.number, Text(writing.text, count, reason, tuple(row.likely)))
         )
+
+
+def _text(row: Row, lane: Lane, tokens_T: Tensor, count: int) -> str:
+    """Return a row's text so far: of families that write token by token the newest ones are decoded alone."""
+    if not lane.model.capabilities.stepwise:
+        return lane.model.text_of(tokens_T, row.prompt)
+
+    def decode(first: int, end: int) -> str:
+        return lane.model.text_of(tokens_T[first:end], row.prompt)
+
+    return row.reading.text(count, decode)
 
 
 def _tells_end(row: Row) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.family import Family, Prompt, Request, Rows
 from services.pipelines.payload import Pictures, Sounds, Text, Told
 from services.stages.shares import LONG_COSTS, LONG_S, Account
-from services.stages.text_stream import Writing
+from services.stages.text_stream import Reading, Writing
 
 FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped", "too_long", "late"]
 EACH: Final = ("seeds", "prompts", "prompt_tokens", "dialogues", "low_BCHW")
@@ -102,6 +102,7 @@ class Row:
     writing: Writing
     watched: bool  # its text is looked at after every step
     taken: int = 0  # steps
+    reading: Reading = field(default_factory=Reading)  # of its tokens
     shown: int = 0
     ended: bool = False  # delivered, though the model would go on
     likely: list[Told] = field(default_factory=list)  # its tokens so far, where they are asked for

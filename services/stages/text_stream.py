@@ -1,17 +1,52 @@
-"""Text that grows token by token: what of it may be shown already, and where a stop string ends it.
+"""Text that grows token by token: what it is, what of it may be shown already, and where a stop string ends it.
+
+Only the newest tokens are decoded, after a few before them on which a tokenizer's text may depend (a space, the bytes
+of a character), so that a text of N tokens costs N small decodings and not 1 + 2 + ... + N tokens.
 
 A character whose bytes are not all there decodes to U+FFFD and is held back, as is an end that may yet become a stop
 string. So a row's pieces, put together, are the text that it has when nobody watches.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from services.pipelines.payload import Told
 
+SEEN: Final = 4
+"""Tokens before it that a token's text may depend on: a space, the bytes of a character."""
+WINDOW: Final = (
+    4 * SEEN
+)  # tokens that are decoded at once before the earliest of them are left behind
 UNFINISHED: Final = "\ufffd"  # as in models.parts.tokens; the gateway imports no tokenizers
+
+
+class Reading:
+    """The text of tokens that come one after another, each only looked at as long as others' text depends on it."""
+
+    def __init__(self) -> None:
+        self._first = 0  # the earliest token that is decoded yet
+        self._head = ""  # what the tokens from there to the last settled one decode to
+        self._settled = ""  # the text up to that one, in whole characters
+
+    def text(self, count: int, decode: Callable[[int, int], str]) -> str:
+        """Return the text of the first `count` tokens; `decode` gives that of those from one place to another.
+
+        It has what `decode(0, count)` gives, whose beginning never changes once it ends in a whole character.
+        """
+        tail = decode(self._first, count)
+        if not tail.startswith(self._head):  # this tokenizer takes something back: all of it again
+            return decode(0, count)
+        text = self._settled + tail.removeprefix(self._head)
+        if text.endswith(UNFINISHED):
+            return text
+        self._settled, self._head = text, tail
+        if count - self._first > WINDOW:
+            head = decode(count - SEEN, count)
+            if head.strip(f" {UNFINISHED}"):  # else a first word's space could not be told
+                self._first, self._head = count - SEEN, head
+        return text
 
 
 class Writing:

@@ -4,7 +4,6 @@ Shape letters: T tokens of a row's text, or of a prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,10 +12,7 @@ from models.family import Family, Prompt, Rows
 from models.parts.tokens import CONTROL, EOS, tokenizer
 from services.pipelines.payload import Piece, Told
 from services.stages.scheduler import Row
-
-SEEN: Final = (
-    4  # tokens before it that a token's text may depend on: a space, the bytes of a character
-)
+from services.stages.text_stream import SEEN
 
 
 def told(model: Family, rows: Rows, place: int, tokens_T: Tensor, row: Row) -> Told:

@@ -5,7 +5,7 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.stages.text_stream import Writing, first_stop
+from services.stages.text_stream import SEEN, WINDOW, Reading, Writing, first_stop
 
 SIGNS = st.text(alphabet="ab\n é😀", max_size=40)
 STOPS = st.lists(st.text(alphabet="ab\n é", min_size=1, max_size=4), max_size=4)
@@ -54,3 +54,26 @@ def test_what_may_become_a_stop_string_is_held_back_and_given_when_it_does_not()
     assert writing.grow("yes\n\nUseful\n\nUser: hi") == ""
     assert writing.stopped
     assert writing.text == "yes\n\nUseful"
+
+
+TOKENIZERS = {
+    "bytes": lambda tokens: bytes(tokens).decode("utf-8", "replace"),
+    "words": lambda tokens: "".join(f" {'abé'[one % 3]}" for one in tokens).removeprefix(" "),
+    "taking back": lambda tokens: "".join("ab"[one % 2] for one in tokens).replace("ab", "c"),
+}
+
+
+@given(text=SIGNS, kind=st.sampled_from(sorted(TOKENIZERS)))
+def test_text_read_token_by_token_is_the_text_of_all_tokens(text: str, kind: str) -> None:
+    tokens, looked_at = list((text * 3).encode()), 0
+
+    def decode(first: int, end: int) -> str:
+        nonlocal looked_at
+        looked_at += end - first
+        return TOKENIZERS[kind](tokens[first:end])
+
+    reading = Reading()
+    for count in range(1, len(tokens) + 1):
+        assert reading.text(count, decode) == TOKENIZERS[kind](tokens[:count])
+    if kind != "taking back":
+        assert looked_at <= (WINDOW + SEEN + 1) * len(tokens)
