@@ -1,12 +1,13 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805): masked tokens from both sides, and whether a sentence follows another.
 
 A row is <cls> first <sep> second <sep>, as sums of embeddings of tokens, places and segments, through post-norm layers
-with GELU. 15 % of the tokens are chosen anew at every step; of these 80 % become <mask>, 10 % another token, 10 % stay
-(appendix A.1), and the loss is of the chosen ones alone. Half of the seconds are exchanged for one of another document.
+with GELU. At every step 15 % of the tokens are selected anew; of these 80 % become <mask>, 10 % a random token, 10 %
+stay (appendix A.1), and the masked LM's loss is of the selected ones alone. For next-sentence prediction half of the
+second sentences are exchanged for one of another document.
 
 A sentence is a line of a document. Shape letters: B rows, P tokens of a first and Q of a second sentence, T places of
-both with their control tokens, M chosen tokens of a row at most, K tokens of the vocabulary, E width. After a sentence
-there may be <pad>, which is not seen and not counted as a place.
+both with their control tokens, M selected tokens of a row at most, K tokens of the vocabulary, E width. After a
+sentence there may be <pad>, which is not seen and not counted as a place.
 """
 
 import math
@@ -36,7 +37,7 @@ from models.language import examples
 from models.language.texts import check_roles
 from models.parts import bounds
 from models.parts.attention import EncoderLayer
-from models.parts.draws import asked, drawn
+from models.parts.draws import drawn, sampling_rules
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.tokens import (
@@ -92,16 +93,16 @@ class BERTConfig:
         return (self.max_tokens - 3) // 2
 
 
-class Masked(NamedTuple):
-    """A batch as the network is shown it."""
+class MaskedBatch(NamedTuple):
+    """What the network is shown of a batch, and what it has to tell."""
 
-    tokens_BT: Tensor  # with <mask> and exchanged tokens
+    tokens_BT: Tensor  # with <mask> and random tokens
     segment_BT: Tensor  # 0 of the first sentence, 1 of the second
-    chosen_BT: Tensor  # bool
-    at_BM: Tensor  # the places of the chosen tokens
-    counted_BM: Tensor  # bool; a row may have fewer than M
     label_BT: Tensor  # the tokens themselves
-    random_B: Tensor  # 1 where the second sentence is one of another document
+    selected_BT: Tensor  # bool: those that are predicted
+    position_BM: Tensor  # the places of the selected tokens
+    valid_BM: Tensor  # bool; a row may have fewer than M
+    is_random_B: Tensor  # 1 where the second sentence is one of another document
 
 
 class BERT(Family):
@@ -176,36 +177,36 @@ class BERT(Family):
         return found
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the cross-entropy of the chosen tokens plus that of whether the second follows the first.
+        """Return the cross-entropy of the selected tokens plus that of whether the second sentence follows the first.
 
-        Both are means over chosen tokens: a row's second counts as often as the row has some. Rows of equal length, as
-        in the paper, thereby have the paper's sum of two means.
+        Both are means over selected tokens: a row's second counts as often as the row has some. Rows of equal length,
+        as in the paper, thereby have the paper's sum of two means.
         """
-        shown = self.masked(batch, negatives=self.config.negatives)
-        mlm_BMK, nsp_B2 = self.logits(shown)
-        label_BM, chosen_B = shown.label_BT.gather(1, shown.at_BM), shown.counted_BM.sum(1)
+        masked = self.masked(batch, negatives=self.config.negatives)
+        mlm_BMK, nsp_B2 = self.logits(masked)
+        label_BM, selected_B = masked.label_BT.gather(1, masked.position_BM), masked.valid_BM.sum(1)
         nll_BM = F.cross_entropy(
             mlm_BMK.float().flatten(0, 1), label_BM.flatten(), reduction="none"
         ).view_as(label_BM)
-        nll_B = F.cross_entropy(nsp_B2.float(), shown.random_B, reduction="none")
-        count = chosen_B.sum()
-        mlm = (nll_BM * shown.counted_BM).sum() / count.clamp(min=1)
-        nsp = (nll_B * chosen_B).sum() / count.clamp(min=1)
+        nll_B = F.cross_entropy(nsp_B2.float(), masked.is_random_B, reduction="none")
+        count = selected_B.sum()
+        mlm = (nll_BM * masked.valid_BM).sum() / count.clamp(min=1)
+        nsp = (nll_B * selected_B).sum() / count.clamp(min=1)
         return Losses(mlm + nsp, count, {"mlm": mlm.detach(), "nsp": nsp.detach()})
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `mlm_accuracy`, a row's share of chosen tokens found, and `nsp_accuracy`, 0 or 1; both (N,).
+        """Return `mlm_accuracy`, a row's share of selected tokens found, and `nsp_accuracy`, 0 or 1; both (N,).
 
         Masks and exchanged sentences are always the same for the same batch.
         """
-        shown = self.masked(batch, torch.Generator().manual_seed(0))
-        mlm_BMK, nsp_B2 = self.logits(shown)
-        found_BM = mlm_BMK.argmax(2) == shown.label_BT.gather(1, shown.at_BM)
+        masked = self.masked(batch, torch.Generator().manual_seed(0))
+        mlm_BMK, nsp_B2 = self.logits(masked)
+        right_BM = mlm_BMK.argmax(2) == masked.label_BT.gather(1, masked.position_BM)
+        selected_B = masked.valid_BM.sum(1)
         return {
-            "mlm_accuracy": (found_BM & shown.counted_BM).sum(1)
-            / shown.counted_BM.sum(1).clamp(min=1),
-            "nsp_accuracy": (nsp_B2.argmax(1) == shown.random_B).float(),
+            "mlm_accuracy": (right_BM & masked.valid_BM).sum(1) / selected_B.clamp(min=1),
+            "nsp_accuracy": (nsp_B2.argmax(1) == masked.is_random_B).float(),
         }
 
     def masked(
@@ -213,10 +214,10 @@ class BERT(Family):
         batch: Batch,
         generator: torch.Generator | None = None,
         negatives: Literal["other", "same"] = "other",
-    ) -> Masked:
+    ) -> MaskedBatch:
         """Return the batch with exchanged seconds and masks, from a CPU generator or torch's global one.
 
-        As many tokens of a row are chosen as are `config.masked` of them, one at least, and never a control token.
+        As many tokens of a row are selected as are `config.masked` of them, one at least, and never a control token.
         """
         first, second = batch["first"], batch["second"]
         device = first.device
@@ -226,33 +227,35 @@ class BERT(Family):
             return torch.rand(*shape, generator=generator, device=where).to(device)
 
         other_BB = batch["document"][:, None] != batch["document"]
-        may_BB = other_BB if negatives == "other" else ~other_BB
-        exchanged_B = may_BB.any(1) & (rand(len(first)) < 0.5)
-        from_B = rand(*may_BB.shape).masked_fill(~may_BB, -1).argmax(1)
-        second = torch.where(exchanged_B[:, None], second[from_B], second)
+        allowed_BB = other_BB if negatives == "other" else ~other_BB
+        is_random_B = allowed_BB.any(1) & (rand(len(first)) < 0.5)
+        from_B = rand(*allowed_BB.shape).masked_fill(~allowed_BB, -1).argmax(1)
+        second = torch.where(is_random_B[:, None], second[from_B], second)
         label_BT, segment_BT = _joined(first, second)
-        may_BT = label_BT >= len(CONTROL)
-        wanted_B1 = (may_BT.sum(1, keepdim=True) * self.config.masked).round().clamp(min=1)
+        maskable_BT = label_BT >= len(CONTROL)
+        share_B1 = (maskable_BT.sum(1, keepdim=True) * self.config.masked).round().clamp(min=1)
         most = max(1, round(label_BT.shape[1] * self.config.masked))
-        at_BM = rand(*label_BT.shape).masked_fill(~may_BT, 2).argsort(1)[:, :most]
-        counted_BM = torch.arange(most, device=device) < wanted_B1
-        counted_BM = counted_BM & may_BT.gather(1, at_BM)
-        chosen_BT = torch.zeros_like(may_BT).scatter(1, at_BM, counted_BM)
-        fate_BT, size = rand(*label_BT.shape), self.token.num_embeddings - len(CONTROL)
-        another_BT = len(CONTROL) + (rand(*label_BT.shape) * size).long().clamp(max=size - 1)
-        tokens_BT = torch.where(chosen_BT & (fate_BT < 0.8), MASK, label_BT)
-        tokens_BT = torch.where(chosen_BT & (fate_BT >= 0.9), another_BT, tokens_BT)
-        shown = (tokens_BT, segment_BT, chosen_BT, at_BM, counted_BM, label_BT)
-        return Masked(*shown, exchanged_B.long())
+        order_BT = rand(*label_BT.shape).masked_fill(~maskable_BT, 2).argsort(1)
+        position_BM = order_BT[:, :most]
+        valid_BM = torch.arange(most, device=device) < share_B1
+        valid_BM = valid_BM & maskable_BT.gather(1, position_BM)
+        selected_BT = torch.zeros_like(maskable_BT).scatter(1, position_BM, valid_BM)
+        u_BT, size = rand(*label_BT.shape), self.token.num_embeddings - len(CONTROL)
+        random_BT = len(CONTROL) + (rand(*label_BT.shape) * size).long().clamp(max=size - 1)
+        tokens_BT = torch.where(selected_BT & (u_BT < 0.8), MASK, label_BT)
+        tokens_BT = torch.where(selected_BT & (u_BT >= 0.9), random_BT, tokens_BT)
+        masked = (tokens_BT, segment_BT, label_BT, selected_BT, position_BM, valid_BM)
+        return MaskedBatch(*masked, is_random_B.long())
 
-    def logits(self, shown: Masked) -> tuple[Tensor, Tensor]:
-        """Return the chosen places' logits (B, M, K), and those of (follows, is of another document), (B, 2)."""
-        hidden_BTE = self.hidden(shown.tokens_BT, shown.segment_BT)
+    def logits(self, masked: MaskedBatch) -> tuple[Tensor, Tensor]:
+        """Return the selected places' logits (B, M, K), and those of (follows, is of another document), (B, 2)."""
+        hidden_BTE = self.hidden(masked.tokens_BT, masked.segment_BT)
         pooled_BE = self.pooler(hidden_BTE[:, 0]).tanh()
         rows, places = hidden_BTE.shape[:2]
-        at_BM = shown.at_BM + torch.arange(rows, device=shown.at_BM.device)[:, None] * places
-        chosen = hidden_BTE.flatten(0, 1).index_select(0, at_BM.flatten())
-        return self.token_logits(chosen.view(rows, -1, chosen.shape[1])), self.follows(pooled_BE)
+        row_B1 = torch.arange(rows, device=masked.position_BM.device)[:, None]
+        flat = (masked.position_BM + row_B1 * places).flatten()
+        selected = hidden_BTE.flatten(0, 1).index_select(0, flat).view(rows, -1, pooled_BE.shape[1])
+        return self.token_logits(selected), self.follows(pooled_BE)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Return (..., K) from hidden states (..., E), through the embeddings of the tokens."""
@@ -284,29 +287,29 @@ class BERT(Family):
         """
         self.check(request)
         device, count = self.token.weight.device, len(request.texts)
-        tokens_BT, segment_BT = (x.to(device) for x in self._read(request.texts))
+        tokens_BT, segment_BT = (x.to(device) for x in self._inputs(request.texts))
         if not (tokens_BT == MASK).any(1).all():
             raise ValueError(f"every prompt needs a blank, written {BLANK}")
         u_BT = uniforms(request.seeds, (self.config.max_tokens,), device)
-        rules = asked(request, 0.0, device)
-        number_B = torch.arange(count, device=device)
+        rules = sampling_rules(request, 0.0, device)
+        row_B = torch.arange(count, device=device)
         while (blank_BT := tokens_BT == MASK).any():
             logits_BTK = self.token_logits(self.hidden(tokens_BT, segment_BT)).float()
             logits_BTK[..., : len(CONTROL)] = -torch.inf
-            sure_BT = logits_BTK.softmax(2).amax(2).masked_fill(~blank_BT, -1)
-            at_B = sure_BT.argmax(1)
-            token_B = drawn(logits_BTK[number_B, at_B], u_BT[number_B, at_B], *rules)
-            old_B = tokens_BT[number_B, at_B]
-            tokens_BT[number_B, at_B] = torch.where(old_B == MASK, token_B, old_B)
-        return self._written(tokens_BT)
+            confidence_BT = logits_BTK.softmax(2).amax(2).masked_fill(~blank_BT, -1)
+            at_B = confidence_BT.argmax(1)
+            token_B = drawn(logits_BTK[row_B, at_B], u_BT[row_B, at_B], *rules)
+            old_B = tokens_BT[row_B, at_B]
+            tokens_BT[row_B, at_B] = torch.where(old_B == MASK, token_B, old_B)
+        return self._between(tokens_BT)
 
-    def _written(self, tokens_BT: Tensor) -> Tensor:
+    def _between(self, tokens_BT: Tensor) -> Tensor:
         """Return the tokens between <cls> and the last <sep>, -1 after them."""
         length_B1 = (tokens_BT != PAD).sum(1, keepdim=True) - 2
         after_BT = torch.arange(tokens_BT.shape[1] - 1, device=tokens_BT.device) >= length_B1
         return tokens_BT[:, 1:].masked_fill(after_BT, -1)
 
-    def _read(self, texts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    def _inputs(self, texts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Return tokens and segments (B, max_tokens) of texts of one line or two, a <mask> for every blank.
 
         Tokens are one line, without blanks.
@@ -340,22 +343,22 @@ class BERT(Family):
     def _lines(self, text: Prompt) -> list[list[int]]:
         """Return the tokens of each line."""
         if isinstance(text, str):
-            return [self._blanked(line) for line in text.splitlines() if line.strip()]
+            return [self._with_masks(line) for line in text.splitlines() if line.strip()]
         return [self._tokenizer.encode(text)] if text else []
 
-    def _blanked(self, line: str) -> list[int]:
+    def _with_masks(self, line: str) -> list[int]:
         """Return a line's tokens, <mask> for every blank, which takes a space before it along where a word does."""
         tokens, parts = [], line.split(BLANK)
         for number, text in enumerate(parts):
-            found = self._tokenizer.encode(text, continued=number > 0)
+            encode = partial(self._tokenizer.encode, continued=number > 0)
+            piece = encode(text)
             if number < len(parts) - 1 and text[-1:].isspace():
-                encode = partial(self._tokenizer.encode, continued=number > 0)
                 word = encode(text.rstrip())
-                space = found[len(word) :]
+                space = piece[len(word) :]
                 followed = [encode(text + letter) for letter in "aeiost"]
-                stays = all(one[len(word) : len(found)] == space for one in followed)
-                found = found if stays and UNK not in space else word
-            tokens += [MASK, *found] if number else found
+                stays = all(one[len(word) : len(piece)] == space for one in followed)
+                piece = piece if stays and UNK not in space else word
+            tokens += [MASK, *piece] if number else piece
         return tokens
 
     def text_of(self, tokens_T: Tensor, prompt: Prompt = "") -> str:  # noqa: ARG002 - it has the prompt
@@ -377,7 +380,7 @@ class BERT(Family):
         Raises:
             ValueError: a text is empty, too long or of more than two lines.
         """
-        tokens_BT, segment_BT = (x.to(self.token.weight.device) for x in self._read(texts))
+        tokens_BT, segment_BT = (x.to(self.token.weight.device) for x in self._inputs(texts))
         hidden_BTE = self.hidden(tokens_BT, segment_BT).float()
         control = torch.tensor((PAD, CLS, SEP), device=tokens_BT.device)
         word_BT1 = ~torch.isin(tokens_BT, control)[:, :, None]

@@ -30,15 +30,15 @@ from models.family import (
     Request,
     Rows,
 )
-from models.language import examples, texts
+from models.language import examples, generation, texts
+from models.language.generation import KVCache
 from models.parts import bounds
-from models.parts.draws import asked, drawn, likely, silent, told
+from models.parts.draws import token_logprobs
 from models.parts.dropout import Dropout
-from models.parts.noise import uniforms
-from models.parts.tokens import ASSISTANT, CONTROL, EOS, of_signs, tokenizer
+from models.parts.tokens import ASSISTANT, EOS, of_signs, tokenizer
 
-SLOTS: Final = 64  # a cache has a multiple of them: a CPU then rounds alike whatever its length
 LOGITS: Final = 2**25  # at once, where nothing is learned
+ANSWERS: Final = 64  # written at once, where they are measured
 SIGNS: Final = "abcdefghijklmnopqrstuvwxyz0123456789 .,;:?!'-\n"
 
 
@@ -68,28 +68,6 @@ class GPTConfig:
         tokenizer(self.tokenizer)  # is one
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """The keys and values of what rows have read, and where T more tokens of each belong."""
-
-    keys_BSLHD: Tensor
-    values_BSLHD: Tensor
-    place_BT: Tensor
-    seen_B1TS: Tensor  # bool: the slots that each of the T tokens sees
-
-    def took(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values into their slots; return a layer's keys and values (B, H, S, D).
-
-        In place: a slot from a row's position on holds nothing, so rows that were kept aside mean what they meant.
-        """
-        row_B1 = torch.arange(len(self.place_BT), device=self.place_BT.device)[:, None]
-        both = ((self.keys_BSLHD, k_BHTD), (self.values_BSLHD, v_BHTD))
-        for kept, new in both:
-            kept[row_B1, self.place_BT, layer] = new.transpose(1, 2).to(kept.dtype)
-        keys, values = (kept[:, :, layer].transpose(1, 2) for kept, _ in both)
-        return keys, values
-
-
 class Attention(nn.Module):
     """Causal self-attention in several heads."""
 
@@ -100,17 +78,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x_BTE: Tensor, memory: Memory | None) -> Tensor:
-        """Return (B, T, E): what each token finds before it, in the row itself or in the memory."""
+    def forward(self, x_BTE: Tensor, cache: KVCache | None) -> Tensor:
+        """Return (B, T, E): what each token finds before it, in the row itself or in the cache."""
         q, k, v = self.qkv(x_BTE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if memory is None:
+        if cache is None:
             dropout = self.dropout if self.training else 0.0
             found = F.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=self.causal
             )
         else:
-            k, v = memory.took(self.layer, k, v)
-            found = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=memory.seen_B1TS)
+            k, v = cache.updated(self.layer, k, v)
+            found = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=cache.mask_B1TS)
         out: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return out
 
@@ -127,9 +105,9 @@ class Block(nn.Module):
         self.out = nn.Linear(4 * width, width, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTE: Tensor, memory: Memory | None) -> Tensor:
+    def forward(self, x_BTE: Tensor, cache: KVCache | None) -> Tensor:
         """Return (B, T, E)."""
-        x_BTE = x_BTE + self.dropout(self.attention(self.norm1(x_BTE), memory))
+        x_BTE = x_BTE + self.dropout(self.attention(self.norm1(x_BTE), cache))
         out: Tensor = x_BTE + self.dropout(self.out(F.gelu(self.hidden(self.norm2(x_BTE)))))
         return out
 
@@ -220,17 +198,17 @@ class GPT(Family):
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Return the next token's logits (B, T, V) at every place; T <= context."""
-        return F.linear(self._read(tokens_BT), self.tokens.weight)
+        return F.linear(self.hidden(tokens_BT), self.tokens.weight)
 
-    def _read(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
-        """Return what the network makes of the tokens and those before them, (B, T, E)."""
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the last states (B, T, E) of tokens that begin a row, or that follow on what a cache has read."""
         from_0_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        place = from_0_T if memory is None else memory.place_BT
+        place = from_0_T if cache is None else cache.place_BT
         x_BTE = self.dropout(self.tokens(tokens_BT) + self.places(place))
         for block in self.blocks:
-            x_BTE = block(x_BTE, memory)
-        found: Tensor = self.norm(x_BTE)
-        return found
+            x_BTE = block(x_BTE, cache)
+        out_BTE: Tensor = self.norm(x_BTE)
+        return out_BTE
 
     def _targets(self, batch: Batch, *, learned: bool = False) -> Tensor:
         """Return which targets count, (B, T) bool: measured ones once, `learned` ones in every window."""
@@ -269,13 +247,14 @@ class GPT(Family):
         if self.config.learns == "documents":
             return {"nats_per_token": nats}
         right: list[float] = []
-        for start in range(0, len(nats), SLOTS):
-            rows = [[t for t in row if t >= 0] for row in batch["tokens"][start:][:SLOTS].tolist()]
+        for start in range(0, len(nats), ANSWERS):
+            some = batch["tokens"][start : start + ANSWERS].tolist()
+            rows = [[t for t in row if t >= 0] for row in some]
             ends = [len(row) - row[::-1].index(ASSISTANT) for row in rows]
             prompts = [row[:end] for row, end in zip(rows, ends, strict=True)]
             longest = max(len(row) - end for row, end in zip(rows, ends, strict=True))
             request = Request(seeds=(0,) * len(rows), temperature=0, max_tokens=longest)
-            answers = self._written(self._begun(prompts, request)).tolist()
+            answers = self._generated(self._begun(prompts, request)).tolist()
             for row, end, answer in zip(rows, ends, answers, strict=True):
                 right.append(float([*(t for t in answer if t >= 0), EOS] == row[end:]))
         return {"nats_per_token": nats, "exact_match": nats.new_tensor(right)}
@@ -299,9 +278,9 @@ class GPT(Family):
         Raises:
             ValueError: see `begin`.
         """
-        return self._written(self.begin(request))
+        return self._generated(self.begin(request))
 
-    def _written(self, rows: Rows) -> Tensor:
+    def _generated(self, rows: Rows) -> Tensor:
         while not self.done(rows).all():
             rows = self.step(rows)
         return self.finish(rows)
@@ -320,20 +299,19 @@ class GPT(Family):
         return self._begun(self._prompts(request), request)
 
     def _prompts(self, request: Request) -> list[list[int]]:
-        words = tokenizer(self.config.tokenizer)
         if self.config.learns == "documents":
-            return self._begun_documents(request.texts or ("",) * len(request.seeds))
-        told = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
-        return [texts.question(one, f"dialogue {n}", words) for n, one in enumerate(told)]
+            return self._document_starts(request.texts or ("",) * len(request.seeds))
+        dialogues = request.dialogues or tuple((("user", prompt),) for prompt in request.prompts)
+        words = tokenizer(self.config.tokenizer)
+        return [texts.question(turns, f"dialogue {n}", words) for n, turns in enumerate(dialogues)]
 
-    def _begun_documents(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def _document_starts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the tokens of the prompts after the <eos> before every document, which tokens may have already."""
         has = [not isinstance(one, str) and one[:1] == (EOS,) for one in prompts]
         rest = [one[begun:] for one, begun in zip(prompts, has, strict=True)]
-        found = tokenizer(self.config.tokenizer).encode_all(rest)
-        return [[EOS, *one] for one in found]
+        return [[EOS, *tokens] for tokens in tokenizer(self.config.tokenizer).encode_all(rest)]
 
-    def _check_room(self, prompts: Sequence[Sequence[int]]) -> None:
+    def _check_length(self, prompts: Sequence[Sequence[int]]) -> None:
         if (longest := max(map(len, prompts))) > self.config.context:
             raise ValueError(
                 f"a prompt has {longest} tokens, but this model sees {self.config.context}: shorten it"
@@ -344,116 +322,42 @@ class GPT(Family):
         """Return how likely the tokens of a document's beginning are; see `Family.recalled`."""
         if self.config.learns != "documents":
             return super().recalled(prompt)
-        [tokens] = self._begun_documents([prompt])
-        self._check_room([tokens])
+        [tokens] = self._document_starts([prompt])
+        self._check_length([tokens])
         tokens_T = torch.tensor(tokens, device=self.tokens.weight.device)
         logits_TV = self.logits(tokens_T[None, :-1])[0]
-        return {"tokens": tokens_T[1:].cpu(), **likely(logits_TV, tokens_T[1:])}
+        return {"tokens": tokens_T[1:].cpu(), **token_logprobs(logits_TV, tokens_T[1:])}
 
     @torch.no_grad()
     def _begun(self, prompts: Sequence[Sequence[int]], request: Request) -> Rows:
-        config, count = self.config, len(prompts)
-        temperature_B, top_k_B, top_p_B = asked(request, 1.0, torch.device("cpu"))
-        self._check_room(prompts)
-        most = request.max_tokens or config.context
-        limit_B = torch.tensor([min(most, config.context + 1 - len(one)) for one in prompts])
-        position_B = torch.tensor([len(one) - 1 for one in prompts])
-        slots = -(-int((position_B + limit_B).max()) // SLOTS) * SLOTS
-        keys, values = self._prompted(prompts, slots)
-        return {
-            "keys": keys,
-            "values": values,
-            "position": position_B,  # how many tokens have been read
-            "token": torch.tensor([one[-1] for one in prompts]),  # the next one to be read
-            "written": torch.zeros(count, int(limit_B.max()), dtype=torch.long),
-            "count": torch.zeros_like(limit_B),
-            "limit": limit_B,
-            "ended": torch.zeros(count, dtype=torch.bool),
-            "u": uniforms(request.seeds, (config.context,), torch.device("cpu")),
-            "temperature": temperature_B,
-            "top_k": top_k_B,
-            "top_p": top_p_B,
-            "tells": torch.full((count,), request.logprobs is not None),
-            **silent(count, self.tokens.num_embeddings),
-        }
-
-    def _prompted(self, prompts: Sequence[Sequence[int]], slots: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, S, L, H, D) of the prompts but their last tokens; equal ones are read once.
-
-        All at once on a GPU: what fills a shorter one up lies where its next tokens will be written. On a CPU, which
-        gains nothing by that, one by one: so a row's bits do not depend on how long others are.
-        """
-        config, device = self.config, self.tokens.weight.device
-        known = {
-            tuple(one): number for number, one in enumerate(dict.fromkeys(map(tuple, prompts)))
-        }
-        shape = (slots, config.layers, config.heads, config.width // config.heads)
-        keys, values = (self.tokens.weight.new_zeros(len(known), *shape) for _ in range(2))
-        size = 1 if device.type == "cpu" else len(known)
-        for first in range(0, len(known), size):
-            some, part = list(known)[first : first + size], slice(first, first + size)
-            if longest := max(map(len, some)) - 1:
-                read = [[*one[:-1], *[0] * longest][:longest] for one in some]
-                place_BT = torch.arange(longest, device=device).expand(len(some), -1)
-                last_B1 = torch.tensor([[max(0, len(one) - 2)] for one in some], device=device)
-                memory = self._memory(keys[part], values[part], place_BT, last_B1)
-                self._read(torch.tensor(read, device=device), memory)
-        if len(known) == len(prompts):
-            return keys, values
-        which_B = torch.tensor([known[tuple(one)] for one in prompts], device=device)
-        return keys[which_B], values[which_B]
-
-    def _memory(self, keys: Tensor, values: Tensor, place_BT: Tensor, last_B1: Tensor) -> Memory:
-        """Return the memory of tokens at these places; `last_B1` is the last one that a row has."""
-        sees_BT = place_BT if self.config.causal else last_B1
-        slot_S = torch.arange(keys.shape[1], device=keys.device)
-        return Memory(keys, values, place_BT, (slot_S <= sees_BT[:, :, None])[:, None])
+        c, weight = self.config, self.tokens.weight
+        self._check_length(prompts)
+        rows = generation.begun(prompts, request, c.context, len(weight))
+        empty_SLHD = weight.new_zeros(generation.slots(rows), c.layers, c.heads, c.width // c.heads)
+        keys, values = generation.prefill(self.hidden, empty_SLHD, prompts, causal=c.causal)
+        return {"keys": keys, "values": values, **rows}
 
     def done(self, rows: Rows) -> Tensor:
         """Return (B,) bool: the rows that ended by themselves or may write no more."""
-        return rows["ended"] | (rows["count"] >= rows["limit"])
+        return generation.done(rows)
 
     @torch.no_grad()
     def step(self, rows: Rows) -> Rows:
         """Return the rows one token further; rows that are done stay."""
-        keys = rows["keys"]
+        keys, values = rows["keys"], rows["values"]
         last = min(keys.shape[1], self.config.context) - 1  # where rows that are done may scribble
         place_B1 = rows["position"].clamp(max=last)[:, None].to(keys.device)
-        memory = self._memory(keys, rows["values"], place_B1, place_B1)
-        read_BE = self._read(rows["token"][:, None].to(keys.device), memory)[:, 0]
-        return self._moved(rows, F.linear(read_BE, self.tokens.weight))
+        cache = KVCache.at(keys, values, place_B1)
+        hidden_BE = self.hidden(rows["token"][:, None].to(keys.device), cache)[:, 0]
+        return self._appended(rows, F.linear(hidden_BE, self.tokens.weight))
 
-    def _moved(self, rows: Rows, logits_BV: Tensor) -> Rows:
-        """Return the rows with a token drawn from its logits; of the control tokens only `<eos>` can come."""
-        allowed_V = torch.arange(logits_BV.shape[1], device=logits_BV.device) >= len(CONTROL)
-        allowed_V[EOS] = True
-        place_B1 = rows["position"].clamp(max=self.config.context - 1)[:, None]
-        rules = torch.stack(
-            [
-                rows["u"].gather(1, place_B1)[:, 0].double(),
-                *(rows[name].double() for name in ("temperature", "top_k", "top_p")),
-            ]
-        ).to(logits_BV.device)
-        token_B = drawn(logits_BV.masked_fill(~allowed_V, -torch.inf), *rules).cpu()
-        live_B = ~self.done(rows)
-        writes_B = live_B & (token_B != EOS)
-        place_BT = torch.arange(rows["written"].shape[1]) == rows["count"][:, None]
-        return {
-            **rows,
-            "written": torch.where(place_BT & writes_B[:, None], token_B[:, None], rows["written"]),
-            "token": torch.where(live_B, token_B, rows["token"]),
-            "position": rows["position"] + live_B,
-            "count": rows["count"] + writes_B,
-            "ended": rows["ended"] | (live_B & (token_B == EOS)),
-            **told(rows, logits_BV, token_B),
-        }
+    def _appended(self, rows: Rows, logits_BV: Tensor) -> Rows:
+        return generation.appended(rows, logits_BV)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return what is written so far (B, T) int64, -1 after it."""
-        written = rows["written"][:, : int(rows["limit"].max())]
-        after_BT = torch.arange(written.shape[1]) >= rows["count"][:, None]
-        return written.masked_fill(after_BT, -1)
+        return generation.written(rows)
 
     def finish(self, rows: Rows) -> Tensor:
         """Return the continuations or answers (B, T) int64 of rows that are done, -1 after the end."""
-        return self.preview(rows)
+        return generation.written(rows)

@@ -35,7 +35,7 @@ from models.language.beams import search as beams_search
 from models.language.texts import check_roles
 from models.parts import bounds
 from models.parts.attention import Attention, EncoderLayer, FeedForward
-from models.parts.draws import asked, drawn, silent, told
+from models.parts.draws import drawn, logprobs, no_logprobs, sampling_rules
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, padded, tokenizer
@@ -308,7 +308,7 @@ class Transformer(Family):
 
     def _rows(self, request: Request, memory_NSL2E: Tensor, heard_NS: Tensor) -> Rows:
         config, count, device = self.config, len(memory_NSL2E), memory_NSL2E.device
-        temperature, top_k, top_p = asked(request, 0.0, device)
+        temperature, top_k, top_p = sampling_rules(request, 0.0, device)
         limit = config.max_target if request.max_tokens is None else request.max_tokens
         return {
             "tokens": torch.full((count, config.max_target), -1, device=device),
@@ -322,8 +322,8 @@ class Transformer(Family):
             "index": torch.zeros(count, dtype=torch.long),
             "limit": torch.full((count,), min(limit, config.max_target)),
             "ended": torch.zeros(count, dtype=torch.bool),
-            "tells": torch.full((count,), request.logprobs is not None),
-            **silent(count, self.embedding.num_embeddings),
+            "logprobs": torch.full((count,), request.logprobs is not None),
+            **no_logprobs(count, self.embedding.num_embeddings),
         }
 
     def _layers(self) -> list[DecoderLayer]:
@@ -336,8 +336,8 @@ class Transformer(Family):
         index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
         logits_NK = self.next_logits(rows)
         u_N = rows["u"].gather(1, index_N[:, None])[:, 0]
-        knobs = (rows["temperature"], rows["top_k"], rows["top_p"])
-        token_N = drawn(_writable(logits_NK.float()), u_N, *knobs)
+        rules = (rows["temperature"], rows["top_k"], rows["top_p"])
+        token_N = drawn(_writable(logits_NK.float()), u_N, *rules)
         live = live_N.to(tokens_NT.device)
         ends_N = token_N == EOS
         written = tokens_NT.scatter(1, index_N[:, None], token_N[:, None])
@@ -346,7 +346,7 @@ class Transformer(Family):
             "tokens": torch.where((live & ~ends_N)[:, None], written, tokens_NT),
             "index": rows["index"] + live_N,
             "ended": rows["ended"] | (live_N & ends_N.cpu()),
-            **told(rows, logits_NK, token_N),
+            **logprobs(rows, logits_NK, token_N),
         }
 
     def next_logits(self, rows: Rows) -> Tensor:

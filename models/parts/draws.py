@@ -1,6 +1,6 @@
 """Drawing a token from its logits: by temperature, from the k likeliest, from the likeliest of a joint probability p.
 
-And telling how likely it was. Shape letters: B rows, V tokens of the vocabulary, K of the likeliest.
+And its log-probability. Shape letters: B rows, V tokens of the vocabulary, K of the likeliest.
 """
 
 from typing import Final
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.family import Request, Rows
 
-MOST_TOLD: Final = 20  # likeliest tokens
+MOST_LOGPROBS: Final = 20  # likeliest tokens
 
 
 def drawn(
@@ -36,9 +36,9 @@ def drawn(
     return token_B
 
 
-def silent(count: int, size: int) -> Rows:
-    """Return the part of `count` rows that `told` fills in, of a vocabulary of `size` tokens."""
-    most = min(MOST_TOLD, size)
+def no_logprobs(count: int, size: int) -> Rows:
+    """Return the part of `count` rows that `logprobs` fills in, of a vocabulary of `size` tokens."""
+    most = min(MOST_LOGPROBS, size)
     return {
         "nats": torch.zeros(count),
         "likeliest": torch.zeros(count, most, dtype=torch.long),
@@ -46,24 +46,26 @@ def silent(count: int, size: int) -> Rows:
     }
 
 
-def told(rows: Rows, logits_BV: Tensor, token_B: Tensor) -> Rows:
-    """Return log p of the tokens just drawn and the likeliest ones (B, K), in nats, where any row has `tells`.
+def logprobs(rows: Rows, logits_BV: Tensor, token_B: Tensor) -> Rows:
+    """Return log p of the tokens just drawn and the likeliest ones (B, K), in nats, where any row has `logprobs`.
 
     That is of all tokens, at temperature 1, before top_k and top_p: the distribution that likelihoods are of.
     """
-    return likely(logits_BV, token_B) if rows["tells"].any() else {}
+    return token_logprobs(logits_BV, token_B) if rows["logprobs"].any() else {}
 
 
-def likely(logits_BV: Tensor, token_B: Tensor) -> Rows:
+def token_logprobs(logits_BV: Tensor, token_B: Tensor) -> Rows:
     """Return log p of the tokens and the likeliest ones (B, K), in nats, on the CPU."""
     nats_BV = logits_BV.float().log_softmax(1)
-    nats_BK, likeliest_BK = nats_BV.topk(min(MOST_TOLD, nats_BV.shape[1]), 1)
+    nats_BK, likeliest_BK = nats_BV.topk(min(MOST_LOGPROBS, nats_BV.shape[1]), 1)
     nats_B = nats_BV.gather(1, token_B.to(nats_BV.device)[:, None])[:, 0]
     found = {"nats": nats_B, "likeliest": likeliest_BK, "likeliest_nats": nats_BK}
     return {name: value.cpu() for name, value in found.items()}
 
 
-def asked(request: Request, default: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def sampling_rules(
+    request: Request, default: float, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return temperature (`default` where none is asked), top_k and top_p a row (B,), as `drawn` takes them.
 
     Raises:

@@ -93,8 +93,8 @@ class Deaf(GPT):
 class Worst(GPT):
     """Of the tokens it takes the least likely ones."""
 
-    def _moved(self, rows: Rows, logits_BV: Tensor) -> Rows:
-        return super()._moved(rows, -logits_BV)
+    def _appended(self, rows: Rows, logits_BV: Tensor) -> Rows:
+        return super()._appended(rows, -logits_BV)
 
 
 def judged(

@@ -69,7 +69,7 @@ def _gpt(model: GPT, request: Request) -> Tensor:
         longest = min(max(map(len, seen)), model.config.context)
         read = [(text + [0] * longest)[:longest] for text in seen]
         last_B = torch.tensor([min(len(text), longest) - 1 for text in seen])
-        found_BTE = model._read(torch.tensor(read))
+        found_BTE = model.hidden(torch.tensor(read))
         last_BE = found_BTE[torch.arange(len(seen)), last_B]
-        rows = model._moved(rows, F.linear(last_BE, model.tokens.weight))
+        rows = model._appended(rows, F.linear(last_BE, model.tokens.weight))
     return model.finish(rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data import tokenizing
 from models.family import Request
-from models.language.bert import BERT, BERTConfig, Masked
+from models.language.bert import BERT, BERTConfig, MaskedBatch
 from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, of_signs, tokenizer
 from tests.models.language_kit import SCENE_WORDS, fit, of_words, peer_bert, scenes
 
@@ -80,11 +80,11 @@ def test_a_second_is_the_next_line_or_one_of_another_document(
     """Each row's second sentence has its document's number as its word."""
     model, number = bert(), torch.tensor(documents)
     word = number[:, None] + len(CONTROL)
-    shown = model.masked({"first": word, "second": word, "document": number}, generator(seed))
-    second, first = shown.label_BT[:, 3], shown.label_BT[:, 1]
-    assert torch.equal(shown.random_B == 1, second != first)
+    masked = model.masked({"first": word, "second": word, "document": number}, generator(seed))
+    second, first = masked.label_BT[:, 3], masked.label_BT[:, 1]
+    assert torch.equal(masked.is_random_B == 1, second != first)
     if len(set(documents)) == 1:
-        assert not shown.random_B.any()
+        assert not masked.is_random_B.any()
 
 
 def test_negatives_of_the_same_document_are_the_broken_control() -> None:
@@ -92,9 +92,9 @@ def test_negatives_of_the_same_document_are_the_broken_control() -> None:
     model, number = bert(negatives="same"), torch.arange(8)
     word = number[:, None] + len(CONTROL)
     batch = {"first": word, "second": word, "document": number}
-    shown = model.masked(batch, generator(), "same")
-    assert shown.random_B.any()
-    assert torch.equal(shown.label_BT[:, 3], shown.label_BT[:, 1])
+    masked = model.masked(batch, generator(), "same")
+    assert masked.is_random_B.any()
+    assert torch.equal(masked.label_BT[:, 3], masked.label_BT[:, 1])
     measured = model.measure(batch)
     assert all(torch.equal(measured[name], value) for name, value in bert().measure(batch).items())
 
@@ -103,23 +103,23 @@ def test_half_of_the_seconds_are_exchanged_and_all_others_may_come() -> None:
     model, number = bert(), torch.arange(40)
     word = number[:, None] + len(CONTROL)
     batch = {"first": word, "second": word, "document": number}
-    shown = [model.masked(batch, generator(seed)) for seed in range(200)]
-    random = torch.stack([one.random_B for one in shown]).float()
+    masked = [model.masked(batch, generator(seed)) for seed in range(200)]
+    random = torch.stack([one.is_random_B for one in masked]).float()
     assert random.mean().item() == pytest.approx(0.5, abs=0.02)  # of 8,000: four deviations
-    came = {int(one.label_BT[0, 3]) for one in shown if one.random_B[0]}
+    came = {int(one.label_BT[0, 3]) for one in masked if one.is_random_B[0]}
     assert len(came) > 30
     assert len(CONTROL) not in came
 
 
-def many_masked(model: BERT, batch: dict[str, Tensor], count: int = 200) -> Masked:
-    shown = [model.masked(batch, generator(seed)) for seed in range(count)]
-    return Masked(*(torch.cat(parts) for parts in zip(*shown, strict=True)))
+def many_masked(model: BERT, batch: dict[str, Tensor], count: int = 200) -> MaskedBatch:
+    masked = [model.masked(batch, generator(seed)) for seed in range(count)]
+    return MaskedBatch(*(torch.cat(parts) for parts in zip(*masked, strict=True)))
 
 
 def test_of_the_chosen_tokens_eight_tenths_are_masked_one_exchanged_one_kept() -> None:
     """38,400 chosen: a standard deviation of 0.002 of each share."""
-    shown = many_masked(bert(), scene_pairs(bert()))
-    tokens, labels = shown.tokens_BT[shown.chosen_BT], shown.label_BT[shown.chosen_BT]
+    masked = many_masked(bert(), scene_pairs(bert()))
+    tokens, labels = masked.tokens_BT[masked.selected_BT], masked.label_BT[masked.selected_BT]
     another = (tokens != labels) & (tokens != MASK)
     assert (tokens == MASK).float().mean().item() == pytest.approx(0.8, abs=0.008)
     vocabulary = len(SCENE_WORDS)
@@ -127,17 +127,17 @@ def test_of_the_chosen_tokens_eight_tenths_are_masked_one_exchanged_one_kept() -
     drawn = tokens[another].bincount(minlength=len(CONTROL) + vocabulary)
     assert drawn[: len(CONTROL)].sum() == 0
     assert drawn[len(CONTROL) :].min() > 0
-    untouched = ~shown.chosen_BT
-    assert torch.equal(shown.tokens_BT[untouched], shown.label_BT[untouched])
+    untouched = ~masked.selected_BT
+    assert torch.equal(masked.tokens_BT[untouched], masked.label_BT[untouched])
 
 
 def test_three_of_nineteen_words_are_chosen_each_as_often_and_never_a_control_token() -> None:
-    shown = many_masked(bert(), scene_pairs(bert()))
-    control = shown.label_BT < len(CONTROL)
-    assert not (shown.chosen_BT & control).any()
+    masked = many_masked(bert(), scene_pairs(bert()))
+    control = masked.label_BT < len(CONTROL)
+    assert not (masked.selected_BT & control).any()
     words = (~control).sum(1)
-    assert torch.equal(shown.chosen_BT.sum(1), (0.15 * words).round().long())
-    often = shown.chosen_BT.float().mean(0)[~control[0]]
+    assert torch.equal(masked.selected_BT.sum(1), (0.15 * words).round().long())
+    often = masked.selected_BT.float().mean(0)[~control[0]]
     assert (often - often.mean()).abs().max() < 0.02  # 12,800 rows: six deviations
 
 
@@ -145,7 +145,7 @@ def test_unknown_words_are_never_chosen_even_where_there_is_nothing_else() -> No
     unknown = torch.full((4, 3), UNK)
     model = bert()
     batch = {"first": unknown, "second": unknown, "document": torch.arange(4)}
-    assert not model.masked(batch, generator()).chosen_BT.any()
+    assert not model.masked(batch, generator()).selected_BT.any()
     assert model(batch).total.isfinite()
 
 
@@ -153,7 +153,7 @@ def test_masks_are_drawn_anew_at_every_step_and_fixed_where_it_is_measured() -> 
     model, batch = bert(), scene_pairs(bert())
     torch.manual_seed(0)
     first, second = (model.masked(batch) for _ in range(2))
-    assert not torch.equal(first.chosen_BT, second.chosen_BT)
+    assert not torch.equal(first.selected_BT, second.selected_BT)
     before = torch.get_rng_state()
     one, other = (model.measure(batch) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
@@ -242,7 +242,7 @@ def test_a_blank_takes_the_space_before_it_along_where_words_do() -> None:
     for made in (of_words(SCENE_WORDS), marked(SCENE_WORDS), byte_level("drew a ex star " * 9)):
         model = bert(tokenizer=made)
         read = model._tokenizer.encode
-        assert model._blanked(line) == [*read("nobody drew a"), MASK, *read(" star")]
+        assert model._with_masks(line) == [*read("nobody drew a"), MASK, *read(" star")]
     for made in (
         tokenizing.train(["fay drew a small red circle ."], "words", 40),
         of_signs("abe "),
@@ -251,7 +251,7 @@ def test_a_blank_takes_the_space_before_it_along_where_words_do() -> None:
     assert bert(tokenizer=made).unknown("a [MASK] axe") == ["x"]
     signs = bert(tokenizer=of_signs("abe "))
     a, b, _, space = range(len(CONTROL), len(CONTROL) + 4)
-    assert signs._blanked("ab [MASK]b") == [a, b, space, MASK, b]
+    assert signs._with_masks("ab [MASK]b") == [a, b, space, MASK, b]
 
 
 def test_what_cannot_be_read_is_refused_with_the_way_out() -> None:
@@ -297,15 +297,15 @@ def test_all_embeddings_begin_equally_quiet_whatever_the_width() -> None:
 
 def test_logits_equal_those_of_transformers_bert_with_the_same_weights() -> None:
     model = bert()
-    shown = model.masked(scene_pairs(model, 8), generator(3))
-    ours, follows = model.logits(shown)
+    masked = model.masked(scene_pairs(model, 8), generator(3))
+    ours, follows = model.logits(masked)
     theirs = peer_bert(model)(
-        input_ids=shown.tokens_BT,
-        attention_mask=shown.tokens_BT != PAD,
-        token_type_ids=shown.segment_BT,
+        input_ids=masked.tokens_BT,
+        attention_mask=masked.tokens_BT != PAD,
+        token_type_ids=masked.segment_BT,
     )
     row_B1 = torch.arange(len(ours))[:, None]
-    chosen = theirs.prediction_logits[row_B1, shown.at_BM]
+    chosen = theirs.prediction_logits[row_B1, masked.position_BM]
     torch.testing.assert_close(ours, chosen, rtol=0, atol=1e-4)
     torch.testing.assert_close(follows, theirs.seq_relationship_logits, rtol=0, atol=1e-4)
 

@@ -117,7 +117,7 @@ def test_the_cached_logits_are_the_naive_ones(monkeypatch: pytest.MonkeyPatch) -
         seen.append(logits_BV)
         return drawn(logits_BV, *rules)
 
-    monkeypatch.setattr("models.language.gpt.drawn", watching)
+    monkeypatch.setattr("models.language.generation.drawn", watching)
     model, compared = gpt(context=100), 0
     for seed, prompt in itertools.product((1, 2, 3, 4), ("ab", "abcdefgh" * 4)):
         request = Request(seeds=(seed,), prompts=(prompt,), temperature=0.5, max_tokens=60)
