@@ -1,7 +1,8 @@
 """Sampled pictures a second: our sampler against a diffusers pipeline around the same network, steps and guidance.
 
 `python -m benchmarks.sampling` prints a table row a batch size. One thread; seconds are CPU seconds, so that
-neighbours on the machine do not count; rounds alternate, medians are shown.
+neighbours on the machine do not count. Both take turns at going first, and medians are shown, of the rounds' ratios
+too: those are of one moment of the machine.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="base")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -87,12 +89,15 @@ def main() -> None:
         request = Request(
             seeds=seeds, prompts=(PROMPT,) * size, steps=given.steps, guidance=guidance
         )
-        ours_s, theirs_s = [], []
-        for _ in range(given.rounds + 1):
-            ours_s.append(seconds(lambda asked=request: model.sample(asked)))  # type: ignore[misc]
-            theirs_s.append(seconds(lambda some=seeds: theirs(some, given.steps, guidance)))  # type: ignore[misc]
-        mine, peer = (size / statistics.median(spent[1:]) for spent in (ours_s, theirs_s))
-        print(f"| {size} | {mine:.1f} | {peer:.1f} | {mine / peer:.2f} |")
+        sides = partial(model.sample, request), partial(theirs, seeds, given.steps, guidance)
+        spent: tuple[list[float], list[float]] = ([], [])
+        for number in range(given.rounds + 1):
+            for side in (0, 1) if number % 2 else (1, 0):
+                spent[side].append(seconds(sides[side]))
+        ours_s, theirs_s = spent[0][1:], spent[1][1:]
+        mine, peer = (size / statistics.median(one) for one in (ours_s, theirs_s))
+        ratio = statistics.median(b / a for a, b in zip(ours_s, theirs_s, strict=True))
+        print(f"| {size} | {mine:.1f} | {peer:.1f} | {ratio:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -138,15 +138,21 @@ class Denoiser(nn.Module):
         )
 
     def forward(
-        self, x_BCHW: Tensor, times_B3: Tensor, context_BTD: Tensor | None, low: Low | None
+        self,
+        x_BCHW: Tensor,
+        times_B3: Tensor,
+        context_BTD: Tensor | None,
+        low: Low | None,
+        of_times_BK: Tensor | None = None,
     ) -> Tensor:
-        """Return the prediction (B, C, H, W) for noisy x and its (time 0..1000, alpha, sigma)."""
-        time_B, alpha, sigma = times_B3[:, 0], *_columns(times_B3[:, 1:])
-        scale, keep, gain = objectives.precondition(
-            self.config.objective, alpha, sigma, self.config.data_std
-        )
+        """Return the prediction (B, C, H, W) for noisy x and its (time 0..1000, alpha, sigma).
+
+        A sampler, which knows its times beforehand, gives what `of_times` makes of them.
+        """
+        of_times_BK = self.of_times(times_B3) if of_times_BK is None else of_times_BK
+        scale, keep, gain = _columns(of_times_BK[:, :3])
+        embedding_BE = of_times_BK[:, 3:]
         h = F.pixel_unshuffle(scale * x_BCHW, self.config.patch)
-        embedding_BE = self.time2(F.silu(self.time1(sinusoids(time_B))))
         if self.caption is not None and context_BTD is not None:
             embedding_BE = embedding_BE + self.caption(context_BTD.mean(1))
         if self.level is not None and low is not None:
@@ -156,6 +162,15 @@ class Denoiser(nn.Module):
             h = torch.cat([h, F.interpolate(folded, h.shape[2:])], 1)
         h = self.unet(h, F.silu(embedding_BE), context_BTD).float()
         return keep * x_BCHW + gain * F.pixel_shuffle(h, self.config.patch)
+
+    def of_times(self, times_B3: Tensor) -> Tensor:
+        """Return what a call takes from its times (B, 3 + E): scale, keep and gain, and their embedding."""
+        time_B, alpha_B, sigma_B = times_B3.unbind(1)
+        gains = objectives.precondition(
+            self.config.objective, alpha_B, sigma_B, self.config.data_std
+        )
+        embedding_BE = self.time2(F.silu(self.time1(sinusoids(time_B))))
+        return torch.cat([torch.stack(gains, 1), embedding_BE], 1)
 
 
 class DDPM(Family):
@@ -236,7 +251,7 @@ class DDPM(Family):
     def sample(self, request: Request) -> Tensor:
         """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
         rows = self.begin(request)
-        while not self.done(rows).all():
+        for _ in range(self.steps_of(request)):
             rows = self.step(rows)
         return self.finish(rows)
 
@@ -258,10 +273,13 @@ class DDPM(Family):
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         side, device = config.image_size, next(self.parameters()).device
         blank = torch.zeros(count, config.channels, side, side, device=device)
+        table_S7 = self._table(steps)
+        of_times_SK = self.network.of_times(table_S7[:, :3].to(device))
         rows: Rows = {
             "x": self._noise(request.seeds, [0] * count, device),
             "x0": blank,
-            "table": self._table(steps).expand(count, -1, -1),
+            "table": table_S7.expand(count, -1, -1),
+            "of_times": of_times_SK.expand(count, -1, -1),
             "index": torch.zeros(count, dtype=torch.long),
             "count": torch.full((count,), steps),
             "seed": torch.tensor(request.seeds, dtype=torch.long),
@@ -316,13 +334,15 @@ class DDPM(Family):
         """
         x, before, live_B = rows["x"], rows["x0"], ~self.done(rows)
         index_B = rows["index"].clamp(max=rows["table"].shape[1] - 1)
-        step_B7 = rows["table"][torch.arange(len(x)), index_B]
+        now = torch.arange(len(x)), index_B
+        step_B7 = rows["table"][now]
         kinds = step_B7.tolist()  # on the CPU: what no row asks for is left out, at the same bits
         noise = None
         if any(row[6] for row in kinds):  # line 3: z ~ N(0, I), of the row's seed and this step
             noise = self._noise(rows["seed"].tolist(), (index_B + 1).tolist(), x.device)
         on_device = step_B7.to(x.device, non_blocking=True)
-        prediction = self._guided(rows, on_device[:, :3], live_B)
+        of_times_BK = rows["of_times"][tuple(one.to(x.device, non_blocking=True) for one in now)]
+        prediction = self._guided(rows, on_device[:, :3], of_times_BK, live_B)
         x0 = objectives.clean(self.config.objective, prediction, x, *_columns(on_device[:, 1:3]))
         x0 = self._learned(self._picture(x0, rows), rows)
         old = before if any(row[5] for row in kinds) else None
@@ -332,7 +352,7 @@ class DDPM(Family):
             moved, x0 = torch.where(live, moved, x), torch.where(live, x0, before)
         return {**rows, "x": moved, "x0": x0, "index": rows["index"] + live_B}
 
-    def _guided(self, rows: Rows, times_B3: Tensor, live_B: Tensor) -> Tensor:
+    def _guided(self, rows: Rows, times_B3: Tensor, of_times_BK: Tensor, live_B: Tensor) -> Tensor:
         """Return eps, v or flow, guided where rows ask for it."""
         x, low = rows["x"], rows.get("low")
 
@@ -341,9 +361,8 @@ class DDPM(Family):
             if low is not None:
                 level = self.config.low_noise_sampling
                 known = low.repeat(n, 1, 1, 1), low.new_full((n * len(low),), level)
-            found: Tensor = self.network(
-                x.repeat(n, 1, 1, 1), times_B3.repeat(n, 1), context, known
-            )
+            x_now, times, of_times = (torch.cat([one] * n) for one in (x, times_B3, of_times_BK))
+            found: Tensor = self.network(x_now, times, context, known, of_times)
             return found
 
         null_1TD = None if self.text is None else self.text.null_1TD
