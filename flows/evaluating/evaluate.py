@@ -43,7 +43,8 @@ def evaluation_set(
 ) -> str:
     """Return the hash that two evaluations must share to be compared: prompts, seeds, data and judge.
 
-    `cut` are the rows that held-out text was cut into: nats of other windows or tokens are of something else.
+    `cut` is how held-out data were taken where that can differ: nats of other windows or tokens are of something else,
+    and so is a distance to other pictures.
     """
     judge = order.judge["digest"] if order.judge else None
     parts = ["by prompt", order.data_identity, judge, list(prompts), list(seeds)]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from models.judges.attribute_judge import AttributeJudge
 
 MEASURED: Final = 500  # real pictures of which a family tells by itself, at most
+HELD_OUT: Final = "fd_judge of test and validation"  # until then it was of the test split alone
 PAIRS: Final = 192  # real pictures on which an upsampler is measured
 
 
@@ -87,16 +88,12 @@ def score(
     familiar = torch.tensor([caption not in held_out for caption in captions])
     scores = Scores(spec)
     if judge is not None:
-        if prompts and facts["attributes"]:
-            _alignment(scores, judge, pictures, prompts, facts)
-        seen = torch.tensor(
-            [prompt not in held_out for prompt in prompts] or [True] * len(pictures)
-        )
-        _distribution(scores, judge, pictures[seen], test[familiar])
-        if len(set(prompts)) < len(prompts):
-            _variety(scores, judge, (pictures, prompts), (train, learned))
-        if len(facts["attributes"]) == 1:
-            _classes(scores, judge, pictures, prompts)
+        _by_judge(scores, judge, (pictures, prompts), (train, learned), facts)
+        validation, others, _ = everything(prepared, "validation", image_size=side)
+        asked = torch.tensor([prompt not in held_out for prompt in prompts] or [True])
+        known = torch.tensor([caption not in held_out for caption in others])
+        seen = pictures[asked.expand(len(pictures))]
+        _distribution(scores, judge, seen, test[familiar], validation[known])
     _memorisation(scores, pictures, train, test[familiar])
     for model, stage in zip(models, pipeline.stages, strict=True):
         if model.capabilities.upscales:
@@ -114,7 +111,24 @@ def score(
             chosen = evenly(test, min(len(test), MEASURED))
             own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)
     files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
-    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files, cut=HELD_OUT)
+
+
+def _by_judge(
+    scores: Scores,
+    judge: "AttributeJudge",
+    drawn: tuple[Tensor, Sequence[str]],
+    learned: tuple[Tensor, Sequence[str]],
+    facts: dict[str, Any],
+) -> None:
+    """What the judge makes of drawn pictures one by one, and of those of one prompt."""
+    pictures, prompts = drawn
+    if prompts and facts["attributes"]:
+        _alignment(scores, judge, pictures, prompts, facts)
+    if len(set(prompts)) < len(prompts):
+        _variety(scores, judge, drawn, learned)
+    if len(facts["attributes"]) == 1:
+        _classes(scores, judge, pictures, prompts)
 
 
 def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:
@@ -176,19 +190,26 @@ def _classes(
     scores.add("least_class", found.value, found.low, found.high, len(pictures))
 
 
-def _distribution(scores: Scores, judge: "AttributeJudge", pictures: Tensor, real: Tensor) -> None:
-    count = min(len(pictures), len(real))  # both measures depend on it
+def _distribution(
+    scores: Scores, judge: "AttributeJudge", pictures: Tensor, test: Tensor, validation: Tensor
+) -> None:
+    """How far the drawn pictures lie from real ones that nobody learned from, and how many of each cover the other.
+
+    The Frechet distance is of all of them, since a few leave it wide open; the others depend on the numbers, which are
+    the same on both sides.
+    """
+    count = min(len(pictures), len(test))
     if count < LEAST_HELD_OUT:
         return
-    with torch.no_grad():
-        fake_features = judge.features(evenly(pictures, count))
-        real_features = judge.features(evenly(real, count))
-    fd = m.jackknife(real_features, fake_features, m.frechet_distance, blocks=min(20, count // 2))
-    scores.add("fd_judge", fd.value, max(0.0, fd.low), fd.high, count)
-    precision, recall = m.precision_recall(real_features, fake_features)
+    drawn, held_out = judge.features(pictures), judge.features(torch.cat([test, validation]))
+    blocks = min(20, count // 2)
+    fd = m.jackknife(held_out, drawn, m.frechet_distance, blocks=blocks)
+    scores.add("fd_judge", fd.value, max(0.0, fd.low), fd.high, len(drawn))
+    real, drawn = evenly(held_out[: len(test)], count), evenly(drawn, count)
+    precision, recall = m.precision_recall(real, drawn)
     scores.mean("precision", precision)
     scores.mean("recall", recall)
-    scores.mean("coverage", m.coverage(real_features, fake_features))
+    scores.mean("coverage", m.coverage(real, drawn))
 
 
 def _variety(

@@ -21,7 +21,9 @@ class Judged:
     outcomes: dict[str, list[float]]  # per-sample values, for paired comparison
     files: dict[str, bytes]  # the gallery, by path in the version's directory
     left_out: tuple[str, ...] = ()  # what of held-out data no stage could rate, counted
-    cut: str = ""  # a hash of the rows that a family cut held-out text into; others cut otherwise
+    cut: str = (
+        ""  # how held-out data were taken, by a name or a hash, where others take them otherwise
+    )
 
 
 class Scores:

@@ -135,7 +135,25 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
     of_many = {"memorised", "fd_judge", "precision", "recall", "coverage"}
     assert of_many & metrics.keys() == (set() if count == 1 else of_many)
     assert metrics["vae_nats"].count == count
+    if count > 1:
+        assert metrics["fd_judge"].count == len(drawn)
     assert judged.files.keys() == {"gallery.png"}
+
+
+def test_the_frechet_distance_is_of_all_that_is_drawn_and_all_that_nobody_learned_from() -> None:
+    """Beside ten or twenty times as many pictures of one distribution the interval ends far nearer to nought."""
+    judge = AttributeJudge(AttributeJudge.presets["tiny"]).eval()
+    drawn, test, validation = torch.rand(
+        3, 400, 1, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
+    ends = []
+    for few in (40, 400):
+        found = scoring.Scores(Evaluation(bootstrap=2))
+        pictures._distribution(found, judge, drawn[:few], test[:few], validation[: 10 * (few - 40)])
+        ends.append(found.metrics["fd_judge"].high)
+        assert found.metrics["fd_judge"].count == few
+        assert found.metrics["coverage"].count == few
+    assert ends[1] < ends[0] / 3, ends
 
 
 def test_one_sample_has_no_gap_and_equal_likelihoods_a_finite_one() -> None:

@@ -154,6 +154,19 @@ def test_a_jackknife_s_interval_covers_the_truth_nineteen_times_in_twenty() -> N
         metrics.jackknife(normal(39, 3, 0), normal(50, 3, 1), distance)
 
 
+def test_a_jackknife_s_interval_does_not_depend_on_the_order_of_prompts() -> None:
+    """Ten prompts that lie far apart, twenty rows of each: in turn, one after the other, or mixed."""
+    prompt = 5 * normal(10, 3, 2)
+    by_prompt, other = normal(200, 3, 3) + prompt.repeat_interleave(20, 0), normal(200, 3, 4)
+    in_turn = by_prompt.unflatten(0, (10, 20)).transpose(0, 1).flatten(0, 1)
+    mixed = by_prompt[torch.randperm(200, generator=torch.Generator().manual_seed(1))]
+    widths = []
+    for rows in (mixed, by_prompt, in_turn):
+        found = metrics.jackknife(rows, other, metrics.frechet_distance)
+        widths.append(found.high - found.low)
+    assert max(widths) < 2 * min(widths), widths
+
+
 def test_too_few_samples_for_k_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 6 samples are needed, got 5 and 9"):
         metrics.precision_recall(torch.zeros(5, 2), torch.zeros(9, 2))
