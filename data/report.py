@@ -1,11 +1,11 @@
 """The validation report: one static HTML page from a verdict, its facts and a few of the samples."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from data.expectations import Verdict
+from infra.pages import STYLE, data_uri, environment
 from infra.storage import atomic_write
 
 SHOWN: Final = 200  # broken rows on the page; the quarantine file has all
@@ -13,21 +13,16 @@ TYPES: Final = {"picture": "image/png", "sound": "audio/wav"}
 PAGE: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ verdict.name }}: validation</title>
-<style>
-:root { color-scheme: light dark; --line: #8883; --good: #18864b; --bad: #c62f3b; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+<style>{{ style|safe }}
 .badge { color: #fff; border-radius: 4px; padding: .1rem .5rem; font-size: .9rem; vertical-align: middle }
-.good { background: var(--good) } .bad { background: var(--bad) }
-dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem } dt { opacity: .65; font-size: .85rem }
-dd { margin: 0; font-size: 1.15rem } table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line) }
-td.n { text-align: right; font-variant-numeric: tabular-nums } code { font-size: .85rem; opacity: .8 }
+.badge.good { background: var(--good) } .badge.bad { background: var(--bad) }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem } dt { color: var(--soft); font-size: .85rem }
+dd { margin: 0; font-size: 1.15rem } td.n { text-align: right }
 figure { display: inline-block; margin: 0 .75rem .75rem 0; width: 96px; vertical-align: top }
 figure img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px; display: block }
 figure.sound { width: 18rem } figure.sound audio { width: 100% }
 pre { white-space: pre-wrap; border-left: 3px solid var(--line); padding-left: .75rem; margin: .75rem 0 }
-figcaption { font-size: .75rem; line-height: 1.25; opacity: .8; overflow-wrap: anywhere }
+figcaption { font-size: .75rem; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere }
 </style>
 {% macro badge(ok, yes, no) %}
 <span class="badge {{ 'good' if ok else 'bad' }}">{{ yes if ok else no }}</span>{% endmacro %}
@@ -67,19 +62,12 @@ def write(
     quarantine: str,
 ) -> None:
     """Write the page; `samples` are {"picture": PNG file}, {"sound": WAV file} or {"text"}, and "caption"."""
-    from jinja2 import Environment
-
-    page = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
     shown = [
-        {key: _data_uri(TYPES[key], value) if key in TYPES else value for key, value in one.items()}
+        {key: data_uri(value, TYPES[key]) if key in TYPES else value for key, value in one.items()}
         for one in samples
     ]
-    text = page.render(
-        verdict=verdict, summary=summary, samples=shown, quarantine=quarantine, shown=SHOWN
-    )
+    text = environment().from_string(PAGE).render(
+        verdict=verdict, summary=summary, samples=shown, quarantine=quarantine, shown=SHOWN, style=STYLE
+    )  # fmt: skip
     with atomic_write(path) as file:
         file.write(text.encode())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

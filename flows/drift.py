@@ -17,7 +17,7 @@ from flows.evaluating.pictures import fixed_requests, named, wanted_attributes
 from flows.evaluating.pipeline import draw, load_model
 from flows.recipe import Recipe
 from flows.reports.drift import write_page
-from infra.ledger.rollout_rules import wilson
+from infra.ledger.intervals import wilson
 from infra.pipelines import PinnedStage, read_pipeline
 from infra.receipts.receipts import read
 from infra.settings import settings
@@ -126,7 +126,7 @@ def compare(
     read = [understood(prompt, attributes) for prompt in served.prompts]
     known = [prompt for prompt, plain in zip(served.prompts, read, strict=True) if plain]
     unread = len(read) - len(known)
-    least, _ = wilson(unread, len(read), 1.96)
+    least, _ = wilson(unread, len(read))
     findings = [
         Finding(
             about="prompts that the judge cannot read",
@@ -198,7 +198,7 @@ def _alignment(
     hits, own = (
         int((judge.predict(pictures) == wanted).all(1).sum()) for pictures in (served, redrawn)
     )
-    (low, high), (own_low, own_high) = (wilson(n, len(prompts), 1.96) for n in (hits, own))
+    (low, high), (own_low, own_high) = (wilson(n, len(prompts)) for n in (hits, own))
     return Finding(
         about="alignment",
         value=hits / len(prompts),

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, among, between
-from infra.foreign import CutShort, whole_sound
+from infra.sounds import CutShort, wav, whole_sound
 
 FORMATS: Final = ("WAV", "FLAC", "OGG")
 LEAST_RATE_HZ: Final = 4_000
@@ -186,15 +186,6 @@ def decode(content: bytes, rate: int) -> Sound:
         raise SampleError(f"damaged {kind} (a sample is no number)")
     clipped = float((np.abs(x_TC) >= 1 - 1 / FULL_SCALE).mean()) if x_TC.size else 0.0
     return Sound(_prepared(x_TC, found, rate), found, channels, frames, clipped)
-
-
-def wav(wave: Wave, rate: int) -> bytes:
-    """Return 16-bit samples (T,) as a WAV file."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, wave, rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
 
 
 def _prepared(x_TC: npt.NDArray[np.float64], found: int, rate: int) -> Wave:

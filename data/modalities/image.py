@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data.modalities import Modality, SampleError
-from data.pictures import MAX_SIDE, Decoded, PictureError, decode, png
 from data.rules import Row, Rule, between
+from infra.pictures import MAX_SIDE, Decoded, PictureError, decode, png
 
 
 class Image(Modality):

@@ -73,7 +73,7 @@ def _write(found: "Comparison", folder: Path) -> tuple[Path, Path | None]:
     from flows.comparing.compare import Incomparable
     from flows.comparing.samples import Pictures, Texts, draw_both
     from flows.reports.compare import page, sheet
-    from infra.ledger.votes import interval
+    from infra.ledger.intervals import wilson
     from infra.storage import atomic_write
 
     pictures: Pictures | Texts | None = None
@@ -84,7 +84,7 @@ def _write(found: "Comparison", folder: Path) -> tuple[Path, Path | None]:
         why = str(error)
     won, count = _votes(found.first, found.second)
     with atomic_write(folder / "compare.html") as file:
-        file.write(page(found, pictures, why, (won, count, *interval(won, count))).encode())
+        file.write(page(found, pictures, why, (won, count, *wilson(won, count))).encode())
     if pictures is None:
         return folder / "compare.html", None
     with atomic_write(folder / "compare.png") as file:
@@ -111,8 +111,9 @@ def vote(
     from flows.comparing.voting import Booth, Pair, serve
     from flows.context import actor
     from flows.reports.compare import picture_png
-    from flows.reports.style import data_uri
-    from infra.ledger.votes import Votes, interval
+    from infra.ledger.intervals import wilson
+    from infra.ledger.votes import Votes
+    from infra.pages import data_uri
 
     first, second = comparing.side(a), comparing.side(b)
     for side in (first, second):
@@ -135,7 +136,7 @@ def vote(
     else:
         serve(booth, lambda address: console.print(f"vote at {address} (Ctrl-C ends it)", soft_wrap=True))  # fmt: skip
     won, total = votes.wins(other)
-    low, high = interval(won, total)
+    low, high = wilson(won, total)
     if not total:
         console.print("no votes yet")
         return

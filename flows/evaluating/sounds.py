@@ -1,6 +1,5 @@
 """Judging sound: the likelihood of held-out sound and what the family measures on it; a gallery one can hear."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +24,7 @@ from flows.evaluating.scores import (
 from flows.evaluating.sheets import of_sounds
 from flows.recipe import Evaluation as EvaluationSpec
 from infra.pipelines import Pipeline
+from infra.sounds import wav
 from models.family import Family
 from models.judges import metrics as m
 from models.judges.recogniser import Recogniser
@@ -99,7 +99,9 @@ def score(
     rate = pipeline.sample_rate
     assert rate is not None
     files = {"gallery.png": of_sounds(made, rate, list(prompts)[: len(made)])}
-    files |= {f"samples/{number:02d}.wav": wav(x_T, rate) for number, x_T in enumerate(made)}
+    files |= {
+        f"samples/{number:02d}.wav": wav(x_T.numpy(), rate) for number, x_T in enumerate(made)
+    }
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
 
 
@@ -126,12 +128,3 @@ def _alignment(
     scores.mean("alignment", joint, over=asked)
     for column, name in enumerate(facts["attributes"]):
         scores.mean(f"alignment_{name}", single[:, column], over=asked)
-
-
-def wav(x_T: Tensor, sample_rate: int) -> bytes:
-    """Return a sound (T,) in [-1, 1] as a WAV file of 16 bits."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, x_T.numpy(), sample_rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()

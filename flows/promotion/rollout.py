@@ -13,9 +13,10 @@ from prefect import flow
 from flows.context import actor, ledger, registry
 from flows.promote import promote
 from flows.promotion.release import load_versions, project_aliases, serve_wanted
+from infra.ledger.intervals import wilson
 from infra.ledger.ledger import Row
 from infra.ledger.rollout_metrics import Observations
-from infra.ledger.rollout_rules import PLACES, Limits, Place, Tally, Terms, wilson
+from infra.ledger.rollout_rules import PLACES, Limits, Place, Tally, Terms
 from infra.serving import ServingError
 from infra.settings import settings
 
@@ -136,7 +137,7 @@ def _arm(tally: Tally, shape: str) -> dict[str, Any]:
         "requests": tally.requests,
         "failures": tally.failures,
         "failure_rate": tally.failures / tally.requests if tally.requests else None,
-        "failure_rate_95": wilson(tally.failures, tally.requests, 1.96),
+        "failure_rate_95": wilson(tally.failures, tally.requests),
         "not_finite": tally.not_finite,
         "flat": tally.flat,
         "repeated": tally.repeated,

@@ -8,12 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from infra.blank import FLAT, SILENT, contrast, swing
 from infra.pipelines import Pipeline
 
-LEVELS: Final = (
-    4  # of 256: a picture is flat with less between darkest and brightest in every channel
-)
-SILENT: Final = 64  # of 65536: a sound is silent with less between its lowest and highest level
 TOKENS: Final = 16  # of a text, at most
 TEXTS: Final = ("a", "the", "one", "once")  # for a version that names no prompts to try
 
@@ -95,8 +92,7 @@ def _pictures(new: Candidate, made: Sequence[Any]) -> str:
         if pixels.shape[:2] != (height, width):
             got = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise SmokeFailed(f"{asked}: the picture has {got} pixels, not {width}x{height}")
-        spread = int((pixels.max(axis=(0, 1)).astype(int) - pixels.min(axis=(0, 1))).max())
-        if spread < LEVELS:
+        if (spread := contrast(pixels)) < FLAT:
             raise SmokeFailed(f"{asked}: the picture is flat, {spread} levels from dark to bright")
         _differs(new, made, number, "picture")
     return f"{len(made)} pictures of {width}x{height} drawn, none flat, all different"
@@ -127,8 +123,7 @@ def _sounds(new: Candidate, made: Sequence[Any]) -> str:
         wanted = first.seconds and round(first.seconds * found)
         if not len(levels) or (wanted and abs(len(levels) - wanted) > 1):
             raise SmokeFailed(f"{asked}: the sound has {len(levels)} samples, not {wanted}")
-        spread = int(levels.max()) - int(levels.min())
-        if spread < SILENT:
+        if (spread := swing(levels)) < SILENT:
             raise SmokeFailed(f"{asked}: the sound is silent, {spread} levels from low to high")
         if first.temperature != 0:
             _differs(new, [one for one, _ in made], number, "sound")

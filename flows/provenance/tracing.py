@@ -374,13 +374,17 @@ def _pixels(picture: bytes) -> "NDArray[np.uint8]":
     import numpy as np
     from PIL import Image
 
+    from infra.pictures import BROKEN
+
     try:
         with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
             if max(image.size) > LARGEST_SIDE:
                 wide, high = image.size
                 raise Untraceable(f"the picture is {wide}x{high}, at most {LARGEST_SIDE} a side")
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Untraceable:
+        raise
+    except BROKEN as error:
         raise Untraceable(f"the picture cannot be read: {error}") from None
 
 

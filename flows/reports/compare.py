@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from flows.comparing.compare import Comparison, Metric
 from flows.comparing.samples import Pictures, Texts
-from flows.reports.style import STYLE, data_uri, environment
+from infra.pages import STYLE, data_uri, environment
 
 if TYPE_CHECKING:
     from PIL import Image

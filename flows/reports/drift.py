@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from flows.reports.style import STYLE, environment
+from infra.pages import STYLE, environment
 from infra.settings import settings
 from infra.storage import atomic_write
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Final
 
 from flows.provenance.lineage import COLUMNS, Graph, Node
-from flows.reports.style import STYLE, environment
+from infra.pages import STYLE, environment
 
 WIDTH: Final = 204  # px of a box
 GAP_X: Final = 66

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from flows.reports.style import STYLE, environment
+from infra.pages import STYLE, environment
 
 PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">

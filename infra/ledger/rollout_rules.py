@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from infra.ledger.intervals import wilson
+
 Place: TypeAlias = Literal["canary", "shadow"]
 PLACES: Final[tuple[Place, ...]] = ("canary", "shadow")
 Arm: TypeAlias = Literal["champion", "challenger"]
@@ -105,16 +107,6 @@ def bucket(seconds: float) -> int:
     return round(math.log(max(seconds, 1e-4), GROWTH))
 
 
-def wilson(count: int, total: int, z: float = SURE) -> tuple[float, float]:
-    """Return the bounds of a rate (Wilson 1927); (0, 1) where nothing was counted."""
-    if not total:
-        return 0.0, 1.0
-    rate, extra = count / total, z * z / total
-    middle = (rate + extra / 2) / (1 + extra)
-    apart = z / (1 + extra) * math.sqrt(rate * (1 - rate) / total + extra / total / 4)
-    return max(0.0, middle - apart), min(1.0, middle + apart)
-
-
 def verdict(limits: Limits, champion: Tally, challenger: Tally) -> str | None:
     """Return why the challenger is to be stopped, in words with numbers; None while it may go on."""
     for what, most in (
@@ -130,7 +122,7 @@ def verdict(limits: Limits, champion: Tally, challenger: Tally) -> str | None:
                 f" may be; the champion's: {usual} of {champion.requests}"
             )
     if challenger.requests >= limits.min_requests:
-        least, _ = wilson(challenger.failures, challenger.requests)
+        least, _ = wilson(challenger.failures, challenger.requests, SURE)
         if least > limits.max_error_rate:
             return (
                 f"{challenger.failures} of the challenger's {challenger.requests} requests failed: surely more than"

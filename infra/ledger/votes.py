@@ -1,14 +1,11 @@
 """Blind votes: which of two versions' pictures a person liked better."""
 
 from datetime import UTC, datetime
-from math import sqrt
 from typing import Final
 
 import sqlalchemy as sa
 
 from infra.database import METADATA, open_engine, reading, writing
-
-Z95: Final = 1.959964  # standard deviations to either side that hold 95 % of a normal distribution
 
 VOTES: Final = sa.Table(
     "votes",
@@ -91,16 +88,3 @@ def wins(url: str, first: str, second: str) -> tuple[float, int]:
         return votes.wins(first)
     finally:
         votes.close()
-
-
-def interval(won: float, votes: int) -> tuple[float, float]:
-    """Return the 95 % interval of a win rate (Wilson 1927); a tie counts half, which errs to the wide side.
-
-    It stays inside [0, 1] and keeps its width where all votes agree, unlike a bootstrap over them.
-    """
-    if votes == 0:
-        return 0.0, 1.0
-    rate, z2 = won / votes, Z95**2
-    middle = (rate + z2 / (2 * votes)) / (1 + z2 / votes)
-    half = Z95 * sqrt(rate * (1 - rate) / votes + z2 / (4 * votes**2)) / (1 + z2 / votes)
-    return max(0.0, min(rate, middle - half)), min(1.0, max(rate, middle + half))  # rounding

@@ -8,7 +8,6 @@ import hashlib
 import io
 import struct
 import warnings
-import zlib
 from typing import BinaryIO, Final
 
 from infra.receipts import sound_receipts
@@ -46,17 +45,15 @@ def pixels_sha256(file: BinaryIO, size: str) -> str:
         raise ContentError(f"{width}x{height} pixels, at most {LARGEST_SIDE}x{LARGEST_SIDE}")
     from PIL import Image
 
-    broken = (
-        *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError),
-        *(struct.error, zlib.error, Image.DecompressionBombError),
-    )  # what Pillow is known to raise on damaged files
+    from infra.pictures import BROKEN
+
     file.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, our bound is lower
             with Image.open(file, formats=["PNG"]) as image:
                 pixels = image.convert("RGBA").tobytes()
-    except broken as error:
+    except BROKEN as error:
         raise ContentError(f"the picture is damaged: {error}") from None
     return hashlib.sha256(pixels).hexdigest()
 

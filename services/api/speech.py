@@ -4,27 +4,29 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi.responses import Response
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from infra.receipts.receipts import Receipt, attach
+from infra.sounds import flac, wav
 from services.api.images import caption
 from services.api.requests import Absent, Label, Order, one_line
 from services.gateway.errors import ApiError
-from services.media.codecs import Sound, flac, pcm, wav
-from services.media.encoders import encoded, stretched
+from services.media.codecs import Sound
+from services.media.encoders import Levels, encoded, pcm, stretched
 from services.pipelines.payload import LONGEST_S
 from services.pipelines.request import Complete, Drawing, One
 from services.routing.canary import Step
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange, event
 
-WRITERS: Final[Mapping[str, tuple[str, Callable[[Sound], bytes]]]] = {
-    "mp3": ("audio/mpeg", lambda one: encoded(one.levels, one.sample_rate, "mp3")),
-    "opus": ("audio/ogg", lambda one: encoded(one.levels, one.sample_rate, "opus")),
-    "aac": ("audio/aac", lambda one: encoded(one.levels, one.sample_rate, "aac")),
+WRITERS: Final[Mapping[str, tuple[str, Callable[[Levels, int], bytes]]]] = {
+    "mp3": ("audio/mpeg", partial(encoded, kind="mp3")),
+    "opus": ("audio/ogg", partial(encoded, kind="opus")),
+    "aac": ("audio/aac", partial(encoded, kind="aac")),
     "flac": ("audio/flac", flac),
     "wav": ("audio/wav", wav),
     "pcm": ("audio/pcm", pcm),
@@ -156,9 +158,8 @@ class SpeechAnswer:
         made, bare = complete.made[0], self._order.kind in BARE
         assert isinstance(made, Sound)
         rate = made.sample_rate
-        heard = Sound(stretched(made.levels, rate, self._order.speed or 1), rate)
         _, writer = WRITERS[self._order.kind]
-        file = writer(heard)
+        file = writer(stretched(made.levels, rate, self._order.speed or 1), rate)
         receipt = self._exchange.receipt(step, 0, file, beside=bare)
         return file if bare else attach(file, receipt), receipt
 
@@ -166,7 +167,7 @@ class SpeechAnswer:
 def stamped_sound(exchange: Exchange, step: Step, row: int, made: One) -> bytes:
     """Return sound `row` as a WAV with its receipt."""
     assert isinstance(made, Sound)
-    file = wav(made)
+    file = wav(made.levels, made.sample_rate)
     return attach(file, exchange.receipt(step, row, file))
 
 

@@ -1,4 +1,4 @@
-"""Sound to MP3, Opus and AAC files, and to another speed, by ffmpeg's libraries (PyAV)."""
+"""Sound to MP3, Opus and AAC files, and to another speed, by ffmpeg's libraries (PyAV); and bare levels."""
 
 from io import BytesIO
 from typing import Any, Final, Literal, TypeAlias
@@ -39,6 +39,11 @@ def encoded(levels_T: Levels, sample_rate: int, kind: Kind) -> bytes:
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return file.getvalue()
+
+
+def pcm(levels_T: Levels, sample_rate: int) -> bytes:  # noqa: ARG001 - as the others
+    """Return the bare levels, 16 bits, little-endian."""
+    return levels_T.astype("<i2").tobytes()
 
 
 def stretched(levels_T: Levels, sample_rate: int, speed: float) -> Levels:

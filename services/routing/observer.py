@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from infra.blank import FLAT, SILENT, contrast, swing
 from infra.database import DatabaseError
 from infra.ledger.ledger import Conflict, KeyReused, Ledger
 from infra.ledger.rollout_metrics import Observations
 from infra.ledger.rollout_rules import Arm, Tally, verdict
-from services.media.codecs import Bitmap, Sound
+from services.media.codecs import Sound
 from services.pipelines.payload import Text
 from services.pipelines.request import One
 from services.routing.endpoints import Rollout
@@ -28,8 +29,6 @@ logger = logging.getLogger("ray.serve")
 REMEMBERED: Final = 4096  # pictures of an arm, to see one again
 ROLLOUTS: Final = 64  # kept in memory, the newest
 SHAPES: Final = 32  # of requests, whose latencies are kept apart
-FLAT: Final = 2  # of 255 levels: less contrast than this is one colour
-SILENT: Final = 32  # of 65535 levels between the lowest and the highest
 SAME_SIGNS: Final = 16  # so many of one sign and no other are no text
 
 Asked: TypeAlias = tuple[int, str]
@@ -55,16 +54,10 @@ def look(one: One) -> Look:
         return Look(len(set(signs)) <= 1 and len(signs) not in range(1, SAME_SIGNS), None)
     if isinstance(one, Sound):
         levels = one.levels
-        silent = int(levels.max()) - int(levels.min()) <= SILENT
-        return Look(silent, hashlib.blake2b(levels.tobytes(), digest_size=16).digest())
-    return _look(one)
-
-
-def _look(pixels: Bitmap) -> Look:
-    contrast = pixels.max(axis=(0, 1)).astype(int) - pixels.min(axis=(0, 1))
-    return Look(
-        bool((contrast <= FLAT).all()), hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
-    )
+        return Look(
+            swing(levels) < SILENT, hashlib.blake2b(levels.tobytes(), digest_size=16).digest()
+        )
+    return Look(contrast(one) < FLAT, hashlib.blake2b(one.tobytes(), digest_size=16).digest())
 
 
 def asked(seed: int, prompt: str) -> Asked:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data.makers import MakerError, cifar10
-from data.pictures import decode
+from infra.pictures import decode
 
 HERE = Path()
 

@@ -19,7 +19,8 @@ from data import stages
 from data.loaders import DatasetError, Loader, facts_of, modality_of, records, sounds
 from data.makers import DIGITS, MakerError, labelled_audio, vowels
 from data.modalities import SampleError
-from data.modalities.audio import decode, wav
+from data.modalities.audio import decode
+from infra.sounds import wav
 from infra.storage import IntegrityError
 from services.media.codecs import MediaError, learned_sound
 from tests.data.prepare_kit import prepare, refused, sound_file

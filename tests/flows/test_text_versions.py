@@ -21,12 +21,12 @@ from flows.context import named
 from flows.evaluating.gate import Evaluation, Interval
 from flows.evaluating.pipeline import draw
 from flows.evaluating.sheets import of_texts
-from flows.evaluating.sounds import wav
 from flows.evaluation import pin
 from flows.provenance.bundle import export, import_folder
 from flows.recipe import Recipe
 from flows.reports.compare import page, sheet
 from infra.registry.registry import Version
+from infra.sounds import wav
 from infra.storage import seal, sha256_of, verify
 from models import describe
 from models.family import Family
@@ -95,7 +95,7 @@ def texts(here: Installation, seed: int) -> Version:
 
 
 def hums(here: Installation, loud: float) -> Version:
-    files = {f"samples/0{n}.wav": wav(torch.zeros(100), 2000) for n in range(2)}
+    files = {f"samples/0{n}.wav": wav(torch.zeros(100).numpy(), 2000) for n in range(2)}
     return published(here, "hums", hummer(loud), files, seconds=0.1)
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.comparing.voting import MOST_BYTES, Ballot, Booth, Pair, application
-from infra.ledger.votes import VoteError, Votes, interval, wins
+from infra.ledger.intervals import wilson
+from infra.ledger.votes import VoteError, Votes, wins
 from tests.databases_kit import Database
 
 A, B = "a" * 64, "b" * 64
@@ -67,10 +68,10 @@ def test_a_voter_has_one_vote_a_pair_and_may_change_it(votes: Votes, url: str) -
 @given(votes=st.integers(1, 5000), share=st.floats(0, 1))
 def test_the_interval_holds_the_rate_and_narrows(votes: int, share: float) -> None:
     won = round(share * votes)
-    low, high = interval(won, votes)
+    low, high = wilson(won, votes)
     assert 0 <= low <= won / votes <= high <= 1
     assert low < high, "no number of votes is certainty"
-    low4, high4 = interval(4 * won, 4 * votes)
+    low4, high4 = wilson(4 * won, 4 * votes)
     assert high4 - low4 < high - low
 
 
@@ -79,7 +80,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
     chance, truth, inside = random.Random(0), 0.7, 0
     for _ in range(1000):
-        low, high = interval(sum(chance.random() < truth for _ in range(40)), 40)
+        low, high = wilson(sum(chance.random() < truth for _ in range(40)), 40)
         inside += low <= truth <= high
     assert 0.92 <= inside / 1000 <= 0.98
 

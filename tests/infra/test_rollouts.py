@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.ledger.intervals import wilson
 from infra.ledger.rollout_metrics import Observations
-from infra.ledger.rollout_rules import Limits, Tally, Terms, bucket, verdict, wilson
+from infra.ledger.rollout_rules import Limits, Tally, Terms, bucket, verdict
 from tests.databases_kit import Database
 
 COUNTS = st.integers(0, 1000)

@@ -17,11 +17,11 @@ from PIL import Image
 import models
 from infra.receipts import provenance, receipts
 from infra.receipts.signing import Signing
+from infra.sounds import wav
 from models.autoregressive.nade import NADE
 from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import tokenizer
-from services.media.codecs import Sound, wav
 from services.pipelines.payload import Text
 from services.routing.observer import look
 from tests.services.toys import TOYS, Reader, Voice
@@ -31,7 +31,7 @@ SPEECH, EMBEDDINGS = "/v1/audio/speech", "/v1/embeddings"
 SAMPLES, SCORES = "/v1/samples", "/v1/scores"
 
 
-CUT = base64.b64encode(wav(Sound(np.ones(800, np.int16), 8000))[:-100]).decode()
+CUT = base64.b64encode(wav(np.ones(800, np.int16), 8000)[:-100]).decode()
 """A WAV that is shorter than its header says."""
 
 
@@ -318,7 +318,7 @@ def test_grey_levels_become_the_bits_that_the_seed_draws(served: Any, ask: Ask) 
 
 
 def test_an_upload_is_cropped_made_grey_and_resized_as_a_dataset_is(served: Any, ask: Ask) -> None:
-    from data.pictures import decode
+    from infra.pictures import decode
 
     draw = np.random.default_rng(2)
     for shape in ((16, 24, 3), (20, 20, 3), (9, 31, 4)):

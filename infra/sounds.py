@@ -1,14 +1,12 @@
-"""Pictures and sounds from elsewhere, read alike whether a dataset is made of them or their likelihood is asked for."""
+"""Sounds to files and back: what is written here, and what comes from elsewhere."""
 
+import io
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from PIL import Image
+    from numpy.typing import NDArray
 
-PNG: Final = b"\x89PNG\r\n\x1a\n"
 UNKNOWN: Final = (0, 0xFFFFFFFF)
 """Lengths of a WAV that was written to a pipe, such as ffmpeg's, when nobody knew how long it would be."""
 
@@ -17,41 +15,22 @@ class CutShort(ValueError):
     """A sound file that ends before what its header says."""
 
 
-def flattened(image: "Image.Image", content: bytes, mode: str) -> "Image.Image":
-    """Return a loaded picture in `mode` ("L" or "RGB"), transparency over white, 16 bits as 8.
-
-    `content` is the file: of a PNG with a colour that counts as transparent, Pillow scales the pixels, not the colour.
-    """
-    from PIL import Image
-
-    key = image.info.get("transparency")
-    depth = content[24] if content.startswith(PNG) else 8  # bits a channel
-    if image.mode.startswith(("I", "F")):
-        levels = np.asarray(image).astype(np.float64)
-        clear = levels == key if content.startswith(PNG) and key is not None else None
-        levels = np.clip(levels / 257, 0, 255).astype(np.uint8)
-        return _cleared(levels, clear).convert(mode)
-    if content.startswith(PNG) and image.mode in {"1", "L", "RGB"} and key is not None:
-        levels = np.asarray(image.convert("L") if image.mode == "1" else image)
-        colour = np.asarray(key)
-        if depth < 8:  # of grey
-            colour = colour * 255 // (2**depth - 1)
-        colour = colour >> 8 if depth == 16 else colour
-        clear = (levels == colour).reshape(*levels.shape[:2], -1).all(2)
-        return _cleared(levels, clear).convert(mode)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == mode else image.convert(mode)
+def wav(sound_T: "NDArray[Any]", sample_rate: int) -> bytes:
+    """Return a sound, int16 or floats in [-1, 1], as a WAV file of one channel of 16 bits."""
+    return _file(sound_T, sample_rate, "WAV")
 
 
-def _cleared(levels: Any, clear: Any) -> "Image.Image":
-    from PIL import Image
+def flac(sound_T: "NDArray[Any]", sample_rate: int) -> bytes:
+    """Return a sound, int16 or floats in [-1, 1], as a FLAC file of one channel of 16 bits."""
+    return _file(sound_T, sample_rate, "FLAC")
 
-    levels = levels.copy()
-    if clear is not None:
-        levels[clear] = 255
-    return Image.fromarray(levels)
+
+def _file(sound_T: "NDArray[Any]", sample_rate: int, kind: str) -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, sound_T, sample_rate, format=kind, subtype="PCM_16")
+    return file.getvalue()
 
 
 def whole_sound(content: bytes) -> bytes:

@@ -11,21 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from infra.foreign import flattened
-
 MAX_SIDE: Final = 4096  # pixels; Pillow's own bound, 179 million, is too high
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 BROKEN: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 """What Pillow's decoders are known to raise on damaged files."""
 
@@ -64,14 +54,49 @@ def decode(content: bytes, image_size: int, channels: int) -> Decoded:
     if max(width, height) > MAX_SIDE:
         raise PictureError(f"{width}x{height} pixels, at most {MAX_SIDE}x{MAX_SIDE} are decoded")
     try:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        flat = flattened(upright, content, "L" if channels == 1 else "RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            flat = _flattened(upright, content, "L" if channels == 1 else "RGB")
     except BROKEN as error:
         cut = "truncated" in str(error).lower() or _is_cut(content)
         raise _undecodable(image.format or "picture", cut=cut) from None
     pixels = np.asarray(_square(flat, image_size)).reshape(image_size, image_size, channels)
     return Decoded(pixels, width, height, image.mode)
+
+
+def _flattened(image: Image.Image, content: bytes, mode: str) -> Image.Image:
+    """Return a loaded picture in `mode` ("L" or "RGB"), transparency over white, 16 bits as 8.
+
+    `content` is the file: of a PNG with a colour that counts as transparent, Pillow scales the pixels, not the colour.
+    """
+    key = image.info.get("transparency")
+    depth = content[24] if content.startswith(MAGIC["PNG"][0]) else 8  # bits a channel
+    if image.mode.startswith(("I", "F")):
+        levels = np.asarray(image).astype(np.float64)
+        clear = levels == key if content.startswith(MAGIC["PNG"][0]) and key is not None else None
+        levels = np.clip(levels / 257, 0, 255).astype(np.uint8)
+        return _cleared(levels, clear).convert(mode)
+    if content.startswith(MAGIC["PNG"][0]) and image.mode in {"1", "L", "RGB"} and key is not None:
+        levels = np.asarray(image.convert("L") if image.mode == "1" else image)
+        colour = np.asarray(key)
+        if depth < 8:  # of grey
+            colour = colour * 255 // (2**depth - 1)
+        colour = colour >> 8 if depth == 16 else colour
+        clear = (levels == colour).reshape(*levels.shape[:2], -1).all(2)
+        return _cleared(levels, clear).convert(mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _cleared(levels: Any, clear: Any) -> Image.Image:
+    levels = levels.copy()
+    if clear is not None:
+        levels[clear] = 255
+    return Image.fromarray(levels)
 
 
 def png(pixels: Pixels) -> bytes:
@@ -84,7 +109,7 @@ def png(pixels: Pixels) -> bytes:
 def _open(content: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
+            warnings.simplefilter("ignore")  # of sizes, our bound is lower, and of odd metadata
             return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise PictureError(f"more pixels than {MAX_SIDE}x{MAX_SIDE}") from None

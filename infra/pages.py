@@ -31,6 +31,6 @@ def environment() -> Any:
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
 
 
-def data_uri(png: bytes) -> str:
-    """Return a PNG as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_uri(content: bytes, kind: str = "image/png") -> str:
+    """Return a picture or a sound as an address that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
