@@ -25,6 +25,8 @@ ROUTE: Final = "/api/serve/applications/"
 DEPLOY_S: Final = 180.0
 CALL_S: Final = 60.0  # the first call starts Serve
 POLL_S: Final = 0.15
+LOGGING: Final = {"enable_access_log": False}
+"""No line a request in the logs of proxy, gateway and stage: what goes wrong is said by them anyway, with its id."""
 
 
 class ServingError(RuntimeError):
@@ -159,7 +161,7 @@ def _put(
     mine = _application(settings, versions, before["applications"].get(APPLICATION))
     if before.get("http_options"):
         mine["args"]["host"] = _listening(settings, before["http_options"])
-    front = {
+    front: dict[str, Any] = {
         "proxy_location": "HeadOnly" if settings.ray_address is None else "EveryNode",
         "http_options": {
             "host": settings.host,
@@ -168,6 +170,8 @@ def _put(
             "keep_alive_timeout_s": 75,
         },
     }
+    if settings.ray_address is None:  # Serve's own logs; on a cluster they are everybody's
+        front["logging_config"] = LOGGING
     _apply(client, {**front, **_kept(before), "applications": [*_others(before), mine]})
 
 
@@ -253,6 +257,7 @@ def _application(
             theirs.append("public_url")
         arguments |= {name: given[name] for name in theirs if name in given}
     return {
+        "logging_config": LOGGING,
         **{key: value for key, value in config.items() if value is not None},
         "name": APPLICATION,
         "route_prefix": "/",

@@ -53,7 +53,7 @@ from services.pipelines.stage_client import Remote
 from services.routing.canary import Arms
 from services.routing.endpoints import Endpoint, Endpoints
 from services.routing.request_session import Exchange, from_the_house
-from services.stages.deployment import Stage, StageArguments
+from services.stages.deployment import BATCHES, Stage, StageArguments
 
 if TYPE_CHECKING:
     from ray import serve
@@ -83,7 +83,7 @@ class Arguments(BaseModel):
     unknown_words: Literal["refuse", "map"] = "refuse"  # see services.stages.unknown_words
     device: str = "auto"
     threads: int = 1
-    buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
+    buckets: tuple[int, ...] = BATCHES  # tried; see services.stages.batch_invariance
 
     def for_stages(self) -> dict[str, Any]:
         """Return the stages' own arguments."""

@@ -10,27 +10,22 @@ from models.family import Family, Request
 from models.parts.rows import join, take
 
 STEPS: Final = 2  # of a stepwise model
-SECONDS: Final = 0.01  # of sound, drawn to its end
+SECONDS: Final = 0.004  # of sound, drawn to its end: two steps at 8 kHz
 TOKENS: Final = 8  # of text by a model without steps
 
 
 def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     """Return the batch sizes whose rows equal, bit for bit, those of the largest one, on this device.
 
-    Two steps, or all of a sound, over as many rows as the largest batch has; a size that differs is left out. Of text
-    and sound all that the model keeps between steps is compared, since equal tokens may come of unequal numbers; of
-    sound in one batch of each size, since a step is many samples. A model that draws nothing (it only embeds) keeps
-    all sizes.
+    One batch of each size, two steps far, or all of a sound; a size that differs is left out, for what a kernel does
+    depends on the size and not on the numbers. All that the model keeps between steps is compared, since equal
+    tokens and levels may come of unequal numbers. A model that draws nothing (it only embeds) keeps all sizes.
     """
-    agreed, count = list(buckets), buckets[-1]
+    agreed = list(buckets)
     for asked in _acceptable(model):
-        largest = _trial(model, asked, count, count)
-        slow = model.capabilities.modality == "audio"
-        agreed = [
-            size
-            for size in agreed
-            if size == count or _equal(_trial(model, asked, size if slow else count, size), largest)
-        ]
+        largest = _trial(model, asked, buckets[-1])
+        smaller = [size for size in agreed[:-1] if _equal(_trial(model, asked, size), largest)]
+        agreed = [*smaller, buckets[-1]]
     return tuple(agreed)
 
 
@@ -74,27 +69,17 @@ def _takes(model: Family, request: Request) -> bool:
 
 
 @torch.no_grad()
-def _trial(model: Family, asked: Request, count: int, size: int) -> list[torch.Tensor]:
-    """Return `count` rows drawn two steps far in batches of `size`: every tensor that is to be equal."""
-    parts: list[list[torch.Tensor]] = []
+def _trial(model: Family, asked: Request, size: int) -> list[torch.Tensor]:
+    """Return the rows of a batch of `size`, drawn two steps far: every tensor that is to be equal."""
+    if not model.capabilities.stepwise:
+        return [model.sample(_all(asked, range(size)))]
     stepwise: Any = model
-    for start in range(0, count, size):
-        each = [
-            replace(asked, seeds=(min(seed, count - 1),)) for seed in range(start, start + size)
-        ]
-        if not model.capabilities.stepwise:
-            parts.append([model.sample(_all(asked, [one.seeds[0] for one in each]))])
-            continue
-        rows = join([stepwise.begin(one) for one in each])
-        sound = model.capabilities.modality == "audio"  # its steps are short
-        for _ in range(model.steps_of(asked) if sound else STEPS):
-            rows = stepwise.step(rows)
-        rows = take(rows, list(range(size)))
-        shown = [stepwise.preview(rows)]
-        if model.capabilities.modality != "image":
-            shown += [rows[name] for name in sorted(rows)]
-        parts.append(shown)
-    return [torch.cat(list(tensors))[:count] for tensors in zip(*parts, strict=True)]
+    rows = join([stepwise.begin(replace(asked, seeds=(seed,))) for seed in range(size)])
+    sound = model.capabilities.modality == "audio"  # its steps are short
+    for _ in range(model.steps_of(asked) if sound else STEPS):
+        rows = stepwise.step(rows)
+    rows = take(rows, list(range(size)))
+    return [stepwise.preview(rows), *(rows[name] for name in sorted(rows))]
 
 
 def _all(asked: Request, seeds: Sequence[int]) -> Request:

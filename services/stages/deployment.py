@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
+BATCHES: Final = (1, 2, 4, 6, 8, 10, 12, 14, 16)
+"""Rows a call: many sizes, since what fills a batch up to the next one is drawn for nobody."""
 SHORT: Final = 2000  # characters that are looked through at once, not in a thread: 0.1 ms
 TEvent = TypeVar("TEvent", bound=Event)
 
@@ -58,7 +60,7 @@ class StageArguments(BaseModel):
     cache: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, le=64)  # of one step
-    buckets: tuple[int, ...] = (1, 2, 4, 8, 16)
+    buckets: tuple[int, ...] = BATCHES  # tried; see services.stages.batch_invariance
     max_waiting: int = Field(default=256, ge=1)  # rows
     max_bytes: int = Field(default=4 * 2**30, ge=1)  # of loaded versions
     unknown_words: Literal["refuse", "map"] = "refuse"

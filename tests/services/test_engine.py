@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models.autoregressive.pixelcnn import PixelCNN
 from models.family import Family, Request
 from services.stages.batch_invariance import agreeing
+from services.stages.deployment import BATCHES
 from services.stages.engine import Engine
 from services.stages.scheduler import Failed, Finished, Full, Shown
 
@@ -93,16 +94,22 @@ def test_a_seed_gives_the_same_bits_alone_and_among_others(
 def test_batches_of_four_and_more_give_equal_bits_and_of_two_where_text_doubles_the_call(
     networks: Callable[..., Family], kind: str, least: int
 ) -> None:
-    agreed = agreeing(networks(kind), (1, 2, 4, 8, 16))
-    assert set(agreed) >= {size for size in (2, 4, 8, 16) if size >= least}
+    agreed = agreeing(networks(kind), BATCHES)
+    assert set(agreed) >= {size for size in BATCHES if size >= least}
 
 
 def test_the_sizes_that_agree_give_a_seed_its_bits_alone_and_among_others(
     engine: Engine, base: Family
 ) -> None:
-    sizes = agreeing(base, (1, 2, 4, 8, 16))
+    sizes = agreeing(base, BATCHES)
     pictures = []
-    for request in (order(5), order(4, 5), order(3, 4, 5), order(*range(5, 17))):
+    for request in (
+        order(5),
+        order(4, 5),
+        order(3, 4, 5),
+        order(*range(1, 6)),
+        order(*range(5, 17)),
+    ):
         inbox = Inbox()
         engine.submit(base, request, inbox.put, buckets=sizes)
         pictures.append(inbox.pictures(len(request.seeds))[request.seeds.index(5)])

@@ -22,6 +22,7 @@ from models.parts.tokens import CONTROL, tokenizer
 from services.api.text_requests import ChatOrder, CompletionOrder
 from services.pipelines.payload import Piece, Text, Work
 from services.stages.batch_invariance import agreeing
+from services.stages.deployment import BATCHES
 from services.stages.engine import Engine
 from services.stages.scheduler import Failed, Finished, Wrote
 from tests.services.text_kit import CHAT, COMPLETIONS, SIGNS, events, gpt, said, wrote
@@ -305,7 +306,7 @@ REQUESTS = st.lists(
 @given(asked=REQUESTS)
 def test_a_row_of_text_is_the_same_alone_and_in_a_crowd(asked: list[tuple[int, str, int]]) -> None:
     model = gpt()
-    sizes = agreeing(model, (1, 2, 4, 8, 16))
+    sizes = agreeing(model, BATCHES)
     requests = [Request(seeds=(s,), prompts=(p,), max_tokens=m) for s, p, m in asked]
 
     async def run(together: bool) -> list[Text]:
