@@ -43,7 +43,11 @@ def judged(
     assert isinstance(model, Family)
     rules = stage.training.optimizers["model"]
     optimizer = torch.optim.AdamW(
-        model.parameters(), rules.learning_rate, rules.betas, weight_decay=rules.weight_decay
+        model.parameters(),
+        rules.learning_rate,
+        rules.betas,
+        weight_decay=rules.weight_decay,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     tokens = model.encode(captions)

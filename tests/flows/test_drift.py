@@ -41,7 +41,7 @@ def judge() -> AttributeJudge:
     network = AttributeJudge(
         AttributeJudgeConfig(image_size=8, width=8, features=16, attributes=attributes)
     )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, fused=True)
     prompts = PROMPTS * 10
     wanted = torch.tensor(
         [[list(COLOURS).index(p.split()[1]), SIDES.index(p.split()[-1])] for p in prompts]

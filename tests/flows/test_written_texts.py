@@ -52,7 +52,7 @@ def chats() -> list[Record]:
 def learned(model: GPT, records: list[Record], steps: int) -> GPT:
     model.train()
     batch = model.examples(records)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):

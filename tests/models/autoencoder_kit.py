@@ -21,7 +21,9 @@ def fitted(model: Family, steps: int, rate: float = 2e-3) -> Family:
     train, _ = digits()
     torch.manual_seed(0)
     optimizers = {
-        player: torch.optim.AdamW(model.player_parameters(player), lr=rate, betas=(0.5, 0.99))
+        player: torch.optim.AdamW(
+            model.player_parameters(player), lr=rate, betas=(0.5, 0.99), fused=True
+        )
         for player in model.players
     }
     for step in range(steps):

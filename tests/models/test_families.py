@@ -38,7 +38,12 @@ def test_training_lowers_the_loss(name: str) -> None:
         assert counted(model, batch)(batch).total < 0.8 * before
         return
     optimizers = [
-        (player, torch.optim.Adam(model.player_parameters(player), lr=1e-2, betas=(0.5, 0.99)))
+        (
+            player,
+            torch.optim.Adam(
+                model.player_parameters(player), lr=1e-2, betas=(0.5, 0.99), fused=True
+            ),
+        )
         for player in model.players
     ]
     alone = len(model.players) == 1

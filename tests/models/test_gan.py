@@ -188,7 +188,10 @@ def captioned(count: int = 240) -> Batch:
 
 def learned(model: GAN, batch: Batch, steps: int) -> GAN:
     players = [
-        (name, torch.optim.Adam(model.player_parameters(name), lr=3e-3, betas=(0.0, 0.99)))
+        (
+            name,
+            torch.optim.Adam(model.player_parameters(name), lr=3e-3, betas=(0.0, 0.99), fused=True),
+        )
         for name in model.players
     ]
     for _ in range(steps):

@@ -160,7 +160,7 @@ def test_every_preset_learns_and_is_rebuilt_from_json(preset: str) -> None:
     rows = (torch.arange(model.config.image_size) % 2).float()
     size, channels = model.config.image_size, model.config.channels
     batch = {"pixels": rows[:, None].expand(8, channels, size, size)}
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
