@@ -1,56 +1,62 @@
-"""What the autoregressive families' tests share: sharp networks, all pictures there are, and who hears of whom."""
+"""What the autoregressive families' tests share: sharp networks, all outcomes there are, and who hears of whom."""
 
-import dataclasses
 import itertools
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian as jacobian_of
 
-from models.autoregressive.pixelcnn import PixelCNN
-from models.autoregressive.pixelrnn import PixelRNN
-from models.family import Family
+from models.parts.levels import sound_of
+from tests.models.families_kit import tiny
 
+Logits = Callable[[Any, Tensor], Tensor]
+"""A model and inputs (B, T) of 0 and 1 to the logits (B, T, K), where place t is given the inputs before t."""
 WORDS = ("one", "three", "two")
-Sharp = TypeVar("Sharp", bound=Family)
 
 
-def sharp(kind: type[Sharp], seed: int = 0, **change: object) -> Sharp:
+def sharp(name: str, seed: int = 0, **change: Any) -> Any:
     """A tiny model whose weights are large enough that everything matters to what comes after it."""
-    torch.manual_seed(seed)
-    model = kind(dataclasses.replace(kind.presets["tiny"], **change))
+    model = tiny(name, seed, **change)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)
+            if name in {"made", "nade"}:  # whose first weights are near zero
+                parameter.add_(torch.randn_like(parameter))
     return model.eval()
 
 
-def every_picture(side: int, levels: int) -> Tensor:
+def every_picture(side: int, levels: int = 2, channels: int = 1) -> Tensor:
     values = [level / (levels - 1) for level in range(levels)]
-    return torch.tensor(list(itertools.product(values, repeat=side * side))).view(-1, 1, side, side)
+    every = list(itertools.product(values, repeat=channels * side * side))
+    return torch.tensor(every).view(-1, channels, side, side)
 
 
-def total_probability(model: PixelCNN | PixelRNN, side: int, levels: int = 2) -> float:
-    """The sum over all pictures, 1 for a density."""
-    log_prob = model.log_prob({"pixels": every_picture(side, levels)})
-    return float(log_prob.double().exp().sum())
+def every_sound(samples: int, levels: int) -> Tensor:
+    return sound_of(torch.tensor(list(itertools.product(range(levels), repeat=samples))), levels)
 
 
-def log_probs_by_caption(model: PixelCNN | PixelRNN) -> list[Tensor]:
-    """Of all pictures of 3 x 3 bits, given each of WORDS and two of them."""
-    pixels, found = every_picture(3, 2), []
-    for caption in (*WORDS, "two three"):
-        tokens = model.encode([caption] * len(pixels))
-        assert tokens is not None
-        found.append(model.log_prob({"pixels": pixels, "tokens": tokens}).double())
-    return found
-
-
-def influence(model: PixelCNN | PixelRNN) -> Tensor:
-    """|d logits_i / d x_j|, the largest over the levels, (pixels, pixels) in raster order; float64."""
+def influence(model: Any) -> Tensor:
+    """|d logits_i / d x_j| of grey pictures, the largest over the levels, (pixels, pixels) in raster order; float64."""
     side = model.config.image_size
     start = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)).double()
     found = jacobian_of(model.double().logits, start)  # type: ignore[no-untyped-call]
     assert isinstance(found, Tensor)
     return found.abs().amax((0, 1)).reshape(side * side, side * side)
+
+
+def of_bits(model: Any, x_BT: Tensor) -> Tensor:
+    logits: Tensor = model.logits(x_BT)[..., None]
+    return logits
+
+
+def hears(model: Any, logits: Logits, places: int) -> Tensor:
+    """Return (T, T) bool: whether the logits at each place (rows) change with each input (columns)."""
+    generator = torch.Generator().manual_seed(0)
+    x_T = torch.randint(2, (places,), generator=generator).double()
+    changed_TT = torch.where(torch.eye(places).bool(), 1 - x_T, x_T)
+    with torch.no_grad():
+        found = logits(model, torch.cat([x_T[None], changed_TT])).double()
+    moved_TTK = (found[1:] - found[:1]).abs()
+    return (moved_TTK.amax(2) > 1e-9).T

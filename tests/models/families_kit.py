@@ -22,16 +22,16 @@ RECORDS: Final[tuple[Sequence[Record], ...]] = (
 """Text records with a pattern, a kind each: documents, pairs, dialogues."""
 
 
-def tiny(name: str, **changes: Any) -> Family:
-    torch.manual_seed(0)
-    model = trainable(name)(dataclasses.replace(trainable(name).presets["tiny"], **changes))
+def tiny(name: str, seed: int = 0, preset: str = "tiny", **changes: Any) -> Family:
+    torch.manual_seed(seed)
+    model = trainable(name)(dataclasses.replace(trainable(name).presets[preset], **changes))
     assert isinstance(model, Family)
     return model
 
 
-def shaken(name: str) -> Family:
+def shaken(name: str, preset: str = "tiny") -> Family:
     """A tiny model with no weight at zero, so that every part takes part in what it makes."""
-    model = tiny(name)
+    model = tiny(name, preset=preset)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

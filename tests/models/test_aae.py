@@ -88,16 +88,3 @@ def test_codes_without_an_adversary_leave_the_prior_and_are_seen() -> None:
     real = digits()[1].mean(0)
     assert (sampled(honest).mean(0) - real).abs().mean() < 0.05
     assert (sampled(loose).mean(0) - real).abs().mean() > 0.05
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"discriminator": ()}, "each of discriminator must be at least 1"),
-        ({"adversary": -1.0}, "adversary must be at least 0, got -1.0"),
-        ({"network": "conv", "hidden": (8, 8, 8)}, "multiple of 8 for 3 convolutions, got 28"),
-    ],
-)
-def test_a_config_that_would_fail_late_fails_early(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AAEConfig(**change)  # type: ignore[arg-type]

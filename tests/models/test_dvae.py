@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, Laplace, Normal, kl_divergence
 
-from models.family import Request
 from models.variational.dvae import DVAE, DVAEConfig, gumbel, usage_entropy
 from tests.models.autoencoder_kit import fitted, found
 
@@ -93,15 +92,6 @@ def test_training_counts_its_steps_and_evaluation_moves_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_samples_follow_how_often_each_place_had_each_code() -> None:
-    model = dvae().eval()
-    model.places_PK.zero_()
-    model.places_PK[torch.arange(16), torch.arange(16)] = 1.0  # place p has code p
-    drawn = model.sample(Request(seeds=(1, 2)))
-    expected = model.painted(torch.arange(16)[None])
-    torch.testing.assert_close(drawn, expected.expand(2, -1, -1, -1))
-
-
 def test_the_use_of_codes_is_of_all_parts_in_value_and_gradient() -> None:
     """The mean over parts, which is what training takes, is what the whole would find."""
     logits = torch.randn(8, 4, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -127,18 +117,3 @@ def test_a_likelihood_that_learns_no_variance_is_seen() -> None:
     assert ours["perplexity"] > 24
     assert ours["relative_cost"] < 0.8
     assert theirs["relative_cost"] > ours["relative_cost"] + 0.15
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"codes": 1}, "codes must be at least 2, got 1"),
-        ({"cold": 2.0}, "temperatures must fall and be above 0, got warm 1.0, cold 2.0"),
-        ({"usage_bonus": -1.0}, "usage_bonus must be at least 0, got -1.0"),
-        ({"sigma": 0.0}, "sigma must be above 0"),
-        ({"sigma": 1.0, "likelihood": "logit-laplace"}, "belongs to likelihood 'gaussian'"),
-    ],
-)
-def test_a_config_that_would_fail_late_fails_early(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DVAEConfig(**change)  # type: ignore[arg-type]

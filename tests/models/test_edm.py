@@ -230,29 +230,3 @@ def test_guidance_moves_along_the_line_from_the_unconditional_denoiser() -> None
     ahead, behind = moved[2.0] - moved[1.0], moved[1.0] - moved[0.0]
     torch.testing.assert_close(ahead, behind, rtol=0, atol=1e-4)
     assert behind.abs().max() > 1e-4
-
-
-def test_a_likelihood_given_a_caption_needs_the_caption() -> None:
-    made = model(vocabulary=WORDS, max_words=1)
-    pixels = torch.rand(2, 3, 8, 8)
-    tokens = made.encode(["dark", "bright"])
-    assert tokens is not None
-    assert made.log_prob({"pixels": pixels, "tokens": tokens}).isfinite().all()
-    with pytest.raises(ValueError, match="the batch needs tokens"):
-        made.log_prob({"pixels": pixels})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image_size": 15}, "image_size must be a multiple of 4 .*got 15"),
-        ({"widths": (20, 24)}, "widths must be multiples of 8 .*got 20"),
-        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
-        ({"sigma_min": 90.0}, "sigma_min must be below sigma_max 80.0, got 90.0"),
-        ({"attention": 3}, "attention must be 0 to 2 resolutions, got 3"),
-        ({"levels": 1}, "levels must be between 2 and 65536, got 1"),
-    ],
-)
-def test_a_config_that_would_fail_late_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **changes)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from models import FAMILIES, JUDGES, build, configure, describe, trainable
 from models.declared import declared, of
 from models.family import Family, Request
 from models.outline import outline
+from models.parts.rows import join, take
 from tests.models.families_kit import batch_of, counted, request, shaken, tiny
 
 SMALL = {"tiny", "chat"}  # presets that measure something in no time
@@ -83,13 +84,13 @@ def test_what_a_family_measures_is_what_it_said_it_would(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *JUDGES])
-def test_an_outline_can_do_what_the_network_can(name: str) -> None:
-    model = tiny(name) if name in FAMILIES else None
-    outlined = outline(trainable(name), trainable(name).presets["tiny"])
-    assert not [one for one in outlined.parameters() if one.device.type != "meta"]
-    if model is not None:
-        assert isinstance(outlined, Family)
-        assert outlined.capabilities == model.capabilities
+def test_an_outline_of_every_preset_can_be_made_and_does_what_the_network_can(name: str) -> None:
+    for preset, config in trainable(name).presets.items():
+        outlined = outline(trainable(name), config)
+        assert not [one for one in outlined.parameters() if one.device.type != "meta"]
+        if preset == "tiny" and name in FAMILIES:
+            assert isinstance(outlined, Family)
+            assert outlined.capabilities == tiny(name).capabilities
 
 
 def distance(model: Family, batch: Mapping[str, torch.Tensor]) -> float:
@@ -187,15 +188,19 @@ def test_sampling_leaves_the_global_generator_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_checkpoint_restores_the_same_sampler(name: str, tmp_path: Path) -> None:
-    trained = shaken(name)
-    safetensors.torch.save_file(trained.state_dict(), tmp_path / "model.safetensors")
-    document = json.loads(json.dumps(describe(trained)))
-    restored = build(document)
-    assert isinstance(restored, Family)
-    assert restored.config == trained.config
-    restored.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
-    before, after = (model.sample(request(model, (7, 8))) for model in (trained, restored.eval()))
-    torch.testing.assert_close(before, after, rtol=0, atol=0)
+    chat = shaken(name, preset="chat") if "chat" in trainable(name).presets else None
+    for trained in (shaken(name), reader(name), chat):
+        if trained is None:
+            continue
+        safetensors.torch.save_file(trained.state_dict(), tmp_path / "model.safetensors")
+        document = json.loads(json.dumps(describe(trained)))
+        restored = build(document)
+        assert isinstance(restored, Family)
+        assert restored.config == trained.config
+        restored.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+        models = (trained.eval(), restored.eval())
+        before, after = (model.sample(request(model, (7, 8))) for model in models)
+        torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -280,6 +285,19 @@ def test_without_a_prompt_a_model_draws_of_all_captions_or_refuses(name: str) ->
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_a_word_that_was_never_learned_is_refused_and_text_none_learns_no_words(name: str) -> None:
+    model = reader(name)
+    if model is None:
+        return
+    with pytest.raises(ValueError, match="unknown word 'four'"):
+        model.sample(dataclasses.replace(request(model, (1,)), prompts=("four",)))
+    if hasattr(model.config, "text"):
+        deaf = type(model)(dataclasses.replace(model.config, text="none"))
+        assert deaf.capabilities.condition == "none"
+        assert deaf.encode(["anything"]) is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_captions_that_are_missing_from_a_batch_are_named(name: str) -> None:
     model = reader(name)
     if model is None:
@@ -339,7 +357,24 @@ def test_stepwise_families_have_the_whole_contract(name: str) -> None:
         rows, steps = model.step(rows), steps + 1
     ends_itself = model.capabilities.modality == "text"
     assert model.steps_of(asked) == (1 if ends_itself else steps)
-    torch.testing.assert_close(model.finish(rows), model.sample(asked), rtol=0, atol=1e-4)
+    finished = model.finish(rows)
+    torch.testing.assert_close(finished, model.sample(asked), rtol=0, atol=1e-4)
+    assert torch.equal(model.finish(model.step(rows)), finished), "what is done stays as it is"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_that_join_in_mid_flight_end_as_they_do_alone(name: str) -> None:
+    model: Any = shaken(name)
+    if not model.capabilities.stepwise:
+        return
+    requests = [request(model, (seed,)) for seed in (3, 1)]
+    early, late = (model.begin(asked) for asked in requests)
+    rows = join([model.step(early), late])
+    while not model.done(rows).all():
+        rows = model.step(rows)
+    for place, asked in enumerate(requests):
+        ended, alone = model.finish(take(rows, [place])), model.sample(asked)
+        torch.testing.assert_close(ended, alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -405,6 +440,28 @@ def test_pictures_are_codes_and_back_where_that_is_declared(name: str) -> None:
     assert torch.equal(index[:1], model.codes(pixels[:1]))
     check_samples(model, model.painted(index), len(pixels))
     assert not torch.equal(model.painted(index[:1]), model.painted((index[:1] + 1) % 2))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_samples_follow_how_often_each_place_had_each_code(name: str) -> None:
+    model = shaken(name)
+    if not model.capabilities.tokenizes:
+        return
+    counts = dict(model.named_buffers())
+    (prior_PK,) = (buffer for key, buffer in counts.items() if key.endswith("places_PK"))
+    index_P = torch.arange(len(prior_PK)) % model.config.codes
+    prior_PK.zero_()[torch.arange(len(prior_PK)), index_P] = 1.0  # place p has code p
+    expected = model.painted(index_P[None]).expand(2, -1, -1, -1)
+    torch.testing.assert_close(model.sample(Request(seeds=(1, 2))), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_evaluation_moves_nothing(name: str) -> None:
+    model = shaken(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for player in model.players:
+        model(batch_of(model), player)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

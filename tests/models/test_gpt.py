@@ -2,46 +2,17 @@
 
 import dataclasses
 import itertools
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from benchmarks.language_models import transformers_gpt2
-from models import build, describe
 from models.family import Request
 from models.language.gpt import GPT, GPTConfig
 from models.parts.tokens import ASSISTANT, BOS, CONTROL, EOS, USER, of_signs, tokenizer
 from tests.models.gpt_kit import dialogue, document, gpt
-
-
-def influence(model: GPT) -> Tensor:
-    """|d logits_t / d embedding_s|, the largest of each pair of places, (T, T)."""
-    tokens_1T = torch.arange(8)[None] + len(CONTROL)
-    seen: list[Tensor] = []
-
-    def watch(module: object, inputs: object, output: Tensor) -> Tensor:
-        seen.append(output.detach().requires_grad_())
-        return seen[-1]
-
-    handle = model.tokens.register_forward_hook(watch)
-    logits_TV = model.logits(tokens_1T)[0]
-    handle.remove()
-    rows = [
-        torch.autograd.grad(logits_V.square().sum(), seen[0], retain_graph=True)[0]
-        for logits_V in logits_TV
-    ]
-    return torch.stack(rows)[:, 0].abs().amax(2)
-
-
-def test_a_logit_depends_on_every_token_before_it_and_on_none_after() -> None:
-    found = influence(gpt())
-    assert torch.equal(found.triu(1), torch.zeros_like(found))
-    assert (found[torch.ones_like(found).tril().bool()] > 0).all()
-    assert (influence(gpt(causal=False)) > 0).all()
 
 
 @settings(max_examples=6, deadline=None)
@@ -217,27 +188,3 @@ def test_its_size_is_nanogpts() -> None:
         model = GPT(dataclasses.replace(GPT.presets[preset], tokenizer=signs))
         count = sum(p.numel() for p in model.parameters()) - model.places.weight.numel()
         assert count / 1e6 == pytest.approx(millions, abs=0.01)
-
-
-def test_a_chatting_model_is_rebuilt_from_json() -> None:
-    model = gpt(learns="dialogues")
-    again = build(describe(model)).eval()
-    again.load_state_dict(model.state_dict())
-    assert isinstance(again, GPT)
-    request = Request(seeds=(7,), prompts=("ab",))
-    assert torch.equal(again.sample(request), model.sample(request))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"width": 30}, "width 30 must be divisible by heads, got 4"),
-        ({"context": 0}, "context must be at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"stride": 65}, r"stride must be in 1..64 \(context\), got 65"),
-        ({"tokenizer": "{}"}, "no tokenizers document"),
-    ],
-)
-def test_a_config_that_would_fail_late_fails_early(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GPTConfig(**change)

@@ -1,6 +1,5 @@
 """The judge learns real pictures, keeps its judgement on soft ones, and knows nothing from shuffled labels."""
 
-import dataclasses
 from functools import partial
 
 import numpy as np
@@ -142,18 +141,3 @@ def test_what_a_judge_cannot_judge_is_refused_in_one_line() -> None:
         judge.predict(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="the judge has 1 attributes, the batch no"):
         judge({"pixels": torch.zeros(1, 1, 8, 8)})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"attributes": ()}, "attributes is empty"),
-        ({"attributes": (("digit", ("one",)),)}, "'digit' needs at least 2 values"),
-        ({"attributes": (("joint", ("a", "b")),)}, "other than 'joint'"),
-        ({"width": 12}, "multiple of 8, got 12"),
-        ({"image_size": 33}, "a multiple of 2, got 33"),
-    ],
-)
-def test_a_config_that_would_fail_late_fails_early(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(AttributeJudgeConfig(), **change)  # type: ignore[arg-type]

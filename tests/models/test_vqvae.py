@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.family import Request
 from models.parts.codes import perplexity
-from models.variational.vqvae import VQVAE, VQVAEConfig
+from models.variational.vqvae import VQVAE
 from tests.models.autoencoder_kit import fitted, found
 
 
@@ -56,13 +55,6 @@ def test_vectors_are_the_moving_mean_of_what_chose_them() -> None:
     torch.testing.assert_close(book.places_PK.sum(1), torch.full((16,), 64.0))
 
 
-def test_evaluation_moves_nothing() -> None:
-    model = vqvae().eval()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model({"pixels": pictures()})
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
 def test_unused_codes_start_anew_at_encodings_of_the_batch() -> None:
     model = vqvae()
     model.follow(model({"pixels": pictures()}).seen, torch.ones(()))
@@ -73,16 +65,6 @@ def test_unused_codes_start_anew_at_encodings_of_the_batch() -> None:
     nearest = (z_BPD.flatten(0, 1) - book.vectors_KD[3]).norm(dim=1).min()
     assert nearest < 1e-4
     assert book.counts_K[3] == pytest.approx(book.counts_K.mean().item(), rel=0.5)
-
-
-def test_samples_follow_how_often_each_place_had_each_code() -> None:
-    model = vqvae().eval()
-    with torch.no_grad():
-        model.codebook.places_PK.zero_()
-        model.codebook.places_PK[torch.arange(16), torch.arange(16)] = 1.0  # place p has code p
-    expected = model.decode(model.codebook.vectors_KD[None, :16])
-    drawn = model.sample(Request(seeds=(1, 2)))
-    torch.testing.assert_close(drawn, expected.expand(2, -1, -1, -1))
 
 
 def followed(parts: int, **change: object) -> dict[str, Tensor]:
@@ -140,16 +122,3 @@ def test_perplexity_counts_codes_in_even_use() -> None:
     for used in (1, 4, 16):
         index = torch.from_numpy(np.arange(64) % used).view(4, 16)
         assert perplexity(index, 16).item() == pytest.approx(used, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_size": 10}, "multiple of 4 for 2 convolutions, got 10"),
-        ({"codes": 1}, "codes must be at least 2, got 1"),
-        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
-    ],
-)
-def test_a_config_that_would_fail_late_fails_early(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        VQVAEConfig(**change)  # type: ignore[arg-type]

@@ -1,0 +1,149 @@
+"""What no Config takes: sizes and settings that would fail late are refused early, by name, value and limit."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pytest
+
+from models import FAMILIES, JUDGES, trainable
+from models.parts.bounds import SHARE, SIZE, WEIGHT, within
+
+Refused = tuple[Mapping[str, Any], str]
+THREE_HALVINGS: Final = {"network": "conv", "hidden": (8, 8, 8)}
+WIDE_DCGAN: Final = {"network": "dcgan", "image_size": 28, "hidden": (8, 12)}
+UNLIKELY: Final = r"must be above 0, got .* probability 0"
+"""Without smoothing, one pixel that training never saw on makes a picture impossible: -log p is infinite."""
+
+REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
+    "aae": (
+        ({"discriminator": ()}, "each of discriminator must be at least 1"),
+        ({"adversary": -1.0}, "adversary must be at least 0, got -1.0"),
+        (THREE_HALVINGS, "multiple of 8 for 3 convolutions, got 28"),
+    ),
+    "attribute-judge": (
+        ({"attributes": ()}, "attributes is empty"),
+        ({"attributes": (("digit", ("one",)),)}, "'digit' needs at least 2 values"),
+        ({"attributes": (("joint", ("a", "b")),)}, "other than 'joint'"),
+        ({"width": 12}, "multiple of 8, got 12"),
+        ({"image_size": 33}, "a multiple of 2, got 33"),
+    ),
+    "bert": (
+        ({"width": 100}, "a multiple of heads 12, got 100"),
+        ({"max_tokens": 4}, "max_tokens must be at least 5, got 4"),
+        ({"masked": 0.0}, r"masked must be in \(0, 1\), got 0.0"),
+    ),
+    "ddpm": (
+        ({"objective": "flow", "sampler": "ddpm"}, "cannot use sampler 'ddpm'; choose one of eul"),
+        ({"objective": "eps", "sampler": "euler"}, "cannot use sampler 'euler'; choose one of dd"),
+        (
+            {"objective": "eps", "sampler": "ddim", "zero_terminal_snr": True},
+            "needs objective 'v', got 'eps'",
+        ),
+        ({"eta": 0.5}, "eta belongs to sampler 'ddim'"),
+        ({"image_size": 15}, "image_size must be a multiple of 4 .*got 15"),
+        ({"widths": (20, 24)}, "widths must be multiples of 8 .*got 20"),
+        ({"low_size": 3}, "low_size must divide image_size 16, got 3"),
+        ({"caption_drop": 1.5}, "caption_drop must be between 0 and 1, got 1.5"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"guidance": math.nan}, "guidance must be between 0 and 50, got nan"),
+        ({"low_noise_sampling": 0.9}, "low_noise_sampling 0.9 exceeds"),
+        ({"attention": 3}, "attention must be 0 to 2 resolutions, got 3"),
+    ),
+    "dvae": (
+        ({"codes": 1}, "codes must be at least 2, got 1"),
+        ({"cold": 2.0}, "temperatures must fall and be above 0, got warm 1.0, cold 2.0"),
+        ({"usage_bonus": -1.0}, "usage_bonus must be at least 0, got -1.0"),
+        ({"sigma": 0.0}, "sigma must be above 0"),
+        ({"sigma": 1.0, "likelihood": "logit-laplace"}, "belongs to likelihood 'gaussian'"),
+    ),
+    "edm": (
+        ({"image_size": 15}, "image_size must be a multiple of 4 .*got 15"),
+        ({"widths": (20, 24)}, "widths must be multiples of 8 .*got 20"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"sigma_min": 90.0}, "sigma_min must be below sigma_max 80.0, got 90.0"),
+        ({"attention": 3}, "attention must be 0 to 2 resolutions, got 3"),
+        ({"levels": 1}, "levels must be between 2 and 65536, got 1"),
+    ),
+    "gan": (
+        ({"hidden": ()}, "each of hidden must be at least 1"),
+        ({"r1": -1.0}, "r1 must be at least 0, got -1"),
+        ({"gradient_penalty": math.inf}, "gradient_penalty must be at least 0 and finite, got inf"),
+        ({**WIDE_DCGAN, "image_size": 30, "hidden": (8, 16)}, "multiple of 4 .* got 30"),
+        (WIDE_DCGAN, "multiples of 8, got 12"),
+    ),
+    "gpt": (
+        ({"width": 30}, "width 30 must be divisible by heads, got 4"),
+        ({"context": 0}, "context must be at least 1, got 0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"stride": 65}, r"stride must be in 1..64 \(context\), got 65"),
+        ({"tokenizer": "{}"}, "no tokenizers document"),
+    ),
+    "lda": tuple(
+        ({"shrinkage": amount}, "shrinkage must be 0 to 1 or 'ledoit-wolf'")
+        for amount in (-0.1, 1.1, "auto", math.nan)
+    ),
+    "made": (
+        ({"image_size": 1}, "at least 2 bits, got 1"),
+        ({"hidden": (8, 0)}, r"each of hidden must be at least 1, got \(8, 0\)"),
+    ),
+    "nade": (({"hidden": 0}, "hidden must be at least 1, got 0"),),
+    "naive-bayes": (
+        ({"alpha": 0.0}, UNLIKELY),
+        ({"var_smoothing": 0.0}, UNLIKELY),
+        ({"alpha": math.nan}, UNLIKELY),
+    ),
+    "pixelcnn": (
+        ({"channels": 3}, "channels must be 1, got 3"),
+        ({"levels": 1}, "levels must be between 2 and 256, got 1"),
+        ({"kernel": 4}, "kernel must be odd and at least 3, got 4"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+    ),
+    "pixelrnn": (
+        ({"channels": 3}, "channels must be 1, got 3"),
+        ({"levels": 1}, "levels must be between 2 and 256, got 1"),
+        ({"row_kernel": 4}, "row_kernel must be odd and at least 3, got 4"),
+        ({"state": 0}, "state must be at least 1, got 0"),
+    ),
+    "transformer": (
+        ({"width": 16, "heads": 3}, "a multiple of heads 3, got 16"),
+        ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1"),
+    ),
+    "vae": (
+        (THREE_HALVINGS, "multiple of 8 for 3 convolutions, got 28"),
+        ({"likelihood": "gaussian"}, "needs binarize 'none'"),
+        ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
+        ({"hidden": ()}, "each of hidden must be at least 1"),
+        ({"latent": 0}, "latent must be at least 1, got 0"),
+    ),
+    "vqvae": (
+        ({"image_size": 10}, "multiple of 4 for 2 convolutions, got 10"),
+        ({"codes": 1}, "codes must be at least 2, got 1"),
+        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+    ),
+    "wae": (({"penalty": -1}, "penalty must be at least 0, got -1"),),
+    "wavenet": (
+        ({"levels": 1}, "levels must be between 2 and 65536, got 1"),
+        ({"dilations": ()}, "at least one"),
+        ({"dilations": (0,)}, "dilations must be at least 1"),
+        ({"window": 100}, "window must be more than the receptive field of 511, got 100"),
+        ({"seconds": 0.0}, "seconds must be above 0"),
+        ({"block": 0}, "block must be at least 1, got 0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *JUDGES])
+def test_a_config_that_would_fail_late_fails_early(name: str) -> None:
+    for change, message in REFUSED[name]:
+        with pytest.raises(ValueError, match=message):
+            trainable(name).Config(**change)
+
+
+def test_the_ends_of_a_range_are_inside_and_what_is_no_number_is_not() -> None:
+    for value, allowed in ((1, SIZE), (0, WEIGHT), (0, SHARE), (2, (2, 5)), (5, (2, 5))):
+        within("it", value, allowed)
+    for value in (math.nan, math.inf, -math.inf):
+        for allowed in (SIZE, WEIGHT, SHARE, (2, 5)):
+            with pytest.raises(ValueError, match=f"it must be .*, got {value}"):
+                within("it", value, allowed)
