@@ -45,8 +45,8 @@ def gateway(folder: Path) -> Iterator[str]:
         workshop.promote(workshop.publish_pipeline("shapes", network("base"), network("upscaler")))
         workshop.promote(workshop.publish_pipeline("digits", network("vae")))
         publish_each_modality(workshop)
-        generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-        app = workshop.gateway(generate, upscale)
+        stage = workshop.stage()
+        app = workshop.gateway(stage)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -55,8 +55,7 @@ def gateway(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
         server.should_exit = True
         thread.join()
-        generate.close()
-        upscale.close()
+        stage.close()
 
 
 def until(ready: Any) -> None:

@@ -136,7 +136,7 @@ def publish(cache: Path, preset: str, steps: int) -> tuple[dict[str, Any], dict[
     save_file(model.state_dict(), making / "model.safetensors")
     digest = seal(making, {"kind": "model", "name": "bench.base"})
     making.rename(cache / digest)
-    stage = {"name": "bench.base", "number": 1, "digest": digest}
+    stage = {"name": "bench.base", "number": 1, "digest": digest, "family": "ddpm"}
     side = model.config.image_size
     document = {
         "format": 1,

@@ -44,7 +44,7 @@ LIMIT_S: Final = 570.0  # of everything
 AWAY_S: Final = 60.0  # a process that is not back by then stays away
 TITLES: Final = {
     "gateway replica": "ray::ServeReplica:atelier:Gateway",
-    "stage replica": "ray::ServeReplica:atelier:Generate",
+    "stage replica": "ray::ServeReplica:atelier:stages",
     "Serve proxy": "ray::ProxyActor",
     "Serve controller": "ray::ServeController",
 }
@@ -317,7 +317,7 @@ def main() -> None:
         os.environ |= stack.environment()
         try:
             stack.up(lambda event: print(event, file=sys.stderr))
-            settings = Settings()
+            settings = Settings(layout="staged")
             keys = Keys(settings.database)
             house = House(
                 settings,

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from infra.placement import GATEWAY, Placement, PlacementError, placement_of
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 APPLICATION: Final = "atelier"
 IMPORT_PATH: Final = "services.application:build"
-STAGES: Final = ("Generate", "Upscale")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 ROUTE: Final = "/api/serve/applications/"
 DEPLOY_S: Final = 180.0
@@ -51,13 +51,13 @@ def deploy(
 
     Args:
         settings: Where Ray's dashboard, the ledger and MLflow are, and where the gateway listens.
-        versions: {"name", "number", "digest"} of each stage version.
+        versions: {"name", "number", "digest", "family"} of each stage version.
         timeout_s: When to give up.
         needed: The digests to wait for; None: of all `versions`. Another version's damage stops nobody else.
 
     Raises:
         VersionRefused: a replica cannot load one that is waited for.
-        ServingError: no dashboard, no key on an open host, or the time is up.
+        ServingError: no dashboard, no key on an open host, a placement that cannot be, or the time is up.
     """
     _check_host(settings, settings.host)
     deadline = time.monotonic() + timeout_s
@@ -96,7 +96,7 @@ def status(settings: Settings) -> dict[str, Any] | None:
     """Return how the application is, or None where no dashboard or no Serve answers.
 
     The document: `status` (RUNNING, DEPLOYING, ...), `message`, `url`, `deployments` (each with status, message and
-    the process ids of its running replicas), `versions` (what each stage is asked to hold).
+    the process ids of its running replicas), `versions` (what the gateway and each pool are asked to hold).
     """
     try:
         with _dashboard(settings) as client:
@@ -158,10 +158,16 @@ def _put(
     versions: Sequence[Mapping[str, Any]],
     before: Mapping[str, Any],
 ) -> None:
-    mine = _application(settings, versions, before["applications"].get(APPLICATION))
+    mine = application(settings, versions, before["applications"].get(APPLICATION))
     if before.get("http_options"):
         mine["args"]["host"] = _listening(settings, before["http_options"])
-    front: dict[str, Any] = {
+    whole = {**front(settings), **_kept(before), "applications": [*_others(before), mine]}
+    _apply(client, whole)
+
+
+def front(settings: Settings) -> dict[str, Any]:
+    """Return where Serve listens and what it logs, as its config has it."""
+    found: dict[str, Any] = {
         "proxy_location": "HeadOnly" if settings.ray_address is None else "EveryNode",
         "http_options": {
             "host": settings.host,
@@ -171,8 +177,8 @@ def _put(
         },
     }
     if settings.ray_address is None:  # Serve's own logs; on a cluster they are everybody's
-        front["logging_config"] = LOGGING
-    _apply(client, {**front, **_kept(before), "applications": [*_others(before), mine]})
+        found["logging_config"] = LOGGING
+    return found
 
 
 def _kept(before: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,15 +233,22 @@ def _check_host(settings: Settings, host: str) -> None:
         )
 
 
-def _application(
-    settings: Settings, versions: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None
+def application(
+    settings: Settings,
+    versions: Sequence[Mapping[str, Any]] = (),
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the application's config: ours, over what an operator deployed."""
+    """Return the application's config: ours, over what an operator deployed.
+
+    Raises:
+        ServingError: the placement cannot be, or what is deployed has other deployments than any placement.
+    """
     config = (before or {}).get("deployed_app_config") or {}
-    kept = {one["name"]: one for one in config.get("deployments", [])}
-    pins = [dict(version) for version in versions]
-    for name in STAGES:
-        kept[name] = {**kept.get(name, {}), "name": name, "user_config": {"versions": pins}}
+    given = config.get("args", {})
+    try:
+        placement = placement_of(settings, given.get("placement"))
+    except PlacementError as error:
+        raise ServingError(str(error)) from None
     arguments = {
         "host": settings.host,
         "database": settings.database,
@@ -247,7 +260,6 @@ def _application(
         "public_url": settings.public_url,
         "unknown_words": settings.unknown_words,
     }
-    given = config.get("args", {})
     if settings.ray_address is not None:
         # folders that its nodes mount, the host that they open, and the address that leads there
         theirs = ["host", "cache", "files", "signing"]
@@ -262,9 +274,42 @@ def _application(
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": {**given, **arguments},
-        "deployments": list(kept.values()),
+        "args": {**given, **arguments, "placement": placement.model_dump(mode="json")},
+        "deployments": _told(placement, versions, _sized(settings, placement, config)),
     }
+
+
+def _sized(
+    settings: Settings, placement: Placement, config: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return what an operator set of our deployments beside the placement, by name.
+
+    Raises:
+        ServingError: it is of deployments that a cluster's placement does not have.
+    """
+    found = {one["name"]: one for one in config.get("deployments", [])}
+    known = placement.deployments()
+    strange = [name for name in found if name not in known]
+    if strange and settings.ray_address is not None and "placement" not in config.get("args", {}):
+        raise ServingError(
+            f"the application was deployed with {', '.join(strange)}, of before there were placements: write its"
+            " files anew with `atelier deploy --write FOLDER` and deploy those"
+        )
+    return {name: one for name, one in found.items() if name in known}
+
+
+def _told(
+    placement: Placement,
+    versions: Sequence[Mapping[str, Any]],
+    sized: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return each deployment with the versions that it holds; the gateway is told of all."""
+    pins = [dict(version) for version in versions]
+    mine = {GATEWAY: pins, **placement.split(pins)}
+    return [
+        {**sized.get(name, {}), "name": name, "user_config": {"versions": mine[name]}}
+        for name in placement.deployments()
+    ]
 
 
 def _wait(

@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     public_url: str | None = (
         None  # where clients reach it, without /v1; None: host and gateway_port
     )
+    placement: Path | None = (
+        None  # YAML of which stage runs where; None: one pool (infra/placement.py)
+    )
+    layout: Literal["fused", "staged"] | None = (
+        None  # stages in the gateway's process or apart; None: placement's
+    )
     unknown_words: Literal["refuse", "map"] = (
         "refuse"  # of prompts; mapped ones are said in the answer
     )

@@ -1,7 +1,7 @@
 """The gateway: OpenAI's API over the pipelines that the ledger names, as a Ray Serve application.
 
-`services.application:build` is the import path of the application: the ingress `Gateway` and, behind handles, the
-stages `Generate` and `Upscale`. The routes of pictures, text, sound, embeddings and likelihoods each have a file.
+`services.application:build` is the import path of the application: the ingress `Gateway`, and the pools of stages that
+the placement names, in its process (`fused`) or behind handles (`staged`). The routes each have a file.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from starlette.types import ASGIApp
 
+from infra.placement import GATEWAY, Placement, Pool
 from infra.receipts.signing import Signing
 from services.api.answers import (
     ChatCompletion,
@@ -48,12 +49,12 @@ from services.gateway.readiness import Readiness
 from services.media.answer_log import Samples
 from services.media.result_store import Files
 from services.pipelines.one_stage import Pipelines
-from services.pipelines.request import Drawing, Stages
+from services.pipelines.request import Drawing, StageOf, Stages
 from services.pipelines.stage_client import Remote
 from services.routing.canary import Arms
 from services.routing.endpoints import Endpoint, Endpoints
 from services.routing.request_session import Exchange, from_the_house
-from services.stages.deployment import BATCHES, Stage, StageArguments
+from services.stages.deployment import Stage, StageArguments
 
 if TYPE_CHECKING:
     from ray import serve
@@ -79,22 +80,20 @@ class Arguments(BaseModel):
     timeout_s: float = Field(default=120.0, gt=0)  # of a request, all attempts together
     max_body: int = Field(default=2**20, ge=1)  # bytes
     max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
-    max_queued: int = Field(default=256, ge=1)  # samples that wait at a stage
     unknown_words: Literal["refuse", "map"] = "refuse"  # see services.stages.unknown_words
-    device: str = "auto"
-    threads: int = 1
-    buckets: tuple[int, ...] = BATCHES  # tried; see services.stages.batch_invariance
+    placement: Placement = Placement()
 
-    def for_stages(self) -> dict[str, Any]:
-        """Return the stages' own arguments."""
+    def for_pool(self, pool: Pool) -> dict[str, Any]:
+        """Return what the stage of a pool is built with."""
         given = StageArguments.model_validate(
             {
                 "tracking_uri": self.tracking_uri,
                 "cache": self.cache,
-                "device": self.device,
-                "threads": self.threads,
-                "buckets": self.buckets,
-                "max_waiting": self.max_queued,
+                "device": self.placement.device(pool),
+                "threads": max(1, int(pool.cpus)),
+                "buckets": pool.batch,
+                "max_waiting": pool.max_waiting,
+                "gpu_share": self.placement.gpu_share(pool),
                 "unknown_words": self.unknown_words,
             }
         )
@@ -107,7 +106,7 @@ class Parts:
 
     endpoints: Endpoints
     arms: Arms
-    generate: Stages
+    stage_of: StageOf
     files: Files
     samples: Samples
     signing: Signing
@@ -235,9 +234,8 @@ def _question_routes(app: Api, parts: Parts) -> None:
         order = await _order(request, EmbeddingOrder)
         route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
         ahead = from_the_house(request)
-        return await answer_embeddings(
-            parts.generate, route.endpoint, order, timeout_s, ahead=ahead
-        )
+        stage = parts.stage_of(route.endpoint.pipeline.stages[0])
+        return await answer_embeddings(stage, route.endpoint, order, timeout_s, ahead=ahead)
 
     @app.takes("/v1/scores", ScoreOrder, Scores)
     async def score(request: Request) -> Response:
@@ -245,7 +243,8 @@ def _question_routes(app: Api, parts: Parts) -> None:
         order = await _order(request, ScoreOrder)
         route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
         ahead = from_the_house(request)
-        return await answer_scores(parts.generate, route.endpoint, order, timeout_s, ahead=ahead)
+        stage = parts.stage_of(route.endpoint.pipeline.stages[0])
+        return await answer_scores(stage, route.endpoint, order, timeout_s, ahead=ahead)
 
     @app.post(
         "/v1/content_provenance_checks",
@@ -297,14 +296,16 @@ async def _exchange(
     )
 
 
+def drawn_by(placement: Placement, stages: Mapping[str, Stages]) -> StageOf:
+    """Return which of the pools' `stages` draws a pinned one."""
+    return lambda pinned: stages[placement.pool_of(pinned.name, pinned.family).name]
+
+
 class Gateway:
-    """The ingress deployment."""
+    """The ingress deployment: before the handles of its pools, or without any, the pools in its own process."""
 
     def __init__(
-        self,
-        arguments: Mapping[str, Any],
-        generate: "DeploymentHandle[Any]",
-        upscale: "DeploymentHandle[Any]",
+        self, arguments: Mapping[str, Any], pools: "Mapping[str, DeploymentHandle[Any]]"
     ) -> None:
         from infra.keys import Keys
         from infra.ledger.ledger import Ledger
@@ -319,20 +320,40 @@ class Gateway:
         require_key_off_loopback(given.host, keys)
         signing = Signing(given.signing)
         endpoints = Endpoints(ledger, Registry(given.tracking_uri, given.cache))
-        stages = {"generate": Remote(generate), "upscale": Remote(upscale)}
-        pipelines = Pipelines(stages["generate"], stages["upscale"])
+        self._own = (
+            {} if pools else {one.name: Stage(given.for_pool(one)) for one in given.placement.pools}
+        )
+        remote = {name: Remote(handle) for name, handle in pools.items()}
+        stage_of = drawn_by(given.placement, self._own or remote)
         observer = Observer(ledger, Observations(given.database))
         self._parts = Parts(
             endpoints=endpoints,
-            arms=Arms(pipelines, observer, given.timeout_s),
-            generate=stages["generate"],
+            arms=Arms(Pipelines(stage_of), observer, given.timeout_s),
+            stage_of=stage_of,
             files=Files(given.files, signing),
             samples=Samples(given.samples),
             signing=signing,
             keys=keys,
-            readiness=Readiness(stages, endpoints),
+            readiness=Readiness(given.placement, self._own or remote, endpoints),
             arguments=given,
         )
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take over which versions the pools hold, and load those that this process holds itself."""
+        versions = user_config["versions"]
+        self._parts.readiness.expect(versions)
+        mine = self._parts.arguments.placement.split(versions)
+        for name, stage in self._own.items():
+            await stage.reconfigure({"versions": mine[name]})
+
+    def check_health(self) -> None:
+        """Tell Serve to replace this replica when a stage of its own has died.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        for stage in self._own.values():
+            stage.check_health()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this in the replica."""
@@ -340,31 +361,21 @@ class Gateway:
 
 
 def build(args: dict[str, Any]) -> "serve.Application":
-    """Return the Serve application "atelier"; `args` are `Arguments` as JSON.
+    """Return the Serve application "atelier"; `args` are `Arguments` as JSON, the placement among them.
 
-    Replicas ask for no CPUs, so that training and serving share a laptop; the deploy config of a cluster overrides
-    sizes, replicas and GPUs (infra/deploy/serve).
+    Without a placement replicas ask for no CPUs, so that training and serving share a laptop.
     """
     from ray import serve
 
     given = Arguments.model_validate(args)
-    common: dict[str, Any] = {
-        "num_replicas": 1,
-        "ray_actor_options": {"num_cpus": 0},
-        "health_check_period_s": 1,
-        "health_check_timeout_s": 30,
-        "max_surge_percent": 100,
-        "graceful_shutdown_timeout_s": 20,
+    options = given.placement.deployments()
+    pools = {
+        pool.name: serve.deployment(name=pool.name, **options[pool.name])(Stage).bind(
+            given.for_pool(pool)
+        )
+        for pool in given.placement.pools
+        if pool.name in options
     }
-    stage = {**common, "max_ongoing_requests": 1000, "max_queued_requests": 1000}
-    stage["user_config"] = {"versions": []}
-    generate, upscale = (
-        serve.deployment(name=name, **stage)(Stage).bind(name.lower(), given.for_stages())
-        for name in ("Generate", "Upscale")
-    )
-    # the gateway itself refuses beyond max_under_way, with an envelope; Serve's own refusals are plain text
-    ingress = serve.deployment(name="Gateway", max_ongoing_requests=10_000, **common)(
-        serve.ingress()(Gateway)
-    )
-    application: serve.Application = ingress.bind(given.model_dump(mode="json"), generate, upscale)
+    ingress = serve.deployment(name=GATEWAY, **options[GATEWAY])(serve.ingress()(Gateway))
+    application: serve.Application = ingress.bind(given.model_dump(mode="json"), pools)
     return application

@@ -223,12 +223,11 @@ def served(tmp_path: Path) -> Iterator[str]:
     workshop = Workshop(tmp_path)
     workshop.cache.mkdir()
     workshop.promote(workshop.publish_pipeline("shapes", network("base"), network("upscaler")))
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
     with listening(app) as address:
         yield address
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def picture(names: dict[str, Any]) -> None:

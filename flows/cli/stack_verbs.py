@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -130,14 +131,39 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def deploy() -> None:
+def deploy(
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write a cluster's files there, of settings and placement, and deploy nothing.",
+        ),
+    ] = None,
+    image: Annotated[str, typer.Option(help="The image that they name.")] = "atelier:latest",
+) -> None:
     """Make the gateway serve what the ledger names."""
+    if write is not None:
+        _write_files(write, image)
+        return
     ready()
     from flows.deploy import deploy as deploy_flow
 
     loaded = deploy_flow()
     console.print(
         f"serving at {settings().gateway_url}: {', '.join(loaded) or 'nothing promoted yet'}"
+    )
+
+
+def _write_files(folder: Path, image: str) -> None:
+    from infra.deploy import manifests
+
+    texts = manifests.write(settings(), image)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    console.print(f"wrote {', '.join(str(folder / name) for name in texts)}")
+    console.print(
+        f"next: serve deploy {folder / manifests.SERVE}   (or: kubectl apply -f {folder / manifests.KUBERAY})"
     )
 
 

@@ -12,7 +12,12 @@ from infra.settings import settings
 def pins(pipeline: Pipeline) -> list[dict[str, Any]]:
     """Return a pipeline's stage versions as Serve is told of them."""
     return [
-        {"name": stage.name, "number": stage.version, "digest": stage.sha256}
+        {
+            "name": stage.name,
+            "number": stage.version,
+            "digest": stage.sha256,
+            "family": stage.family,
+        }
         for stage in pipeline.stages
     ]
 

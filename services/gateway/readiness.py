@@ -1,10 +1,11 @@
-"""Whether the gateway can answer: the ledger is there and the stages hold what is served."""
+"""Whether the gateway can answer: the ledger is there and the pools hold what is served."""
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from infra.placement import Placement
 from services.routing.endpoints import Endpoints
 
 
@@ -17,40 +18,57 @@ class Reporting(Protocol):
 
 
 class Readiness:
-    """Whether the stages have loaded what the ledger serves; asked at most twice a second."""
+    """Whether the pools have loaded what they were told to hold; asked at most twice a second."""
 
-    def __init__(self, stages: Mapping[str, Reporting], endpoints: Endpoints) -> None:
+    def __init__(
+        self, placement: Placement, stages: Mapping[str, Reporting], endpoints: Endpoints
+    ) -> None:
+        self._pools = {pool.name: pool for pool in placement.pools}
+        self._placement = placement
         self._stages = stages
         self._endpoints = endpoints
+        self._told: dict[str, str] = {}  # the pool that is to hold a digest
         self._lock = asyncio.Lock()
         self._asked = -1e9
-        self._statuses: list[list[dict[str, Any]]] = []
+        self._statuses: dict[str, list[dict[str, Any]]] = {}
+
+    def expect(self, versions: Sequence[Mapping[str, Any]]) -> None:
+        """Note which versions (name, number, digest, family) the pools are told to hold."""
+        self._told = {
+            version["digest"]: self._placement.pool_of(version["name"], version["family"]).name
+            for version in versions
+        }
 
     async def report(self, wanted: list[str]) -> tuple[bool, dict[str, Any]]:
         """Return whether the gateway can answer and, of the `wanted` digests, which are not loaded and why."""
         async with self._lock:
             if time.monotonic() - self._asked > 0.5:
-                self._statuses = [await stage.statuses() for stage in self._stages.values()]
+                found = [await stage.statuses() for stage in self._stages.values()]
+                self._statuses = dict(zip(self._stages, found, strict=True))
                 self._asked = time.monotonic()
             statuses = self._statuses
         ledger = await asyncio.to_thread(self._endpoints.reachable)
-        replicas = [replica for stage in statuses for replica in stage]
         missing = {
-            digest: next(
-                (r["problems"][digest] for r in replicas if digest in r["problems"]), "not loaded"
-            )
+            digest: why
             for digest in wanted
-            if not _loaded_everywhere(digest, replicas)
+            if (why := self._missing(digest, statuses.get(self._told.get(digest, ""))))
         }
-        ready = ledger and all(statuses) and not missing
+        stages = all(statuses[pool] or self._may_sleep(pool) for pool in statuses)
+        ready = ledger and stages and not missing
         document: dict[str, Any] = {"status": "ready" if ready else "not ready", "ledger": ledger}
-        document["stages"] = all(statuses)
+        document["stages"] = stages
         if wanted:
             document["missing"] = missing
         return ready, document
 
+    def _may_sleep(self, pool: str) -> bool:
+        return self._pools[pool].replicas.min == 0
 
-def _loaded_everywhere(digest: str, replicas: list[dict[str, Any]]) -> bool:
-    holds = [digest in replica["loaded"] for replica in replicas]
-    others = [digest in replica["not_ours"] for replica in replicas]
-    return any(holds) and all(held or other for held, other in zip(holds, others, strict=True))
+    def _missing(self, digest: str, replicas: list[dict[str, Any]] | None) -> str | None:
+        """Return why not every replica of its pool holds a version; one that sleeps loads it when it is asked."""
+        if replicas is None:
+            return "not loaded"
+        for replica in replicas:
+            if digest not in replica["loaded"]:
+                return str(replica["problems"].get(digest, "not loaded"))
+        return None if replicas or self._may_sleep(self._told[digest]) else "not loaded"

@@ -7,24 +7,25 @@ from dataclasses import replace
 from infra.pipelines import Pipeline
 from services.media.codecs import sound
 from services.pipelines.payload import Event, Piece, Refused, Sounded, Work, Written, named
-from services.pipelines.request import Complete, Drawing, Maker, Progress, Stages, refusal
+from services.pipelines.request import Complete, Drawing, Maker, Progress, StageOf, refusal
 from services.pipelines.text_to_image import TextToImage
 
 
 class OneStage:
     """Speaks or writes with the only stage of a pipeline."""
 
-    def __init__(self, generate: Stages) -> None:
-        self._generate = generate
+    def __init__(self, stage_of: StageOf) -> None:
+        self._stage_of = stage_of
 
     async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
         """Return the sounds or texts; errors as in `Maker`."""
-        return _complete(await self._generate.draw(_work(pipeline, drawing, pieces=False)), drawing)
+        stage = self._stage_of(pipeline.stages[0])
+        return _complete(await stage.draw(_work(pipeline, drawing, pieces=False)), drawing)
 
     async def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
         """Yield pieces of text as they are written, then the whole; errors as in `Maker`."""
         work = _work(pipeline, drawing, pieces=pipeline.modality == "text")
-        async with aclosing(self._generate.watch(work)) as events:
+        async with aclosing(self._stage_of(pipeline.stages[0]).watch(work)) as events:
             async for event in events:
                 yield event if isinstance(event, Piece) else _complete(event, drawing)
 
@@ -32,9 +33,9 @@ class OneStage:
 class Pipelines:
     """Makes pictures, sounds and texts, each by its own pipeline."""
 
-    def __init__(self, generate: Stages, upscale: Stages) -> None:
-        one = OneStage(generate)
-        painter: Maker = TextToImage(generate, upscale)
+    def __init__(self, stage_of: StageOf) -> None:
+        one = OneStage(stage_of)
+        painter: Maker = TextToImage(stage_of)
         self._makers: dict[str, Maker] = {"image": painter, "audio": one, "text": one}
 
     async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:

@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from infra.pipelines import Pipeline
+from infra.pipelines import PinnedStage, Pipeline
 from services.gateway.errors import ApiError, invalid
 from services.media.codecs import Bitmap, Sound
 from services.pipelines.payload import (
@@ -110,6 +110,10 @@ class Stages(Protocol):
     async def score(self, work: ScoreWork) -> Scored | Refused:
         """Return the likelihood of an input, or why there is none."""
         ...
+
+
+StageOf: TypeAlias = Callable[[PinnedStage], Stages]
+"""Which pool draws a pinned stage."""
 
 
 class Maker(Protocol):

@@ -10,20 +10,19 @@ from infra.pipelines import PinnedStage, Pipeline
 from services.gateway.errors import ApiError
 from services.media.codecs import bitmap, enlarged
 from services.pipelines.payload import Drawn, Event, Preview, Refused, Work
-from services.pipelines.request import Complete, Drawing, Progress, Sketch, Stages, refusal
+from services.pipelines.request import Complete, Drawing, Progress, Sketch, StageOf, refusal
 
 
 class TextToImage:
     """Draws with the stages that a pipeline names."""
 
-    def __init__(self, generate: Stages, upscale: Stages) -> None:
-        self._generate = generate
-        self._upscale = upscale
+    def __init__(self, stage_of: StageOf) -> None:
+        self._stage_of = stage_of
 
     async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
         """Return the pictures; errors as in `Maker`."""
         first, *further = pipeline.stages
-        drawn = await self._generate.draw(_work(first, drawing))
+        drawn = await self._stage_of(first).draw(_work(first, drawing))
         return await self._enlarge(pipeline, further, drawing, _pictures(drawn))
 
     async def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
@@ -31,7 +30,7 @@ class TextToImage:
         first, *further = pipeline.stages
         assert pipeline.image_size is not None
         width, height = pipeline.image_size
-        async with aclosing(self._generate.watch(_work(first, drawing))) as events:
+        async with aclosing(self._stage_of(first).watch(_work(first, drawing))) as events:
             async for event in events:
                 if isinstance(event, Preview):
                     pixels = enlarged(bitmap(event.picture), width, height)
@@ -55,7 +54,7 @@ class TextToImage:
                 ahead=drawing.ahead,
                 once=drawing.once,
             )
-            pictures = _pictures(await self._upscale.draw(work)).pictures
+            pictures = _pictures(await self._stage_of(stage).draw(work)).pictures
         found = [bitmap(picture) for picture in pictures]
         if pipeline.image_size is None or found[0].shape[:2] != pipeline.image_size[::-1]:
             raise ApiError(

@@ -1,8 +1,7 @@
-"""A stage: a deployment that holds versions of one kind of model on one device, samples, embeds and scores.
+"""A stage: holds versions of models on one device, samples, embeds and scores.
 
-Two deployments run this class: `Generate` (models that start from a prompt or from nothing) and `Upscale` (models
-that take a low-resolution picture). torch is imported with the first replica, not with this module, so that the
-gateway starts without it.
+Each pool of the placement is this class, as a deployment of its own or in the gateway's process. torch is imported
+with the first object, not with this module, so that a gateway apart from its stages starts without it.
 """
 
 import asyncio
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.pipelines import Pin
+from infra.placement import BATCHES
 from services.pipelines.payload import (
     LONGEST_S,
     Drawn,
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
-BATCHES: Final = (1, 2, 4, 6, 8, 10, 12, 14, 16)
-"""Rows a call: many sizes, since what fills a batch up to the next one is drawn for nobody."""
 SHORT: Final = 2000  # characters that are looked through at once, not in a thread: 0.1 ms
 TEvent = TypeVar("TEvent", bound=Event)
 
@@ -63,6 +61,7 @@ class StageArguments(BaseModel):
     buckets: tuple[int, ...] = BATCHES  # tried; see services.stages.batch_invariance
     max_waiting: int = Field(default=256, ge=1)  # rows
     max_bytes: int = Field(default=4 * 2**30, ge=1)  # of loaded versions
+    gpu_share: float = Field(default=1, ge=0, le=1)  # of the GPU's memory, where there is one
     unknown_words: Literal["refuse", "map"] = "refuse"
 
 
@@ -71,7 +70,6 @@ class Stage:
 
     def __init__(
         self,
-        role: Literal["generate", "upscale"],
         arguments: Mapping[str, Any],
         registry: "Registry | None" = None,
     ) -> None:
@@ -87,18 +85,17 @@ class Stage:
         device = given.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._role = role
+        if device == "cuda" and 0 < given.gpu_share < 1:  # Ray's fraction alone is book-keeping
+            torch.cuda.set_per_process_memory_fraction(given.gpu_share)
         self._engine = Engine(max_waiting=given.max_waiting, threads=given.threads)
         self._versions = Versions(
             registry or Registry(given.tracking_uri, given.cache),
-            upscales=role == "upscale",
             device=device,
             max_bytes=given.max_bytes,
             buckets=given.buckets,
             threads=given.threads,
         )
         self._unknown_words = given.unknown_words
-        self._not_ours: set[str] = set()
         self._problems: dict[str, str] = {}
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -106,7 +103,10 @@ class Stage:
 
         An exception here would make Serve stop this replica and the next ones, with all that they serve.
         """
-        pins = [Pin(**version) for version in user_config["versions"]]
+        pins = [
+            Pin(name=version["name"], number=version["number"], digest=version["digest"])
+            for version in user_config["versions"]
+        ]
         self._versions.pin({pin.digest for pin in pins})
         self._problems = {}
         for pin in pins:
@@ -228,13 +228,15 @@ class Stage:
     async def status(self) -> dict[str, Any]:
         """Return what is loaded, what could not be, and how many rows wait and are under way."""
         return {
-            "role": self._role,
             "loaded": self._versions.digests,
-            "not_ours": sorted(self._not_ours),
             "problems": dict(self._problems),
             "waiting": self._engine.waiting,
             "drawing": self._engine.drawing,
         }
+
+    async def statuses(self) -> list[dict[str, Any]]:
+        """Return the status of this one replica, as a stage behind a handle does of all of its."""
+        return [await self.status()]
 
     def check_health(self) -> None:
         """Tell Serve to replace this replica when its engine has died.
@@ -250,17 +252,12 @@ class Stage:
         self._engine.close()
 
     async def _load(self, pin: Pin) -> "Held | None":
-        from services.stages.loader import Unloadable, WrongRole
+        from services.stages.loader import Unloadable
 
         if (held := self._versions.held(pin.digest)) is not None:
             return held
-        if pin.digest in self._not_ours:
-            return None
         try:
             held = await asyncio.to_thread(self._versions.load, pin)
-        except WrongRole:
-            self._not_ours.add(pin.digest)
-            return None
         except Unloadable as error:
             logger.warning("%s", error)
             self._problems[pin.digest] = str(error)
@@ -269,7 +266,7 @@ class Stage:
         return held
 
     def _missing(self, pin: Pin) -> Refused:
-        why = self._problems.get(pin.digest, "another kind of stage runs it")
+        why = self._problems.get(pin.digest, "it is not loaded")
         return Refused("missing", f"{pin.ref}: {why}")
 
     async def _ask(self, call: Callable[[], Any], ahead: bool) -> Any:

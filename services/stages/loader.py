@@ -30,10 +30,6 @@ class Held:
     finite: bool  # of text, since tokens cannot show what they were drawn from; else what is drawn tells
 
 
-class WrongRole(ValueError):
-    """A version that this stage does not run: it upscales and the stage does not, or the other way round."""
-
-
 class Unloadable(ValueError):
     """A version that cannot be had: not fetched, altered, or weights that do not fit their network."""
 
@@ -45,7 +41,6 @@ class Versions:
         self,
         registry: "Registry",
         *,
-        upscales: bool,
         device: str = "cpu",
         max_bytes: int = 4 * 2**30,
         buckets: Sequence[int] = BUCKETS,
@@ -53,7 +48,6 @@ class Versions:
     ) -> None:
         self._threads = threads
         self._registry = registry
-        self._upscales = upscales
         self._device = torch.device(device)
         self._max_bytes = max_bytes
         self._buckets = tuple(sorted(buckets))
@@ -80,7 +74,6 @@ class Versions:
         """Return a version, loaded once however many ask at a time.
 
         Raises:
-            WrongRole: another kind of stage runs it.
             Unloadable: it cannot be fetched, its bytes were altered, or its weights do not fit the network.
         """
         with self._lock:
@@ -112,9 +105,7 @@ class Versions:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            return self._build(self._registry.fetch(pin.ref, digest=pin.digest), pin)
-        except WrongRole:
-            raise
+            return self._build(self._registry.fetch(pin.ref, digest=pin.digest))
         except (
             *(ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError),
             *(SafetensorError, SQLAlchemyError),
@@ -122,12 +113,12 @@ class Versions:
             text = " ".join(str(error).split())
             raise Unloadable(f"{pin.ref} cannot be loaded: {text}") from error
 
-    def _build(self, directory: Path, pin: Pin) -> Held:
+    def _build(self, directory: Path) -> Held:
         from safetensors.torch import load_file
 
         model = build(read_json(directory / "config.json"))
-        if not isinstance(model, Family) or model.capabilities.upscales != self._upscales:
-            raise WrongRole(f"{pin.ref} is not run by this stage")
+        if not isinstance(model, Family):
+            raise TypeError(f"{type(model).__name__} is no generative family")
         model.load_state_dict(load_file(directory / "model.safetensors"))
         model = model.eval().requires_grad_(requires_grad=False).to(self._device)
         tensors = [*model.parameters(), *model.buffers()]

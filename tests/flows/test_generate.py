@@ -110,12 +110,10 @@ def reads_on(private_home: Path, tmp_path: Path) -> Iterator[None]:
         workshop.publish_alone("signs", gpt(), max_tokens=4)
         workshop.publish_alone("talker", gpt("dialogues"), max_tokens=4)
         workshop.publish_alone("voice", Voice(Voice.presets["tiny"]), seconds=0.1)
-        generate = workshop.stage("generate", unknown_words="map")
-        upscale = workshop.stage("upscale")
-        with listening(workshop.gateway(generate, upscale), settings().gateway_port):
+        stage = workshop.stage(unknown_words="map")
+        with listening(workshop.gateway(stage), settings().gateway_port):
             yield
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 @pytest.mark.parametrize(

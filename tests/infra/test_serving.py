@@ -5,51 +5,84 @@ import pytest
 import yaml
 
 from infra import serving
+from infra.deploy import manifests
 from infra.settings import Settings
 from services.application import Arguments
 
-PIN = {"name": "shapes.base", "number": 1, "digest": "a" * 64}
+FOLDER = Path(__file__).parents[2] / "infra/deploy/serve"
+PIN = {"name": "shapes.base", "number": 1, "digest": "a" * 64, "family": "ddpm"}
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
     return Settings(project=folder, home=folder, **changes)
 
 
-def test_a_deploy_keeps_what_an_operator_sized(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
-    [operator] = yaml.safe_load(file.read_text())["applications"]
-    mine = settings(tmp_path)
-    application = serving._application(mine, [PIN], {"deployed_app_config": operator})
-    sizes = {one["name"]: one for one in application["deployments"]}
-    assert sizes["Generate"]["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0.5}
-    assert (
-        sizes["Generate"]["user_config"] == sizes["Upscale"]["user_config"] == {"versions": [PIN]}
-    )
-    assert sizes["Gateway"]["num_replicas"] == 2
-    assert application["args"]["buckets"] == [16]
+@pytest.fixture(scope="module")
+def operator() -> dict[str, Any]:
+    """The application as an operator deployed it."""
+    [found] = yaml.safe_load((FOLDER / manifests.SERVE).read_text())["applications"]
+    return dict(found)
+
+
+def test_a_deploy_keeps_what_an_operator_sized_and_tells_each_pool_its_own_versions(
+    tmp_path: Path, operator: dict[str, Any]
+) -> None:
+    mine = settings(tmp_path, ray_address="head:6379")
+    tuned = {**operator, "deployments": [{"name": "stages", "max_replicas_per_node": 1}]}
+    upscaler, voice = {**PIN, "name": "shapes.up1"}, {**PIN, "family": "wavenet"}
+    pins = [PIN, upscaler, voice]
+    application = serving.application(mine, pins, {"deployed_app_config": tuned})
+    assert application["args"]["placement"] == operator["args"]["placement"]
+    told = {one["name"]: one["user_config"]["versions"] for one in application["deployments"]}
+    assert told == {"Gateway": pins, "upscalers": [upscaler], "voices": [voice], "stages": [PIN]}
+    [stages] = [one for one in application["deployments"] if one["name"] == "stages"]
+    assert stages["max_replicas_per_node"] == 1
     assert application["args"]["database"] == mine.database
-    again = serving._application(mine, [PIN], {"deployed_app_config": application})
+    again = serving.application(mine, pins, {"deployed_app_config": application})
     assert again == application
 
 
-def test_a_deploy_to_a_cluster_keeps_the_folders_that_its_nodes_mount(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
-    [operator] = yaml.safe_load(file.read_text())["applications"]
+def test_a_laptop_has_one_pool_whatever_was_deployed_before(
+    tmp_path: Path, operator: dict[str, Any]
+) -> None:
+    for before in (None, {"deployed_app_config": operator}):
+        held = serving.application(settings(tmp_path), [PIN], before)["deployments"]
+        assert [one["name"] for one in held] == ["Gateway", "stages"]
+        fused = settings(tmp_path, layout="fused")
+        [gateway] = serving.application(fused, [PIN], before)["deployments"]
+        assert gateway == {"name": "Gateway", "user_config": {"versions": [PIN]}}
+
+
+def test_a_cluster_of_before_there_were_placements_is_told_to_write_its_files_anew(
+    tmp_path: Path,
+) -> None:
+    before = {"deployed_app_config": {"args": {}, "deployments": [{"name": "Upscale"}]}}
+    with pytest.raises(serving.ServingError, match=r"with Upscale, .*atelier deploy --write"):
+        serving.application(settings(tmp_path, ray_address="head:6379"), [PIN], before)
+
+
+def test_a_placement_that_cannot_be_is_refused_before_anything_is_deployed(tmp_path: Path) -> None:
+    mine = settings(tmp_path, placement="lost.yaml")
+    with pytest.raises(serving.ServingError, match=r"lost\.yaml cannot be read"):
+        serving.application(mine, [PIN])
+
+
+def test_a_deploy_to_a_cluster_keeps_the_folders_that_its_nodes_mount(
+    tmp_path: Path, operator: dict[str, Any]
+) -> None:
     mine = settings(
         tmp_path, ray_address="ray://head:10001", database_url="postgresql://db/atelier"
     )
-    args = serving._application(mine, [PIN], {"deployed_app_config": operator})["args"]
+    args = serving.application(mine, [PIN], {"deployed_app_config": operator})["args"]
     for name in ("host", "cache", "files"):
         assert args[name] == operator["args"][name]
     assert args["database"] == "postgresql://db/atelier"
     assert args["samples"] == operator["args"]["samples"]
 
 
-def test_kept_answers_lie_where_drift_reads_them(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
-    [operator] = yaml.safe_load(file.read_text())["applications"]
+def test_kept_answers_lie_where_drift_reads_them(tmp_path: Path, operator: dict[str, Any]) -> None:
     mine = settings(tmp_path, ray_address="head:6379", storage_uri=str(tmp_path / "mount"))
-    args = serving._application(mine, [PIN], {"deployed_app_config": operator})["args"]
+    args = serving.application(mine, [PIN], {"deployed_app_config": operator})["args"]
     assert args["samples"] == str(mine.samples) == str(tmp_path / "mount" / "samples")
     assert settings(tmp_path).samples == settings(tmp_path).state / "samples"
 
@@ -62,9 +95,9 @@ def test_links_lead_to_the_public_address_and_a_cluster_is_asked_there(tmp_path:
     assert settings(tmp_path, host="0.0.0.0", gateway_port=9).gateway_url == "http://127.0.0.1:9/v1"
     there = settings(tmp_path, ray_address="head:6379", public_url=public)
     assert serving.address(there) == public
-    assert serving._application(there, [PIN], None)["args"]["public_url"] == public
+    assert serving.application(there, [PIN], None)["args"]["public_url"] == public
     operator = {"deployed_app_config": {"args": {"public_url": "http://operator"}}}
-    kept = serving._application(settings(tmp_path, ray_address="head:6379"), [PIN], operator)
+    kept = serving.application(settings(tmp_path, ray_address="head:6379"), [PIN], operator)
     assert kept["args"]["public_url"] == "http://operator"
     with pytest.raises(ValueError, match="give the gateway's address"):
         settings(tmp_path, public_url="models:8000")
@@ -76,12 +109,49 @@ def test_a_gateway_on_ipv6_loopback_is_asked_by_a_valid_address(tmp_path: Path) 
     assert serving._missing(mine, []) is None  # nobody answers, and nothing is raised
 
 
-def test_the_cluster_config_builds_the_application(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "infra/deploy/serve/cluster.yaml"
-    [operator] = yaml.safe_load(file.read_text())["applications"]
+def test_the_example_files_are_what_is_written_of_the_example_placement() -> None:
+    example = Settings(
+        project=FOLDER,
+        home=Path("/mnt/atelier"),
+        host="0.0.0.0",
+        gateway_port=8000,
+        placement=Path("placement.yaml"),
+        database_url="postgresql+psycopg://atelier@postgres/atelier",
+        tracking_uri="http://mlflow:5000",
+        public_url="http://models.example.org",
+    )
+    written = manifests.write(example, "atelier:latest")
+    here = {name: (FOLDER / name).read_text() for name in written}
+    assert here == written, "write them again: README, On a cluster"
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
+def test_kubernetes_is_given_the_same_config_and_nodes_for_every_replica() -> None:
+    from ray.serve.schema import ServeDeploySchema  # warns at its import
+
+    serve = yaml.safe_load((FOLDER / manifests.SERVE).read_text())
+    service = yaml.safe_load((FOLDER / manifests.KUBERAY).read_text())["spec"]
+    assert yaml.safe_load(service["serveConfigV2"]) == serve
+    ServeDeploySchema.model_validate(serve)
+    nodes = {one["groupName"]: one for one in service["rayClusterConfig"]["workerGroupSpecs"]}
+    # halves of GPUs: 2 to 8 twice, and whole ones: 0 to 2
+    assert [nodes["gpu"][name] for name in ("minReplicas", "maxReplicas")] == [2, 10]
+    assert [nodes["cpu"][name] for name in ("minReplicas", "maxReplicas")] == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
+def test_the_cluster_config_builds_a_deployment_a_pool(operator: dict[str, Any]) -> None:
     assert operator["import_path"] == serving.IMPORT_PATH
     given = Arguments.model_validate(operator["args"])
-    assert given.for_stages()["device"] == "cuda"
+    upscalers, *_ = given.placement.pools
+    told = given.for_pool(upscalers)
+    assert (told["device"], told["gpu_share"], told["buckets"]) == ("cuda", 0.5, [16])
+
+
+def test_a_cluster_is_not_given_addresses_of_this_machine_alone(tmp_path: Path) -> None:
+    missing = "ATELIER_DATABASE_URL, ATELIER_TRACKING_URI, ATELIER_HOST"
+    with pytest.raises(serving.ServingError, match=f"set {missing}"):
+        manifests.write(settings(tmp_path), "atelier:latest")
 
 
 def test_an_open_host_without_a_key_is_not_deployed(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from infra import serving
 from infra.ledger.ledger import Ledger
+from infra.pipelines import read_pipeline
 from infra.receipts import receipts
 from infra.registry.registry import Registry, Version
 from infra.settings import Settings
@@ -31,6 +32,9 @@ from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
+from services.pipelines.one_stage import Pipelines
+from services.pipelines.request import Drawing
+from services.stages.deployment import Stage
 
 WORDS = ("a", "small", "red", "green", "circle", "square", "on", "the", "left")
 PROMPT = "a small red circle"
@@ -124,13 +128,15 @@ class House:
         return named and row.at <= answered and receipt.epoch >= newest
 
 
-def network(kind: str, seed: int) -> Family:
+def network(kind: str, seed: int, side: int = 8) -> Family:
     tiny = DDPM.presets["tiny"]
     torch.manual_seed(seed)
     if kind == "base":
-        config = dataclasses.replace(tiny, vocabulary=WORDS)
+        config = dataclasses.replace(tiny, vocabulary=WORDS, image_size=side)
     else:
-        config = dataclasses.replace(tiny, image_size=16, low_size=8, text="none", guidance=1.0)
+        config = dataclasses.replace(
+            tiny, image_size=max(16, side), low_size=side, text="none", guidance=1.0
+        )
     model = DDPM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -139,11 +145,11 @@ def network(kind: str, seed: int) -> Family:
 
 
 def publish_stage(
-    registry: Registry, folder: Path, kind: str, seed: int, change: Change
+    registry: Registry, folder: Path, kind: str, seed: int, change: Change, side: int
 ) -> dict[str, Any]:
     from safetensors.torch import save_file
 
-    model = network(kind, seed)
+    model = network(kind, seed, side)
     with torch.no_grad():
         change(model)
     making = folder / f"{kind}-{seed}"
@@ -160,17 +166,20 @@ def publish_stage(
         "family": "ddpm",
         "accepts": {"prompt": "text"}
         if kind == "base"
-        else {"prompt": "none", "picture": [3, 8, 8]},
-        "gives": {"picture": [3, 8, 8] if kind == "base" else [3, 16, 16]},
+        else {"prompt": "none", "picture": [3, side, side]},
+        "gives": {"picture": [3, model.config.image_size, model.config.image_size]},
         "steps": model.config.steps,
         "guidance": model.config.guidance,
     }
 
 
-def publish(house: House, folder: Path, seed: int, change: Change = lambda _model: None) -> Version:
+def publish(
+    house: House, folder: Path, seed: int, change: Change = lambda _model: None, side: int = 8
+) -> Version:
     """Publish a pipeline of two networks with random weights, each `change`d before it is saved."""
     stages = [
-        publish_stage(house.registry, folder, kind, seed, change) for kind in ("base", "upscaler")
+        publish_stage(house.registry, folder, kind, seed, change, side)
+        for kind in ("base", "upscaler")
     ]
     making = folder / f"pipeline-{seed}"
     making.mkdir()
@@ -179,13 +188,19 @@ def publish(house: House, folder: Path, seed: int, change: Change = lambda _mode
         "endpoint": NAME,
         "stages": stages,
         "vocabulary": list(WORDS),
-        "image_size": [16, 16],
+        "image_size": [max(16, side)] * 2,
     }
     (making / "pipeline.json").write_text(json.dumps(document))
     seal(making, {"kind": "pipeline", "name": NAME, "seed": seed})
     version = house.registry.publish(NAME, making, key=f"serving-pipeline-{seed}", tags={})
     house.stages[version.number] = [
-        {"name": one["name"], "number": one["version"], "digest": one["sha256"]} for one in stages
+        {
+            "name": one["name"],
+            "number": one["version"],
+            "digest": one["sha256"],
+            "family": one["family"],
+        }
+        for one in stages
     ]
     return version
 
@@ -198,6 +213,21 @@ async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
         base_url=house.url, headers=headers, timeout=120, limits=limits, trust_env=False
     ) as client:
         yield client
+
+
+def in_one_process(house: House, number: int, seeds: tuple[int, ...]) -> list[Any]:
+    """Draw with a version and no server: what any layout is to answer."""
+    version = house.registry.get(f"{NAME}:{number}")
+    folder = house.registry.fetch(version.ref, digest=version.digest)
+    cache = house.settings.state / "versions"
+    given = {"tracking_uri": house.settings.mlflow_uri, "cache": str(cache)}
+    stage = Stage(given, house.registry)
+    drawing = Drawing(prompts=(PROMPT,) * len(seeds), seeds=seeds)
+    try:
+        found = asyncio.run(Pipelines(lambda _: stage).draw(read_pipeline(folder), drawing))
+    finally:
+        stage.close()
+    return list(found.made)
 
 
 def png(entry: Any) -> bytes:

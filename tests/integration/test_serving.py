@@ -30,6 +30,7 @@ from tests.integration.serving_kit import (
     PROMPT,
     House,
     http,
+    in_one_process,
     pixels,
     publish,
     receipt,
@@ -45,11 +46,25 @@ pytestmark = [
 ]
 
 
+STAGED = """
+layout: staged
+pools:
+  - {name: upscalers, stages: ["*.upscaler"]}
+  - {name: bases}
+"""
+
+
 @pytest.fixture(scope="module")
 def house(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """The run's Ray and MLflow with a ledger and keys of their own, three versions, the first in production."""
+    """The run's Ray and MLflow with a ledger and keys of their own, three versions, the first in production.
+
+    Its stages are apart from the gateway, in two pools; tests of rollouts have them in the gateway's process.
+    """
     folder = tmp_path_factory.mktemp("serving")
-    settings = Settings(database_url=f"sqlite:///{folder / 'atelier.db'}")
+    (folder / "placement.yaml").write_text(STAGED)
+    settings = Settings(
+        database_url=f"sqlite:///{folder / 'atelier.db'}", placement=folder / "placement.yaml"
+    )
     house = House(
         settings,
         Keys(settings.database).create("tests"),
@@ -93,6 +108,12 @@ def test_a_seed_gives_the_same_bytes_alone_and_in_a_crowd(house: House) -> None:
 
     for before, answer in zip(alone, asyncio.run(crowd()), strict=True):
         np.testing.assert_array_equal(pixels(answer.json()["data"][0]), before)
+
+
+def test_pools_apart_draw_the_bytes_of_one_process(house: House) -> None:
+    answer = house.draw(n=3, extra_body={"seed": 5})
+    for entry, expected in zip(answer.data, in_one_process(house, 1, (5, 6, 7)), strict=True):
+        np.testing.assert_array_equal(pixels(entry), expected)
 
 
 def test_the_client_streams_partial_images(house: House) -> None:
@@ -358,8 +379,8 @@ def test_a_killed_replica_fails_no_request(house: House) -> None:
         os.kill(house.replica(stage), signal.SIGKILL)
 
     events = {
-        20: lambda: kill("Generate"),
-        22: lambda: kill("Upscale"),
+        20: lambda: kill("bases"),
+        22: lambda: kill("upscalers"),
         70: lambda: kill("Gateway"),
     }
     outcomes = asyncio.run(steadily(house, 120, 0.2, events))
@@ -398,7 +419,7 @@ def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:
         extra_body={"steps": 200},
     )
 
-    pid = house.replica("Generate")
+    pid = house.replica("bases")
 
     def watch_and_kill() -> None:
         for event in stream:
@@ -412,7 +433,7 @@ def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:
 
 
 def test_a_stranger_finds_no_open_door_of_the_running_stack(house: House) -> None:
-    assert house.replica("Generate")
+    assert house.replica("bases")
     gateway = house.url.removesuffix("/v1")
     with httpx.Client(trust_env=False, timeout=30) as client:
         addresses = doors.listeners()
@@ -451,7 +472,7 @@ def test_a_promotion_leaves_another_team_s_application_as_it_was(
 def test_a_version_that_cannot_be_loaded_fails_the_deploy_and_not_the_service(
     house: House,
 ) -> None:
-    lost = {"name": f"{NAME}.base", "number": 99, "digest": "f" * 64}
+    lost = {"name": f"{NAME}.base", "number": 99, "digest": "f" * 64, "family": "ddpm"}
     with pytest.raises(serving.ServingError, match=f"{NAME}.base:99 cannot be loaded"):
         serving.deploy(house.settings, [*house.stages[3], lost])
     assert house.draw().data

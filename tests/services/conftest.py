@@ -22,7 +22,7 @@ from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
 from models.variational.vae import VAE
-from services.application import Arguments, Parts, create
+from services.application import Arguments, Parts, create, drawn_by
 from services.gateway.readiness import Readiness
 from services.media.answer_log import Samples
 from services.media.result_store import Files
@@ -163,13 +163,12 @@ class Workshop:
             actor="test",
         )
 
-    def stage(self, role: Any, **arguments: Any) -> "Local":
+    def stage(self, **arguments: Any) -> Stage:
         given = {"tracking_uri": "sqlite:///none", "cache": self.cache, **arguments}
-        return Local(role, given, self.registry)
+        return Stage(given, self.registry)
 
-    def gateway(
-        self, generate: "Local", upscale: "Local", keys: Keys | None = None, **arguments: Any
-    ) -> Any:
+    def gateway(self, *pools: Stage, keys: Keys | None = None, **arguments: Any) -> Any:
+        """Return a gateway over its only pool, or over a pool a stage as `arguments["placement"]` names them."""
         given = Arguments(
             database=self.database,
             tracking_uri="sqlite:///none",
@@ -181,27 +180,23 @@ class Workshop:
         )
         endpoints = Endpoints(self.ledger, self.registry)
         self.observer = Observer(self.ledger, self.observations, every_s=0.05)
-        self.arms = Arms(Pipelines(generate, upscale), self.observer, given.timeout_s)
-        stages = {"generate": generate, "upscale": upscale}
+        names = [pool.name for pool in given.placement.pools]
+        stages = dict(zip(names, pools, strict=True))
+        stage_of = drawn_by(given.placement, stages)
+        self.readiness = Readiness(given.placement, stages, endpoints)
+        self.arms = Arms(Pipelines(stage_of), self.observer, given.timeout_s)
         parts = Parts(
             endpoints=endpoints,
             arms=self.arms,
-            generate=generate,
+            stage_of=stage_of,
             files=Files(given.files, Signing(given.signing)),
             samples=Samples(given.samples),
             signing=Signing(given.signing),
             keys=keys or self.keys,
-            readiness=Readiness(stages, endpoints),
+            readiness=self.readiness,
             arguments=given,
         )
         return create(parts)
-
-
-class Local(Stage):
-    """A stage in this process, which tells of itself as a deployment would."""
-
-    async def statuses(self) -> list[dict[str, Any]]:
-        return [await self.status()]
 
 
 Ask = Callable[..., httpx.Response]
@@ -235,7 +230,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="session")
 def app(workshop: Workshop) -> Iterator[Any]:
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    yield workshop.gateway(generate, upscale)
-    generate.close()
-    upscale.close()
+    stage = workshop.stage()
+    yield workshop.gateway(stage)
+    stage.close()

@@ -61,10 +61,9 @@ def served(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     key = keys.create("api")
     with with_toys():
         publish_each_modality(workshop)
-        generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-        yield workshop.gateway(generate, upscale, keys=keys), key
-    generate.close()
-    upscale.close()
+        stage = workshop.stage()
+        yield workshop.gateway(stage, keys=keys), key
+    stage.close()
 
 
 @pytest.fixture(scope="module")

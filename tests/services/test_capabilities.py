@@ -66,10 +66,9 @@ def served(workshop: Any, toys: None) -> Iterator[Any]:
     workshop.publish_alone("reader", reader())
     workshop.publish_alone("bits", nade())
     workshop.publish_alone("prose", gpt())
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    yield workshop.gateway(generate, upscale)
-    generate.close()
-    upscale.close()
+    stage = workshop.stage()
+    yield workshop.gateway(stage)
+    stage.close()
 
 
 def reader() -> Reader:

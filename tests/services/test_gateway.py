@@ -100,8 +100,8 @@ def test_a_link_opens_by_itself_at_every_replica_where_keys_are_needed(
 
     keys = Keys(f"sqlite:///{tmp_path / 'keys.db'}")
     good = {"authorization": f"Bearer {keys.create('mine')}"}
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    replicas = [workshop.gateway(generate, upscale, host="0.0.0.0") for _ in range(2)]
+    stage = workshop.stage()
+    replicas = [workshop.gateway(stage, host="0.0.0.0") for _ in range(2)]
     for replica in replicas:
         monkeypatch.setattr(replica, "_keys", keys)
     asked = body(response_format="url", seed=70)
@@ -127,8 +127,7 @@ def test_a_link_opens_by_itself_at_every_replica_where_keys_are_needed(
     assert error(ask(replicas[1], "GET", other)) == (404, "file_not_found", None)
     for route in ("/v1/models", "/v1/filesystem"):
         assert ask(replicas[1], "GET", f"{route}?{query}").status_code == 401
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def test_a_link_s_time_ends_and_a_file_that_is_asked_for_again_is_the_newest(
@@ -150,15 +149,14 @@ def test_a_link_s_time_ends_and_a_file_that_is_asked_for_again_is_the_newest(
 
 
 def test_a_link_leads_to_the_public_address(workshop: Any, ask: Ask) -> None:
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
+    stage = workshop.stage()
     public = "https://models.example.org"
     try:
-        app = workshop.gateway(generate, upscale, public_url=public)
+        app = workshop.gateway(stage, public_url=public)
         [entry] = ask(app, "POST", IMAGES, json=body(response_format="url")).json()["data"]
         assert entry["url"].startswith(f"{public}/v1/files/")
     finally:
-        generate.close()
-        upscale.close()
+        stage.close()
 
 
 def test_a_pipeline_without_text_draws_from_an_empty_prompt(app: Any, ask: Ask) -> None:
@@ -285,16 +283,15 @@ def test_models_are_listed_and_found_by_every_name(workshop: Any, app: Any, ask:
 def test_a_promoted_version_answers_the_very_next_request(
     workshop: Any, networks: Callable[..., Family], ask: Ask
 ) -> None:
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
     first, second = (workshop.publish_pipeline("fresh", networks("base", seed)) for seed in (1, 2))
     for version in (first, second, first):
         workshop.promote(version)
         [entry] = ask(app, "POST", IMAGES, json=body(model="fresh")).json()["data"]
         receipt = receipts.read(base64.b64decode(entry["b64_json"]))
         assert receipt.digest == version["digest"]
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def test_a_damaged_version_answers_503_and_the_others_go_on(
@@ -306,8 +303,8 @@ def test_a_damaged_version_answers_503_and_the_others_go_on(
     content[-5] ^= 1
     weights.write_bytes(content)
     workshop.promote(version)
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
     told = ask(app, "POST", IMAGES, json=body(model="damaged"))
     assert error(told) == (503, "unavailable", None)
     assert int(told.headers["retry-after"]) >= 1
@@ -316,32 +313,33 @@ def test_a_damaged_version_answers_503_and_the_others_go_on(
         name="damaged", stage="production", to_version=None, to_digest=None,
         expected_epoch=1, key="damaged-out", actor="test",
     )  # fmt: skip
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def test_reconfiguring_loads_what_is_listed_and_reports_what_cannot_be(
     workshop: Any, networks: Callable[..., Family], ask: Ask
 ) -> None:
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
     stages = workshop.publish_pipeline("listed", networks("base"), networks("upscaler"))["stages"]
-    pins = [{"name": s["name"], "number": s["version"], "digest": s["sha256"]} for s in stages]
-    lost = {"name": "listed.base", "number": 9, "digest": "f" * 64}
-    asyncio.run(generate.reconfigure({"versions": [*pins, lost]}))
-    asyncio.run(upscale.reconfigure({"versions": pins}))
+    pins = [
+        {"name": s["name"], "number": s["version"], "digest": s["sha256"], "family": s["family"]}
+        for s in stages
+    ]
+    lost = {**pins[0], "number": 9, "digest": "f" * 64}
+    workshop.readiness.expect([*pins, lost])
+    asyncio.run(stage.reconfigure({"versions": [*pins, lost]}))
     wanted = "&".join(f"digest={pin['digest']}" for pin in pins)
     assert ask(app, "GET", f"/readyz?{wanted}").status_code == 200
     told = ask(app, "GET", f"/readyz?digest={lost['digest']}")
     assert told.status_code == 503
     assert "listed.base:9 cannot be loaded" in told.json()["missing"][lost["digest"]]
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def test_a_full_queue_answers_429_with_a_time_to_come_back(workshop: Any) -> None:
-    generate, upscale = workshop.stage("generate", max_waiting=2), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage(max_waiting=2)
+    app = workshop.gateway(stage)
 
     async def crowd() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
@@ -355,30 +353,28 @@ def test_a_full_queue_answers_429_with_a_time_to_come_back(workshop: Any) -> Non
         if answer.status_code == 429:
             assert error(answer) == (429, "queue_full", None)
             assert 1 <= int(answer.headers["retry-after"]) <= 120
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def test_a_client_that_leaves_frees_the_model(workshop: Any) -> None:
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
 
     async def leave() -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             long = body(n=8, steps=250)
             tasks = [asyncio.create_task(client.post(IMAGES, json=long)) for _ in range(4)]
-            while (await generate.status())["waiting"] == 0:
+            while (await stage.status())["waiting"] == 0:
                 await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            assert (await generate.status())["waiting"] == 0
+            assert (await stage.status())["waiting"] == 0
             assert (await client.post(IMAGES, json=body())).status_code == 200
 
     asyncio.run(leave())
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def test_with_a_key_every_route_but_health_asks_for_it(

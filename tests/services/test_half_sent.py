@@ -144,15 +144,14 @@ def test_who_tries_a_version_is_let_in_when_the_gateway_is_full(
 
 
 def test_a_deadline_frees_the_model_as_a_client_that_leaves_does(workshop: Any) -> None:
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale, timeout_s=0.01)
+    stage = workshop.stage()
+    app = workshop.gateway(stage, timeout_s=0.01)
 
     async def run() -> None:
         answer = await post(app, body(n=8, steps=250))
         assert error(answer)[:2] in {(504, "timeout"), (400, "too_long")}  # after three steps
-        assert (await generate.status())["waiting"] == 0
-        assert (await generate.status())["drawing"] == 0
+        assert (await stage.status())["waiting"] == 0
+        assert (await stage.status())["drawing"] == 0
 
     asyncio.run(run())
-    generate.close()
-    upscale.close()
+    stage.close()

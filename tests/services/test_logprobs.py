@@ -24,10 +24,9 @@ def served(workshop: Any) -> Iterator[Any]:
     workshop.publish_alone("talker", gpt("dialogues"))
     torch.manual_seed(0)
     workshop.publish_alone("filler", BERT(BERT.presets["tiny"]).eval())
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    yield workshop.gateway(generate, upscale)
-    generate.close()
-    upscale.close()
+    stage = workshop.stage()
+    yield workshop.gateway(stage)
+    stage.close()
 
 
 def nats_of(model: Any, before: list[int], text: str) -> tuple[list[int], torch.Tensor]:

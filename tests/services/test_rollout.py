@@ -64,8 +64,8 @@ class Trial:
             workshop.publish_pipeline(self.name, one) for one in (champion, challenger)
         ]
         workshop.promote(self.versions[0])
-        self.generate, self.upscale = workshop.stage("generate"), workshop.stage("upscale")
-        self.app = workshop.gateway(self.generate, self.upscale, timeout_s=20.0)
+        self.stage = workshop.stage()
+        self.app = workshop.gateway(self.stage, timeout_s=20.0)
 
     def begin(self, percent: float = 50, **limits: Any) -> None:
         terms = Terms(percent=percent, limits={"max_slowdown": 1000.0, **limits})
@@ -150,8 +150,7 @@ def trial(workshop: Any, networks: Callable[..., Family]) -> Any:
             yield made
         finally:
             workshop.observer.close()
-            made.generate.close()
-            made.upscale.close()
+            made.stage.close()
 
     return making
 
@@ -233,8 +232,7 @@ def test_what_the_champion_does_too_is_not_held_against_the_challenger(
     t.run(some)
     assert t.tallies()["challenger"].flat > 2
     assert workshop.ledger.head(t.name, "canary").to_version == 2
-    t.generate.close()
-    t.upscale.close()
+    t.stage.close()
 
 
 def test_a_stream_falls_back_to_the_champion_even_after_sketches(trial: Any) -> None:
@@ -258,7 +256,7 @@ def test_gateways_add_up_and_one_of_them_stops_the_challenger(trial: Any) -> Non
         t.users(4)
         first = t.workshop.observer
         first.close()
-        t.app = t.workshop.gateway(t.generate, t.upscale)
+        t.app = t.workshop.gateway(t.stage)
         t.users(1)
         time.sleep(0.3)  # until it has read what the first one wrote
         t.users(1)
@@ -297,14 +295,14 @@ def test_a_shadow_that_hangs_delays_nobody_and_is_left_out(
 ) -> None:
     with trial(place="shadow") as t:
         t.begin(100)
-        draw, challenger = t.generate.draw, t.versions[1]["stages"][0]["sha256"]
+        draw, challenger = t.stage.draw, t.versions[1]["stages"][0]["sha256"]
 
         async def hang(work: Any) -> Any:
             if work.pin.digest == challenger:
                 await asyncio.Event().wait()
             return await draw(work)
 
-        monkeypatch.setattr(t.generate, "draw", hang)
+        monkeypatch.setattr(t.stage, "draw", hang)
         began = time.monotonic()
         assert len(t.users(12, settle=False)) == 12
         assert time.monotonic() - began < 5  # the challenger would have had 10 s for each

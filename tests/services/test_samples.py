@@ -17,10 +17,10 @@ def test_a_share_of_the_answers_in_production_is_kept_with_their_receipts(
     base = networks("base")
     for name, share in (("keeping", 1.0), ("silent", 0.0)):
         version = workshop.publish_pipeline(name, base, sample=share)
-        for stage in ("production", "staging"):
-            workshop.promote(version, stage)
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+        for place in ("production", "staging"):
+            workshop.promote(version, place)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
 
     def draw(model: str) -> list[bytes]:
         body = {"model": model, "prompt": "a small red circle", "seed": 3, "n": 2}
@@ -30,8 +30,7 @@ def test_a_share_of_the_answers_in_production_is_kept_with_their_receipts(
     answered = draw("keeping")
     draw("silent")
     draw("keeping@staging")
-    for one in (generate, upscale):
-        one.close()
+    stage.close()
     kept = sorted((workshop.folder / "samples").rglob("*.png"))
     assert {path.parent.name for path in kept} == {"keeping"}
     assert sorted(path.read_bytes() for path in kept) == sorted(answered)

@@ -42,8 +42,8 @@ def client(workshop: Any) -> Iterator[Any]:
     before = dict(table)
     table.update(TOYS)
     workshop.publish_alone("speaker", Voice(Voice.presets["tiny"]), seconds=SECONDS)
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
 
     def run(call: Callable[[openai.AsyncOpenAI], Awaitable[Any]]) -> Any:
         async def inside() -> Any:
@@ -55,8 +55,7 @@ def client(workshop: Any) -> Iterator[Any]:
         return asyncio.run(inside())
 
     yield run
-    generate.close()
-    upscale.close()
+    stage.close()
     table.clear()
     table.update(before)
 

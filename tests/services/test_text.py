@@ -40,10 +40,9 @@ def served(workshop: Any) -> Iterator[Any]:
     with torch.no_grad():
         broken.norm.weight[0] = torch.nan
     workshop.publish_alone("broken-writer", broken)
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    yield workshop.gateway(generate, upscale)
-    generate.close()
-    upscale.close()
+    stage = workshop.stage()
+    yield workshop.gateway(stage)
+    stage.close()
 
 
 def error(answer: httpx.Response) -> tuple[int, Any, Any]:
@@ -372,28 +371,27 @@ def test_pieces_come_as_the_text_is_written() -> None:
 
 
 def test_a_client_that_leaves_frees_its_rows(workshop: Any, served: Any) -> None:
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    app = workshop.gateway(generate, upscale)
+    stage = workshop.stage()
+    app = workshop.gateway(stage)
 
     async def leave() -> int:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             body = wrote(n=16, max_tokens=29)
             tasks = [asyncio.create_task(client.post(COMPLETIONS, json=body)) for _ in range(4)]
-            while (await generate.status())["waiting"] == 0:
+            while (await stage.status())["waiting"] == 0:
                 await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            return int((await generate.status())["waiting"])
+            return int((await stage.status())["waiting"])
 
     assert asyncio.run(leave()) == 0
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def test_a_stream_that_nobody_reads_on_leaves_the_batch(workshop: Any, served: Any) -> None:
-    stage = workshop.stage("generate")
+    stage = workshop.stage()
     pinned = workshop.publish_alone("left", gpt())["stages"][0]
     pin = Pin(name=pinned["name"], number=pinned["version"], digest=pinned["sha256"])
     work = Work(pin=pin, seeds=tuple(range(16)), prompts=("a",) * 16, max_tokens=29, pieces=True)

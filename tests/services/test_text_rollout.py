@@ -68,11 +68,10 @@ def rollout(workshop: Any, name: str, change: Any, place: str) -> Iterator[Any]:
             "terms": Terms(percent=100, limits={"max_flat": 3, "max_slowdown": 1000}).model_dump()
         },
     )
-    generate, upscale = workshop.stage("generate"), workshop.stage("upscale")
-    yield workshop.gateway(generate, upscale, timeout_s=20.0)
+    stage = workshop.stage()
+    yield workshop.gateway(stage, timeout_s=20.0)
     workshop.observer.close()
-    generate.close()
-    upscale.close()
+    stage.close()
 
 
 def body(name: str, **changes: Any) -> dict[str, Any]:

@@ -25,12 +25,9 @@ def gateways(workshop: Any) -> Iterator[dict[str, Any]]:
         workshop.publish_alone("reads-words", gpt(document=WORDS), max_tokens=4)
         workshop.publish_alone("reads-signs", gpt("dialogues"), max_tokens=4)
         workshop.publish_alone("says", Voice(Voice.presets["tiny"]), seconds=0.1)
-        upscale = workshop.stage("upscale")
-        stages = {
-            rule: workshop.stage("generate", unknown_words=rule) for rule in ("refuse", "map")
-        }
-        yield {rule: workshop.gateway(stage, upscale) for rule, stage in stages.items()}
-    for stage in (*stages.values(), upscale):
+        stages = {rule: workshop.stage(unknown_words=rule) for rule in ("refuse", "map")}
+        yield {rule: workshop.gateway(stage) for rule, stage in stages.items()}
+    for stage in stages.values():
         stage.close()
 
 

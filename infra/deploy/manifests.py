@@ -1,0 +1,201 @@
+"""The files of a cluster, written from the settings and the placement: Serve's config and KubeRay's RayService.
+
+`atelier deploy --write FOLDER` writes them; infra/deploy/serve holds an example of each. Whoever changes a size changes
+the placement and writes them again.
+"""
+
+from importlib.metadata import version
+from math import ceil
+from typing import Any, Final
+
+import yaml
+
+from infra.placement import Placement, placement_of
+from infra.serving import LOOPBACK, ServingError, application, front
+from infra.settings import Settings
+from infra.stack.spec import FRONT
+
+SERVE: Final = "cluster.yaml"
+KUBERAY: Final = "rayservice.yaml"
+PROJECT: Final = "/opt/atelier"  # in the image
+CPUS_A_NODE: Final = 4  # of a node without a GPU, at least
+_SERVE_SAYS: Final = """\
+# Written by `atelier deploy --write`: Ray Serve on a cluster, by `serve deploy {name}`, once. `atelier deploy` then
+# changes only what the pools hold loaded. Sizes stand in the placement: change them there and write this again.
+#
+# database: its password comes from the nodes' PGPASSWORD. cache, files, samples and signing are folders that every node
+# mounts; signing holds the key (0600) that signs receipts and links.
+#
+# On every node, before `ray start`: the gateway's requests are held while a replica or a proxy is started again.
+#   RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={front}
+#   RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=0.25
+"""
+_KUBERAY_SAYS: Final = """\
+# Written by `atelier deploy --write`: the same on Kubernetes, by `kubectl apply -f {name}` (KubeRay 1.5.1 and later),
+# then `atelier deploy`. The image holds this project at {project}; the claim `atelier` is mounted by every node, and
+# the secret `atelier` has what a node needs to know (PGPASSWORD, AWS_*). Memory is a guess, at 4 GiB a CPU.
+#
+# The probe of a node asks the gateway: Serve's own routes, which KubeRay would ask, answer nobody.
+"""
+
+
+def write(settings: Settings, image: str) -> dict[str, str]:
+    """Return the text of each file by its name.
+
+    Raises:
+        ServingError: the settings name servers that only this machine reaches, or no host that others do.
+        infra.placement.PlacementError: there is no such placement.
+    """
+    _check_reachable(settings)
+    placement = placement_of(settings)
+    serve = {
+        **front(settings),
+        "proxy_location": "EveryNode",
+        "applications": [application(settings)],
+    }
+    kuberay = _ray_service(settings, placement, image, _dumped(serve))
+    says = {"front": FRONT, "project": PROJECT}
+    return {
+        SERVE: f"{_SERVE_SAYS.format(name=SERVE, **says)}{_dumped(serve)}",
+        KUBERAY: f"{_KUBERAY_SAYS.format(name=KUBERAY, **says)}{_dumped(kuberay)}",
+    }
+
+
+def _check_reachable(settings: Settings) -> None:
+    needed = {
+        "ATELIER_DATABASE_URL": settings.database_url,
+        "ATELIER_TRACKING_URI": settings.tracking_uri,
+        "ATELIER_HOST": None if settings.host in LOOPBACK else settings.host,
+    }
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise ServingError(
+            f"a cluster's nodes cannot reach what this machine keeps for itself: set {', '.join(missing)}"
+        )
+
+
+def _ray_service(
+    settings: Settings, placement: Placement, image: str, serve: str
+) -> dict[str, Any]:
+    head = {
+        "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
+        "template": {"spec": _pod(settings, image, "ray-head", cpus=2)},
+    }
+    cluster = {
+        "rayVersion": version("ray"),
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": True,
+        "headGroupSpec": head,
+        "workerGroupSpecs": _groups(settings, placement, image),
+    }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": "atelier"},
+        "spec": {"serveConfigV2": serve, "rayClusterConfig": cluster},
+    }
+
+
+def _groups(settings: Settings, placement: Placement, image: str) -> list[dict[str, Any]]:
+    """Return the kinds of nodes: those without a GPU, and those with one each, as many as the replicas need."""
+    sizes = [_size(options) for options in placement.deployments().values()]
+    plain = [size for size in sizes if not size["gpus"]]
+    fast = [size for size in sizes if size["gpus"]]
+    groups = []
+    if plain:
+        least = sum(size["cpus"] * size["min"] for size in plain) / CPUS_A_NODE
+        most = sum(size["cpus"] * size["max"] for size in plain) / CPUS_A_NODE
+        groups.append(_group(settings, image, "cpu", least, most, CPUS_A_NODE))
+    if fast:
+        least = sum(size["gpus"] * size["min"] for size in fast)
+        most = sum(size["gpus"] * size["max"] for size in fast)
+        cpus = sum(size["cpus"] * size["max"] for size in fast) / most
+        groups.append(_group(settings, image, "gpu", least, most, max(1, ceil(cpus)), gpus=1))
+    return groups
+
+
+def _size(options: dict[str, Any]) -> dict[str, float]:
+    actor, scaling = options["ray_actor_options"], options.get("autoscaling_config")
+    count = options.get("num_replicas")
+    return {
+        "cpus": actor["num_cpus"],
+        "gpus": actor.get("num_gpus", 0),
+        "min": scaling["min_replicas"] if scaling else count,
+        "max": scaling["max_replicas"] if scaling else count,
+    }
+
+
+def _group(
+    settings: Settings, image: str, name: str, least: float, most: float, cpus: int, gpus: int = 0
+) -> dict[str, Any]:
+    # the gateway's replicas are never none; nodes with GPUs may be, where all their pools sleep
+    fewest = ceil(least) if gpus else max(1, ceil(least))
+    return {
+        "groupName": name,
+        "replicas": fewest,
+        "minReplicas": fewest,
+        "maxReplicas": max(1, fewest, ceil(most)),
+        "rayStartParams": {},
+        "template": {"spec": _pod(settings, image, "ray-worker", cpus=cpus, gpus=gpus)},
+    }
+
+
+def _pod(settings: Settings, image: str, name: str, *, cpus: int, gpus: int = 0) -> dict[str, Any]:
+    variables = {
+        "PYTHONPATH": PROJECT,
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    size = {
+        "cpu": str(cpus),
+        "memory": f"{4 * cpus}Gi",
+        **({"nvidia.com/gpu": "1"} if gpus else {}),
+    }
+    ports = {"serve": settings.gateway_port}
+    if name == "ray-head":
+        ports |= {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
+    container: dict[str, Any] = {
+        "name": name,
+        "image": image,
+        "workingDir": PROJECT,
+        "env": [{"name": key, "value": value} for key, value in variables.items()],
+        "envFrom": [{"secretRef": {"name": "atelier", "optional": True}}],
+        "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
+        "resources": {"requests": size, "limits": dict(size)},
+        "volumeMounts": [{"name": "atelier", "mountPath": str(one)} for one in _folders(settings)],
+    }
+    if name == "ray-worker":
+        container["readinessProbe"] = {
+            "httpGet": {"path": "/healthz", "port": settings.gateway_port},
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+        }
+    claim = {"name": "atelier", "persistentVolumeClaim": {"claimName": "atelier"}}
+    return {"containers": [container], "volumes": [claim]}
+
+
+def _folders(settings: Settings) -> list[Any]:
+    """Return where every node mounts what is shared."""
+    shared = settings.samples.parent
+    return [settings.state] if shared == settings.state else [settings.state, shared]
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes out what would be an alias, and texts of several lines as such."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        """Return that nothing is an alias."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Plain.add_representer(str, _text)
+
+
+def _dumped(document: dict[str, Any]) -> str:
+    return yaml.dump(document, Dumper=_Plain, sort_keys=False, width=120)
