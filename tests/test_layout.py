@@ -46,8 +46,7 @@ INTERNAL = ("prefect.server", "mlflow.server", "ray.scripts")
 """Modules of others that promise nothing, though no underscore says so."""
 NAMED_TUPLES = {"_asdict", "_replace", "_fields"}  # public, in spite of their names
 REACHES = {
-    "flows/training/controller_parts.py": {"ray.train.v2._internal", "ray.train._internal"},
-    "flows/training/lean_trainer.py": {"ray.train.v2._internal", "ray._raylet", "_get_train_func"},
+    "flows/training/lean_trainer.py": {"ray.train.v2._internal"},
     "flows/training/optimizers.py": {"_foreach_norm", "_foreach_mul_", "_foreach_lerp_"},
     "infra/stack/cluster.py": {"ray._raylet"},
     "infra/stack/servers.py": {"prefect.server", "mlflow.server", "ray.scripts"},

@@ -1,85 +1,128 @@
-"""TorchTrainer of Ray Train V2 without what this platform does itself, so that a training starts sooner.
+"""Ray Train's controller without what this platform does itself, so that a training starts sooner.
 
-Left out, with the reason (Ray 2.60.0; an actor is a process that imports ray.train, pandas and ray.data: 4 s of CPU):
-- the autoscaling coordinator: `fit` has compared the request with the whole cluster before;
-- the placement group cleaner: the group has a name, and whoever finds the controller dead removes it;
+Left out, with the reason (Ray 2.60.0; an actor is a process that imports ray.train, pandas and ray.data: 2 s of CPU):
+- the autoscaling coordinator: the supervisor has compared the request with the whole cluster before;
+- the placement group cleaner: the group has a mark, and whoever finds the controller dead removes it;
 - the synchronization actor: nothing here calls `ray.train.report`;
-- the preemption watcher (by setting), Ray's metrics and dataset callbacks, and the chdir of workers;
-- TorchConfig: its class makes the controller import torch (3 s). Workers join their process group themselves.
+- the dataset manager: rows come from the loaders;
+- the preemption watcher (by setting), Ray's metrics, and the chdir of workers.
+
+All of it is private to Ray, and may move with any release: `check` says so, and `controllers` then does without.
+The controller imports this module, so it must not import torch.
 """
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
 
 import ray
-from ray._raylet import RAY_NODE_ID_KEY, PlacementGroupID  # type: ignore[attr-defined]
+from ray.train import DataConfig
 from ray.train.v2._internal.callbacks import AcceleratorSetupCallback, BackendSetupCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2.api.config import ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.train.v2._internal.execution.failure_handling import create_failure_policy
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import worker_group as ray_worker_group
+from ray.train.v2._internal.util import ObjectRefWrapper, construct_train_func
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flows.training.controller_parts import Group, NoAutoscaling, Rendezvous
-
-
-class LeanTrainer(TorchTrainer):
-    """A TorchTrainer whose controller belongs to the caller: `start` returns it, `release` ends it."""
-
-    def __init__(self, name: str, scaling: ScalingConfig, **arguments: Any) -> None:
-        self._name, self._scaling = name, scaling
-        rendezvous: Any = Rendezvous()
-        super().__init__(torch_config=rendezvous, scaling_config=scaling, **arguments)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [
-            AcceleratorSetupCallback(self.backend_config, self._scaling),
-            BackendSetupCallback(self.backend_config),
-            Group(self._name),
-        ]
-
-    def start(self) -> tuple[Any, Any]:
-        """Start the controller; returns its handle and the reference that is ready when training has ended."""
-        from ray.train.v2._internal.execution.failure_handling import create_failure_policy
-        from ray.train.v2._internal.util import ObjectRefWrapper
-
-        here = ray.get_runtime_context().get_node_id()
-        rules = self.run_config.failure_config
-        assert rules is not None
-        remote: Any = ray.remote(
-            num_cpus=0,
-            label_selector={RAY_NODE_ID_KEY: here},
-            runtime_env={"env_vars": get_env_vars_to_propagate()},
-        )(TrainController)
-        controller = remote.remote(
-            train_fn_ref=ObjectRefWrapper(self._get_train_func()),
-            scaling_policy=NoAutoscaling(self._scaling),
-            failure_policy=create_failure_policy(rules),
-            train_run_context=self.train_run_context,
-            callbacks=self._create_default_callbacks(),
-        )
-        return controller, controller.run.remote()
+from flows.training.controllers import Order, train_settings
+from flows.training.nobody import Nobody
+from flows.training.rendezvous import Rendezvous
 
 
-def is_waiting(name: str) -> bool:
-    """Return whether the placement group of a call waits for room, or for that of a node that was lost."""
-    return any(group["state"] in {"PENDING", "RESCHEDULING"} for group in _groups(name))
+class WithoutSynchronization(WorkerGroupCallback):
+    """Starts the workers without Ray's meeting point."""
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:  # noqa: ARG002
+        """Change a name in Ray's module, in this process, which is the controller's alone.
+
+        An actor that imports nothing stands where Ray's SynchronizationActor would import ray.train. Only
+        `ray.train.report` and its collectives meet there; this platform's workers call none of them.
+        """
+        vars(ray_worker_group)["SynchronizationActor"] = ray.remote(num_cpus=0)(Nobody)
 
 
-def release(controller: Any, name: str) -> None:
-    """End a controller, dead or alive, its workers with it, and give their resources back."""
-    ray.kill(controller)
-    for group in _groups(name):
-        remove_placement_group(
-            PlacementGroup(PlacementGroupID.from_hex(group["placement_group_id"]))
-        )
+class NoAutoscaling(FixedScalingPolicy):
+    """A fixed number of workers, asked of nobody: the supervisor has compared it with the cluster."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Do nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Do nothing."""
+
+    def _cancel_resource_request(self) -> None:
+        """Do nothing."""
 
 
-def _groups(name: str) -> list[dict[str, Any]]:
-    table = placement_group_table().values()
-    return [
-        group for group in table if group["name"].startswith(name) and group["state"] != "REMOVED"
-    ]
+REPLACED: Final[dict[Any, tuple[str, ...]]] = {
+    FixedScalingPolicy: (
+        "after_controller_start",
+        "_maybe_send_resource_request",
+        "_cancel_resource_request",
+    ),
+    WorkerGroupCallback: ("before_worker_group_start",),
+    ray_worker_group: ("SynchronizationActor",),
+    TrainController: ("run", "get_result"),
+}
+"""What of Ray's stands under these names is replaced or called."""
+CALLED: Final[dict[Callable[..., Any], str]] = {
+    TrainController: "train_fn_ref scaling_policy failure_policy train_run_context callbacks",
+    TrainRunContext: "run_config train_loop_config scaling_config backend_config dataset_config",
+    construct_train_func: "train_func config train_func_context fn_arg_name",
+    create_failure_policy: "failure_config",
+    ObjectRefWrapper: "obj",
+}
+"""What is called with these arguments."""
+
+
+def check() -> None:
+    """Look whether Ray's internals are still what this module knows.
+
+    Raises:
+        AttributeError: a name is gone.
+        TypeError: something wants other arguments.
+    """
+    for owner, names in REPLACED.items():
+        for name in names:
+            getattr(owner, name)
+    for function, arguments in CALLED.items():
+        inspect.signature(function).bind(**dict.fromkeys(arguments.split()))
+
+
+def start(order: Order) -> tuple[Any, Any]:
+    """Start a controller; returns its handle and the reference that is ready when training has ended."""
+    backend = Rendezvous()
+    context = TrainRunContext(
+        run_config=order.run,
+        train_loop_config=order.config,
+        scaling_config=order.scaling,
+        backend_config=backend,
+        dataset_config=DataConfig(),
+    )
+    train = construct_train_func(
+        order.work,
+        config=order.config,
+        train_func_context=backend.train_func_context,
+        fn_arg_name="train_loop_per_worker",
+    )
+    here = ray.get_runtime_context().get_node_id()
+    remote: Any = ray.remote(
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        runtime_env={"env_vars": train_settings()},
+    )(TrainController)
+    controller = remote.remote(
+        train_fn_ref=ObjectRefWrapper(train),
+        scaling_policy=NoAutoscaling(order.scaling),
+        failure_policy=create_failure_policy(order.run.failure_config),
+        train_run_context=context,
+        callbacks=[
+            AcceleratorSetupCallback(backend, order.scaling),
+            BackendSetupCallback(backend),
+            WithoutSynchronization(),
+        ],
+    )
+    return controller, controller.run.remote()

@@ -1,10 +1,9 @@
 """A training on Ray that ends by itself: Ray replaces workers, this replaces Ray's controller, both within budgets."""
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from flows.recipe import TrainingSpec
 from flows.training import halting
@@ -16,6 +15,9 @@ from flows.training.run_folder import RunFolder
 from infra.settings import settings
 from infra.stack.cluster import capacity, connect
 
+if TYPE_CHECKING:
+    from flows.training.controllers import Order, Running
+
 WORKER_FAILURES: Final = 3
 CONTROLLER_FAILURES: Final = 3
 """Budgets of one controller; a controller that brought training further is replaced without counting."""
@@ -26,15 +28,6 @@ GO_ON: Final = (
     "or let it go on with fewer by resources.elastic: [1, 2]."
     " The same command goes on from the last checkpoint"
 )
-RAY_TRAIN_SETTINGS: Final = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the poll that sees an end or a death; Ray's own: 2
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # a stopped process; Ray's own: 600
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # a busy cluster is waited for, an impossible one refused before
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-}
 
 
 class TrainingFailed(RuntimeError):
@@ -93,23 +86,21 @@ def _request(spec: TrainingSpec) -> Request:
 
 def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporter: Reporter) -> str:
     """Run one Ray Train controller to its end; returns why another must follow, or nothing."""
-    for name, value in RAY_TRAIN_SETTINGS.items():
-        os.environ.setdefault(name, value)
     import ray
     from ray.exceptions import RayActorError
 
-    from flows.training.lean_trainer import release
+    from flows.training.controllers import start
 
     request = _request(spec)
     wait_for_turn(spec.name)
     _wait_for_room(request, nodes, reporter)
     nodes.inspect()
     lease = folder.lease()
-    controller, end = _trainer(spec, folder, request, lease).start()
+    running = start(_order(spec, folder, request, lease), reporter.note)
     asked(spec.name)
-    waiting, hearts = _Waiting(spec, request, nodes, reporter, lease), Hearts(folder.journal)
+    waiting, hearts = _Waiting(spec, request, nodes, reporter, running), Hearts(folder.journal)
     try:
-        while not ray.wait([end], timeout=1.0)[0]:
+        while not ray.wait([running.end], timeout=1.0)[0]:
             halting.check()
             _check(folder, lease)
             nodes.look()
@@ -117,16 +108,15 @@ def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporte
                 folder.attempt(), settings().worker_silence_s, time.monotonic()
             ):
                 return trouble
-        ray.get(end)
-        result = ray.get(controller.get_result.remote())
+        trouble = running.trouble()
     except RayActorError:
         return "the Ray Train controller died"
     finally:
-        release(controller, lease)
+        running.release()
     _check(folder, lease)
-    if result.error is not None:
-        return _last_words(result.error)
-    return "" if folder.final.is_dir() else "the workers ended without a result"
+    if trouble or folder.final.is_dir():
+        return trouble
+    return "the workers ended without a result"
 
 
 def _check(folder: RunFolder, lease: str) -> None:
@@ -135,29 +125,28 @@ def _check(folder: RunFolder, lease: str) -> None:
         raise _permanent(*failure)
 
 
-def _trainer(spec: TrainingSpec, folder: RunFolder, request: Request, lease: str) -> Any:
-    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+def _order(spec: TrainingSpec, folder: RunFolder, request: Request, lease: str) -> "Order":
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from flows.training.lean_trainer import LeanTrainer
+    from flows.training.controllers import Order, mark
     from flows.training.worker import work
 
     resources = {"CPU": request.cpus, **({"GPU": request.gpus} if request.gpus else {})}
-    return LeanTrainer(
-        lease,
-        ScalingConfig(
-            num_workers=request.workers,
-            use_gpu=bool(request.gpus),
-            resources_per_worker=resources,
-        ),
-        train_loop_per_worker=work,
-        train_loop_config={
+    return Order(
+        work,
+        config={
             "spec": spec.model_dump_json(),
             "folder": str(folder.path),
             "lease": lease,
             "gpus": request.gpus,
             "submitted": time.time(),
         },
-        run_config=RunConfig(
+        scaling=ScalingConfig(
+            num_workers=request.workers,
+            use_gpu=bool(request.gpus),
+            resources_per_worker={**resources, "memory": mark(lease)},
+        ),
+        run=RunConfig(
             name=lease,  # a fresh name: Ray keeps no state of ours, and must not find an old one
             storage_path=str(folder.path / "ray"),
             failure_config=FailureConfig(
@@ -196,7 +185,7 @@ class _Waiting:
     request: Request
     nodes: Nodes
     reporter: Reporter
-    lease: str
+    running: "Running"
 
     def __post_init__(self) -> None:
         self._told = time.monotonic()
@@ -209,11 +198,9 @@ class _Waiting:
             TooSmall: no node came in time.
             flows.training.nodes.Unfit: one came that cannot take part.
         """
-        from flows.training.lean_trainer import is_waiting
-
         short = self.request.short
         late = time.monotonic() - self._told > NOTE_EVERY_S
-        if not (short or late) or not is_waiting(self.lease):
+        if not (short or late) or not self.running.is_waiting:
             if self._patience is not None:
                 self._patience = None
                 self.nodes.inspect()  # what came starts its workers now
@@ -229,13 +216,6 @@ class _Waiting:
             self._told = time.monotonic()
             self.reporter.note(f"waiting for room: {self.request.free}")
         return ""
-
-
-def _last_words(error: Any) -> str:
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, failure = next(iter(failures.items()))
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__}"
 
 
 def _permanent(kind: str, why: str) -> Exception:

@@ -54,6 +54,35 @@ def controller(folder: RunFolder) -> int:
     return found
 
 
+@pytest.fixture
+def changed_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray without a name that the lean controller needs; only this process, which looks, has it so."""
+    from ray.train.v2._internal.execution import scaling_policy
+
+    monkeypatch.delattr(scaling_policy.ScalingPolicy, "_cancel_resource_request")
+
+
+def test_a_ray_that_has_changed_inside_trains_by_its_plain_trainer_through_a_killed_controller(
+    changed_inside: None, spec: TrainingSpec, undisturbed: str, ray_driver: str, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / spec.identity)
+    told: list[Progress] = []
+
+    def kill() -> None:
+        wait_until(lambda: folder.step() >= 2 * INTERVAL)
+        os.kill(controller(folder), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    trained = train(spec, tmp_path, ray_driver, told.append)
+    killer.join()
+    said = [now.note for now in told if "has changed inside" in now.note]
+    assert "_cancel_resource_request" in said[0]
+    assert "plain TorchTrainer" in said[0]
+    assert trained.attempts == 2
+    assert weights_of(trained.directory) == undisturbed
+
+
 @pytest.mark.parametrize(
     "victim", [rank(0), rank(1), controller], ids=["rank0", "rank1", "controller"]
 )
