@@ -51,7 +51,7 @@ REACHES = {
     "infra/stack/cluster.py": {"ray._raylet"},
     "infra/stack/servers.py": {"prefect.server", "mlflow.server", "ray.scripts"},
 }
-"""What of others' that is private is used all the same, and where: each is looked at when a pin is raised."""
+"""What of others' that is private is used all the same, and where; `test_private_names.py` says when it has moved."""
 
 
 def sources(package: str) -> list[Path]:
