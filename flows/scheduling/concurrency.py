@@ -8,7 +8,6 @@ where whoever waits sees on its own machine that the holder's process is gone.
 import math
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from uuid import UUID
 
 from flows import progress
 from flows.recipe import TrainingSpec
+from infra.repeating import repeating
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -46,13 +46,10 @@ def training_slots(specs: Sequence[TrainingSpec]) -> Iterator[None]:
         wanted = sum(slots_of(spec, on_gpus=gpus > 0) for spec in specs)
         lease = _acquire(client, run, min(slots, wanted))
         client.update_flow_run_labels(run, {LEASE: str(lease), PROCESS: _this_process()})
-    over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(lease, over), daemon=True)
-    renewing.start()
     try:
-        yield
+        with repeating(lambda: _renew(lease), RENEW_S, "training slots"):
+            yield
     finally:
-        over.set()
         with get_client(sync_client=True) as client:
             client.release_concurrency_slots_with_lease(lease)
             client.update_flow_run_labels(run, {LEASE: ""})
@@ -91,15 +88,13 @@ def _acquire(client: "SyncPrefectClient", run: UUID, count: int) -> UUID:
         time.sleep(WAIT_S)
 
 
-def _renew(lease: UUID, over: threading.Event) -> None:
-    """Renew a lease until it is over; where the server is away for a while, the training goes on without."""
+def _renew(lease: UUID) -> None:
+    """Renew a lease; where the server is away for a while, the training goes on without."""
     import httpx
     from prefect import get_client
 
-    with get_client(sync_client=True) as client:
-        while not over.wait(RENEW_S):
-            with suppress(httpx.HTTPError):
-                client.renew_concurrency_lease(lease, LEASE_S)
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        client.renew_concurrency_lease(lease, LEASE_S)
 
 
 def _release_the_dead(client: "SyncPrefectClient") -> bool:

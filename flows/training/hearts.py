@@ -5,12 +5,14 @@ takes long. Whoever follows the run takes a rank for hung whose heart stands sti
 wait for it in a collective until then, up to `ranks.PATIENCE`. Where no heart beats, all workers are gone, as Ray sees.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Final
+
+from infra.repeating import repeating
 
 BEAT_S: Final = 1.0
 
@@ -18,21 +20,18 @@ BEAT_S: Final = 1.0
 @contextmanager
 def beating(journal: Path, attempt: int, rank: int) -> Iterator[None]:
     """Let this rank's heart beat inside the block; one that ends by itself leaves none behind."""
-    heart, ended = journal / f"{attempt}.rank{rank}.heart", threading.Event()
+    heart, beats = journal / f"{attempt}.rank{rank}.heart", count(1)
 
     def beat() -> None:
-        beats = 0
-        while not ended.wait(BEAT_S if beats else 0):
-            beats += 1
-            heart.write_text(str(beats))  # opened anew: so a network file system shows it elsewhere
+        heart.write_text(
+            str(next(beats))
+        )  # opened anew: so a network file system shows it elsewhere
 
-    thread = threading.Thread(target=beat, name="heart", daemon=True)
-    thread.start()
     try:
-        yield
+        beat()
+        with repeating(beat, BEAT_S, "heart"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         heart.unlink(missing_ok=True)
 
 

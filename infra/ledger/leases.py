@@ -3,34 +3,28 @@
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from infra.database import DatabaseError
 from infra.ledger.promotions import LEASE_S, Promotions
+from infra.repeating import repeating
 
 
 @contextmanager
 def holding(journal: Promotions, id: str, holder: str) -> Iterator[None]:
     """Renew a lease beside the block's work; it is given up at the block's end, unless the process is killed."""
-    over = threading.Event()
 
-    def renew() -> None:
-        while not over.wait(LEASE_S / 3):
-            try:
-                if not journal.renew(id, holder):
-                    return  # taken over: the holder's next step says so
-            except DatabaseError:
-                continue  # the next turn comes before the lease is over
+    def renew() -> bool:
+        try:
+            return journal.renew(id, holder)  # taken over: the holder's next step says so
+        except DatabaseError:
+            return True  # the next turn comes before the lease is over
 
-    thread = threading.Thread(target=renew, name=f"lease {id}", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(renew, LEASE_S / 3, f"lease {id}"):
+            yield
     finally:
-        over.set()
-        thread.join()
         with suppress(DatabaseError):  # it runs out by itself
             journal.release(id, holder)
 
