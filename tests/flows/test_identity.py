@@ -228,7 +228,7 @@ def test_another_noise_is_other_work_for_who_draws_by_it(
 
 PLUMBING = (
     *("journal", "shipping", "hearts", "halting", "room", "nodes", "run_folder", "supervisor"),
-    *("ray_train", "worker", "lean_trainer", "controller_parts"),
+    *("ray_train", "worker", "controllers", "lean_trainer", "plain_trainer", "rendezvous"),
 )
 
 
