@@ -17,7 +17,7 @@ from pydantic import Field
 
 from data.makers import Entry, Made, MakerError, Sample, Split
 from data.makers.files import unpacked
-from infra.pictures import BROKEN, png
+from infra.media.pictures import BROKEN, png
 
 SIDE: Final = 32
 AREA: Final = SIDE * SIDE

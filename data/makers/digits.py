@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from data.makers import DIGITS, Entry, Made, Sample
-from infra.pictures import png
+from infra.media.pictures import png
 
 
 class Config(Entry):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from data.makers import DIGITS, Entry, Made, MakerError, Sample, Split
 from data.makers.files import unpacked
-from infra.pictures import png
+from infra.media.pictures import png
 
 SIDE: Final = 28
 IDX: Final[dict[Split, str]] = {"train": "train", "test": "t10k"}

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 
 from data.makers import Entry, Made, Sample
-from infra.pictures import png
+from infra.media.pictures import png
 
 SIZES: Final[Mapping[str, float]] = {"small": 0.17, "large": 0.27}  # radius over side
 COLOURS: Final[Mapping[str, tuple[int, int, int]]] = {

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data.makers import AudioEntry, Made, Sample
-from infra.sounds import wav
+from infra.media.sounds import wav
 
 FORMANTS_HZ: Final[Mapping[str, tuple[int, int, int]]] = {
     "ee": (270, 2290, 3010),

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, among, between
-from infra.sounds import CutShort, wav, whole_sound
+from infra.media.sounds import CutShort, wav, whole_sound
 
 FORMATS: Final = ("WAV", "FLAC", "OGG")
 LEAST_RATE_HZ: Final = 4_000

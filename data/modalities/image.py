@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, between
-from infra.pictures import MAX_SIDE, Decoded, PictureError, decode, png
+from infra.media.pictures import MAX_SIDE, Decoded, PictureError, decode, png
 
 
 class Image(Modality):

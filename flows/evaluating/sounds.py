@@ -23,8 +23,8 @@ from flows.evaluating.scores import (
 )
 from flows.evaluating.sheets import of_sounds
 from flows.recipe import Evaluation as EvaluationSpec
+from infra.media.sounds import wav
 from infra.pipelines import Pipeline
-from infra.sounds import wav
 from models.family import Family
 from models.judges import metrics as m
 from models.judges.recogniser import Recogniser

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from infra.blank import FLAT, SILENT, contrast, swing
+from infra.media.blank import FLAT, SILENT, contrast, swing
 from infra.pipelines import Pipeline
 
 TOKENS: Final = 16  # of a text, at most

@@ -374,7 +374,7 @@ def _pixels(picture: bytes) -> "NDArray[np.uint8]":
     import numpy as np
     from PIL import Image
 
-    from infra.pictures import BROKEN
+    from infra.media.pictures import BROKEN
 
     try:
         with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:

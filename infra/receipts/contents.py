@@ -45,7 +45,7 @@ def pixels_sha256(file: BinaryIO, size: str) -> str:
         raise ContentError(f"{width}x{height} pixels, at most {LARGEST_SIDE}x{LARGEST_SIDE}")
     from PIL import Image
 
-    from infra.pictures import BROKEN
+    from infra.media.pictures import BROKEN
 
     file.seek(0)
     try:

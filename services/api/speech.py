@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal
 from fastapi.responses import Response
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from infra.media.sounds import flac, wav
 from infra.receipts.receipts import Receipt, attach
-from infra.sounds import flac, wav
 from services.api.images import caption
 from services.api.requests import Absent, Label, Order, one_line
 from services.gateway.errors import ApiError

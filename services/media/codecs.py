@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from infra.pictures import PictureError, decode
-from infra.sounds import CutShort, whole_sound
+from infra.media.pictures import PictureError, decode
+from infra.media.sounds import CutShort, whole_sound
 from services.pipelines.payload import Pictures, Sounds
 
 Bitmap: TypeAlias = NDArray[np.uint8]
@@ -67,7 +67,7 @@ def sound(samples_T: Sounds, sample_rate: int) -> Sound:
 
 
 def learned_pixels(content: bytes, side: int, channels: int) -> Bitmap:
-    """Return an uploaded picture as preparing a dataset makes it (infra.pictures): (H, W, C) bytes.
+    """Return an uploaded picture as preparing a dataset makes it (infra.media.pictures): (H, W, C) bytes.
 
     Upright, transparency over white, grey where C is 1, the central square, resized by box where the side divides it
     and by Lanczos otherwise; a picture that has the size already keeps its bytes.

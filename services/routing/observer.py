@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from infra.blank import FLAT, SILENT, contrast, swing
 from infra.database import DatabaseError
 from infra.ledger.ledger import Conflict, KeyReused, Ledger
 from infra.ledger.rollout_metrics import Observations
 from infra.ledger.rollout_rules import Arm, Tally, verdict
+from infra.media.blank import FLAT, SILENT, contrast, swing
 from services.media.codecs import Sound
 from services.pipelines.payload import Text
 from services.pipelines.request import One

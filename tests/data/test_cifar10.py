@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data.makers import MakerError, cifar10
-from infra.pictures import decode
+from infra.media.pictures import decode
 
 HERE = Path()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data.facts import SHARES, columns, gather, look, relate, split_of
 from data.modalities import modality
 from data.stages import SCHEMA
-from infra.pictures import png
+from infra.media.pictures import png
 
 COLUMNS = columns(modality("image"))
 MADE = {"modality": "image", "image_size": 8, "channels": 1, "vocabulary": ["zero", "one"]}

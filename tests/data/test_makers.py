@@ -18,7 +18,7 @@ from data.loaders import everything
 from data.makers import DIGITS, MAKERS, MakerError, digits, folder, maker, mnist, shapes
 from data.makers.words import normal
 from data.modalities import modality
-from infra.pictures import decode, png
+from infra.media.pictures import decode, png
 from tests.data.prepare_kit import prepare
 
 HERE = Path()

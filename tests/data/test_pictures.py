@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from PIL import Image
 
-from infra.pictures import PictureError, decode, png
+from infra.media.pictures import PictureError, decode, png
 from services.media.codecs import learned_pixels
 
 

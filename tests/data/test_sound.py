@@ -20,7 +20,7 @@ from data.loaders import DatasetError, Loader, facts_of, modality_of, records, s
 from data.makers import DIGITS, MakerError, labelled_audio, vowels
 from data.modalities import SampleError
 from data.modalities.audio import decode
-from infra.sounds import wav
+from infra.media.sounds import wav
 from infra.storage import IntegrityError
 from services.media.codecs import MediaError, learned_sound
 from tests.data.prepare_kit import prepare, refused, sound_file

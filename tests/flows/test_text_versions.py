@@ -25,8 +25,8 @@ from flows.evaluation import pin
 from flows.provenance.bundle import export, import_folder
 from flows.recipe import Recipe
 from flows.reports.compare import page, sheet
+from infra.media.sounds import wav
 from infra.registry.registry import Version
-from infra.sounds import wav
 from infra.storage import seal, sha256_of, verify
 from models import describe
 from models.family import Family

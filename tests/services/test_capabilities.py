@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 import models
+from infra.media.sounds import wav
 from infra.receipts import provenance, receipts
 from infra.receipts.signing import Signing
-from infra.sounds import wav
 from models.autoregressive.nade import NADE
 from models.family import Request
 from models.language.gpt import GPT
@@ -317,7 +317,7 @@ def test_grey_levels_become_the_bits_that_the_seed_draws(served: Any, ask: Ask) 
 
 
 def test_an_upload_is_cropped_made_grey_and_resized_as_a_dataset_is(served: Any, ask: Ask) -> None:
-    from infra.pictures import decode
+    from infra.media.pictures import decode
 
     draw = np.random.default_rng(2)
     for shape in ((16, 24, 3), (20, 20, 3), (9, 31, 4)):
