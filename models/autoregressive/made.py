@@ -100,12 +100,16 @@ class MADE(Family):
         self.order_D: Tensor
         self.register_buffer("order_D", order_D)  # saved: weights mean nothing in another order
         own_D = torch.arange(1, config.bits + 1)
-        heard = [own_D, *(degrees(units, config.bits, config.degrees) for units in config.hidden)]
+        degrees_by_layer = [
+            own_D,
+            *(degrees(units, config.bits, config.degrees) for units in config.hidden),
+        ]
         self.hidden = nn.ModuleList(
-            MaskedLinear(above[:, None] >= below) for below, above in itertools.pairwise(heard)
+            MaskedLinear(above[:, None] >= below)
+            for below, above in itertools.pairwise(degrees_by_layer)
         )
         seen = own_D if config.mask == "A" else own_D + 1
-        self.output = MaskedLinear(seen[:, None] > heard[-1])
+        self.output = MaskedLinear(seen[:, None] > degrees_by_layer[-1])
         self.direct = MaskedLinear(seen[:, None] > own_D)  # section 4: from the bits themselves
 
     @property

@@ -114,19 +114,19 @@ def gate(x_BPHW: Tensor) -> Tensor:
 
 
 class CachedLayer:
-    """A layer that is told row after row and pixel after pixel, and computes each feature once."""
+    """A layer that takes row after row and pixel after pixel, and computes each feature once."""
 
     def __init__(self, layer: GatedLayer, tokens: Tensor | None, count: int, side: int) -> None:
         self.layer, self.reach, inputs = layer, layer.reach, layer.vertical.in_channels
         self.bias_v, self.bias_h = layer.biases(tokens)
         blank = layer.down.weight.new_zeros
-        self.rows_BPRW = blank(count, inputs, self.reach + 1, side)  # the newest rows told
+        self.rows_BPRW = blank(count, inputs, self.reach + 1, side)  # the newest rows
         self.left_BXP = blank(count, self.reach + side, inputs)  # the row that is drawn
         self.above_B2PHW = blank(count, layer.down.in_channels, 1, side)
         self.filter = layer.horizontal.weight[:, :, 0].permute(0, 2, 1).flatten(1).T.contiguous()
         self.out = layer.out.weight[:, :, 0, 0].T.contiguous()
 
-    def tell_row(self, row_BP1W: Tensor) -> Tensor:
+    def push_row(self, row_BP1W: Tensor) -> Tensor:
         """Take the input of the row just finished; return the vertical stack's output (B, P, 1, W) for it."""
         self.rows_BPRW = torch.cat([self.rows_BPRW[:, :, 1:], row_BP1W], 2)
         padded = F.pad(self.rows_BPRW, (self.reach, self.reach, 0, 0))
@@ -138,8 +138,8 @@ class CachedLayer:
         layer = self.layer
         bias = layer.horizontal.bias
         assert bias is not None
-        heard = layer.down(self.above_B2PHW) + self.bias_h + bias[:, None, None]
-        self.heard_WBP = heard[:, :, 0].permute(2, 0, 1).contiguous()
+        cond = layer.down(self.above_B2PHW) + self.bias_h + bias[:, None, None]
+        self.cond_WBP = cond[:, :, 0].permute(2, 0, 1).contiguous()
         self.left_BXP.zero_()
 
     def pixel(self, column: int, h_BP: Tensor | None) -> Tensor:
@@ -147,11 +147,11 @@ class CachedLayer:
         if h_BP is not None:
             self.left_BXP[:, self.reach + column] = h_BP
         window = self.left_BXP[:, column : column + self.layer.columns].flatten(1)
-        gated = gate(torch.addmm(self.heard_WBP[column], window, self.filter))
+        gated = gate(torch.addmm(self.cond_WBP[column], window, self.filter))
         out_BP = torch.addmm(_bias(self.layer.out), gated, self.out)
         return out_BP + h_BP if self.layer.residual and h_BP is not None else out_BP
 
-    def tell_pixel(self, column: int, value_BP: Tensor) -> None:
+    def push_pixel(self, column: int, value_BP: Tensor) -> None:
         """Take the input of the pixel just drawn; for the first layer, whose window ends before it."""
         self.left_BXP[:, self.reach + column] = value_BP
 
@@ -217,7 +217,7 @@ class PixelCNN(Family):
 
     def logits(self, x_B1HW: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return every pixel's logits (B, K, H, W) given the levels before it, all at once."""
-        v = h = self._seen(x_B1HW)
+        v = h = self._input(x_B1HW)
         for layer in self._layers():
             v, h = layer(v, h, tokens)
         logits_BKHW: Tensor = self.head2(self.head1(h.relu()).relu())
@@ -228,7 +228,7 @@ class PixelCNN(Family):
             assert isinstance(layer, GatedLayer)
             yield layer
 
-    def _seen(self, x_B1HW: Tensor) -> Tensor:
+    def _input(self, x_B1HW: Tensor) -> Tensor:
         """Return levels in [-1, 1] beside ones, which tell pixels from the padding, (B, 2, H, W)."""
         scaled = x_B1HW * (2 / (self.config.levels - 1)) - 1
         return torch.cat([scaled, torch.ones_like(scaled)], 1)
@@ -270,9 +270,9 @@ class PixelCNN(Family):
         x_B1HW = torch.zeros_like(u_BHW)[:, None]
         for r in range(side):
             if r:
-                v = self._seen(x_B1HW[:, :, r - 1 : r])
+                v = self._input(x_B1HW[:, :, r - 1 : r])
                 for layer in layers:
-                    v = layer.tell_row(v)
+                    v = layer.push_row(v)
             for layer in layers:
                 layer.begin_row()
             for c in range(side):
@@ -282,7 +282,7 @@ class PixelCNN(Family):
                 hidden = torch.addmm(_bias(self.head1), h.relu(), head1).relu()
                 logits_BK = torch.addmm(_bias(self.head2), hidden, head2)
                 x_B1HW[:, 0, r, c] = drawn(logits_BK, u_BHW[:, r, c])
-                layers[0].tell_pixel(c, self._seen(x_B1HW[:, :, r : r + 1, c : c + 1])[:, :, 0, 0])
+                layers[0].push_pixel(c, self._input(x_B1HW[:, :, r : r + 1, c : c + 1])[:, :, 0, 0])
             if r < side - 1:
                 yield None
         yield x_B1HW / (self.config.levels - 1)

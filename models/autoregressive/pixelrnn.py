@@ -109,8 +109,10 @@ class DiagonalBiLSTM(nn.Module):
         h = c = torch.zeros_like(gates_SDBHG[0, ..., ::4])
         for gates_DBHG in gates_SDBHG:
             above = F.pad(h, (0, 0, 1, 0))[:, :, :-1]
-            heard_DNE = torch.cat([h, above], -1).flatten(1, 2)
-            gates_DNG = torch.baddbmm(gates_DBHG.flatten(1, 2), heard_DNE, self.state_to_state_DEG)
+            neighbours_DNE = torch.cat([h, above], -1).flatten(1, 2)
+            gates_DNG = torch.baddbmm(
+                gates_DBHG.flatten(1, 2), neighbours_DNE, self.state_to_state_DEG
+            )
             h, c = lstm(gates_DNG.view_as(gates_DBHG), c)
             states.append(h)
         h_DBPHW = straightened(torch.stack(states, -1).transpose(2, 3))
@@ -170,15 +172,15 @@ class Layer(nn.Module):
         added: Tensor = self.out(self.cell(x_BEHW))
         return x_BEHW + added
 
-    def walk(self, count: int, columns: int) -> "DiagonalWalk | RowWalk":
-        """Return the cell as one that is told pixel after pixel, of `count` pictures."""
+    def cached(self, count: int, columns: int) -> "CachedDiagonalCell | CachedRowCell":
+        """Return the cell as one that takes pixel after pixel, of `count` pictures."""
         if isinstance(self.cell, DiagonalBiLSTM):
-            return DiagonalWalk(self.cell, count, columns)
-        return RowWalk(self.cell, count, columns)
+            return CachedDiagonalCell(self.cell, count, columns)
+        return CachedRowCell(self.cell, count, columns)
 
 
-class DiagonalWalk:
-    """A diagonal cell that is told pixel after pixel, and computes each state once.
+class CachedDiagonalCell:
+    """A diagonal cell that takes pixel after pixel, and computes each state once.
 
     The scan from the left goes along; what comes from the right is only heard one row below, so its scan runs over
     a whole row when that is finished.
@@ -198,20 +200,20 @@ class DiagonalWalk:
         self._begin_row()
 
     def _begin_row(self) -> None:
-        self.heard_WBG = self.right_WBP @ self.above_DPG[0] + self.bias_DG[0]
+        self.above_WBG = self.right_WBP @ self.above_DPG[0] + self.bias_DG[0]
         self.h_BP = self.c_BP = self.still_BP
 
     def pixel(self, column: int, x_BE: Tensor) -> Tensor:
         """Take this column's input; return the cell's output (B, P) there."""
         self.row_WBE[column] = x_BE
-        told = torch.cat([x_BE, self.h_BP], 1)
-        gates_BG = torch.addmm(self.heard_WBG[column], told, self.filter_EG)
+        input_BX = torch.cat([x_BE, self.h_BP], 1)
+        gates_BG = torch.addmm(self.above_WBG[column], input_BX, self.filter_EG)
         self.h_BP, self.c_BP = lstm(gates_BG, self.c_BP)
         self.right_WBP[column] = self.h_BP
         return self.h_BP + self.left_WBP[column]
 
     def finish_row(self) -> None:
-        """Run the scan from the right over the row just told, and make ready for the next."""
+        """Run the scan from the right over the row just taken, and make ready for the next."""
         gates_WBG = self.row_WBE @ self.filter_left_EG + self.bias_DG[1]
         gates_WBG += self.left_WBP @ self.above_DPG[1]
         h_BP = c_BP = self.still_BP
@@ -222,8 +224,8 @@ class DiagonalWalk:
         self._begin_row()
 
 
-class RowWalk:
-    """A row cell that is told pixel after pixel."""
+class CachedRowCell:
+    """A row cell that takes pixel after pixel."""
 
     def __init__(self, cell: RowLSTM, count: int, columns: int) -> None:
         self.cell, self.reach = cell, cell.reach
@@ -235,14 +237,14 @@ class RowWalk:
 
     def finish_row(self) -> None:
         """Make ready for the next row."""
-        heard_BGW = self.cell.state_to_state(self.h_WBP.permute(1, 2, 0))
-        self.heard_WBG = heard_BGW.permute(2, 0, 1) + _bias(self.cell.input_to_state)
+        above_BGW = self.cell.state_to_state(self.h_WBP.permute(1, 2, 0))
+        self.above_WBG = above_BGW.permute(2, 0, 1) + _bias(self.cell.input_to_state)
 
     def pixel(self, column: int, x_BE: Tensor) -> Tensor:
         """Take this column's input; return the cell's output (B, P) there."""
         self.row_BXE[:, self.reach + column] = x_BE
         window = self.row_BXE[:, column : column + self.reach + 1].flatten(1)
-        gates_BG = torch.addmm(self.heard_WBG[column], window, self.filter)
+        gates_BG = torch.addmm(self.above_WBG[column], window, self.filter)
         h_BP, self.c_WBP[column] = lstm(gates_BG, self.c_WBP[column])
         self.h_WBP[column] = h_BP
         return h_BP
@@ -301,23 +303,23 @@ class PixelRNN(Family):
     def logits(self, x_B1HW: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return every pixel's logits (B, K, H, W) given the levels before it, all at once."""
         side = x_B1HW.shape[3]
-        seen = F.pad(self._seen(x_B1HW), (0, self.config.columns - side))
-        x_BEHW = self.first(seen) + self._said(tokens)[..., None, None]
+        seen = F.pad(self._input(x_B1HW), (0, self.config.columns - side))
+        x_BEHW = self.first(seen) + self._conditioning(tokens)[..., None, None]
         x_BEHW = self.residual(x_BEHW)[..., :side]
         logits_BKHW: Tensor = self.head2(self.head1(x_BEHW.relu()).relu())
         return logits_BKHW
 
-    def _seen(self, x_B1HW: Tensor) -> Tensor:
+    def _input(self, x_B1HW: Tensor) -> Tensor:
         """Return levels in [-1, 1] beside ones, which tell pixels from the padding, (B, 2, H, W)."""
         scaled = x_B1HW * (2 / (self.config.levels - 1)) - 1
         return torch.cat([scaled, torch.ones_like(scaled)], 1)
 
-    def _said(self, tokens: Tensor | None) -> Tensor:
+    def _conditioning(self, tokens: Tensor | None) -> Tensor:
         """Return what the caption adds to the first features, (B, E) or (1, E): the sum over its words."""
         if self.caption is None or tokens is None:
             return _bias(self.first).new_zeros(1, 2 * self.config.state)
-        said_BE: Tensor = self.caption(tokens).sum(1)
-        return said_BE
+        cond_BE: Tensor = self.caption(tokens).sum(1)
+        return cond_BE
 
     def _log_prob(self, x_B1HW: Tensor, tokens: Tensor | None) -> Tensor:
         logits_BKHW = self.logits(x_B1HW, tokens).float()
@@ -352,24 +354,24 @@ class PixelRNN(Family):
         u_BHW, tokens = self._begin(request)
         side, columns, reach = self.config.image_size, self.config.columns, self.first.reach
         layers = [layer for layer in self.residual if isinstance(layer, Layer)]
-        walks = [layer.walk(len(u_BHW), columns) for layer in layers]
+        cells = [layer.cached(len(u_BHW), columns) for layer in layers]
         first = (self.first.weight * self.first.seen).flatten(1).T.contiguous()
-        start_BE = _bias(self.first) + self._said(tokens)
+        start_BE = _bias(self.first) + self._conditioning(tokens)
         x_B1HW = torch.zeros_like(u_BHW)[:, None]
-        seen = F.pad(self._seen(x_B1HW), (reach, columns - side + reach, reach, 0))
+        seen = F.pad(self._input(x_B1HW), (reach, columns - side + reach, reach, 0))
         for r in range(side):
             for c in range(columns):
                 window = seen[:, :, r : r + reach + 1, c : c + 2 * reach + 1].flatten(1)
                 x_BE = torch.addmm(start_BE, window, first)
-                for layer, cell in zip(layers, walks, strict=True):
+                for layer, cell in zip(layers, cells, strict=True):
                     x_BE = x_BE + _at_pixel(layer.out, cell.pixel(c, x_BE))
                 if c == side:
                     continue
                 logits_BK = _at_pixel(self.head2, _at_pixel(self.head1, x_BE.relu()).relu())
                 x_B1HW[:, 0, r, c] = drawn(logits_BK, u_BHW[:, r, c])
-                told = self._seen(x_B1HW[:, :, r : r + 1, c : c + 1])
-                seen[:, :, reach + r, reach + c] = told[:, :, 0, 0]
-            for cell in walks:
+                pixel = self._input(x_B1HW[:, :, r : r + 1, c : c + 1])
+                seen[:, :, reach + r, reach + c] = pixel[:, :, 0, 0]
+            for cell in cells:
                 cell.finish_row()
             if r < side - 1:
                 yield None

@@ -173,17 +173,17 @@ def memorisation(
         raise ValueError(
             f"memorisation needs at least {LEAST_HELD_OUT} held-out pictures, got {len(held_out)}"
         )
-    held = held_out[:: -(-len(held_out) // MOST_HELD_OUT)].to(generated.device)
+    unseen = held_out[:: -(-len(held_out) // MOST_HELD_OUT)].to(generated.device)
     train = train.to(generated.device)
-    own_K = torch.arange(len(held), device=held.device)
-    honest_K = _ratio(_apart(held, train), _apart(held, held, own_K))
+    own_K = torch.arange(len(unseen), device=unseen.device)
+    honest_K = _ratio(_apart(unseen, train), _apart(unseen, unseen, own_K))
     limit = honest_K.quantile(chance)
     if limit <= 0:
         raise ValueError(
             f"over {chance:.0%} of the held-out pictures are also training pictures: "
             "hold out others, or no copy can be told from chance"
         )
-    return _ratio(_apart(generated, train), _apart(generated, held)) < limit
+    return _ratio(_apart(generated, train), _apart(generated, unseen)) < limit
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

@@ -45,12 +45,12 @@ class NGrams:
     def nats(self, text: Sequence[int], before: Sequence[int] = ()) -> float:
         """Return -log p a token of a text, one token at least, that stands after others."""
         stream_T, inside_T = self._joined([[*before, *text]])
-        asked_T = np.flatnonzero(inside_T)[-len(text) :]
+        own_T = np.flatnonzero(inside_T)[-len(text) :]
         p_T = np.full(len(text), 1 / self._size)
         for code_T, table in zip(
             _codes(stream_T, self._size, self._order), self._tables, strict=True
         ):
-            code_T = code_T[asked_T]
+            code_T = code_T[own_T]
             count_T = _looked_up(table.grams, table.times, code_T)
             seen_T = _looked_up(table.befores, table.seen, code_T // self._size)
             kinds_T = _looked_up(table.befores, table.kinds, code_T // self._size)
@@ -81,8 +81,8 @@ def _counted(code_T: Array, size: int) -> _Counted:
     return _Counted(grams, times, befores, np.add.reduceat(times, first), kinds)
 
 
-def _looked_up(keys: Array, values: Array, asked: Array) -> Array:
+def _looked_up(keys: Array, values: Array, wanted: Array) -> Array:
     """Return the values of keys that stand in order; 0 where there is no such key."""
-    place = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
-    found: Array = np.where(keys[place] == asked, values[place], 0)
+    place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    found: Array = np.where(keys[place] == wanted, values[place], 0)
     return found

@@ -59,9 +59,9 @@ def features(sound_NT: Tensor, length_N: Tensor, sample_rate: int) -> Tensor:
     mel_NMF = (_bands(window, sample_rate) @ power + FLOOR).log()
     rows = []
     for mel_MF, length in zip(mel_NMF, length_N.tolist(), strict=True):
-        heard = mel_MF[:, : max(PARTS, length // hop + 1)]
-        parts = [part.mean(1) for part in heard.tensor_split(PARTS, dim=1)]
-        rows.append(torch.cat([*parts, heard.std(1)]))
+        frames_MF = mel_MF[:, : max(PARTS, length // hop + 1)]
+        parts = [part.mean(1) for part in frames_MF.tensor_split(PARTS, dim=1)]
+        rows.append(torch.cat([*parts, frames_MF.std(1)]))
     return torch.stack(rows)
 
 

@@ -14,7 +14,7 @@ from models.family import Rows
 from models.parts.tokens import EOS
 
 Advance: TypeAlias = Callable[[Rows], Tensor]
-"""Returns log-probabilities (R, K) of every row's next token, -inf for what must not be written; moves its `kept`."""
+"""Returns log-probabilities (R, K) of every row's next token, -inf for what must not be written; moves its `kv`."""
 
 
 def search(rows: Rows, advance: Advance, beams: int, alpha: float) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def search(rows: Rows, advance: Advance, beams: int, alpha: float) -> tuple[Tens
     continuations, and a source when it has W that are over; so one beam is greedy decoding.
 
     Args:
-        rows: W equal rows a source, which have written nothing: `tokens`, `kept`, `index`, `limit` and what
+        rows: W equal rows a source, which have written nothing: `tokens`, `kv`, `index`, `limit` and what
             `advance` needs besides.
         advance: reads the newest token of each row.
         beams: W.
@@ -63,5 +63,5 @@ def search(rows: Rows, advance: Advance, beams: int, alpha: float) -> tuple[Tens
         tokens_RT = tokens_RT[from_R]
         tokens_RT[:, place] = token_NX.gather(1, on_NW).flatten()
         index = rows["index"] + 1
-        rows = {**rows, "tokens": tokens_RT, "kept": rows["kept"][from_R], "index": index}
+        rows = {**rows, "tokens": tokens_RT, "kv": rows["kv"][from_R], "index": index}
     return best_NT, best_N

@@ -162,7 +162,9 @@ class BERT(Family):
         check_roles(records, ("text",), "take a dataset of documents")
         lines = [[line for line in record[0][1].splitlines() if line.strip()] for record in records]
         found = iter(self._tokenizer.encode_all([*chain.from_iterable(lines)]))
-        return examples.columns([[*islice(found, len(said))] for said in lines], self._tokenizer)
+        return examples.columns(
+            [[*islice(found, len(sentences))] for sentences in lines], self._tokenizer
+        )
 
     def examples_of(self, columns: Columns) -> Examples:
         """Return every two neighbouring lines, the longer ones cut to `config.max_sentence` and counted in `left_out`.
@@ -172,8 +174,8 @@ class BERT(Family):
         """
         most = self.config.max_sentence
         found = examples.Neighbours(columns, most)
-        said = f"{found.cut} of {found.sentences} sentences are cut: they have more than {most} tokens (max_sentence)"
-        self.left_out = said if found.cut else ""
+        cut = f"{found.cut} of {found.sentences} sentences are cut: they have more than {most} tokens (max_sentence)"
+        self.left_out = cut if found.cut else ""
         return found
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player

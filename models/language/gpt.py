@@ -179,8 +179,10 @@ class GPT(Family):
             return examples.Windows(columns, context, self.config.stride or context)
         found = examples.Dialogues(columns, context)
         why = f"they have more than {context + 1} tokens (context + 1)"
-        said = f"{found.shortened} of {len(found)} dialogues lose their oldest exchanges: {why}"
-        self.left_out = said if found.shortened else ""
+        shortened = (
+            f"{found.shortened} of {len(found)} dialogues lose their oldest exchanges: {why}"
+        )
+        self.left_out = shortened if found.shortened else ""
         return found
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player

@@ -1,4 +1,4 @@
-"""Text records as tokens: documents, dialogues with a sign for every turn, and the roles that they must have."""
+"""Text records as tokens: documents, dialogues with the token of its role before every turn."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -7,7 +7,7 @@ from models.family import Columns, Record
 from models.language.examples import columns
 from models.parts.tokens import ASSISTANT, BOS, EOS, SYSTEM, USER, Tokenizer
 
-SIGN = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
 def check_roles(records: Sequence[Record], roles: tuple[str, ...], way_out: str) -> None:
@@ -32,20 +32,20 @@ def documents(records: Sequence[Record], words: Tokenizer) -> Columns:
         ValueError: no records, or one that is no document.
     """
     check_roles(records, ("text",), "set learns: dialogues, or take a dataset of documents")
-    _some(records)
+    _check_any(records)
     found = words.encode_all([text for ((_, text),) in records])
     return columns([[[*text, EOS]] for text in found], words)
 
 
 def dialogues(records: Sequence[Record], words: Tokenizer) -> Columns:
-    """Return dialogues as tokens: `<bos>`, and then every turn as it is signed.
+    """Return dialogues as tokens: `<bos>`, and then every turn behind the token of its role.
 
     Raises:
         ValueError: no records, or one that is no dialogue.
     """
-    _some(records)
-    told = [_turns(record, f"record {number}", words) for number, record in enumerate(records)]
-    return columns(told, words)
+    _check_any(records)
+    turns = [_turns(record, f"record {number}", words) for number, record in enumerate(records)]
+    return columns(turns, words)
 
 
 def question(record: Record, name: str, words: Tokenizer) -> list[int]:
@@ -57,11 +57,11 @@ def question(record: Record, name: str, words: Tokenizer) -> list[int]:
     Raises:
         ValueError: there are no turns, or one of another role; the message begins with `name`.
     """
-    odd = next((role for role, _ in record if role not in SIGN), None)
-    if odd is not None or not record:
-        raise ValueError(f"{name} has turns of {', '.join(SIGN)}; got {odd or 'none'}")
-    told = _signed(record, words)
-    return [*chain.from_iterable(told[:-1]), *_open(told[-1])]
+    unfit = next((role for role, _ in record if role not in ROLES), None)
+    if unfit is not None or not record:
+        raise ValueError(f"{name} has turns of {', '.join(ROLES)}; got {unfit or 'none'}")
+    turns = _with_roles(record, words)
+    return [*chain.from_iterable(turns[:-1]), *_open(turns[-1])]
 
 
 def _open(turn: list[int]) -> list[int]:
@@ -78,17 +78,17 @@ def _turns(record: Record, name: str, words: Tokenizer) -> list[list[int]]:
             f"{name} must be user and assistant in turn, perhaps after system, and end with assistant;"
             f" got {', '.join(roles) or 'nothing'}"
         )
-    return _signed(record, words)
+    return _with_roles(record, words)
 
 
-def _signed(record: Record, words: Tokenizer) -> list[list[int]]:
-    """Return `<bos>` and every turn's tokens: its role's sign, its text and, of the assistant's, `<eos>`."""
-    found = words.encode_all([text for _, text in record])
+def _with_roles(record: Record, words: Tokenizer) -> list[list[int]]:
+    """Return `<bos>` and every turn's tokens: its role's token, its text and, of the assistant's, `<eos>`."""
+    tokens = words.encode_all([text for _, text in record])
     ends = [[EOS] if role == "assistant" else [] for role, _ in record]
-    told = zip([role for role, _ in record], found, ends, strict=True)
-    return [[BOS], *([SIGN[role], *text, *end] for role, text, end in told)]
+    turns = zip([role for role, _ in record], tokens, ends, strict=True)
+    return [[BOS], *([ROLES[role], *text, *end] for role, text, end in turns)]
 
 
-def _some(records: Sequence[Record]) -> None:
+def _check_any(records: Sequence[Record]) -> None:
     if not records:
         raise ValueError("there are no records to learn from")

@@ -95,11 +95,11 @@ class DecoderLayer(nn.Module):
         self.norm3, self.dropout = nn.LayerNorm(width), Dropout(dropout)
 
     def forward(
-        self, x_NTE: Tensor, own: Tensor, seen: Tensor, memory: Tensor, heard: Tensor
+        self, x_NTE: Tensor, kv: Tensor, mask: Tensor, source_kv: Tensor, source_mask: Tensor
     ) -> Tensor:
-        """Return (N, T, E) from x, and the keys and values of the target and the source and what is seen of each."""
-        x_NTE = self.norm1(x_NTE + self.dropout(self.attention.attend(x_NTE, own, seen)))
-        x_NTE = self.norm2(x_NTE + self.dropout(self.source.attend(x_NTE, memory, heard)))
+        """Return (N, T, E) from x, and the keys and values of the target and the source, each with its mask."""
+        x_NTE = self.norm1(x_NTE + self.dropout(self.attention.attend(x_NTE, kv, mask)))
+        x_NTE = self.norm2(x_NTE + self.dropout(self.source.attend(x_NTE, source_kv, source_mask)))
         out: Tensor = self.norm3(x_NTE + self.dropout(self.feedforward(x_NTE)))
         return out
 
@@ -163,8 +163,8 @@ class Transformer(Family):
         sources = self._tokenizer.encode_all([record[0][1] for record in records])
         targets = self._tokenizer.encode_all([record[1][1] for record in records])
         pairs = zip(sources, targets, strict=True)
-        told = [[[*source, EOS], [BOS, *target, EOS]] for source, target in pairs]
-        return examples.columns(told, self._tokenizer)
+        framed = [[[*source, EOS], [BOS, *target, EOS]] for source, target in pairs]
+        return examples.columns(framed, self._tokenizer)
 
     def examples_of(self, columns: Columns) -> Examples:
         """Return pairs; those that are too long for the network are left out, and counted in `left_out`.
@@ -228,21 +228,21 @@ class Transformer(Family):
         if self.config.beams > 1:
             return self.beam_search(source_NS, self.config.beams)[0]
         request = Request(seeds=(0,) * len(source_NS))
-        return self._run(self._rows(request, self._remembered(source_NS), source_NS != PAD))
+        return self._run(self._rows(request, self._source_kv(source_NS), source_NS != PAD))
 
     def logits(self, source_NS: Tensor, target_NT: Tensor) -> Tensor:
         """Return (N, T, K): at each place of the target, which starts with <bos>, the logits of what follows."""
         memory_NSE = self.memory(source_NS)
-        heard = (source_NS != PAD)[:, None, None]
-        seen = (target_NT != PAD)[:, None, None]
+        source_mask = (source_NS != PAD)[:, None, None]
+        mask = (target_NT != PAD)[:, None, None]
         if self.config.causal:
             places = target_NT.shape[1]
-            seen = seen & torch.ones(places, places, dtype=torch.bool, device=seen.device).tril()
+            mask = mask & torch.ones(places, places, dtype=torch.bool, device=mask.device).tril()
         x_NTE = self._embedded(target_NT)
         for layer in self.decoder:
             assert isinstance(layer, DecoderLayer)
-            own = layer.attention.keys_values(x_NTE)
-            x_NTE = layer(x_NTE, own, seen, layer.source.keys_values(memory_NSE), heard)
+            kv, source_kv = layer.attention.keys_values(x_NTE), layer.source.keys_values(memory_NSE)
+            x_NTE = layer(x_NTE, kv, mask, source_kv, source_mask)
         return F.linear(x_NTE, self.embedding.weight)
 
     def memory(self, source_NS: Tensor) -> Tensor:
@@ -287,9 +287,9 @@ class Transformer(Family):
             ValueError: prompts are missing or too long, or a number of the request is out of range.
         """
         source_NS = self._sources(request)
-        return self._rows(request, self._remembered(source_NS), source_NS != PAD)
+        return self._rows(request, self._source_kv(source_NS), source_NS != PAD)
 
-    def _remembered(self, source_NS: Tensor) -> Tensor:
+    def _source_kv(self, source_NS: Tensor) -> Tensor:
         """Return every decoder layer's keys and values of the sources, (N, S, L, 2, E)."""
         memory_NSE = self.memory(source_NS)
         return torch.stack([layer.source.keys_values(memory_NSE) for layer in self._layers()], 2)
@@ -306,15 +306,15 @@ class Transformer(Family):
                 )
         return padded(sources, most).to(self.embedding.weight.device)
 
-    def _rows(self, request: Request, memory_NSL2E: Tensor, heard_NS: Tensor) -> Rows:
-        config, count, device = self.config, len(memory_NSL2E), memory_NSL2E.device
+    def _rows(self, request: Request, source_kv_NSL2E: Tensor, source_mask_NS: Tensor) -> Rows:
+        config, count, device = self.config, len(source_kv_NSL2E), source_kv_NSL2E.device
         temperature, top_k, top_p = sampling_rules(request, 0.0, device)
         limit = config.max_target if request.max_tokens is None else request.max_tokens
         return {
             "tokens": torch.full((count, config.max_target), -1, device=device),
-            "kept": memory_NSL2E.new_zeros(count, config.max_target, *memory_NSL2E.shape[2:]),
-            "memory": memory_NSL2E,
-            "heard": heard_NS,
+            "kv": source_kv_NSL2E.new_zeros(count, config.max_target, *source_kv_NSL2E.shape[2:]),
+            "source_kv": source_kv_NSL2E,
+            "source_mask": source_mask_NS,
             "u": uniforms(request.seeds, (config.max_target,), device),
             "temperature": temperature,
             "top_k": top_k,
@@ -354,18 +354,19 @@ class Transformer(Family):
 
         In place: a place from a row's index on holds nothing, so rows that were kept aside mean what they meant.
         """
-        tokens_NT, memory = rows["tokens"], rows["memory"]
+        tokens_NT, source_kv = rows["tokens"], rows["source_kv"]
         index_N = rows["index"].clamp(max=self.config.max_target - 1).to(tokens_NT.device)
         last_N = tokens_NT.gather(1, (index_N - 1).clamp(min=0)[:, None])[:, 0].clamp(min=0)
         token_N = torch.where(index_N > 0, last_N, BOS)
         place_NE = self.places_TE[index_N]
         x_NTE = (self.embedding(token_N) * self.config.width**0.5 + place_NE)[:, None]
-        number, kept = torch.arange(len(index_N), device=index_N.device), rows["kept"]
-        places = torch.arange(kept.shape[1], device=index_N.device)
-        seen, heard = (places <= index_N[:, None])[:, None, None], rows["heard"][:, None, None]
+        row_N, kv = torch.arange(len(index_N), device=index_N.device), rows["kv"]
+        places = torch.arange(kv.shape[1], device=index_N.device)
+        mask = (places <= index_N[:, None])[:, None, None]
+        source_mask = rows["source_mask"][:, None, None]
         for depth, layer in enumerate(self._layers()):
-            kept[number, index_N, depth] = layer.attention.keys_values(x_NTE)[:, 0]
-            x_NTE = layer(x_NTE, kept[:, :, depth], seen, memory[:, :, depth], heard)
+            kv[row_N, index_N, depth] = layer.attention.keys_values(x_NTE)[:, 0]
+            x_NTE = layer(x_NTE, kv[:, :, depth], mask, source_kv[:, :, depth], source_mask)
         return F.linear(x_NTE[:, 0], self.embedding.weight)
 
     def done(self, rows: Rows) -> Tensor:
@@ -391,8 +392,8 @@ class Transformer(Family):
         """Return the best target a source, tokens (N, T), that `beams` candidates find, and its score (N,)."""
         again_R = torch.arange(len(source_NS), device=source_NS.device).repeat_interleave(beams)
         request = Request(seeds=(0,) * len(again_R), max_tokens=max_tokens)
-        heard_RS = (source_NS != PAD)[again_R]
-        rows = self._rows(request, self._remembered(source_NS)[again_R], heard_RS)
+        source_mask_RS = (source_NS != PAD)[again_R]
+        rows = self._rows(request, self._source_kv(source_NS)[again_R], source_mask_RS)
         return beams_search(rows, self._next_nats, beams, self.config.length_penalty)
 
     def _next_nats(self, rows: Rows) -> Tensor:

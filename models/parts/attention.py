@@ -1,6 +1,6 @@
 """Multi-head attention and the encoder layer around it (Vaswani et al. 2017, arXiv:1706.03762, sections 3.1 to 3.3).
 
-Shape letters: B rows, T places that ask, S places that are asked, E width, F feed-forward width. A mask is true where a
+Shape letters: B rows, T places of queries, S of keys, E width, F feed-forward width. A mask is true where a
 place may be seen; it broadcasts to (B, heads, T, S), and every place must see one at least.
 """
 
@@ -32,9 +32,9 @@ class Attention(nn.Module):
         """Return (B, S, 2, E): the keys and values of a memory, which a decoder keeps."""
         return torch.stack([self.key(memory_BSE), self.value(memory_BSE)], 2)
 
-    def attend(self, x_BTE: Tensor, kept_BS2E: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, x_BTE: Tensor, kv_BS2E: Tensor, mask: Tensor) -> Tensor:
         """Return (B, T, E): what each place of x finds under these keys and values."""
-        keys, values = kept_BS2E.unbind(2)
+        keys, values = kv_BS2E.unbind(2)
         found = F.scaled_dot_product_attention(
             self._split(self.query(x_BTE)),
             self._split(keys),

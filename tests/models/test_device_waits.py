@@ -42,9 +42,9 @@ def test_a_loss_and_what_follows_it_need_no_value(name: str, changes: dict[str, 
                     kept[key] = nn.Parameter(fake) if kept is module._parameters else fake
     if getattr(model.config, "augmented", False):
         batch["augmentation"] = torch.rand(16, 9)
-    told: dict[str, Tensor] = {key: mode.from_tensor(rows) for key, rows in batch.items()}
+    fakes: dict[str, Tensor] = {key: mode.from_tensor(rows) for key, rows in batch.items()}
     with mode:
         for player in model.players:
-            losses = model({**told, **model.survey(told, player)}, player)
+            losses = model({**fakes, **model.survey(fakes, player)}, player)
             if losses.seen:
                 model.follow(losses.seen, torch.ones(()))

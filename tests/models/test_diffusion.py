@@ -49,8 +49,8 @@ def painter(name: str, config: dict[str, Any]) -> Any:
     return model
 
 
-def told(model: Any, seen: list[Tensor]) -> None:
-    """Keep the noise levels that the network is told: its own and, where there is one, the low picture's."""
+def watch_levels(model: Any, seen: list[Tensor]) -> None:
+    """Keep the noise levels that the network is given: its own and, where there is one, the low picture's."""
 
     def keep(_: Any, given: tuple[Any, ...]) -> None:
         levels = given[1].view(len(given[1]), -1)[:, -1:]
@@ -65,7 +65,7 @@ def test_the_levels_that_a_sampler_visits_lie_within_those_trained(
     name: str, config: dict[str, Any]
 ) -> None:
     model, seen = painter(name, config), list[Tensor]()
-    told(model, seen)
+    watch_levels(model, seen)
     with torch.no_grad():
         for _ in range(4):
             model.train()({"pixels": torch.rand(1000, model.config.channels, 8, 8)})

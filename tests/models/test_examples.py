@@ -34,25 +34,25 @@ def check(model: Family, records: Sequence[Record], expected: Batch) -> None:
 
 @settings(max_examples=60)
 @given(few, st.integers(1, 12), st.data())
-def test_windows(told: list[str], context: int, data: st.DataObject) -> None:
+def test_windows(texts: list[str], context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     model = GPT(GPTConfig(context=context, stride=stride, **SIZE))
-    stream = torch.tensor([EOS, *chain.from_iterable([*WORDS.encode(one), EOS] for one in told)])
+    stream = torch.tensor([EOS, *chain.from_iterable([*WORDS.encode(one), EOS] for one in texts)])
     more = -(-max(0, len(stream) - 1 - context) // stride)
     stream = F.pad(stream, (0, context + 1 + more * stride - len(stream)), value=-1)
     expected = {"tokens": stream.unfold(0, context + 1, stride)}
     if stride < context:
         expected["fresh"] = torch.ones(more + 1, context, dtype=torch.bool)
         expected["fresh"][1:, : context - stride] = False
-    check(model, [(("text", one),) for one in told], expected)
+    check(model, [(("text", one),) for one in texts], expected)
 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), few), min_size=1, max_size=6), st.integers(28, 60))
-def test_dialogues(told: list[tuple[bool, list[str]]], context: int) -> None:
+def test_dialogues(texts: list[tuple[bool, list[str]]], context: int) -> None:
     """Every last exchange fits; the longer dialogues lose their oldest ones."""
     records, rows = [], []
-    for system, said in told:
+    for system, said in texts:
         turns = [one for text in said for one in (("user", text[::-1]), ("assistant", text))]
         records.append([("system", "ab"), *turns] if system else turns)
         sign = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
@@ -80,29 +80,29 @@ def test_dialogues(told: list[tuple[bool, list[str]]], context: int) -> None:
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=7), st.integers(2, 9))
-def test_pairs(told: list[tuple[str, str]], most: int) -> None:
-    told = [("a", "b"), *told]  # one is short enough
+def test_pairs(texts: list[tuple[str, str]], most: int) -> None:
+    texts = [("a", "b"), *texts]  # one is short enough
     model = Transformer(
         TransformerConfig(max_source=most, max_target=most, feedforward=4, beams=1, **SIZE)
     )
     rows = [
         ([*WORDS.encode(source), EOS], [BOS, *WORDS.encode(target), EOS])
-        for source, target in told
+        for source, target in texts
         if len(source) < most and len(target) < most
     ]
     expected = {"source": padded([a for a, _ in rows]), "target": padded([b for _, b in rows])}
-    check(model, [(("source", a), ("target", b)) for a, b in told], expected)
-    gone = len(told) - len(rows)
-    assert model.left_out.startswith(f"{gone} of {len(told)} pairs" if gone else "")
+    check(model, [(("source", a), ("target", b)) for a, b in texts], expected)
+    gone = len(texts) - len(rows)
+    assert model.left_out.startswith(f"{gone} of {len(texts)} pairs" if gone else "")
 
 
 @settings(max_examples=60)
 @given(st.lists(st.lists(texts, max_size=5), max_size=5))
-def test_neighbours(told: list[list[str]]) -> None:
-    told = [["ab", "c"], *told]  # one has two lines
+def test_neighbours(texts: list[list[str]]) -> None:
+    texts = [["ab", "c"], *texts]  # one has two lines
     model = BERT(BERTConfig(max_tokens=11, feedforward=4, dropout=0, **SIZE))
     pairs, documents = [], []
-    for number, lines in enumerate(told):
+    for number, lines in enumerate(texts):
         kept = [WORDS.encode(line)[:4] for line in lines if line.strip()]
         pairs += pairwise(kept)
         documents += [number] * max(0, len(kept) - 1)
@@ -111,4 +111,4 @@ def test_neighbours(told: list[list[str]]) -> None:
         "second": padded([second for _, second in pairs]),
         "document": torch.tensor(documents),
     }
-    check(model, [(("text", "\n".join(lines)),) for lines in told], expected)
+    check(model, [(("text", "\n".join(lines)),) for lines in texts], expected)

@@ -233,10 +233,10 @@ def test_the_text_ends_with_the_context() -> None:
 def test_a_row_tells_how_likely_its_tokens_were_as_the_whole_text_has_it() -> None:
     model = gpt()
     request = Request(seeds=(1, 2), prompts=("abc", "d"), temperature=0.5, logprobs=3)
-    rows, told = model.begin(request), []
+    rows, logprobs = model.begin(request), []
     for _ in range(6):
         rows = model.step(rows)
-        told.append({name: rows[name] for name in ("nats", "likeliest", "likeliest_nats")})
+        logprobs.append({name: rows[name] for name in ("nats", "likeliest", "likeliest_nats")})
     for row, prompt in enumerate(request.prompts):
         read = tokenizer(model.config.tokenizer).encode(prompt)
         written = model.preview(rows)[row].tolist()[:6]
@@ -245,7 +245,7 @@ def test_a_row_tells_how_likely_its_tokens_were_as_the_whole_text_has_it() -> No
             nats_TV = model.logits(tokens)[0, len(read) : -1].log_softmax(1)
         for step, token in enumerate(written):
             expected = nats_TV[step].topk(20)
-            found = {name: value[row] for name, value in told[step].items()}
+            found = {name: value[row] for name, value in logprobs[step].items()}
             torch.testing.assert_close(found["nats"], nats_TV[step, token], rtol=0, atol=1e-4)
             torch.testing.assert_close(found["likeliest_nats"], expected.values, rtol=0, atol=1e-4)
             assert torch.equal(found["likeliest"][:3], expected.indices[:3])

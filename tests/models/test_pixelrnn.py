@@ -40,7 +40,7 @@ class WithoutMargin(PixelRNN):
     """The diagonal scans as the paper prints them: no blank column at the right."""
 
     def logits(self, x_B1HW: Tensor, tokens: Tensor | None = None) -> Tensor:
-        features = self.first(self._seen(x_B1HW)) + self._said(tokens)[..., None, None]
+        features = self.first(self._input(x_B1HW)) + self._conditioning(tokens)[..., None, None]
         logits: Tensor = self.head2(self.head1(self.residual(features).relu()).relu())
         return logits
 
@@ -78,7 +78,7 @@ def test_skewing_moves_a_row_by_its_number_and_back(height: int, width: int, cou
     assert torch.equal(straightened(moved), x)
 
 
-def told(cell: DiagonalBiLSTM, x_EHW: Tensor) -> Tensor:
+def by_definition(cell: DiagonalBiLSTM, x_EHW: Tensor) -> Tensor:
     """Eq. 3 pixel by pixel, both ways, for one picture: states (P, H, W)."""
     gates = cell.input_to_state(x_EHW[None])[0].view(2, -1, *x_EHW.shape[1:])
     size, (height, width) = gates.shape[1] // 4, x_EHW.shape[1:]
@@ -90,10 +90,10 @@ def told(cell: DiagonalBiLSTM, x_EHW: Tensor) -> Tensor:
         for r, c in itertools.product(range(height), order):
             beside, memory = states.get((r, c - step), (still, still))
             above, _ = states.get((r - 1, c), (still, still))
-            heard = torch.cat([beside, above]) @ cell.state_to_state_DEG[way]
-            states[r, c] = lstm(gates[way, :, r, c] + heard, memory)
+            input_to_gates = torch.cat([beside, above]) @ cell.state_to_state_DEG[way]
+            states[r, c] = lstm(gates[way, :, r, c] + input_to_gates, memory)
         for (r, c), (h, _) in states.items():
-            if r + way < height:  # what comes from the right is heard one row below
+            if r + way < height:  # what comes from the right is input_to_gates one row below
                 total[:, r + way, c] += h
     return total
 
@@ -101,7 +101,7 @@ def told(cell: DiagonalBiLSTM, x_EHW: Tensor) -> Tensor:
 def test_the_diagonal_scans_are_the_equations_pixel_by_pixel() -> None:
     torch.manual_seed(0)
     cell, x = DiagonalBiLSTM(6, 3), torch.randn(6, 4, 5)
-    torch.testing.assert_close(cell(x[None])[0], told(cell, x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(cell(x[None])[0], by_definition(cell, x), rtol=0, atol=1e-6)
 
 
 def test_a_cell_is_torchs_own() -> None:

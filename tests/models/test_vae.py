@@ -212,11 +212,11 @@ def on_digits(cls: type[VAE], steps: int = 1000, **change: object) -> Findings:
         model({"pixels": train[torch.randint(len(train), (100,))]}).total.backward()
         optimizer.step()
         schedule.step()
-    told = model.measure(test)
+    measured = model.measure(test)
     return Findings(
         nats=-model.log_prob(test, generator=seeded(0)).mean().item(),
-        iwae=told["iwae_nats"].mean().item(),
-        kl=told["kl"].mean().item(),
+        iwae=measured["iwae_nats"].mean().item(),
+        kl=measured["kl"].mean().item(),
         active=model.active_units(test),
     )
 
