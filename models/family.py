@@ -7,13 +7,15 @@ every public edge.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from models.ports import Port
 
 Modality: TypeAlias = Literal["image", "audio", "text"]
 
@@ -42,8 +44,6 @@ UNTAKEN: Final[Mapping[str, str]] = {
     "prompt_tokens": "this model reads no tokens",
     "dialogues": "this model does not chat",
     "steps": "this model draws in one go and takes none",
-    "guidance": "this model has none",
-    "low_BCHW": "this model upscales nothing",
     "seconds": "this model makes no sound",
     "max_tokens": "this model writes no text",
     **dict.fromkeys(
@@ -51,7 +51,7 @@ UNTAKEN: Final[Mapping[str, str]] = {
     ),
     "logprobs": "this model does not write token by token, so no token has one",
 }
-"""Why a field of a Request is refused by a model that has no use for it."""
+"""Why a field of a Request, or an option, is refused by a model that has no use for it; of others: it has none."""
 
 NEUTRAL: Final[Mapping[str, float]] = {"guidance": 1, "temperature": 1, "top_p": 1}
 """Values that ask for nothing."""
@@ -90,35 +90,80 @@ class Losses:
     )  # for `follow`, of one dimension at least
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a caller asks a sampler for: one row a seed, each row drawn from its own seed alone."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a caller may say of how a family draws; None leaves it to the model. Of this class itself: nothing."""
 
-    seeds: tuple[int, ...]
-    prompts: tuple[str, ...] = ()  # one a seed; empty for an unconditional sampler
-    prompt_tokens: tuple[tuple[int, ...], ...] = ()  # in place of prompts, for a family of text
-    steps: int | None = None  # None: the family's own default
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionOptions(Options):
+    """Of families that denoise step by step."""
+
+    steps: int | None = None
     guidance: float | None = None  # classifier-free guidance scale; 1 is none
-    low_BCHW: Tensor | None = None  # in [0, 1], for a family that upscales
-    seconds: float | None = None  # of sound; None: the family's own default
-    dialogues: tuple[Record, ...] = ()  # one a seed, in place of prompts, for a family that chats
-    max_tokens: int | None = (
-        None  # of text that is written; None: as many as the context has room for
-    )
-    temperature: float | None = None  # of a token's draw; 0: the likeliest; None: the family's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoundOptions(Options):
+    """Of families that make sound."""
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions(Options):
+    """Of families that write text."""
+
+    max_tokens: int | None = None  # None: as many as the context has room for
+    temperature: float | None = None  # of a token's draw; 0: the likeliest
     top_k: int | None = None  # only the k likeliest tokens; None: all
     top_p: float | None = (
         None  # only the likeliest tokens that together have this probability; None: all
     )
-    logprobs: int | None = None  # of text: tell log p of each token and of so many likeliest ones
+    logprobs: int | None = None  # tell log p of each token and of so many likeliest ones
 
-    def __post_init__(self) -> None:
-        for name in ("prompts", "prompt_tokens", "dialogues", "low_BCHW"):
-            value = getattr(self, name)
-            if value is not None and len(value) not in {0, len(self.seeds)}:
-                raise ValueError(
-                    f"{len(self.seeds)} seeds but {len(value)} {name}: give one a seed"
-                )
+
+@dataclass(frozen=True, slots=True, init=False)
+class Request:
+    """What a caller asks a sampler for: one row a seed, each row drawn from its own seed alone.
+
+    Options may be given by name: `Request(seeds=(1, 2), prompts=("a red circle",) * 2, steps=4)`. They are those of
+    the family's `Options`; None asks for nothing.
+    """
+
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]  # one a seed; empty for an unconditional sampler
+    prompt_tokens: tuple[tuple[int, ...], ...]  # in place of prompts, for a family of text
+    dialogues: tuple[Record, ...]  # one a seed, in place of prompts, for a family that chats
+    given: Mapping[str, Tensor]  # other inputs, by port, one row a seed; pixels in [0, 1]
+    options: Mapping[str, Any]  # by name; none of them None
+
+    def __init__(
+        self,
+        seeds: tuple[int, ...],
+        *,
+        prompts: tuple[str, ...] = (),
+        prompt_tokens: tuple[tuple[int, ...], ...] = (),
+        dialogues: tuple[Record, ...] = (),
+        given: Mapping[str, Tensor] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> None:
+        asked = {**(options or {}), **named}
+        values = {
+            "seeds": seeds,
+            "prompts": prompts,
+            "prompt_tokens": prompt_tokens,
+            "dialogues": dialogues,
+            "given": dict(given or {}),
+            "options": {name: value for name, value in asked.items() if value is not None},
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        texts = {"prompts": prompts, "prompt_tokens": prompt_tokens, "dialogues": dialogues}
+        for name, rows in {**texts, **self.given}.items():
+            if len(rows) not in {0, len(seeds)}:
+                raise ValueError(f"{len(seeds)} seeds but {len(rows)} {name}: give one a seed")
 
     @property
     def texts(self) -> tuple[Prompt, ...]:
@@ -136,7 +181,7 @@ class Capabilities:
         False  # of condition "text": without a prompt it draws from p(x), of all captions
     )
     likelihood: bool = False  # has log_prob
-    upscales: bool = False  # wants Request.low_BCHW
+    upscales: bool = False  # its input `low` is a small picture
     stepwise: bool = (
         False  # has begin, step, done, preview, finish, steps_of; of text, can tell logprobs
     )
@@ -146,24 +191,6 @@ class Capabilities:
     recalls: bool = (
         False  # has recalled: its text goes on from the prompt, whose tokens are likely, too
     )
-
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """The fields of a Request, beside its seeds, that mean something to the model."""
-        reads, writes = self.condition == "text", self.modality == "text"
-        denoises = self.stepwise and self.modality == "image"
-        able = {
-            "prompts": reads,
-            "prompt_tokens": reads and writes and not self.chats,
-            "dialogues": self.chats,
-            "steps": denoises,
-            "guidance": denoises and reads,
-            "low_BCHW": self.upscales,
-            "seconds": self.modality == "audio",
-            **dict.fromkeys(("max_tokens", "temperature", "top_k", "top_p"), writes),
-            "logprobs": writes and self.stepwise,
-        }
-        return tuple(name for name, does in able.items() if does)
 
 
 class Trainable(nn.Module, ABC):
@@ -280,6 +307,8 @@ class Trainable(nn.Module, ABC):
 class Family(Trainable):
     """A trainable sampler."""
 
+    Options: ClassVar[type[Any]] = Options  # what a caller may say of how it draws
+
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
@@ -297,34 +326,82 @@ class Family(Trainable):
                 with its name.
         """
 
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """Return what it draws from, by name, beside seeds: a text where it reads any."""
+        able = self.capabilities
+        return {"text": Port("text", optional=able.unprompted)} if able.condition == "text" else {}
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        """Return what it gives, by name."""
+        kind, c = self.capabilities.modality, self.config
+        if kind == "image":
+            return {"pixels": Port("pixels", (c.channels, c.image_size, c.image_size))}
+        if kind == "audio":
+            return {"sound": Port("sound", (None,), space=f"{c.sample_rate} Hz")}
+        return {"text": Port("text")}
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Return the names of its options: guidance is by a text, and one token after the other has logprobs."""
+        able = self.capabilities
+        useless = {"guidance": able.condition == "none", "logprobs": not able.stepwise}
+        return tuple(one.name for one in fields(self.Options) if not useless.get(one.name))
+
     def check(self, request: Request) -> None:
         """Refuse what the model has no use for, and what it cannot do without; every sampler begins with it.
 
         A model that reads text wants a prompt a seed. Without one it draws from p(x), of all captions, where it is
-        `unprompted`, and is not guided; others refuse.
+        `unprompted`, and is not guided.
 
         Raises:
             ValueError: begins with the field's name, unless the prompt is missing.
         """
-        able = self.capabilities
-        for line in self.useless({name: getattr(request, name) for name in UNTAKEN}):
+        for line in self.useless(request.options):
             raise ValueError(line)
+        self._check_texts(request)
+        self._check_given(request.given)
+
+    def _check_texts(self, request: Request) -> None:
+        able = self.capabilities
+        reads, writes = able.condition == "text", able.modality == "text"
+        may = {
+            "prompts": reads,
+            "prompt_tokens": reads and writes and not able.chats,
+            "dialogues": able.chats,
+        }
+        for name, reading in may.items():
+            if (value := getattr(request, name)) and not reading:
+                raise ValueError(_useless(name, value))
         asked = request.texts or request.dialogues
-        if able.condition == "text" and not able.unprompted and not asked:
+        if reads and not able.unprompted and not asked:
             raise ValueError("this model makes what a prompt asks for: give one prompt a seed")
-        if "guidance" in able.takes and not asked and request.guidance not in {None, 0, 1}:
+        guidance = request.options.get("guidance")
+        if "guidance" in self.takes and not asked and guidance not in {None, 0, 1}:
             raise ValueError(
-                f"guidance: there is no prompt to be guided by; leave it out, got {request.guidance}"
+                f"guidance: there is no prompt to be guided by; leave it out, got {guidance}"
             )
 
+    def _check_given(self, given: Mapping[str, Tensor]) -> None:
+        ports = {name: port for name, port in self.inputs.items() if port.kind != "text"}
+        if odd := given.keys() - ports.keys():
+            raise ValueError(f"{min(odd)}: this model takes no such input; leave it out")
+        for name, port in ports.items():
+            found = tuple(given[name].shape[1:]) if name in given else None
+            if found is None and not port.optional:
+                raise ValueError(f"{name}: this model needs {port}, got none")
+            if found is not None and not port.takes(Port(port.kind, found, port.space)):
+                got = "x".join(map(str, found))
+                raise ValueError(f"{name}: this model takes {port}, got {got}")
+
     def useless(self, asked: Mapping[str, Any]) -> list[str]:
-        """Return why it has no use for fields of a Request, by name; values that ask for nothing are no reason."""
-        takes = self.capabilities.takes
+        """Return why it has no use for options, by name; values that ask for nothing are no reason."""
+        takes = self.takes
         return [
-            f"{name}: {UNTAKEN[name]}; leave it out, got {str(value)[:40]}"
+            _useless(name, value)
             for name, value in asked.items()
-            if name not in takes and value is not None
-            if isinstance(value, Tensor) or value not in {(), NEUTRAL.get(name)}
+            if name not in takes and value is not None and value != NEUTRAL.get(name)
         ]
 
     def tokens_of(self, batch: Batch) -> Tensor | None:
@@ -425,6 +502,12 @@ class Family(Trainable):
     def measured(self) -> tuple[str, ...]:
         """Return the names that `measure` gives with this config."""
         return self.measures
+
+
+def _useless(name: str, value: Any) -> str:
+    return (
+        f"{name}: {UNTAKEN.get(name, 'this model has none')}; leave it out, got {str(value)[:40]}"
+    )
 
 
 def mixed(value: int) -> int:

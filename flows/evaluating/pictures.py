@@ -278,7 +278,7 @@ def _upsampling(
         prompts=tuple(chosen) if model.capabilities.condition == "text" else (),
         steps=steps,
         guidance=1.0,
-        low_BCHW=low,
+        given={"low": low},
     )
     with torch.no_grad():
         ours = model.sample(request).cpu()

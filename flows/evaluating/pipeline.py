@@ -211,7 +211,7 @@ def asked(
         seeds=tuple(seeds),
         prompts=() if chats else tuple(reads),
         dialogues=tuple((("user", one),) for one in reads) if chats else (),
-        low_BCHW=low_BCHW,
+        given={} if low_BCHW is None else {"low": low_BCHW},
         **{name: getattr(stage, name) for name in SAMPLING},
     )
 

@@ -127,7 +127,8 @@ def tell(scores: Scores, model: Family, stage: PinnedStage, asked: Sequence[Pass
     kind = Continued if asked[0].goes_on else Answered
     some = shorter(asked, TOLD, lambda one: len(one.asked))
     prompts = [passage.asked for passage in some]
-    request = replace(request_of(model, stage, prompts, range(len(some))), logprobs=1)
+    asked_for = request_of(model, stage, prompts, range(len(some)))
+    request = replace(asked_for, options={**asked_for.options, "logprobs": 1})
     rows, told = writer.begin(request), []
     while not writer.done(rows).all():
         live_B = ~writer.done(rows)

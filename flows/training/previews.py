@@ -42,14 +42,14 @@ def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]
 def _pictures(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
     kind = model.capabilities
     prompts: tuple[str, ...] = ()
-    count, low = COUNT, None
+    count, given = COUNT, {}
     if kind.upscales:
         real = batch["pixels"][:COUNT]
         count, side = len(real), model.config.low_size
-        low = F.interpolate(real, size=(side, side), mode="area")
+        given["low"] = F.interpolate(real, size=(side, side), mode="area")
     if kind.condition == "text":
         prompts = _captions(prepared, count)
-    pixels = model.sample(Request(seeds=tuple(range(count)), prompts=prompts, low_BCHW=low))
+    pixels = model.sample(Request(seeds=tuple(range(count)), prompts=prompts, given=given))
     return png(grid(pixels.float().cpu(), scale=max(1, round(TILE_PX / pixels.shape[-1]))))
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, Rows
+from models.family import Batch, Capabilities, Family, Losses, Request, Rows, SoundOptions
 from models.parts import bounds
 from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.noise import uniforms
@@ -111,6 +111,7 @@ class WaveNet(Family):
     """Samples one after another, each a softmax over its levels given all before it."""
 
     Config = WaveNetConfig
+    Options = SoundOptions
     presets: ClassVar[Mapping[str, WaveNetConfig]] = {
         "tiny": WaveNetConfig(
             dilations=(1, 2, 4), residual=16, skip=16, window=200, block=50, seconds=0.05
@@ -245,7 +246,7 @@ class WaveNet(Family):
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
-        """Draw sample after sample; returns (B, T) in [-1, 1] at `sample_rate`, of `request.seconds`.
+        """Draw sample after sample; returns (B, T) in [-1, 1] at `sample_rate`, of the request's `seconds`.
 
         Raises:
             ValueError: prompts are missing or not understood, seconds out of range; see `check`.
@@ -264,7 +265,7 @@ class WaveNet(Family):
         """
         config, count = self.config, len(request.seeds)
         self.check(request)
-        seconds = config.seconds if request.seconds is None else request.seconds
+        seconds = request.options.get("seconds", config.seconds)
         if not 0 < seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, got {seconds}")
         samples, size = self._samples(request), config.step
@@ -285,7 +286,7 @@ class WaveNet(Family):
         }
 
     def _samples(self, request: Request) -> int:
-        seconds = self.config.seconds if request.seconds is None else request.seconds
+        seconds: float = request.options.get("seconds", self.config.seconds)
         return max(1, round(seconds * self.config.sample_rate))
 
     def steps_of(self, request: Request) -> int:

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from models.diffusion import flow, objectives, samplers, schedules, super_resolution
 from models.diffusion.super_resolution import Low
 from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
-from models.family import Batch, Capabilities, Family, Losses, Request, Rows
+from models.family import Batch, Capabilities, DiffusionOptions, Family, Losses, Request, Rows
 from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.words import Captioned
+from models.ports import Port
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
@@ -177,6 +178,7 @@ class DDPM(Family):
     """Pictures from noise, captions and, where `low_size` is set, their low-resolution copies."""
 
     Config = DDPMConfig
+    Options = DiffusionOptions
     presets: ClassVar[Mapping[str, DDPMConfig]] = {
         "tiny": DDPMConfig(image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4),
         "base": DDPMConfig(),
@@ -200,6 +202,14 @@ class DDPM(Family):
         beta_T = schedules.betas(config.schedule, zero_terminal_snr=config.zero_terminal_snr)
         self.alpha_T: Tensor
         self.register_buffer("alpha_T", schedules.alphas(beta_T), persistent=False)
+
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """Return what it draws from: perhaps a text, and the low-resolution picture that it upscales."""
+        c = self.config
+        if c.low_size is None:
+            return super().inputs
+        return {**super().inputs, "low": Port("pixels", (c.channels, c.low_size, c.low_size))}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -267,8 +277,8 @@ class DDPM(Family):
         """
         self.check(request)
         config, count = self.config, len(request.seeds)
-        steps = config.steps if request.steps is None else request.steps
-        guidance = config.guidance if request.guidance is None else request.guidance
+        steps = request.options.get("steps", config.steps)
+        guidance = request.options.get("guidance", config.guidance)
         bounds.within("steps", steps, BOUNDS["steps"])
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         side, device = config.image_size, next(self.parameters()).device
@@ -291,7 +301,7 @@ class DDPM(Family):
                 tokens_BT, count, guidance
             )
         if config.low_size is not None:
-            rows["low"] = self._low(request).to(device)
+            rows["low"] = 2 * request.given["low"].to(device) - 1
             rows["enlarged"] = super_resolution.enlarged(rows["low"], side)
         return rows
 
@@ -300,14 +310,6 @@ class DDPM(Family):
         c = self.config
         shape = (c.channels, c.image_size, c.image_size)
         return normals(seeds, shape, device, stage=c.low_size or 0, draws=draws)
-
-    def _low(self, request: Request) -> Tensor:
-        side = self.config.low_size or 0
-        wanted = (len(request.seeds), self.config.channels, side, side)
-        found = None if request.low_BCHW is None else tuple(request.low_BCHW.shape)
-        if request.low_BCHW is None or found != wanted:
-            raise ValueError(f"this model upscales pictures {wanted}, got {found}")
-        return 2 * request.low_BCHW - 1
 
     def _table(self, steps: int) -> Tensor:
         c = self.config
@@ -319,7 +321,8 @@ class DDPM(Family):
 
     def steps_of(self, request: Request) -> int:
         """Return the steps of the sampler."""
-        return self.config.steps if request.steps is None else request.steps
+        steps: int = request.options.get("steps", self.config.steps)
+        return steps
 
     def done(self, rows: Rows) -> Tensor:
         """Return (B,) bool: the rows that have taken all their steps."""

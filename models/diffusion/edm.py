@@ -28,7 +28,16 @@ from torch.nn import functional as F
 
 from models.diffusion import heun, likelihood, samplers, schedules
 from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
-from models.family import Batch, Capabilities, Family, Losses, Request, Rows, mixed
+from models.family import (
+    Batch,
+    Capabilities,
+    DiffusionOptions,
+    Family,
+    Losses,
+    Request,
+    Rows,
+    mixed,
+)
 from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.words import Captioned
@@ -161,6 +170,7 @@ class EDM(Family):
     """Pictures from noise, and from captions where these are learned; with the likelihood of a given picture."""
 
     Config = EDMConfig
+    Options = DiffusionOptions
     presets: ClassVar[Mapping[str, EDMConfig]] = {
         "tiny": EDMConfig(
             image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4, likelihood_steps=2
@@ -241,8 +251,8 @@ class EDM(Family):
         """
         self.check(request)
         c, count = self.config, len(request.seeds)
-        steps = c.steps if request.steps is None else request.steps
-        guidance = c.guidance if request.guidance is None else request.guidance
+        steps = request.options.get("steps", c.steps)
+        guidance = request.options.get("guidance", c.guidance)
         bounds.within("steps", steps, BOUNDS["steps"])
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         device = next(self.parameters()).device
@@ -267,7 +277,7 @@ class EDM(Family):
 
     def steps_of(self, request: Request) -> int:
         """Return the evaluations: Heun looks twice at every step but the last."""
-        steps = self.config.steps if request.steps is None else request.steps
+        steps: int = request.options.get("steps", self.config.steps)
         return 2 * steps - 1 if self.config.sampler == "heun" else steps
 
     def done(self, rows: Rows) -> Tensor:

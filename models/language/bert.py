@@ -32,6 +32,7 @@ from models.family import (
     Prompt,
     Record,
     Request,
+    TextOptions,
 )
 from models.language import examples
 from models.language.texts import check_roles
@@ -109,6 +110,7 @@ class BERT(Family):
     """An encoder that fills in masked tokens, judges neighbours and embeds texts."""
 
     Config = BERTConfig
+    Options = TextOptions
     presets: ClassVar[Mapping[str, BERTConfig]] = {
         "tiny": BERTConfig(max_tokens=32, width=16, layers=1, heads=2, feedforward=32, dropout=0.0),
         "small": BERTConfig(

@@ -96,7 +96,7 @@ def begun(
     Raises:
         ValueError: temperature, top_k, top_p or max_tokens is out of its range.
     """
-    count, most = len(prompts), request.max_tokens or context
+    count, most = len(prompts), request.options.get("max_tokens", context)
     temperature_B, top_k_B, top_p_B = sampling_rules(request, 1.0, torch.device("cpu"))
     limit_B = torch.tensor([min(most, context + 1 - len(prompt)) for prompt in prompts])
     return {
@@ -110,7 +110,7 @@ def begun(
         "temperature": temperature_B,
         "top_k": top_k_B,
         "top_p": top_p_B,
-        "logprobs": torch.full((count,), request.logprobs is not None),
+        "logprobs": torch.full((count,), "logprobs" in request.options),
         **no_logprobs(count, vocabulary),
     }
 

@@ -29,6 +29,7 @@ from models.family import (
     Record,
     Request,
     Rows,
+    TextOptions,
 )
 from models.language import examples, generation, texts
 from models.language.generation import KVCache
@@ -116,6 +117,7 @@ class GPT(Family):
     """Tokens in order, each a softmax over the vocabulary given those before it."""
 
     Config = GPTConfig
+    Options = TextOptions
     presets: ClassVar[Mapping[str, GPTConfig]] = {
         "tiny": GPTConfig(context=32, width=32, layers=2, heads=2),
         "nano": GPTConfig(),  # nanoGPT on a CPU

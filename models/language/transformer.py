@@ -29,6 +29,7 @@ from models.family import (
     Record,
     Request,
     Rows,
+    TextOptions,
 )
 from models.language import examples
 from models.language.beams import search as beams_search
@@ -108,6 +109,7 @@ class Transformer(Family):
     """p(target | source), token after token."""
 
     Config = TransformerConfig
+    Options = TextOptions
     presets: ClassVar[Mapping[str, TransformerConfig]] = {
         "tiny": TransformerConfig(
             max_source=16, max_target=16, width=16, layers=1, heads=2, feedforward=32, dropout=0.0
@@ -267,9 +269,10 @@ class Transformer(Family):
         Raises:
             ValueError: prompts are missing or too long.
         """
-        if self.config.beams > 1 and not request.temperature:
+        if self.config.beams > 1 and not request.options.get("temperature"):
             source_NS = self._sources(request)
-            return self.beam_search(source_NS, self.config.beams, request.max_tokens)[0]
+            most = request.options.get("max_tokens")
+            return self.beam_search(source_NS, self.config.beams, most)[0]
         return self._run(self.begin(request))
 
     def _run(self, rows: Rows) -> Tensor:
@@ -309,7 +312,7 @@ class Transformer(Family):
     def _rows(self, request: Request, source_kv_NSL2E: Tensor, source_mask_NS: Tensor) -> Rows:
         config, count, device = self.config, len(source_kv_NSL2E), source_kv_NSL2E.device
         temperature, top_k, top_p = sampling_rules(request, 0.0, device)
-        limit = config.max_target if request.max_tokens is None else request.max_tokens
+        limit = request.options.get("max_tokens", config.max_target)
         return {
             "tokens": torch.full((count, config.max_target), -1, device=device),
             "kv": source_kv_NSL2E.new_zeros(count, config.max_target, *source_kv_NSL2E.shape[2:]),
@@ -322,7 +325,7 @@ class Transformer(Family):
             "index": torch.zeros(count, dtype=torch.long),
             "limit": torch.full((count,), min(limit, config.max_target)),
             "ended": torch.zeros(count, dtype=torch.bool),
-            "logprobs": torch.full((count,), request.logprobs is not None),
+            "logprobs": torch.full((count,), "logprobs" in request.options),
             **no_logprobs(count, self.embedding.num_embeddings),
         }
 

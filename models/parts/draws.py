@@ -71,16 +71,17 @@ def sampling_rules(
     Raises:
         ValueError: temperature, top_k, top_p or max_tokens is out of its range.
     """
-    temperature = default if request.temperature is None else request.temperature
-    top_k, top_p = request.top_k, request.top_p
+    temperature = request.options.get("temperature", default)
+    top_k, top_p = request.options.get("top_k"), request.options.get("top_p")
+    max_tokens = request.options.get("max_tokens")
     if not 0 <= temperature <= 100:
         raise ValueError(f"temperature must be in 0..100, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {request.max_tokens}")
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     count = len(request.seeds)
     return (
         torch.full((count,), float(temperature), dtype=torch.float64, device=device),

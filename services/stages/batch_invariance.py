@@ -37,15 +37,18 @@ def _acceptable(model: Family) -> list[Request]:
     words = getattr(model.config, "vocabulary", ())[:1] if able.condition == "text" else ()
     if able.modality == "audio":
         return [Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)]
-    low = None
-    if able.upscales:
-        side, channels = model.config.low_size, model.config.channels
-        grey = torch.Generator().manual_seed(0)
-        low = torch.rand(1, channels, side, side, generator=grey)
-    asked = Request(seeds=(0,), prompts=tuple(words), low_BCHW=low)
+    grey = torch.Generator().manual_seed(0)
+    given = {
+        name: torch.rand(1, *port.shape, generator=grey)  # type: ignore[arg-type] # no size is open
+        for name, port in model.inputs.items()
+        if port.kind != "text" and not port.optional
+    }
+    asked = Request(seeds=(0,), prompts=tuple(words), given=given)
     if not (able.stepwise and words):
         return [asked]
-    return [replace(asked, guidance=scale) for scale in (1.0, 2.0)]  # one prediction, and two
+    return [
+        replace(asked, options={"guidance": scale}) for scale in (1.0, 2.0)
+    ]  # one prediction, and two
 
 
 def _written() -> Iterator[Request]:
@@ -84,13 +87,13 @@ def _trial(model: Family, asked: Request, size: int) -> list[torch.Tensor]:
 
 def _all(asked: Request, seeds: Sequence[int]) -> Request:
     """Return the same request for each of these seeds."""
-    count, low = len(seeds), asked.low_BCHW
+    count = len(seeds)
     return replace(
         asked,
         seeds=tuple(seeds),
         prompts=asked.prompts * count,
         dialogues=asked.dialogues * count,
-        low_BCHW=None if low is None else low.expand(count, -1, -1, -1),
+        given={k: v.expand(count, *v.shape[1:]) for k, v in asked.given.items()},
     )
 
 

@@ -422,7 +422,7 @@ def _write(row: Row, lane: Lane, place: int, tokens_T: Tensor, *, last: bool = F
     """Deliver what a row wrote in this step, as far as it is settled; end it at a stop string."""
     count, writing = _count(tokens_T), row.writing
     text = _text(row, lane, tokens_T, count)
-    if row.request.logprobs is not None and count > writing.tokens and lane.rows is not None:
+    if "logprobs" in row.request.options and count > writing.tokens and lane.rows is not None:
         writing.tell(text, told(lane.model, lane.rows, place, tokens_T, row))
     piece = writing.grow(text, last=last)
     last = last or writing.stopped
@@ -454,7 +454,7 @@ def _text(row: Row, lane: Lane, tokens_T: Tensor, count: int) -> str:
 
 def _tells_end(row: Row) -> bool:
     """Return whether how likely its end was is told, too: as OpenAI has it of completions, and not of chats."""
-    return row.request.logprobs is not None and not row.request.dialogues
+    return "logprobs" in row.request.options and not row.request.dialogues
 
 
 def _sample(lane: Lane) -> tuple[int, int]:
@@ -506,7 +506,7 @@ def _ended(row: Row, lane: Lane, place: int, count: int) -> bool:
     """Return whether a text ended by itself: stepwise families say so in their rows, of others the length tells."""
     if lane.rows is not None and "ended" in lane.rows:
         return bool(lane.rows["ended"][place])
-    return count != row.request.max_tokens
+    return bool(count != row.request.options.get("max_tokens"))
 
 
 def _sane(lane: Lane, place: int) -> bool:

@@ -15,7 +15,7 @@ from services.stages.shares import LONG_COSTS, LONG_S, Account
 from services.stages.text_stream import Reading, Writing
 
 FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped", "too_long", "late"]
-EACH: Final = ("seeds", "prompts", "prompt_tokens", "dialogues", "low_BCHW")
+EACH: Final = ("seeds", "prompts", "prompt_tokens", "dialogues", "given")
 """The fields of a Request that have one entry a row; rows that share a call have the others alike."""
 
 
@@ -126,7 +126,7 @@ class Row:
     def alike(self) -> tuple[Any, ...]:
         """What rows must have in common to be drawn in one call."""
         names = (one.name for one in fields(self.request) if one.name not in EACH)
-        return tuple(getattr(self.request, name) for name in names)
+        return (*(getattr(self.request, name) for name in names), self.request.given.keys())
 
 
 @dataclass(slots=True)
@@ -193,7 +193,7 @@ def rows_of(
     stops: Sequence[str],
 ) -> list[Row]:
     """Return a request's rows."""
-    watched = pieces or bool(stops) or request.logprobs is not None
+    watched = pieces or bool(stops) or "logprobs" in request.options
     return [
         Row(ticket, place, one(request, place), steps, previews, pieces, Writing(stops), watched)
         for place in range(len(request.seeds))
@@ -203,28 +203,26 @@ def rows_of(
 def one(request: Request, number: int) -> Request:
     """Return the request of one row."""
     part = slice(number, number + 1)
-    low = request.low_BCHW
     return replace(
         request,
         seeds=request.seeds[part],
         prompts=request.prompts[part],
         prompt_tokens=request.prompt_tokens[part],
         dialogues=request.dialogues[part],
-        low_BCHW=None if low is None else low[part],
+        given={name: rows[part] for name, rows in request.given.items()},
     )
 
 
 def together(requests: Sequence[Request], buckets: Sequence[int]) -> Request:
     """Return one request of all these rows, padded to a bucket by copies of the first."""
     padded = [*requests, *[requests[0]] * (bucket(len(requests), buckets) - len(requests))]
-    lows = [request.low_BCHW for request in padded if request.low_BCHW is not None]
     return replace(
         requests[0],
         seeds=tuple(seed for request in padded for seed in request.seeds),
         prompts=tuple(prompt for request in padded for prompt in request.prompts),
         prompt_tokens=tuple(tokens for request in padded for tokens in request.prompt_tokens),
         dialogues=tuple(record for request in padded for record in request.dialogues),
-        low_BCHW=torch.cat(lows) if lows else None,
+        given={name: torch.cat([one.given[name] for one in padded]) for name in requests[0].given},
     )
 
 

@@ -30,7 +30,7 @@ def told_end(model: Family, rows: Rows, place: int, tokens_T: Tensor, row: Row) 
 def _likeliest(
     model: Family, rows: Rows, place: int, before_T: Tensor, row: Row
 ) -> tuple[tuple[str, float], ...]:
-    most = row.request.logprobs or 0
+    most = row.request.options.get("logprobs", 0)
     nats = rows["likeliest_nats"][place, :most].tolist()
     likeliest = rows["likeliest"][place, :most].tolist()
     return tuple(zip(_spelled(model, likeliest, before_T, row.prompt), nats, strict=True))

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from data.modalities.text import record_bytes
-from models.family import Batch, Capabilities, Columns, Examples, Family, Losses, Record, Request
+from models.family import (
+    Batch,
+    Capabilities,
+    Columns,
+    Examples,
+    Family,
+    Losses,
+    Record,
+    Request,
+    SoundOptions,
+    TextOptions,
+)
 from models.language.examples import columns, named
 from models.parts.noise import normals
 from models.parts.tokens import of_signs, tokenizer
@@ -36,6 +47,7 @@ class Unigram(Family):
     """Every token by itself: log p(x) = sum of log softmax(logits)[x_t] over the tokens of a window."""
 
     Config = UnigramConfig
+    Options = TextOptions
     presets: ClassVar[Mapping[str, UnigramConfig]] = {"tiny": UnigramConfig()}
 
     def __init__(self, config: UnigramConfig) -> None:
@@ -76,7 +88,7 @@ class Unigram(Family):
             generator = torch.Generator().manual_seed(seed)
             share = self.logits[10:].softmax(0)  # no control tokens
             drawn = torch.multinomial(
-                share, request.max_tokens or 20, replacement=True, generator=generator
+                share, request.options.get("max_tokens", 20), replacement=True, generator=generator
             )
             rows.append(drawn + 10)
         return torch.stack(rows)
@@ -96,6 +108,7 @@ class Hiss(Family):
     """Sound as independent Gaussian samples of one loudness."""
 
     Config = HissConfig
+    Options = SoundOptions
     presets: ClassVar[Mapping[str, HissConfig]] = {"tiny": HissConfig()}
 
     def __init__(self, config: HissConfig) -> None:
@@ -123,7 +136,7 @@ class Hiss(Family):
         return Losses(-self.log_prob(batch).mean(), len(batch["sound"]))
 
     def sample(self, request: Request) -> Tensor:
-        count = int((request.seconds or 0.2) * self.config.sample_rate)
+        count = int(request.options.get("seconds", 0.2) * self.config.sample_rate)
         noise = normals(request.seeds, (count,), self.log_std.device)
         return (noise * self.log_std.exp()).clamp(-1, 1)
 

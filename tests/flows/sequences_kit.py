@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Columns, Examples, Family, Losses, Record, Request
+from models.family import (
+    Batch,
+    Capabilities,
+    Columns,
+    Examples,
+    Family,
+    Losses,
+    Record,
+    Request,
+    SoundOptions,
+    TextOptions,
+)
 from models.language.examples import columns, laid, named
 from models.parts.tokens import BOS, PAD, of_signs, tokenizer
 
@@ -41,6 +52,7 @@ class Bigram(Family):
     """The next token given the last one, learned from windows of the records."""
 
     Config = BigramConfig
+    Options = TextOptions
     presets: ClassVar[Mapping[str, BigramConfig]] = {"tiny": BigramConfig()}
 
     def __init__(self, config: BigramConfig) -> None:
@@ -88,6 +100,7 @@ class Linear(Family):
     """A sample from the few before it, silence behind the sound left out."""
 
     Config = LinearConfig
+    Options = SoundOptions
     presets: ClassVar[Mapping[str, LinearConfig]] = {"tiny": LinearConfig()}
 
     def __init__(self, config: LinearConfig) -> None:

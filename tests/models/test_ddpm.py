@@ -130,7 +130,7 @@ def test_rows_joined_at_different_steps_end_as_they_do_alone(changes: dict[str, 
     ]
     if low is not None:
         orders = [
-            dataclasses.replace(order, low_BCHW=low[row : row + 1])
+            dataclasses.replace(order, given={"low": low[row : row + 1]})
             for row, order in enumerate(orders)
         ]
     alone = [made.sample(order) for order in orders]
@@ -156,7 +156,7 @@ def test_in_a_batch_of_one_size_a_row_is_bit_equal_whatever_its_neighbours() -> 
     while not made.done(apart).all():
         apart = made.step(apart)
     assert torch.equal(made.finish(apart), one)
-    unguided = dataclasses.replace(first, guidance=1.0)
+    unguided = dataclasses.replace(first, options={**first.options, "guidance": 1.0})
     mixed = join([take(made.begin(unguided), [0, 1]), take(made.begin(second), [0, 1])])
     while not made.done(mixed).all():
         mixed = made.step(mixed)
@@ -186,7 +186,7 @@ def test_stages_of_a_cascade_share_a_seed_but_no_noise() -> None:
     """Of 192 numbers a correlation has a standard deviation of 0.07."""
     low = torch.rand(1, 3, 4, 4)
     first = model().begin(Request(seeds=(1,)))["x"]
-    second = model(low_size=4).begin(Request(seeds=(1,), low_BCHW=low))["x"]
+    second = model(low_size=4).begin(Request(seeds=(1,), given={"low": low}))["x"]
     both = torch.stack([first.flatten(), second.flatten()])
     assert abs(both.corrcoef()[0, 1]) < 0.35
 
@@ -198,10 +198,10 @@ def test_a_request_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="guidance must be between 0 and 50, got -1"):
         made.begin(Request(seeds=(1,), prompts=("red",), guidance=-1.0))
     upscaler = model(low_size=4)
-    with pytest.raises(ValueError, match=r"upscales pictures \(1, 3, 4, 4\), got None"):
+    with pytest.raises(ValueError, match=r"^low: this model needs pixels 3x4x4, got none"):
         upscaler.begin(Request(seeds=(1,)))
     with pytest.raises(ValueError, match=r"got \(1, 3, 8, 8\)"):
-        upscaler.begin(Request(seeds=(1,), low_BCHW=torch.rand(1, 3, 8, 8)))
+        upscaler.begin(Request(seeds=(1,), given={"low": torch.rand(1, 3, 8, 8)}))
 
 
 @settings(max_examples=8, deadline=None)
@@ -210,7 +210,7 @@ def test_an_untrained_upscaler_starts_from_the_enlarged_picture(seed: int, fill:
     """The residual is what is learned: a network at zero leaves the picture nearly alone."""
     made = DDPM(dataclasses.replace(TINY, low_size=4, low_gain=100.0))
     low = torch.full((1, 3, 4, 4), fill)
-    out = made.sample(Request(seeds=(seed,), low_BCHW=low))
+    out = made.sample(Request(seeds=(seed,), given={"low": low}))
     torch.testing.assert_close(out, torch.full((1, 3, 8, 8), fill), rtol=0, atol=0.05)
 
 

@@ -73,7 +73,7 @@ def test_the_levels_that_a_sampler_visits_lie_within_those_trained(
     low = torch.rand(1, model.config.channels, 4, 4) if model.capabilities.upscales else None
     for steps in (1, 2, 18, 300):
         seen.clear()
-        model.eval().sample(Request(seeds=(0,), steps=steps, low_BCHW=low))
+        model.eval().sample(Request(seeds=(0,), steps=steps, given={"low": low}))
         visited = torch.cat(seen)
         assert (visited <= trained.amax(0) * (1 + 1e-5)).all()
         assert (visited >= trained.amin(0) * (1 - 1e-5)).all()

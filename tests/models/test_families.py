@@ -226,7 +226,6 @@ ASKED: Mapping[str, Any] = {
     "dialogues": ((("user", "abc"),),),
     "steps": 3,
     "guidance": 2.0,
-    "low_BCHW": torch.zeros(1, 3, 4, 4),
     "seconds": 0.1,
     "max_tokens": 3,
     "temperature": 0.5,
@@ -234,7 +233,7 @@ ASKED: Mapping[str, Any] = {
     "top_p": 0.5,
     "logprobs": 0,
 }
-"""A value of every field of a Request that asks for something."""
+"""A value of every text and option of a Request that asks for something."""
 
 
 def reader(name: str) -> Family | None:
@@ -252,16 +251,24 @@ def reader(name: str) -> Family | None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_that_is_asked_for_is_silently_ignored(name: str) -> None:
     """What a family has no use for is refused by name; a value that asks for nothing is not."""
-    assert {"seeds", *ASKED} == {field.name for field in dataclasses.fields(Request)}
     for model in (shaken(name), reader(name)):
         if model is None:
             continue
-        able = request(model, (1,))
-        for field in ASKED.keys() - set(model.capabilities.takes):
+        able, kind = request(model, (1,)), model.capabilities
+        reads = kind.condition == "text" and {"prompts"} | (
+            {"dialogues"} if kind.chats else {"prompt_tokens"} if kind.modality == "text" else set()
+        )
+        for field in ASKED.keys() - set(model.takes) - (reads or set()):
+            texts = {field: ASKED[field]} if hasattr(able, field) else {}
+            options = able.options if texts else {**able.options, field: ASKED[field]}
             with pytest.raises(ValueError, match=f"^{field}: this model .*; leave it out, got"):
-                model.sample(dataclasses.replace(able, **{field: ASKED[field]}))
-        for field in {"guidance", "temperature", "top_p"} - set(model.capabilities.takes):
-            model.sample(dataclasses.replace(able, **{field: 1}))
+                model.sample(dataclasses.replace(able, **texts, options=options))
+        for field in {"guidance", "temperature", "top_p"} - set(model.takes):
+            model.sample(dataclasses.replace(able, options={**able.options, field: 1}))
+        with pytest.raises(ValueError, match=r"^clip: this model takes no such input"):
+            model.sample(dataclasses.replace(able, given={"clip": torch.zeros(1, 3)}))
+        with pytest.raises(ValueError, match=r"^eta: this model has none; leave it out, got 1"):
+            model.sample(dataclasses.replace(able, options={**able.options, "eta": 1}))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -272,9 +279,9 @@ def test_without_a_prompt_a_model_draws_of_all_captions_or_refuses(name: str) ->
         asked = dataclasses.replace(request(model, (1, 2)), prompts=(), dialogues=())
         if model.capabilities.unprompted:
             check_samples(model, model.sample(asked), 2)
-            if "guidance" in model.capabilities.takes:
+            if "guidance" in model.takes:
                 with pytest.raises(ValueError, match=r"^guidance: there is no prompt"):
-                    model.sample(dataclasses.replace(asked, guidance=2.0))
+                    model.sample(dataclasses.replace(asked, options={"guidance": 2.0}))
         else:
             with pytest.raises(ValueError, match="give one prompt a seed"):
                 model.sample(asked)

@@ -15,6 +15,8 @@ from models.family import (
     Prompt,
     Record,
     Request,
+    SoundOptions,
+    TextOptions,
 )
 from models.parts import words
 from models.parts.noise import normals
@@ -33,6 +35,7 @@ class Voice(Family):
     """A tone whose pitch is the label, under a little noise of the seed."""
 
     Config = VoiceConfig
+    Options = SoundOptions
     presets = {"tiny": VoiceConfig()}  # noqa: RUF012
     config: VoiceConfig
 
@@ -57,7 +60,7 @@ class Voice(Family):
 
     def sample(self, request: Request) -> Tensor:
         self.check(request)
-        count = max(1, round((request.seconds or 0.1) * self.config.sample_rate))
+        count = max(1, round(request.options.get("seconds", 0.1) * self.config.sample_rate))
         pitch_B = self.encode(request.prompts)[:, 0] * 220.0
         time_T = torch.arange(count) / self.config.sample_rate
         tone_BT = torch.sin(2 * torch.pi * pitch_B[:, None] * time_T)
@@ -75,6 +78,7 @@ class Reader(Family):
     """The mean of a text's token vectors; writes nothing."""
 
     Config = ReaderConfig
+    Options = TextOptions
     presets = {"tiny": ReaderConfig()}  # noqa: RUF012
     config: ReaderConfig
 
