@@ -24,7 +24,8 @@ from typing import Any, Final
 
 import psutil
 
-from flows.recipe import Resources, Training, TrainingSpec
+from flows.recipe import Resources, Training
+from flows.training.spec import TrainingSpec
 
 WARM: Final = 20  # steps that are not counted
 

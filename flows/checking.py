@@ -12,7 +12,8 @@ from data.modalities import modality
 from flows.context import environment, registry
 from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
-from flows.recipe import Recipe, RecipeError, Stage, TrainingSpec, control_of, load
+from flows.recipe import Recipe, RecipeError, Stage, control_of, load
+from flows.training.spec import TrainingSpec
 from infra.documents import read_json
 from infra.settings import settings
 from infra.stack.spec import state_folder
@@ -235,8 +236,8 @@ def _told_apart(stage: Stage | TrainingSpec, data: Mapping[str, Any]) -> str:
 
 def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family], list[str]]":
     """Return the recipe's stages as networks without weights, and what their configs refuse."""
-    from flows.evaluating.pipeline import StageMismatch, check_chain, interface_of
-    from infra.pipelines import SAMPLING
+    from flows.evaluating.pipeline import StageMismatch, check_fit, entrances_of, ports_of
+    from infra.pipelines import PinnedStage, Pipeline
     from models.family import Family
 
     models: dict[str, Family] = {}
@@ -248,13 +249,23 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
             lines.append(f"{where}: {error}")
             continue
         if isinstance(model, Family):
-            sampling = {name: getattr(stage, name) for name in SAMPLING}
-            lines += [f"{where}.{line}" for line in model.useless(sampling)]
+            lines += [f"{where}.{line}" for line in model.useless(stage.sampling)]
             if (name := where.removeprefix("stages.")) in recipe.stages:
                 models[name] = model
     if not lines:
         try:
-            check_chain([(name, *interface_of(model)) for name, model in models.items()])
+            stages = [
+                PinnedStage(
+                    **{"stage": name, "name": name, "version": 0, "sha256": "", "family": ""},
+                    **dict(zip(("inputs", "outputs"), ports_of(model), strict=True)),
+                )
+                for name, model in models.items()
+            ]
+            check_fit(
+                Pipeline(
+                    endpoint=recipe.name, stages=stages, entrances=entrances_of(recipe, stages)
+                )
+            )
         except StageMismatch as error:
             lines.append(f"stages: {error}")
         lines += _unreadable(recipe, data, next(iter(models.values())))

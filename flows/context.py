@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.identity.code import ROOT, training_code
-from flows.recipe import Recipe, Stage, TrainingSpec
+from flows.recipe import Recipe, Stage
+from flows.training.spec import TrainingSpec
 from infra.documents import MOST_OF_OURS, read_json
 from infra.settings import settings
 

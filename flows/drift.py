@@ -80,7 +80,7 @@ class Sample:
 def kept(name: str, digest: str, first: PinnedStage) -> Sample:
     """Return the answers that the gateway kept of one version, oldest first.
 
-    Those for which a user chose other steps or guidance than the pipeline's own are left out: they differ by wish.
+    Those for which a user chose other options than the pipeline's own are left out: they differ by wish.
 
     Raises:
         TooFew: there are fewer than 100.
@@ -94,7 +94,7 @@ def kept(name: str, digest: str, first: PinnedStage) -> Sample:
     newest = sorted(folder.glob("*.png"), key=lambda file: file.stat().st_mtime)[-MOST:]
     for path in newest:
         receipt = read(path)
-        own = (receipt.steps, receipt.guidance) == (first.steps, first.guidance)
+        own = receipt.sampling == first.options
         if receipt.digest == digest and own:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
@@ -230,7 +230,7 @@ def examine(name: str) -> DriftReport:
         raise ValueError(
             f"{name}:{row.to_version} gives {pipeline.modality}: drift is looked for in pictures alone"
         )
-    served = kept(name, row.to_digest, pipeline.stages[0])
+    served = kept(name, row.to_digest, pipeline.lead)
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
     record = Evaluation.model_validate_json((directory / "evaluation.json").read_text()).judge
     if record is None:
@@ -243,7 +243,7 @@ def examine(name: str) -> DriftReport:
         for stage in pipeline.stages
     ]
     seeds = [FRESH_SEED + place for place in range(len(served.prompts))]
-    redrawn = draw(models, pipeline.stages, served.prompts, seeds)
+    redrawn = draw(models, pipeline, served.prompts, seeds)
     redrawn = (redrawn * 255).round() / 255  # as answers are: 8 bits
     with torch.no_grad():
         findings = compare(judge, evaluated, served, redrawn)

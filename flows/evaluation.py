@@ -14,11 +14,14 @@ from flows.context import git_commit, modality_of, named, registry
 from flows.evaluating.evaluate import Order, evaluate_on_ray
 from flows.evaluating.gate import Evaluation, check
 from flows.evaluating.pipeline import (
+    MODALITIES,
     abilities,
     check_fit,
+    entrances_of,
     facts_of_tokenizer,
-    interface,
     interface_hash,
+    output_of,
+    ports,
 )
 from flows.identity.code import judging_code
 from flows.identity.why import CODE, judging_work, reason
@@ -26,7 +29,7 @@ from flows.prepare import prepare_dataset
 from flows.provenance.cards import pipeline_card
 from flows.recipe import Recipe
 from infra.documents import MOST_OF_OURS, read_json
-from infra.pipelines import SAMPLING, Ability, PinnedStage, Pipeline, Tokenizer, read_pipeline
+from infra.pipelines import Ability, PinnedStage, Pipeline, Tokenizer, read_pipeline
 from infra.settings import settings
 from infra.storage import seal
 
@@ -37,14 +40,14 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     Raises:
         StageMismatch: two stages do not fit; the message names both.
     """
-    stages = []
+    stages: list[PinnedStage] = []
     able: tuple[Ability, ...] = ()
     tokens: Tokenizer | None = None
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
         config = read_json(directory / "config.json")
-        accepts, gives = interface(config)
+        inputs, outputs = ports(config)
         stages.append(
             PinnedStage(
                 stage=name,
@@ -53,27 +56,30 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
                 sha256=version["digest"],
                 family=config["family"],
                 interface=interface_hash(config),
-                accepts=accepts,
-                gives=gives,
-                **{setting: getattr(stage, setting) for setting in SAMPLING},
+                inputs=inputs,
+                outputs=outputs,
+                options=stage.sampling,
             )
         )
         able = abilities(config)
-        tokens = facts_of_tokenizer(config) if gives.modality == "text" else None
-    check_fit(stages)
-    given = stages[-1].gives
-    return Pipeline(
+        tokens = facts_of_tokenizer(config) if "text" in outputs else None
+    entrances = entrances_of(recipe, stages)
+    made = output_of(entrances["generate"], stages)
+    pipeline = Pipeline(
         endpoint=recipe.name,
-        modality=given.modality,
-        abilities=able,
+        modality=MODALITIES[made.kind],
+        abilities=(*able, "edits") if "edit" in entrances else able,
         stages=tuple(stages),
+        entrances=entrances,
         vocabulary=tuple(facts.get("vocabulary", ())),
-        image_size=None if given.picture is None else (given.picture[2], given.picture[1]),
-        sample_rate=given.sample_rate,
+        image_size=(made.shape[2], made.shape[1]) if made.kind == "pixels" else None,
+        sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
         tokenizer=tokens,
         sample=recipe.drift.sample if recipe.drift else 0.0,
         try_prompts=recipe.try_prompts,
     )
+    check_fit(pipeline)
+    return pipeline
 
 
 def judging_identity(work: dict[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """A recipe: one YAML file that names data, stages, training, judging, gate and serving; everything else follows."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from infra.documents import DocumentError, parse_yaml, read_yaml
+from infra.pipelines import SAMPLING
 from infra.registry.versions import NAME
 from models import near
 
@@ -258,6 +257,13 @@ class Stage(Strict):
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None  # of text; 0: the likeliest
     top_k: Positive | None = None  # only the k likeliest tokens
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None  # the likeliest of this probability
+    options: dict[str, Any] = Field(default_factory=dict)  # further ones that the family has
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How it is sampled where a request does not say, by the names of the family's options."""
+        found = {**self.options, **{name: getattr(self, name) for name in SAMPLING}}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Data(Strict):
@@ -346,7 +352,20 @@ class Recipe(Strict):
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     data: Data
-    stages: Annotated[dict[str, Stage], Field(min_length=1, max_length=4)]
+    stages: Annotated[dict[str, Stage], Field(min_length=1, max_length=8)]
+    pipeline: (
+        Annotated[
+            dict[
+                Literal["generate", "edit"],
+                Annotated[dict[str, dict[str, str]], Field(min_length=1)],
+            ],
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """By entrance: the stages in the order they run, each with where its inputs come from, like
+    `upsampler: {low: base.pixels, text: request.text}`; the last one's output is what comes out. None: one stage
+    behind the other, and `edit` where every stage can keep a part of a picture."""
     judge: Stage | None = None
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
@@ -367,51 +386,6 @@ class Recipe(Strict):
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, dict) else value or ()
-
-
-class Base(Strict):
-    """A registered version whose weights a training starts from, found by `flows.provenance.bases`."""
-
-    name: str
-    version: int
-    digest: str
-    path: Path  # of its sealed directory, absolute, where every worker sees it
-
-    @property
-    def says(self) -> str:
-        """How cards and errors name it."""
-        return f"{self.name}:{self.version} (sha256 {self.digest[:12]})"
-
-
-class TrainingSpec(Strict):
-    """All that fixes one training's outcome; passed whole to the workers as JSON."""
-
-    name: str  # the registered model: "shapes.base"
-    family: str
-    preset: str
-    config: dict[str, Any]
-    image_size: int | None
-    seed: int
-    training: Training
-    resources: Resources
-    dataset: str  # its name
-    prepared: Path  # its folder, absolute
-    data_identity: str
-    code_identity: str
-    base: Base | None = None  # what `training.from` names
-
-    @property
-    def identity(self) -> str:
-        """The run's name: equal work has an equal one and resumes; how many CPUs it was lent does not count.
-
-        Nor does what the version is called that it starts from: its digest does.
-        """
-        unsaid: dict[str, Any] = {"prepared": True, "training": {"base"}, "base": True}
-        document = self.model_dump(mode="json", exclude=unsaid)
-        document["base"] = self.base and self.base.digest
-        document["resources"] = {"num_workers": max(1, self.resources.num_workers)}
-        text = json.dumps(document, sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class RecipeError(ValueError):
@@ -442,6 +416,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(f"--set {override}: {error}") from None
     try:
         recipe = Recipe.model_validate(document)
+        _check_pipeline(recipe)
         _check_judge(recipe)
         _check_bases(recipe)
         if recipe.search is not None:
@@ -505,6 +480,23 @@ def control_of(recipe: Recipe, number: int = 0) -> Recipe:
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(f"control.set: {_first(error)}") from None
+
+
+def _check_pipeline(recipe: Recipe) -> None:
+    """Refuse a graph of stages that the recipe does not have, or has and does not use."""
+    if recipe.pipeline is None:
+        return
+    if "generate" not in recipe.pipeline:
+        raise RecipeError(f"pipeline: it needs the entrance generate, got {[*recipe.pipeline]}")
+    for entrance, nodes in recipe.pipeline.items():
+        if odd := [name for name in nodes if name not in recipe.stages]:
+            known = sorted(recipe.stages)
+            raise RecipeError(
+                f"pipeline.{entrance}: there is no stage {odd[0]!r}{near(odd[0], known)}"
+            )
+    used = {name for nodes in recipe.pipeline.values() for name in nodes}
+    if idle := [name for name in recipe.stages if name not in used]:
+        raise RecipeError(f"pipeline: the stage {idle[0]} is trained and in no entrance")
 
 
 def _check_judge(recipe: Recipe) -> None:

@@ -17,10 +17,11 @@ from flows.identity.code import training_code
 from flows.identity.why import CODE, reason, training_work
 from flows.prepare import prepare_dataset
 from flows.provenance.cards import model_card
-from flows.recipe import Recipe, TrainingSpec
+from flows.recipe import Recipe
 from flows.scheduling.concurrency import training_slots
 from flows.training.halting import ends_with_the_caller
 from flows.training.room import lined_up
+from flows.training.spec import TrainingSpec
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
 

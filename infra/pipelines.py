@@ -1,23 +1,28 @@
-"""pipeline.json: what a pipeline version is made of, for whoever writes, registers, serves, judges or moves it."""
+"""pipeline.json: what a pipeline version is made of, for whoever writes, registers, serves, judges or moves it.
 
+Format 2: stages with ports, wired as a graph for each entrance. Format 1, a chain without ports, is read as such.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Picture: TypeAlias = tuple[int, int, int]  # channels, height, width
 Modality: TypeAlias = Literal["image", "audio", "text"]
 Ability: TypeAlias = Literal[
-    "images", "speech", "completions", "chat", "embeddings", "scores", "samples"
+    "images", "edits", "speech", "completions", "chat", "embeddings", "scores", "samples"
 ]
 PIPELINE: Final = "pipeline.json"
 SAMPLING: Final = (
     *("steps", "guidance", "seconds", "max_tokens"),
     *("temperature", "top_k", "top_p"),
 )
-"""What of a stage's sampling a recipe sets and a pipeline version pins; None leaves it to the family."""
-SAMPLED: Final = ("images", "speech", "completions", "chat", "samples")
+"""The options that had a field of their own in format 1, as they still have in recipes."""
+EDITED: Final = ("image", "mask")
+"""The inputs of a stage that changes a picture where a mask is 1."""
+SAMPLED: Final = ("images", "edits", "speech", "completions", "chat", "samples")
 """The abilities that come with samples."""
 
 
@@ -27,24 +32,6 @@ class PipelineError(ValueError):
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Accepts(_Part):
-    """What a stage starts from: a prompt or nothing, and what the stage before it gives: one of the rest, or none."""
-
-    prompt: Literal["text", "none"] = "none"
-    picture: Picture | None = None
-    sample_rate: int | None = None  # of sound, Hz
-    tokenizer: str | None = None  # of tokens, as in `Gives`
-
-
-class Gives(_Part):
-    """What a stage hands on: a picture, sound at a sample rate, or tokens."""
-
-    modality: Modality = "image"
-    picture: Picture | None = None
-    sample_rate: int | None = None  # Hz
-    tokenizer: str | None = None  # the first 16 digits of the document's sha256
 
 
 class Tokenizer(_Part):
@@ -70,38 +57,78 @@ class Pin:
 
 
 class PinnedStage(_Part):
-    """One stage of a pipeline version, pinned by digest, with how it is sampled where that is not asked for."""
+    """One stage of a pipeline version, pinned by digest, with how it draws where a request does not say.
+
+    Ports are written as `models.ports` has them: {"text": "text?"} and {"pixels": "pixels 3x32x32"}.
+    """
 
     stage: str
     name: str
     version: int
     sha256: str
     family: str
-    interface: str | None = None  # hash of what it accepts, gives and reads; None: an old pin
-    accepts: Accepts
-    gives: Gives
-    steps: int | None = None
-    guidance: float | None = None
-    seconds: float | None = None  # of sound
-    max_tokens: int | None = None  # of text
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    interface: str | None = None  # hash of what it takes, gives and reads; None: an old pin
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: dict[str, str] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(
+        default_factory=dict
+    )  # of the family's Options, none of them null
+
+    @model_validator(mode="before")
+    @classmethod
+    def _was_of_format_1(cls, document: Any) -> Any:
+        return _stage_of_format_1(document) if isinstance(document, dict) else document
 
     @property
     def pin(self) -> Pin:
         """The version to draw with."""
         return Pin(name=self.name, number=self.version, digest=self.sha256)
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it draws what a text says."""
+        return any(_kind(port) == "text" for port in self.inputs.values())
+
+
+class Node(_Part):
+    """A stage's place in a graph."""
+
+    stage: str
+    wires: dict[str, str]  # by input: "request.text", "base.pixels"
+    salt: str = ""  # of its seeds, so that no two nodes share noise; empty: the request's own
+
+
+class Entrance(_Part):
+    """One way to ask a pipeline for something: nodes in the order they run, and what comes out."""
+
+    nodes: Annotated[dict[str, Node], Field(min_length=1, max_length=16)]
+    output: str  # "upsampler.pixels"
+
+    @property
+    def wires(self) -> dict[str, dict[str, str]]:
+        """The wires of every node."""
+        return {name: node.wires for name, node in self.nodes.items()}
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """The names of what a request may give."""
+        wires = (wire for node in self.nodes.values() for wire in node.wires.values())
+        return frozenset(
+            name
+            for source, _, name in (wire.partition(".") for wire in wires)
+            if source == "request"
+        )
+
 
 class Pipeline(_Part):
-    """The stages of a pipeline version in the order they draw, and what it can be asked for."""
+    """The stages of a pipeline version, how they are wired, and what it can be asked for."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     endpoint: str
     modality: Modality = "image"
-    abilities: tuple[Ability, ...] = ()  # of the last stage; empty: written before there were any
+    abilities: tuple[Ability, ...] = ()  # empty: written before there were any
     stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]
+    entrances: dict[str, Entrance] = Field(default_factory=dict)  # always has "generate"
     vocabulary: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None  # width, height
     sample_rate: int | None = None  # Hz, of sound
@@ -109,10 +136,41 @@ class Pipeline(_Part):
     sample: float = 0.0  # share of the answers in production that the gateway keeps
     try_prompts: tuple[str, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _was_of_format_1(cls, document: Any) -> Any:
+        if not isinstance(document, dict) or document.get("format", 2) != 1:
+            return document
+        return {**document, "format": 2}
+
+    @model_validator(mode="after")
+    def _is_wired(self) -> "Pipeline":
+        known = {stage.stage for stage in self.stages}
+        for entrance in self.entrances.values():
+            if odd := {node.stage for node in entrance.nodes.values()} - known:
+                raise ValueError(f"an entrance names the stage {min(odd)!r}, which is not pinned")
+        if not self.entrances:  # of format 1: one behind the other, and seeds as they are
+            self.entrances["generate"] = chained(self.stages, salted=False)
+        return self
+
     @property
     def reads_text(self) -> bool:
         """Whether it draws what a prompt says."""
-        return self.stages[0].accepts.prompt == "text"
+        return "text" in self.entrances["generate"].asks
+
+    @property
+    def lead(self) -> PinnedStage:
+        """The stage that a request's options are for: the first to run."""
+        return self.node("generate", next(iter(self.entrances["generate"].nodes)))
+
+    def options(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a request's options over those that are pinned; None asks for nothing."""
+        return {**self.lead.options, **{k: v for k, v in asked.items() if v is not None}}
+
+    def node(self, entrance: str, name: str) -> PinnedStage:
+        """Return the stage of a node."""
+        wanted = self.entrances[entrance].nodes[name].stage
+        return next(stage for stage in self.stages if stage.stage == wanted)
 
     @property
     def size(self) -> str | None:
@@ -126,6 +184,52 @@ class Pipeline(_Part):
         if "samples" in given or not set(given) & set(SAMPLED):
             return given
         return (*given, "samples")
+
+
+def chained(stages: Sequence[PinnedStage], *, salted: bool = True, edits: bool = False) -> Entrance:
+    """Return stages one behind the other: each has its text from the request, the rest from the stage before it.
+
+    With `edits` each that can has a picture and a mask from the request, too.
+    """
+    nodes: dict[str, Node] = {}
+    before = "nothing"  # no node: what needs it is refused by the check of the graph
+    for stage in stages:
+        wires = {}
+        for name, port in stage.inputs.items():
+            if _kind(port) == "text" or (edits and name in EDITED):
+                wires[name] = f"request.{name}"
+            elif not port.partition(" ")[0].endswith("?"):
+                wires[name] = before
+        nodes[stage.stage] = Node(
+            stage=stage.stage, wires=wires, salt=stage.stage if salted else ""
+        )
+        before = f"{stage.stage}.{next(iter(stage.outputs), '')}"
+    return Entrance(nodes=nodes, output=before)
+
+
+def _kind(port: str) -> str:
+    return port.partition(" ")[0].rstrip("?")
+
+
+def _stage_of_format_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a pin as format 2 has it: ports in place of `accepts` and `gives`, options in place of fields."""
+    found = {name: value for name, value in document.items() if name not in SAMPLING}
+    asked = {name: document[name] for name in SAMPLING if document.get(name) is not None}
+    if asked:
+        found["options"] = {**document.get("options", {}), **asked}
+    if "accepts" not in found:
+        return found
+    accepts, gives = found.pop("accepts"), found.pop("gives")
+    found["interface"] = None  # was a hash of these
+    inputs = {"text": "text"} if accepts.get("prompt") == "text" else {}
+    if accepts.get("picture"):
+        inputs["low"] = "pixels " + "x".join(map(str, accepts["picture"]))
+    outputs = {
+        "image": {"pixels": "pixels " + "x".join(map(str, gives.get("picture") or ()))},
+        "audio": {"sound": f"sound * of {gives.get('sample_rate')} Hz"},
+        "text": {"text": "text"},
+    }
+    return {**found, "inputs": inputs, "outputs": outputs[gives.get("modality", "image")]}
 
 
 def is_pipeline(directory: Path) -> bool:
@@ -147,4 +251,6 @@ def read_pipeline(directory: Path) -> Pipeline:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the document"
-        raise PipelineError(f"{path} is no pipeline of format 1: {field}: {first['msg']}") from None
+        raise PipelineError(
+            f"{path} is no pipeline of format 1 or 2: {field}: {first['msg']}"
+        ) from None

@@ -80,7 +80,8 @@ def configure(
     if unknown := sorted(set(overrides) - fields):
         raise ValueError(f"{name} has no setting {unknown[0]!r}{near(unknown[0], sorted(fields))}")
     known = {key: value for key, value in facts.items() if key in fields}
-    return dataclasses.replace(cls.presets[preset], **{**known, **overrides})
+    values = {name: _tuples(value) for name, value in {**known, **overrides}.items()}
+    return dataclasses.replace(cls.presets[preset], **values)
 
 
 def describe(model: "Trainable") -> dict[str, Any]:

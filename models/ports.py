@@ -104,29 +104,6 @@ class Call:
     given: Mapping[str, Any]
 
 
-def chain(stages: Mapping[str, Node]) -> tuple[dict[str, dict[str, str]], str]:
-    """Return the wires of stages that stand one behind the other, and what the last of them gives.
-
-    Each takes its text from the request and everything else that it needs from the one before it.
-
-    Raises:
-        Misfit: a stage needs something of a stage before it, and there is none.
-    """
-    wires: dict[str, dict[str, str]] = {}
-    before = ""
-    for name, stage in stages.items():
-        wires[name] = {}
-        for port, wanted in stage.inputs.items():
-            if wanted.kind == "text":
-                wires[name][port] = f"{REQUEST}.{port}"
-            elif not wanted.optional:
-                if not before:
-                    raise Misfit(f"{name} takes {wanted} as {port}: no stage stands before it")
-                wires[name][port] = before
-        before = f"{name}.{next(iter(stage.outputs))}"
-    return wires, before
-
-
 def check(nodes: Mapping[str, Node], output: str) -> dict[str, Port]:
     """Return what a caller is asked for, by name; nodes stand in an order in which they can be run.
 

@@ -48,8 +48,9 @@ from services.gateway.openapi import ANYWHERE, STREAM, Api, answers
 from services.gateway.readiness import Readiness
 from services.media.answer_log import Samples
 from services.media.result_store import Files
-from services.pipelines.one_stage import Pipelines
-from services.pipelines.request import Drawing, StageOf, Stages
+from services.pipelines.executor import Executor
+from services.pipelines.payload import GenerationSpec
+from services.pipelines.request import StageOf, Stages
 from services.pipelines.stage_client import Remote
 from services.routing.canary import Arms
 from services.routing.endpoints import Endpoint, Endpoints
@@ -234,8 +235,9 @@ def _question_routes(app: Api, parts: Parts) -> None:
         order = await _order(request, EmbeddingOrder)
         route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
         ahead = from_the_house(request)
-        stage = parts.stage_of(route.endpoint.pipeline.stages[0])
-        return await answer_embeddings(stage, route.endpoint, order, timeout_s, ahead=ahead)
+        return await answer_embeddings(
+            parts.stage_of, route.endpoint, order, timeout_s, ahead=ahead
+        )
 
     @app.takes("/v1/scores", ScoreOrder, Scores)
     async def score(request: Request) -> Response:
@@ -243,8 +245,7 @@ def _question_routes(app: Api, parts: Parts) -> None:
         order = await _order(request, ScoreOrder)
         route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
         ahead = from_the_house(request)
-        stage = parts.stage_of(route.endpoint.pipeline.stages[0])
-        return await answer_scores(stage, route.endpoint, order, timeout_s, ahead=ahead)
+        return await answer_scores(parts.stage_of, route.endpoint, order, timeout_s, ahead=ahead)
 
     @app.post(
         "/v1/content_provenance_checks",
@@ -280,7 +281,7 @@ async def _exchange(
     parts: Parts,
     request: Request,
     order: Asked,
-    planning: Callable[[Asked, tuple[int, ...], Endpoint], Drawing],
+    planning: Callable[[Asked, tuple[int, ...], Endpoint], GenerationSpec],
 ) -> Exchange:
     """Return the request with where it goes and what it wants there."""
     seeds = order.seeds()
@@ -328,7 +329,7 @@ class Gateway:
         observer = Observer(ledger, Observations(given.database))
         self._parts = Parts(
             endpoints=endpoints,
-            arms=Arms(Pipelines(stage_of), observer, given.timeout_s),
+            arms=Arms(Executor(stage_of), observer, given.timeout_s),
             stage_of=stage_of,
             files=Files(given.files, signing),
             samples=Samples(given.samples),

@@ -11,7 +11,7 @@ from flows.context import ledger, registry
 from flows.evaluating.gate import Evaluation, Interval
 from flows.identity.why import differences
 from infra.documents import read_json
-from infra.pipelines import SAMPLING, Pipeline, is_pipeline, read_pipeline
+from infra.pipelines import Pipeline, is_pipeline, read_pipeline
 from infra.storage import MANIFEST
 
 if TYPE_CHECKING:
@@ -165,14 +165,15 @@ def _stages(a: Pipeline, b: Pipeline) -> list[tuple[str, str, str, bool]]:
     for name in dict.fromkeys([*ours, *theirs]):
         texts, digests = [], []
         for stage in (ours.get(name), theirs.get(name)):
-            digests.append(stage and (stage.sha256, *(getattr(stage, name) for name in SAMPLING)))
+            digests.append(stage and (stage.sha256, stage.options))
             if stage is None:
                 texts.append("-")
                 continue
-            how = [f"{stage.steps} steps"] if stage.steps else []
-            for setting in SAMPLING[1:]:
-                if (value := getattr(stage, setting)) is not None:
-                    how.append(f"{setting.replace('_', ' ')} {value:g}")
+            steps = stage.options.get("steps")
+            how = [f"{steps} steps"] if steps else []
+            for option, value in stage.options.items():
+                if option != "steps":
+                    how.append(f"{option.replace('_', ' ')} {value:g}")
             texts.append(", ".join([f"{stage.name}:{stage.version} ({stage.sha256[:12]})", *how]))
         rows.append((name, texts[0], texts[1], digests[0] == digests[1]))
     return rows

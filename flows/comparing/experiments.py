@@ -154,7 +154,7 @@ def _broken(recipe: Recipe, number: int, trained: dict[str, Any], prepared: dict
 
 def _learned(stage: Stage) -> Stage:
     """Return a stage without how it is sampled."""
-    return stage.model_copy(update=dict.fromkeys(SAMPLING))
+    return stage.model_copy(update={**dict.fromkeys(SAMPLING), "options": {}})
 
 
 def one_by_one(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def draw_both(first: Side, second: Side, count: int = PICTURES) -> Pictures | Te
     prompts, seeds, source = common_requests(first, second, (models[0][0], models[1][0]), count)
     shown = tuple(prompts) or ("",) * len(seeds)
     drawn = [
-        draw(networks, one.pipeline.stages, prompts, seeds)
+        draw(networks, one.pipeline, prompts, seeds)
         for networks, one in zip(models, (first, second), strict=True)
     ]
     if kinds[0] == "text":
@@ -139,11 +139,11 @@ def common_requests(
     Raises:
         Incomparable: only one of them reads text, or no prompt suits both.
     """
-    reads = {one.pipeline.stages[0].accepts.prompt for one in (first, second)}
+    reads = {one.pipeline.reads_text for one in (first, second)}
     a, b = first.version.ref, second.version.ref
     if len(reads) > 1:
         raise Incomparable(f"only one of {a} and {b} reads text: they draw no common request")
-    if reads == {"none"}:
+    if reads == {False}:
         return [], list(range(count)), f"seeds 0 to {count - 1}"
     fixed = _fixed(first)
     if fixed is None:

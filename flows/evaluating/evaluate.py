@@ -55,7 +55,7 @@ def evaluation_set(
 def draw_part(order: Order, prompts: list[str], seeds: list[int]) -> "NDArray[Any]":
     """Return this part's samples as they travel, a row a seed; runs as a Ray task."""
     pipeline = Pipeline.model_validate(order.pipeline)
-    drawn = draw(_models(order, pipeline), pipeline.stages, prompts, seeds)
+    drawn = draw(_models(order, pipeline), pipeline, prompts, seeds)
     return judging(pipeline.modality).packed(drawn)
 
 
@@ -85,7 +85,7 @@ def score_all(
     found = Evaluation(
         evaluation_set=evaluation_set(order, prompts, seeds, judged.cut),
         judge=record,
-        metrics=judged.metrics | cost_per_sample(models, pipeline.stages, prompts),
+        metrics=judged.metrics | cost_per_sample(models, pipeline, prompts),
         outcomes=judged.outcomes,
         left_out=list(judged.left_out),
     )

@@ -1,6 +1,6 @@
 """Judging pictures: what the judge says of the drawn ones, against real ones never trained on; a gallery."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -52,7 +52,7 @@ def fixed_requests(
     pipeline: Pipeline, captions: Sequence[str], spec: EvaluationSpec
 ) -> tuple[list[str], list[int]]:
     """Return one prompt and one seed a sample: every caption with every seed, or numbered seeds without prompts."""
-    if pipeline.stages[0].accepts.prompt == "none":
+    if not pipeline.reads_text:
         return [], list(range(spec.samples))
     step = max(1, len(captions) * len(spec.seeds) // spec.samples)
     chosen = list(captions)[::step]
@@ -97,7 +97,7 @@ def score(
     _memorisation(scores, pictures, train, test[familiar])
     for model, stage in zip(models, pipeline.stages, strict=True):
         if model.capabilities.upscales:
-            _upsampling(scores, model, stage.stage, test, captions, stage.steps)
+            _upsampling(scores, model, stage.stage, test, captions, stage.options)
         if model.capabilities.tokenizes and judge is not None and facts["attributes"]:
             _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
         if model.capabilities.likelihood:
@@ -267,7 +267,7 @@ def _upsampling(
     stage: str,
     test: Tensor,
     captions: Sequence[str],
-    steps: int | None,
+    options: Mapping[str, Any],
 ) -> None:
     """PSNR of upscaled real pictures over bicubic interpolation's, in dB, picture by picture."""
     step = max(1, len(test) // PAIRS)
@@ -276,8 +276,7 @@ def _upsampling(
     request = Request(
         seeds=tuple(range(len(high))),
         prompts=tuple(chosen) if model.capabilities.condition == "text" else (),
-        steps=steps,
-        guidance=1.0,
+        options={**options, "guidance": 1.0},
         given={"low": low},
     )
     with torch.no_grad():

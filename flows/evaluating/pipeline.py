@@ -1,23 +1,34 @@
 """A pipeline version: which stage versions it pins, whether they fit, and what it can be asked for."""
 
 import hashlib
-import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flows.recipe import Recipe
 from infra.documents import read_json
-from infra.pipelines import SAMPLING, Ability, Accepts, Gives, PinnedStage, Tokenizer
+from infra.pipelines import (
+    EDITED,
+    Ability,
+    Entrance,
+    Modality,
+    Node,
+    PinnedStage,
+    Pipeline,
+    Tokenizer,
+    chained,
+)
 from infra.storage import verify
+from models import ports as graph
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from models.family import Family, Request
 
-ADDED: Final = ("modality", "sample_rate", "tokenizer")
-"""Fields of `Accepts` and `Gives` that came with sound and text: at their defaults they are in no interface's hash."""
+MODALITIES: Final[Mapping[str, Modality]] = {"pixels": "image", "sound": "audio", "text": "text"}
+"""What a pipeline makes, by the kind of what comes out."""
 SILENCE: Final = {"image": 0, "audio": 0, "text": -1}
 """What follows a sample that ended before others of its batch."""
 
@@ -26,26 +37,17 @@ class StageMismatch(ValueError):
     """Two stages of a pipeline do not fit; the message names both sides."""
 
 
-def interface(config: dict[str, Any]) -> tuple[Accepts, Gives]:
-    """Return what a model with this config.json accepts and gives."""
-    return interface_of(_fresh(config))
+def ports(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the inputs and outputs of a model with this config.json, as pipeline.json has them."""
+    return ports_of(_fresh(config))
 
 
-def interface_of(model: "Family") -> tuple[Accepts, Gives]:
-    """Return what a model accepts and gives; its weights are not looked at."""
-    able, settings = model.capabilities, model.config
-    if able.modality == "audio":
-        given = Gives(modality="audio", sample_rate=settings.sample_rate)
-        return Accepts(prompt=able.condition), given
-    if able.modality == "text":
-        digest = hashlib.sha256(settings.tokenizer.encode()).hexdigest()[:16]
-        return Accepts(prompt=able.condition), Gives(modality="text", tokenizer=digest)
-    size, channels = settings.image_size, settings.channels
-    low = settings.low_size if able.upscales else None
-    return (
-        Accepts(prompt=able.condition, picture=(channels, low, low) if low else None),
-        Gives(picture=(channels, size, size)),
+def ports_of(model: "Family") -> tuple[dict[str, str], dict[str, str]]:
+    """Return a model's inputs and outputs, as pipeline.json has them; its weights are not looked at."""
+    inputs, outputs = (
+        {name: str(port) for name, port in of.items()} for of in (model.inputs, model.outputs)
     )
+    return inputs, outputs
 
 
 def facts_of_tokenizer(config: dict[str, Any]) -> Tokenizer:
@@ -81,25 +83,15 @@ def _fresh(config: dict[str, Any]) -> "Family":
 
 
 def interface_hash(config: dict[str, Any]) -> str:
-    """Return the hash of all that a stage's neighbours rely on: what comes in and goes out, prompts, and vocabulary."""
-    accepts, gives = interface(config)
+    """Return the hash of all that a stage's neighbours rely on: what comes in and goes out, and its vocabulary."""
+    inputs, outputs = ports(config)
     document = {
-        "accepts": _hashed(accepts),
-        "gives": _hashed(gives),
+        "inputs": inputs,
+        "outputs": outputs,
         "vocabulary": config["config"].get("vocabulary"),
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _hashed(side: Accepts | Gives) -> dict[str, Any]:
-    defaults = {name: field.default for name, field in type(side).model_fields.items()}
-    document = side.model_dump(mode="json")
-    return {
-        name: value
-        for name, value in document.items()
-        if name not in ADDED or value != defaults[name]
-    }
 
 
 def check_interfaces(stages: Sequence[tuple[PinnedStage, Path]]) -> None:
@@ -117,43 +109,66 @@ def check_interfaces(stages: Sequence[tuple[PinnedStage, Path]]) -> None:
             )
 
 
-def check_fit(stages: Sequence[PinnedStage]) -> None:
-    """Check that each stage takes what the one before it gives.
+def check_fit(pipeline: Pipeline) -> None:
+    """Check every entrance of a pipeline: each stage takes what its wires bring.
 
     Raises:
-        StageMismatch: the first pair that does not fit.
+        StageMismatch: the first wire that does not fit; names both its ends.
     """
-    check_chain([(f"{stage.name}:{stage.version}", stage.accepts, stage.gives) for stage in stages])
+    by_stage = {stage.stage: stage for stage in pipeline.stages}
+    for entrance in pipeline.entrances.values():
+        nodes = {
+            name: graph.Node(
+                inputs=_parsed(by_stage[node.stage].inputs),
+                outputs=_parsed(by_stage[node.stage].outputs),
+                wires=node.wires,
+            )
+            for name, node in entrance.nodes.items()
+        }
+        try:
+            graph.check(nodes, entrance.output)
+        except graph.Misfit as error:
+            raise StageMismatch(str(error)) from None
 
 
-def check_chain(stages: Sequence[tuple[str, Accepts, Gives]]) -> None:
-    """As `check_fit`, of stages by what an error calls them."""
-    name, first, _ = stages[0]
-    if _taken(first) is not None:
-        what = "upscales a picture" if first.picture else f"takes {_says(first)}"
-        raise StageMismatch(f"{name} {what}: no stage stands before it")
-    for (left, _, given), (right, accepted, _) in itertools.pairwise(stages):
-        if _taken(accepted) != _taken(given):
-            raise StageMismatch(f"{left} gives {_says(given)}, but {right} takes {_says(accepted)}")
+def _parsed(written: Mapping[str, str]) -> dict[str, graph.Port]:
+    return {name: graph.Port.parse(text) for name, text in written.items()}
 
 
-def _taken(side: Accepts | Gives) -> tuple[str, Any] | None:
-    """Return what passes from one stage to the next."""
-    for kind in ("picture", "sample_rate", "tokenizer"):
-        if (value := getattr(side, kind)) is not None:
-            return kind, value
-    return None
+def entrances_of(recipe: Recipe, stages: Sequence[PinnedStage]) -> dict[str, Entrance]:
+    """Return a recipe's entrances: as its `pipeline` says, else the stages one behind the other.
+
+    A chain whose every stage can keep a part of a picture has the entrance `edit`, too.
+    """
+    if recipe.pipeline is not None:
+        outputs = {stage.stage: next(iter(stage.outputs)) for stage in stages}
+        return {
+            name: Entrance(
+                nodes={
+                    node: Node(stage=node, wires=wires, salt=node) for node, wires in nodes.items()
+                },
+                output=f"{list(nodes)[-1]}.{outputs.get(list(nodes)[-1], '')}",
+            )
+            for name, nodes in recipe.pipeline.items()
+        }
+    found = {"generate": chained(stages)}
+    if all(stage.inputs.keys() >= set(EDITED) for stage in stages):
+        found["edit"] = chained(stages, edits=True)
+    return found
 
 
-def _says(side: Accepts | Gives) -> str:
-    if side.picture is not None:
-        channels, height, width = side.picture
-        return f"{width}x{height} pictures of {channels} channels"
-    if side.sample_rate is not None:
-        return f"sound of {side.sample_rate} Hz"
-    if side.tokenizer is not None:
-        return f"text by tokenizer {side.tokenizer}"
-    return "no picture, sound or text of another stage"
+def output_of(entrance: Entrance, stages: Sequence[PinnedStage]) -> graph.Port:
+    """Return what comes out of an entrance.
+
+    Raises:
+        StageMismatch: no stage gives it.
+    """
+    node, _, port = entrance.output.partition(".")
+    wanted = entrance.nodes[node].stage if node in entrance.nodes else None
+    for stage in stages:
+        if stage.stage == wanted and port in stage.outputs:
+            return graph.Port.parse(stage.outputs[port])
+    raise StageMismatch(f"{entrance.output} is to come out, and no stage gives it")
 
 
 def load_model(directory: Path) -> "Family":
@@ -172,27 +187,44 @@ def load_model(directory: Path) -> "Family":
 
 def draw(
     models: Sequence["Family"],
-    stages: Sequence[PinnedStage],
+    pipeline: Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     rows_at_once: int = 64,
 ) -> "Tensor":
-    """Return what the pipeline makes, a row a seed, as `Family.sample` does: pictures, sound or tokens.
+    """Return what a pipeline generates, a row a seed, as `Family.sample` does: pictures, sound or tokens.
 
-    Each stage upscales what the one before it drew. Sound and text that end early are silent to the longest one's end.
+    `models` are in the order of its stages. Sound and text that end early are silent to the longest one's end.
     """
-    import torch
-
+    entrance = pipeline.entrances["generate"]
+    by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     drawn = []
     for start in range(0, len(seeds), rows_at_once):
         part = slice(start, start + rows_at_once)
-        made: Tensor | None = None
-        for model, stage in zip(models, stages, strict=True):
-            with torch.no_grad():
-                made = model.sample(asked(model, stage, prompts[part], seeds[part], made)).cpu()
-        assert made is not None
-        drawn.append(made)
-    return joined(drawn, SILENCE[stages[-1].gives.modality])
+        given = {"text": list(prompts[part])} if prompts else {}
+        walk = graph.walk(entrance.wires, entrance.output, given)
+        call: graph.Call | None = next(walk)
+        while call is not None:
+            node = entrance.nodes[call.node]
+            stage, model = pipeline.node("generate", call.node), by_stage[node.stage]
+            salted = [graph.salted(seed, node.salt) for seed in seeds[part]]
+            made = _sampled(model, stage, call.given, salted)
+            try:
+                call = walk.send({next(iter(stage.outputs)): made})
+            except StopIteration as end:
+                call = None
+                drawn.append(end.value)
+    return joined(drawn, SILENCE[pipeline.modality])
+
+
+def _sampled(
+    model: "Family", stage: PinnedStage, given: Mapping[str, Any], seeds: Sequence[int]
+) -> "Tensor":
+    import torch
+
+    tensors = {name: value for name, value in given.items() if name != "text"}
+    with torch.no_grad():
+        return model.sample(asked(model, stage, given.get("text", ()), seeds, tensors)).cpu()
 
 
 def asked(
@@ -200,19 +232,19 @@ def asked(
     stage: PinnedStage,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    low_BCHW: "Tensor | None" = None,
+    given: "Mapping[str, Tensor] | None" = None,
 ) -> "Request":
     """Return what a stage is asked for, sampled as it is pinned; who chats is asked by dialogues of one turn."""
     from models.family import Request
 
-    reads = prompts if stage.accepts.prompt == "text" else ()
+    reads = prompts if stage.reads_text else ()
     chats = model.capabilities.chats
     return Request(
         seeds=tuple(seeds),
         prompts=() if chats else tuple(reads),
         dialogues=tuple((("user", one),) for one in reads) if chats else (),
-        given={} if low_BCHW is None else {"low": low_BCHW},
-        **{name: getattr(stage, name) for name in SAMPLING},
+        given=given,
+        options=stage.options,
     )
 
 

@@ -42,7 +42,7 @@ def requests(
     The dataset's captions where they are classes, so that a recogniser can tell whether they were heeded.
     """
     seeds = list(range(spec.gallery))
-    if pipeline.stages[0].accepts.prompt == "none":
+    if not pipeline.reads_text:
         return [], seeds
     facts = loaders.read_header(prepared)
     captions = facts["captions"]

@@ -6,7 +6,7 @@ from typing import Final
 
 from flows.evaluating.gate import Interval
 from flows.evaluating.pipeline import draw
-from infra.pipelines import PinnedStage
+from infra.pipelines import Pipeline
 from models.family import Family
 
 TIMES: Final = 9
@@ -16,7 +16,7 @@ INSIDE: Final = (
 
 
 def cost_per_sample(
-    models: Sequence[Family], stages: Sequence[PinnedStage], prompts: Sequence[str]
+    models: Sequence[Family], pipeline: Pipeline, prompts: Sequence[str]
 ) -> dict[str, Interval]:
     """Return `seconds_per_sample` and `cpu_seconds_per_sample`, all threads of this process together.
 
@@ -26,7 +26,7 @@ def cost_per_sample(
     walls, cpus = [], []
     for number in range(TIMES + 1):  # the first warms up
         wall, cpu = time.perf_counter(), time.process_time()
-        draw(models, stages, chosen[number : number + 1], [number])
+        draw(models, pipeline, chosen[number : number + 1], [number])
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     return {

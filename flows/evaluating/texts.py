@@ -45,7 +45,7 @@ def requests(
     beginnings, because it fills in blanks, needs `try_prompts` with some.
     """
     seeds = list(range(spec.gallery))
-    if pipeline.stages[0].accepts.prompt == "none":
+    if not pipeline.reads_text:
         return [], seeds
     judged = "scores" in pipeline.abilities
     held_out = [] if pipeline.try_prompts and not judged else loaders.records(prepared, "test")

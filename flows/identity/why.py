@@ -13,7 +13,8 @@ from infra.pipelines import PIPELINE, SAMPLING, Pipeline
 from infra.registry.mlflow_client import RegistryError
 
 if TYPE_CHECKING:
-    from flows.recipe import Recipe, TrainingSpec
+    from flows.recipe import Recipe
+    from flows.training.spec import TrainingSpec
     from infra.registry.registry import Version
 
 CODE: Final = "code.json"
@@ -222,7 +223,8 @@ def _judged(
     code: Kept,
 ) -> dict[str, Any]:
     sampling = {
-        name: {key: stage.get(key) for key in SAMPLING} for name, stage in recipe["stages"].items()
+        name: {key: stage.get(key) for key in (*SAMPLING, "options")}
+        for name, stage in recipe["stages"].items()
     }
     return {
         "config": {**{name: recipe.get(name) for name in JUDGED}, "stages": sampling},

@@ -110,9 +110,10 @@ def _judged_anew(serving: Path, directory: Path, wanted: Evaluation) -> Evaluati
 
 
 def _fits(directory: Path) -> Condition:
-    stages = read_pipeline(directory).stages
+    pipeline = read_pipeline(directory)
+    stages = pipeline.stages
     try:
-        check_fit(stages)
+        check_fit(pipeline)
         check_interfaces(
             [
                 (stage, registry().fetch(f"{stage.name}:{stage.version}", digest=stage.sha256))

@@ -28,7 +28,7 @@ class Candidate:
 
     def prompt(self, number: int) -> str:
         """Return a prompt that it can read: one to try, or a word it knows."""
-        if self.pipeline.stages[0].accepts.prompt == "none":
+        if not self.pipeline.reads_text:
             return ""
         known = self.pipeline.try_prompts or self.pipeline.vocabulary
         known = known or (TEXTS if self.pipeline.modality == "text" else ("",))
@@ -115,17 +115,18 @@ def _sound(answer: Any) -> tuple[Any, int]:
 
 def _sounds(new: Candidate, made: Sequence[Any]) -> str:
     """Refuse sounds of another length or rate, silence, and the same one for different seeds."""
-    first, rate = new.pipeline.stages[0], new.pipeline.sample_rate
+    options, rate = new.pipeline.lead.options, new.pipeline.sample_rate
     for number, (levels, found) in enumerate(made):
         asked = new.asked(number)
         if found != rate:
             raise SmokeFailed(f"{asked}: the sound has {found} Hz, not {rate}")
-        wanted = first.seconds and round(first.seconds * found)
+        seconds = options.get("seconds")
+        wanted = seconds and round(seconds * found)
         if not len(levels) or (wanted and abs(len(levels) - wanted) > 1):
             raise SmokeFailed(f"{asked}: the sound has {len(levels)} samples, not {wanted}")
         if (spread := swing(levels)) < SILENT:
             raise SmokeFailed(f"{asked}: the sound is silent, {spread} levels from low to high")
-        if first.temperature != 0:
+        if options.get("temperature") != 0:
             _differs(new, [one for one, _ in made], number, "sound")
     return f"{len(made)} sounds made at {rate} Hz, none silent, all different"
 

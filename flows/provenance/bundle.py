@@ -471,7 +471,7 @@ def _check_stages(index: Index, safe: Path) -> None:
             )
     folders = [safe / "versions" / stage.sha256 for stage in pipeline.stages]
     check_interfaces(list(zip(pipeline.stages, folders, strict=True)))
-    check_fit(pipeline.stages)
+    check_fit(pipeline)
 
 
 def _publish(index: Index, safe: Path, signer: str) -> Imported:

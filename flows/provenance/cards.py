@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import Environment, StrictUndefined
 
 from flows.evaluating.gate import Evaluation, GateReport
-from flows.recipe import Recipe, TrainingSpec
-from infra.pipelines import SAMPLING, Pipeline
+from flows.recipe import Recipe
+from flows.training.spec import TrainingSpec
+from infra.pipelines import Pipeline
 
 if TYPE_CHECKING:
     from infra.registry.registry import Version
@@ -48,9 +49,9 @@ PIPELINE: Final = """\
 {% endfor %}
 It makes {{ made[pipeline.modality] }}{% if pipeline.sample_rate %} at {{ pipeline.sample_rate }} Hz{% endif %}\
 {% if pipeline.abilities %} and can be asked for {{ pipeline.abilities|join(", ") }}{% endif %}.
-{% for stage in pipeline.stages %}{% for setting in sampling if stage[setting] is not none %}\
+{% for stage in pipeline.stages %}{% for setting, value in stage.options.items() %}\
 {% if loop.first %}
-`{{ stage.stage }}` is sampled with {% endif %}{{ setting.replace("_", " ") }} {{ "%g" % stage[setting] }}\
+`{{ stage.stage }}` is sampled with {% endif %}{{ setting.replace("_", " ") }} {{ "%g" % value }}\
 {{ "." if loop.last else ", " }}{% if loop.last %}
 
 {% endif %}{% endfor %}{% endfor %}
@@ -98,7 +99,6 @@ def pipeline_card(
         PIPELINE,
         recipe=recipe,
         pipeline=pipeline,
-        sampling=SAMPLING,
         made=MADE,
         data_identity=data_identity,
         evaluation=evaluation,

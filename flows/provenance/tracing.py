@@ -248,12 +248,13 @@ def redraw(found: Trace) -> bytes:
 
     receipt = found.receipt
     models = [load_model(registry().fetch(stage)) for stage in found.stages]
-    first = found.pipeline.stages[0].model_copy(
-        update={"steps": receipt.steps, "guidance": receipt.guidance}
-    )
-    stages = (first, *found.pipeline.stages[1:])
-    prompts = [receipt.prompt] if first.accepts.prompt == "text" else []
-    picture = draw(models, stages, prompts, [receipt.seed])[0]
+    lead = found.pipeline.lead
+    asked = lead.model_copy(update={"options": {**lead.options, **receipt.sampling}})
+    stages = tuple(asked if stage is lead else stage for stage in found.pipeline.stages)
+    prompts = [receipt.prompt] if found.pipeline.reads_text else []
+    picture = draw(
+        models, found.pipeline.model_copy(update={"stages": stages}), prompts, [receipt.seed]
+    )[0]
     image = to_image(picture)
     file = io.BytesIO()
     (image.convert("L") if picture.shape[0] == 1 else image).save(file, "PNG")

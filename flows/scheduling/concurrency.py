@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from flows import progress
-from flows.recipe import TrainingSpec
+from flows.training.spec import TrainingSpec
 from infra.repeating import repeating
 from infra.settings import settings
 

@@ -12,9 +12,10 @@ import time
 import torch
 
 from data.loaders import DatasetError, Loader, rows_in
-from flows.recipe import Stage, TrainingSpec
+from flows.recipe import Stage
 from flows.training import halting
 from flows.training.loop import Diverged, Loop
+from flows.training.spec import TrainingSpec
 from models.family import Trainable
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.loaders import Loader
-from flows.recipe import Optimizer, TrainingSpec
+from flows.recipe import Optimizer
 from flows.training import augmenting, halting, previews, starting, turns
 from flows.training.best import Best
 from flows.training.captured import Captured
@@ -31,6 +31,7 @@ from flows.training.ranks import Ranks
 from flows.training.rows import check_turns, rows_of
 from flows.training.run_folder import Fenced, RunFolder
 from flows.training.skips import SKIPPED, TOTAL, Skips
+from flows.training.spec import TrainingSpec
 from flows.training.validation import OnValidation, Validation
 from infra.storage import IntegrityError, faultpoint, write_json
 from models import describe, trainable

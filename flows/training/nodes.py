@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from flows.recipe import TrainingSpec
     from flows.training.run_folder import RunFolder
+    from flows.training.spec import TrainingSpec
 
 ROOT: Final = Path(__file__).parents[2]
 INSPECT_S: Final = 60.0

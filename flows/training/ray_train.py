@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flows.recipe import TrainingSpec
 from flows.training import halting
 from flows.training.journal import Progress, Reader, Reporter
 from flows.training.run_folder import RunFolder, locked
+from flows.training.spec import TrainingSpec
 from infra.storage import IntegrityError, atomic_write, verify
 
 FOLLOW_S: Final = 0.2

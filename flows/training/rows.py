@@ -1,6 +1,6 @@
 """How a batch is shared: among workers, their accumulated parts, and the turns of a player at one step."""
 
-from flows.recipe import TrainingSpec
+from flows.training.spec import TrainingSpec
 from models.family import Trainable
 
 

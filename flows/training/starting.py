@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data.loaders import facts_of, records
-from flows.recipe import Base, TrainingSpec
 from flows.training.optimizers import LOOKED_UP
+from flows.training.spec import Base, TrainingSpec
 from infra.documents import read_json
 from infra.storage import verify
 from models import configure, trainable

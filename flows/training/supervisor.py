@@ -5,13 +5,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from flows.recipe import TrainingSpec
 from flows.training import halting
 from flows.training.hearts import Hearts
 from flows.training.journal import Reporter
 from flows.training.nodes import Nodes, things
 from flows.training.room import NOTE_EVERY_S, Patience, Request, asked, bring, wait, wait_for_turn
 from flows.training.run_folder import RunFolder
+from flows.training.spec import TrainingSpec
 from infra.settings import settings
 from infra.stack.cluster import capacity, connect
 

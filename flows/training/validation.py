@@ -8,8 +8,8 @@ from typing import Final, TypeAlias
 import torch
 
 from data.loaders import Loader
-from flows.recipe import TrainingSpec
 from flows.training.checkpoints import generators, seed_generators, set_generators
+from flows.training.spec import TrainingSpec
 from models.family import Trainable
 
 OnValidation: TypeAlias = Callable[[int, float], None]

@@ -20,9 +20,9 @@ def work(config: dict[str, Any]) -> None:
     began = time.monotonic()
     import torch
 
-    from flows.recipe import TrainingSpec
     from flows.training.loop import PERMANENT, train
     from flows.training.run_folder import RunFolder
+    from flows.training.spec import TrainingSpec
 
     seconds["imports"] = time.monotonic() - began
     spec = TrainingSpec.model_validate_json(config["spec"])

@@ -18,11 +18,11 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 
-from flows.recipe import TrainingSpec
 from flows.training.journal import Progress, Reader, Reporter
 from flows.training.ray_train import fit
 from flows.training.room import Patience, Request, bring
 from flows.training.run_folder import RunFolder
+from flows.training.spec import TrainingSpec
 from flows.tuning.plan import Plan, Trial
 from infra.settings import settings
 from infra.stack.cluster import capacity

@@ -27,6 +27,12 @@ MOST_CHUNKS: Final = 100_000
 MOST_JSON: Final = 2**24  # bytes
 GENERATOR: Final = 2  # how a seed becomes noise: models/parts/noise.py; 1 was torch's generator
 
+OPTIONS: Final = (
+    *("steps", "guidance", "seconds", "max_tokens"),
+    *("temperature", "top_k", "top_p"),
+)
+"""Options of families that have a field of their own in a receipt."""
+
 Digest = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -80,6 +86,9 @@ class Receipt(Strict):
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    options: dict[str, Any] | None = None  # further ones of the family's, by name
+    entrance: str | None = None  # of the pipeline; None: generate
+    inputs: dict[str, Digest] | None = None  # sha256 of what else was given: a picture, a mask
     stop: tuple[str, ...] | None = None
     echo: bool | None = None  # whether the text begins with its prompt
     sample_rate: int | None = None  # of sound, Hz
@@ -90,6 +99,12 @@ class Receipt(Strict):
     created: AwareDatetime
     request_id: str
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{64} [0-9a-f]{128}$")] | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The options that it was drawn with, by name."""
+        known = {name: getattr(self, name) for name in OPTIONS}
+        return {k: v for k, v in {**known, **(self.options or {})}.items() if v is not None}
 
     @property
     def ascii_json(self) -> bytes:

@@ -205,11 +205,18 @@ class DDPM(Family):
 
     @property
     def inputs(self) -> Mapping[str, Port]:
-        """Return what it draws from: perhaps a text, and the low-resolution picture that it upscales."""
+        """Return what it draws from: perhaps a text, and the low-resolution picture that it upscales.
+
+        Of a picture with a mask only that is drawn where the mask is 1; the rest stays, bit by bit.
+        """
         c = self.config
-        if c.low_size is None:
-            return super().inputs
-        return {**super().inputs, "low": Port("pixels", (c.channels, c.low_size, c.low_size))}
+        low = {"low": Port("pixels", (c.channels, c.low_size, c.low_size))} if c.low_size else {}
+        return {
+            **super().inputs,
+            **low,
+            "image": Port("pixels", (c.channels, c.image_size, c.image_size), optional=True),
+            "mask": Port("mask", (1, c.image_size, c.image_size), optional=True),
+        }
 
     @property
     def capabilities(self) -> Capabilities:
@@ -303,6 +310,11 @@ class DDPM(Family):
         if config.low_size is not None:
             rows["low"] = 2 * request.given["low"].to(device) - 1
             rows["enlarged"] = super_resolution.enlarged(rows["low"], side)
+        if request.given.keys() & {"image", "mask"}:
+            if not request.given.keys() >= {"image", "mask"}:
+                raise ValueError("image: a picture is changed where a mask says so: give both")
+            rows["known"] = 2 * request.given["image"].to(device) - 1
+            rows["kept"] = 1 - request.given["mask"].to(device)
         return rows
 
     def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:
@@ -380,10 +392,17 @@ class DDPM(Family):
         return (self._picture(rows["x"], rows) + 1) / 2
 
     def _picture(self, x: Tensor, rows: Rows) -> Tensor:
-        """Return the pictures in [-1, 1] that x stands for, clipped."""
+        """Return the pictures in [-1, 1] that x stands for, clipped; what is known of them replaces it.
+
+        That, at every step, makes of any diffusion model one that fills in (Wang et al. 2022, arXiv:2212.00490, eq. 13
+        for the mask as its linear operator).
+        """
         if "enlarged" in rows:
             x = super_resolution.restored(x, rows["enlarged"], self.config.low_gain)
-        return x.clamp(-1, 1)
+        x = x.clamp(-1, 1)
+        if "kept" in rows:  # of rows in the same batch that know nothing it is 0
+            x = rows["kept"] * rows["known"] + (1 - rows["kept"]) * x
+        return x
 
     def _learned(self, picture: Tensor, rows: Rows) -> Tensor:
         """Return what is learned of pictures in [-1, 1]: themselves, or what they have over the low ones."""

@@ -1,12 +1,16 @@
 """Joining and parting rows of stepwise samplers: requests at different steps share a batch."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.family import Rows
+
+SPARSE: Final = frozenset({"known", "kept"})
+"""Tensors that some rows of a model have and others do not, for whom they would be zeros."""
 
 
 def join(parts: Sequence[Rows]) -> Rows:
@@ -17,9 +21,17 @@ def join(parts: Sequence[Rows]) -> Rows:
     """
     if not parts:
         raise ValueError("join needs at least one part")
-    if any(part.keys() != parts[0].keys() for part in parts):
+    if any(part.keys() - SPARSE != parts[0].keys() - SPARSE for part in parts):
         raise ValueError("rows of different models cannot be joined")
+    rare = {key: part[key] for part in parts for key in part.keys() & SPARSE}
+    parts = [{**_blank(rare, part), **part} for part in parts] if rare else parts
     return {key: _cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _blank(like: Rows, part: Rows) -> Rows:
+    """Return such tensors of zeros, one row for each of the part's."""
+    count = len(next(iter(part.values())))
+    return {key: value.new_zeros(count, *value.shape[1:]) for key, value in like.items()}
 
 
 def take(rows: Rows, index: Sequence[int] | Tensor) -> Rows:

@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from services.api.requests import Label, Strict
 from services.api.text_requests import prompts, prompts_schema
 from services.pipelines.payload import Embedded, EmbedWork, Prompt, Refused, Vectors
-from services.pipelines.request import Stages, refusal
+from services.pipelines.request import StageOf, refusal
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Deadline
 
@@ -31,7 +31,12 @@ class EmbeddingOrder(Strict):
 
 
 async def answer_embeddings(
-    stage: Stages, endpoint: Endpoint, order: EmbeddingOrder, timeout_s: float, *, ahead: bool
+    stage_of: StageOf,
+    endpoint: Endpoint,
+    order: EmbeddingOrder,
+    timeout_s: float,
+    *,
+    ahead: bool,
 ) -> Response:
     """Return the embeddings.
 
@@ -42,9 +47,11 @@ async def answer_embeddings(
     """
     endpoint.must("embeddings")
     async with Deadline(timeout_s):
-        pin = endpoint.pipeline.stages[0].pin
-        work = EmbedWork(pin=pin, texts=order.input, dimensions=order.dimensions, ahead=ahead)
-        found = await stage.embed(work)
+        pinned = endpoint.pipeline.stages[0]
+        work = EmbedWork(
+            pin=pinned.pin, texts=order.input, dimensions=order.dimensions, ahead=ahead
+        )
+        found = await stage_of(pinned).embed(work)
     if isinstance(found, Refused):
         found = Refused(found.kind, found.message, found.retry_after_s, found.param or "input")
         raise refusal(found)

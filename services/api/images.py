@@ -13,14 +13,14 @@ from services.gateway.errors import ApiError, invalid
 from services.media.answer_log import Samples
 from services.media.codecs import Sound, png
 from services.media.result_store import Files
-from services.pipelines.payload import Text
-from services.pipelines.request import Complete, Drawing, One, Sketch
+from services.pipelines.payload import GenerationSpec, Text
+from services.pipelines.request import Complete, One, Sketch
 from services.routing.canary import Step
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange, event
 
 
-def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> GenerationSpec:
     """Return what to draw with a version, after checking what depends on it.
 
     Raises:
@@ -28,20 +28,19 @@ def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     """
     pipeline = endpoint.pipeline
     endpoint.must("images")
-    first = pipeline.stages[0]
     if order.size not in {None, "auto", pipeline.size}:
         raise invalid(f"size: {endpoint.name} draws {pipeline.size}, got {order.size!r}", "size")
     prompts = caption(order.prompt, seeds, endpoint)
-    steps = order.sampler_steps if order.sampler_steps is not None else first.steps
+    asked = {"steps": order.sampler_steps, "guidance": order.scale}
+    steps = pipeline.options(asked).get("steps")
     if steps is not None and order.count * steps > LARGEST_COST:
         raise invalid(
             f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}", "steps"
         )
-    return Drawing(
+    return GenerationSpec(
         prompts=prompts,
         seeds=seeds,
-        steps=order.sampler_steps,
-        guidance=order.scale,
+        options={name: value for name, value in asked.items() if value is not None},
         previews=order.partial_images or 0,
     )
 
@@ -127,7 +126,7 @@ class PictureAnswer:
     def _entries(self, step: Step, made: Sequence[One]) -> list[dict[str, Any]]:
         """Return the answer's `data`: every picture with its receipt inside."""
         entries = []
-        for row, seed in enumerate(step.drawing.seeds):
+        for row, seed in enumerate(step.spec.seeds):
             file = stamped_png(self._exchange, step, row, made[row])
             if step.endpoint.stage == "production":
                 self._kept.keep(step.endpoint.name, step.endpoint.pipeline.sample, file)

@@ -21,8 +21,8 @@ from services.api.requests import (
 from services.api.speech import stamped_sound
 from services.api.text_requests import COMPLETION_TOKENS, LONGEST_TEXT
 from services.gateway.errors import invalid
-from services.pipelines.payload import LONGEST_S, Text
-from services.pipelines.request import Drawing, One
+from services.pipelines.payload import LONGEST_S, GenerationSpec, Text
+from services.pipelines.request import One
 from services.routing.canary import Step
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange
@@ -54,13 +54,13 @@ class SampleOrder(Order):
         return self.user or self.prompt
 
 
-def plan_samples(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+def plan_samples(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> GenerationSpec:
     """Return what to make with a version, after checking what depends on it.
 
     Raises:
         ApiError: 400 that names the parameter.
     """
-    pipeline, first = endpoint.pipeline, endpoint.pipeline.stages[0]
+    pipeline = endpoint.pipeline
     endpoint.must("samples")
     names = MEANINGFUL[pipeline.modality]
     for name in {one for many in MEANINGFUL.values() for one in many}.difference(names):
@@ -69,17 +69,17 @@ def plan_samples(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint)
                 f"{name}: {endpoint.name} makes {pipeline.modality} and takes {', '.join(names)}"
             )
             raise invalid(message, name)
-    asked = {name: getattr(order, name) for name in names}
+    asked = {name: value for name in names if (value := getattr(order, name)) is not None}
+    options = pipeline.options(asked)
     if pipeline.modality == "image":
-        steps = order.steps or first.steps
+        steps = options.get("steps")
         if steps is not None and order.count * steps > LARGEST_COST:
             message = f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}"
             raise invalid(message, "steps")
-    else:
-        asked = {n: getattr(first, n) if value is None else value for n, value in asked.items()}
+        options = asked  # rollouts tell requests apart by what was asked for
     if pipeline.modality == "text":
-        asked["max_tokens"] = asked["max_tokens"] or COMPLETION_TOKENS
-    return Drawing(prompts=_prompts(order, seeds, endpoint), seeds=seeds, **asked)
+        options.setdefault("max_tokens", COMPLETION_TOKENS)
+    return GenerationSpec(prompts=_prompts(order, seeds, endpoint), seeds=seeds, options=options)
 
 
 def _prompts(order: SampleOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ async def give_samples(exchange: Exchange) -> Response:
 
 
 def _entry(exchange: Exchange, step: Step, row: int, made: One) -> dict[str, Any]:
-    common = {"object": "sample", "index": row, "seed": step.drawing.seeds[row]}
+    common = {"object": "sample", "index": row, "seed": step.spec.seeds[row]}
     if isinstance(made, Text):
         receipt = exchange.receipt(step, row, made.text)
         return {

@@ -17,7 +17,7 @@ from services.api.requests import LONGEST_PROMPT, Seed, Strict, plain_text
 from services.api.text_requests import LONGEST_TEXT
 from services.gateway.errors import invalid
 from services.pipelines.payload import Dialogue, Refused, Scored, ScoreWork
-from services.pipelines.request import Stages, refusal
+from services.pipelines.request import StageOf, refusal
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Deadline
 
@@ -110,7 +110,12 @@ class ScoreOrder(Strict):
 
 
 async def answer_scores(
-    stage: Stages, endpoint: Endpoint, order: ScoreOrder, timeout_s: float, *, ahead: bool
+    stage_of: StageOf,
+    endpoint: Endpoint,
+    order: ScoreOrder,
+    timeout_s: float,
+    *,
+    ahead: bool,
 ) -> Response:
     """Return the likelihoods; while a rollout runs they are the champion's.
 
@@ -119,6 +124,7 @@ async def answer_scores(
     """
     pipeline = endpoint.pipeline
     endpoint.must("scores")
+    pinned = pipeline.stages[-1]
     works = []
     for one in order.input:
         if one.modality != pipeline.modality:
@@ -130,7 +136,7 @@ async def answer_scores(
             raise invalid(f"input: {error}", "input") from None
         works.append(
             ScoreWork(
-                pin=pipeline.stages[-1].pin,
+                pin=pinned.pin,
                 content=content,
                 record=one.record,
                 caption=order.caption,
@@ -141,7 +147,7 @@ async def answer_scores(
     data = []
     async with Deadline(timeout_s):
         for index, work in enumerate(works):
-            found = await stage.score(work)
+            found = await stage_of(pinned).score(work)
             if isinstance(found, Refused):
                 param = found.param or "input"
                 raise refusal(Refused(found.kind, found.message, found.retry_after_s, param))

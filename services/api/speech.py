@@ -17,8 +17,8 @@ from services.api.requests import Absent, Label, Order, one_line
 from services.gateway.errors import ApiError
 from services.media.codecs import Sound
 from services.media.encoders import Levels, encoded, pcm, stretched
-from services.pipelines.payload import LONGEST_S
-from services.pipelines.request import Complete, Drawing, One
+from services.pipelines.payload import LONGEST_S, GenerationSpec
+from services.pipelines.request import Complete, One
 from services.routing.canary import Step
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange, event
@@ -78,7 +78,7 @@ class SpeechOrder(Order):
         return self.response_format or DEFAULT
 
 
-def plan_speech(order: SpeechOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+def plan_speech(order: SpeechOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> GenerationSpec:
     """Return what to say with a version; a model that learned labels reads the input as one.
 
     Raises:
@@ -91,13 +91,11 @@ def plan_speech(order: SpeechOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     if order.voice not in voices:
         message = f"voice: {endpoint.name} has one voice, `default`; got {order.voice!r}"
         raise ApiError(400, message, code="invalid_value", param="voice")
-    first = pipeline.stages[0]
-    return Drawing(
+    return GenerationSpec(
         prompts=caption(order.input, seeds, endpoint, "input", LONGEST_INPUT),
         seeds=seeds,
-        seconds=first.seconds if order.seconds is None else order.seconds,
+        options=pipeline.options({"seconds": order.seconds, "temperature": order.temperature}),
         speed=None if order.speed == 1 else order.speed,
-        temperature=first.temperature if order.temperature is None else order.temperature,
     )
 
 

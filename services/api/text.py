@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from fastapi.responses import JSONResponse, Response
 
-from infra.pipelines import PinnedStage
 from services.api.logprobs import said_of, written_of
 from services.api.text_requests import (
     COMPLETION_TOKENS,
@@ -19,8 +18,8 @@ from services.api.text_requests import (
     TextOrder,
 )
 from services.gateway.errors import ApiError, invalid
-from services.pipelines.payload import Piece, Text, Told
-from services.pipelines.request import Complete, Drawing
+from services.pipelines.payload import GenerationSpec, Piece, Text, Told
+from services.pipelines.request import Complete
 from services.routing.canary import Step
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange, event
@@ -28,7 +27,9 @@ from services.routing.request_session import Exchange, event
 DONE: Final = b"data: [DONE]\n\n"
 
 
-def plan_completion(order: CompletionOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+def plan_completion(
+    order: CompletionOrder, seeds: tuple[int, ...], endpoint: Endpoint
+) -> GenerationSpec:
     """Return what to write with a version: every prompt n times, with the same seeds whatever stands beside it.
 
     Raises:
@@ -36,17 +37,16 @@ def plan_completion(order: CompletionOrder, seeds: tuple[int, ...], endpoint: En
     """
     endpoint.must("completions")
     _check_together(order)
-    first = endpoint.pipeline.stages[0]
-    room = first.max_tokens or COMPLETION_TOKENS
+    options = _options(order, endpoint, max_tokens=order.max_tokens, logprobs=order.logprobs)
+    options.setdefault("max_tokens", COMPLETION_TOKENS)
     asked = [prompt for prompt in order.prompt for _ in seeds]
-    return Drawing(
+    return GenerationSpec(
         prompts=tuple(prompt for prompt in asked if isinstance(prompt, str)),
         prompt_tokens=tuple(prompt for prompt in asked if not isinstance(prompt, str)),
         seeds=seeds * len(order.prompt),
-        max_tokens=room if order.max_tokens is None else order.max_tokens,
-        logprobs=order.logprobs,
+        options=options,
+        stop=order.stop,
         echo=bool(order.echo),
-        **_sampling(order, first),
     )
 
 
@@ -62,28 +62,27 @@ def _check_together(order: CompletionOrder) -> None:
         raise invalid(f"{message}, got {order.best_of} with n {order.count}", "best_of")
 
 
-def plan_turn(order: ChatOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> Drawing:
+def plan_turn(order: ChatOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> GenerationSpec:
     """Return what to say with a version.
 
     Raises:
         ApiError: 400, it does not chat.
     """
     endpoint.must("chat")
-    first = endpoint.pipeline.stages[0]
-    return Drawing(
+    most = order.max_completion_tokens or order.max_tokens
+    logprobs = (order.top_logprobs or 0) if order.logprobs else None
+    return GenerationSpec(
         dialogues=(order.dialogue,) * len(seeds),
         seeds=seeds,
-        max_tokens=order.max_completion_tokens or order.max_tokens or first.max_tokens,
-        logprobs=(order.top_logprobs or 0) if order.logprobs else None,
-        **_sampling(order, first),
+        options=_options(order, endpoint, max_tokens=most, logprobs=logprobs),
+        stop=order.stop,
     )
 
 
-def _sampling(order: TextOrder, stage: PinnedStage) -> dict[str, Any]:
-    """Return how tokens are drawn: as the request says, else as the pipeline does."""
-    asked = {name: getattr(order, name) for name in ("temperature", "top_p", "top_k")}
-    found = {n: getattr(stage, n) if value is None else value for n, value in asked.items()}
-    return {**found, "stop": order.stop}
+def _options(order: TextOrder, endpoint: Endpoint, **asked: Any) -> dict[str, Any]:
+    """Return how text is written: as the request says, else as the pipeline does."""
+    drawn = {name: getattr(order, name) for name in ("temperature", "top_p", "top_k")}
+    return endpoint.pipeline.options({**drawn, **asked})
 
 
 class TextAnswer:
@@ -110,7 +109,7 @@ class TextAnswer:
                     **(said if self._chats else {"text": text.text}),
                     "logprobs": self._logprobs(step, text.logprobs, 0),
                     "finish_reason": text.reason,
-                    "seed": step.drawing.seeds[row],
+                    "seed": step.spec.seeds[row],
                     "receipt": self._receipt(step, row, text.text),
                 }
             )
@@ -150,14 +149,14 @@ class TextAnswer:
         assert isinstance(progress, Complete)
         for row, text in _texts(progress):
             receipt = self._receipt(step, row, text.text)
-            facts = {"seed": step.drawing.seeds[row], "receipt": receipt}
+            facts = {"seed": step.spec.seeds[row], "receipt": receipt}
             yield chunk(row, "", finish_reason=text.reason, **facts)
         if self._order.usage:
             yield event({**common, "choices": [], "usage": self._usage(progress)})
 
     def _logprobs(self, step: Step, tokens: Sequence[Told], start: int) -> dict[str, Any] | None:
         """Return how likely the tokens were, the first of which begins `start` characters into the text."""
-        if step.drawing.logprobs is None:
+        if "logprobs" not in step.spec.options:
             return None
         return said_of(tokens) if self._chats else written_of(tokens, start)
 

@@ -7,6 +7,7 @@ from infra.pipelines import Ability, Pipeline
 
 SAYS: Final[Mapping[Ability, str]] = {
     "images": "pictures at /v1/images/generations",
+    "edits": "changed pictures at /v1/images/edits",
     "speech": "sound at /v1/audio/speech",
     "completions": "text at /v1/completions",
     "chat": "chat at /v1/chat/completions",
@@ -16,6 +17,7 @@ SAYS: Final[Mapping[Ability, str]] = {
 }
 CAPABILITIES: Final[Mapping[Ability, str]] = {
     "images": "image_generation",
+    "edits": "image_edits",
     "speech": "audio_speech",
     "completions": "completions",
     "chat": "chat_completions",
@@ -28,14 +30,14 @@ CAPABILITIES: Final[Mapping[Ability, str]] = {
 
 def card(pipeline: Pipeline) -> dict[str, Any]:
     """Return what /v1/models says of it."""
-    first = pipeline.stages[0]
+    options = pipeline.lead.options
     found: dict[str, Any] = {
         "modality": pipeline.modality,
         "capabilities": [CAPABILITIES[one] for one in pipeline.able],
         "abilities": list(pipeline.able),
         "reads_text": pipeline.reads_text,
-        "steps": first.steps,
-        "guidance": first.guidance,
+        "steps": options.get("steps"),
+        "guidance": options.get("guidance"),
         "stages": [stage.pin.ref for stage in pipeline.stages],
         "try_prompts": list(pipeline.try_prompts),
     }
@@ -43,10 +45,10 @@ def card(pipeline: Pipeline) -> dict[str, Any]:
         found["size"] = pipeline.size
     if pipeline.modality == "audio":
         found["sample_rate"] = pipeline.sample_rate
-        found["seconds"] = first.seconds
+        found["seconds"] = options.get("seconds")
         found["response_formats"] = ["mp3", "opus", "aac", "flac", "wav", "pcm"]
     if pipeline.modality == "text":
-        found["max_tokens"] = first.max_tokens
-        found["temperature"] = first.temperature
+        found["max_tokens"] = options.get("max_tokens")
+        found["temperature"] = options.get("temperature")
         found["tokenizer"] = pipeline.tokenizer and pipeline.tokenizer.model_dump()
     return found

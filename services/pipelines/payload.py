@@ -4,8 +4,11 @@ Shape letters: N samples of a request, C channels, H and W pixels, T sound sampl
 """
 
 import math
+import re
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,40 +29,59 @@ Reason: TypeAlias = Literal["stop", "length"]
 """Why a text ended: by itself or at a stop string, or for want of room."""
 
 LONGEST_S: Final = 60.0  # of sound, all samples of a request together
-NAMED: Final = (
-    *("steps", "guidance", "seconds", "max_tokens"),
-    *("temperature", "top_k", "top_p", "logprobs", "stop"),
-)
-"""Fields of a request that a family may refuse by name."""
+Array: TypeAlias = NDArray[Any]
+"""One row a sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One request's samples at one stage: a row a seed. None always leaves it to the family."""
+class GenerationSpec:
+    """What a caller asks for, from the body of his request to the rows of a model: a sample a seed."""
 
-    pin: Pin
     seeds: tuple[int, ...]
-    prompts: tuple[str, ...] = ()  # one a seed; empty for a stage without text
+    entrance: str = "generate"  # of the pipeline
+    prompts: tuple[str, ...] = ()  # one a seed; empty where nothing is asked for
     prompt_tokens: tuple[tuple[int, ...], ...] = ()  # one a seed, in place of prompts
     dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
-    steps: int | None = None
-    guidance: float | None = None
-    low: Pictures | None = None  # for a stage that upscales
-    seconds: float | None = None  # of sound
-    max_tokens: int | None = None  # of text
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    given: Mapping[str, Array] = field(default_factory=dict)  # other inputs, by name
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the family, by name; none is None
+    speed: float | None = None  # of sound, once it is made
     stop: tuple[str, ...] = ()  # strings that end a text and are not part of it
-    logprobs: int | None = None  # of text: log p of each token and of so many likeliest ones
     echo: bool = False  # the prompt before its text, with the logprobs of its tokens where they are asked for
-    pieces: bool = False  # text as it is written
     previews: int = 0  # estimates of pictures to show on the way, evenly spaced over the steps
-    within_s: float = math.inf  # what is not done by then is nobody's any more
+    until: float = math.inf  # by time.monotonic of this process, when nobody waits for it any more
     ahead: bool = False  # before all that waits: a version is tried, not used
     once: bool = (
         False  # not again on another replica when one is lost: perhaps this work is what killed it
     )
+
+    @property
+    def within_s(self) -> float:
+        """How long it may take from now on."""
+        return max(0.0, self.until - time.monotonic())
+
+    @property
+    def texts(self) -> dict[str, tuple[Any, ...]]:
+        """What it says, in the one of three forms that it says it in; empty where it says nothing."""
+        names = ("prompts", "prompt_tokens", "dialogues")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    def asked(self, row: int) -> str:
+        """Return what row `row` was asked for, in words."""
+        if self.dialogues:
+            return "\n".join(f"{role}: {text}" for role, text in self.dialogues[row])
+        if self.prompt_tokens:
+            return " ".join(map(str, self.prompt_tokens[row]))
+        return self.prompts[row] if self.prompts else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTask:
+    """What one stage is to make of a request."""
+
+    pin: Pin
+    spec: GenerationSpec  # the stage's own: its inputs, its options, and seeds that are its node's alone
+    pieces: bool = False  # text as it is written
+    within_s: float = math.inf  # what is not done by then is nobody's any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +124,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """All pictures of a Work, in the order of its seeds."""
+    """All pictures of a StageTask, in the order of its seeds."""
 
     pictures: Pictures
     warnings: tuple[str, ...] = ()  # what of the request was not read
@@ -110,7 +132,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Sounded:
-    """All sounds of a Work, in the order of its seeds."""
+    """All sounds of a StageTask, in the order of its seeds."""
 
     sounds: Sounds
     sample_rate: int  # Hz
@@ -119,7 +141,7 @@ class Sounded:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """All texts of a Work, in the order of its seeds."""
+    """All texts of a StageTask, in the order of its seeds."""
 
     texts: tuple[Text, ...]
     prompt_tokens: tuple[int, ...]  # how many, one a seed
@@ -134,7 +156,7 @@ class EmbedWork:
     pin: Pin
     texts: tuple[Prompt, ...]
     dimensions: int | None = None  # that an embedding must have; None: whatever it has
-    ahead: bool = False  # see Work
+    ahead: bool = False  # see GenerationSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +177,7 @@ class ScoreWork:
     record: Dialogue = ()
     caption: str | None = None
     seed: int = 0  # of what the family draws for it: grey levels to bits, a latent code
-    ahead: bool = False  # see Work
+    ahead: bool = False  # see GenerationSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +191,9 @@ class Scored:
 
 def named(message: str) -> str | None:
     """Return the field that a family's refusal begins with, if it does."""
-    word = message.partition(" ")[0].rstrip(":")
-    return word if word in NAMED else None
+    found = re.match(r"([a-z][a-z0-9_]*)(?=: | must )", message)
+    texts = {"prompts": "prompt", "prompt_tokens": "prompt", "dialogues": "messages"}
+    return found and texts.get(found[1], found[1])
 
 
 @dataclass(frozen=True, slots=True)

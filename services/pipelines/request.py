@@ -1,7 +1,5 @@
 """What is to be made, what is seen on the way and what comes out, whatever the modality."""
 
-import math
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -10,59 +8,21 @@ from infra.pipelines import PinnedStage, Pipeline
 from services.gateway.errors import ApiError, invalid
 from services.media.codecs import Bitmap, Sound
 from services.pipelines.payload import (
-    Dialogue,
     Embedded,
     EmbedWork,
     Event,
+    GenerationSpec,
     Piece,
     Refused,
     Scored,
     ScoreWork,
+    StageTask,
     Text,
-    Work,
 )
 from services.pipelines.payload import Made as Samples
 
 One: TypeAlias = Bitmap | Sound | Text
 """A finished sample."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """What to make: a sample a seed. None leaves it to the pipeline, and it to the family."""
-
-    prompts: tuple[str, ...] = ()  # one a seed; empty where nothing is asked for
-    prompt_tokens: tuple[tuple[int, ...], ...] = ()  # one a seed, in place of prompts
-    dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
-    seeds: tuple[int, ...]
-    steps: int | None = None
-    guidance: float | None = None
-    seconds: float | None = None
-    speed: float | None = None  # of the sound once it is made
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    echo: bool = False
-    previews: int = 0
-    until: float = math.inf  # by time.monotonic, when nobody waits for it any more
-    ahead: bool = False  # see Work
-    once: bool = False  # see Work
-
-    @property
-    def within_s(self) -> float:
-        """How long it may take from now on."""
-        return max(0.0, self.until - time.monotonic())
-
-    def asked(self, row: int) -> str:
-        """Return what row `row` was asked for, in words."""
-        if self.dialogues:
-            return "\n".join(f"{role}: {text}" for role, text in self.dialogues[row])
-        if self.prompt_tokens:
-            return " ".join(map(str, self.prompt_tokens[row]))
-        return self.prompts[row] if self.prompts else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +55,11 @@ Progress: TypeAlias = Sketch | Piece | Complete
 class Stages(Protocol):
     """A stage, in this process or behind a handle."""
 
-    async def draw(self, work: Work) -> Samples | Refused:
-        """Return all samples of `work`, or why there are none."""
+    async def draw(self, task: StageTask) -> Samples | Refused:
+        """Return all samples of `task`, or why there are none."""
         ...
 
-    def watch(self, work: Work) -> AsyncGenerator[Event]:
+    def watch(self, task: StageTask) -> AsyncGenerator[Event]:
         """Yield previews, then the samples or why there are none."""
         ...
 
@@ -119,7 +79,7 @@ StageOf: TypeAlias = Callable[[PinnedStage], Stages]
 class Maker(Protocol):
     """Makes what a pipeline names."""
 
-    async def draw(self, pipeline: Pipeline, drawing: Drawing) -> Complete:
+    async def draw(self, pipeline: Pipeline, spec: GenerationSpec) -> Complete:
         """Return the samples.
 
         Raises:
@@ -127,7 +87,7 @@ class Maker(Protocol):
         """
         ...
 
-    def watch(self, pipeline: Pipeline, drawing: Drawing) -> AsyncGenerator[Progress]:
+    def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `draw`."""
         ...
 

@@ -15,7 +15,7 @@ from services.pipelines.payload import (
     Refused,
     Scored,
     ScoreWork,
-    Work,
+    StageTask,
 )
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Remote:
         self._handle = handle
         self._methods: dict[str, Any] = {}  # a handle each, made once: Serve makes one a look-up
 
-    async def draw(self, work: Work) -> Made | Refused:
-        """Return all samples of `work`, or why there are none; a lost replica's work is done again."""
-        answer: Made | Refused = await self._ask("draw", work, once=work.once)
+    async def draw(self, task: StageTask) -> Made | Refused:
+        """Return all samples of `task`, or why there are none; a lost replica's work is done again."""
+        answer: Made | Refused = await self._ask("draw", task, once=task.spec.once)
         return answer
 
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
@@ -75,7 +75,7 @@ class Remote:
             await _pause(attempt)
         return Refused("stopped", "no replica could be reached")
 
-    async def watch(self, work: Work) -> AsyncGenerator[Event]:
+    async def watch(self, task: StageTask) -> AsyncGenerator[Event]:
         """Yield what is seen on the way, then the samples; begun again only while nothing was shown.
 
         Raises:
@@ -84,9 +84,9 @@ class Remote:
         from ray.exceptions import RayActorError, RayError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-        for attempt in range(1 if work.once else ATTEMPTS):
+        for attempt in range(1 if task.spec.once else ATTEMPTS):
             begun = False
-            events: Any = self._method("watch", stream=True).remote(work)
+            events: Any = self._method("watch", stream=True).remote(task)
             try:
                 async for event in events:
                     if isinstance(event, Refused) and event.kind == "stopped":

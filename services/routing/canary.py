@@ -15,15 +15,15 @@ import numpy as np
 from infra.ledger.rollout_rules import Arm, Tally, bucket
 from services.gateway.errors import ApiError, logger
 from services.media.codecs import Sound
-from services.pipelines.payload import Piece, Text
-from services.pipelines.request import Complete, Drawing, Maker, One, Progress
+from services.pipelines.payload import GenerationSpec, Piece, Text
+from services.pipelines.request import Complete, Maker, One, Progress
 from services.routing.endpoints import Endpoint, Rollout, Route
 from services.routing.observer import Observer, asked, look
 
 MIRRORED: Final = 4  # shadow requests under way; more are left out
 FAULTS: Final = (ApiError, RuntimeError, ValueError, TypeError, LookupError, OSError)
 
-Planning: TypeAlias = Callable[[Endpoint], Drawing]
+Planning: TypeAlias = Callable[[Endpoint], GenerationSpec]
 """What a request wants of a version; raises 400 where the version cannot."""
 
 
@@ -32,7 +32,7 @@ class Step:
     """What happened, and which version did it."""
 
     endpoint: Endpoint
-    drawing: Drawing
+    spec: GenerationSpec
     progress: Progress
 
 
@@ -77,17 +77,17 @@ class Arms:
     ) -> AsyncGenerator[Step]:
         if rollout is not None and rollout.place == "shadow" and not route.chosen:
             rollout = None  # counted where both arms draw
-        drawing, began = planning(route.endpoint), time.perf_counter()
+        spec, began = planning(route.endpoint), time.perf_counter()
         try:
-            async with aclosing(self._progress(route.endpoint, drawing, whole)) as events:
+            async with aclosing(self._progress(route.endpoint, spec, whole)) as events:
                 async for progress in events:
-                    step = Step(route.endpoint, drawing, progress)
+                    step = Step(route.endpoint, spec, progress)
                     if rollout is not None and isinstance(progress, Complete):
                         seconds = time.perf_counter() - began if whole else None
                         if rollout.place == "shadow":
                             self._mirror(rollout, route, planning, step, progress.made, seconds)
                         else:
-                            await self._saw(rollout, "champion", drawing, progress.made, seconds)
+                            await self._saw(rollout, "champion", spec, progress.made, seconds)
                     yield step
         except ApiError as error:
             if rollout is not None and error.status >= 500:
@@ -124,9 +124,9 @@ class Arms:
             else:
                 self._failed(rollout, "challenger", error)
 
-        def again(endpoint: Endpoint) -> Drawing:
-            drawing = planning(endpoint)  # sketches that were shown stay the only ones
-            return replace(drawing, previews=0) if sketched else drawing
+        def again(endpoint: Endpoint) -> GenerationSpec:
+            spec = planning(endpoint)  # sketches that were shown stay the only ones
+            return replace(spec, previews=0) if sketched else spec
 
         async with aclosing(self._champion(None, route, again, whole)) as steps:
             async for step in steps:
@@ -140,8 +140,8 @@ class Arms:
         if endpoint is None:
             raise ApiError(503, "the challenger's files cannot be had", code="unavailable")
         began, until = time.perf_counter(), time.monotonic() + self._patience_s
-        drawing = replace(planning(endpoint), once=True, until=until)
-        async with aclosing(self._progress(endpoint, drawing, whole)) as events:
+        spec = replace(planning(endpoint), once=True, until=until)
+        async with aclosing(self._progress(endpoint, spec, whole)) as events:
             while True:
                 async with asyncio.timeout_at(until):  # asyncio's clock is the monotonic one
                     progress = await anext(events, None)
@@ -149,17 +149,17 @@ class Arms:
                     return
                 if isinstance(progress, Complete):
                     seconds = time.perf_counter() - began if whole else None
-                    if await self._saw(rollout, "challenger", drawing, progress.made, seconds):
+                    if await self._saw(rollout, "challenger", spec, progress.made, seconds):
                         raise _Defective
-                yield Step(endpoint, drawing, progress)
+                yield Step(endpoint, spec, progress)
 
     async def _progress(
-        self, endpoint: Endpoint, drawing: Drawing, whole: bool
+        self, endpoint: Endpoint, spec: GenerationSpec, whole: bool
     ) -> AsyncGenerator[Progress]:
         if whole:
-            yield await self._maker.draw(endpoint.pipeline, drawing)
+            yield await self._maker.draw(endpoint.pipeline, spec)
             return
-        async with aclosing(self._maker.watch(endpoint.pipeline, drawing)) as seen:
+        async with aclosing(self._maker.watch(endpoint.pipeline, spec)) as seen:
             async for progress in seen:
                 yield progress
 
@@ -178,7 +178,7 @@ class Arms:
             return
 
         async def compare() -> None:
-            await self._saw(rollout, "champion", step.drawing, made, seconds)
+            await self._saw(rollout, "champion", step.spec, made, seconds)
             try:
                 async for other in self._challenger(rollout, route.challenger, planning, True):
                     assert isinstance(other.progress, Complete)
@@ -201,20 +201,20 @@ class Arms:
         self,
         rollout: Rollout,
         arm: Arm,
-        drawing: Drawing,
+        spec: GenerationSpec,
         made: Sequence[One],
         seconds: float | None,
     ) -> bool:
         """Count an arm's samples; returns whether they are not to be shown."""
         looks = await asyncio.to_thread(lambda: [look(one) for one in made])
-        seeds = (0,) * len(made) if drawing.temperature == 0 else drawing.seeds
-        wanted = [asked(seed, drawing.asked(row)) for row, seed in enumerate(seeds)]
-        nothing_asked = drawing.max_tokens == 0  # of text
+        seeds = (0,) * len(made) if spec.options.get("temperature") == 0 else spec.seeds
+        wanted = [asked(seed, spec.asked(row)) for row, seed in enumerate(seeds)]
+        nothing_asked = spec.options.get("max_tokens") == 0  # of text
         flat = not nothing_asked and any(one.flat for one in looks)
         repeated = self._observer.repeated(rollout, arm, looks, wanted)
         tally = Tally(requests=1, flat=flat, repeated=repeated)
         if seconds is not None:
-            tally.latencies = {shape(drawing): {bucket(seconds): 1}}
+            tally.latencies = {shape(spec): {bucket(seconds): 1}}
         self._observer.count(rollout, arm, tally)
         return flat or repeated
 
@@ -225,12 +225,12 @@ class Arms:
         self._observer.count(rollout, arm, Tally(requests=1, failures=1, not_finite=broken))
 
 
-def shape(drawing: Drawing) -> str:
+def shape(spec: GenerationSpec) -> str:
     """Return what makes a request longer than another, whichever version answers: "4 samples, 20 steps"."""
-    count = len(drawing.seeds)
+    count = len(spec.seeds)
     parts = ["1 sample" if count == 1 else f"{count} samples"]
     for name in ("steps", "seconds", "max_tokens"):
-        if (value := getattr(drawing, name)) is not None:
+        if (value := spec.options.get(name)) is not None:
             parts.append(f"{value:g} {name.removeprefix('max_')}")
     return ", ".join(parts)
 

@@ -6,18 +6,22 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from infra.receipts import provenance
-from infra.receipts.receipts import GENERATOR, Receipt, StageReceipt
+from infra.receipts.receipts import GENERATOR, OPTIONS, Receipt, StageReceipt
 from infra.receipts.signing import Signing
 from services.gateway.errors import ApiError, logger
-from services.pipelines.request import Complete, Drawing
+from services.pipelines.payload import GenerationSpec
+from services.pipelines.request import Complete
 from services.routing.canary import Arms, Planning, Step
 from services.routing.endpoints import Endpoint, Route
+
+UNSAID: Final = frozenset({"logprobs"})
+"""Options that no receipt has: they change nothing of what is made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ class Exchange:
     def _deadline(self) -> "Deadline":
         return Deadline(self.timeout_s, self.began)
 
-    def _planned(self, endpoint: Endpoint) -> Drawing:
+    def _planned(self, endpoint: Endpoint) -> GenerationSpec:
         """Return what the request wants of a version, by when, and whether it goes before others."""
         until, ahead = self.began + self.timeout_s, from_the_house(self.request)
         return replace(self.planning(endpoint), until=until, ahead=ahead)
@@ -110,9 +114,9 @@ class Exchange:
         return provenance.sign(self._facts(step, row), made, self.signing, beside=beside)
 
     def _facts(self, step: Step, row: int) -> Receipt:
-        endpoint, drawing = step.endpoint, step.drawing
-        first = endpoint.pipeline.stages[0]
-        image = endpoint.pipeline.modality == "image"
+        endpoint, spec = step.endpoint, step.spec
+        drawn = endpoint.pipeline.options(spec.options)
+        options = {name: value for name, value in drawn.items() if name not in UNSAID}
         return Receipt(
             endpoint=endpoint.name,
             version=endpoint.ref,
@@ -123,22 +127,17 @@ class Exchange:
                 StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
                 for stage in endpoint.pipeline.stages
             ),
-            prompt=drawing.prompts[row] if drawing.prompts else "",
-            prompt_tokens=drawing.prompt_tokens[row] if drawing.prompt_tokens else None,
-            messages=drawing.dialogues[row] if drawing.dialogues else None,
-            seed=drawing.seeds[row],
+            prompt=spec.prompts[row] if spec.prompts else "",
+            prompt_tokens=spec.prompt_tokens[row] if spec.prompt_tokens else None,
+            messages=spec.dialogues[row] if spec.dialogues else None,
+            seed=spec.seeds[row],
             generator=GENERATOR,
-            steps=first.steps if image and drawing.steps is None else drawing.steps,
-            guidance=first.guidance if image and drawing.guidance is None else drawing.guidance,
             size=endpoint.pipeline.size,
-            seconds=drawing.seconds,
-            speed=drawing.speed,
-            max_tokens=drawing.max_tokens,
-            temperature=drawing.temperature,
-            top_k=drawing.top_k,
-            top_p=drawing.top_p,
-            stop=drawing.stop or None,
-            echo=drawing.echo or None,
+            speed=spec.speed,
+            **{name: value for name, value in options.items() if name in OPTIONS},
+            options={k: v for k, v in options.items() if k not in OPTIONS} or None,
+            stop=spec.stop or None,
+            echo=spec.echo or None,
             sample_rate=endpoint.pipeline.sample_rate,
             created=self.created,
             request_id=self.request_id,

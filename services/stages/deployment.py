@@ -23,6 +23,7 @@ from services.pipelines.payload import (
     Embedded,
     EmbedWork,
     Event,
+    GenerationSpec,
     Made,
     Piece,
     Preview,
@@ -31,8 +32,8 @@ from services.pipelines.payload import (
     Scored,
     ScoreWork,
     Sounded,
+    StageTask,
     Text,
-    Work,
     Written,
     named,
 )
@@ -112,62 +113,67 @@ class Stage:
         for pin in pins:
             await self._load(pin)
 
-    async def draw(self, work: Work) -> Made | Refused:
-        """Return the samples of `work`, or why there are none."""
-        ready = await self._ready(work)
+    async def draw(self, task: StageTask) -> Made | Refused:
+        """Return the samples of `task`, or why there are none."""
+        ready = await self._ready(task)
         if isinstance(ready, Refused):
             return ready
-        return ready.with_warnings(await self._drawn(ready.held, ready.work))
+        return ready.with_warnings(await self._drawn(ready))
 
-    async def watch(self, work: Work) -> AsyncGenerator[Event]:
+    async def watch(self, task: StageTask) -> AsyncGenerator[Event]:
         """Yield previews or pieces of text as they come, then the samples or why there are none."""
-        ready = await self._ready(work)
+        ready = await self._ready(task)
         if isinstance(ready, Refused):
             yield ready
             return
-        for echo in ready.echoes if work.pieces else ():
+        for echo in ready.echoes if task.pieces else ():
             if echo.text or echo.logprobs:
                 yield echo
-        events = self._follow(ready.held, ready.work)
+        events = self._follow(ready)
         async with aclosing(events):  # at once when the client goes
             async for event in events:
                 yield ready.with_warnings(event)
 
-    async def _ready(self, work: Work) -> "_Ready | Refused":
+    async def _ready(self, task: StageTask) -> "_Ready | Refused":
         """Return what a request needs before it may wait for the engine, or why it must not."""
-        held = await self._load(work.pin)
+        held = await self._load(task.pin)
         if held is None:
-            return self._missing(work.pin)
+            return self._missing(task.pin)
         from services.stages.unknown_words import understood
 
-        read = partial(understood, held.model, work, self._unknown_words)
-        known = read() if _letters(work) <= SHORT else await asyncio.to_thread(read)
+        read = partial(understood, held.model, task, self._unknown_words)
+        known = read() if _letters(task.spec) <= SHORT else await asyncio.to_thread(read)
         if isinstance(known, Refused):
             return known
-        work, warnings = known
-        if refused := _check(held, work):
+        task, warnings = known
+        try:
+            request = _request(held, task.spec)
+        except ValueError as error:
+            return Refused("invalid", str(error), param=named(str(error)))
+        if refused := _check(held, task, request):
             return refused
-        echoes = await self._echoed(held, work)
+        echoes = await self._echoed(held, task.spec)
         if isinstance(echoes, Refused):
             return echoes
-        return _Ready(held, work, echoes, warnings)
+        return _Ready(held, task, request, echoes, warnings)
 
-    async def _echoed(self, held: "Held", work: Work) -> tuple[Piece, ...] | Refused:
+    async def _echoed(self, held: "Held", spec: GenerationSpec) -> tuple[Piece, ...] | Refused:
         """Return the prompts of a text, one a seed, with how likely their tokens are where that is asked for."""
         from services.stages.scoring import recall
         from services.stages.token_logprobs import echoes
 
-        prompts: tuple[Prompt, ...] = work.prompts or work.prompt_tokens
+        prompts: tuple[Prompt, ...] = spec.prompts or spec.prompt_tokens
+        logprobs = spec.options.get("logprobs")
         recalled: dict[Prompt, Any] = {}
-        if _recalls(work):
+        if _recalls(spec):
             known = tuple(dict.fromkeys(prompts))
-            rows = await self._ask(partial(next, recall(held.model, known)), work.ahead)
+            rows = await self._ask(partial(next, recall(held.model, known)), spec.ahead)
             if isinstance(rows, Refused):
                 return rows
-            recalled = {} if work.logprobs is None else dict(zip(known, rows, strict=True))
-        if not work.echo:
+            recalled = {} if logprobs is None else dict(zip(known, rows, strict=True))
+        if not spec.echo:
             return ()
-        return await asyncio.to_thread(echoes, held.model, prompts, recalled, work.logprobs or 0)
+        return await asyncio.to_thread(echoes, held.model, prompts, recalled, logprobs or 0)
 
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
         """Return an embedding a text, or why there are none; some texts at a time, between two sampler steps."""
@@ -291,12 +297,13 @@ class Stage:
             self._engine.cancel(question)
         return Refused(found.kind, found.message) if isinstance(found, Failed) else found
 
-    async def _drawn(self, held: "Held", work: Work) -> Made | Refused:
+    async def _drawn(self, ready: "_Ready") -> Made | Refused:
         """Return a request's samples; they are put together in the engine's thread, and told of once."""
         from services.stages.scheduler import Failed, Finished
 
-        if work.max_tokens == 0:  # the prompt alone
-            return _prompts_alone(held, work)
+        held, spec = ready.held, ready.task.spec
+        if spec.options.get("max_tokens") == 0:  # the prompt alone
+            return _prompts_alone(held, spec)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Failed | None] = loop.create_future()
         made: dict[int, Any] = {}
@@ -308,12 +315,12 @@ class Stage:
         def deliver(result: "Result") -> None:
             if isinstance(result, Finished):
                 made[result.row] = result.made
-                if len(made) == len(work.seeds):
+                if len(made) == len(spec.seeds):
                     loop.call_soon_threadsafe(settle, None)
             elif isinstance(result, Failed):
                 loop.call_soon_threadsafe(settle, result)
 
-        ticket = self._submit(held, work, deliver)
+        ticket = self._submit(ready, deliver)
         if isinstance(ticket, Refused):
             return ticket
         try:
@@ -321,14 +328,15 @@ class Stage:
         finally:
             self._engine.cancel(ticket)  # the client has gone, or it is over anyway
         if failed is not None:
-            return _refused(held, work, failed)
-        return _together(held, work, [made[row] for row in range(len(work.seeds))])
+            return _refused(held, spec, failed)
+        return _together(held, spec, [made[row] for row in range(len(spec.seeds))])
 
-    async def _follow(self, held: "Held", work: Work) -> AsyncGenerator[Event]:
+    async def _follow(self, ready: "_Ready") -> AsyncGenerator[Event]:
         from services.stages.scheduler import Failed, Finished
 
-        if work.max_tokens == 0:  # the prompt alone
-            yield _prompts_alone(held, work)
+        held, spec = ready.held, ready.task.spec
+        if spec.options.get("max_tokens") == 0:  # the prompt alone
+            yield _prompts_alone(held, spec)
             return
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[Result] = asyncio.Queue()
@@ -336,47 +344,46 @@ class Stage:
         def deliver(result: "Result") -> None:
             loop.call_soon_threadsafe(results.put_nowait, result)
 
-        ticket = self._submit(held, work, deliver)
+        ticket = self._submit(ready, deliver)
         if isinstance(ticket, Refused):
             yield ticket
             return
         made: dict[int, Any] = {}
         try:
-            while len(made) < len(work.seeds):
+            while len(made) < len(spec.seeds):
                 for result in await _all_there(results):
                     if isinstance(result, Failed):
-                        yield _refused(held, work, result)
+                        yield _refused(held, spec, result)
                         return
                     if isinstance(result, Finished):
                         made[result.row] = result.made
                     else:
                         yield _on_the_way(result)
-            yield _together(held, work, [made[row] for row in range(len(work.seeds))])
+            yield _together(held, spec, [made[row] for row in range(len(spec.seeds))])
         finally:
             self._engine.cancel(ticket)  # the client has gone, or it is over anyway
 
-    def _submit(
-        self, held: "Held", work: Work, deliver: "Callable[[Result], None]"
-    ) -> "Ticket | Refused":
+    def _submit(self, ready: "_Ready", deliver: "Callable[[Result], None]") -> "Ticket | Refused":
         """Queue a request's rows, or return why they may not be queued."""
         from services.stages.scheduler import Full, TooLong
 
+        task, spec = ready.task, ready.task.spec
         try:
             return self._engine.submit(
-                held.model,
-                _request(work),
+                ready.held.model,
+                ready.request,
                 deliver,
-                previews=work.previews,
-                pieces=work.pieces,
-                stops=work.stop,
-                buckets=held.buckets,
-                within_s=work.within_s,
-                ahead=work.ahead,
+                previews=spec.previews,
+                pieces=task.pieces,
+                stops=spec.stop,
+                buckets=ready.held.buckets,
+                within_s=task.within_s,
+                ahead=spec.ahead,
             )
         except Full as full:
             return Refused("full", str(full), full.retry_after_s)
         except TooLong as long:
-            return _too_long(held, work, str(long))
+            return _too_long(ready.held, spec, str(long))
         except RuntimeError as error:
             return Refused("stopped", str(error))
 
@@ -386,7 +393,8 @@ class _Ready:
     """A request that may wait for the engine."""
 
     held: "Held"
-    work: Work
+    task: StageTask
+    request: "Request"
     echoes: tuple[Piece, ...]
     warnings: tuple[str, ...]
 
@@ -421,27 +429,27 @@ async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
     return kept
 
 
-def _refused(held: "Held", work: Work, failed: "Failed") -> Refused:
+def _refused(held: "Held", spec: GenerationSpec, failed: "Failed") -> Refused:
     if failed.kind == "too_long":
-        return _too_long(held, work, failed.message)
+        return _too_long(held, spec, failed.message)
     return Refused(failed.kind, failed.message)
 
 
-def _prompts_alone(held: "Held", work: Work) -> Made:
+def _prompts_alone(held: "Held", spec: GenerationSpec) -> Made:
     """Return the answer to who asks for no token."""
-    return _together(held, work, [Text("", 0, "length")] * len(work.seeds))
+    return _together(held, spec, [Text("", 0, "length")] * len(spec.seeds))
 
 
-def _too_long(held: "Held", work: Work, why: str) -> Refused:
+def _too_long(held: "Held", spec: GenerationSpec, why: str) -> Refused:
     """Refuse what takes too long, by the parameter that makes it so."""
-    count = f"{len(work.seeds)} x " if len(work.seeds) > 1 else ""
+    count = f"{len(spec.seeds)} x " if len(spec.seeds) > 1 else ""
     config = held.model.config
     for param in ("seconds", "steps"):
-        value = getattr(work, param) or getattr(config, param, None)
+        value = spec.options.get(param) or getattr(config, param, None)
         if value is not None:
             message = f"{param}: {count}{value:g} is too much, {why}; ask for less"
             return Refused("too_long", message, param=param)
-    return Refused("too_long", f"n: {len(work.seeds)} is too much, {why}", param="n")
+    return Refused("too_long", f"n: {len(spec.seeds)} is too much, {why}", param="n")
 
 
 def _on_the_way(result: "Result") -> Preview | Piece:
@@ -453,68 +461,71 @@ def _on_the_way(result: "Result") -> Preview | Piece:
     return Preview(row=result.row, index=result.index, picture=result.picture)
 
 
-def _request(work: Work) -> "Request":
+def _request(held: "Held", spec: GenerationSpec) -> "Request":
+    """Return what the model is asked; pictures and masks are brought to the size that it takes."""
     import torch
+    from torch.nn import functional as F
 
     from models.family import Request
 
+    given = {}
+    for name, array in spec.given.items():
+        rows = torch.from_numpy(array.copy())
+        port = held.model.inputs.get(name)
+        if port and port.kind in {"pixels", "mask"} and rows.shape[1:] != port.shape:
+            rows = F.interpolate(rows, [size or 1 for size in port.shape[1:]], mode="area")
+        given[name] = rows
     return Request(
-        seeds=work.seeds,
-        prompts=work.prompts,
-        prompt_tokens=work.prompt_tokens,
-        dialogues=work.dialogues,
-        given={} if work.low is None else {"low": torch.from_numpy(work.low.copy())},
-        steps=work.steps,
-        guidance=work.guidance,
-        seconds=work.seconds,
-        max_tokens=work.max_tokens,
-        temperature=work.temperature,
-        top_k=work.top_k,
-        top_p=work.top_p,
-        logprobs=work.logprobs,
+        seeds=spec.seeds,
+        prompts=spec.prompts,
+        prompt_tokens=spec.prompt_tokens,
+        dialogues=spec.dialogues,
+        given=given,
+        options=spec.options,
     )
 
 
-def _letters(work: Work) -> int:
+def _letters(spec: GenerationSpec) -> int:
     """Return how many characters there are to read."""
-    texts = {*work.prompts, *(text for dialogue in work.dialogues for _, text in dialogue)}
+    texts = {*spec.prompts, *(text for dialogue in spec.dialogues for _, text in dialogue)}
     return sum(map(len, texts))
 
 
-def _recalls(work: Work) -> bool:
+def _recalls(spec: GenerationSpec) -> bool:
     """Return whether the prompt itself is to be rated, or to be read and nothing else."""
-    return work.max_tokens == 0 or (work.echo and work.logprobs is not None)
+    options = spec.options
+    return options.get("max_tokens") == 0 or (spec.echo and "logprobs" in options)
 
 
-def _check(held: "Held", work: Work) -> Refused | None:
+def _check(held: "Held", task: StageTask, request: "Request") -> Refused | None:
     """Refuse what the model cannot draw before it waits in the queue."""
-    able = held.model.capabilities
+    able, spec = held.model.capabilities, task.spec
     if not held.finite:
-        return Refused("not_finite", f"{work.pin.ref} has weights that are not finite")
+        return Refused("not_finite", f"{task.pin.ref} has weights that are not finite")
     try:
-        held.model.check(_request(work))
+        held.model.check(request)
     except ValueError as error:
         return Refused("invalid", str(error), param=named(str(error)))
-    if _recalls(work) and not able.recalls:
+    if _recalls(spec) and not able.recalls:
         why = "this model's text does not go on from its prompt, whose tokens have no likelihood"
-        if work.max_tokens == 0:
+        if spec.options.get("max_tokens") == 0:
             return Refused("invalid", f"max_tokens: {why}; ask for 1 at least", param="max_tokens")
         return Refused("invalid", f"logprobs: {why}; leave echo out", param="logprobs")
-    seconds = getattr(held.model.config, "seconds", None) if work.seconds is None else work.seconds
-    if able.modality == "audio" and seconds and len(work.seeds) * seconds > LONGEST_S:
+    seconds = spec.options.get("seconds", getattr(held.model.config, "seconds", None))
+    if able.modality == "audio" and seconds and len(spec.seeds) * seconds > LONGEST_S:
         message = (
-            f"seconds: n x seconds is at most {LONGEST_S:g}, got {len(work.seeds)} x {seconds:g}"
+            f"seconds: n x seconds is at most {LONGEST_S:g}, got {len(spec.seeds)} x {seconds:g}"
         )
         return Refused("invalid", message, param="seconds")
-    if work.prompts and able.modality != "text":
+    if spec.prompts and able.modality != "text":
         try:
-            held.model.encode(work.prompts)
+            held.model.encode(spec.prompts)
         except ValueError as error:
             return Refused("invalid", str(error), param="prompt")
     return None
 
 
-def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
+def _together(held: "Held", spec: GenerationSpec, made: Sequence[Any]) -> Made:
     """Return a request's finished rows as one answer."""
     import numpy as np
 
@@ -526,8 +537,8 @@ def _together(held: "Held", work: Work, made: Sequence[Any]) -> Made:
     if modality == "audio":
         return Sounded(np.stack(made), held.model.config.sample_rate)
     texts: list[Text] = list(made)
-    asked: list[tuple[Prompt, ...]] = [(prompt,) for prompt in work.prompts or work.prompt_tokens]
-    asked += [tuple(text for _, text in dialogue) for dialogue in work.dialogues]
+    asked: list[tuple[Prompt, ...]] = [(prompt,) for prompt in spec.prompts or spec.prompt_tokens]
+    asked += [tuple(text for _, text in dialogue) for dialogue in spec.dialogues]
     known: dict[tuple[Prompt, ...], int] = {}
     for one in asked:
         if one not in known:

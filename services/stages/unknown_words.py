@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from models.family import Family
 from models.parts import words
-from services.pipelines.payload import Prompt, Refused, Work
+from services.pipelines.payload import Prompt, Refused, StageTask
 
 Rule: TypeAlias = Literal["refuse", "map"]
 SHOWN = 10  # in a warning
@@ -32,18 +32,22 @@ def read(
     return (f"never learned, and not read: {shown}{more}",)
 
 
-def understood(model: Family, work: Work, rule: Rule) -> tuple[Work, tuple[str, ...]] | Refused:
-    """Return the work as the model can read it, with warnings of what it cannot, or why it is refused."""
-    texts = [*work.prompts, *(text for dialogue in work.dialogues for _, text in dialogue)]
-    warnings = read(model, texts, rule, None if work.dialogues else "prompt")
+def understood(
+    model: Family, task: StageTask, rule: Rule
+) -> tuple[StageTask, tuple[str, ...]] | Refused:
+    """Return the task as the model can read it, with warnings of what it cannot, or why it is refused."""
+    spec = task.spec
+    texts = [*spec.prompts, *(text for dialogue in spec.dialogues for _, text in dialogue)]
+    warnings = read(model, texts, rule, None if spec.dialogues else "prompt")
     if isinstance(warnings, Refused) or not warnings or model.capabilities.modality == "text":
-        return warnings if isinstance(warnings, Refused) else (work, warnings)
-    known = {prompt: known_part(model, prompt) for prompt in work.prompts}
+        return warnings if isinstance(warnings, Refused) else (task, warnings)
+    known = {prompt: known_part(model, prompt) for prompt in spec.prompts}
     if not all(known.values()):  # nothing is left to draw
         refused = read(model, [one for one in known if not known[one]], "refuse", "prompt")
         assert isinstance(refused, Refused)
         return refused
-    return replace(work, prompts=tuple(known[prompt] for prompt in work.prompts)), warnings
+    read_as = replace(spec, prompts=tuple(known[prompt] for prompt in spec.prompts))
+    return replace(task, spec=read_as), warnings
 
 
 def known_part(model: Family, caption: str) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from data.loaders import everything, read_header
 from flows.evaluating import pictures
 from flows.evaluating.gate import Evaluation, GateReport, check
-from flows.evaluating.pipeline import interface
+from flows.evaluating.pipeline import ports
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from infra.pipelines import PinnedStage, Pipeline
@@ -63,10 +63,10 @@ def judged(digits: Digits, recipe: str, sampler: Callable[[str, int], Tensor]) -
     asked = [name for name in digits.names for _ in range(SEEDS)]
     drawn = torch.stack([sampler(name, row % SEEDS) for row, name in enumerate(asked)])
     model = VAE(VAE.presets["tiny"]).eval()
-    accepts, gives = interface(describe(model))
+    inputs, outputs = ports(describe(model))
     stage = PinnedStage(
         stage="vae", name="toy.vae", version=1, sha256="0" * 64, family="vae",
-        accepts=accepts, gives=gives,
+        inputs=inputs, outputs=outputs,
     )  # fmt: skip
     found = pictures.score(
         [pictures.packed(drawn)],

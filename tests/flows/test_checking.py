@@ -57,7 +57,7 @@ def test_every_recipe_in_the_box_measures_what_its_gate_asks_for(path: Path) -> 
         (
             "shapes",
             "stages.base.image_size=8",
-            "stages: base gives 8x8 pictures of 3 channels, but",
+            "stages: upsampler takes pixels 3x16x16 as low, but base.pixels is pixels 3x8x8",
         ),
         ("shapes", "data.name=shape", "data.name: unknown dataset 'shape'; choose one of shapes"),
         ("shapes", "stages.base.family=gpt", "stages.base: gpt learns no image, and shapes is"),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.recipe import TrainingSpec
 from flows.training.loop import Diverged
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
+from flows.training.spec import TrainingSpec
 from infra.storage import verify
 from models import build
 from models.classical.naive_bayes import NaiveBayes

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flows.drift import DriftReport, Sample, TooFew, compare, kept
 from flows.reports.drift import write_page
-from infra.pipelines import Accepts, Gives, PinnedStage
+from infra.pipelines import PinnedStage
 from infra.receipts.receipts import Receipt, attach
 from infra.settings import settings
 from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig
@@ -114,8 +114,8 @@ def test_answers_that_a_user_wished_otherwise_or_another_version_drew_do_not_cou
         version=1,
         sha256="c" * 64,
         family="ddpm",
-        accepts=Accepts(prompt="text"),
-        gives=Gives(picture=(3, 8, 8)),
+        inputs={"text": "text"},
+        outputs={"pixels": "pixels 3x8x8"},
         interface="i" * 64,
         steps=12,
         guidance=3.0,

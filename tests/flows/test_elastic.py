@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 import models
-from flows.recipe import Resources, TrainingSpec
+from flows.recipe import Resources
 from flows.training.loop import train
 from flows.training.nodes import Thing, inspect, things
 from flows.training.ranks import Ranks
 from flows.training.run_folder import RunFolder
+from flows.training.spec import TrainingSpec
 from tests.flows.training_kit import TOY, prepare, spec_of, train_without_ray
 
 

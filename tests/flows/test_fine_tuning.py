@@ -17,11 +17,12 @@ from flows.context import training_spec
 from flows.provenance.bases import base_of, version_of
 from flows.provenance.lineage import graph_of
 from flows.provenance.pruning import pieces
-from flows.recipe import Base, Recipe, RecipeError, TrainingSpec, load
+from flows.recipe import Recipe, RecipeError, load
 from flows.train import check_specs, publish, work_of
 from flows.training import starting
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
+from flows.training.spec import Base, TrainingSpec
 from infra.registry.registry import RegistryError, Version
 from infra.settings import settings
 from infra.storage import seal

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from flows.evaluating.pipeline import load_model
-from flows.recipe import Resources, TrainingSpec
+from flows.recipe import Resources
 from flows.training.captured import Captured
 from flows.training.ranks import Ranks
 from flows.training.ray_train import fit
+from flows.training.spec import TrainingSpec
 from models import FAMILIES
 from models.parts import noise
 from tests.flows.shared_batches import learned_by_gradients

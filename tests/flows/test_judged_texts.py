@@ -23,7 +23,7 @@ from flows.evaluating.sheets import lines_of, of_texts, spectrogram
 from flows.evaluating.written import copied
 from flows.recipe import Evaluation
 from flows.training.previews import png_of_samples
-from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
+from infra.pipelines import PinnedStage, Pipeline
 from models.family import Family, Record
 from models.language.transformer import Transformer
 from tests.flows.modalities_kit import (
@@ -45,13 +45,14 @@ SPEC = Evaluation(bootstrap=20, gallery=4)
 
 def pipeline_of(model: Family, **changes: Any) -> Pipeline:
     kind = model.capabilities.modality
-    gives = Gives(modality=kind, tokenizer="a" * 16 if kind == "text" else None,
-                  sample_rate=RATE if kind == "audio" else None)  # fmt: skip
+    reads = model.capabilities.condition == "text"
     stage = PinnedStage(
         stage="toy", name="toy.toy", version=1, sha256="0" * 64, family="toy",
-        accepts=Accepts(prompt=model.capabilities.condition), gives=gives, **changes,
+        inputs={"text": "text"} if reads else {},
+        outputs={"text": "text"} if kind == "text" else {"sound": f"sound * of {RATE} Hz"},
+        **changes,
     )  # fmt: skip
-    rate = gives.sample_rate
+    rate = RATE if kind == "audio" else None
     return Pipeline(endpoint="toy", modality=kind, stages=(stage,), vocabulary=(), sample_rate=rate)
 
 
@@ -60,7 +61,7 @@ def judged(model: Family, prepared: Path, **changes: Any) -> Judged:
     module = judging(pipeline.modality)
     prompts, seeds = module.requests(pipeline, prepared, SPEC)
     parts = [
-        module.packed(draw([model], pipeline.stages, prompts[part], seeds[part]))
+        module.packed(draw([model], pipeline, prompts[part], seeds[part]))
         for part in (slice(0, 3), slice(3, None))
     ]
     return module.score(
@@ -204,7 +205,7 @@ def test_held_out_sound_is_rated_up_to_where_it_ends_and_can_be_heard(hums: Path
     assert sorted(ours.files) == ["gallery.png", *(f"samples/0{n}.wav" for n in range(4))]
     x_T, rate = soundfile.read(io.BytesIO(ours.files["samples/02.wav"]))
     assert (rate, len(x_T)) == (RATE, 400)
-    made = draw([fitted], pipeline_of(fitted).stages, [], [2])[0]
+    made = draw([fitted], pipeline_of(fitted), [], [2])[0]
     assert np.abs(x_T - made.numpy()).max() < 1e-4
 
 

@@ -1,28 +1,27 @@
 """Pipelines of sound and text beside those of pictures: what they say of themselves, and what fits together."""
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from flows.evaluating.pipeline import (
+    MODALITIES,
     StageMismatch,
     abilities,
     asked,
     check_fit,
     draw,
-    interface,
     interface_hash,
     joined,
+    ports,
 )
 from flows.recipe import Stage
-from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
+from infra.pipelines import PinnedStage, Pipeline
 from models import FAMILIES, describe, trainable
-from models.diffusion.ddpm import DDPM
+from models.ports import Port
 
 OLD = {  # as it was written before there were other modalities
     "format": 1, "endpoint": "toy", "vocabulary": ["red"], "image_size": [8, 8], "sample": 0.0, "try_prompts": [],
@@ -34,31 +33,26 @@ OLD = {  # as it was written before there were other modalities
 }  # fmt: skip
 
 
-def pinned(name: str, accepts: Accepts, gives: Gives, **settings: Any) -> PinnedStage:
+def pinned(
+    name: str, inputs: dict[str, str], outputs: dict[str, str], **settings: Any
+) -> PinnedStage:
     return PinnedStage(
-        stage=name, name=f"toy.{name}", version=1, sha256="0" * 64, family="x", accepts=accepts, gives=gives,
+        stage=name, name=f"toy.{name}", version=1, sha256="0" * 64, family="x", inputs=inputs, outputs=outputs,
         **settings,
     )  # fmt: skip
 
 
 def test_a_pipeline_of_pictures_that_was_written_before_is_read() -> None:
     pipeline = Pipeline.model_validate(OLD)
-    assert pipeline.modality == pipeline.stages[0].gives.modality == "image"
+    [stage] = pipeline.stages
+    assert (stage.inputs, stage.outputs) == ({"text": "text"}, {"pixels": "pixels 3x8x8"})
+    assert stage.options == {"steps": 2}
+    assert stage.interface is None, "it was a hash of what format 2 has not"
+    assert pipeline.entrances["generate"].nodes["base"].salt == "", (
+        "a seed is still the same picture"
+    )
     assert (pipeline.abilities, pipeline.sample_rate, pipeline.image_size) == ((), None, (8, 8))
     assert Pipeline.model_validate_json(pipeline.model_dump_json()) == pipeline
-
-
-def test_a_pipeline_of_pictures_keeps_the_interface_that_it_was_pinned_with() -> None:
-    """The hashes were taken before `Gives` had a modality: another one would refuse every version made until then."""
-    tiny = DDPM.presets["tiny"]
-    captioned = dataclasses.replace(tiny, vocabulary=("red", "square"))
-    upscaling = dataclasses.replace(tiny, image_size=16, low_size=8, text="none", attention=0)
-    vae = trainable("vae")
-    found = [
-        interface_hash(describe(model))
-        for model in (DDPM(captioned), DDPM(upscaling), vae(vae.presets["tiny"]))
-    ]
-    assert found == ["4a5e1d6be099fb70", "c2577115fee1d927", "4cadbb3f7724634d"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -66,12 +60,8 @@ def test_every_family_says_what_it_gives_and_can_be_asked_for(name: str) -> None
     model = trainable(name)(trainable(name).presets["tiny"])
     able = model.capabilities
     config = describe(model)
-    _, gives = interface(config)
-    assert gives.modality == able.modality
-    told = [gives.picture, gives.sample_rate, gives.tokenizer]
-    assert [value is not None for value in told] == [
-        able.modality == kind for kind in ("image", "audio", "text")
-    ]
+    [port] = ports(config)[1].values()
+    assert MODALITIES[Port.parse(port).kind] == able.modality
     found = set(abilities(config))
     assert found, "a family that can be asked for nothing cannot be served"
     assert ("images" in found) == (able.modality == "image")
@@ -81,30 +71,22 @@ def test_every_family_says_what_it_gives_and_can_be_asked_for(name: str) -> None
 
 
 def test_stages_of_different_modalities_are_refused_by_naming_both() -> None:
-    words = pinned("words", Accepts(prompt="text"), Gives(modality="text", tokenizer="a" * 16))
-    sound = pinned("sound", Accepts(prompt="none"), Gives(modality="audio", sample_rate=8000))
-    finer = pinned(
-        "finer",
-        Accepts(prompt="none", sample_rate=16000),
-        Gives(modality="audio", sample_rate=24000),
-    )
-    voice = pinned(
-        "voice",
-        Accepts(prompt="none", tokenizer="a" * 16),
-        Gives(modality="audio", sample_rate=8000),
-    )
-    check_fit([words, voice])
+    words = pinned("words", {"text": "text"}, {"text": "text"})
+    sound = pinned("sound", {}, {"sound": "sound * of 8000 Hz"})
+    finer = pinned("finer", {"rough": "sound * of 16000 Hz"}, {"sound": "sound * of 24000 Hz"})
     with pytest.raises(
         StageMismatch,
-        match=r"toy\.sound:1 gives sound of 8000 Hz, but toy\.finer:1 takes sound of 16000 Hz",
+        match=r"finer takes sound \* of 16000 Hz as rough, but sound.sound is sound \* of 8000 Hz",
     ):
-        check_fit([sound, finer])
-    with pytest.raises(StageMismatch, match=r"gives text by tokenizer a{16}, but .* takes sound"):
-        check_fit([words, finer])
-    with pytest.raises(
-        StageMismatch, match=r"toy\.voice:1 takes text by tokenizer a{16}: no stage"
-    ):
-        check_fit([voice])
+        check_fit(piped(sound, finer))
+    with pytest.raises(StageMismatch, match=r"as rough, but words.text is text"):
+        check_fit(piped(words, finer))
+    with pytest.raises(StageMismatch, match="as rough from nothing, but there is nothing yet"):
+        check_fit(piped(finer))
+
+
+def piped(*stages: PinnedStage, modality: Any = "audio") -> Pipeline:
+    return Pipeline(endpoint="toy", modality=modality, stages=stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +100,6 @@ class Writer:
 
     capabilities: Able
     told: list[Any] = field(default_factory=list)
-    names: ClassVar[Sequence[str]] = ("max_tokens", "temperature", "top_k", "top_p", "seconds")
 
     def sample(self, request: Any) -> Tensor:
         self.told.append(request)
@@ -127,19 +108,21 @@ class Writer:
 
 def test_a_stage_is_sampled_as_it_is_pinned_and_who_chats_is_asked_by_dialogues() -> None:
     settings = {"max_tokens": 5, "temperature": 0.8, "top_k": 3, "top_p": 0.9, "seconds": None}
-    stage = pinned("gpt", Accepts(prompt="text"), Gives(modality="text", tokenizer="a"), **settings)
+    stage = pinned("gpt", {"text": "text"}, {"text": "text"}, **settings)
     plain, chatting = Writer(Able(chats=False)), Writer(Able(chats=True))
     for writer in (plain, chatting):
         request: Any = asked(writer, stage, ["hello"], [3])  # type: ignore[arg-type]
-        assert {name: getattr(request, name) for name in writer.names} == settings
+        assert request.options == {k: v for k, v in settings.items() if v is not None}
     assert asked(plain, stage, ["hello"], [3]).prompts == ("hello",)  # type: ignore[arg-type]
     assert request.prompts == ()
     assert request.dialogues == ((("user", "hello"),),)
 
 
 def test_texts_of_several_batches_end_where_each_ends() -> None:
-    stage = pinned("gpt", Accepts(prompt="none"), Gives(modality="text", tokenizer="a"))
-    rows = draw([Writer(Able(chats=False))], [stage], [], [2, 4, 3], rows_at_once=1)  # type: ignore[list-item]
+    stage = pinned("gpt", {}, {"text": "text"})
+    rows = draw(
+        [Writer(Able(chats=False))], piped(stage, modality="text"), [], [2, 4, 3], rows_at_once=1
+    )  # type: ignore[list-item]
     assert rows.tolist() == [[7, 7, -1, -1], [7, 7, 7, 7], [7, 7, 7, -1]]
     assert joined([torch.ones(1, 2), torch.ones(1, 3)], 0).tolist() == [[1, 1, 0], [1, 1, 1]]
 

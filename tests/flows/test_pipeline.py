@@ -13,8 +13,8 @@ from flows.evaluating.pipeline import (
     check_fit,
     check_interfaces,
     draw,
-    interface,
     interface_hash,
+    ports,
 )
 from flows.evaluating.speed import cost_per_sample
 from flows.recipe import Evaluation
@@ -32,10 +32,10 @@ def model(**changes: object) -> DDPM:
 
 
 def pinned(stage: str, of: DDPM, **changes: object) -> PinnedStage:
-    accepts, gives = interface(describe(of))
+    inputs, outputs = ports(describe(of))
     values = {
         "stage": stage, "name": f"toy.{stage}", "version": 1, "sha256": "0" * 64, "family": "ddpm",
-        "accepts": accepts, "gives": gives, "steps": 2, "guidance": 1.0,
+        "inputs": inputs, "outputs": outputs, "steps": 2, "guidance": 1.0,
     }  # fmt: skip
     return PinnedStage.model_validate({**values, **changes})
 
@@ -44,33 +44,41 @@ BASE = model(vocabulary=WORDS)
 UPSAMPLER = model(image_size=16, low_size=8, text="none", attention=0)
 
 
+def piped(*stages: PinnedStage) -> Pipeline:
+    return Pipeline(endpoint="toy", stages=stages, image_size=(16, 16))
+
+
+CASCADE = piped(pinned("base", BASE), pinned("upsampler", UPSAMPLER))
+
+
 def test_what_a_stage_accepts_and_gives_follows_from_its_config() -> None:
-    assert pinned("base", BASE).accepts.prompt == "text"
-    assert pinned("base", BASE).gives.picture == (3, 8, 8)
-    assert pinned("upsampler", UPSAMPLER).accepts.picture == (3, 8, 8)
-    assert pinned("upsampler", UPSAMPLER).accepts.prompt == "none"
+    kept = {"image": "pixels? 3x8x8", "mask": "mask? 1x8x8"}
+    assert pinned("base", BASE).inputs == {"text": "text?", **kept}
+    assert pinned("base", BASE).outputs == {"pixels": "pixels 3x8x8"}
+    assert pinned("upsampler", UPSAMPLER).inputs["low"] == "pixels 3x8x8"
+    assert "text" not in pinned("upsampler", UPSAMPLER).inputs
 
 
 def test_stages_that_do_not_fit_are_refused_by_naming_both() -> None:
     other = pinned("upsampler", model(image_size=32, low_size=16, text="none", attention=0))
     with pytest.raises(
-        StageMismatch, match=r"toy\.base:1 gives 8x8 .* but toy\.upsampler:1 takes 16x16"
+        StageMismatch,
+        match=r"upsampler takes pixels 3x16x16 as low, but base.pixels is pixels 3x8x8",
     ):
-        check_fit([pinned("base", BASE), other])
-    with pytest.raises(StageMismatch, match="no stage stands before it"):
-        check_fit([other])
-    check_fit([pinned("base", BASE), pinned("upsampler", UPSAMPLER)])
+        check_fit(piped(pinned("base", BASE), other))
+    with pytest.raises(StageMismatch, match="as low from nothing, but there is nothing yet"):
+        check_fit(piped(other))
+    check_fit(CASCADE)
 
 
 def test_a_cascade_draws_upscaled_pictures_that_a_seed_fixes() -> None:
-    stages = [pinned("base", BASE), pinned("upsampler", UPSAMPLER)]
     prompts = ["red square", "red red", "square"]
-    first = draw([BASE, UPSAMPLER], stages, prompts, [1, 2, 3])
+    first = draw([BASE, UPSAMPLER], CASCADE, prompts, [1, 2, 3])
     assert first.shape == (3, 3, 16, 16)
     assert first.isfinite().all()
-    again = draw([BASE, UPSAMPLER], stages, prompts, [1, 2, 3], rows_at_once=2)
+    again = draw([BASE, UPSAMPLER], CASCADE, prompts, [1, 2, 3], rows_at_once=2)
     torch.testing.assert_close(first, again, atol=1e-4, rtol=0)
-    other = draw([BASE, UPSAMPLER], stages, prompts, [4, 5, 6])
+    other = draw([BASE, UPSAMPLER], CASCADE, prompts, [4, 5, 6])
     assert (first - other).abs().max() > 0.05
 
 
@@ -111,7 +119,7 @@ def test_a_stage_s_interface_is_what_its_neighbours_rely_on(tmp_path: Path) -> N
 
 def test_a_picture_s_cost_grows_with_its_steps() -> None:
     few, many = (
-        cost_per_sample([BASE], [pinned("base", BASE, steps=steps)], ["red square"])
+        cost_per_sample([BASE], piped(pinned("base", BASE, steps=steps)), ["red square"])
         for steps in (2, 60)
     )
     for name in ("seconds_per_sample", "cpu_seconds_per_sample"):

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import RecipeError, Resources, TrainingSpec, load
+from flows.recipe import RecipeError, Resources, load
+from flows.training.spec import TrainingSpec
 
 RECIPES = sorted((Path(__file__).parents[2] / "flows/recipes").glob("*.yaml"))
 SHAPES = next(path for path in RECIPES if path.stem == "shapes")

@@ -9,10 +9,10 @@ import torch
 
 import models
 from data.loaders import facts_of
-from flows.recipe import TrainingSpec
 from flows.train import check_specs
 from flows.training import validation
 from flows.training.ray_train import Trained, fit
+from flows.training.spec import TrainingSpec
 from models import build, configure, trainable
 from tests.data import prepare_kit
 from tests.flows.sequences_kit import BIGRAM, LINEAR

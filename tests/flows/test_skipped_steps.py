@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import models
-from flows.recipe import TrainingSpec
 from flows.training.loop import Diverged
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
 from flows.training.skips import Skips
+from flows.training.spec import TrainingSpec
 from infra.storage import verify
 from tests.flows.training_kit import SICK, prepare, spec_of, train_without_ray
 

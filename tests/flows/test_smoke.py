@@ -16,7 +16,7 @@ from PIL import Image
 from flows.promotion.smoke import draws_once, own_key, smoke
 from flows.promotion.smoke_checks import Candidate, SmokeFailed
 from infra.keys import Keys
-from infra.pipelines import Accepts, Gives, PinnedStage, Pipeline
+from infra.pipelines import PinnedStage, Pipeline
 from infra.settings import settings
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
@@ -30,8 +30,8 @@ def candidate(number: int) -> Candidate:
         version=number,
         sha256="0" * 64,
         family="ddpm",
-        accepts=Accepts(prompt="text"),
-        gives=Gives(picture=(3, SIDE, SIDE)),
+        inputs={"text": "text"},
+        outputs={"pixels": f"pixels 3x{SIDE}x{SIDE}"},
     )
     pipeline = Pipeline(
         endpoint="toy", stages=(stage,), vocabulary=("red", "blue"), image_size=(SIDE, SIDE)
@@ -132,7 +132,7 @@ def test_what_is_no_good_picture_fails(
         smoke(candidate(2), None, max_slowdown=1.5)
 
 
-SOUND = trying("audio", "speech", sample_rate=8000, stage={"seconds": 0.25})
+SOUND = trying("audio", "speech", sample_rate=8000, stage={"options": {"seconds": 0.25}})
 
 
 @pytest.mark.parametrize(

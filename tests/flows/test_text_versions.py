@@ -104,8 +104,8 @@ def test_a_version_of_text_says_what_it_gives_and_how_it_is_sampled(here: Instal
     found = side(version.ref).pipeline
     assert (found.modality, found.image_size, found.sample_rate) == ("text", None, None)
     assert found.abilities == ("completions", "scores")  # it writes nothing unasked
-    assert (found.stages[0].temperature, found.stages[0].max_tokens) == (0.5, 12)
-    assert draw([writer()], found.stages, ASKED, [1, 2]).shape == (2, 12)
+    assert found.stages[0].options == {"temperature": 0.5, "max_tokens": 12}
+    assert draw([writer()], found, ASKED, [1, 2]).shape == (2, 12)
     card = (here.registry.fetch(version) / "card.md").read_text()
     assert "It makes text and can be asked for completions, scores." in card
     assert "`base` is sampled with max tokens 12, temperature 0.5." in card
@@ -168,9 +168,9 @@ def test_text_and_sound_make_nothing_alike(here: Installation) -> None:
 
 def test_sampling_that_differs_is_a_difference_of_stages(here: Installation) -> None:
     first = side(texts(here, 0).ref)
-    warmer = first.pipeline.model_copy(
-        update={"stages": (first.pipeline.stages[0].model_copy(update={"temperature": 0.9}),)}
-    )
+    [stage] = first.pipeline.stages
+    hot = stage.model_copy(update={"options": {**stage.options, "temperature": 0.9}})
+    warmer = first.pipeline.model_copy(update={"stages": (hot,)})
     ((_, a, b, same),) = compare(first, dataclasses.replace(first, pipeline=warmer)).stages
     assert not same
     assert ("temperature 0.5" in a, "temperature 0.9" in b) == (True, True)

@@ -16,7 +16,8 @@ from flows.evaluating.gate import Evaluation
 from flows.evaluation import pin
 from flows.identity import why
 from flows.identity.reach import Code
-from flows.recipe import Recipe, TrainingSpec
+from flows.recipe import Recipe
+from flows.training.spec import TrainingSpec
 from infra.registry.registry import RegistryError, Version
 from infra.storage import seal
 from models import configure, describe, trainable

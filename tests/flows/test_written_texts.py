@@ -15,11 +15,11 @@ from torch import Tensor
 
 from flows.evaluating import written
 from flows.evaluating.gate import Evaluation, GateReport, check
-from flows.evaluating.pipeline import draw, interface_of
+from flows.evaluating.pipeline import draw, ports_of
 from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
-from infra.pipelines import PinnedStage
+from infra.pipelines import PinnedStage, Pipeline
 from models.family import Record, Request, Rows
 from models.judges.ngrams import NGrams
 from models.language.gpt import GPT
@@ -101,16 +101,17 @@ def judged(
     recipe: str, model: GPT, held_out: list[Record], train: list[Record], **sampling: float
 ) -> GateReport:
     """Return what the gate of a recipe says of what a model writes, of what it asks about samples."""
-    accepts, gives = interface_of(model)
+    inputs, outputs = ports_of(model)
     stage = PinnedStage(
-        stage="gpt", name="toy.gpt", version=1, sha256="0" * 64, family="gpt", accepts=accepts,
-        gives=gives, **{"temperature": load(RECIPES / f"{recipe}.yaml").stages["gpt"].temperature, **sampling},
+        stage="gpt", name="toy.gpt", version=1, sha256="0" * 64, family="gpt", inputs=inputs,
+        outputs=outputs, **{"temperature": load(RECIPES / f"{recipe}.yaml").stages["gpt"].temperature, **sampling},
     )  # fmt: skip
+    pipeline = Pipeline(endpoint="toy", modality="text", stages=(stage,))
     asked = written.passages(held_out, 24)
     seeds = [seed for seed in written.SEEDS for _ in asked]
     asked *= len(written.SEEDS)
     scores = Scores(EvaluationSpec(bootstrap=100))
-    drawn = draw([model], [stage], [one.asked for one in asked], seeds)
+    drawn = draw([model], pipeline, [one.asked for one in asked], seeds)
     written.judge_texts(scores, model, "gpt", drawn, asked, train)
     written.tell(scores, model, stage, asked)
     gate = load(RECIPES / f"{recipe}.yaml").gate

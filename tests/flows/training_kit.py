@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import models
-from flows.recipe import Resources, Training, TrainingSpec
+from flows.recipe import Resources, Training
+from flows.training.spec import TrainingSpec
 from models.family import Batch, Losses, Trainable
 from tests.command_kit import commands
 

@@ -14,7 +14,7 @@ import torch
 
 from flows import context
 from flows.evaluating.gate import Evaluation, Interval, JudgeRecord, check
-from flows.evaluating.pipeline import draw, interface
+from flows.evaluating.pipeline import draw, ports
 from flows.recipe import Gate
 from infra.pipelines import PinnedStage, Pipeline
 from infra.receipts.provenance import sign
@@ -121,11 +121,11 @@ class Installation:
         stages = []
         for kind in ("base", "upscaler"):
             version = self.stage(kind, seed)
-            accepts, gives = interface(describe(network(kind, seed)))
+            inputs, outputs = ports(describe(network(kind, seed)))
             stages.append(
                 PinnedStage(
                     stage=kind, name=version.name, version=version.number, sha256=version.digest,
-                    family="ddpm", accepts=accepts, gives=gives, steps=steps,
+                    family="ddpm", inputs=inputs, outputs=outputs, steps=steps,
                     guidance=2.0 if kind == "base" else 1.0,
                 )
             )  # fmt: skip
@@ -180,7 +180,7 @@ class Installation:
         found = Pipeline.model_validate_json((directory / "pipeline.json").read_text())
         models = [self.model(stage) for stage in found.stages]
         image = io.BytesIO()
-        to_image(draw(models, found.stages, [PROMPT], [seed])[0]).save(image, "PNG")
+        to_image(draw(models, found, [PROMPT], [seed])[0]).save(image, "PNG")
         receipt = Receipt(
             endpoint=NAME, version=version.ref, digest=version.digest, place=place, epoch=epoch,
             stages=tuple(
@@ -188,7 +188,7 @@ class Installation:
                 for stage in found.stages
             ),
             prompt=PROMPT, seed=seed, generator=GENERATOR,
-            steps=found.stages[0].steps, guidance=found.stages[0].guidance,
+            **found.stages[0].options,
             size="16x16", created=datetime.now(UTC), request_id="r1",
         )  # fmt: skip
         signed = sign(receipt, image.getvalue(), context.signing())

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flows.evaluating.pipeline import abilities, interface
+from flows.evaluating.pipeline import MODALITIES, abilities, ports
 from infra.storage import seal
 from models import describe
 from models.autoregressive.nade import NADE
@@ -16,6 +16,7 @@ from models.autoregressive.wavenet import WaveNet
 from models.family import Family
 from models.language.bert import BERT
 from models.language.gpt import GPT
+from models.ports import Port
 from tests.integration.serving_kit import House
 
 DIGITS = ("zero", "one", "two")
@@ -62,12 +63,13 @@ def _publish(house: House, folder: Path, name: str, model: Family) -> None:
     save_file(model.state_dict(), making / "model.safetensors")
     seal(making, {"kind": "model", "name": f"{name}.base"})
     stage = house.registry.publish(f"{name}.base", making, key=f"{name}-base", tags={})
-    accepts, gives = interface(config)
-    picture = gives.picture
+    inputs, outputs = ports(config)
+    made = Port.parse(next(iter(outputs.values())))
+    pictures = made.kind == "pixels"
     document: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "endpoint": name,
-        "modality": gives.modality,
+        "modality": MODALITIES[made.kind],
         "abilities": list(abilities(config)),
         "stages": [
             {
@@ -76,13 +78,13 @@ def _publish(house: House, folder: Path, name: str, model: Family) -> None:
                 "version": stage.number,
                 "sha256": stage.digest,
                 "family": config["family"],
-                "accepts": accepts.model_dump(mode="json"),
-                "gives": gives.model_dump(mode="json"),
+                "inputs": inputs,
+                "outputs": outputs,
             }
         ],
         "vocabulary": list(getattr(model.config, "vocabulary", ())),
-        "image_size": None if picture is None else [picture[2], picture[1]],
-        "sample_rate": gives.sample_rate,
+        "image_size": [made.shape[2], made.shape[1]] if pictures else None,
+        "sample_rate": int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
     }
     making = folder / name
     making.mkdir()

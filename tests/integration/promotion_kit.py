@@ -17,7 +17,7 @@ from PIL import Image
 
 from flows import context
 from flows.evaluating.gate import Evaluation, Interval
-from flows.evaluating.pipeline import interface, interface_hash
+from flows.evaluating.pipeline import interface_hash, ports
 from flows.recipe import Recipe
 from infra import serving
 from infra.keys import Keys
@@ -80,7 +80,7 @@ class Village:
             save_file(weights, making / "model.safetensors")
             seal(making, {"kind": "model", "name": "village.base", "seed": seed})
         version = self.registry.publish("village.base", making, key=making.name, tags={})
-        accepts, gives = interface(describe(model))
+        inputs, outputs = ports(describe(model))
         return PinnedStage(
             stage="base",
             name=version.name,
@@ -88,8 +88,8 @@ class Village:
             sha256=version.digest,
             family="ddpm",
             interface=interface_hash(describe(model)),
-            accepts=accepts,
-            gives=gives,
+            inputs=inputs,
+            outputs=outputs,
             steps=steps,
             guidance=1.0,
         )

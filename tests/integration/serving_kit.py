@@ -32,8 +32,8 @@ from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
-from services.pipelines.one_stage import Pipelines
-from services.pipelines.request import Drawing
+from services.pipelines.executor import Executor
+from services.pipelines.payload import GenerationSpec
 from services.stages.deployment import Stage
 
 WORDS = ("a", "small", "red", "green", "circle", "square", "on", "the", "left")
@@ -222,9 +222,9 @@ def in_one_process(house: House, number: int, seeds: tuple[int, ...]) -> list[An
     cache = house.settings.state / "versions"
     given = {"tracking_uri": house.settings.mlflow_uri, "cache": str(cache)}
     stage = Stage(given, house.registry)
-    drawing = Drawing(prompts=(PROMPT,) * len(seeds), seeds=seeds)
+    spec = GenerationSpec(prompts=(PROMPT,) * len(seeds), seeds=seeds)
     try:
-        found = asyncio.run(Pipelines(lambda _: stage).draw(read_pipeline(folder), drawing))
+        found = asyncio.run(Executor(lambda _: stage).draw(read_pipeline(folder), spec))
     finally:
         stage.close()
     return list(found.made)

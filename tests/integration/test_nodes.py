@@ -13,13 +13,14 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from flows.recipe import Resources, Search, TrainingSpec
+from flows.recipe import Resources, Search
 from flows.scheduling.concurrency import processors
 from flows.training import supervisor
 from flows.training.journal import Progress
 from flows.training.nodes import Unfit
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
+from flows.training.spec import TrainingSpec
 from flows.tuning import asha
 from flows.tuning.plan import plan
 from infra.settings import settings

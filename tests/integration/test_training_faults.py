@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.recipe import Resources, TrainingSpec
+from flows.recipe import Resources
 from flows.training.journal import Progress
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
+from flows.training.spec import TrainingSpec
 from infra.stack.cluster import TooSmall
 from tests.flows.training_kit import prepare, spec_of, train_without_ray, wait_until, weights_of
 

@@ -26,7 +26,7 @@ from services.application import Arguments, Parts, create, drawn_by
 from services.gateway.readiness import Readiness
 from services.media.answer_log import Samples
 from services.media.result_store import Files
-from services.pipelines.one_stage import Pipelines
+from services.pipelines.executor import Executor
 from services.routing.canary import Arms
 from services.routing.endpoints import Endpoints
 from services.routing.observer import Observer
@@ -184,7 +184,7 @@ class Workshop:
         stages = dict(zip(names, pools, strict=True))
         stage_of = drawn_by(given.placement, stages)
         self.readiness = Readiness(given.placement, stages, endpoints)
-        self.arms = Arms(Pipelines(stage_of), self.observer, given.timeout_s)
+        self.arms = Arms(Executor(stage_of), self.observer, given.timeout_s)
         parts = Parts(
             endpoints=endpoints,
             arms=self.arms,

@@ -9,14 +9,14 @@ import pytest
 
 from infra.pipelines import Pin
 from services.gateway.errors import ApiError
-from services.pipelines.payload import Work
+from services.pipelines.payload import GenerationSpec, StageTask
 from services.pipelines.stage_client import Remote
 from services.routing.request_session import Deadline
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using extra keyword arguments on `Field` is deprecated"  # Serve's, at its import
 )
-WORK = Work(pin=Pin(name="a.base", number=1, digest="0" * 64), seeds=(1,))
+WORK = StageTask(pin=Pin(name="a.base", number=1, digest="0" * 64), spec=GenerationSpec(seeds=(1,)))
 
 
 class Call:

@@ -20,7 +20,7 @@ from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import CONTROL, tokenizer
 from services.api.text_requests import ChatOrder, CompletionOrder
-from services.pipelines.payload import Piece, Text, Work
+from services.pipelines.payload import GenerationSpec, Piece, StageTask, Text
 from services.stages.batch_invariance import agreeing
 from services.stages.deployment import BATCHES
 from services.stages.engine import Engine
@@ -394,7 +394,13 @@ def test_a_stream_that_nobody_reads_on_leaves_the_batch(workshop: Any, served: A
     stage = workshop.stage()
     pinned = workshop.publish_alone("left", gpt())["stages"][0]
     pin = Pin(name=pinned["name"], number=pinned["version"], digest=pinned["sha256"])
-    work = Work(pin=pin, seeds=tuple(range(16)), prompts=("a",) * 16, max_tokens=29, pieces=True)
+    work = StageTask(
+        pin=pin,
+        spec=GenerationSpec(
+            seeds=tuple(range(16)), prompts=("a",) * 16, options={"max_tokens": 29}
+        ),
+        pieces=True,
+    )
 
     async def read_one() -> None:
         events = stage.watch(work)

@@ -1,0 +1,53 @@
+"""All that fixes one training's outcome, as the flow hands it to the workers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import Resources, Strict, Training
+
+
+class Base(Strict):
+    """A registered version whose weights a training starts from, found by `flows.provenance.bases`."""
+
+    name: str
+    version: int
+    digest: str
+    path: Path  # of its sealed directory, absolute, where every worker sees it
+
+    @property
+    def says(self) -> str:
+        """How cards and errors name it."""
+        return f"{self.name}:{self.version} (sha256 {self.digest[:12]})"
+
+
+class TrainingSpec(Strict):
+    """All that fixes one training's outcome; passed whole to the workers as JSON."""
+
+    name: str  # the registered model: "shapes.base"
+    family: str
+    preset: str
+    config: dict[str, Any]
+    image_size: int | None
+    seed: int
+    training: Training
+    resources: Resources
+    dataset: str  # its name
+    prepared: Path  # its folder, absolute
+    data_identity: str
+    code_identity: str
+    base: Base | None = None  # what `training.from` names
+
+    @property
+    def identity(self) -> str:
+        """The run's name: equal work has an equal one and resumes; how many CPUs it was lent does not count.
+
+        Nor does what the version is called that it starts from: its digest does.
+        """
+        unsaid: dict[str, Any] = {"prepared": True, "training": {"base"}, "base": True}
+        document = self.model_dump(mode="json", exclude=unsaid)
+        document["base"] = self.base and self.base.digest
+        document["resources"] = {"num_workers": max(1, self.resources.num_workers)}
+        text = json.dumps(document, sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

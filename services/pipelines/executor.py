@@ -1,0 +1,155 @@
+"""The executor of a pipeline's graph: one stage after the other, each where `stage_of` says.
+
+The walk is `models.ports.walk`, as it is where a version is judged. What a request asks for beside its inputs (options,
+previews, text as it is written) is asked of the first node; the others draw as the pipeline pins them.
+"""
+
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from infra.pipelines import PinnedStage, Pipeline
+from models.ports import Call, salted, walk
+from services.gateway.errors import ApiError
+from services.media.codecs import bitmap, enlarged, sound
+from services.pipelines.payload import (
+    Event,
+    GenerationSpec,
+    Made,
+    Preview,
+    Refused,
+    Sounded,
+    StageTask,
+    Written,
+    named,
+)
+from services.pipelines.request import Complete, Progress, Sketch, StageOf, refusal
+
+
+class Executor:
+    """Makes what pipelines name; `stage_of` returns who runs a pinned stage, in this process or behind a handle."""
+
+    def __init__(self, stage_of: StageOf) -> None:
+        self._stage_of = stage_of
+
+    async def draw(self, pipeline: Pipeline, spec: GenerationSpec) -> Complete:
+        """Return the samples; errors as in `Maker`."""
+        run = _Run(pipeline, spec)
+        while (call := run.call) is not None:
+            run.take(await self._stage_of(run.stage).draw(run.task(call)))
+        return run.complete()
+
+    async def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
+        """Yield what is seen on the way, then the samples; errors as in `Maker`."""
+        run = _Run(pipeline, spec)
+        while (call := run.call) is not None:
+            stages, task = self._stage_of(run.stage), run.task(call, watched=True)
+            if not run.leads:
+                run.take(await stages.draw(task))
+                continue
+            async with aclosing(stages.watch(task)) as events:
+                async for event in events:
+                    if isinstance(event, Preview):
+                        yield run.sketch(event)
+                    elif isinstance(event, Made | Refused):
+                        run.take(event)
+                    else:
+                        yield event
+        yield run.complete()
+
+
+class _Run:
+    """One request on its way through a graph; `call` is what is to be run next, None at the end."""
+
+    def __init__(self, pipeline: Pipeline, spec: GenerationSpec) -> None:
+        self._pipeline, self._spec = pipeline, spec
+        self._entrance = pipeline.entrances[spec.entrance]
+        given: dict[str, Any] = {**spec.given, **({"text": spec.texts} if spec.texts else {})}
+        self._walk: Generator[Call, Mapping[str, Any], Any] = walk(
+            self._entrance.wires, self._entrance.output, given
+        )
+        self._first = next(iter(self._entrance.nodes))
+        self._made: dict[str, Made] = {}
+        self.call: Call | None = next(self._walk)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the next node is the one that the request's options are for."""
+        assert self.call is not None
+        return self.call.node == self._first
+
+    @property
+    def stage(self) -> PinnedStage:
+        """The next node's stage."""
+        assert self.call is not None
+        return self._pipeline.node(self._spec.entrance, self.call.node)
+
+    def task(self, call: Call, *, watched: bool = False) -> StageTask:
+        """Return what the next node is to do; `watched` as it happens."""
+        spec, salt, stage = self._spec, self._entrance.nodes[call.node].salt, self.stage
+        inputs = {name: value for name, value in call.given.items() if name != "text"}
+        texts = {"prompts": (), "prompt_tokens": (), "dialogues": (), **call.given.get("text", {})}
+        mine = replace(
+            spec,
+            seeds=tuple(salted(seed, salt) for seed in spec.seeds),
+            given=inputs,
+            options={**stage.options, **(spec.options if self.leads else {})},
+            previews=spec.previews if self.leads and watched else 0,
+            **texts,
+        )
+        writes = watched and self.leads and self._pipeline.modality == "text"
+        return StageTask(pin=stage.pin, spec=mine, pieces=writes, within_s=spec.within_s)
+
+    def take(self, event: Event) -> None:
+        """Take what the next node made, and go on."""
+        assert self.call is not None
+        if isinstance(event, Refused):
+            raise refusal(self._param(event))
+        assert isinstance(event, Made)
+        node, stage = self.call.node, self.stage
+        self._made[node] = event
+        try:
+            self.call = self._walk.send({next(iter(stage.outputs)): _value(event)})
+        except StopIteration:
+            self.call = None
+
+    def _param(self, refused: Refused) -> Refused:
+        """Return the refusal with the parameter of the request that is why."""
+        if refused.kind != "invalid" or not self.leads:
+            return refused
+        texts = "messages" if self._spec.dialogues else "prompt"
+        return replace(refused, param=refused.param or named(refused.message) or texts)
+
+    def sketch(self, preview: Preview) -> Sketch:
+        """Return a preview at the pipeline's size."""
+        assert self._pipeline.image_size is not None
+        pixels = enlarged(bitmap(preview.picture), *self._pipeline.image_size)
+        return Sketch(preview.row, preview.index, pixels)
+
+    def complete(self) -> Complete:
+        """Return what the last node made, as a caller sees it."""
+        made = self._made[self._entrance.output.partition(".")[0]]
+        warnings = tuple(
+            dict.fromkeys(line for one in self._made.values() for line in one.warnings)
+        )
+        if isinstance(made, Written):
+            return Complete(made.texts, made.prompt_tokens, made.echoes, warnings)
+        if isinstance(made, Sounded):
+            return Complete(
+                [sound(one, made.sample_rate) for one in made.sounds], warnings=warnings
+            )
+        size = self._pipeline.image_size
+        found = [bitmap(picture) for picture in made.pictures]
+        if size is None or found[0].shape[:2] != size[::-1]:
+            raise ApiError(
+                500, "the last stage drew another size than promised", code="internal_error"
+            )
+        return Complete(found, warnings=warnings)
+
+
+def _value(made: Made) -> Any:
+    """Return what passes along the wires behind a stage."""
+    if isinstance(made, Written):
+        return {"prompts": tuple(text.text for text in made.texts)}
+    return made.sounds if isinstance(made, Sounded) else made.pictures
