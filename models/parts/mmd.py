@@ -3,6 +3,7 @@
 Shape letters: N codes, M of them at hand, Z latent width.
 """
 
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -20,7 +21,10 @@ def imq(a_NZ: Tensor, b_MZ: Tensor) -> Tensor:
     """
     squared_NM = torch.cdist(a_NZ, b_MZ, compute_mode="donot_use_mm_for_euclid_dist").square()
     base = 2.0 * a_NZ.shape[1]
-    return torch.stack([s * base / (s * base + squared_NM) for s in SCALES]).sum(0)
+    kernel_NM = torch.zeros_like(squared_NM)
+    for s in SCALES:  # one after the other: a stack of all of them leaves the processor's cache
+        kernel_NM = kernel_NM + s * base / (s * base + squared_NM)
+    return kernel_NM
 
 
 def mmd(codes_MZ: Tensor, prior_NZ: Tensor, codes_NZ: Tensor | None = None) -> Tensor:
@@ -41,8 +45,7 @@ def mmd(codes_MZ: Tensor, prior_NZ: Tensor, codes_NZ: Tensor | None = None) -> T
         raise ValueError(f"MMD needs two equal batches of 2 or more, got {count}, {len(prior_NZ)}")
     near = imq(codes_MZ, codes_NZ).sum() / len(codes_MZ) - len(SCALES)
     near = 2 * near - near.detach()  # each pair pulls at both of its codes
-    draws = _off_diagonal(imq(prior_NZ, prior_NZ)).sum() / count
-    return (near + draws) / (count - 1) - 2 * imq(codes_MZ, prior_NZ).mean()
+    return (near + _apart(prior_NZ)) / (count - 1) - 2 * imq(codes_MZ, prior_NZ).mean()
 
 
 def excess(codes_NZ: Tensor) -> Tensor:
@@ -52,12 +55,24 @@ def excess(codes_NZ: Tensor) -> Tensor:
     U-statistic's mean on equal distributions is 0, so its spread is the yardstick. Codes that are the prior's come out
     between -1 and 3 or so; the same codes get the same number each time, and the global generator is left alone.
     """
+    count = len(codes_NZ)
+    draws, apart, chance = _chance(count, codes_NZ.shape[1])
+    own = _apart(codes_NZ)
+    across = [imq(codes_NZ, draw.to(codes_NZ)).mean() for draw in draws]
+    ours = (own + apart.to(own)) / (count - 1) - 2 * torch.stack(across)
+    return ours.mean() / chance
+
+
+@lru_cache(maxsize=4)
+def _chance(count: int, width: int) -> tuple[Tensor, Tensor, float]:
+    """Return prior batches (REPEATS, N, Z), how near each is to itself, and what MMD^2 two of them have by chance."""
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(2 * REPEATS, *codes_NZ.shape, generator=generator).to(codes_NZ)
-    ours = torch.stack([mmd(codes_NZ, draw) for draw in draws[:REPEATS]])
-    chance = torch.stack([mmd(a, b) for a, b in zip(draws[:REPEATS], draws[REPEATS:], strict=True)])
-    return ours.mean() / chance.square().mean().sqrt()
+    draws, others = torch.randn(2, REPEATS, count, width, generator=generator)
+    found = torch.stack([mmd(a, b) for a, b in zip(draws, others, strict=True)])
+    return draws, torch.stack([_apart(draw) for draw in draws]), float(found.square().mean().sqrt())
 
 
-def _off_diagonal(kernel_NN: Tensor) -> Tensor:
-    return kernel_NN - kernel_NN.diag().diag()
+def _apart(codes_NZ: Tensor) -> Tensor:
+    """Return the kernel's mean over codes of its sum over the others, a scalar."""
+    kernel_NN = imq(codes_NZ, codes_NZ)
+    return (kernel_NN.sum() - kernel_NN.diagonal().sum()) / len(codes_NZ)
