@@ -95,18 +95,18 @@ def broken(drawn: Tensor, learned: Tensor) -> dict[str, Tensor]:
     }
 
 
-def learning(rate: float) -> tuple[str, ...]:
+def learning(rate: float, rows: int = 32) -> tuple[str, ...]:
     """Return settings that come as far as a recipe's own, by half the work."""
-    return "training.batch_size=32", f"training.optimizers.model.learning_rate={rate}"
+    return f"training.batch_size={rows}", f"training.optimizers.model.learning_rate={rate}"
 
 
 @pytest.mark.parametrize(
     ("recipe", "stage", "steps", "changes", "nothing_learned"),
     [
         ("digits-made", "made", (2000, 1000), (), 25.3),
-        ("digits-nade", "nade", (1400, 700), (), 25.3),
+        ("digits-nade", "nade", (1000, 500), learning(0.008, 64), 25.3),
         pytest.param(
-            "digits-pixelrnn", "pixelrnn", (400, 50), learning(0.01), 25.3, marks=pytest.mark.slow
+            "digits-pixelrnn", "pixelrnn", (250, 50), learning(0.012), 25.3, marks=pytest.mark.slow
         ),
         ("digits-pixelcnn", "digits", (200, 100), learning(0.006), 107.8),
     ],
