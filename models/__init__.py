@@ -39,6 +39,10 @@ def target(name: str) -> str:
 
     Raises:
         ValueError: the name is unknown; the message lists the known ones.
+
+    Example:
+        >>> target("vae")
+        'models.variational.vae:VAE'
     """
     table = {**FAMILIES, **JUDGES}
     if name not in table:
@@ -47,7 +51,12 @@ def target(name: str) -> str:
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """Return how an error goes on that names something unknown: the nearest known one, or all where none is near."""
+    """Return how an error goes on that names something unknown: the nearest known one, or all where none is near.
+
+    Example:
+        >>> near("vea", ["gan", "vae"])
+        "; did you mean 'vae'?"
+    """
     found = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {found[0]!r}?" if found else f"; choose one of {', '.join(known)}"
 
@@ -57,6 +66,10 @@ def trainable(name: str) -> "type[Trainable]":
 
     Raises:
         ValueError: the name is unknown; the message lists the known ones.
+
+    Example:
+        >>> sorted(trainable("vae").presets)[:2]
+        ['base', 'conv']
     """
     module, _, attribute = target(name).partition(":")
     found: type[Trainable] = getattr(import_module(module), attribute)
@@ -72,6 +85,11 @@ def configure(
 
     Raises:
         ValueError: unknown family, preset or field, or a value that Config refuses.
+
+    Example:
+        >>> config = configure("vae", "tiny", {"latent": 2}, {"image_size": 16, "vocabulary": ("red",)})
+        >>> config.latent, config.image_size
+        (2, 16)
     """
     cls = trainable(name)
     if preset not in cls.presets:
@@ -85,7 +103,13 @@ def configure(
 
 
 def describe(model: "Trainable") -> dict[str, Any]:
-    """Return the JSON document from which `build` makes the same network."""
+    """Return the JSON document from which `build` makes the same network.
+
+    Example:
+        >>> model = trainable("nade")(configure("nade", "tiny", {"hidden": 4}, {}))
+        >>> describe(model)["family"], describe(model)["config"]["hidden"]
+        ('nade', 4)
+    """
     table = {**FAMILIES, **JUDGES}
     path = f"{type(model).__module__}:{type(model).__qualname__}"
     name = next(name for name, target in table.items() if target == path)
@@ -97,6 +121,10 @@ def build(document: Mapping[str, Any]) -> "Trainable":
 
     Raises:
         ValueError: unknown family or a config that it refuses.
+
+    Example:
+        >>> build({"family": "nade", "config": {"image_size": 8, "hidden": 4}}).config.hidden
+        4
     """
     cls = trainable(document["family"])
     config = {

@@ -30,6 +30,10 @@ def declared(name: str) -> Declared:
 
     Raises:
         ValueError: the name is unknown; the message lists the known ones.
+
+    Example:
+        >>> declared("gan").players
+        ('critic', 'generator')
     """
     module, _, attribute = target(name).partition(":")
     spec = find_spec(module)

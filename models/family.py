@@ -266,6 +266,12 @@ class Trainable(nn.Module, ABC):
 
         Raises:
             ValueError: a caption is empty, longer than max_words or has a word never learned.
+
+        Example:
+            >>> from models import build
+            >>> model = build({"family": "pixelcnn", "config": {"vocabulary": ["red", "dot"], "max_words": 3}})
+            >>> model.encode(["Red dot!"]).tolist()
+            [[1, 2, 0]]
         """
         config = self.config
         tokens_BT: Tensor | None = config.encode(captions) if hasattr(config, "encode") else None
@@ -299,6 +305,12 @@ class Trainable(nn.Module, ABC):
 
         Raises:
             ValueError: the records have other roles than the family learns from, or nothing fits its context.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("gpt")(configure("gpt", "tiny", {"context": 4}, {}))
+            >>> model.examples([[("text", "a cat")]])["tokens"].shape
+            torch.Size([2, 5])
         """
         found = self.examples_of(self.tokenized(records))
         return found.take(np.arange(len(found)))
@@ -324,6 +336,12 @@ class Family(Trainable):
         Raises:
             ValueError: the request cannot be answered. Where a field other than the prompt is why, the message begins
                 with its name.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("vae")(configure("vae", "tiny", {}, {}))
+            >>> model.sample(Request(seeds=(7, 8))).shape
+            torch.Size([2, 1, 8, 8])
         """
 
     @property
@@ -449,13 +467,27 @@ class Family(Trainable):
         return words.hint(word, self.config.vocabulary)
 
     def embed(self, texts: Sequence[Prompt]) -> Tensor:
-        """Return an embedding a text, (B, E); where `embeds` is declared."""
+        """Return an embedding a text, (B, E); where `embeds` is declared.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("bert")(configure("bert", "tiny", {}, {})).eval()
+            >>> model.embed(["a cat sat", "a dog ran"]).shape
+            torch.Size([2, 16])
+        """
         raise NotImplementedError(f"{type(self).__name__} declares no embeddings")
 
     def codes(self, pixels: Tensor) -> Tensor:
         """Return the codes of pictures, (B, P) int64 in 0..config.codes - 1; where `tokenizes` is declared.
 
         P places of the grid in raster order, each the one code that a stage which learns from codes would see.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("vqvae")(configure("vqvae", "tiny", {}, {})).eval()
+            >>> codes = model.codes(torch.rand(2, 1, 8, 8))
+            >>> codes.shape, model.painted(codes).shape
+            (torch.Size([2, 16]), torch.Size([2, 1, 8, 8]))
         """
         raise NotImplementedError(f"{type(self).__name__} declares no codes")
 
@@ -471,6 +503,12 @@ class Family(Trainable):
 
         Raises:
             ValueError: the prompt is too long, or has tokens that the model does not know.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("gpt")(configure("gpt", "tiny", {}, {})).eval()
+            >>> model.recalled("a cat")["nats"].shape
+            torch.Size([5])
         """
         raise NotImplementedError(f"{type(self).__name__} declares no recall of prompts")
 
@@ -482,6 +520,13 @@ class Family(Trainable):
 
         Raises:
             ValueError: the model learned p(x | caption) and the batch has no `tokens`.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("nade")(configure("nade", "tiny", {}, {}))
+            >>> nats = model.log_prob({"pixels": torch.zeros(2, 1, 8, 8)})
+            >>> nats.shape, bool((nats < 0).all())
+            (torch.Size([2]), True)
         """
         raise NotImplementedError(f"{type(self).__name__} declares no likelihood")
 
@@ -495,6 +540,12 @@ class Family(Trainable):
         """Return what the model itself can tell of samples that it never learned, beside the judge's metrics.
 
         Values (N,) by name, of `measured`; evaluation reports their mean as STAGE_NAME, and a gate may ask for it.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("wavenet")(configure("wavenet", "tiny", {}, {}))
+            >>> list(model.measure({"sound": torch.zeros(2, 100)}))
+            ['bits_per_sample']
         """
         return {}
 

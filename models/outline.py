@@ -30,6 +30,12 @@ def outline(cls: type[Trainable], config: Any) -> Trainable:
 
     Raises:
         ValueError: the config's sizes do not fit.
+
+    Example:
+        >>> from models import trainable
+        >>> network = outline(trainable("gpt"), trainable("gpt").presets["base"])
+        >>> network.capabilities.modality, sum(p.numel() for p in network.parameters()) > 80_000_000
+        ('text', True)
     """
     with torch.device("meta"), _Unfilled():
         return cls(config)

@@ -53,7 +53,13 @@ class AttributeJudgeConfig:
 
 
 class AttributeJudge(Trainable):
-    """Predicts each attribute's value; `forward` is the sum of the heads' cross entropies."""
+    """Predicts each attribute's value; `forward` is the sum of the heads' cross entropies.
+
+    Example:
+        >>> judge = AttributeJudge(AttributeJudge.presets["tiny"]).eval()
+        >>> judge.predict(torch.rand(3, 1, 8, 8)).shape, judge.features(torch.rand(3, 1, 8, 8)).shape
+        (torch.Size([3, 1]), torch.Size([3, 16]))
+    """
 
     Config = AttributeJudgeConfig
     presets: ClassVar[Mapping[str, AttributeJudgeConfig]] = {

@@ -16,6 +16,12 @@ def stability_index(expected: Mapping[str, int], found: Mapping[str, int]) -> fl
 
     Raises:
         ValueError: a side has no counts.
+
+    Example:
+        >>> stability_index({"red": 50, "green": 50}, {"red": 50, "green": 50})
+        0.0
+        >>> stability_index({"red": 50, "green": 50}, {"red": 90, "green": 10}) > 0.25
+        True
     """
     names = sorted(expected.keys() | found.keys())
     p, q = (
@@ -38,6 +44,12 @@ def energy_test(
 
     Raises:
         ValueError: fewer than 2 rows a side, different widths, or values that are not finite.
+
+    Example:
+        >>> a = torch.arange(20.0)[:, None]
+        >>> distance, p = energy_test(a, a + 100)
+        >>> p < 0.01
+        True
     """
     if a_ND.dim() != 2 or b_MD.dim() != 2 or a_ND.shape[1] != b_MD.shape[1]:
         raise ValueError(

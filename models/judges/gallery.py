@@ -24,6 +24,10 @@ def gallery(pixels: Tensor, columns: int = 8, labels: Sequence[str] = ()) -> Ima
 
     Raises:
         ValueError: no pictures, no columns, channels other than 1 or 3, or another number of labels than pictures.
+
+    Example:
+        >>> gallery(torch.rand(4, 1, 8, 8), columns=2).size
+        (228, 228)
     """
     if pixels.dim() != 4 or not len(pixels) or pixels.shape[1] not in {1, 3}:
         raise ValueError(f"a gallery needs pictures (N, 1 or 3, H, W), got {tuple(pixels.shape)}")

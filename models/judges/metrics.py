@@ -35,6 +35,12 @@ def alignment(predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: the two are not of one shape (N, A).
+
+    Example:
+        >>> predicted, wanted = torch.tensor([[0, 1], [2, 1]]), torch.tensor([[0, 1], [2, 0]])
+        >>> every, each = alignment(predicted, wanted)
+        >>> every.tolist(), each.double().mean(0).tolist()
+        ([True, False], [1.0, 0.5])
     """
     if predicted.shape != wanted.shape or predicted.dim() != 2:
         raise ValueError(
@@ -52,6 +58,10 @@ def least_share(predicted: Tensor, classes: int) -> float:
 
     Raises:
         ValueError: no predictions.
+
+    Example:
+        >>> least_share(torch.tensor([0, 0, 1, 2]), classes=3)
+        0.25
     """
     if not len(predicted):
         raise ValueError("the share of a class needs at least 1 prediction, got 0")
@@ -68,6 +78,11 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
     Raises:
         ValueError: fewer than 2 samples, different widths, or features that are not finite.
+
+    Example:
+        >>> features = torch.tensor([[0.0], [2.0], [4.0]])
+        >>> round(frechet_distance(features, features + 3), 6)
+        9.0
     """
     a_ND, b_MD = _pair(features_a.double(), features_b.double(), least=2)
     cov_a, cov_b = _covariance(a_ND), _covariance(b_MD)
@@ -89,6 +104,12 @@ def precision_recall(
 
     Raises:
         ValueError: k below 1, k or fewer samples in a set, different widths, or features that are not finite.
+
+    Example:
+        >>> real, fake = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.5], [1.5], [9.0]])
+        >>> precise, recalled = precision_recall(real, fake, k=1)
+        >>> precise.tolist(), recalled.tolist()
+        ([True, True, False], [True, True, True])
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -105,6 +126,11 @@ def coverage(real_features: Tensor, fake_features: Tensor, k: int = 5) -> Tensor
 
     Raises:
         ValueError: k below 1, k or fewer real samples, different widths, or features that are not finite.
+
+    Example:
+        >>> real, fake = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.5], [0.6]])
+        >>> coverage(real, fake, k=1).tolist()
+        [True, True, False]
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -119,6 +145,10 @@ def spread(features: Tensor, groups: Sequence[str]) -> dict[str, float]:
 
     Of pictures of one prompt by several seeds it is 0 for a sampler that always paints the same; beside that of real
     pictures of the same caption it says how much of their variety is left.
+
+    Example:
+        >>> spread(torch.tensor([[0.0], [3.0], [7.0]]), ["red", "red", "green"])
+        {'red': 3.0}
     """
     places: dict[str, list[int]] = {}
     for place, group in enumerate(groups):
@@ -139,6 +169,11 @@ def distinct(generated: Tensor, real: Tensor, chance: float = 0.05) -> Tensor:
 
     Raises:
         ValueError: fewer than two of either, pictures of different sizes, or pixels that are not finite.
+
+    Example:
+        >>> real = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> distinct(real[:1].repeat(3, 1, 1, 1), real).tolist()
+        [False, False, False]
     """
     fake, true = _pair(_coarse(generated).flatten(1), _coarse(real).flatten(1), least=2)
     return _radii(fake, 1) > _radii(true, 1).quantile(chance)
@@ -164,6 +199,11 @@ def memorisation(
     Raises:
         ValueError: too few held-out pictures, pictures of different sizes, pixels that are not finite, a chance outside
             (0, 1), or so many held-out pictures copied from the training ones that copies cannot be told.
+
+    Example:
+        >>> pixels = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> memorisation(pixels[:2], train=pixels[:30], held_out=pixels[30:]).tolist()
+        [True, True]
     """
     if not 0 < chance < 1:
         raise ValueError(f"chance must be between 0 and 1, got {chance}")
@@ -191,6 +231,10 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ.
+
+    Example:
+        >>> psnr(torch.zeros(1, 4), torch.full((1, 4), 0.1)).round(decimals=3).tolist()
+        [20.0]
     """
     if a.shape != b.shape:
         raise ValueError(f"pictures of shapes {tuple(a.shape)} and {tuple(b.shape)} do not compare")
@@ -214,6 +258,11 @@ def bootstrap(
 
     Raises:
         ValueError: no samples, no resamples, or a level outside (0, 1).
+
+    Example:
+        >>> found = bootstrap(torch.tensor([0.0, 1.0, 1.0, 1.0]))
+        >>> found.value, found.low <= found.value <= found.high
+        (0.75, True)
     """
     found = _resampled(len(values), lambda index: statistic(values[index]), count, seed)
     return _interval(statistic(values), found, level)
@@ -230,6 +279,11 @@ def jackknife(
 
     Raises:
         ValueError: fewer rows than two a block.
+
+    Example:
+        >>> a = torch.arange(40.0)[:, None]
+        >>> jackknife(a, a + 2, frechet_distance).value
+        4.0
     """
     if min(len(a), len(b)) < 2 * blocks:
         raise ValueError(f"{blocks} blocks need {2 * blocks} samples, got {len(a)} and {len(b)}")
@@ -257,6 +311,12 @@ def paired(
 
     Raises:
         ValueError: a and b have different lengths, or as `bootstrap`.
+
+    Example:
+        >>> a = torch.tensor([1.0, 2.0, 3.0])
+        >>> found = paired(a, a - 0.5)
+        >>> round(found.low, 6), round(found.high, 6)
+        (0.5, 0.5)
     """
     if len(a) != len(b):
         raise ValueError(f"paired samples need equal numbers, got {len(a)} and {len(b)}")

@@ -32,6 +32,11 @@ class NGrams:
 
     h are the tokens before w, order - 1 at most, h' one less; k(h) is how many different tokens followed h. Without any
     before it, and never seen, every token is as likely.
+
+    Example:
+        >>> counted = NGrams([[1, 2, 1, 2, 1, 2]], size=3)
+        >>> counted.nats([1, 2]) < counted.nats([2, 2])
+        True
     """
 
     def __init__(self, texts: Iterable[Sequence[int]], size: int, order: int = 3) -> None:

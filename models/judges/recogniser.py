@@ -19,7 +19,16 @@ FLOOR: Final = 1e-6  # power that counts as silence
 
 
 class Recogniser:
-    """One linear discriminant an attribute, its covariance shrunk as Ledoit & Wolf (2004)."""
+    """One linear discriminant an attribute, its covariance shrunk as Ledoit & Wolf (2004).
+
+    Example:
+        >>> time = torch.arange(2000) / 8000
+        >>> hertz = torch.tensor([300.0, 310, 900, 910])[:, None]
+        >>> sound, length = (2 * math.pi * hertz * time).sin(), torch.full((4,), 2000)
+        >>> recogniser = Recogniser(sound, length, torch.tensor([[0], [0], [1], [1]]), 8000)
+        >>> recogniser.predict(sound, length)[:, 0].tolist()
+        [0, 0, 1, 1]
+    """
 
     def __init__(
         self, sound_NT: Tensor, length_N: Tensor, attributes_NA: Tensor, sample_rate: int

@@ -21,6 +21,11 @@ def drawn(
     Kept are the k likeliest (0: all), and of those the fewest that together have top_p of their probability (Holtzman
     et al. 2019, arXiv:1904.09751); a temperature of 0 keeps the likeliest alone. Logits may be -inf where a token must
     not come; all behind them is float64.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> drawn(torch.tensor([[0.1, 0.7, 0.2]]).log(), 0.75 * one, one, 0 * one, one).tolist()
+        [2]
     """
     scaled_BV = logits_BV.double() / temperature_B.clamp(min=1e-6)[:, None]
     sorted_BV, order_BV = scaled_BV.sort(stable=True, dim=1, descending=True)

@@ -16,6 +16,10 @@ def observed(
     """Return the levels 0..levels - 1 that pixels stand for, as floats of the same shape.
 
     Two levels follow `binarize`, and draw from `generator` or torch's global one; more are rounded to the nearest.
+
+    Example:
+        >>> observed(torch.tensor([0.0, 0.4, 1.0]), 17, "dynamic").tolist()
+        [0.0, 6.0, 16.0]
     """
     if levels > 2:
         return (pixels * (levels - 1)).round()
@@ -28,6 +32,10 @@ def levels_of(sound: Tensor, levels: int) -> Tensor:
     """Return the levels 0..levels - 1 (int64) of sound in [-1, 1], mu-law companded with mu = levels - 1.
 
     Symmetric: -x has the level that mirrors x's, but on an edge, as 0 is one.
+
+    Example:
+        >>> levels_of(torch.tensor([-1.0, -0.1, 0.1, 1.0]), 16).tolist()
+        [0, 5, 10, 15]
     """
     mu = levels - 1
     companded = sound.sign() * torch.log1p(mu * sound.abs()) / math.log1p(mu)

@@ -18,6 +18,11 @@ def join(parts: Sequence[Rows]) -> Rows:
 
     Raises:
         ValueError: no parts, or parts of different models (their keys differ).
+
+    Example:
+        >>> rows = join([{"x": torch.zeros(1, 2)}, {"x": torch.ones(2, 3)}])
+        >>> rows["x"].tolist()
+        [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
     if not parts:
         raise ValueError("join needs at least one part")

@@ -36,6 +36,11 @@ class Tokenizer:
 
     Raises:
         ValueError: it is no such document, or its first tokens are not the control tokens.
+
+    Example:
+        >>> words = tokenizer(of_signs("abc "))
+        >>> words.encode("a cab"), words.decode(words.encode("a cab"))
+        ([10, 13, 12, 10, 11], 'a cab')
     """
 
     def __init__(self, document: str) -> None:

@@ -54,6 +54,10 @@ def encode(captions: Sequence[str], vocabulary: Sequence[str], max_words: int) -
 
     Raises:
         ValueError: a caption is empty, longer than max_words or has a word never learned.
+
+    Example:
+        >>> encode(["A red dot."], ("a", "dot", "red"), max_words=4).tolist()
+        [[1, 3, 2, 0]]
     """
     places = {word: index for index, word in enumerate(vocabulary, start=1)}
     tokens_BT = torch.zeros(len(captions), max_words, dtype=torch.long)

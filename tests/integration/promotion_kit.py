@@ -56,7 +56,7 @@ def network(seed: int, kind: str = "good") -> Family:
 
 
 @dataclass
-class Village:
+class Installation:
     """One Ray, one Serve, one registry; a ledger, a journal and two people of its own."""
 
     folder: Path
@@ -78,8 +78,8 @@ class Village:
             if kind == "unloadable":
                 weights.popitem()
             save_file(weights, making / "model.safetensors")
-            seal(making, {"kind": "model", "name": "village.base", "seed": seed})
-        version = self.registry.publish("village.base", making, key=making.name, tags={})
+            seal(making, {"kind": "model", "name": "promotion.base", "seed": seed})
+        version = self.registry.publish("promotion.base", making, key=making.name, tags={})
         inputs, outputs = ports(describe(model))
         return PinnedStage(
             stage="base",
@@ -180,8 +180,8 @@ class Village:
             settings.cache_clear()
 
 
-def found(folder: Path, database: str) -> Iterator[Village]:
-    """Yield a village whose settings are this process's own, and take its application down."""
+def installed(folder: Path, database: str) -> Iterator[Installation]:
+    """Yield an installation whose settings are this process's own, and take its application down."""
     before = dict(os.environ)
     os.environ["ATELIER_DATABASE_URL"] = database
     os.environ["ATELIER_API_KEY_FILE"] = str(folder / "anna.key")
@@ -195,7 +195,7 @@ def found(folder: Path, database: str) -> Iterator[Village]:
         people[person].chmod(0o600)
     ledger, promotions = Ledger(here.database), Promotions(here.database)
     try:
-        yield Village(
+        yield Installation(
             folder,
             here,
             ledger,

@@ -24,7 +24,7 @@ from infra.serving import VersionRefused
 from tests.command_kit import commands
 from tests.databases_kit import Databases
 from tests.integration import promotion_kit
-from tests.integration.promotion_kit import Village
+from tests.integration.promotion_kit import Installation
 
 pytestmark = [
     pytest.mark.cluster,
@@ -37,29 +37,31 @@ SETTLED_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def village(
+def installation(
     stack: Any, tmp_path_factory: pytest.TempPathFactory, databases: Databases
-) -> Iterator[Village]:
+) -> Iterator[Installation]:
     """Its ledger is on Postgres; test_rollout and test_lifecycle promote on SQLite."""
     database = databases.empty("postgresql").url
-    yield from promotion_kit.found(tmp_path_factory.mktemp("promotion"), database)
+    yield from promotion_kit.installed(tmp_path_factory.mktemp("promotion"), database)
 
 
-def aliases(village: Village, name: str) -> dict[str, int]:
+def aliases(installation: Installation, name: str) -> dict[str, int]:
     from mlflow import MlflowClient
 
-    held = MlflowClient(village.settings.mlflow_uri).get_registered_model(name).aliases
+    held = MlflowClient(installation.settings.mlflow_uri).get_registered_model(name).aliases
     return {alias: int(number) for alias, number in held.items()}
 
 
-def test_a_promotion_and_a_rollback_are_served_recorded_and_shown(village: Village) -> None:
-    first, second = (village.publish("walk", village.stage(seed)) for seed in (1, 2))
+def test_a_promotion_and_a_rollback_are_served_recorded_and_shown(
+    installation: Installation,
+) -> None:
+    first, second = (installation.publish("walk", installation.stage(seed)) for seed in (1, 2))
     assert request(first.ref) == {
         "ref": first.ref, "place": "production", "changed": True, "epoch": 1,
     }  # fmt: skip
     assert not request(first.ref)["changed"]
     request(second.ref)
-    row = village.ledger.head("walk", "production")
+    row = installation.ledger.head("walk", "production")
     assert row is not None
     assert row.actor == "anna"
     assert row.report is not None
@@ -67,45 +69,47 @@ def test_a_promotion_and_a_rollback_are_served_recorded_and_shown(village: Villa
     names = [condition["name"] for condition in row.report["conditions"]]
     assert names == ["alignment", "stages fit", "smoke", "slowdown"]
     assert row.report["conditions"][0]["value"] == 0.9
-    assert village.served("walk")[0].version == second.ref
-    assert aliases(village, "walk") == {"production": 2, "candidate": 2}
+    assert installation.served("walk")[0].version == second.ref
+    assert aliases(installation, "walk") == {"production": 2, "candidate": 2}
 
     began = time.monotonic()
     roll_back("walk", reason="too blue")
-    answered = village.served("walk")[0].version
+    answered = installation.served("walk")[0].version
     seconds = time.monotonic() - began
     assert answered == first.ref
-    assert aliases(village, "walk") == {"production": 1, "candidate": 2}
-    assert village.journal.open() == []
-    assert [one.state for one in village.journal.of(first.digest)] == ["done", "done"]
+    assert aliases(installation, "walk") == {"production": 1, "candidate": 2}
+    assert installation.journal.open() == []
+    assert [one.state for one in installation.journal.of(first.digest)] == ["done", "done"]
     print(f"\nrollback to the first answer of the old version: {seconds:.2f} s")  # noqa: T201
 
 
-def test_the_command_line_rolls_back_within_seconds(village: Village) -> None:
+def test_the_command_line_rolls_back_within_seconds(installation: Installation) -> None:
     request("walk:2")
     began = time.monotonic()
     words = ("rollback", "walk", "--reason", "again")
-    done = commands.run(*words, env=village.environment("berta"))
+    done = commands.run(*words, env=installation.environment("berta"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert village.served("walk")[0].version == "walk:1"
+    assert installation.served("walk")[0].version == "walk:1"
     print(f"\natelier rollback, then a picture: {time.monotonic() - began:.2f} s")  # noqa: T201
-    head = village.ledger.head("walk", "production")
+    head = installation.ledger.head("walk", "production")
     assert head is not None
     assert (head.actor, head.reason) == ("berta", "again")
 
 
-def test_after_a_kill_at_any_point_the_served_version_is_the_ledger_s(village: Village) -> None:
-    stages = [village.stage(seed) for seed in (1, 2)]
+def test_after_a_kill_at_any_point_the_served_version_is_the_ledger_s(
+    installation: Installation,
+) -> None:
+    stages = [installation.stage(seed) for seed in (1, 2)]
     cases = []
     for verb in ("promote", "rollback"):
         for number, fault in enumerate(FAULTPOINTS):
             if (verb, fault) == ("rollback", "promote.gated"):
                 continue  # a rollback has no gate
             name = f"fire-{verb}-{number}"
-            first, second = (village.publish(name, stage) for stage in stages)
-            village.put(first)
+            first, second = (installation.publish(name, stage) for stage in stages)
+            installation.put(first)
             if verb == "rollback":
-                village.put(second)
+                installation.put(second)
             cases.append({"verb": verb, "name": name, "ref": second.ref, "fault": fault})
     command = [sys.executable, str(UNDER_FIRE), json.dumps(cases)]
     done = subprocess.run(
@@ -116,7 +120,7 @@ def test_after_a_kill_at_any_point_the_served_version_is_the_ledger_s(village: V
     for one in json.loads(done.stdout.splitlines()[-1]):
         case, killed = one["case"], datetime.fromtimestamp(one["killed"], UTC)
         assert one["by"] == signal.SIGKILL, f"{case} was not killed: {done.stderr}"
-        slowest = max(slowest, settled(village, case, killed))
+        slowest = max(slowest, settled(installation, case, killed))
     print(  # noqa: T201
         f"\n{len(cases)} kills, at each of {len(FAULTPOINTS)} points: "
         f"settled within {slowest:.1f} s of the kill, served = ledger = alias in all"
@@ -124,17 +128,17 @@ def test_after_a_kill_at_any_point_the_served_version_is_the_ledger_s(village: V
     assert slowest < SETTLED_S
 
 
-def settled(village: Village, case: dict[str, Any], killed: datetime) -> float:
+def settled(installation: Installation, case: dict[str, Any], killed: datetime) -> float:
     """Check that the ledger, the gateway, the alias and the journal agree; return when they did, after the kill."""
     name = case["name"]
-    head = village.ledger.head(name, "production")
+    head = installation.ledger.head(name, "production")
     assert head is not None
     version = f"{name}:{head.to_version}"
-    assert village.served(name)[0].version == version, case
-    held = aliases(village, name)
+    assert installation.served(name)[0].version == version, case
+    held = aliases(installation, name)
     assert held["production"] == head.to_version, case
-    target = village.registry.get(f"{name}:{1 if case['verb'] == 'rollback' else 2}")
-    [row] = village.journal.of(target.digest)
+    target = installation.registry.get(f"{name}:{1 if case['verb'] == 'rollback' else 2}")
+    [row] = installation.journal.of(target.digest)
     moved = head.to_version == row.version
     assert row.state == ("done" if moved else "undone"), case
     assert moved == (FAULTPOINTS.index(case["fault"]) >= FAULTPOINTS.index("ledger.committed")), (
@@ -145,26 +149,26 @@ def settled(village: Village, case: dict[str, Any], killed: datetime) -> float:
 
 @pytest.mark.parametrize("fault", [one for one in FAULTPOINTS if one != "promote.gated"])
 def test_a_full_disk_at_any_point_of_a_rollback_is_settled_at_once(
-    village: Village, fault: str, monkeypatch: pytest.MonkeyPatch
+    installation: Installation, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request("walk:2")
-    head = village.ledger.head("walk", "production")
+    head = installation.ledger.head("walk", "production")
     assert head is not None
     monkeypatch.setenv("ATELIER_FAULT", f"{fault}:enospc")
     with pytest.raises(OSError, match="No space left"):
         roll_back("walk")
     monkeypatch.delenv("ATELIER_FAULT")
     reconcile()
-    assert village.journal.open() == []
-    now = village.ledger.head("walk", "production")
+    assert installation.journal.open() == []
+    now = installation.ledger.head("walk", "production")
     assert now is not None
     after = FAULTPOINTS.index(fault) >= FAULTPOINTS.index("ledger.committed")
     assert now.to_version == (head.from_version if after else head.to_version)
-    assert village.served("walk")[0].version == f"walk:{now.to_version}"
-    assert aliases(village, "walk")["production"] == now.to_version
+    assert installation.served("walk")[0].version == f"walk:{now.to_version}"
+    assert aliases(installation, "walk")["production"] == now.to_version
 
 
-def test_reconcile_has_nothing_to_do_where_all_is_settled(village: Village) -> None:
+def test_reconcile_has_nothing_to_do_where_all_is_settled(installation: Installation) -> None:
     assert reconcile() == []
 
 
@@ -180,106 +184,113 @@ def test_reconcile_has_nothing_to_do_where_all_is_settled(village: Village) -> N
     ids=["raises at load", "NaN weights", "black pictures", "one picture", "much slower"],
 )
 def test_a_bad_version_is_stopped_and_production_never_answers_from_it(
-    village: Village, kind: str, steps: int, gate: Any, error: Any, says: str
+    installation: Installation, kind: str, steps: int, gate: Any, error: Any, says: str
 ) -> None:
     name = f"bad-{kind}"
-    good = village.publish(name, village.stage(1))
-    village.put(good)
-    bad = village.publish(name, village.stage(5, kind, steps), gate=gate)
+    good = installation.publish(name, installation.stage(1))
+    installation.put(good)
+    bad = installation.publish(name, installation.stage(5, kind, steps), gate=gate)
     with pytest.raises(error, match=says):
         request(bad.ref)
-    [row] = village.journal.of(bad.digest)
+    [row] = installation.journal.of(bad.digest)
     assert row.state == "refused"
     assert row.error is not None
     assert says in row.error
-    assert village.served(name)[0].version == good.ref
-    assert len(village.ledger.history(name)) == 1
+    assert installation.served(name)[0].version == good.ref
+    assert len(installation.ledger.history(name)) == 1
 
 
-def test_pictures_of_another_size_are_refused(village: Village) -> None:
-    wrong = village.publish("size", village.stage(1), side=16)
+def test_pictures_of_another_size_are_refused(installation: Installation) -> None:
+    wrong = installation.publish("size", installation.stage(1), side=16)
     with pytest.raises(Refused, match="answered 500: the last stage drew another size"):
         request(wrong.ref)
 
 
 def test_force_passes_over_the_gate_and_slowness_and_never_over_a_broken_picture(
-    village: Village,
+    installation: Installation,
 ) -> None:
     name = "forced"
-    village.put(village.publish(name, village.stage(1)))
-    weak = village.publish(name, village.stage(2), alignment=0.1)
+    installation.put(installation.publish(name, installation.stage(1)))
+    weak = installation.publish(name, installation.stage(2), alignment=0.1)
     with pytest.raises(Refused, match=r"alignment 0\.1 \[0\.1, 0\.1\] is below 0\.5"):
         request(weak.ref)
     request(weak.ref, force="a demonstration")
-    row = village.ledger.head(name, "production")
+    row = installation.ledger.head(name, "production")
     assert row is not None
     assert (row.forced, row.reason, row.to_version) == (True, "a demonstration", 2)
-    black = village.publish(name, village.stage(5, "black"))
+    black = installation.publish(name, installation.stage(5, "black"))
     with pytest.raises(Refused, match="flat"):
         request(black.ref, force="another")
 
 
 def test_a_stage_with_another_interface_and_another_evaluation_set_are_refused(
-    village: Village,
+    installation: Installation,
 ) -> None:
-    name, stage = "unfit", village.stage(1)
-    village.put(village.publish(name, stage))
+    name, stage = "unfit", installation.stage(1)
+    installation.put(installation.publish(name, stage))
     other = stage.model_copy(update={"interface": "0" * 16})
-    with pytest.raises(Refused, match=r"village\.base:\d+ has interface .* pins 0{16} as its base"):
-        request(village.publish(name, other).ref)
+    with pytest.raises(
+        Refused, match=r"installation\.base:\d+ has interface .* pins 0{16} as its base"
+    ):
+        request(installation.publish(name, other).ref)
     compared = {"no_worse_than": "production"}
     with pytest.raises(Refused, match="evaluation set other is not production's set"):
-        request(village.publish(name, village.stage(2), gate=compared, over="other").ref)
+        request(installation.publish(name, installation.stage(2), gate=compared, over="other").ref)
 
 
-def test_of_two_promoters_the_second_is_told_who_won(village: Village) -> None:
+def test_of_two_promoters_the_second_is_told_who_won(installation: Installation) -> None:
     name = "race"
-    first, second = (village.publish(name, village.stage(seed)) for seed in (1, 2))
+    first, second = (installation.publish(name, installation.stage(seed)) for seed in (1, 2))
     gate = {"approvals": {"count": 1}}
-    late = village.publish(name, village.stage(3), gate=gate)
+    late = installation.publish(name, installation.stage(3), gate=gate)
     request(first.ref)
     waiting = request(late.ref)["waiting"]
-    with village.acting("carl"):
+    with installation.acting("carl"):
         request(second.ref)
-    with village.acting("berta"), pytest.raises(Conflict, match="carl was first: production from"):
+    with (
+        installation.acting("berta"),
+        pytest.raises(Conflict, match="carl was first: production from"),
+    ):
         approvals.approve(waiting)
-    row = village.journal.get(waiting)
+    row = installation.journal.get(waiting)
     assert row.state == "superseded"
     assert row.error is not None
     assert "carl was first" in row.error
 
 
-def test_a_promotion_waits_for_another_person_and_the_ledger_names_both(village: Village) -> None:
+def test_a_promotion_waits_for_another_person_and_the_ledger_names_both(
+    installation: Installation,
+) -> None:
     name = "eyes"
     policy = {"approvals": {"count": 1, "by": ["anna", "berta"]}}
-    version = village.publish(name, village.stage(1), gate=policy)
+    version = installation.publish(name, installation.stage(1), gate=policy)
     assert actor() == "anna"
     found = request(version.ref)
     waiting = found["waiting"]
     assert not found["changed"]
     assert request(version.ref)["waiting"] == waiting, "asked again, it still waits"
-    assert village.ledger.head(name, "production") is None
+    assert installation.ledger.head(name, "production") is None
     with pytest.raises(PromotionError, match="another person must approve it"):
         approvals.approve(waiting)
-    with village.acting("carl"), pytest.raises(PromotionError, match="carl may not decide"):
+    with installation.acting("carl"), pytest.raises(PromotionError, match="carl may not decide"):
         approvals.approve(waiting)
 
     words = ("approve", waiting, "--reason", "sharp", "--json")
-    done = commands.run(*words, env=village.environment("berta"))
+    done = commands.run(*words, env=installation.environment("berta"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["state"] == "done"
-    row = village.ledger.head(name, "production")
+    row = installation.ledger.head(name, "production")
     assert row is not None
     assert (row.actor, row.to_version) == ("anna", 1)
     assert row.approvals is not None
     assert [(one["actor"], one["reason"]) for one in row.approvals] == [("berta", "sharp")]
-    assert village.served(name)[0].version == version.ref
-    with village.acting("berta"), pytest.raises(PromotionError, match="it is done"):
+    assert installation.served(name)[0].version == version.ref
+    with installation.acting("berta"), pytest.raises(PromotionError, match="it is done"):
         approvals.approve(waiting)
 
 
 def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
-    village: Village,
+    installation: Installation,
 ) -> None:
     """The engine is started as a worker starts it; between its two runs no process is held."""
     from uuid import UUID
@@ -287,7 +298,7 @@ def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
     from prefect import get_client
 
     name = "suspended"
-    version = village.publish(name, village.stage(1), gate={"approvals": {"count": 1}})
+    version = installation.publish(name, installation.stage(1), gate={"approvals": {"count": 1}})
     with get_client(sync_client=True) as client:
         deployment = client.create_deployment(
             flow_id=client.create_flow_from_name("promote"),
@@ -297,7 +308,7 @@ def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
         run = client.create_flow_run_from_deployment(deployment, parameters={"ref": version.ref})
 
     def engine() -> None:
-        environment = {**village.environment("anna"), "PREFECT__FLOW_RUN_ID": str(run.id)}
+        environment = {**installation.environment("anna"), "PREFECT__FLOW_RUN_ID": str(run.id)}
         command = [sys.executable, "-m", "prefect.engine"]
         root = UNDER_FIRE.parents[2]
         subprocess.run(command, env=environment, cwd=root, timeout=120, capture_output=True)
@@ -309,42 +320,44 @@ def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
 
     engine()
     assert state() == "Suspended"
-    [row] = village.journal.waiting()
+    [row] = installation.journal.waiting()
     assert (row.flow_run, row.holder) == (str(run.id), None)
-    with village.acting("berta"):
+    with installation.acting("berta"):
         approver = threading.Thread(target=approvals.approve, args=(row.id, "fine"))
         approver.start()
-        while village.journal.get(row.id).state == "waiting" or state() == "Suspended":
+        while installation.journal.get(row.id).state == "waiting" or state() == "Suspended":
             time.sleep(0.05)
         engine()
         approver.join()
     assert state() == "Completed"
-    head = village.ledger.head(name, "production")
+    head = installation.ledger.head(name, "production")
     assert head is not None
     assert head.approvals is not None
     assert (head.actor, [one["actor"] for one in head.approvals]) == ("anna", ["berta"])
 
 
-def test_a_rejected_and_an_expired_promotion_never_go_into_production(village: Village) -> None:
+def test_a_rejected_and_an_expired_promotion_never_go_into_production(
+    installation: Installation,
+) -> None:
     name = "no"
     policy: dict[str, Any] = {"approvals": {"hours": 1e-6}}
-    version = village.publish(name, village.stage(1), gate=policy)
+    version = installation.publish(name, installation.stage(1), gate=policy)
     waiting = request(version.ref)["waiting"]
-    until = village.journal.get(waiting).expires
+    until = installation.journal.get(waiting).expires
     assert until is not None
     while datetime.now(UTC) <= until + timedelta(milliseconds=1):
         time.sleep(0.001)
     assert any(f"{waiting} expired" in line for line in reconcile())
-    other = village.publish(name, village.stage(2), gate={"approvals": {"count": 1}})
+    other = installation.publish(name, installation.stage(2), gate={"approvals": {"count": 1}})
     waiting = request(other.ref)["waiting"]
-    with village.acting("berta"):
+    with installation.acting("berta"):
         assert approvals.reject(waiting, "too dark")["state"] == "rejected"
-    assert village.ledger.head(name, "production") is None
+    assert installation.ledger.head(name, "production") is None
 
 
-def test_show_and_history_tell_what_was_decided_and_when(village: Village) -> None:
+def test_show_and_history_tell_what_was_decided_and_when(installation: Installation) -> None:
     def atelier(*words: str) -> str:
-        done = commands.run(*words, env=village.environment("anna"))
+        done = commands.run(*words, env=installation.environment("anna"))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -352,7 +365,7 @@ def test_show_and_history_tell_what_was_decided_and_when(village: Village) -> No
     assert "gate of eyes:1" in shown
     assert "stages fit" in shown
     assert "berta" in atelier("history", "eyes")
-    rows = village.ledger.history("walk")
+    rows = installation.ledger.history("walk")
     then = json.loads(atelier("history", "walk", "--at", rows[0].at.isoformat(), "--json"))
     assert [row["to_version"] for row in then] == [1]
     before = (rows[0].at - timedelta(seconds=1)).isoformat()
