@@ -356,6 +356,11 @@ class Gateway:
         for stage in self._own.values():
             stage.check_health()
 
+    def close(self) -> None:
+        """Stop the stages of its own; what is under way there fails as `stopped`."""
+        for stage in self._own.values():
+            stage.close()
+
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this in the replica."""
         return create(self._parts, behind_proxy=True)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from infra.placement import Placement, Pool
+from services.application import Arguments, Gateway
 
 APART = Placement(
     layout="staged",
@@ -86,3 +87,32 @@ def test_a_pool_that_does_not_sleep_and_does_not_answer_is_not_ready(
     app = workshop.gateway(pools[0], Nobody(), Nobody(), placement=APART)
     answer = ask(app, "GET", "/readyz")
     assert (answer.status_code, answer.json()["stages"]) == (503, False)
+
+
+def test_a_gateway_without_pools_apart_draws_in_its_own_process(
+    workshop: Any, ask: Any, networks: Any, app: Any
+) -> None:
+    arguments = Arguments(
+        database=workshop.database,
+        tracking_uri="sqlite:///none",
+        cache=workshop.cache,
+        files=workshop.folder / "files",
+        samples=workshop.folder / "samples",
+        signing=workshop.folder / "exchange",
+        placement=Placement(layout="fused"),
+    )
+    gateway = Gateway(arguments.model_dump(mode="json"), {})
+    stages = workshop.publish_pipeline("shapes", networks("base"), networks("upscaler"))["stages"]
+    pins = [
+        {"name": s["name"], "number": s["version"], "digest": s["sha256"], "family": s["family"]}
+        for s in stages
+    ]
+    asyncio.run(gateway.reconfigure({"versions": pins}))
+    fused = gateway.__serve_build_asgi_app__()
+    wanted = "&".join(f"digest={pin['digest']}" for pin in pins)
+    assert ask(fused, "GET", f"/readyz?{wanted}").status_code == 200
+    assert drawn(ask, fused) == drawn(ask, app)
+    gateway.check_health()
+    gateway.close()
+    with pytest.raises(RuntimeError, match="the step engine has stopped"):
+        gateway.check_health()  # Serve replaces it
