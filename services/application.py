@@ -94,6 +94,7 @@ class Arguments(BaseModel):
                 "threads": max(1, int(pool.cpus)),
                 "buckets": pool.batch,
                 "max_waiting": pool.max_waiting,
+                "apart": self.placement.layout == "staged",
                 "gpu_share": self.placement.gpu_share(pool),
                 "unknown_words": self.unknown_words,
             }

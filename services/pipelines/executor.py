@@ -13,6 +13,7 @@ from infra.pipelines import PinnedStage, Pipeline
 from models.ports import Call, salted, walk
 from services.gateway.errors import ApiError
 from services.media.codecs import bitmap, enlarged, sound
+from services.pipelines.by_reference import LostError, Reference
 from services.pipelines.payload import (
     Event,
     GenerationSpec,
@@ -34,7 +35,15 @@ class Executor:
         self._stage_of = stage_of
 
     async def draw(self, pipeline: Pipeline, spec: GenerationSpec) -> Complete:
-        """Return the samples; errors as in `Maker`."""
+        """Return the samples; errors as in `Maker`. What was lost on the way is drawn once more from the start."""
+        try:
+            return await self._drawn(pipeline, spec)
+        except LostError as error:
+            if spec.once:
+                raise refusal(Refused("lost", str(error))) from None
+            return await self.draw(pipeline, replace(spec, once=True))
+
+    async def _drawn(self, pipeline: Pipeline, spec: GenerationSpec) -> Complete:
         run = _Run(pipeline, spec)
         while (call := run.call) is not None:
             run.take(await self._stage_of(run.stage).draw(run.task(call)))
@@ -42,6 +51,14 @@ class Executor:
 
     async def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `Maker`."""
+        try:
+            async with aclosing(self._watched(pipeline, spec)) as steps:
+                async for step in steps:
+                    yield step
+        except LostError:
+            yield await self.draw(pipeline, replace(spec, once=True))
+
+    async def _watched(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         run = _Run(pipeline, spec)
         while (call := run.call) is not None:
             stages, task = self._stage_of(run.stage), run.task(call, watched=True)
@@ -99,11 +116,16 @@ class _Run:
             **texts,
         )
         writes = watched and self.leads and self._pipeline.modality == "text"
-        return StageTask(pin=stage.pin, spec=mine, pieces=writes, within_s=spec.within_s)
+        onward = call.node != self._entrance.output.partition(".")[0]
+        return StageTask(
+            pin=stage.pin, spec=mine, pieces=writes, onward=onward, within_s=spec.within_s
+        )
 
     def take(self, event: Event) -> None:
         """Take what the next node made, and go on."""
         assert self.call is not None
+        if isinstance(event, Refused) and event.kind == "lost":
+            raise LostError(event.message)
         if isinstance(event, Refused):
             raise refusal(self._param(event))
         assert isinstance(event, Made)
@@ -136,10 +158,12 @@ class _Run:
         if isinstance(made, Written):
             return Complete(made.texts, made.prompt_tokens, made.echoes, warnings)
         if isinstance(made, Sounded):
+            assert not isinstance(made.sounds, Reference)  # nothing comes after it
             return Complete(
                 [sound(one, made.sample_rate) for one in made.sounds], warnings=warnings
             )
         size = self._pipeline.image_size
+        assert not isinstance(made.pictures, Reference)
         found = [bitmap(picture) for picture in made.pictures]
         if size is None or found[0].shape[:2] != size[::-1]:
             raise ApiError(

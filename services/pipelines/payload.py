@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.pipelines import Pin
+from services.pipelines.by_reference import Reference
 
 Pictures: TypeAlias = NDArray[np.float32]
 """(N, C, H, W) in [0, 1]."""
@@ -29,7 +30,7 @@ Reason: TypeAlias = Literal["stop", "length"]
 """Why a text ended: by itself or at a stop string, or for want of room."""
 
 LONGEST_S: Final = 60.0  # of sound, all samples of a request together
-Array: TypeAlias = NDArray[Any]
+Array: TypeAlias = NDArray[Any] | Reference
 """One row a sample."""
 
 
@@ -81,6 +82,7 @@ class StageTask:
     pin: Pin
     spec: GenerationSpec  # the stage's own: its inputs, its options, and seeds that are its node's alone
     pieces: bool = False  # text as it is written
+    onward: bool = False  # what is made goes to another stage, by reference where it is large
     within_s: float = math.inf  # what is not done by then is nobody's any more
 
 
@@ -126,7 +128,7 @@ class Text:
 class Drawn:
     """All pictures of a StageTask, in the order of its seeds."""
 
-    pictures: Pictures
+    pictures: Pictures | Reference  # by reference only onward
     warnings: tuple[str, ...] = ()  # what of the request was not read
 
 
@@ -134,7 +136,7 @@ class Drawn:
 class Sounded:
     """All sounds of a StageTask, in the order of its seeds."""
 
-    sounds: Sounds
+    sounds: Sounds | Reference
     sample_rate: int  # Hz
     warnings: tuple[str, ...] = ()
 
@@ -203,11 +205,12 @@ class Refused:
     `full`: try again after `retry_after_s`. `invalid`: the request cannot be drawn by this model, whoever asks.
     `too_long`: nor can it, in the time that there is. `late`: that time is up.
     `missing`: the version cannot be loaded. `failed`: the model broke while drawing. `not_finite`: it gave numbers that
-    are no picture. `stopped`: the replica is going away; another may draw it.
+    are no picture. `stopped`: the replica is going away; another may draw it. `lost`: what it was to start
+    from went with the replica that made it.
     """
 
     kind: Literal[
-        "full", "invalid", "missing", "failed", "not_finite", "stopped", "too_long", "late"
+        "full", "invalid", "missing", "failed", "not_finite", "stopped", "too_long", "late", "lost"
     ]
     message: str
     retry_after_s: float = 0.0

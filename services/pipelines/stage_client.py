@@ -4,9 +4,11 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from services.gateway.errors import ApiError
+from services.pipelines.by_reference import stored
 from services.pipelines.payload import (
     Embedded,
     EmbedWork,
@@ -38,7 +40,8 @@ class Remote:
 
     async def draw(self, task: StageTask) -> Made | Refused:
         """Return all samples of `task`, or why there are none; a lost replica's work is done again."""
-        answer: Made | Refused = await self._ask("draw", task, once=task.spec.once)
+        lifted = await _lifted(task)
+        answer: Made | Refused = await self._ask("draw", lifted, once=task.spec.once)
         return answer
 
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
@@ -84,6 +87,7 @@ class Remote:
         from ray.exceptions import RayActorError, RayError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+        task = await _lifted(task)
         for attempt in range(1 if task.spec.once else ATTEMPTS):
             begun = False
             events: Any = self._method("watch", stream=True).remote(task)
@@ -134,6 +138,14 @@ class Remote:
 
 def _full(error: Any) -> Refused:
     return Refused("full", "too many requests wait for a replica", error.retry_after_s or 1.0)
+
+
+async def _lifted(task: StageTask) -> StageTask:
+    """Return a task with large inputs (an uploaded picture) by reference."""
+    if not task.spec.given:
+        return task
+    given = {name: await stored(array) for name, array in task.spec.given.items()}
+    return replace(task, spec=replace(task.spec, given=given))
 
 
 async def _pause(attempt: int) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra.pipelines import Pin
 from infra.placement import BATCHES
+from services.pipelines.by_reference import LostError, fetched, stored
 from services.pipelines.payload import (
     LONGEST_S,
     Drawn,
@@ -39,6 +40,8 @@ from services.pipelines.payload import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from infra.registry.registry import Registry
     from models.family import Request
     from services.stages.loader import Held
@@ -62,6 +65,7 @@ class StageArguments(BaseModel):
     buckets: tuple[int, ...] = BATCHES  # tried; see services.stages.batch_invariance
     max_waiting: int = Field(default=256, ge=1)  # rows
     max_bytes: int = Field(default=4 * 2**30, ge=1)  # of loaded versions
+    apart: bool = False  # from the gateway: large arrays go to another stage by reference
     gpu_share: float = Field(default=1, ge=0, le=1)  # of the GPU's memory, where there is one
     unknown_words: Literal["refuse", "map"] = "refuse"
 
@@ -96,6 +100,7 @@ class Stage:
             buckets=given.buckets,
             threads=given.threads,
         )
+        self._apart = given.apart
         self._unknown_words = given.unknown_words
         self._problems: dict[str, str] = {}
 
@@ -118,7 +123,7 @@ class Stage:
         ready = await self._ready(task)
         if isinstance(ready, Refused):
             return ready
-        return ready.with_warnings(await self._drawn(ready))
+        return await self._handed_on(task, ready.with_warnings(await self._drawn(ready)))
 
     async def watch(self, task: StageTask) -> AsyncGenerator[Event]:
         """Yield previews or pieces of text as they come, then the samples or why there are none."""
@@ -132,7 +137,17 @@ class Stage:
         events = self._follow(ready)
         async with aclosing(events):  # at once when the client goes
             async for event in events:
-                yield ready.with_warnings(event)
+                yield await self._handed_on(task, ready.with_warnings(event))
+
+    async def _handed_on(self, task: StageTask, event: TEvent) -> TEvent:
+        """Return what goes to another pool by reference, where it is large."""
+        if not task.onward or not self._apart:
+            return event
+        if isinstance(event, Drawn):
+            return replace(event, pictures=await stored(event.pictures))
+        if isinstance(event, Sounded):
+            return replace(event, sounds=await stored(event.sounds))
+        return event
 
     async def _ready(self, task: StageTask) -> "_Ready | Refused":
         """Return what a request needs before it may wait for the engine, or why it must not."""
@@ -147,7 +162,10 @@ class Stage:
             return known
         task, warnings = known
         try:
-            request = _request(held, task.spec)
+            given = {name: await fetched(array) for name, array in task.spec.given.items()}
+            request = _request(held, task.spec, given)
+        except LostError as error:
+            return Refused("lost", str(error))
         except ValueError as error:
             return Refused("invalid", str(error), param=named(str(error)))
         if refused := _check(held, task, request):
@@ -461,7 +479,7 @@ def _on_the_way(result: "Result") -> Preview | Piece:
     return Preview(row=result.row, index=result.index, picture=result.picture)
 
 
-def _request(held: "Held", spec: GenerationSpec) -> "Request":
+def _request(held: "Held", spec: GenerationSpec, arrays: "Mapping[str, NDArray[Any]]") -> "Request":
     """Return what the model is asked; pictures and masks are brought to the size that it takes."""
     import torch
     from torch.nn import functional as F
@@ -469,7 +487,7 @@ def _request(held: "Held", spec: GenerationSpec) -> "Request":
     from models.family import Request
 
     given = {}
-    for name, array in spec.given.items():
+    for name, array in arrays.items():
         rows = torch.from_numpy(array.copy())
         port = held.model.inputs.get(name)
         if port and port.kind in {"pixels", "mask"} and rows.shape[1:] != port.shape:

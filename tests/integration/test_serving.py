@@ -22,6 +22,7 @@ from infra.receipts import receipts
 from infra.registry.registry import Registry
 from infra.settings import Settings
 from models.family import Family, Request
+from services.pipelines.by_reference import INLINE
 from tests.integration import doors_kit as doors
 from tests.integration.capabilities_kit import publish_all
 from tests.integration.neighbour import Neighbour, move_in
@@ -114,6 +115,17 @@ def test_pools_apart_draw_the_bytes_of_one_process(house: House) -> None:
     answer = house.draw(n=3, extra_body={"seed": 5})
     for entry, expected in zip(answer.data, in_one_process(house, 1, (5, 6, 7)), strict=True):
         np.testing.assert_array_equal(pixels(entry), expected)
+
+
+def test_large_pictures_go_from_pool_to_pool_by_reference_and_are_the_same(
+    house: House, tmp_path: Path
+) -> None:
+    number, seeds = publish(house, tmp_path, 4, side=96).number, tuple(range(10))
+    assert len(seeds) * 3 * 96 * 96 * 4 > INLINE  # between the two
+    answer = house.draw(model=f"{NAME}:{number}", n=len(seeds), extra_body={"seed": 0})
+    expected = in_one_process(house, number, seeds)
+    for entry, picture in zip(answer.data, expected, strict=True):
+        np.testing.assert_array_equal(pixels(entry), picture)
 
 
 def test_the_client_streams_partial_images(house: House) -> None:
