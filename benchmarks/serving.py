@@ -74,16 +74,16 @@ class Server:
         return found
 
     def cpu_s(self) -> dict[str, float]:
-        """Return the CPU seconds they have used, by kind; of the stage its busiest thread, the engine's, apart."""
+        """Return the CPU seconds they have used, by kind; of a replica's its busiest thread (engine, loop) apart."""
         spent: dict[str, float] = defaultdict(float)
         for process in self.processes():
             try:
                 times, kind = process.cpu_times(), kind_of(process)
-                if kind == "stage":
-                    engine = max(one.user_time + one.system_time for one in process.threads())
-                    spent |= {"engine": engine, kind: times.user + times.system - engine}
-                else:
-                    spent[kind] += times.user + times.system
+                if kind in {"gateway", "stage"}:
+                    busiest = max(one.user_time + one.system_time for one in process.threads())
+                    spent[f"{kind}'s thread"] += busiest
+                    spent[kind] -= busiest
+                spent[kind] += times.user + times.system
             except psutil.Error:
                 continue
         return spent
@@ -189,7 +189,7 @@ def start_ours(name: str, settings: Settings, folder: str, **variables: str) -> 
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        **{**spec.SERVE, **variables},
+        **{**spec.SERVE, spec.SOCKETS: f"{folder}/gateway", **variables},
     )
     wait(lambda: probes.ray_answers(f"http://127.0.0.1:{settings.dashboard_port}", token), process)
     return Server(name, f"http://127.0.0.1:{settings.gateway_port}", process)

@@ -41,7 +41,7 @@ from services.api.scores import ScoreOrder, answer_scores
 from services.api.speech import WRITERS, SpeechAnswer, SpeechOrder, plan_speech
 from services.api.text import TextAnswer, plan_completion, plan_turn
 from services.api.text_requests import ChatOrder, CompletionOrder
-from services.gateway import errors
+from services.gateway import errors, sockets
 from services.gateway.errors import ApiError
 from services.gateway.guard import Guard, KeyStore, require_key_off_loopback
 from services.gateway.openapi import ANYWHERE, STREAM, Api, answers
@@ -364,7 +364,9 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this in the replica."""
-        return create(self._parts, behind_proxy=True)
+        app = create(self._parts, behind_proxy=True)
+        place = sockets.folder()
+        return app if place is None else sockets.Listening(app, place)
 
 
 def build(args: dict[str, Any]) -> "serve.Application":

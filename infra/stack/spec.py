@@ -29,6 +29,8 @@ PAGES: Final = ("prefect", "mlflow", "ray")
 """The parts with a page for people."""
 FRONT: Final = "services.gateway.front.middlewares"
 """What Serve's proxy is to put before itself; named, for nothing here may import it."""
+SOCKETS: Final = "ATELIER_GATEWAY_SOCKETS"
+"""Names the folder where the gateway's replicas answer Serve's proxy; its path must be short, as Ray's folder's."""
 SERVE: Final = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",  # .1 in Serve: a house at rest should rest
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
@@ -193,6 +195,7 @@ def _ray() -> Part:
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no other node could take the work
             **SERVE,
+            SOCKETS: str(ray_folder().parent / "gateway"),  # closed to others, as that folder is
         },
         starts=3,  # Ray gives its node 30 s, which a busy machine misses
     )

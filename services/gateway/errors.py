@@ -1,4 +1,24 @@
-"""The one shape of every error: {"error": {"message", "type", "param", "code"}}, as OpenAI's clients expect it."""
+"""The one shape of every error: {"error": {"message", "type", "param", "code"}}, as OpenAI's clients expect it.
+
+    ApiError
+    ├── invalid_request_error: another request would be answered
+    │   ├── 400 unknown_parameter, missing_required_parameter, invalid_type, invalid_value, unsupported_value,
+    │   │       integer_above_max_value, integer_below_min_value, invalid_json, too_long,
+    │   │       unsupported_capability: the body
+    │   │       header, invalid_http, no_websockets: the rest of it
+    │   ├── 401 invalid_api_key, 403 link_expired, 421 misdirected_request: the door
+    │   ├── 404 model_not_found, file_not_found, unknown_url, 405 method_not_allowed, http_error: where it went
+    │   ├── 408 headers_timeout, body_timeout, 413 body_too_large, 431 headers_too_large: how it came
+    │   └── 415 unsupported_media_type
+    ├── rate_limit_error: the same request later, after `retry-after`
+    │   └── 429 queue_full
+    └── server_error
+        ├── 500 model_failed, not_finite, internal_error
+        ├── 503 unavailable, interrupted: the same request later
+        └── 504 timeout
+
+A stage does not raise: it returns `Refused`, of which `services.pipelines.request.refusal` makes one of these.
+"""
 
 import json
 import logging

@@ -1,4 +1,6 @@
-"""What stands before Serve's proxy: a request that a lost replica of the gateway had is held and asked again.
+"""What stands before Serve's proxy: a request goes the short way to a gateway of this machine, where there is one.
+
+One that a lost replica of the gateway had is held and asked again.
 
 Headers that Serve would obey are refused, and those that it could not read left out, before it sees them.
 
@@ -19,9 +21,10 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway import connections
+from services.gateway import connections, sockets
 from services.gateway.errors import ApiError
 from services.gateway.headers import refusal_of, without_unreadable
+from services.gateway.sockets import Gateways
 
 OURS: Final = "/v1/"
 HEALTH: Final = frozenset({"/healthz", "/readyz"})
@@ -41,6 +44,7 @@ class Front:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._gateways = Gateways(sockets.folder())
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +73,8 @@ class Front:
         body, deadline, losses = _Body(receive), time.monotonic() + HELD_S, 0
         while True:
             answer = _Answer(send)
-            await self._app(scope, body.again(), answer)
+            if not await self._gateways.ask(scope, body.again, answer):
+                await self._app(scope, body.again(), answer)
             if answer.ended or body.gone:
                 return
             if answer.begun:

@@ -20,6 +20,7 @@ from infra.keys import Key
 from services.gateway.bodies import Bodies, again, too_large
 from services.gateway.errors import ApiError
 from services.gateway.headers import REQUEST_ID, refusal_of
+from services.gateway.sockets import SHORT_WAY
 
 OPEN: Final = frozenset({"/healthz", "/readyz"})
 LINKED: Final = "/v1/files/"  # whose route checks a link's signature (services.media.result_store)
@@ -81,14 +82,15 @@ class Guard:
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         identity = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
-        if self._behind_proxy:
+        named = self._behind_proxy and SHORT_WAY not in scope
+        if named:
             identity = asked[:128]
         scope["request_id"] = identity
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 out = MutableHeaders(scope=message)
-                if not self._behind_proxy:
+                if not named:
                     out["x-request-id"] = identity
                 out["x-content-type-options"] = "nosniff"
                 out.setdefault("cache-control", "no-store")

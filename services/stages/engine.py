@@ -1,15 +1,28 @@
 """The step engine: rows of many requests advance through a model together, one sampler step at a time.
 
-One worker thread owns the models. At every step boundary it drops the rows whose client has gone or whose time is up,
-takes waiting rows in the order they came, pads the batch to a bucket, takes one step, shows previews, hands out the
-text that was written and the rows that finished. A row never waits for a batch to fill, and a request that is at its
-first step shares the batch with one at its last: for text that is continuous batching.
+The states of a row; but for `submit` and `cancel` only the worker's thread changes them:
+
+    submit ─> WAITING ─> FRESH ─> MEMBER of a batch ─> done: Finished, with its picture, sound or text
+       │         │         │       │  ^  │
+       │         │         │       └──┘  └─> at a stop string: Finished, and dropped at the next boundary
+       │         │         │       a step: Shown, Wrote
+       │         │         └─> invalid, not begun: Failed
+       │         └─ cancelled: gone at once; a member is dropped at the next boundary
+       └─> Full, TooLong: raised, nothing waits
+
+    from each of them: late, too_long, not_finite, failed, stopped ─> Failed, once a request
+
+One worker thread owns the models. At every step boundary it drops the rows whose client has gone or whose time is up
+(`_expire`, `_foresee`), takes waiting rows in the order they came (`_admit`), pads the batch to a bucket (`_gather`),
+takes one step, shows previews, hands out the text that was written and the rows that finished (`_step`; `_sample` where
+a family draws in one go). A row never waits for a batch to fill, and a request that is at its first step shares the
+batch with one at its last: for text that is continuous batching.
 
 Models get equal shares of time (`services.stages.shares`): the one that has had least takes the next step, and long
 work counts for more. A family that draws in one go does so for as few rows at a time as that is short.
 
 Buckets: the arithmetic of a row depends on the batch's size (kernels differ), so batches only have sizes that were
-found to give equal bits (`services.stages.loader.agreeing`); with them a seed gives its sample alone or in a batch.
+found to give equal bits (`batch_invariance.agreeing`); with them a seed gives its sample alone or in a batch.
 """
 
 import math
@@ -50,7 +63,7 @@ from services.stages.shares import FRESH_S, TRUSTED, Account
 from services.stages.token_logprobs import told, told_end
 
 BUCKETS: Final = (4, 8, 16)
-"""Batch sizes that give equal bits on every CPU seen; `services.stages.loader.agreeing` finds a model's own."""
+"""Batch sizes that give equal bits on every CPU seen; `batch_invariance.agreeing` finds a model's own."""
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
 NOT_FINITE: Final = "the model gave numbers that are not finite"
 LATE: Final = "its time was up"

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from PIL import Image
 from infra.receipts import receipts
 from infra.receipts.signing import Signing
 from models.family import Family
+from services.gateway import errors
 from services.gateway.guard import require_key_off_loopback
 from services.media.result_store import Files
 
@@ -439,3 +441,11 @@ AS_JSON = {"content-type": "application/json"}
 @given(st.binary(max_size=200) | st.integers(1, 60_000).map(lambda depth: b"[" * depth))
 def test_no_bytes_are_answered_with_a_server_error(app: Any, ask: Ask, content: bytes) -> None:
     assert 400 <= error(ask(app, "POST", IMAGES, content=content, headers=AS_JSON))[0] < 500
+
+
+def test_the_tree_of_errors_names_every_code_that_an_answer_may_have() -> None:
+    folder = Path(errors.__file__).parents[1]
+    source = "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
+    raised = {*re.findall(r'code="([a-z_]+)"', source), *errors.CODES.values()}
+    tree = (errors.__doc__ or "").partition("ApiError\n")[2].partition("\n\n")[0]
+    assert raised <= {*re.findall(r"[a-z_]+", tree)}
