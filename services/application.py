@@ -32,6 +32,7 @@ from services.api.answers import (
     SampleList,
     Scores,
 )
+from services.api.edits import FORM, EditOrder, plan_edit, read_form
 from services.api.embeddings import EmbeddingOrder, answer_embeddings
 from services.api.images import PictureAnswer, plan_drawing
 from services.api.provenance import UPLOAD, answer_provenance
@@ -181,6 +182,14 @@ def _image_routes(app: Api, parts: Parts) -> None:
         order = await _order(request, ImageOrder)
         exchange = await _exchange(parts, request, order, plan_drawing)
         answer = PictureAnswer(exchange, order, parts.files, parts.samples)
+        return await (answer.stream() if order.stream else answer.whole())
+
+    @app.takes("/v1/images/edits", EditOrder, Pictures, STREAM, FORM)
+    async def edit(request: Request) -> Response:
+        """Change pictures where a mask says so."""
+        order, files = await read_form(request)
+        exchange = await _exchange(parts, request, order, partial(plan_edit, files))
+        answer = PictureAnswer(exchange, order, parts.files, parts.samples, "image_edit")
         return await (answer.stream() if order.stream else answer.whole())
 
     @app.get(

@@ -45,17 +45,15 @@ def paint(
     prompt: str,
     *,
     seed: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
+    **options: Any,
 ) -> bytes:
-    """Return one picture as PNG, with its receipt.
+    """Return one picture as PNG, with its receipt; `options` are fields of the API: `steps`, `guidance`.
 
     Raises:
         Unanswered: the gateway's refusal in its own words.
         NoGateway: it is not there.
     """
-    wishes = {"seed": seed, "num_inference_steps": steps, "guidance_scale": guidance}
-    body = {name: value for name, value in wishes.items() if value is not None}
+    body = {k: v for k, v in {"seed": seed, **options}.items() if v is not None}
     with _asking():
         answer = client().images.generate(
             model=model, prompt=prompt, response_format="b64_json", extra_body=body

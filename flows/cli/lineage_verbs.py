@@ -114,6 +114,7 @@ def _again(file: Path, found: "Trace") -> "Replay":
     from flows.cli.client import NoGateway, answer, paint, speak
     from flows.provenance import tracing
 
+    tracing.check_replayable(found)
     asked, ref, through = found.receipt, found.version.ref, "through the gateway"
     if found.pipeline.modality == "text":
         names = ("seed", "max_tokens", "temperature", "top_k", "top_p", "stop", "echo")
@@ -127,9 +128,7 @@ def _again(file: Path, found: "Trace") -> "Replay":
         return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
     where = through
     try:
-        again = paint(
-            ref, asked.prompt, seed=asked.seed, steps=asked.steps, guidance=asked.guidance
-        )
+        again = paint(ref, asked.prompt, seed=asked.seed, **asked.sampling)
     except NoGateway:
         again = tracing.redraw(found)
         where = "in this process on the CPU, since no gateway answers"

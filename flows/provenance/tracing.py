@@ -241,6 +241,19 @@ class Replay:
         return f"{many}, by at most {self.most} of {self.levels}{rounding}"
 
 
+def check_replayable(found: Trace) -> None:
+    """Refuse what was made of files.
+
+    Raises:
+        Untraceable: the receipt has no more than their digests.
+    """
+    if found.receipt.inputs:
+        raise Untraceable(
+            f"it was made of {' and '.join(found.receipt.inputs)}, which the receipt names by sha256 alone: ask for"
+            " the edit again with these files and the same seed"
+        )
+
+
 def redraw(found: Trace) -> bytes:
     """Draw a receipt's picture again in this process, on the CPU; returns PNG with a receipt of its own."""
     from flows.evaluating.pipeline import draw, load_model

@@ -4,12 +4,13 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 MAX_SIDE: Final = 4096  # pixels; Pillow's own bound, 179 million, is too high
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -49,6 +50,31 @@ def decode(content: bytes, image_size: int, channels: int) -> Decoded:
     Raises:
         PictureError: unknown format, larger than 4096 pixels a side, or damaged.
     """
+    image, flat = _loaded(
+        content, lambda upright: _flattened(upright, content, "L" if channels == 1 else "RGB")
+    )
+    pixels = np.asarray(_square(flat, image_size)).reshape(image_size, image_size, channels)
+    return Decoded(pixels, *image.size, image.mode)
+
+
+def transparency(content: bytes, image_size: int) -> Decoded:
+    """Return how transparent a picture is, (image_size, image_size, 1): 255 where nothing of it is seen.
+
+    Raises:
+        PictureError: as `decode`.
+    """
+    image, clear = _loaded(
+        content,
+        lambda upright: ImageChops.invert(upright.convert("RGBA").getchannel("A")),
+    )
+    pixels = np.asarray(_square(clear, image_size)).reshape(image_size, image_size, 1)
+    return Decoded(pixels, *image.size, image.mode)
+
+
+def _loaded(
+    content: bytes, read: Callable[[Image.Image], Image.Image]
+) -> tuple[Image.Image, Image.Image]:
+    """Return a picture as it was found, and what is read of it turned upright."""
     image = _open(content)
     width, height = image.size
     if max(width, height) > MAX_SIDE:
@@ -57,13 +83,10 @@ def decode(content: bytes, image_size: int, channels: int) -> Decoded:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            flat = _flattened(upright, content, "L" if channels == 1 else "RGB")
+            return image, read(ImageOps.exif_transpose(image))
     except BROKEN as error:
         cut = "truncated" in str(error).lower() or _is_cut(content)
         raise _undecodable(image.format or "picture", cut=cut) from None
-    pixels = np.asarray(_square(flat, image_size)).reshape(image_size, image_size, channels)
-    return Decoded(pixels, width, height, image.mode)
 
 
 def _flattened(image: Image.Image, content: bytes, mode: str) -> Image.Image:

@@ -31,8 +31,7 @@ def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     if order.size not in {None, "auto", pipeline.size}:
         raise invalid(f"size: {endpoint.name} draws {pipeline.size}, got {order.size!r}", "size")
     prompts = caption(order.prompt, seeds, endpoint)
-    asked = {"steps": order.sampler_steps, "guidance": order.scale}
-    steps = pipeline.options(asked).get("steps")
+    steps = pipeline.options(order.options).get("steps")
     if steps is not None and order.count * steps > LARGEST_COST:
         raise invalid(
             f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}", "steps"
@@ -40,7 +39,7 @@ def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     return GenerationSpec(
         prompts=prompts,
         seeds=seeds,
-        options={name: value for name, value in asked.items() if value is not None},
+        options=order.options,
         previews=order.partial_images or 0,
     )
 
@@ -72,7 +71,15 @@ def caption(
 class PictureAnswer:
     """One request for pictures being answered."""
 
-    def __init__(self, exchange: Exchange, order: ImageOrder, files: Files, kept: Samples) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        order: ImageOrder,
+        files: Files,
+        kept: Samples,
+        kind: str = "image_generation",  # of a stream's events
+    ) -> None:
+        self._kind = kind
         self._exchange = exchange
         self._order = order
         self._files = files
@@ -91,7 +98,7 @@ class PictureAnswer:
     def _events(self, step: Step) -> list[bytes]:
         common, progress = self._common("created_at", step), step.progress
         if isinstance(progress, Sketch):
-            kind = "image_generation.partial_image"
+            kind = f"{self._kind}.partial_image"
             body = {
                 "type": kind,
                 "b64_json": base64.b64encode(png(progress.pixels)).decode(),
@@ -107,7 +114,7 @@ class PictureAnswer:
             "total_tokens": 0,
             "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
         }
-        kind = "image_generation.completed"
+        kind = f"{self._kind}.completed"
         return [
             event(
                 {

@@ -132,18 +132,20 @@ def one_line(prompt: str) -> str:
     return text.strip()
 
 
+TOGETHER: Final[JsonSchemaValue] = {
+    "allOf": [
+        apart("steps", "num_inference_steps"),
+        apart("guidance", "guidance_scale"),
+        needs_stream("partial_images", {"type": "integer", "minimum": 1}),
+    ]
+}
+"""What the fields of a request for pictures may say together."""
+
+
 class ImageOrder(Order):
     """A request for pictures, in OpenAI's words; `seed`, `steps` and `guidance` (or their longer names) are ours."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [
-                apart("steps", "num_inference_steps"),
-                apart("guidance", "guidance_scale"),
-                needs_stream("partial_images", {"type": "integer", "minimum": 1}),
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=TOGETHER)
 
     prompt: Annotated[str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)]
     size: Annotated[str, Field(max_length=20)] | None = "auto"  # or WIDTHxHEIGHT
@@ -178,14 +180,13 @@ class ImageOrder(Order):
         return self
 
     @property
-    def sampler_steps(self) -> int | None:
-        """Steps of the first stage, or None for the pipeline's own."""
-        return self.steps if self.steps is not None else self.num_inference_steps
-
-    @property
-    def scale(self) -> float | None:
-        """Guidance of the first stage, or None for the pipeline's own."""
-        return self.guidance if self.guidance is not None else self.guidance_scale
+    def options(self) -> dict[str, Any]:
+        """What it asks of the first stage, by the names of the family's options; the rest is as pinned."""
+        asked = {
+            "steps": self.num_inference_steps if self.steps is None else self.steps,
+            "guidance": self.guidance_scale if self.guidance is None else self.guidance,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
 
     @property
     def session(self) -> str:

@@ -24,7 +24,7 @@ REASONS: Final[Mapping[int, str]] = {
     404: "There is no such model, file or url.",
     408: "The request did not arrive in time.",
     413: "The body is too large.",
-    415: "The body is no application/json.",
+    415: "The body is of another type.",
     421: "Without a key the gateway answers to localhost alone, and the request named another host.",
     429: "Too much waits already; `retry-after` says when to come back.",
     500: "The model or the server failed.",
@@ -76,10 +76,11 @@ class Api(FastAPI):
         order: type[BaseModel],
         body: type[BaseModel] | None,
         media: Mapping[str, Any] | None = None,
+        sent: str = "application/json",
     ) -> Callable[[Route], Route]:
         """Return the decorator of a POST route: the body that it takes, and what it answers."""
         self.orders[path] = order
-        content = {"application/json": {"schema": {"$ref": SCHEMA.format(model=order.__name__)}}}
+        content = {sent: {"schema": {"$ref": SCHEMA.format(model=order.__name__)}}}
         return self.post(
             path,
             response_model=None,

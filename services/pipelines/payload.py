@@ -44,6 +44,7 @@ class GenerationSpec:
     prompt_tokens: tuple[tuple[int, ...], ...] = ()  # one a seed, in place of prompts
     dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
     given: Mapping[str, Array] = field(default_factory=dict)  # other inputs, by name
+    uploads: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files among them
     options: Mapping[str, Any] = field(default_factory=dict)  # of the family, by name; none is None
     speed: float | None = None  # of sound, once it is made
     stop: tuple[str, ...] = ()  # strings that end a text and are not part of it

@@ -131,6 +131,8 @@ class Exchange:
             prompt_tokens=spec.prompt_tokens[row] if spec.prompt_tokens else None,
             messages=spec.dialogues[row] if spec.dialogues else None,
             seed=spec.seeds[row],
+            entrance=None if spec.entrance == "generate" else spec.entrance,
+            inputs=dict(spec.uploads) or None,
             generator=GENERATOR,
             size=endpoint.pipeline.size,
             speed=spec.speed,

@@ -15,6 +15,7 @@ import torch
 from infra.keys import Keys
 from infra.ledger.ledger import Ledger
 from infra.ledger.rollout_metrics import Observations
+from infra.pipelines import Entrance, Node, PinnedStage, Pipeline, chained
 from infra.receipts.signing import Signing
 from infra.registry.registry import Registry
 from infra.storage import seal
@@ -71,6 +72,10 @@ class Workshop:
         self.published: dict[
             str, dict[str, Any]
         ] = {}  # by digest: the same again is no other version
+
+    def signing(self) -> Signing:
+        """The key that its gateway signs with."""
+        return Signing(self.folder / "exchange")
 
     def publish(
         self, name: str, files: dict[str, Any], model: Family | None = None
@@ -130,6 +135,43 @@ class Workshop:
             "try_prompts": [],
         }
         return {**self.publish(name, {"pipeline.json": document}), "stages": stages}
+
+    def publish_wired(
+        self, name: str, models: dict[str, Family], wires: dict[str, Any] | None = None
+    ) -> Pipeline:
+        """Publish a graph of stages, one behind the other unless `wires` says otherwise, and put it in production."""
+        stages = []
+        for stage, model in models.items():
+            version = self.publish(f"{name}.{stage}", {}, model)
+            inputs, outputs = (
+                {key: str(port) for key, port in of.items()} for of in (model.inputs, model.outputs)
+            )
+            stages.append(
+                PinnedStage(
+                    stage=stage,
+                    name=version["name"],
+                    version=version["number"],
+                    sha256=version["digest"],
+                    family=describe(model)["family"],
+                    inputs=inputs,
+                    outputs=outputs,
+                )
+            )
+        generate = chained(stages)
+        if wires is not None:
+            nodes = {key: Node(stage=key, wires=one, salt=key) for key, one in wires.items()}
+            generate = Entrance(nodes=nodes, output=generate.output)
+        side = list(models.values())[-1].config.image_size
+        pipeline = Pipeline(
+            endpoint=name,
+            abilities=("images", "edits"),
+            stages=tuple(stages),
+            entrances={"generate": generate, "edit": chained(stages, edits=True)},
+            vocabulary=WORDS,
+            image_size=(side, side),
+        )
+        self.promote(self.publish(name, {"pipeline.json": pipeline.model_dump(mode="json")}))
+        return pipeline
 
     def publish_alone(self, name: str, model: Family, **stage: Any) -> dict[str, Any]:
         """Publish a pipeline of one model, whatever its modality, and put it in production."""
@@ -217,6 +259,14 @@ async def _ask(app: Any, method: str, path: str, **options: Any) -> httpx.Respon
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         return await client.request(method, path, **options)
+
+
+@pytest.fixture(scope="module")
+def own_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """One that a module fills by itself."""
+    found = Workshop(tmp_path_factory.mktemp("workshop"))
+    found.cache.mkdir()
+    return found
 
 
 @pytest.fixture(scope="session")

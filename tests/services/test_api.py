@@ -89,7 +89,7 @@ class Answers:
 
     def __init__(self, served: Any, document: Any, path: str, method: str) -> None:
         app, key = served
-        self.order = app._app.orders.get(path)
+        self.order = None if path in FORMS else app._app.orders.get(path)  # files are no JSON
         self.path = path
         checks = {
             "positive_data_acceptance": {"enabled": False},  # below, with what a model cannot do
@@ -134,6 +134,7 @@ OPERATIONS = [
     ("/v1/models/{model}", "get"),
     ("/v1/files/{name}", "get"),
     ("/v1/images/generations", "post"),
+    ("/v1/images/edits", "post"),
     ("/v1/completions", "post"),
     ("/v1/chat/completions", "post"),
     ("/v1/audio/speech", "post"),
@@ -142,6 +143,7 @@ OPERATIONS = [
     ("/v1/scores", "post"),
     ("/v1/content_provenance_checks", "post"),
 ]
+FORMS = ("/v1/images/edits", "/v1/content_provenance_checks")
 TAKE_A_BODY = [path for path, method in OPERATIONS if method == "post"]
 EACH_WAY = math.ceil(REQUESTS / len(TAKE_A_BODY) / 2)
 """Requests as the schema says, for every operation; and as many that are not, where there is a body."""

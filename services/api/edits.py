@@ -1,0 +1,145 @@
+"""POST /v1/images/edits: a picture that is drawn anew where a mask says so; multipart, as OpenAI's clients send it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from fastapi import Request
+from pydantic import ConfigDict, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from infra.media.pictures import PictureError, decode, transparency
+from services.api.images import plan_drawing
+from services.api.requests import TOGETHER, ImageOrder
+from services.gateway.errors import ApiError, from_validation, invalid
+from services.pipelines.payload import GenerationSpec, Pictures
+from services.routing.endpoints import Endpoint
+
+FORM: Final = "multipart/form-data"
+LARGEST: Final = 4 * 2**20  # bytes of a picture or mask, as OpenAI has it of masks
+MOST_FIELDS: Final = 32
+FILES: Final = {"image": True, "mask": False}
+"""The files of the form, and whether they must be there."""
+
+
+def _with_files(schema: dict[str, Any]) -> None:
+    """Add the files to the form's JSON schema."""
+    schema.update(TOGETHER)
+    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in FILES}
+    schema["required"] += [name for name, needed in FILES.items() if needed]
+
+
+class EditOrder(ImageOrder):
+    """The fields of a form that asks for a changed picture, beside its files."""
+
+    model_config = ConfigDict(json_schema_extra=_with_files)
+
+    input_fidelity: Literal["high", "low"] | None = None  # what is kept is kept bit by bit
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A picture as it came."""
+
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Its digest, by which a receipt names it."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+async def read_form(request: Request) -> tuple[EditOrder, dict[str, Upload]]:
+    """Return what a form asks for, and its files by name.
+
+    Raises:
+        ApiError: 415, no form; 400 that names its first wrong field.
+    """
+    if not request.headers.get("content-type", "").lower().startswith(FORM):
+        message = "send the picture as multipart/form-data, in the field `image`"
+        raise ApiError(415, message, code="unsupported_media_type", param="image")
+    texts: dict[str, str] = {}
+    files: dict[str, Upload] = {}
+    try:
+        async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
+            for name, value in form.multi_items():
+                name = name.removesuffix("[]")
+                if name in texts or name in files:
+                    raise invalid(f"{name}: one is taken, got several", name)
+                if isinstance(value, UploadFile):
+                    files[name] = Upload(await value.read(LARGEST + 1))
+                else:
+                    texts[name] = value
+    except HTTPException as error:  # starlette's, of a broken form
+        raise invalid(f"no form: {error.detail}", "body") from None
+    _check_files(files)
+    try:
+        return EditOrder.model_validate_strings(texts), files
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def _check_files(files: Mapping[str, Upload]) -> None:
+    if odd := files.keys() - FILES.keys():
+        raise invalid(f"unknown parameter {min(odd)!r}", min(odd), "unknown_parameter")
+    if "image" not in files:
+        message = "image: send the picture that is to be changed as a file"
+        raise invalid(message, "image", "missing_required_parameter")
+    for name, file in files.items():
+        if len(file.content) > LARGEST:
+            raise invalid(f"{name}: at most {LARGEST} bytes are taken", name)
+
+
+def plan_edit(
+    files: Mapping[str, Upload], order: EditOrder, seeds: tuple[int, ...], endpoint: Endpoint
+) -> GenerationSpec:
+    """Return what to change with a version, after checking what depends on it.
+
+    Raises:
+        ApiError: 400 that names the parameter.
+    """
+    endpoint.must("edits")
+    asked = plan_drawing(order, seeds, endpoint)
+    size = endpoint.pipeline.image_size
+    assert size is not None
+    image, mask = _read(files, size[0], endpoint)
+    count = len(seeds)
+    return GenerationSpec(
+        seeds=seeds,
+        entrance="edit",
+        prompts=asked.prompts,
+        options=asked.options,
+        previews=asked.previews,
+        given={"image": np.repeat(image[None], count, 0), "mask": np.repeat(mask[None], count, 0)},
+        uploads={name: file.sha256 for name, file in files.items()},
+    )
+
+
+def _read(files: Mapping[str, Upload], side: int, endpoint: Endpoint) -> tuple[Pictures, Pictures]:
+    """Return the picture (C, H, W) in [0, 1] and the mask (1, H, W), 1 where it is to be drawn anew.
+
+    The mask is what is transparent: of the file `mask`, else of the picture itself.
+    """
+    pixels = endpoint.pipeline.stages[-1].outputs["pixels"]
+    channels = int(pixels.partition(" ")[2].partition("x")[0])
+    name = "image"
+    try:
+        picture = decode(files["image"].content, side, channels)
+        name = "mask" if "mask" in files else "image"
+        clear = transparency(files[name].content, side)
+    except PictureError as error:
+        raise invalid(f"{name}: {error}", name) from None
+    sizes = [(one.width, one.height) for one in (picture, clear)]
+    if sizes[0] != sizes[1]:
+        says = " and ".join(f"{width}x{height}" for width, height in sizes)
+        raise invalid(f"mask: it must be as large as the picture, got {says}", "mask")
+    if not clear.pixels.any():
+        message = "mask: nothing in it is transparent, which is where the picture would be changed"
+        raise invalid(f"{message}; send a PNG with an alpha channel", "mask")
+    image, mask = (
+        one.pixels.transpose(2, 0, 1).astype(np.float32) / 255 for one in (picture, clear)
+    )
+    return image, (mask >= 0.5).astype(np.float32)

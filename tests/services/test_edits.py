@@ -1,0 +1,213 @@
+"""/v1/images/edits: a picture is drawn anew where a mask says so, and nowhere else."""
+
+import asyncio
+import base64
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flows.evaluating.pipeline import check_fit, draw
+from infra.receipts import provenance, receipts
+from models.diffusion.ddpm import DDPM
+from models.family import Family, Request
+
+EDITS = "/v1/images/edits"
+SIDE = 16
+Ask = Callable[..., httpx.Response]
+NOISE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+CLEAR = np.full((SIDE, SIDE), 255, dtype=np.uint8)
+CLEAR[4:12, 4:12] = 0  # of alpha: the middle is to be changed
+
+
+def file(pixels: Any, alpha: Any = None, size: int = SIDE) -> bytes:
+    image = Image.fromarray(pixels)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    out = io.BytesIO()
+    image.resize((size, size), Image.Resampling.NEAREST).save(out, "PNG")
+    return out.getvalue()
+
+
+PICTURE, MASK = file(NOISE), file(NOISE, CLEAR)
+
+
+@pytest.fixture(scope="module")
+def cascade(networks: Any) -> dict[str, Family]:
+    """A base of 8 pixels, and an upsampler of two inputs: the low picture and the text."""
+    base = networks("base")
+    torch.manual_seed(3)
+    up = DDPM(dataclasses.replace(base.config, image_size=SIDE, low_size=8, steps=3)).eval()
+    with torch.no_grad():
+        for parameter in up.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return {"base": base, "upsampler": up}
+
+
+@pytest.fixture(scope="module")
+def house(own_workshop: Any, cascade: Any, networks: Any) -> Any:
+    own_workshop.shapes = own_workshop.publish_wired("shapes", cascade)
+    own_workshop.promote(own_workshop.publish_pipeline("old", networks("base")))
+    return own_workshop
+
+
+@pytest.fixture(scope="module")
+def app(house: Any) -> Iterator[Any]:
+    stage = house.stage()
+    yield house.gateway(stage)
+    stage.close()
+
+
+def edit(app: Any, ask: Ask, files: Any = None, **fields: Any) -> httpx.Response:
+    sent = {"image": PICTURE, "mask": MASK} if files is None else files
+    asked = {"model": "shapes", "prompt": "a small red circle", "seed": "7", **fields}
+    return ask(app, "POST", EDITS, files=sent, data=asked)
+
+
+def pixels(answer: httpx.Response, row: int = 0) -> Any:
+    content = base64.b64decode(answer.json()["data"][row]["b64_json"])
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_only_what_the_mask_leaves_open_is_drawn_anew(app: Any, ask: Ask) -> None:
+    answer = edit(app, ask, n="2")
+    assert answer.status_code == 200, answer.text
+    kept = CLEAR == 255
+    for row in range(2):
+        np.testing.assert_array_equal(pixels(answer, row)[kept], NOISE[kept])
+        assert (pixels(answer, row)[~kept] != NOISE[~kept]).mean() > 0.5
+    assert (pixels(answer, 0) != pixels(answer, 1)).any(), "each seed fills it in its own way"
+    np.testing.assert_array_equal(pixels(edit(app, ask, seed="8")), pixels(answer, 1))
+
+
+def test_a_picture_s_own_transparency_is_a_mask_and_the_prompt_counts(app: Any, ask: Ask) -> None:
+    alone = pixels(edit(app, ask, {"image": MASK}))
+    kept = CLEAR == 255
+    np.testing.assert_array_equal(alone[kept], NOISE[kept])
+    other = pixels(edit(app, ask, {"image": MASK}, prompt="a large green square"))
+    assert (other[~kept] != alone[~kept]).any()
+
+
+def test_an_edit_s_receipt_names_what_it_was_made_of(app: Any, ask: Ask, house: Any) -> None:
+    content = base64.b64decode(edit(app, ask, steps="2").json()["data"][0]["b64_json"])
+    receipt = receipts.read(content)
+    assert (receipt.entrance, receipt.seed, receipt.steps) == ("edit", 7, 2)
+    assert receipt.inputs == {
+        "image": hashlib.sha256(PICTURE).hexdigest(), "mask": hashlib.sha256(MASK).hexdigest()
+    }  # fmt: skip
+    signing = house.signing()
+    assert all(one.passed for one in provenance.check(content, signing)[1])
+
+
+def test_a_stream_shows_the_edit_growing(app: Any, ask: Ask) -> None:
+    answer = edit(app, ask, stream="true", partial_images="1")
+    kinds = [line for line in answer.text.splitlines() if line.startswith("event: ")]
+    assert kinds == ["event: image_edit.partial_image", "event: image_edit.completed"]
+
+
+def test_the_openai_client_edits(app: Any) -> None:
+    from openai import AsyncOpenAI
+
+    web_library = pytest.importorskip("httpx2", reason="the client of before 3.5 sends by httpx")
+
+    async def asked() -> Any:
+        transport = web_library.ASGITransport(app)
+        async with web_library.AsyncClient(transport=transport) as web:
+            client = AsyncOpenAI(
+                base_url="http://127.0.0.1/v1", api_key="none", http_client=web, max_retries=0
+            )
+            return await client.images.edit(
+                model="shapes",
+                image=("in.png", PICTURE),
+                mask=("mask.png", MASK),
+                prompt="a small red circle",
+                n=2,
+                size="16x16",
+                extra_body={"seed": 7},
+            )
+
+    found = asyncio.run(asked())
+    assert len(found.data) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "expected"),
+    [
+        ({"image": PICTURE}, {}, (400, "invalid_value", "mask")),
+        ({"mask": MASK}, {}, (400, "missing_required_parameter", "image")),
+        ({"image": b"no picture", "mask": MASK}, {}, (400, "invalid_value", "image")),
+        ({"image": PICTURE, "mask": b"none"}, {}, (400, "invalid_value", "mask")),
+        ({"image": PICTURE, "mask": file(NOISE, CLEAR, 32)}, {}, (400, "invalid_value", "mask")),
+        ({"image": PICTURE, "pose": MASK}, {}, (400, "unknown_parameter", "pose")),
+        (None, {"style_of": "x"}, (400, "unknown_parameter", "style_of")),
+        (None, {"steps": "many"}, (400, "invalid_value", "steps")),
+        (None, {"prompt": "a purple zebra"}, (400, "invalid_value", "prompt")),
+        (None, {"model": "old"}, (400, "unsupported_capability", "model")),
+        (None, {"model": "nobody"}, (404, "model_not_found", "model")),
+    ],
+)
+def test_what_is_wrong_with_an_edit_is_named(
+    app: Any, ask: Ask, files: Any, fields: Any, expected: Any
+) -> None:
+    answer = edit(app, ask, files, **fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == expected, error["message"]
+
+
+def test_json_is_no_form(app: Any, ask: Ask) -> None:
+    answer = ask(app, "POST", EDITS, json={"prompt": "a circle"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (415, "image")
+
+
+def test_a_stage_of_two_inputs_has_both_and_one_process_draws_what_the_gateway_answers(
+    app: Any, ask: Ask, house: Any, cascade: Any
+) -> None:
+    """The cascade is no chain: the upsampler takes the base's picture and the request's text."""
+    pipeline = house.shapes
+    check_fit(pipeline)
+    wires = pipeline.entrances["generate"].wires["upsampler"]
+    assert wires == {"text": "request.text", "low": "base.pixels"}
+    answer = ask(
+        app, "POST", "/v1/images/generations",
+        json={"model": "shapes", "prompt": "a small red circle", "seed": 5, "n": 2},
+    )  # fmt: skip
+    here = draw([*cascade.values()], pipeline, ["a small red circle"] * 2, [5, 6])
+    levels = (here.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for row in range(2):
+        np.testing.assert_array_equal(pixels(answer, row), levels[row])
+    other = ask(
+        app, "POST", "/v1/images/generations",
+        json={"model": "shapes", "prompt": "a large green square", "seed": 5},
+    )  # fmt: skip
+    assert (pixels(other) != levels[0]).any()
+
+
+def test_rows_that_keep_something_and_rows_that_do_not_share_a_batch(cascade: Any) -> None:
+    from models.parts.rows import join, take
+
+    base = cascade["base"]
+    side = base.config.image_size
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 1, side, side)
+    mask[..., : side // 2] = 1
+    plain = Request(seeds=(1,), prompts=("a red circle",))
+    kept = dataclasses.replace(plain, given={"image": image, "mask": mask})
+    rows = join([base.begin(plain), base.begin(kept), base.begin(plain), base.begin(kept)])
+    while not base.done(rows).all():
+        rows = base.step(rows)
+    together = base.finish(rows)
+    torch.testing.assert_close(together[1][..., side // 2 :], image[0][..., side // 2 :])
+    torch.testing.assert_close(together[0], together[2], atol=0, rtol=0)
+    alone = join([base.begin(plain)] * 4)
+    while not base.done(alone).all():
+        alone = base.step(alone)
+    torch.testing.assert_close(together[0], base.finish(take(alone, [0]))[0], atol=0, rtol=0)
+    with pytest.raises(ValueError, match="image: a picture is changed where a mask says so"):
+        base.begin(dataclasses.replace(plain, given={"image": image}))
