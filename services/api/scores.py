@@ -7,6 +7,7 @@ not given, as an evaluation seeds before its test split: the same input, seed an
 import base64
 import binascii
 import math
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, Self
 
 from fastapi.responses import JSONResponse, Response
@@ -144,16 +145,19 @@ async def answer_scores(
                 ahead=ahead,
             )
         )
-    data = []
     async with Deadline(timeout_s):
-        for index, work in enumerate(works):
-            found = await stage_of(pinned).score(work)
-            if isinstance(found, Refused):
-                param = found.param or "input"
-                raise refusal(Refused(found.kind, found.message, found.retry_after_s, param))
-            said = {"warnings": list(found.warnings)} if found.warnings else {}
-            numbers = _numbers(pipeline.modality, found)
-            data.append({"object": "score", "index": index, **numbers, **said})
+        found = await stage_of(pinned).score(works)
+    if isinstance(found, Refused):
+        raise refusal(replace(found, param=found.param or "input"))
+    data = [
+        {
+            "object": "score",
+            "index": index,
+            **_numbers(pipeline.modality, one),
+            **({"warnings": list(one.warnings)} if one.warnings else {}),
+        }
+        for index, one in enumerate(found)
+    ]
     return JSONResponse({"object": "list", "model": endpoint.ref, "data": data})
 
 

@@ -67,8 +67,8 @@ class Stages(Protocol):
         """Return an embedding a text, or why there is none."""
         ...
 
-    async def score(self, work: ScoreWork) -> Scored | Refused:
-        """Return the likelihood of an input, or why there is none."""
+    async def score(self, works: Sequence[ScoreWork]) -> tuple[Scored, ...] | Refused:
+        """Return a likelihood an input, or why one has none; a hop for all of them."""
         ...
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,9 +49,9 @@ class Remote:
         answer: Embedded | Refused = await self._ask("embed", work)
         return answer
 
-    async def score(self, work: ScoreWork) -> Scored | Refused:
-        """Return the likelihood of an input, or why there is none."""
-        answer: Scored | Refused = await self._ask("score", work)
+    async def score(self, works: Sequence[ScoreWork]) -> tuple[Scored, ...] | Refused:
+        """Return a likelihood an input, or why one has none; a hop for all of them."""
+        answer: tuple[Scored, ...] | Refused = await self._ask("score", works)
         return answer
 
     async def _ask(self, method: str, work: Any, *, once: bool = False) -> Any:

@@ -222,8 +222,17 @@ class Stage:
         vectors = np.concatenate([one.vectors for one in found])
         return Embedded(vectors, tuple(count for one in found for count in one.tokens), warnings)
 
-    async def score(self, work: ScoreWork) -> Scored | Refused:
-        """Return log p of one input, or why there is none."""
+    async def score(self, works: Sequence[ScoreWork]) -> tuple[Scored, ...] | Refused:
+        """Return log p of each input, one after another so that each has its own bits, or why one has none."""
+        found: list[Scored] = []
+        for work in works:
+            one = await self._scored(work)
+            if isinstance(one, Refused):
+                return one
+            found.append(one)
+        return tuple(found)
+
+    async def _scored(self, work: ScoreWork) -> Scored | Refused:
         held = await self._load(work.pin)
         if held is None:
             return self._missing(work.pin)
