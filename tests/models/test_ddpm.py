@@ -152,7 +152,7 @@ def test_in_a_batch_of_one_size_a_row_is_bit_equal_whatever_its_neighbours() -> 
     one, two = made.sample(first), made.sample(second)
     assert torch.equal(one[0], two[2])
     assert torch.equal(one[3], two[1])
-    apart = join([made.begin(Request((s,), ("red",), guidance=2.0)) for s in first.seeds])
+    apart = join([made.begin(Request((s,), prompts=("red",), guidance=2.0)) for s in first.seeds])
     while not made.done(apart).all():
         apart = made.step(apart)
     assert torch.equal(made.finish(apart), one)
@@ -200,7 +200,7 @@ def test_a_request_out_of_range_is_refused() -> None:
     upscaler = model(low_size=4)
     with pytest.raises(ValueError, match=r"^low: this model needs pixels 3x4x4, got none"):
         upscaler.begin(Request(seeds=(1,)))
-    with pytest.raises(ValueError, match=r"got \(1, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"^low: this model takes pixels 3x4x4, got 3x8x8"):
         upscaler.begin(Request(seeds=(1,), given={"low": torch.rand(1, 3, 8, 8)}))
 
 

@@ -70,10 +70,12 @@ def test_the_levels_that_a_sampler_visits_lie_within_those_trained(
         for _ in range(4):
             model.train()({"pixels": torch.rand(1000, model.config.channels, 8, 8)})
     trained = torch.cat(seen)
-    low = torch.rand(1, model.config.channels, 4, 4) if model.capabilities.upscales else None
+    low = {"low": torch.rand(1, model.config.channels, 4, 4)}
     for steps in (1, 2, 18, 300):
         seen.clear()
-        model.eval().sample(Request(seeds=(0,), steps=steps, given={"low": low}))
+        model.eval().sample(
+            Request(seeds=(0,), steps=steps, given=low if model.capabilities.upscales else None)
+        )
         visited = torch.cat(seen)
         assert (visited <= trained.amax(0) * (1 + 1e-5)).all()
         assert (visited >= trained.amin(0) * (1 - 1e-5)).all()
@@ -99,12 +101,14 @@ def test_guidance_costs_a_second_pass_only_where_it_moves_something(name: str) -
         seeds, prompts = tuple(range(rows)), ("red",) * rows
         for guidance, expected in ((0.0, least), (1.0, least), (2.0, 2 * rows)):
             sizes.clear()
-            model.step(model.begin(Request(seeds, prompts, guidance=guidance)))
+            model.step(model.begin(Request(seeds, prompts=prompts, guidance=guidance)))
             assert sizes == [expected], (rows, guidance)
         sizes.clear()
         model.step(model.begin(Request(seeds)))
         assert sizes == [least]
-    both = [model.begin(Request((1, 2), ("red",) * 2, guidance=scale)) for scale in (1.0, 2.0)]
+    both = [
+        model.begin(Request((1, 2), prompts=("red",) * 2, guidance=scale)) for scale in (1.0, 2.0)
+    ]
     sizes.clear()
     model.step(join(both))
     assert sizes == [8, 4]
@@ -114,7 +118,7 @@ def test_guidance_costs_a_second_pass_only_where_it_moves_something(name: str) -
 def test_guidance_0_is_no_caption_1_the_caption_and_more_goes_on_along_the_line(name: str) -> None:
     model = reader(name)
     begun = {
-        scale: model.begin(Request((1,), ("red",), guidance=scale))
+        scale: model.begin(Request((1,), prompts=("red",), guidance=scale))
         for scale in (0.0, 1.0, 2.0, 3.0)
     }
     x0 = {scale: model.step(rows)["x0"] for scale, rows in begun.items()}
@@ -128,7 +132,9 @@ def test_guidance_0_is_no_caption_1_the_caption_and_more_goes_on_along_the_line(
 def test_a_row_s_bits_do_not_depend_on_how_its_neighbours_are_guided(name: str) -> None:
     model = reader(name)
     scales = (1.0, 2.0, 0.0, 3.0)
-    apart = [model.begin(Request((7,), ("red",), steps=3, guidance=scale)) for scale in scales]
+    apart = [
+        model.begin(Request((7,), prompts=("red",), steps=3, guidance=scale)) for scale in scales
+    ]
     alike = [join([one] * 4) for one in apart]
     for number, rows in enumerate((join(apart), *alike)):
         while not model.done(rows).all():

@@ -222,7 +222,9 @@ def test_rows_joined_at_different_steps_end_as_they_do_alone() -> None:
 def test_guidance_moves_along_the_line_from_the_unconditional_denoiser() -> None:
     made = model(vocabulary=WORDS, max_words=1)
     moved = {
-        scale: made.step(made.begin(Request((1,), ("dark",), steps=9, guidance=scale)))["x0"]
+        scale: made.step(made.begin(Request((1,), prompts=("dark",), steps=9, guidance=scale)))[
+            "x0"
+        ]
         for scale in (0.0, 1.0, 2.0)
     }
     blank = made.step(made.begin(Request((1,), steps=9)))["x0"]
