@@ -41,6 +41,15 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DDPMOptions(DiffusionOptions):
+    """What a caller may say of how it draws."""
+
+    strength: float | None = None
+    """Of a change to a picture: the share of the steps that are taken, from the picture with as much noise as belongs
+    there (SDEdit, Meng et al. 2022, arXiv:2108.01073). 1, from noise alone, is what happens where it is not said."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DDPMConfig(Captioned):
     """What is learned and how, how it is sampled, and the sizes of the network."""
 
@@ -178,7 +187,7 @@ class DDPM(Family):
     """Pictures from noise, captions and, where `low_size` is set, their low-resolution copies."""
 
     Config = DDPMConfig
-    Options = DiffusionOptions
+    Options = DDPMOptions
     presets: ClassVar[Mapping[str, DDPMConfig]] = {
         "tiny": DDPMConfig(image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4),
         "base": DDPMConfig(),
@@ -310,11 +319,28 @@ class DDPM(Family):
         if config.low_size is not None:
             rows["low"] = 2 * request.given["low"].to(device) - 1
             rows["enlarged"] = super_resolution.enlarged(rows["low"], side)
-        if request.given.keys() & {"image", "mask"}:
-            if not request.given.keys() >= {"image", "mask"}:
-                raise ValueError("image: a picture is changed where a mask says so: give both")
-            rows["known"] = 2 * request.given["image"].to(device) - 1
-            rows["kept"] = 1 - request.given["mask"].to(device)
+        return self._beside(request, rows)
+
+    def _beside(self, request: Request, rows: Rows) -> Rows:
+        """Return the rows with what is known of their pictures, and begun there where a strength is asked for."""
+        strength = request.options.get("strength")
+        if not request.given.keys() & {"image", "mask"}:
+            if strength is not None:
+                raise ValueError("strength: it is of a change to a picture, and there is none")
+            return rows
+        if not request.given.keys() >= {"image", "mask"}:
+            raise ValueError("image: a picture is changed where a mask says so: give both")
+        device = rows["x"].device
+        rows["known"] = 2 * request.given["image"].to(device) - 1
+        rows["kept"] = 1 - request.given["mask"].to(device)
+        if strength is not None:
+            bounds.within("strength", strength, (0, 1))
+            steps = int(rows["count"][0])
+            first = steps - max(1, round(steps * strength))
+            _, alpha, sigma = rows["table"][0, first, :3].tolist()
+            if first:
+                rows["x"] = alpha * self._learned(rows["known"], rows) + sigma * rows["x"]
+            rows["index"] += first
         return rows
 
     def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:

@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from fastapi import Request
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -37,7 +37,13 @@ class EditOrder(ImageOrder):
 
     model_config = ConfigDict(json_schema_extra=_with_files)
 
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None  # ours; 1: from noise alone
     input_fidelity: Literal["high", "low"] | None = None  # what is kept is kept bit by bit
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As of any request for pictures, and how far what is open may go from the picture."""
+        return super().options | ({} if self.strength is None else {"strength": self.strength})
 
 
 @dataclass(frozen=True, slots=True)

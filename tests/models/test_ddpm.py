@@ -247,3 +247,20 @@ def test_low_resolution_is_the_mean_of_the_pixels() -> None:
     picture = torch.rand(2, 3, 8, 8)
     folded = picture.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
     torch.testing.assert_close(F.interpolate(picture, 4, mode="area"), folded)
+
+
+def test_the_strength_of_a_change_is_where_its_sampling_begins() -> None:
+    """At a share of the steps, the picture and the noise of that level are what is drawn from: SDEdit."""
+    made = model()
+    side = made.config.image_size
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    given = {"image": image, "mask": torch.ones(1, 1, side, side)}
+    whole = made.begin(Request(seeds=(1,), given=given, steps=8))
+    rows = made.begin(Request(seeds=(1,), given=given, steps=8, strength=0.5))
+    assert (int(whole["index"]), int(rows["index"]), int(rows["count"])) == (0, 4, 8)
+    _, alpha, sigma = rows["table"][0, 4, :3].tolist()
+    torch.testing.assert_close(rows["x"], alpha * (2 * image - 1) + sigma * whole["x"])
+    with pytest.raises(ValueError, match=r"^strength: it is of a change to a picture"):
+        made.begin(Request(seeds=(1,), strength=0.5))
+    with pytest.raises(ValueError, match=r"^strength must be between 0 and 1, got 2"):
+        made.begin(Request(seeds=(1,), given=given, strength=2))

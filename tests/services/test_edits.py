@@ -106,6 +106,22 @@ def test_an_edit_s_receipt_names_what_it_was_made_of(app: Any, ask: Ask, house: 
     assert all(one.passed for one in provenance.check(content, signing)[1])
 
 
+def test_a_weak_edit_stays_near_the_picture_and_its_receipt_says_so(app: Any, ask: Ask) -> None:
+    kept = CLEAR == 255
+    for strength in ("0", "0.5", "1"):
+        answer = edit(app, ask, strength=strength)
+        drawn = pixels(answer)
+        np.testing.assert_array_equal(drawn[kept], NOISE[kept])
+        receipt = receipts.read(base64.b64decode(answer.json()["data"][0]["b64_json"]))
+        assert receipt.options == {"strength": float(strength)}
+    np.testing.assert_array_equal(drawn, pixels(edit(app, ask)))  # 1 is what is not said
+    refused = ask(
+        app, "POST", "/v1/images/generations",
+        json={"model": "shapes", "prompt": "a circle", "strength": 0.5},
+    )  # fmt: skip
+    assert refused.json()["error"]["code"] == "unknown_parameter"
+
+
 def test_a_stream_shows_the_edit_growing(app: Any, ask: Ask) -> None:
     answer = edit(app, ask, stream="true", partial_images="1")
     kinds = [line for line in answer.text.splitlines() if line.startswith("event: ")]
