@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from infra.documents import read_json
+from infra.placement import PlacementError, placement_of
 from infra.settings import EVERYWHERE, Settings, settings
 from infra.stack import probes
 from infra.stack.daemons import MARK, listener
@@ -41,6 +42,7 @@ def doctor() -> list[Check]:
         _versions,
         _tools,
         _settings,
+        _placement,
         _parts,
         _tokens,
         _cluster,
@@ -84,6 +86,17 @@ def _room() -> Iterator[Check]:
         )
         advice = "" if verdict == "ok" else f"free some: {comfortable:g} GiB are comfortable"
         yield Check(name, verdict, f"{has:.1f} GiB free", advice)
+
+
+def _placement() -> Iterator[Check]:
+    try:
+        found = placement_of(settings())
+    except PlacementError as error:
+        advice = "infra/deploy/serve/placement.yaml is an example"
+        yield Check("placement", "fail", str(error), advice)
+        return
+    pools = ", ".join(pool.name for pool in found.pools)
+    yield Check("placement", "ok", f"{found.layout}: {pools}")
 
 
 def _versions() -> Iterator[Check]:

@@ -32,6 +32,23 @@ def test_runs_may_lie_on_a_mount(tmp_path: Path) -> None:
     assert Settings(storage_uri=str(tmp_path)).runs == tmp_path
 
 
+def test_the_doctor_says_which_stage_runs_where_or_why_nobody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "placement.yaml").write_text(
+        "pools: [{name: all}, {name: voices, families: [wavenet]}]"
+    )
+    monkeypatch.setattr(doctor, "settings", Settings)
+    monkeypatch.setenv("ATELIER_LAYOUT", "staged")
+    for name, verdict, found in (
+        ("placement.yaml", "ok", "staged: all, voices"),
+        ("nowhere.yaml", "fail", "nowhere.yaml cannot be read"),
+    ):
+        monkeypatch.setenv("ATELIER_PLACEMENT", str(tmp_path / name))
+        [check] = doctor._placement()
+        assert (check.verdict, found in check.found) == (verdict, True)
+
+
 def test_the_doctor_names_a_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATELIER_GATEWAY_PROT", "8001")
     odd = [check.found for check in doctor._settings() if check.verdict == "warn"]
