@@ -208,6 +208,7 @@ class WaveNet(Family):
 
     def logits(self, level_BT: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return every sample's logits (B, T, K) given the levels before it, all at once."""
+        # level 0 is a level: the 0 that is shifted in says that no sample came before
         input_BT = F.pad(level_BT + 1, (1, 0))[:, :-1] if self.config.shift else level_BT + 1
         x_BTR = self.embedded(input_BT)
         total_BTS: Tensor | float = 0.0

@@ -29,7 +29,7 @@ def ddpm(alpha: Tensor, variance: str = "small") -> Tensor:
     new = alpha[1:] * beta / (1 - bar)
     keep = (1 - beta).sqrt() * (1 - bar_after) / (1 - bar)
     noise = (beta if variance == "large" else beta * (1 - bar_after) / (1 - bar)).sqrt()
-    noise[-1] = 0
+    noise[-1] = 0  # line 3 of Algorithm 2: z = 0 at t = 1
     return torch.stack([keep, new, torch.zeros_like(new), noise], 1)
 
 
@@ -40,7 +40,7 @@ def ddim(alpha: Tensor, sigma: Tensor, eta: float = 0.0) -> Tensor:
     """
     bar, bar_after = alpha[:-1].square(), alpha[1:].square()
     noise = eta * ((1 - bar_after) / (1 - bar) * (1 - bar / bar_after)).sqrt()
-    direction = (1 - bar_after - noise.square()).clamp(min=0).sqrt()
+    direction = (1 - bar_after - noise.square()).clamp(min=0).sqrt()  # rounding may go below 0
     keep = direction / sigma[:-1]
     return torch.stack([keep, alpha[1:] - keep * alpha[:-1], torch.zeros_like(keep), noise], 1)
 

@@ -28,7 +28,9 @@ def betas(schedule: str, *, zero_terminal_snr: bool = False) -> Tensor:
     else:
         time = torch.arange(TIMES + 1, dtype=torch.float64, device="cpu") / TIMES
         kept = torch.cos((time + 0.008) / 1.008 * math.pi / 2).square()
-        beta_T = (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+        beta_T = (1 - kept[1:] / kept[:-1]).clamp(
+            max=0.999
+        )  # the last one is 1, and eps has no x0 there
     if not zero_terminal_snr:
         return beta_T
     alpha_T = (1 - beta_T).cumprod(0).sqrt()
@@ -51,6 +53,7 @@ def training_draws(count: int, device: torch.device) -> tuple[Tensor, Tensor, Te
     spread_B = spread(count, device)
     ends_B = spread_B < ENDS
     uniform_B = with_ends(spread_B / ENDS)
+    # the normal's quantile is infinite at 0 and 1
     normal_B = torch.special.ndtri(((spread_B - ENDS) / (1 - ENDS)).clamp(1e-6, 1 - 1e-6))
     return uniform_B, normal_B, ends_B
 

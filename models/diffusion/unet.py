@@ -130,7 +130,9 @@ class Block(nn.Module):
         self.film = nn.Linear(embedding, 2 * width)
         self.norm2, self.dropout = nn.GroupNorm(8, width), Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(
+            self.conv2.weight
+        )  # each block is the identity at first, so depth does no harm
 
     def forward(self, x_BWhw: Tensor, embedding_BE: Tensor) -> Tensor:
         """Return features of the same shape."""

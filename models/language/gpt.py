@@ -190,6 +190,7 @@ class GPT(Family):
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean cross-entropy in nats a token, and how often the likeliest token was the right one."""
         learned_BT = self._targets(batch, learned=True)
+        # -1 after a row's end is no token: any other may stand there, for nothing behind it counts
         logits_BTV = self.logits(batch["tokens"][:, :-1].clamp(min=0)).float()
         target_BT = batch["tokens"][:, 1:].masked_fill(~learned_BT, -1)
         nats_BT = F.cross_entropy(

@@ -137,6 +137,7 @@ class Transformer(Family):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        # times sqrt(E), as it is read, of unit variance; as the softmax's matrix, of logits near 1
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
 
     @property

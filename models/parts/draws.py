@@ -27,6 +27,7 @@ def drawn(
         >>> drawn(torch.tensor([[0.1, 0.7, 0.2]]).log(), 0.75 * one, one, 0 * one, one).tolist()
         [2]
     """
+    # a temperature of 0 divides by something; what it keeps is decided by `most_B` below
     scaled_BV = logits_BV.double() / temperature_B.clamp(min=1e-6)[:, None]
     sorted_BV, order_BV = scaled_BV.sort(stable=True, dim=1, descending=True)
     rank_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)

@@ -19,6 +19,7 @@ def imq(a_NZ: Tensor, b_MZ: Tensor) -> Tensor:
     2 Z is the expected squared distance of two draws from the prior N(0, I). Its tails are heavy: a code far out
     still feels the prior, where a Gaussian kernel's gradient is 0.
     """
+    # as products of matrices near codes would lose their digits
     squared_NM = torch.cdist(a_NZ, b_MZ, compute_mode="donot_use_mm_for_euclid_dist").square()
     base = 2.0 * a_NZ.shape[1]
     kernel_NM = torch.zeros_like(squared_NM)

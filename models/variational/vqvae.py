@@ -155,6 +155,7 @@ class VQVAE(Family):
         index_BP = self.codebook.nearest(z_BPD)
         chosen_BPD = self.codebook.vectors_KD[index_BP]
         commitment = (z_BPD - chosen_BPD).square().sum((1, 2)).mean()
+        # the codes' vectors forward, the encoder's gradient backward: an argmin has none of its own
         through_BPD = z_BPD + (chosen_BPD - z_BPD).detach()
         cost = (self.decode(through_BPD) - x_BCHW).square().flatten(1).sum(1).mean()
         parts = {
