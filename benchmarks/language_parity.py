@@ -109,13 +109,16 @@ def bert(turns: int) -> tuple[float, float, float]:
         "token_type_ids": shown.segment_BT,
     }
     labels = {
-        "labels": shown.label_BT.masked_fill(~shown.chosen_BT, -100),
-        "next_sentence_label": shown.random_B,
+        "labels": shown.label_BT.masked_fill(~shown.selected_BT, -100),
+        "next_sentence_label": shown.is_random_B,
     }
     with torch.no_grad():
         (words, follows), theirs = model.logits(shown), peer(**given)
         far = max(
-            apart(words, theirs.prediction_logits[torch.arange(len(words))[:, None], shown.at_BM]),
+            apart(
+                words,
+                theirs.prediction_logits[torch.arange(len(words))[:, None], shown.position_BM],
+            ),
             apart(follows, theirs.seq_relationship_logits),
         )
     ours = stepper(model, lambda: model(batch).total)

@@ -42,7 +42,7 @@ def load(directory: Path) -> Family:
 
 
 def draw(model: Family, orders: list[Order]) -> list[Any]:
-    request = Request(tuple(o.seed for o in orders), tuple(o.prompt for o in orders))
+    request = Request(tuple(o.seed for o in orders), prompts=tuple(o.prompt for o in orders))
     pictures = (model.sample(request) * 255).round().to(torch.uint8)
     return list(pictures.permute(0, 2, 3, 1).contiguous().numpy())
 
