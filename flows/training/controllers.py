@@ -90,12 +90,18 @@ def mark(lease: str) -> int:
     return 1 + int(lease[:5], 16)
 
 
-def start(order: Order, note: Callable[[str], None]) -> Running:
-    """Start a training's controller; says so where it is not the lean one."""
+def start(order: Order, note: Callable[[str], None], *, doubt: str = "") -> Running:
+    """Start a training's controller; says so where it is not the lean one.
+
+    Args:
+        order: the training.
+        note: is told.
+        doubt: why the lean one is not to be tried, if there is a reason.
+    """
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if change := changed():
-        note(f"{change}: training starts by Ray's plain TorchTrainer, some seconds later")
+    if why := doubt or changed():
+        note(f"{why}: training starts by Ray's plain TorchTrainer, some seconds later")
         from flows.training import plain_trainer
 
         return Running(order, *plain_trainer.start(order))

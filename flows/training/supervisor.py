@@ -22,6 +22,8 @@ WORKER_FAILURES: Final = 3
 CONTROLLER_FAILURES: Final = 3
 """Budgets of one controller; a controller that brought training further is replaced without counting."""
 STARTS_WITHOUT_PROGRESS: Final = 3
+CONTROLLER_DIED: Final = "the Ray Train controller died"
+"""Where it brought training no further, the next is Ray's own: the lean one may not suit this Ray."""
 LOST_NODE_S: Final = 60.0
 """How long a node that was lost is waited for at least, where the recipe does not let training go on without it."""
 GO_ON: Final = (
@@ -51,9 +53,10 @@ def train_on_ray(
     connect(url)
     nodes = Nodes(things(spec, folder), reporter.note)
     joined = time.monotonic() - began
-    left, reached = STARTS_WITHOUT_PROGRESS, folder.step()
+    left, reached, trouble = STARTS_WITHOUT_PROGRESS, folder.step(), ""
     while not folder.final.is_dir():
-        trouble = _one_controller(spec, folder, nodes, reporter)
+        doubt = trouble if trouble == CONTROLLER_DIED and left < STARTS_WITHOUT_PROGRESS else ""
+        trouble = _one_controller(spec, folder, nodes, reporter, doubt)
         shutil.rmtree(
             folder.path / "ray", ignore_errors=True
         )  # what Ray keeps of a run, which nobody reads
@@ -84,8 +87,10 @@ def _request(spec: TrainingSpec) -> Request:
     return Request(workers, asked.cpus_per_worker, gpus)
 
 
-def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporter: Reporter) -> str:
-    """Run one Ray Train controller to its end; returns why another must follow, or nothing."""
+def _one_controller(
+    spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporter: Reporter, doubt: str
+) -> str:
+    """Run one Ray Train controller to its end, not the lean one in doubt; returns why another must follow, if so."""
     import ray
     from ray.exceptions import RayActorError
 
@@ -96,7 +101,7 @@ def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporte
     _wait_for_room(request, nodes, reporter)
     nodes.inspect()
     lease = folder.lease()
-    running = start(_order(spec, folder, request, lease), reporter.note)
+    running = start(_order(spec, folder, request, lease), reporter.note, doubt=doubt)
     asked(spec.name)
     waiting, hearts = _Waiting(spec, request, nodes, reporter, running), Hearts(folder.journal)
     try:
@@ -110,7 +115,7 @@ def _one_controller(spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporte
                 return trouble
         trouble = running.trouble()
     except RayActorError:
-        return "the Ray Train controller died"
+        return CONTROLLER_DIED
     finally:
         running.release()
     _check(folder, lease)

@@ -55,17 +55,36 @@ def controller(folder: RunFolder) -> int:
     return found
 
 
-@pytest.fixture
-def changed_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Ray without a name that the lean controller needs; only this process, which looks, has it so."""
+def hide_a_name(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Take a name that the lean controller needs from Ray, in this process, which looks."""
     from ray.train.v2._internal.execution import scaling_policy
 
     monkeypatch.delattr(scaling_policy.ScalingPolicy, "_cancel_resource_request")
+    return "_cancel_resource_request"
 
 
-def test_a_ray_that_has_changed_inside_trains_by_its_plain_trainer_through_a_killed_controller(
-    changed_inside: None, spec: TrainingSpec, undisturbed: str, ray_driver: str, tmp_path: Path
+def have_it_die_at_its_start(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give the lean controller what it cannot work with, as a Ray would that has changed where nobody looks."""
+    from flows.training import lean_trainer
+
+    monkeypatch.setattr(lean_trainer, "NoAutoscaling", str)
+    return "the Ray Train controller died"
+
+
+@pytest.mark.parametrize(
+    ("change", "killed"), [(hide_a_name, True), (have_it_die_at_its_start, False)]
+)
+def test_where_ray_has_changed_inside_its_plain_trainer_trains_the_same_bits(
+    change: Callable[[pytest.MonkeyPatch], str],
+    killed: bool,
+    spec: TrainingSpec,
+    undisturbed: str,
+    ray_driver: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And ends with its controller, killed or not, so that the next can begin."""
+    why = change(monkeypatch)
     folder = RunFolder(tmp_path / spec.identity)
     told: list[Progress] = []
 
@@ -74,13 +93,14 @@ def test_a_ray_that_has_changed_inside_trains_by_its_plain_trainer_through_a_kil
         os.kill(controller(folder), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
-    killer.start()
+    if killed:
+        killer.start()
     trained = train(spec, tmp_path, ray_driver, told.append)
-    killer.join()
-    said = [now.note for now in told if "has changed inside" in now.note]
-    assert "_cancel_resource_request" in said[0]
-    assert "plain TorchTrainer" in said[0]
-    assert trained.attempts == 2
+    if killed:
+        killer.join()
+    said = [now.note for now in told if "plain TorchTrainer" in now.note]
+    assert why in said[0]
+    assert trained.attempts == 1 + killed
     assert weights_of(trained.directory) == undisturbed
 
 
