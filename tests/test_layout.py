@@ -46,10 +46,16 @@ INTERNAL = ("prefect.server", "mlflow.server", "ray.scripts")
 """Modules of others that promise nothing, though no underscore says so."""
 NAMED_TUPLES = {"_asdict", "_replace", "_fields"}  # public, in spite of their names
 REACHES = {
-    "flows/training/lean_trainer.py": {"ray.train.v2._internal"},
+    "flows/scheduling/jobs.py": {"load_flow_from_flow_run"},
+    "flows/training/lean_trainer.py": {"ray.train.v2._internal", "SynchronizationActor"},
     "flows/training/optimizers.py": {"_foreach_norm", "_foreach_mul_", "_foreach_lerp_"},
     "infra/stack/cluster.py": {"ray._raylet"},
-    "infra/stack/servers.py": {"prefect.server", "mlflow.server", "ray.scripts"},
+    "infra/stack/servers.py": {
+        *("prefect.server", "mlflow.server", "ray.scripts"),
+        "get_ray_client_dependency_error",
+    },
+    "infra/stack/spec.py": {"prefect.server"},
+    "services/gateway/listening.py": {"ray.serve._private"},
 }
 """What of others' that is private is used all the same, and where; `test_private_names.py` says when it has moved."""
 
@@ -130,7 +136,10 @@ def defined(path: Path) -> set[str]:
 
 
 def reaches(path: Path, own: set[str]) -> Iterator[str]:
-    """Yield what a file uses of others that is private: a module up to its private part, or an attribute."""
+    """Yield what a file uses of others that is private: a module up to its private part, or an attribute.
+
+    Also a module that it names by a string, and what it replaces in another's module.
+    """
     for node in ast.walk(tree(path)):
         modules: list[str] = []
         match node:
@@ -138,6 +147,12 @@ def reaches(path: Path, own: set[str]) -> Iterator[str]:
                 modules = [alias.name for alias in names]
             case ast.ImportFrom(str(module), names):
                 modules = [f"{module}.{alias.name}" for alias in names]
+            case ast.Constant(str(text)) if re.fullmatch(
+                r"(ray|prefect|mlflow|torch)(\.\w+)+", text
+            ):
+                modules = [text]
+            case ast.Subscript(ast.Call(ast.Name("vars")), ast.Constant(str(name)), ast.Store()):
+                yield name
             case ast.Attribute(_, name) if private(name) and name not in own | NAMED_TUPLES:
                 yield name
         for module in modules:
@@ -215,6 +230,8 @@ def test_what_is_private_to_others_is_used_in_listed_modules_only() -> None:
         ("import ray._raylet", {"ray._raylet"}),
         ("from prefect.server.api.server import create_app", {"prefect.server"}),
         ("def f(client):\n    return client._secret", {"_secret"}),
+        ("x = modules['ray.serve._private.replica']", {"ray.serve._private"}),
+        ("vars(process)['load_flow'] = other", {"load_flow"}),
         ("from __future__ import annotations\nclass A:\n    def _b(self): self._b()", set()),
         ("from models.parts._rows import x", set()),
     ],
