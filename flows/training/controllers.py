@@ -131,8 +131,9 @@ def train_settings() -> dict[str, str]:
 
 
 def last_words(error: Any) -> str:
-    """Return why workers failed, in a line."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
+    """Return why workers, or else the controller, failed, in a line."""
+    failures = getattr(error, "worker_failures", None) or {None: error}
     rank, failure = next(iter(failures.items()))
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__}"
+    who = "the Ray Train controller" if rank is None else f"worker {rank}"
+    return f"{who} failed: {lines[-1] if lines else type(failure).__name__}"

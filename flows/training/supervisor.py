@@ -22,8 +22,6 @@ WORKER_FAILURES: Final = 3
 CONTROLLER_FAILURES: Final = 3
 """Budgets of one controller; a controller that brought training further is replaced without counting."""
 STARTS_WITHOUT_PROGRESS: Final = 3
-CONTROLLER_DIED: Final = "the Ray Train controller died"
-"""Where it brought training no further, the next is Ray's own: the lean one may not suit this Ray."""
 LOST_NODE_S: Final = 60.0
 """How long a node that was lost is waited for at least, where the recipe does not let training go on without it."""
 GO_ON: Final = (
@@ -53,10 +51,12 @@ def train_on_ray(
     connect(url)
     nodes = Nodes(things(spec, folder), reporter.note)
     joined = time.monotonic() - began
-    left, reached, trouble = STARTS_WITHOUT_PROGRESS, folder.step(), ""
+    left, reached, doubt = STARTS_WITHOUT_PROGRESS, folder.step(), ""
     while not folder.final.is_dir():
-        doubt = trouble if trouble == CONTROLLER_DIED and left < STARTS_WITHOUT_PROGRESS else ""
-        trouble = _one_controller(spec, folder, nodes, reporter, doubt)
+        begun = folder.attempt()
+        trouble, gave_up = _one_controller(spec, folder, nodes, reporter, doubt)
+        # no worker has begun: the lean controller may not suit this Ray
+        doubt = trouble if gave_up and folder.attempt() == begun else ""
         shutil.rmtree(
             folder.path / "ray", ignore_errors=True
         )  # what Ray keeps of a run, which nobody reads
@@ -89,8 +89,12 @@ def _request(spec: TrainingSpec) -> Request:
 
 def _one_controller(
     spec: TrainingSpec, folder: RunFolder, nodes: Nodes, reporter: Reporter, doubt: str
-) -> str:
-    """Run one Ray Train controller to its end, not the lean one in doubt; returns why another must follow, if so."""
+) -> tuple[str, bool]:
+    """Run one Ray Train controller to its end, not the lean one in doubt.
+
+    Returns:
+        Why another must follow, or nothing; and whether that is the controller's own doing.
+    """
     import ray
     from ray.exceptions import RayActorError
 
@@ -112,16 +116,16 @@ def _one_controller(
             if trouble := waiting.over() or hearts.hung(
                 folder.attempt(), settings().worker_silence_s, time.monotonic()
             ):
-                return trouble
+                return trouble, False
         trouble = running.trouble()
     except RayActorError:
-        return CONTROLLER_DIED
+        return "the Ray Train controller died", True
     finally:
         running.release()
     _check(folder, lease)
     if trouble or folder.final.is_dir():
-        return trouble
-    return "the workers ended without a result"
+        return trouble, True
+    return "the workers ended without a result", True
 
 
 def _check(folder: RunFolder, lease: str) -> None:

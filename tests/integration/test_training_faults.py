@@ -68,7 +68,7 @@ def have_it_die_at_its_start(monkeypatch: pytest.MonkeyPatch) -> str:
     from flows.training import lean_trainer
 
     monkeypatch.setattr(lean_trainer, "NoAutoscaling", str)
-    return "the Ray Train controller died"
+    return "the Ray Train controller failed: Callback 'str'"
 
 
 @pytest.mark.parametrize(
