@@ -210,7 +210,7 @@ class DDPM(Family):
         self.network = Denoiser(config)
         beta_T = schedules.betas(config.schedule, zero_terminal_snr=config.zero_terminal_snr)
         self.alpha_T: Tensor
-        # float64, and of the config: nothing to save, and nothing that bfloat16 weights may round
+        # made from the config, so no version has to hold it
         self.register_buffer("alpha_T", schedules.alphas(beta_T), persistent=False)
 
     @property

@@ -30,7 +30,7 @@ def betas(schedule: str, *, zero_terminal_snr: bool = False) -> Tensor:
         kept = torch.cos((time + 0.008) / 1.008 * math.pi / 2).square()
         beta_T = (1 - kept[1:] / kept[:-1]).clamp(
             max=0.999
-        )  # the last one is 1, and eps has no x0 there
+        )  # else the last is 1, where eps tells no x0
     if not zero_terminal_snr:
         return beta_T
     alpha_T = (1 - beta_T).cumprod(0).sqrt()
