@@ -142,15 +142,12 @@ def entrances_of(recipe: Recipe, stages: Sequence[PinnedStage]) -> dict[str, Ent
     """
     if recipe.pipeline is not None:
         outputs = {stage.stage: next(iter(stage.outputs)) for stage in stages}
-        return {
-            name: Entrance(
-                nodes={
-                    node: Node(stage=node, wires=wires, salt=node) for node, wires in nodes.items()
-                },
-                output=f"{list(nodes)[-1]}.{outputs.get(list(nodes)[-1], '')}",
-            )
-            for name, nodes in recipe.pipeline.items()
-        }
+        found = {}
+        for entrance, wires in recipe.pipeline.items():
+            nodes = {name: Node(stage=name, wires=of, salt=name) for name, of in wires.items()}
+            last = list(nodes)[-1]
+            found[str(entrance)] = Entrance(nodes=nodes, output=f"{last}.{outputs[last]}")
+        return found
     found = {"generate": chained(stages)}
     if all(stage.inputs.keys() >= set(EDITED) for stage in stages):
         found["edit"] = chained(stages, edits=True)

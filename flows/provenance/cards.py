@@ -42,10 +42,12 @@ PIPELINE: Final = """\
 
 {{ recipe.description or "A pipeline made by Atelier." }}
 
-| stage | version | sha256 |
-|---|---|---|
+| stage | version | sha256 | takes | gives |
+|---|---|---|---|---|
 {% for stage in pipeline.stages -%}
-| {{ stage.stage }} | {{ stage.name }}:{{ stage.version }} | `{{ stage.sha256[:12] }}` |
+| {{ stage.stage }} | {{ stage.name }}:{{ stage.version }} | `{{ stage.sha256[:12] }}` | \
+{% for name, port in stage.inputs.items() %}{{ name }}: {{ port }}{{ "" if loop.last else ", " }}{% endfor %} | \
+{% for name, port in stage.outputs.items() %}{{ name }}: {{ port }}{{ "" if loop.last else ", " }}{% endfor %} |
 {% endfor %}
 It makes {{ made[pipeline.modality] }}{% if pipeline.sample_rate %} at {{ pipeline.sample_rate }} Hz{% endif %}\
 {% if pipeline.abilities %} and can be asked for {{ pipeline.abilities|join(", ") }}{% endif %}.

@@ -29,6 +29,13 @@ def test_every_recipe_in_the_box_measures_what_its_gate_asks_for(path: Path) -> 
     assert not [name for name in recipe.gate.metrics if found[name]]
 
 
+def test_a_recipe_may_wire_its_stages_itself() -> None:
+    """An upsampler that reads the text, too, is no chain; the plain chain is what a recipe has that says nothing."""
+    wires = "{base: {text: request.text}, upsampler: {low: base.pixels, text: request.text}}"
+    asked = ["stages.upsampler.config.text=caption", f"pipeline={{generate: {wires}}}"]
+    check(load(RECIPES / "shapes.yaml", asked), ROOT)
+
+
 @pytest.mark.parametrize(
     ("recipe", "override", "message"),
     [
@@ -59,6 +66,32 @@ def test_every_recipe_in_the_box_measures_what_its_gate_asks_for(path: Path) -> 
             "stages.base.image_size=8",
             "stages: upsampler takes pixels 3x16x16 as low, but base.pixels is pixels 3x8x8",
         ),
+        (
+            "shapes",
+            "pipeline={edit: {base: {text: request.text}}}",
+            "pipeline: it needs the entrance generate, got ['edit']",
+        ),
+        (
+            "shapes",
+            "pipeline={generate: {bas: {}}}",
+            "pipeline.generate: there is no stage 'bas'; did you mean 'base'?",
+        ),
+        (
+            "shapes",
+            "pipeline={generate: {base: {}}}",
+            "pipeline: the stage upsampler is trained and in no entrance",
+        ),
+        (
+            "shapes",
+            "pipeline={generate: {upsampler: {low: base.pixels}, base: {}}}",
+            "upsampler takes pixels 3x16x16 as low from base.pixels, but there is nothing yet",
+        ),
+        (
+            "shapes",
+            "pipeline={generate: {base: {}, upsampler: {low: request.low, image: base.pixels}}}",
+            "upsampler takes pixels? 3x32x32 as image, but base.pixels is pixels 3x16x16",
+        ),
+        ("shapes", "pipeline={vary: {base: {}}}", "pipeline.vary"),
         ("shapes", "data.name=shape", "data.name: unknown dataset 'shape'; choose one of shapes"),
         ("shapes", "stages.base.family=gpt", "stages.base: gpt learns no image, and shapes is"),
         (
