@@ -1,5 +1,6 @@
 """What a Ray Train worker runs: join the others, train, say how it ended. Imports are few: they are the start."""
 
+import gc
 import os
 import socket
 import time
@@ -18,12 +19,15 @@ def work(config: dict[str, Any]) -> None:
     """
     seconds = {"workers_start": time.time() - config["submitted"]}
     began = time.monotonic()
+    gc.disable()  # imports make a million objects and no garbage
     import torch
 
     from flows.training.loop import PERMANENT, train
     from flows.training.run_folder import RunFolder
     from flows.training.spec import TrainingSpec
 
+    gc.freeze()
+    gc.enable()
     seconds["imports"] = time.monotonic() - began
     spec = TrainingSpec.model_validate_json(config["spec"])
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
