@@ -18,6 +18,8 @@ from flows.evaluating.pipeline import check_fit, draw
 from infra.receipts import provenance, receipts
 from models.diffusion.ddpm import DDPM
 from models.family import Family, Request
+from tests.services.served_kit import with_toys
+from tests.services.toys import Negative
 
 EDITS = "/v1/images/edits"
 SIDE = 16
@@ -203,6 +205,19 @@ def test_a_stage_of_two_inputs_has_both_and_one_process_draws_what_the_gateway_a
         json={"model": "shapes", "prompt": "a large green square", "seed": 5},
     )  # fmt: skip
     assert (pixels(other) != levels[0]).any()
+
+
+def test_a_new_kind_of_stage_is_one_class(house: Any, ask: Ask, cascade: Any, app: Any) -> None:
+    """It says what it takes and gives; wiring, checks, executor, gateway and receipt need nothing new."""
+    with with_toys():
+        stages = {**cascade, "negative": Negative(Negative.presets["tiny"]).eval()}
+        check_fit(house.publish_wired("negatives", stages))
+        asked = {"prompt": "a small red circle", "seed": 5}
+        made = ask(app, "POST", "/v1/images/generations", json={"model": "negatives", **asked})
+        plain = ask(app, "POST", "/v1/images/generations", json={"model": "shapes", **asked})
+    assert np.abs(255 - pixels(made).astype(int) - pixels(plain)).max() <= 1  # of rounding
+    receipt = receipts.read(base64.b64decode(made.json()["data"][0]["b64_json"]))
+    assert [stage.name for stage in receipt.stages][-1] == "negatives.negative"
 
 
 def test_rows_that_keep_something_and_rows_that_do_not_share_a_batch(cascade: Any) -> None:

@@ -1,6 +1,6 @@
 """Small families of sound and of embeddings, for what is served and not for what is learned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from models.family import (
 from models.parts import words
 from models.parts.noise import normals
 from models.parts.tokens import of_signs, tokenizer
+from models.ports import Port
 
 SIGNS = "abcdefghijklmnopqrstuvwxyz "
 
@@ -106,9 +107,44 @@ class Reader(Family):
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NegativeConfig:
+    image_size: int = 16
+    channels: int = 3
+
+
+class Negative(Family):
+    """A picture with light and dark exchanged: a stage that draws nothing and reads nothing."""
+
+    Config = NegativeConfig
+    presets = {"tiny": NegativeConfig()}  # noqa: RUF012
+    config: NegativeConfig
+
+    def __init__(self, config: NegativeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.white = nn.Parameter(torch.ones(()))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        return {"light": self.outputs["pixels"]}
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        return Losses((self.white - 1).square(), len(batch["pixels"]))
+
+    def sample(self, request: Request) -> Tensor:
+        self.check(request)
+        return self.white - request.given["light"]
+
+
 TOYS: dict[str, str] = {
     "toy-voice": f"{__name__}:Voice",
     "toy-reader": f"{__name__}:Reader",
+    "toy-negative": f"{__name__}:Negative",
 }
 
 
