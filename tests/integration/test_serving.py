@@ -51,6 +51,7 @@ STAGED = """
 layout: staged
 pools:
   - {name: upscalers, stages: ["*.upscaler"]}
+  - {name: voices, families: [wavenet], replicas: {min: 0}}
   - {name: bases}
 """
 
@@ -59,7 +60,7 @@ pools:
 def house(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """The run's Ray and MLflow with a ledger and keys of their own, three versions, the first in production.
 
-    Its stages are apart from the gateway, in two pools; tests of rollouts have them in the gateway's process.
+    Its stages are apart from the gateway, in pools; tests of rollouts have them in the gateway's process.
     """
     folder = tmp_path_factory.mktemp("serving")
     (folder / "placement.yaml").write_text(STAGED)
@@ -184,6 +185,27 @@ def test_a_wrong_key_is_an_authentication_error(house: House) -> None:
 def able(house: House, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     """A model of each kind in production beside the shapes."""
     return publish_all(house, tmp_path_factory.mktemp("able"))
+
+
+def test_a_pool_that_sleeps_holds_up_no_deploy_and_is_woken_by_a_request(
+    house: House, able: Any
+) -> None:
+    def pids() -> list[int]:
+        state = serving.status(house.settings)
+        assert state is not None
+        found: list[int] = state["deployments"]["voices"]["pids"]
+        return found
+
+    assert pids() == []
+    voice = house.registry.get("able-voice.base:1")
+    pin = {"name": voice.name, "number": 1, "digest": voice.digest, "family": "wavenet"}
+    serving.deploy(house.settings, [*house.stages[1], pin])
+    assert pids() == []
+    asked: Any = {"model": "able-voice", "voice": "default", "input": "zero"}
+    extra = {"seconds": 0.1}
+    assert house.client().audio.speech.create(**asked, extra_body=extra).content
+    assert len(pids()) == 1
+    assert serving.loaded(house.settings, [voice.digest])
 
 
 def test_the_client_streams_a_completion(house: House, able: Any) -> None:
