@@ -2,11 +2,14 @@
 
 import asyncio
 import dataclasses
+import os
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ from tests.integration.serving_kit import (
     NAME,
     House,
     Outcome,
+    in_one_process,
     pixels,
     publish,
     receipt,
@@ -62,12 +66,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def house(stack: Any, folder: Path) -> Iterator[House]:
-    """The run's Ray, MLflow and Prefect with a ledger of its own, which the flows use too; the first in production."""
+    """The run's Ray, MLflow and Prefect with a ledger of its own, which the flows use too; the first in production.
+
+    The stages are in the gateway's process; tests of serving have them apart.
+    """
     from flows import context
     from infra import settings as module
 
     patched = pytest.MonkeyPatch()
     patched.setenv("ATELIER_DATABASE_URL", f"sqlite:///{folder / 'atelier.db'}")
+    patched.setenv("ATELIER_LAYOUT", "fused")
     cached: list[Any] = [
         *(module.settings, context.ledger, context.registry, context.promotions),
     ]
@@ -130,6 +138,22 @@ def test_twenty_promotions_and_rollbacks_under_load_fail_no_request(house: House
         f" slowest {slowest(outcomes):.2f} s; a rollback to its first answer: median"
         f" {rollbacks[len(rollbacks) // 2]:.2f} s, longest {rollbacks[-1]:.2f} s"
     )
+
+
+def test_a_gateway_with_its_stages_inside_draws_the_bytes_of_one_process(house: House) -> None:
+    state = serving.status(house.settings)
+    assert state is not None
+    assert list(state["deployments"]) == ["Gateway"]
+    answer = house.draw(model=f"{NAME}:1", n=3, extra_body={"seed": 5})
+    for entry, expected in zip(answer.data, in_one_process(house, 1, (5, 6, 7)), strict=True):
+        np.testing.assert_array_equal(pixels(entry), expected)
+
+
+def test_a_gateway_that_is_killed_with_its_stages_fails_no_request(house: House) -> None:
+    pid = house.replica("Gateway")
+    outcomes = asyncio.run(steadily(house, 40, 0.2, {10: lambda: os.kill(pid, signal.SIGKILL)}))
+    all_well(outcomes)
+    assert house.replica("Gateway") != pid
 
 
 def test_a_canary_takes_its_share_and_is_taken_back(house: House) -> None:
