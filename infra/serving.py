@@ -161,7 +161,10 @@ def _put(
     mine = application(settings, versions, before["applications"].get(APPLICATION))
     if before.get("http_options"):
         mine["args"]["host"] = _listening(settings, before["http_options"])
-    whole = {**front(settings), **_kept(before), "applications": [*_others(before), mine]}
+    others = _others(before)
+    whole = {**front(settings), **_kept(before), "applications": [*others, mine]}
+    if others:  # Serve would write our way of logging into their applications
+        whole.pop("logging_config", None)
     _apply(client, whole)
 
 
