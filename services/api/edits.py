@@ -3,18 +3,23 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from fastapi import Request
+from fastapi.responses import Response
 from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from infra.media.pictures import PictureError, decode, transparency
-from services.api.images import plan_drawing
+from services.api.answers import Pictures as PictureList
+from services.api.images import PictureAnswer, plan_drawing
 from services.api.requests import TOGETHER, ImageOrder
+from services.api.served import exchange_of, parts_of
 from services.gateway.errors import ApiError, from_validation, invalid
+from services.gateway.openapi import STREAM, Routes
 from services.pipelines.payload import GenerationSpec, Pictures
 from services.routing.endpoints import Endpoint
 
@@ -149,3 +154,16 @@ def _read(files: Mapping[str, Upload], side: int, endpoint: Endpoint) -> tuple[P
         one.pixels.transpose(2, 0, 1).astype(np.float32) / 255 for one in (picture, clear)
     )
     return image, (mask >= 0.5).astype(np.float32)
+
+
+routes = Routes()
+
+
+@routes.takes("/v1/images/edits", EditOrder, PictureList, STREAM, FORM)
+async def edit(request: Request) -> Response:
+    """Change pictures where a mask says so."""
+    order, files = await read_form(request)
+    exchange = await exchange_of(request, order, partial(plan_edit, files))
+    parts = parts_of(request)
+    answer = PictureAnswer(exchange, order, parts.files, parts.samples, "image_edit")
+    return await (answer.stream() if order.stream else answer.whole())

@@ -1,17 +1,22 @@
 """POST /v1/embeddings: a vector a text, as base64 of little-endian float32 or as numbers."""
 
+import asyncio
 import base64
 from typing import Annotated, Any, Final, Literal
 
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, PlainValidator, WithJsonSchema
 
+from services.api.answers import Embeddings
 from services.api.requests import Label, Strict
+from services.api.served import parts_of, read_order
 from services.api.text_requests import prompts, prompts_schema
+from services.gateway.openapi import Routes
 from services.pipelines.payload import Embedded, EmbedWork, Prompt, Refused, Vectors
 from services.pipelines.request import StageOf, refusal
 from services.routing.endpoints import Endpoint
-from services.routing.request_session import Deadline
+from services.routing.request_session import Deadline, from_the_house
 
 MOST_INPUTS: Final = 2048
 
@@ -78,3 +83,18 @@ def _document(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> dict[
 
 def _packed(vector: Vectors) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+routes = Routes()
+
+
+@routes.takes("/v1/embeddings", EmbeddingOrder, Embeddings)
+async def embed(request: Request) -> Response:
+    """Embed texts."""
+    order = await read_order(request, EmbeddingOrder)
+    parts = parts_of(request)
+    route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
+    ahead = from_the_house(request)
+    return await answer_embeddings(
+        parts.stage_of, route.endpoint, order, parts.arguments.timeout_s, ahead=ahead
+    )

@@ -5,11 +5,15 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from infra.receipts.receipts import attach
+from services.api.answers import Pictures
 from services.api.requests import LARGEST_COST, LONGEST_PROMPT, ImageOrder
+from services.api.served import exchange_of, parts_of, read_order
 from services.gateway.errors import ApiError, invalid
+from services.gateway.openapi import ANYWHERE, STREAM, Routes, answers
 from services.media.answer_log import Samples
 from services.media.codecs import Sound, png
 from services.media.result_store import Files
@@ -165,3 +169,31 @@ def stamped_png(exchange: Exchange, step: Step, row: int, made: One) -> bytes:
 
 def _failed(error: ApiError) -> bytes:
     return event(error.body, "error")
+
+
+routes = Routes()
+
+
+@routes.takes("/v1/images/generations", ImageOrder, Pictures, STREAM)
+async def generate(request: Request) -> Response:
+    """Draw pictures."""
+    order = await read_order(request, ImageOrder)
+    exchange = await exchange_of(request, order, plan_drawing)
+    parts = parts_of(request)
+    answer = PictureAnswer(exchange, order, parts.files, parts.samples)
+    return await (answer.stream() if order.stream else answer.whole())
+
+
+@routes.get(
+    "/v1/files/{name}",
+    response_class=Response,
+    response_model=None,
+    responses=answers(None, [*ANYWHERE, 403, 404], {"image/png": {}}),
+)
+async def file(request: Request, name: str, expires: str = "", signature: str = "") -> Response:
+    """Return a picture that was answered by url: the link opens for an hour, without a key."""
+    content, left_s = await asyncio.to_thread(
+        parts_of(request).files.open, name, expires, signature
+    )
+    headers = {"cache-control": f"private, max-age={left_s}, immutable"}
+    return Response(content, media_type="image/png", headers=headers)

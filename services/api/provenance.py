@@ -12,7 +12,10 @@ from infra.receipts.contents import MOST_BYTES
 from infra.receipts.provenance import Check, check
 from infra.receipts.receipts import NoReceipt, Receipt, ReceiptError
 from infra.receipts.signing import Signing, fingerprint_of
+from services.api.answers import Provenance
+from services.api.served import parts_of
 from services.gateway.errors import ApiError, invalid
+from services.gateway.openapi import ANYWHERE, Routes, answers
 
 UPLOAD: Final[dict[str, Any]] = {
     "requestBody": {
@@ -102,3 +105,17 @@ def _facts(receipt: Receipt) -> dict[str, Any]:
         "model": receipt.version,
         "generated_at": receipt.created.isoformat(),
     }
+
+
+routes = Routes()
+
+
+@routes.post(
+    "/v1/content_provenance_checks",
+    openapi_extra=UPLOAD,
+    response_model=None,
+    responses=answers(Provenance, [*ANYWHERE, 415]),
+)
+async def check_provenance(request: Request) -> Response:
+    """Check the receipt of a picture or sound."""
+    return await answer_provenance(request, parts_of(request).signing)

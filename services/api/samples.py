@@ -4,10 +4,12 @@ import asyncio
 import base64
 from typing import Annotated, Any
 
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from infra.pipelines import Modality
+from services.api.answers import SampleList
 from services.api.images import caption, stamped_png
 from services.api.requests import (
     LARGEST_COST,
@@ -18,9 +20,11 @@ from services.api.requests import (
     one_line,
     plain_text,
 )
+from services.api.served import exchange_of, read_order
 from services.api.speech import stamped_sound
 from services.api.text_requests import COMPLETION_TOKENS, LONGEST_TEXT
 from services.gateway.errors import invalid
+from services.gateway.openapi import Routes
 from services.pipelines.payload import LONGEST_S, GenerationSpec, Text
 from services.pipelines.request import One
 from services.routing.canary import Step
@@ -126,3 +130,13 @@ def _entry(exchange: Exchange, step: Step, row: int, made: One) -> dict[str, Any
     file = (stamped_sound if audio else stamped_png)(exchange, step, row, made)
     content_type = "audio/wav" if audio else "image/png"
     return {**common, "content_type": content_type, "b64": base64.b64encode(file).decode()}
+
+
+routes = Routes()
+
+
+@routes.takes("/v1/samples", SampleOrder, SampleList)
+async def sample(request: Request) -> Response:
+    """Make whatever the model makes."""
+    order = await read_order(request, SampleOrder)
+    return await give_samples(await exchange_of(request, order, plan_samples))

@@ -4,23 +4,28 @@ What a family draws for an input (grey levels to bits, a latent code) is drawn a
 not given, as an evaluation seeds before its test split: the same input, seed and version have the same number.
 """
 
+import asyncio
 import base64
 import binascii
 import math
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, Self
 
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from infra.pipelines import Modality
+from services.api.answers import Scores
 from services.api.requests import LONGEST_PROMPT, Seed, Strict, plain_text
+from services.api.served import parts_of, read_order
 from services.api.text_requests import LONGEST_TEXT
 from services.gateway.errors import invalid
+from services.gateway.openapi import Routes
 from services.pipelines.payload import Dialogue, Refused, Scored, ScoreWork
 from services.pipelines.request import StageOf, refusal
 from services.routing.endpoints import Endpoint
-from services.routing.request_session import Deadline
+from services.routing.request_session import Deadline, from_the_house
 
 MOST_INPUTS: Final = 32
 
@@ -171,3 +176,18 @@ def _numbers(modality: Modality, found: Scored) -> dict[str, Any]:
         return {"nats": nats, "samples": found.numbers}
     bits = -found.nats / math.log(2) / found.numbers if finite else None
     return {"nats": nats, "bits_per_dim": bits, "dimensions": found.numbers}
+
+
+routes = Routes()
+
+
+@routes.takes("/v1/scores", ScoreOrder, Scores)
+async def score(request: Request) -> Response:
+    """Return how likely given inputs are."""
+    order = await read_order(request, ScoreOrder)
+    parts = parts_of(request)
+    route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
+    ahead = from_the_house(request)
+    return await answer_scores(
+        parts.stage_of, route.endpoint, order, parts.arguments.timeout_s, ahead=ahead
+    )

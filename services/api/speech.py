@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -14,7 +15,9 @@ from infra.media.sounds import flac, wav
 from infra.receipts.receipts import Receipt, attach
 from services.api.images import caption
 from services.api.requests import Absent, Label, Order, one_line
+from services.api.served import exchange_of, read_order
 from services.gateway.errors import ApiError
+from services.gateway.openapi import STREAM, Routes
 from services.media.codecs import Sound
 from services.media.encoders import Levels, encoded, pcm, stretched
 from services.pipelines.payload import LONGEST_S, GenerationSpec
@@ -178,3 +181,17 @@ def _of_input(error: ApiError) -> ApiError:
 
 def _failed(error: ApiError) -> bytes:
     return event(error.body, "error")
+
+
+routes = Routes()
+
+
+sounds: dict[str, Any] = {kind: {} for kind, _ in WRITERS.values()}
+
+
+@routes.takes("/v1/audio/speech", SpeechOrder, None, {**sounds, **STREAM})
+async def speech(request: Request) -> Response:
+    """Say something."""
+    order = await read_order(request, SpeechOrder)
+    answer = SpeechAnswer(await exchange_of(request, order, plan_speech), order)
+    return await (answer.stream() if order.stream_format == "sse" else answer.whole())

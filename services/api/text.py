@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from services.api.answers import ChatCompletion, Completion
 from services.api.logprobs import said_of, written_of
+from services.api.served import exchange_of, read_order
 from services.api.text_requests import (
     COMPLETION_TOKENS,
     MOST_ROWS,
@@ -18,6 +21,7 @@ from services.api.text_requests import (
     TextOrder,
 )
 from services.gateway.errors import ApiError, invalid
+from services.gateway.openapi import STREAM, Routes
 from services.pipelines.payload import GenerationSpec, Piece, Text, Told
 from services.pipelines.request import Complete
 from services.routing.canary import Step
@@ -197,3 +201,22 @@ def _texts(complete: Complete) -> Iterator[tuple[int, Text]]:
 
 def _failed(error: ApiError) -> bytes:
     return event(error.body)
+
+
+routes = Routes()
+
+
+@routes.takes("/v1/completions", CompletionOrder, Completion, STREAM)
+async def complete(request: Request) -> Response:
+    """Go on from prompts."""
+    order = await read_order(request, CompletionOrder)
+    answer = TextAnswer(await exchange_of(request, order, plan_completion), order)
+    return await (answer.stream() if order.stream else answer.whole())
+
+
+@routes.takes("/v1/chat/completions", ChatOrder, ChatCompletion, STREAM)
+async def chat(request: Request) -> Response:
+    """Say the next turn of a dialogue."""
+    order = await read_order(request, ChatOrder)
+    answer = TextAnswer(await exchange_of(request, order, plan_turn), order)
+    return await (answer.stream() if order.stream else answer.whole())

@@ -7,7 +7,7 @@ here; those of answers are FastAPI's own doing.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -61,14 +61,12 @@ def answers(
     return found
 
 
-class Api(FastAPI):
-    """The gateway's routes and their description."""
+class Routes(APIRouter):
+    """Some routes and, by path, the bodies that they take."""
 
     def __init__(self) -> None:
-        super().__init__(
-            title="Atelier", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json"
-        )
-        self.orders: dict[str, type[BaseModel]] = {}  # by path
+        super().__init__()
+        self.orders: dict[str, type[BaseModel]] = {}
 
     def takes(
         self,
@@ -88,6 +86,23 @@ class Api(FastAPI):
             responses=answers(body, OF_MODELS, media),
             openapi_extra={"requestBody": {"required": True, "content": content}},
         )
+
+
+class Api(FastAPI):
+    """The gateway's routes and their description."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            title="Atelier", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json"
+        )
+        self.orders: dict[str, type[BaseModel]] = {}  # by path
+
+    def include(self, routes: Routes) -> None:
+        """Answer these routes, too."""
+        self.router.routes += (
+            routes.routes
+        )  # include_router would ask ten routers in turn: 60 us more
+        self.orders |= routes.orders
 
     def openapi(self) -> dict[str, Any]:
         """Return the description, with the orders and the key, and without 422, which is never sent."""

@@ -7,7 +7,7 @@ import yaml
 from infra import serving
 from infra.deploy import manifests
 from infra.settings import Settings
-from services.application import Arguments
+from services.settings import Arguments
 
 FOLDER = Path(__file__).parents[2] / "infra/deploy/serve"
 PIN = {"name": "shapes.base", "number": 1, "digest": "a" * 64, "family": "ddpm"}

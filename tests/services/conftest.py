@@ -23,7 +23,8 @@ from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
 from models.variational.vae import VAE
-from services.application import Arguments, Parts, create, drawn_by
+from services.api.served import Parts
+from services.application import create, drawn_by
 from services.gateway.readiness import Readiness
 from services.media.answer_log import Samples
 from services.media.result_store import Files
@@ -31,6 +32,7 @@ from services.pipelines.executor import Executor
 from services.routing.canary import Arms
 from services.routing.endpoints import Endpoints
 from services.routing.observer import Observer
+from services.settings import Arguments
 from services.stages.deployment import Stage
 from tests.services.toys import described
 

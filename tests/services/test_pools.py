@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from infra.placement import Placement, Pool
-from services.application import Arguments, Gateway
+from services.application import Gateway
+from services.settings import Arguments
 
 APART = Placement(
     layout="staged",
