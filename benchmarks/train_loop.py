@@ -1,6 +1,6 @@
 """Steps a second of the training loop under Ray Train, against the same network in a bare PyTorch DDP loop.
 
-`python -m benchmarks.train_loop [--workers 1 2] [--steps 300] [--stock]` prints table rows. Both trainings live at the
+`python -m benchmarks.train_loop [--workers 1 2] [--steps 300]` prints table rows. Both trainings live at the
 same time and take turns of a few seconds: while one runs, the processes of the other are stopped. So neighbours on
 the machine slow both alike. Ours has checkpoints, averaging, metrics, progress and Ray's controller beside it; the bare
 loop has loader, forward, backward, clipping and fused AdamW, nothing else. First steps are left out; start-up is apart.
@@ -202,33 +202,6 @@ def one_rank(spec: TrainingSpec, rank: int) -> None:
         os.pwrite(counter, (step + 1).to_bytes(8, "little"), 0)
 
 
-def stock_start(workers: int) -> dict[str, float]:
-    """Return the seconds of a no-op TorchTrainer with DDP and AdamW, as Ray's own guide writes it."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.time()
-        result = TorchTrainer(
-            _stock_step,
-            scaling_config=ScalingConfig(num_workers=workers),
-            run_config=RunConfig(name="stock", storage_path=folder),
-        ).fit()
-        stepped = result.return_value
-        return {"to the first step's end": stepped - began, "fit": time.time() - began}
-
-
-def _stock_step() -> float:
-    import ray.train.torch
-    import torch
-
-    model = ray.train.torch.prepare_model(torch.nn.Linear(4, 4))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    model(torch.ones(1, 4)).sum().backward()
-    optimizer.step()
-    return time.time()
-
-
 class Processes(threading.Thread):
     """Watches which of this process's offspring uses how much CPU."""
 
@@ -263,7 +236,6 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=300)
     options.add_argument("--turn", type=float, default=4.0, help="seconds a turn")
     options.add_argument("--prepared", type=Path, default=Path("data/prepared/shapes"))
-    options.add_argument("--stock", action="store_true", help="time Ray's own TorchTrainer too")
     options.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options.add_argument("--spec", help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -295,12 +267,6 @@ def compare(given: argparse.Namespace) -> None:
         print(
             f"start-up, {workers} workers: {_start(given.prepared.resolve(), workers, watch)}",
             flush=True,
-        )
-    for workers in given.workers if given.stock else []:
-        before = dict(watch.used)
-        seconds = stock_start(workers)
-        print(
-            f"stock, {workers} workers: {json.dumps(seconds)}, CPU s {json.dumps(watch.since(before))}"
         )
 
 
