@@ -24,7 +24,7 @@ from PIL import Image
 
 from infra import serving
 from infra.ledger.ledger import Ledger
-from infra.pipelines import read_pipeline
+from infra.pipelines import PinnedStage, Pipeline, chained, read_pipeline
 from infra.receipts import receipts
 from infra.registry.registry import Registry, Version
 from infra.settings import Settings
@@ -134,8 +134,9 @@ def network(kind: str, seed: int, side: int = 8) -> Family:
     if kind == "base":
         config = dataclasses.replace(tiny, vocabulary=WORDS, image_size=side)
     else:
+        reads = {"vocabulary": WORDS} if kind == "captioned" else {"text": "none"}
         config = dataclasses.replace(
-            tiny, image_size=max(16, side), low_size=side, text="none", guidance=1.0
+            tiny, image_size=max(16, side), low_size=side, guidance=1.0, **reads
         )
     model = DDPM(config)
     with torch.no_grad():
@@ -215,14 +216,69 @@ async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def in_one_process(house: House, number: int, seeds: tuple[int, ...]) -> list[Any]:
+def publish_wired(house: House, folder: Path, seed: int) -> Version:
+    """Publish a cascade that is no chain, its upscaler reads the text too, with the entrance `edit`."""
+    registry, nothing = house.registry, lambda _model: None
+    found = [
+        publish_stage(registry, folder, kind, seed, nothing, 8) for kind in ("base", "captioned")
+    ]
+    stages = []
+    for document, kind in zip(found, ("base", "captioned"), strict=True):
+        model = network(kind, seed)
+        inputs, outputs = (
+            {name: str(port) for name, port in of.items()} for of in (model.inputs, model.outputs)
+        )
+        known = {name: document[name] for name in ("stage", "name", "version", "sha256", "family")}
+        stages.append(PinnedStage(**known, inputs=inputs, outputs=outputs))
+    pipeline = Pipeline(
+        endpoint=NAME,
+        abilities=("images", "edits"),
+        stages=tuple(stages),
+        entrances={"generate": chained(stages), "edit": chained(stages, edits=True)},
+        vocabulary=WORDS,
+        image_size=(16, 16),
+    )
+    making = folder / f"pipeline-wired-{seed}"
+    making.mkdir()
+    (making / "pipeline.json").write_text(pipeline.model_dump_json())
+    seal(making, {"kind": "pipeline", "name": NAME, "seed": seed})
+    return registry.publish(NAME, making, key=f"serving-wired-{seed}", tags={})
+
+
+def check_wired(house: House, folder: Path, seed: int) -> None:
+    """Check that such a cascade, and an edit with it, are what one process without a server makes."""
+    version = publish_wired(house, folder, seed)
+    asked = {"model": f"{NAME}:{version.number}", "extra_body": {"seed": 5}}
+    answer = house.draw(n=2, **asked)
+    for entry, expected in zip(
+        answer.data, in_one_process(house, version.number, (5, 6)), strict=True
+    ):
+        np.testing.assert_array_equal(pixels(entry), expected)
+    picture, alpha = pixels(answer.data[0]), np.full((16, 16), 255, np.uint8)
+    alpha[4:12, 4:12] = 0
+    clear = io.BytesIO()
+    Image.fromarray(np.dstack([picture, alpha])).save(clear, "PNG")
+    edited = house.client().images.edit(
+        image=("in.png", png(answer.data[0])), mask=("mask.png", clear.getvalue()),
+        prompt=PROMPT, response_format="b64_json", **asked,
+    )  # fmt: skip
+    given = {
+        "image": picture.transpose(2, 0, 1)[None].astype(np.float32) / 255,
+        "mask": (alpha == 0)[None, None].astype(np.float32),
+    }
+    [expected] = in_one_process(house, version.number, (5,), entrance="edit", given=given)
+    np.testing.assert_array_equal(pixels(edited.data[0]), expected)
+    np.testing.assert_array_equal(pixels(edited.data[0])[alpha > 0], picture[alpha > 0])
+
+
+def in_one_process(house: House, number: int, seeds: tuple[int, ...], **more: Any) -> list[Any]:
     """Draw with a version and no server: what any layout is to answer."""
     version = house.registry.get(f"{NAME}:{number}")
     folder = house.registry.fetch(version.ref, digest=version.digest)
     cache = house.settings.state / "versions"
     given = {"tracking_uri": house.settings.mlflow_uri, "cache": str(cache)}
     stage = Stage(given, house.registry)
-    spec = GenerationSpec(prompts=(PROMPT,) * len(seeds), seeds=seeds)
+    spec = GenerationSpec(prompts=(PROMPT,) * len(seeds), seeds=seeds, **more)
     try:
         found = asyncio.run(Executor(lambda _: stage).draw(read_pipeline(folder), spec))
     finally:

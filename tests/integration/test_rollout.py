@@ -22,6 +22,7 @@ from tests.integration.serving_kit import (
     NAME,
     House,
     Outcome,
+    check_wired,
     in_one_process,
     pixels,
     publish,
@@ -147,6 +148,12 @@ def test_a_gateway_with_its_stages_inside_draws_the_bytes_of_one_process(house: 
     answer = house.draw(model=f"{NAME}:1", n=3, extra_body={"seed": 5})
     for entry, expected in zip(answer.data, in_one_process(house, 1, (5, 6, 7)), strict=True):
         np.testing.assert_array_equal(pixels(entry), expected)
+
+
+def test_a_cascade_of_two_inputs_and_an_edit_are_the_same_in_the_gateway_s_process(
+    house: House, tmp_path: Path
+) -> None:
+    check_wired(house, tmp_path, 22)
 
 
 def test_a_gateway_that_is_killed_with_its_stages_fails_no_request(house: House) -> None:

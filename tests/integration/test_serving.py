@@ -30,6 +30,7 @@ from tests.integration.serving_kit import (
     NAME,
     PROMPT,
     House,
+    check_wired,
     http,
     in_one_process,
     pixels,
@@ -116,6 +117,12 @@ def test_pools_apart_draw_the_bytes_of_one_process(house: House) -> None:
     answer = house.draw(n=3, extra_body={"seed": 5})
     for entry, expected in zip(answer.data, in_one_process(house, 1, (5, 6, 7)), strict=True):
         np.testing.assert_array_equal(pixels(entry), expected)
+
+
+def test_a_cascade_of_two_inputs_and_an_edit_are_the_same_in_pools_apart(
+    house: House, tmp_path: Path
+) -> None:
+    check_wired(house, tmp_path, 21)
 
 
 def test_large_pictures_go_from_pool_to_pool_by_reference_and_are_the_same(
