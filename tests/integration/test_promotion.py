@@ -230,7 +230,7 @@ def test_a_stage_with_another_interface_and_another_evaluation_set_are_refused(
     installation.put(installation.publish(name, stage))
     other = stage.model_copy(update={"interface": "0" * 16})
     with pytest.raises(
-        Refused, match=r"installation\.base:\d+ has interface .* pins 0{16} as its base"
+        Refused, match=r"promotion\.base:\d+ has interface .* pins 0{16} as its base"
     ):
         request(installation.publish(name, other).ref)
     compared = {"no_worse_than": "production"}

@@ -461,6 +461,9 @@ def test_a_killed_proxy_comes_back_and_answers_nothing_in_between(house: House) 
 
 
 def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:
+    pid = house.replica(
+        "bases"
+    )  # before the stream: it is asked of Ray's dashboard, and rows go on
     stream = house.client().images.generate(
         model=NAME,
         prompt=PROMPT,
@@ -469,8 +472,6 @@ def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:
         partial_images=3,
         extra_body={"steps": 200},
     )
-
-    pid = house.replica("bases")
 
     def watch_and_kill() -> None:
         for event in stream:
