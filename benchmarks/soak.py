@@ -309,6 +309,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         os.environ |= {
             "ATELIER_HOME": folder,
+            "ATELIER_LAYOUT": "staged",  # a stage's replica is killed by itself, too
             "OMP_NUM_THREADS": "1",
             "PREFECT_LOGGING_LEVEL": "ERROR",
         }

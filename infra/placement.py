@@ -123,7 +123,7 @@ class Door(_Part):
 class Placement(_Part):
     """The pools, and whether they are in the gateway's process (`fused`: no hop) or apart (`staged`)."""
 
-    layout: Layout = "staged"
+    layout: Layout = "fused"
     gateway: Door = Door()
     pools: tuple[Pool, ...] = (Pool(name="stages"),)
 

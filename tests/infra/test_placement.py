@@ -135,6 +135,6 @@ def test_the_settings_say_where_and_a_cluster_keeps_what_its_operator_deployed(f
     assert found(deployed) == Placement()  # a laptop's own
     assert found(placement=Path("placement.yaml")) == read_placement(file)
     assert found(deployed, ray_address="head:6379") == read_placement(file)
-    assert found(layout="fused").layout == "fused"
+    assert found(layout="staged").layout == "staged"
     with pytest.raises(PlacementError, match=r"ATELIER_LAYOUT=fused: rare cannot scale to zero"):
         found(deployed, ray_address="head:6379", layout="fused")

@@ -42,15 +42,14 @@ def test_a_deploy_keeps_what_an_operator_sized_and_tells_each_pool_its_own_versi
     assert again == application
 
 
-def test_a_laptop_has_one_pool_whatever_was_deployed_before(
+def test_a_laptop_has_one_deployment_whatever_was_deployed_before(
     tmp_path: Path, operator: dict[str, Any]
 ) -> None:
     for before in (None, {"deployed_app_config": operator}):
-        held = serving.application(settings(tmp_path), [PIN], before)["deployments"]
-        assert [one["name"] for one in held] == ["Gateway", "stages"]
-        fused = settings(tmp_path, layout="fused")
-        [gateway] = serving.application(fused, [PIN], before)["deployments"]
+        [gateway] = serving.application(settings(tmp_path), [PIN], before)["deployments"]
         assert gateway == {"name": "Gateway", "user_config": {"versions": [PIN]}}
+        staged = serving.application(settings(tmp_path, layout="staged"), [PIN], before)
+        assert [one["name"] for one in staged["deployments"]] == ["Gateway", "stages"]
 
 
 def test_a_cluster_of_before_there_were_placements_is_told_to_write_its_files_anew(
