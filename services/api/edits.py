@@ -1,8 +1,9 @@
 """POST /v1/images/edits: a picture that is drawn anew where a mask says so; multipart, as OpenAI's clients send it."""
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
@@ -14,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from infra.media.pictures import PictureError, decode, transparency
+from models.ports import Port
 from services.api.answers import Pictures as PictureList
 from services.api.images import PictureAnswer, plan_drawing
 from services.api.requests import TOGETHER, ImageOrder
@@ -51,19 +53,37 @@ class EditOrder(ImageOrder):
         return super().options | ({} if self.strength is None else {"strength": self.strength})
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A picture as it came."""
+@dataclass(eq=False, slots=True)
+class Uploads:
+    """The files of a form by name, each decoded once for a size."""
 
-    content: bytes
+    contents: Mapping[str, bytes]
+    _decoded: dict[tuple[int, int], tuple[Pictures, Pictures]] = field(default_factory=dict)
 
     @property
-    def sha256(self) -> str:
-        """Its digest, by which a receipt names it."""
-        return hashlib.sha256(self.content).hexdigest()
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each, by which a receipt names it."""
+        return {name: hashlib.sha256(one).hexdigest() for name, one in self.contents.items()}
+
+    def decoded(self, endpoint: Endpoint) -> tuple[Pictures, Pictures]:
+        """Return the picture (C, H, W) in [0, 1] and the mask (1, H, W), 1 where it is to be drawn anew.
+
+        The mask is what is transparent: of the file `mask`, else of the picture itself.
+
+        Raises:
+            ApiError: 400, one cannot be read, they are not equally large, or nothing is transparent.
+        """
+        endpoint.must("edits")
+        pipeline = endpoint.pipeline
+        node, _, port = pipeline.entrances["edit"].output.partition(".")
+        made = Port.parse(pipeline.node("edit", node).outputs[port])  # (C, H, W), the same sides
+        key = int(made.shape[2] or 0), int(made.shape[0] or 0)
+        if key not in self._decoded:
+            self._decoded[key] = _decoded(self.contents, *key)
+        return self._decoded[key]
 
 
-async def read_form(request: Request) -> tuple[EditOrder, dict[str, Upload]]:
+async def read_form(request: Request) -> tuple[EditOrder, Uploads]:
     """Return what a form asks for, and its files by name.
 
     Raises:
@@ -73,7 +93,7 @@ async def read_form(request: Request) -> tuple[EditOrder, dict[str, Upload]]:
         message = "send the picture as multipart/form-data, in the field `image`"
         raise ApiError(415, message, code="unsupported_media_type", param="image")
     texts: dict[str, str] = {}
-    files: dict[str, Upload] = {}
+    files: dict[str, bytes] = {}
     try:
         async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
             for name, value in form.multi_items():
@@ -81,43 +101,39 @@ async def read_form(request: Request) -> tuple[EditOrder, dict[str, Upload]]:
                 if name in texts or name in files:
                     raise invalid(f"{name}: one is taken, got several", name)
                 if isinstance(value, UploadFile):
-                    files[name] = Upload(await value.read(LARGEST + 1))
+                    files[name] = await value.read(LARGEST + 1)
                 else:
                     texts[name] = value
     except HTTPException as error:  # starlette's, of a broken form
         raise invalid(f"no form: {error.detail}", "body") from None
     _check_files(files)
     try:
-        return EditOrder.model_validate_strings(texts), files
+        return EditOrder.model_validate_strings(texts), Uploads(files)
     except ValidationError as error:
         raise from_validation(error) from None
 
 
-def _check_files(files: Mapping[str, Upload]) -> None:
+def _check_files(files: Mapping[str, bytes]) -> None:
     if odd := files.keys() - FILES.keys():
         raise invalid(f"unknown parameter {min(odd)!r}", min(odd), "unknown_parameter")
     if "image" not in files:
         message = "image: send the picture that is to be changed as a file"
         raise invalid(message, "image", "missing_required_parameter")
-    for name, file in files.items():
-        if len(file.content) > LARGEST:
+    for name, content in files.items():
+        if len(content) > LARGEST:
             raise invalid(f"{name}: at most {LARGEST} bytes are taken", name)
 
 
 def plan_edit(
-    files: Mapping[str, Upload], order: EditOrder, seeds: tuple[int, ...], endpoint: Endpoint
+    files: Uploads, order: EditOrder, seeds: tuple[int, ...], endpoint: Endpoint
 ) -> GenerationSpec:
     """Return what to change with a version, after checking what depends on it.
 
     Raises:
         ApiError: 400 that names the parameter.
     """
-    endpoint.must("edits")
-    asked = plan_drawing(order, seeds, endpoint)
-    size = endpoint.pipeline.image_size
-    assert size is not None
-    image, mask = _read(files, size[0], endpoint)
-    count = len(seeds)
+    image, mask = files.decoded(endpoint)
+    asked, count = plan_drawing(order, seeds, endpoint), len(seeds)
     return GenerationSpec(
         seeds=seeds,
         entrance="edit",
@@ -125,22 +141,16 @@ def plan_edit(
         options=asked.options,
         previews=asked.previews,
         given={"image": np.repeat(image[None], count, 0), "mask": np.repeat(mask[None], count, 0)},
-        uploads={name: file.sha256 for name, file in files.items()},
+        uploads=files.digests,
     )
 
 
-def _read(files: Mapping[str, Upload], side: int, endpoint: Endpoint) -> tuple[Pictures, Pictures]:
-    """Return the picture (C, H, W) in [0, 1] and the mask (1, H, W), 1 where it is to be drawn anew.
-
-    The mask is what is transparent: of the file `mask`, else of the picture itself.
-    """
-    pixels = endpoint.pipeline.stages[-1].outputs["pixels"]
-    channels = int(pixels.partition(" ")[2].partition("x")[0])
+def _decoded(files: Mapping[str, bytes], side: int, channels: int) -> tuple[Pictures, Pictures]:
     name = "image"
     try:
-        picture = decode(files["image"].content, side, channels)
+        picture = decode(files["image"], side, channels)
         name = "mask" if "mask" in files else "image"
-        clear = transparency(files[name].content, side)
+        clear = transparency(files[name], side)
     except PictureError as error:
         raise invalid(f"{name}: {error}", name) from None
     sizes = [(one.width, one.height) for one in (picture, clear)]
@@ -164,6 +174,7 @@ async def edit(request: Request) -> Response:
     """Change pictures where a mask says so."""
     order, files = await read_form(request)
     exchange = await exchange_of(request, order, partial(plan_edit, files))
+    await asyncio.to_thread(files.decoded, exchange.route.endpoint)  # large ones take their time
     parts = parts_of(request)
     answer = PictureAnswer(exchange, order, parts.files, parts.samples, "image_edit")
     return await (answer.stream() if order.stream else answer.whole())
