@@ -241,8 +241,15 @@ def main() -> None:
     given = options.parse_args()
     if given.spec:
         one_rank(TrainingSpec.model_validate_json(given.spec), given.rank)
-    else:
-        compare(given)
+        return
+    from data.mapped import DatasetError
+    from data.reading import read_header
+
+    try:
+        read_header(given.prepared)
+    except DatasetError as error:
+        sys.exit(str(error))
+    compare(given)
 
 
 def compare(given: argparse.Namespace) -> None:
