@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Request
@@ -14,7 +15,7 @@ from services.api.served import parts_of, read_order
 from services.api.text_requests import prompts, prompts_schema
 from services.gateway.openapi import Routes
 from services.pipelines.payload import Embedded, EmbedWork, Prompt, Refused, Vectors
-from services.pipelines.request import StageOf, refusal
+from services.pipelines.request import refusal
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Deadline, from_the_house
 
@@ -33,34 +34,6 @@ class EmbeddingOrder(Strict):
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: Label | None = None
-
-
-async def answer_embeddings(
-    stage_of: StageOf,
-    endpoint: Endpoint,
-    order: EmbeddingOrder,
-    timeout_s: float,
-    *,
-    ahead: bool,
-) -> Response:
-    """Return the embeddings.
-
-    While a rollout runs they are the champion's: vectors of two models in one index would be worth nothing.
-
-    Raises:
-        ApiError: 400, the model embeds nothing, or has another size than `dimensions`; 429, 500 or 503 otherwise.
-    """
-    endpoint.must("embeddings")
-    async with Deadline(timeout_s):
-        pinned = endpoint.pipeline.stages[0]
-        work = EmbedWork(
-            pin=pinned.pin, texts=order.input, dimensions=order.dimensions, ahead=ahead
-        )
-        found = await stage_of(pinned).embed(work)
-    if isinstance(found, Refused):
-        found = Refused(found.kind, found.message, found.retry_after_s, found.param or "input")
-        raise refusal(found)
-    return JSONResponse(_document(endpoint, found, order.encoding_format == "base64"))
 
 
 def _document(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> dict[str, Any]:
@@ -90,11 +63,22 @@ routes = Routes()
 
 @routes.takes("/v1/embeddings", EmbeddingOrder, Embeddings)
 async def embed(request: Request) -> Response:
-    """Embed texts."""
-    order = await read_order(request, EmbeddingOrder)
-    parts = parts_of(request)
-    route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
-    ahead = from_the_house(request)
-    return await answer_embeddings(
-        parts.stage_of, route.endpoint, order, parts.arguments.timeout_s, ahead=ahead
+    """Embed texts.
+
+    While a rollout runs with the champion: vectors of two models in one index would be worth nothing.
+    """
+    order, parts = await read_order(request, EmbeddingOrder), parts_of(request)
+    endpoint = (await asyncio.to_thread(parts.endpoints.route, order.model, "")).endpoint
+    endpoint.must("embeddings")
+    pinned = endpoint.pipeline.stages[0]
+    work = EmbedWork(
+        pin=pinned.pin,
+        texts=order.input,
+        dimensions=order.dimensions,
+        ahead=from_the_house(request),
     )
+    async with Deadline(parts.arguments.timeout_s):
+        found = await parts.stage_of(pinned).embed(work)
+    if isinstance(found, Refused):
+        raise refusal(replace(found, param=found.param or "input"))
+    return JSONResponse(_document(endpoint, found, order.encoding_format == "base64"))

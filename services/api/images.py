@@ -139,7 +139,7 @@ class PictureAnswer:
         entries = []
         for row, seed in enumerate(step.spec.seeds):
             file = stamped_png(self._exchange, step, row, made[row])
-            if step.endpoint.stage == "production":
+            if step.endpoint.stage == "production" and step.spec.entrance == "generate":
                 self._kept.keep(step.endpoint.name, step.endpoint.pipeline.sample, file)
             entries.append({**self._deliver(file), "seed": seed})
         return entries

@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from infra.pipelines import Modality
+from infra.pipelines import Modality, Pin
 from services.api.answers import Scores
 from services.api.requests import LONGEST_PROMPT, Seed, Strict, plain_text
 from services.api.served import parts_of, read_order
@@ -23,7 +23,7 @@ from services.api.text_requests import LONGEST_TEXT
 from services.gateway.errors import invalid
 from services.gateway.openapi import Routes
 from services.pipelines.payload import Dialogue, Refused, Scored, ScoreWork
-from services.pipelines.request import StageOf, refusal
+from services.pipelines.request import refusal
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Deadline, from_the_house
 
@@ -115,26 +115,16 @@ class ScoreOrder(Strict):
     seed: Seed | None = 0
 
 
-async def answer_scores(
-    stage_of: StageOf,
-    endpoint: Endpoint,
-    order: ScoreOrder,
-    timeout_s: float,
-    *,
-    ahead: bool,
-) -> Response:
-    """Return the likelihoods; while a rollout runs they are the champion's.
+def _works(order: ScoreOrder, endpoint: Endpoint, pin: Pin, *, ahead: bool) -> list[ScoreWork]:
+    """Return what is to be rated, input by input.
 
     Raises:
-        ApiError: 400, the model has no likelihood, or not of such an input; 429, 500 or 503 otherwise.
+        ApiError: 400, an input is of another modality, or no file.
     """
-    pipeline = endpoint.pipeline
-    endpoint.must("scores")
-    pinned = pipeline.stages[-1]
-    works = []
+    modality, works = endpoint.pipeline.modality, []
     for one in order.input:
-        if one.modality != pipeline.modality:
-            message = f"input: {endpoint.name} scores {pipeline.modality}, got {one.modality}"
+        if one.modality != modality:
+            message = f"input: {endpoint.name} scores {modality}, got {one.modality}"
             raise invalid(message, "input")
         try:
             content = b"" if one.modality == "text" else one.content()
@@ -142,7 +132,7 @@ async def answer_scores(
             raise invalid(f"input: {error}", "input") from None
         works.append(
             ScoreWork(
-                pin=pinned.pin,
+                pin=pin,
                 content=content,
                 record=one.record,
                 caption=order.caption,
@@ -150,20 +140,7 @@ async def answer_scores(
                 ahead=ahead,
             )
         )
-    async with Deadline(timeout_s):
-        found = await stage_of(pinned).score(works)
-    if isinstance(found, Refused):
-        raise refusal(replace(found, param=found.param or "input"))
-    data = [
-        {
-            "object": "score",
-            "index": index,
-            **_numbers(pipeline.modality, one),
-            **({"warnings": list(one.warnings)} if one.warnings else {}),
-        }
-        for index, one in enumerate(found)
-    ]
-    return JSONResponse({"object": "list", "model": endpoint.ref, "data": data})
+    return works
 
 
 def _numbers(modality: Modality, found: Scored) -> dict[str, Any]:
@@ -183,11 +160,23 @@ routes = Routes()
 
 @routes.takes("/v1/scores", ScoreOrder, Scores)
 async def score(request: Request) -> Response:
-    """Return how likely given inputs are."""
-    order = await read_order(request, ScoreOrder)
-    parts = parts_of(request)
-    route = await asyncio.to_thread(parts.endpoints.route, order.model, "")
-    ahead = from_the_house(request)
-    return await answer_scores(
-        parts.stage_of, route.endpoint, order, parts.arguments.timeout_s, ahead=ahead
-    )
+    """Return how likely given inputs are, while a rollout runs to the champion."""
+    order, parts = await read_order(request, ScoreOrder), parts_of(request)
+    endpoint = (await asyncio.to_thread(parts.endpoints.route, order.model, "")).endpoint
+    endpoint.must("scores")
+    pinned = endpoint.pipeline.stages[-1]
+    works = _works(order, endpoint, pinned.pin, ahead=from_the_house(request))
+    async with Deadline(parts.arguments.timeout_s):
+        found = await parts.stage_of(pinned).score(works)
+    if isinstance(found, Refused):
+        raise refusal(replace(found, param=found.param or "input"))
+    data = [
+        {
+            "object": "score",
+            "index": index,
+            **_numbers(endpoint.pipeline.modality, one),
+            **({"warnings": list(one.warnings)} if one.warnings else {}),
+        }
+        for index, one in enumerate(found)
+    ]
+    return JSONResponse({"object": "list", "model": endpoint.ref, "data": data})

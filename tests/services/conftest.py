@@ -171,6 +171,7 @@ class Workshop:
             entrances={"generate": generate, "edit": chained(stages, edits=True)},
             vocabulary=WORDS,
             image_size=(side, side),
+            sample=1.0,
         )
         self.promote(self.publish(name, {"pipeline.json": pipeline.model_dump(mode="json")}))
         return pipeline

@@ -124,6 +124,16 @@ def test_a_weak_edit_stays_near_the_picture_and_its_receipt_says_so(app: Any, as
     assert refused.json()["error"]["code"] == "unknown_parameter"
 
 
+def test_an_edit_is_no_answer_to_look_for_drift_in(app: Any, ask: Ask, house: Any) -> None:
+    """What was kept is drawn again from prompt and seed, of which an edit is not made alone."""
+    folder = house.folder / "samples" / "shapes"
+    before = len(list(folder.glob("*.png")))
+    edit(app, ask)
+    assert len(list(folder.glob("*.png"))) == before
+    ask(app, "POST", "/v1/images/generations", json={"model": "shapes", "prompt": "a red circle"})
+    assert len(list(folder.glob("*.png"))) == before + 1
+
+
 def test_a_stream_shows_the_edit_growing(app: Any, ask: Ask) -> None:
     answer = edit(app, ask, stream="true", partial_images="1")
     kinds = [line for line in answer.text.splitlines() if line.startswith("event: ")]
