@@ -211,7 +211,10 @@ class Arms:
         wanted = [asked(seed, spec.asked(row)) for row, seed in enumerate(seeds)]
         nothing_asked = spec.options.get("max_tokens") == 0  # of text
         flat = not nothing_asked and any(one.flat for one in looks)
-        repeated = self._observer.repeated(rollout, arm, looks, wanted)
+        own = (
+            spec.entrance == "generate"
+        )  # an edit may rightly leave a picture as it was, whoever asks
+        repeated = own and self._observer.repeated(rollout, arm, looks, wanted)
         tally = Tally(requests=1, flat=flat, repeated=repeated)
         if seconds is not None:
             tally.latencies = {shape(spec): {bucket(seconds): 1}}

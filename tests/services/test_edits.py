@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import copy
 import dataclasses
 import hashlib
 import io
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from flows.evaluating.pipeline import check_fit, draw
+from infra.ledger.rollout_rules import Terms
 from infra.receipts import provenance, receipts
 from models.diffusion.ddpm import DDPM
 from models.family import Family, Request
@@ -132,6 +134,39 @@ def test_an_edit_is_no_answer_to_look_for_drift_in(app: Any, ask: Ask, house: An
     assert len(list(folder.glob("*.png"))) == before
     ask(app, "POST", "/v1/images/generations", json={"model": "shapes", "prompt": "a red circle"})
     assert len(list(folder.glob("*.png"))) == before + 1
+
+
+def test_an_edit_that_comes_out_alike_for_every_seed_is_no_fault_of_a_challenger(
+    house: Any, ask: Ask, cascade: Any
+) -> None:
+    def sure(model: Any) -> Any:
+        with torch.no_grad():
+            model.network.unet.out.weight.zero_()
+            model.network.unet.out.bias.fill_(1e4)
+        return model
+
+    alike = {name: sure(copy.deepcopy(model)) for name, model in cascade.items()}
+    house.publish_wired("rolled", alike)
+    house.publish_wired("rolled", cascade)  # in production, the other beside it
+    digest = next(
+        key for key, one in house.published.items() if (one["name"], one["number"]) == ("rolled", 1)
+    )
+    terms = Terms(percent=100, limits={"max_slowdown": 1000.0})
+    house.ledger.transition(
+        name="rolled", stage="canary", to_version=1, to_digest=digest, expected_epoch=0,
+        key="rolled/canary/0", actor="test", report={"terms": terms.model_dump()},
+    )  # fmt: skip
+    stage = house.stage()
+    app = house.gateway(stage)
+    seen = [edit(app, ask, model="rolled", seed=str(seed)) for seed in range(4)]
+    stage.close()
+    receipt = receipts.read(base64.b64decode(seen[-1].json()["data"][0]["b64_json"]))
+    assert receipt.version == "rolled:1"
+    assert len({one.json()["data"][0]["b64_json"] for one in seen}) > 1  # the receipts differ,
+    assert all((pixels(one) == pixels(seen[0])).all() for one in seen)  # the pictures do not
+    house.observer.close()
+    told = house.observations.read("rolled", "canary", 1)["challenger"]
+    assert (told.requests, told.repeated, told.flat) == (4, 0, 0)
 
 
 def test_a_stream_shows_the_edit_growing(app: Any, ask: Ask) -> None:
