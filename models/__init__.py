@@ -17,6 +17,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "edm": "models.diffusion.edm:EDM",
     "gan": "models.adversarial.gan:GAN",
     "gpt": "models.language.gpt:GPT",
+    "kl-autoencoder": "models.variational.kl_autoencoder:KLAutoencoder",
     "lda": "models.classical.lda:LDA",
     "made": "models.autoregressive.made:MADE",
     "nade": "models.autoregressive.nade:NADE",

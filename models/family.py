@@ -243,7 +243,7 @@ class Trainable(nn.Module, ABC):
         return list(self.parameters())
 
     def turns(self, player: str) -> int:  # noqa: ARG002 - every player has one
-        """Return how many optimiser steps `player` takes at each step."""
+        """Return how many optimiser steps `player` takes at each step; 0 where this config has no such player."""
         return 1
 
     @property

@@ -345,7 +345,8 @@ class Loop:
         if not (means := self.skips.means(table, self.names)):
             return
         if "loss" not in means:
-            means["loss"] = sum(means[f"{player}.loss"] for player in self.state.optimizers)
+            losses = (f"{player}.loss" for player in self.state.optimizers)
+            means["loss"] = sum(means[name] for name in losses if name in means)
         now = time.monotonic()
         then, done = self._since
         self._since = now, step

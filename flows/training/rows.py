@@ -26,7 +26,7 @@ def check_turns(model: Trainable, rows: int, accumulate: int) -> None:
         ValueError: says which player, and what the rows must be a multiple of.
     """
     for player in model.players:
-        unit = model.turns(player) * accumulate
+        unit = max(1, model.turns(player)) * accumulate
         if rows % unit:
             raise ValueError(
                 f"a worker's {rows} rows of a batch must be a multiple of {unit}: {player} takes"

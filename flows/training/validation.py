@@ -46,10 +46,11 @@ class Validation:
         before, training = generators(device), model.training
         seed_generators(0, 0)
         model.eval()
-        sums = torch.zeros(2, len(model.players), dtype=torch.float64, device=device)
+        players = [player for player in model.players if model.turns(player)]
+        sums = torch.zeros(2, len(players), dtype=torch.float64, device=device)
         for batch in self._batches:
             on_device = {name: value.to(device) for name, value in batch.items()}
-            for number, player in enumerate(model.players):
+            for number, player in enumerate(players):
                 losses = model(on_device, player)
                 sums[0, number] += losses.total * losses.count
                 sums[1, number] += losses.count

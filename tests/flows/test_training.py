@@ -272,6 +272,14 @@ def test_players_take_turns_and_buffers_are_published(
     assert not (trained.directory / "samples.png").exists()
 
 
+def test_a_player_that_a_config_does_not_have_takes_no_turn(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path / "prepared", validation=8)
+    spec = spec_of(prepared, family="kl-autoencoder", config={"adversary": 0.0}, validate_every=6)
+    trained = fit(spec, run_id=None, tracking_uri=None, runs=tmp_path / "runs")
+    assert {"loss", "autoencoder.loss", "validation_loss"} <= trained.metrics.keys()
+    assert not [name for name in trained.metrics if name.startswith("critic")]
+
+
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(toy: str, prepared: Path, tmp_path: Path) -> None:
     """The toy draws no noise, so only the order of additions differs: 1e-5 of weights around 0.1.

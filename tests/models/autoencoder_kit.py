@@ -25,6 +25,7 @@ def fitted(model: Family, steps: int, rate: float = 2e-3) -> Family:
             model.player_parameters(player), lr=rate, betas=(0.5, 0.99), fused=True
         )
         for player in model.players
+        if model.turns(player)
     }
     for step in range(steps):
         slowed = rate * (1 + math.cos(math.pi * step / steps)) / 2

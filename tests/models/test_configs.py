@@ -83,6 +83,15 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"shrinkage": amount}, "shrinkage must be 0 to 1 or 'ledoit-wolf'")
         for amount in (-0.1, 1.1, "auto", math.nan)
     ),
+    "kl-autoencoder": (
+        ({"image_size": 30}, "multiple of 4 for 2 convolutions, got 30"),
+        (
+            {"image_size": 4, "hidden": (8,), "critic": (8, 8, 8), "adversary": 0.5},
+            "multiple of 8 for 3 convolutions, got 4",
+        ),
+        ({"latent": 0}, "latent must be at least 1, got 0"),
+        ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
+    ),
     "made": (
         ({"image_size": 1}, "at least 2 bits, got 1"),
         ({"hidden": (8, 0)}, r"each of hidden must be at least 1, got \(8, 0\)"),
