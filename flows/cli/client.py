@@ -27,19 +27,6 @@ class NoGateway(Unanswered):
     """Nothing listens at the gateway's address."""
 
 
-def client() -> "OpenAI":
-    """Return a client of the settings' gateway."""
-    from openai import OpenAI
-
-    here = settings()
-    return OpenAI(
-        base_url=here.gateway_url,
-        api_key=here.api_key.get_secret_value(),
-        timeout=120,
-        max_retries=2,
-    )
-
-
 def paint(
     model: str,
     prompt: str,
@@ -54,8 +41,8 @@ def paint(
         NoGateway: it is not there.
     """
     body = {k: v for k, v in {"seed": seed, **options}.items() if v is not None}
-    with _asking():
-        answer = client().images.generate(
+    with _asking() as ours:
+        answer = ours.images.generate(
             model=model, prompt=prompt, response_format="b64_json", extra_body=body
         )
     _warn(answer)
@@ -70,8 +57,8 @@ def card(model: str) -> dict[str, Any]:
     Raises:
         Unanswered, NoGateway: as `paint`.
     """
-    with _asking():
-        return client().models.retrieve(model).model_dump()
+    with _asking() as ours:
+        return ours.models.retrieve(model).model_dump()
 
 
 def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> bytes:
@@ -82,16 +69,16 @@ def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> byt
     """
     wishes = {"model": model, "prompt": text, "seed": seed, **more}
     body = {name: value for name, value in wishes.items() if value is not None}
-    with _asking():
+    with _asking() as ours:
         if "speed" in body:
             more = {name: body[name] for name in body if name not in {"model", "prompt"}}
-            spoken = client().audio.speech.create(
+            spoken = ours.audio.speech.create(
                 model=model, input=text, voice="default", response_format="wav", extra_body=more
             )
             said = spoken.response.headers.get(WARNINGS, "[]")
             _warn({"warnings": parse_json(said, WARNINGS)})
             return spoken.content
-        answer: Any = client().post("/samples", cast_to=object, body=body)
+        answer: Any = ours.post("/samples", cast_to=object, body=body)
     _warn(answer)
     return base64.b64decode(answer["data"][0]["b64"])
 
@@ -102,8 +89,7 @@ def write(model: str, prompt: str, *, chats: bool, seed: int | None = None) -> I
     Raises:
         Unanswered, NoGateway: as `paint`.
     """
-    ours = client()
-    with _asking():
+    with _asking() as ours:
         if chats:
             turn: Any = {"role": "user", "content": prompt}
             for said in ours.chat.completions.create(
@@ -139,8 +125,8 @@ def answer(
         path = "/chat/completions"
         wishes["messages"] = [{"role": role, "content": said} for role, said in messages]
     body = {name: value for name, value in wishes.items() if value is not None}
-    with _asking():
-        made: Any = client().post(path, cast_to=object, body=body)
+    with _asking() as ours:
+        made: Any = ours.post(path, cast_to=object, body=body)
     _warn(made)
     return json.dumps(made, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass")
 
@@ -153,15 +139,17 @@ def _warn(answer: Any) -> None:
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
-    """Turn the client's errors into ours."""
-    from openai import APIConnectionError, APIError
+def _asking() -> Iterator["OpenAI"]:
+    """Give a client of the settings' gateway, with its errors turned into ours, and close it."""
+    from openai import APIConnectionError, APIError, OpenAI
 
+    here = settings()
+    key = here.api_key.get_secret_value()
     try:
-        yield
+        with OpenAI(base_url=here.gateway_url, api_key=key, timeout=120, max_retries=2) as ours:
+            yield ours
     except APIConnectionError:
-        address = settings().gateway_url
-        raise NoGateway(f"no gateway at {address}: start it with `atelier up`") from None
+        raise NoGateway(f"no gateway at {here.gateway_url}: start it with `atelier up`") from None
     except APIError as error:
         raise Unanswered(_words(error)) from None
 

@@ -4,10 +4,12 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer
 
@@ -38,6 +40,8 @@ def asked(private_home: Path) -> Iterator[list[Any]]:
     found: list[Any] = []
 
     class Gateway(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # which keeps a connection until the client closes it
+
         def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
             if name in ABLE:
@@ -98,6 +102,20 @@ def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
     assert asked == [("/v1/samples", body)]
     with pytest.raises(typer.BadParameter, match="voice makes audio: say where"):
         generate("voice", "two")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("prose", None), ("chat", None), ("voice", "made.wav"), ("no", None)]
+)
+@pytest.mark.usefixtures("asked")
+def test_no_connection_is_left_to_the_garbage_collector(
+    name: str, file: str | None, tmp_path: Path
+) -> None:
+    with nullcontext() if name in ABLE else pytest.raises(Unanswered):
+        generate(name, "two", tmp_path / file if file else None)
+    open_ones = psutil.Process().net_connections("tcp")
+    port = settings().gateway_port
+    assert not [one for one in open_ones if one.raddr and one.raddr.port == port]
 
 
 @pytest.fixture

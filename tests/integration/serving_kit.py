@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,13 +74,13 @@ class House:
     def url(self) -> str:
         return self.settings.gateway_url
 
-    def client(self, **options: Any) -> openai.OpenAI:
-        given = {"api_key": self.key, "max_retries": 0, "timeout": 120, **options}
-        return openai.OpenAI(base_url=self.url, **given)
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key=self.key, max_retries=0, timeout=120)
 
     def draw(self, **changes: Any) -> Any:
         asked = {"model": NAME, "prompt": PROMPT, "response_format": "b64_json", **changes}
-        return self.client().images.generate(**asked)
+        return self.client.images.generate(**asked)
 
     def replica(self, stage: str) -> int:
         """The process of a stage's replica, once there is one."""
@@ -258,7 +259,7 @@ def check_wired(house: House, folder: Path, seed: int) -> None:
     alpha[4:12, 4:12] = 0
     clear = io.BytesIO()
     Image.fromarray(np.dstack([picture, alpha])).save(clear, "PNG")
-    edited = house.client().images.edit(
+    edited = house.client.images.edit(
         image=("in.png", png(answer.data[0])), mask=("mask.png", clear.getvalue()),
         prompt=PROMPT, response_format="b64_json", **asked,
     )  # fmt: skip

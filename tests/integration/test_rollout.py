@@ -92,7 +92,8 @@ def house(stack: Any, folder: Path) -> Iterator[House]:
     for seed in (1, 2, 3):
         publish(house, folder, seed)
     house.promote(1)
-    yield house
+    with house.client:
+        yield house
     serving.stop(settings)
     patched.undo()
     for function in cached:

@@ -77,7 +77,8 @@ def house(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hous
     for seed in (1, 2, 3):
         publish(house, folder, seed)
     house.promote(1)
-    yield house
+    with house.client:
+        yield house
     serving.stop(settings)
 
 
@@ -137,7 +138,7 @@ def test_large_pictures_go_from_pool_to_pool_by_reference_and_are_the_same(
 
 
 def test_the_client_streams_partial_images(house: House) -> None:
-    stream = house.client().images.generate(
+    stream = house.client.images.generate(
         model=NAME, prompt=PROMPT, stream=True, partial_images=2, extra_body={"seed": 1}
     )
     events = list(stream)
@@ -151,7 +152,7 @@ def test_the_client_streams_partial_images(house: House) -> None:
 
 
 def test_the_client_lists_models_and_fetches_a_url(house: House) -> None:
-    client = house.client()
+    client = house.client
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(f"{NAME}:1").id == f"{NAME}:1"
     [entry] = house.draw(response_format="url").data
@@ -184,7 +185,7 @@ def test_each_error_is_the_right_exception(
 
 def test_a_wrong_key_is_an_authentication_error(house: House) -> None:
     with pytest.raises(openai.AuthenticationError) as raised:
-        house.client(api_key="wrong").models.list()
+        house.client.with_options(api_key="wrong").models.list()
     assert raised.value.code == "invalid_api_key"
 
 
@@ -210,14 +211,14 @@ def test_a_pool_that_sleeps_holds_up_no_deploy_and_is_woken_by_a_request(
     assert pids() == []
     asked: Any = {"model": "able-voice", "voice": "default", "input": "zero"}
     extra = {"seconds": 0.1}
-    assert house.client().audio.speech.create(**asked, extra_body=extra).content
+    assert house.client.audio.speech.create(**asked, extra_body=extra).content
     assert len(pids()) == 1
     assert serving.loaded(house.settings, [voice.digest])
 
 
 def test_the_client_streams_a_completion(house: House, able: Any) -> None:
     asked = {"model": "able-prose", "prompt": "once upon ", "max_tokens": 24, "seed": 5}
-    completions = house.client().completions
+    completions = house.client.completions
     whole = completions.create(**asked)
     chunks = list(completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     assert "".join(one.text for chunk in chunks for one in chunk.choices) == whole.choices[0].text
@@ -231,23 +232,21 @@ def test_the_client_streams_a_completion(house: House, able: Any) -> None:
 def test_the_client_chats(house: House, able: Any) -> None:
     turn: Any = {"role": "user", "content": "what time is it?"}
     asked: Any = {"model": "able-chat", "messages": [turn], "max_tokens": 20, "seed": 1}
-    answer = house.client().chat.completions.create(**asked)
-    chunks = list(house.client().chat.completions.create(**asked, stream=True))
+    answer = house.client.chat.completions.create(**asked)
+    chunks = list(house.client.chat.completions.create(**asked, stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
     said = "".join(one.delta.content or "" for chunk in chunks for one in chunk.choices)
     assert said == answer.choices[0].message.content
     stop = said[len(said) // 2 :][:2]
-    cut = house.client().chat.completions.create(**asked, stop=[stop])
+    cut = house.client.chat.completions.create(**asked, stop=[stop])
     assert cut.choices[0].message.content == said[: said.index(stop)]
     assert cut.choices[0].finish_reason == "stop"
 
 
 def test_the_client_embeds(house: House, able: Any) -> None:
     texts = ["the clocks were striking", "a small dog"]
-    answer = house.client().embeddings.create(model="able-words", input=texts)  # as base64
-    plain = house.client().embeddings.create(
-        model="able-words", input=texts, encoding_format="float"
-    )
+    answer = house.client.embeddings.create(model="able-words", input=texts)  # as base64
+    plain = house.client.embeddings.create(model="able-words", input=texts, encoding_format="float")
     expected = able["able-words"].embed(texts).numpy()
     for way in (answer, plain):
         found = np.array([entry.embedding for entry in way.data])
@@ -262,9 +261,9 @@ def test_the_client_draws_a_digit_by_its_class(house: House, able: Any) -> None:
 
 
 def test_the_score_of_an_uploaded_digit_is_the_models_own(house: House, able: Any) -> None:
-    digit = house.client().post("/samples", cast_to=object, body={"model": "able-bits", "seed": 9})
+    digit = house.client.post("/samples", cast_to=object, body={"model": "able-bits", "seed": 9})
     upload: Any = {"model": "able-bits", "input": {"image_b64": digit["data"][0]["b64"]}}
-    answer: Any = house.client().post("/scores", cast_to=object, body=upload)
+    answer: Any = house.client.post("/scores", cast_to=object, body=upload)
     model = able["able-bits"]
     expected = float(model.log_prob({"pixels": model.sample(Request(seeds=(9,)))}))
     assert answer["data"][0]["nats"] == pytest.approx(expected, rel=1e-5)
@@ -273,7 +272,7 @@ def test_the_score_of_an_uploaded_digit_is_the_models_own(house: House, able: An
 def test_the_client_hears_a_label_as_a_wav(house: House, able: Any, tmp_path: Path) -> None:
     asked: Any = {"model": "able-voice", "input": "one", "voice": "default"}
     extra = {"seed": 4, "seconds": 0.1}
-    with house.client().audio.speech.with_streaming_response.create(
+    with house.client.audio.speech.with_streaming_response.create(
         **asked, response_format="wav", extra_body=extra
     ) as answer:
         assert answer.headers["content-type"] == "audio/wav"
@@ -284,9 +283,7 @@ def test_the_client_hears_a_label_as_a_wav(house: House, able: Any, tmp_path: Pa
     np.testing.assert_allclose(levels / 32768, sample[0].numpy(), atol=1 / 32768)
     made = receipts.read(tmp_path / "one.wav")
     assert (made.version, made.prompt, made.seed) == ("able-voice:1", "one", 4)
-    house.client().audio.speech.create(**asked, extra_body=extra).write_to_file(
-        tmp_path / "one.mp3"
-    )
+    house.client.audio.speech.create(**asked, extra_body=extra).write_to_file(tmp_path / "one.mp3")
     packed, rate = soundfile.read(tmp_path / "one.mp3", dtype="int16")
     assert (len(packed), rate) == (800, 8000)
     assert receipts.read(tmp_path / "one.mp3").prompt == "one"
@@ -345,7 +342,7 @@ def test_each_error_of_text_and_sound_is_the_right_exception(
     house: House, able: Any, call: Any, kind: Any, param: str, code: str, words: str
 ) -> None:
     with pytest.raises(kind) as raised:
-        call(house.client())
+        call(house.client)
     assert (raised.value.param, raised.value.code) == (param, code)
     assert words in str(raised.value)
     assert raised.value.request_id
@@ -364,7 +361,7 @@ def test_a_text_is_the_same_alone_and_in_a_crowd(house: House, able: Any) -> Non
             )
             return [answer.json()["choices"][0]["text"] for answer in answers]
 
-    alone = [house.client().completions.create(**body).choices[0].text for body in bodies]  # type: ignore[call-overload]
+    alone = [house.client.completions.create(**body).choices[0].text for body in bodies]  # type: ignore[call-overload]
     assert asyncio.run(crowd()) == alone
 
 
@@ -464,7 +461,7 @@ def test_a_stream_that_is_cut_ends_with_an_error(house: House) -> None:
     pid = house.replica(
         "bases"
     )  # before the stream: it is asked of Ray's dashboard, and rows go on
-    stream = house.client().images.generate(
+    stream = house.client.images.generate(
         model=NAME,
         prompt=PROMPT,
         n=10,
