@@ -1,10 +1,9 @@
 """GPT: a decoder-only Transformer that writes text and answers (Radford et al. 2018 and 2019; nanoGPT's variant).
 
-Pre-LN blocks (arXiv:2002.04745), exact GELU, learned positions, no biases, the embedding tied to the output
-(arXiv:1608.05859); weights start at N(0, 0.02), those that end a residual branch at 0.02 / sqrt(2 L). Documents are one
-stream, `<eos>` before, between and after them. A dialogue is `<bos> <system> text <user> text <assistant> text <eos>
-<user> ...`, learned where the assistant speaks (its `<eos>` included). What is written is drawn by inversion of one
-uniform number a token, which the row's seed and the token's place alone decide.
+The blocks are those of `parts/decoder.py`; positions are learned, and the embedding is tied to the output
+(arXiv:1608.05859). Documents are one stream, `<eos>` before, between and after them. A dialogue is `<bos> <system>
+text <user> text <assistant> text <eos> <user> ...`, learned where the assistant speaks (its `<eos>` included). What is
+written is drawn by inversion of one uniform number a token, which the row's seed and the token's place alone decide.
 
 Shape letters: N and B rows, T places, S slots of a cache, E width, H heads, D features of a head, L layers, V tokens of
 the vocabulary. Tokens are int64, -1 where a row has ended; likelihoods are in nats.
@@ -32,8 +31,8 @@ from models.family import (
     TextOptions,
 )
 from models.language import examples, generation, texts
-from models.language.generation import KVCache
-from models.parts import bounds
+from models.parts import bounds, decoder
+from models.parts.decoder import KVCache
 from models.parts.draws import token_logprobs
 from models.parts.dropout import Dropout
 from models.parts.tokens import ASSISTANT, EOS, of_signs, tokenizer
@@ -69,50 +68,6 @@ class GPTConfig:
         tokenizer(self.tokenizer)  # is one
 
 
-class Attention(nn.Module):
-    """Causal self-attention in several heads."""
-
-    def __init__(self, config: GPTConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.heads, self.causal = layer, config.heads, config.causal
-        self.dropout = config.dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
-
-    def forward(self, x_BTE: Tensor, cache: KVCache | None) -> Tensor:
-        """Return (B, T, E): what each token finds before it, in the row itself or in the cache."""
-        q, k, v = self.qkv(x_BTE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            found = F.scaled_dot_product_attention(
-                q, k, v, dropout_p=dropout, is_causal=self.causal
-            )
-        else:
-            k, v = cache.updated(self.layer, k, v)
-            found = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=cache.mask_B1TS)
-        out: Tensor = self.out(found.transpose(1, 2).flatten(2))
-        return out
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
-
-    def __init__(self, config: GPTConfig, layer: int) -> None:
-        super().__init__()
-        width = config.width
-        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
-        self.attention = Attention(config, layer)
-        self.hidden = nn.Linear(width, 4 * width, bias=False)
-        self.out = nn.Linear(4 * width, width, bias=False)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x_BTE: Tensor, cache: KVCache | None) -> Tensor:
-        """Return (B, T, E)."""
-        x_BTE = x_BTE + self.dropout(self.attention(self.norm1(x_BTE), cache))
-        out: Tensor = x_BTE + self.dropout(self.out(F.gelu(self.hidden(self.norm2(x_BTE)))))
-        return out
-
-
 class GPT(Family):
     """Tokens in order, each a softmax over the vocabulary given those before it."""
 
@@ -134,13 +89,9 @@ class GPT(Family):
         self.tokens = nn.Embedding(tokenizer(config.tokenizer).size, config.width)
         self.places = nn.Embedding(config.context, config.width)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
+        self.blocks = decoder.blocks(config, causal=config.causal)
         self.norm = nn.LayerNorm(config.width, bias=False)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                ends_a_branch = name.endswith("out.weight")
-                std = 0.02 / (2 * config.layers) ** 0.5 if ends_a_branch else 0.02
-                nn.init.normal_(parameter, std=std)
+        decoder.initialise(self, config.layers)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -339,7 +290,7 @@ class GPT(Family):
         self._check_length(prompts)
         rows = generation.begun(prompts, request, c.context, len(weight))
         empty_SLHD = weight.new_zeros(generation.slots(rows), c.layers, c.heads, c.width // c.heads)
-        keys, values = generation.prefill(self.hidden, empty_SLHD, prompts, causal=c.causal)
+        keys, values = decoder.prefill(self.hidden, empty_SLHD, prompts, causal=c.causal)
         return {"keys": keys, "values": values, **rows}
 
     def done(self, rows: Rows) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models import trainable
 from models.family import Family, Record, Request
+from models.ports import Port
 
 SAID: Final = ("abc", "bca", "cab", "acb")
 BLANKS: Final = tuple(f"{one} [MASK][MASK][MASK]" for one in SAID)
@@ -50,17 +51,30 @@ def counted(model: Family, batch: Mapping[str, Tensor], parts: int = 1) -> Famil
 
 def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
     """Return `count` rows with structure, unlike noise: stripes, tones, or what the model makes of patterned text."""
-    kind = model.capabilities.modality
+    kind = made(model).kind
     if kind == "text":
         rows = model.examples(records_for(model))
         index = torch.arange(count) % len(next(iter(rows.values())))
         return {name: tensor[index] for name, tensor in rows.items()}
-    batch = stripes(model, count) if kind == "image" else tones(model, count)
+    batch = {"pixels": stripes, "sound": tones, "codes": grids}[kind](model, count)
     if model.capabilities.condition == "text":
         tokens = model.encode(prompts(model, count))
         assert tokens is not None
         batch["tokens"] = tokens
     return batch
+
+
+def made(model: Family) -> Port:
+    """Return what the model makes."""
+    (port,) = model.outputs.values()
+    return port
+
+
+def grids(model: Family, count: int) -> dict[str, Tensor]:
+    """Codes that count up by one a place, from another one in each of four grids."""
+    place_P = torch.arange(model.config.side**2)
+    start_B1 = torch.arange(count)[:, None] % 4
+    return {"codes": (place_P + start_B1) % model.config.codes}
 
 
 def stripes(model: Family, count: int) -> dict[str, Tensor]:

@@ -13,8 +13,10 @@ from models.autoregressive.pixelrnn import PixelRNN
 from models.autoregressive.wavenet import WaveNet
 from models.family import Family, Request
 from models.language.gpt import GPT
+from models.parts import draws
 from models.parts.levels import drawn
 from models.parts.noise import uniforms
+from models.text_to_image.dalle import DALLE
 
 CPU = torch.device("cpu")
 
@@ -73,3 +75,20 @@ def _gpt(model: GPT, request: Request) -> Tensor:
         last_BE = found_BTE[torch.arange(len(seen)), last_B]
         rows = model._appended(rows, F.linear(last_BE, model.tokens.weight))
     return model.finish(rows)
+
+
+@sample_naively.register
+@torch.no_grad()
+def _dalle(model: DALLE, request: Request) -> Tensor:
+    rows, words_BT = model.begin(request), model.encode(request.prompts)
+    assert words_BT is not None
+    rules = rows["temperature"], rows["top_k"], rows["top_p"]
+    codes_BP = rows["codes"].clone()
+    for place, u_B in enumerate(rows["u"].double().unbind(1)):
+        given_BK, without_BK = (
+            model.logits(words, codes_BP)[1][:, place]
+            for words in (words_BT, torch.zeros_like(words_BT))
+        )
+        logits_BK = without_BK + rows["guidance"][:, None] * (given_BK - without_BK)
+        codes_BP[:, place] = draws.drawn(logits_BK, u_B, *rules)
+    return codes_BP

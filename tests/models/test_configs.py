@@ -33,6 +33,14 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"max_tokens": 4}, "max_tokens must be at least 5, got 4"),
         ({"masked": 0.0}, r"masked must be in \(0, 1\), got 0.0"),
     ),
+    "dalle": (
+        ({"codes": 1}, "codes must be at least 2, got 1"),
+        ({"side": 0}, "side must be at least 1, got 0"),
+        ({"width": 100, "heads": 3}, "width 100 must be divisible by heads, got 3"),
+        ({"text_share": 1.0}, r"text_share must be in \[0, 1\), got 1.0"),
+        ({"caption_drop": 1.5}, "caption_drop must be between 0 and 1, got 1.5"),
+        ({"guidance": -1.0}, "guidance must be between 0 and 50, got -1.0"),
+    ),
     "ddpm": (
         ({"objective": "flow", "sampler": "ddpm"}, "cannot use sampler 'ddpm'; choose one of eul"),
         ({"objective": "eps", "sampler": "euler"}, "cannot use sampler 'euler'; choose one of dd"),

@@ -22,7 +22,7 @@ from models.declared import declared, of
 from models.family import Family, Request
 from models.outline import outline
 from models.parts.rows import join, take
-from tests.models.families_kit import batch_of, counted, request, shaken, tiny
+from tests.models.families_kit import batch_of, counted, made, request, shaken, tiny
 
 SMALL = {"tiny", "chat"}  # presets that measure something in no time
 
@@ -127,9 +127,14 @@ def test_sums_are_the_same_in_one_batch_or_in_many(name: str, parts: int) -> Non
 
 
 def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
-    """Check that samples are pictures, sound or text as the contract has it."""
-    config, kind = model.config, model.capabilities.modality
+    """Check that samples are pictures, codes of some, sound or text, as the contract has it."""
+    config, kind = model.config, made(model).kind
     assert len(samples) == count
+    if kind == "codes":
+        assert samples.dtype == torch.int64
+        assert samples.shape[1:] == made(model).shape
+        assert 0 <= samples.min() <= samples.max() < config.codes
+        return
     if kind == "text":
         assert samples.dtype == torch.int64
         ended = samples < 0
@@ -137,10 +142,10 @@ def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
         assert samples.min() >= -1
         assert all(isinstance(model.text_of(row[row >= 0]), str) for row in samples)
         return
-    least = 0 if kind == "image" else -1
+    least = 0 if kind == "pixels" else -1
     assert samples.isfinite().all()
     assert least <= samples.min() <= samples.max() <= 1
-    if kind == "image":
+    if kind == "pixels":
         assert samples.shape[1:] == (config.channels, config.image_size, config.image_size)
     else:
         assert samples.dim() == 2

@@ -1,0 +1,321 @@
+"""DALL-E: one Transformer over a caption and a picture's codes (Ramesh et al. 2021, arXiv:2102.12092, section 2.2).
+
+A row is `<bos>`, the T words of a caption and the P codes of a picture in raster order, each predicted from those
+before it; the codes are those of a dVAE or VQ-VAE that was trained before and stays as it is, `codebook` names it.
+Words and codes have vocabularies and outputs of their own, so that nothing but a code can come where a picture is.
+Behind a caption's last word each place has a padding token of its own (section 2.2), and a code's place is the sum of
+its row's and its column's vector (axial positions, appendix B). The loss is 1/8 the caption's and 7/8 the picture's
+cross-entropy in nats a token, each the mean over its kind. Attention is full: the paper's row, column and
+convolutional masks are for 1024 codes.
+
+Some rows learn with an empty caption, so that the same network draws without any, and guided (Ho and Salimans 2022,
+arXiv:2207.12598): logits without the caption, moved `guidance` times as far as the caption moves them.
+
+Shape letters: B rows, T words, P places of the grid, K codes, E width, L layers, S tokens read (1 + T + P - 1 at most),
+H heads, D features of a head, G predictions of a row (given the caption and, where it is guided, without), N = B G.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.family import Batch, Capabilities, Family, Losses, Options, Request, Rows
+from models.parts import bounds, decoder
+from models.parts.decoder import KVCache
+from models.parts.draws import drawn, sampling_rules
+from models.parts.dropout import Dropout
+from models.parts.noise import uniforms
+from models.parts.rows import join, take
+from models.parts.tables import Table
+from models.parts.words import Captioned
+from models.ports import Port
+
+BOS: Final = 0
+GUIDANCE: Final = (0, 50)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DALLEOptions(Options):
+    """What a caller may say of how codes are drawn."""
+
+    guidance: float | None = None  # classifier-free guidance scale; 1 is none
+    temperature: float | None = None  # of a code's draw; 0: the likeliest
+    top_k: int | None = None  # only the k likeliest codes; None: all
+    top_p: float | None = None  # only the likeliest that together are so probable; None: all
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DALLEConfig(Captioned):
+    """Whose codes are learned, given what, and the network's sizes."""
+
+    codes: int = 64  # K, of the stage that made them, as are side and codebook
+    side: int = 4  # places a side of the grid
+    codebook: str = ""  # names what the codes stand for
+    vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
+    max_words: int = 8  # T
+    text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+    text_share: float = 1 / 8  # of the loss; the rest is the picture's
+    caption_drop: float = 0.1  # share of the rows that learn with an empty caption
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        sizes = ("side", "max_words", "width", "layers", "heads")
+        bounds.check(self, dict.fromkeys(sizes, bounds.SIZE))
+        bounds.within("codes", self.codes, (2, math.inf))
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
+        bounds.check(self, dict.fromkeys(("dropout", "text_share"), bounds.SHARE))
+        bounds.within("caption_drop", self.caption_drop, (0, 1))
+        bounds.within("guidance", self.guidance, GUIDANCE)
+
+    @property
+    def places(self) -> int:
+        """P: codes of a picture."""
+        return self.side**2
+
+    @property
+    def words(self) -> int:
+        """T: places of a caption."""
+        return self.max_words if self.reads_text else 0
+
+
+class DALLE(Family):
+    """Words and codes in order, each a softmax over its own vocabulary given all before it."""
+
+    Config = DALLEConfig
+    Options = DALLEOptions
+    presets: ClassVar[Mapping[str, DALLEConfig]] = {
+        "tiny": DALLEConfig(codes=16, width=32, layers=2, heads=2),
+        "base": DALLEConfig(),
+        "large": DALLEConfig(codes=8192, side=32, max_words=64, width=1024, layers=24, heads=16),
+    }
+    measures: ClassVar[tuple[str, ...]] = ("relative_nats", "caption_nats")
+    config: DALLEConfig
+
+    def __init__(self, config: DALLEConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        known = len(c.vocabulary) if c.words else 0
+        self.first_padding, self.first_code = 1 + known, 1 + known + c.words
+        self.tokens = nn.Embedding(
+            self.first_code + c.codes, c.width
+        )  # <bos>, words, paddings, codes
+        self.begin_SE = Table(torch.empty(1 + c.words, c.width))  # places of <bos> and the words
+        self.rows_RE = Table(torch.empty(c.side, c.width))
+        self.columns_CE = Table(torch.empty(c.side, c.width))
+        self.dropout = Dropout(c.dropout)
+        self.blocks = decoder.blocks(c)
+        self.norm = nn.LayerNorm(c.width, bias=False)
+        self.word_logits = nn.Linear(c.width, 1 + known, bias=False) if c.words else None
+        self.code_logits = nn.Linear(c.width, c.codes, bias=False)
+        decoder.initialise(self, c.layers)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        reads = self.config.reads_text
+        return Capabilities(
+            condition="text" if reads else "none",
+            unprompted=reads and self.config.caption_drop > 0,
+            stepwise=True,
+        )
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        """Return the codes, which only their own codebook paints."""
+        return {"codes": Port("codes", (self.config.places,), self.config.codebook)}
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the mean cross-entropy of words and codes in nats a token, weighed by `text_share`."""
+        words_BT = self.tokens_of(batch)
+        if self.training and words_BT is not None:
+            dropped_B = torch.rand(len(words_BT), device=words_BT.device) < self.config.caption_drop
+            words_BT = words_BT.masked_fill(dropped_B[:, None], 0)
+        text_B, image_B = self._nats(words_BT, batch["codes"])
+        text, image = text_B.mean(), image_B.mean()
+        share = self.config.text_share if words_BT is not None else 0.0
+        parts = {"image_nats": image.detach()}
+        if words_BT is not None:
+            parts["text_nats"] = text.detach()
+        return Losses(share * text + (1 - share) * image, len(image_B), parts)
+
+    def logits(self, words_BT: Tensor | None, codes_BP: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the logits of every word, its padding's first (B, T, 1 + words), and of every code (B, P, K)."""
+        begin_BS = self._begin(codes_BP[:, :0].long() if words_BT is None else words_BT)
+        x_BSE = self.hidden(torch.cat([begin_BS, self.first_code + codes_BP[:, :-1].long()], 1))
+        ends = self.config.words
+        words = None if self.word_logits is None else self.word_logits(x_BSE[:, :ends])
+        return words, self.code_logits(x_BSE[:, ends:])
+
+    def _nats(self, words_BT: Tensor | None, codes_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each row's mean cross-entropy of a word, the padding included, and of a code, (B,) both."""
+        of_words, of_codes = self.logits(words_BT, codes_BP)
+        image_B = _cross_entropy(of_codes, codes_BP)
+        if of_words is None or words_BT is None:
+            return torch.zeros_like(image_B), image_B
+        return _cross_entropy(of_words, words_BT), image_B
+
+    def _begin(self, words_BT: Tensor) -> Tensor:
+        """Return `<bos>` and the caption (B, 1 + T), padded at each place by the padding of that place."""
+        place_T = torch.arange(words_BT.shape[1], device=words_BT.device)
+        padded_BT = torch.where(words_BT > 0, words_BT, self.first_padding + place_T)
+        return torch.cat([words_BT.new_full((len(words_BT), 1), BOS), padded_BT], 1)
+
+    def hidden(self, tokens_BS: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the last states (B, S, E) of tokens that begin a row, or that follow on what a cache has read."""
+        grid_PE = (self.rows_RE[:, None] + self.columns_CE).flatten(0, 1)
+        places_SE = torch.cat([self.begin_SE, grid_PE])
+        of_BSE = places_SE[: tokens_BS.shape[1]] if cache is None else places_SE[cache.place_BT]
+        x_BSE = self.dropout(self.tokens(tokens_BS) + of_BSE)
+        for block in self.blocks:
+            x_BSE = block(x_BSE, cache)
+        out_BSE: Tensor = self.norm(x_BSE)
+        return out_BSE
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return a code's cross-entropy as a share of ln K, and how many nats of a picture its caption tells (N,)."""
+        words_BT, codes_BP = self.tokens_of(batch), batch["codes"]
+        nats_B = self._nats(words_BT, codes_BP)[1]
+        found = {"relative_nats": nats_B / math.log(self.config.codes)}
+        if words_BT is not None and self.capabilities.unprompted:
+            without_B = self._nats(torch.zeros_like(words_BT), codes_BP)[1]
+            found["caption_nats"] = self.config.places * (without_B - nats_B)
+        return found
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return the names that `measure` gives with this config."""
+        return self.measures if self.capabilities.unprompted else self.measures[:1]
+
+    def sample(self, request: Request) -> Tensor:
+        """Return the codes of pictures (B, P) int64, 0..K - 1, in raster order.
+
+        Raises:
+            ValueError: see `begin`.
+        """
+        rows = self.begin(request)
+        while not self.done(rows).all():
+            rows = self.step(rows)
+        return self.finish(rows)
+
+    def steps_of(self, request: Request) -> int:  # noqa: ARG002 - a grid is a grid
+        """Return the codes of a picture."""
+        return self.config.places
+
+    @torch.no_grad()
+    def begin(self, request: Request) -> Rows:
+        """Return rows that have read all of their caption but its last token, equal captions once.
+
+        How many codes each has, and how it is guided, stays on the CPU, so that a step waits for no device.
+
+        Raises:
+            ValueError: a caption is missing or not understood, or guidance, temperature, top_k or top_p is out of its
+                range.
+        """
+        self.check(request)
+        c, weight, count = self.config, self.tokens.weight, len(request.seeds)
+        guidance = request.options.get("guidance", c.guidance)
+        bounds.within("guidance", guidance, GUIDANCE)
+        rules = sampling_rules(request, 1.0, weight.device)
+        captions, guidance = self._captions(request, guidance)
+        empty_SLHD = weight.new_zeros(c.words + c.places, c.layers, c.heads, c.width // c.heads)
+        read = [decoder.prefill(self.hidden, empty_SLHD, some, causal=True) for some in captions]
+        keys, values = (torch.stack(tensors, 1) for tensors in zip(*read, strict=True))
+        last = [[caption[-1] for caption in row] for row in zip(*captions, strict=True)]
+        return {
+            "keys": keys,  # (B, G, S, L, H, D), as are the values
+            "values": values,
+            "token": torch.tensor(last, device=weight.device),  # (B, G), the next one to be read
+            "codes": torch.zeros(count, c.places, dtype=torch.long, device=weight.device),
+            "count": torch.zeros(count, dtype=torch.long),
+            "guidance": torch.full((count,), float(guidance)),
+            "u": uniforms(request.seeds, (c.places,), weight.device),
+            **dict(zip(("temperature", "top_k", "top_p"), rules, strict=True)),
+        }
+
+    def _captions(
+        self, request: Request, guidance: float
+    ) -> tuple[list[Sequence[Sequence[int]]], float]:
+        """Return what each of the G predictions of every row begins with, and their scale.
+
+        Without a prompt, and at scale 0, that is the empty caption alone.
+        """
+        words_BT = self.encode(request.prompts) if request.prompts else None
+        empty_BT = torch.zeros(len(request.seeds), self.config.words, dtype=torch.long)
+        if words_BT is None or guidance == 0:
+            words_BT, guidance = empty_BT, 1.0
+        kinds = [words_BT] if guidance == 1 else [words_BT, empty_BT]
+        return [self._begin(one).tolist() for one in kinds], guidance
+
+    def done(self, rows: Rows) -> Tensor:
+        """Return (B,) bool: the rows that have all their codes."""
+        return rows["count"] >= self.config.places
+
+    @torch.no_grad()
+    def step(self, rows: Rows) -> Rows:
+        """Return the rows one code further; rows that are done stay."""
+        guided_B = rows["guidance"] != 1
+        if guided_B.any() and not guided_B.all():
+            # each kind in a call of its own: the bits of a row must not depend on its neighbours
+            kinds = (guided_B, ~guided_B)
+            order = torch.cat([kind.nonzero()[:, 0] for kind in kinds]).argsort()
+            return take(join([self.step(take(rows, kind)) for kind in kinds]), order)
+        live_B, codes = ~self.done(rows), rows["codes"]
+        index_B = rows["count"].clamp(max=self.config.places - 1).to(codes.device)
+        logits_BK = self._logits(rows, index_B, 2 if guided_B.all() else 1)
+        u_B = rows["u"].gather(1, index_B[:, None])[:, 0].double()
+        code_B = drawn(logits_BK, u_B, *(rows[name] for name in ("temperature", "top_k", "top_p")))
+        here_BP = torch.arange(codes.shape[1], device=codes.device) == index_B[:, None]
+        here_BP &= live_B.to(codes.device)[:, None]
+        return {
+            **rows,
+            "codes": torch.where(here_BP, code_B[:, None], codes),
+            "token": (self.first_code + code_B)[:, None].repeat(1, rows["token"].shape[1]),
+            "count": rows["count"] + live_B,
+        }
+
+    def _logits(self, rows: Rows, index_B: Tensor, predictions: int) -> Tensor:
+        """Return the logits (B, K) of the next code, guided where there are two predictions; the caches grow."""
+        keys, values, token_N = (
+            _flat(rows[key], predictions) for key in ("keys", "values", "token")
+        )
+        place_N1 = (self.config.words + index_B).repeat_interleave(predictions)[:, None]
+        x_NE = self.hidden(token_N[:, None], KVCache.at(keys, values, place_N1))[:, 0]
+        logits_BGK: Tensor = self.code_logits(x_NE).float().unflatten(0, (-1, predictions))
+        if predictions == 1:
+            return logits_BGK[:, 0]
+        given, without = logits_BGK.unbind(1)
+        scale_B1 = rows["guidance"].to(given.device)[:, None]
+        return without + scale_B1 * (given - without)
+
+    def preview(self, rows: Rows) -> Tensor:
+        """Return the codes so far (B, P) int64, 0 where there is none yet."""
+        return rows["codes"]
+
+    def finish(self, rows: Rows) -> Tensor:
+        """Return the codes (B, P) int64 of rows that are done."""
+        return rows["codes"]
+
+
+def _flat(rows_BG: Tensor, predictions: int) -> Tensor:
+    """Return the first predictions of each row (N, ...), N = B G, as a view: what is written there stays."""
+    return rows_BG[:, :predictions].view(-1, *rows_BG.shape[2:])
+
+
+def _cross_entropy(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each row (B,) in nats, in float32."""
+    found = F.cross_entropy(
+        logits_BSV.float().flatten(0, 1), target_BS.long().flatten(), reduction="none"
+    )
+    return found.view_as(target_BS).mean(1)
