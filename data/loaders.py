@@ -67,6 +67,7 @@ class Loader:
         image_size: pixels a side, by the mean over areas; None for the dataset's own. Pictures only.
         encode: gives `tokens` for captions; None or a None result for no tokens. Pictures and sounds.
         learner: the family that makes rows of a text split's records; None where only facts are asked.
+        beside: folders of `data.outputs`, by the name that a batch has each row's output under. Pictures and sounds.
         shuffle_captions: give every sample another one's caption and attributes, every pair another's target (a
             broken control).
         window_bytes: bytes of rows shuffled together; where a split has more, some shards come after the other.
@@ -88,6 +89,7 @@ class Loader:
         image_size: int | None = None,
         encode: Encode | None = None,
         learner: Learner | None = None,
+        beside: Mapping[str, Path] | None = None,
         shuffle_captions: bool = False,
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
@@ -97,6 +99,7 @@ class Loader:
             image_size=image_size,
             encode=encode,
             learner=learner,
+            beside=beside or {},
             shuffle_seed=seed if shuffle_captions else None,
         )
         self._source = open_split(prepared, split, options)
@@ -126,7 +129,7 @@ class Loader:
 
         image: `pixels` (B, C, H, W) float32 in [0, 1]. audio: `sound` (B, T) float32 in [-1, 1] and `length` (B,)
         int64. Both: `tokens` (B, T) int64 where `encode` gave some; `attributes` (B, A) int64 where the dataset has
-        any. text: rows of what `examples` gave.
+        any; what `beside` names. text: rows of what `examples` gave.
         """
         places = self.places(step)
         return self._rows(places.start, places.stop)

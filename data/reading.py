@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -22,6 +22,7 @@ from torch import Tensor
 from data.mapped import Array, Column, DatasetError, Mapped, mapped
 from data.modalities import Modality, modality
 from data.modalities.text import Record, record_of
+from data.outputs import Outputs
 from infra.documents import MOST_OF_OURS, read_json
 from infra.storage import IntegrityError, sha256_of
 
@@ -62,6 +63,7 @@ class Options:
     image_size: int | None = None
     encode: Encode | None = None
     learner: Learner | None = None
+    beside: Mapping[str, Path] = field(default_factory=dict)
     shuffle_seed: int | None = None
 
 
@@ -176,6 +178,10 @@ class Captioned:
         encode = options.encode
         tokens = encode(self.captions) if encode and any(self.captions) else None
         self._tokens_UT = None if tokens is None else tokens.to(torch.int64)
+        self._beside = {
+            name: Outputs(folder, split.name, tuple(self.sizes))
+            for name, folder in options.beside.items()
+        }
 
     def bytes_of(self, shard: int) -> int:
         """Return what a shard's rows take where they are read from."""
@@ -184,7 +190,11 @@ class Captioned:
 
     def batch(self, index: Array) -> dict[str, Tensor]:
         """Return chosen rows as they are learned from."""
-        return self.learned(self.rows(index))
+        found = self.learned(self.rows(index))
+        for name, outputs in self._beside.items():
+            chosen = self._told(index) if outputs.of_captions else index
+            found[name] = torch.from_numpy(outputs.rows.take(chosen))
+        return found
 
     def learned(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what `rows` gave as it is learned from."""
@@ -197,13 +207,17 @@ class Captioned:
 
     def rows(self, index: Array) -> dict[str, Tensor]:
         """Return chosen rows as they are kept, with `codes` (N,), captions by number, and `attributes` (N, A)."""
-        told = index if self._others is None else self._others[index]
+        told = self._told(index)
         return {
             name: torch.from_numpy(column.take(told)).long()
             if name in {"codes", "attributes"}
             else torch.from_numpy(column.take(index))
             for name, column in self._columns.items()
         }
+
+    def _told(self, index: Array) -> Array:
+        """Return the rows whose captions chosen rows are given."""
+        return index if self._others is None else self._others[index]
 
     @cached_property
     def _columns(self) -> Mapping[str, Column]:

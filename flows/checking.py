@@ -12,7 +12,7 @@ from data.modalities import modality
 from flows.context import environment, registry
 from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
-from flows.recipe import Recipe, RecipeError, Stage, control_of, load
+from flows.recipe import Recipe, RecipeError, Stage, control_of, load, split
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
 from infra.settings import settings
@@ -94,7 +94,7 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
         data,
         {name: Able.surely(model) for name, model in models.items()},
         judged=recipe.judge is not None,
-        prompted=next(iter(models.values())).capabilities.condition == "text",
+        prompted=any(model.capabilities.condition == "text" for model in models.values()),
         seeds=len(recipe.evaluation.seeds),
     )
     _refuse([f"gate.metrics: {line}" for line in refusals(tuple(recipe.gate.metrics), found)])
@@ -182,13 +182,20 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
     """Return why a family cannot learn a dataset, as `data.catalog.known` returns it, in the way that a stage asks."""
     lines = []
     kind, name = data["modality"], data["name"]
-    if LEARNED[kind] not in says.settings:
+    if LEARNED[kind] not in says.settings and not says.needs:
         lines.append(f"{stage.family} learns no {kind}, and {name} is {kind}")
     else:
         try:
             modality(kind).network_facts(data, stage.image_size)
         except ValueError as error:
             lines.append(str(error))
+    wanted, given = {*says.needs}, {*stage.needs}
+    if missing := sorted(wanted - given):
+        lines.append(
+            f"{stage.family} learns from {missing[0]}: say whose they are, as in"
+            f" needs: {{{missing[0]}: STAGE/ENTRY}}"
+        )
+    lines += [f"needs.{name}: {stage.family} learns from no such thing" for name in given - wanted]
     if stage.training.cuda_graph and (says.counts or len(says.players) > 1):
         what = "counts" if says.counts else f"has {len(says.players)} players"
         lines.append(f"training.cuda_graph holds the step of one player, and {stage.family} {what}")
@@ -244,7 +251,7 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
     lines: list[str] = []
     for where, stage in [*_stages(recipe), *_broken(recipe)]:
         try:
-            model = _network(stage, where.rpartition(".")[2], data)
+            model = _network(stage, where.rpartition(".")[2], data, models)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             lines.append(f"{where}: {error}")
             continue
@@ -257,7 +264,7 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
             stages = [
                 PinnedStage(
                     **{"stage": name, "name": name, "version": 0, "sha256": "", "family": ""},
-                    **dict(zip(("inputs", "outputs"), ports_of(model), strict=True)),
+                    **ports_of(model),
                 )
                 for name, model in models.items()
             ]
@@ -268,12 +275,15 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
             )
         except StageMismatch as error:
             lines.append(f"stages: {error}")
-        lines += _unreadable(recipe, data, next(iter(models.values())))
+        for model in models.values():
+            lines += _unreadable(recipe, data, model)
     return models, lines
 
 
-def _network(stage: Stage, name: str, data: Mapping[str, Any]) -> "Trainable":
-    """Return a stage's network on no device: its sizes are checked and no memory is taken."""
+def _network(
+    stage: Stage, name: str, data: Mapping[str, Any], before: "Mapping[str, Family]"
+) -> "Trainable":
+    """Return a stage's network on no device, behind those before it: its sizes are checked and no memory is taken."""
     from flows.training import starting
     from models import configure, trainable
     from models.outline import outline
@@ -284,7 +294,8 @@ def _network(stage: Stage, name: str, data: Mapping[str, Any]) -> "Trainable":
     base, directory = _base(stage, name)
     if directory is not None:
         facts = starting.facts_beside(directory, facts)
-    config = configure(stage.family, stage.preset, stage.config, {**facts, **stage.training.facts})
+    told = {**facts, **_facts_of_needs(stage, before), **stage.training.facts}
+    config = configure(stage.family, stage.preset, stage.config, told)
     if directory is not None:
         starting.check(stage.family, config, directory, base)
     model = outline(trainable(stage.family), config)
@@ -293,6 +304,26 @@ def _network(stage: Stage, name: str, data: Mapping[str, Any]) -> "Trainable":
 
         check_passes(stage, model)
     return model
+
+
+def _facts_of_needs(stage: Stage, before: "Mapping[str, Family]") -> dict[str, Any]:
+    """Return what a stage must know of what it needs.
+
+    Raises:
+        ValueError: an entry that a stage does not have.
+    """
+    from flows.training.frozen import entry_of
+
+    found: dict[str, Any] = {}
+    for name, wanted in stage.needs.items():
+        source, entry = split(wanted)
+        if source not in before:
+            continue  # what is wrong with it is told already
+        try:
+            found |= entry_of(before[source], entry).facts
+        except ValueError as error:
+            raise ValueError(f"needs.{name}: {wanted}: {error}") from None
+    return found
 
 
 def _base(stage: Stage, name: str) -> tuple[str, Path | None]:
@@ -315,12 +346,12 @@ def _base(stage: Stage, name: str) -> tuple[str, Path | None]:
         raise ValueError(f"training.from: {error}") from None
 
 
-def _unreadable(recipe: Recipe, data: Mapping[str, Any], first: "Family") -> list[str]:
-    """Return what the first stage cannot read of the prompts to try, where the captions are known."""
-    if data["modality"] == "text" or first.capabilities.condition != "text" or "splits" not in data:
+def _unreadable(recipe: Recipe, data: Mapping[str, Any], model: "Family") -> list[str]:
+    """Return what a stage cannot read of the prompts to try, where the captions are known."""
+    if data["modality"] == "text" or model.capabilities.condition != "text" or "splits" not in data:
         return []
     try:
-        first.encode(recipe.try_prompts)
+        model.encode(recipe.try_prompts)
     except ValueError as error:
         return [f"try_prompts: {error}"]
     return []

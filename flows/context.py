@@ -3,14 +3,15 @@
 import os
 import pwd
 import subprocess
+from collections.abc import Mapping
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.identity.code import ROOT, training_code
-from flows.recipe import Recipe, Stage
-from flows.training.spec import TrainingSpec
+from flows.recipe import Recipe, Stage, split
+from flows.training.spec import Need, TrainingSpec
 from infra.documents import MOST_OF_OURS, read_json
 from infra.settings import settings
 
@@ -58,8 +59,15 @@ def named(version: "Version") -> dict[str, Any]:
     return {"name": version.name, "version": version.number, "digest": version.digest}
 
 
-def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> TrainingSpec:
+def training_spec(
+    recipe: Recipe,
+    stage: str,
+    prepared: dict[str, Any],
+    trained: Mapping[str, dict[str, Any]] | None = None,
+) -> TrainingSpec:
     """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge).
+
+    `trained` has the versions of the stages that it needs, as `named` gives them.
 
     Raises:
         RegistryError, RecipeError: there is no such version as `training.from` names.
@@ -83,7 +91,30 @@ def training_spec(recipe: Recipe, stage: str, prepared: dict[str, Any]) -> Train
         data_identity=prepared["identity"],
         code_identity=training_code(chosen.family, modality_of(Path(prepared["path"]))).digest,
         base=base_of(ref, stage) if ref else None,
+        needs=_needs(chosen, prepared, trained or {}),
     )
+
+
+def _needs(
+    stage: Stage, prepared: dict[str, Any], trained: Mapping[str, dict[str, Any]]
+) -> dict[str, Need]:
+    from data.outputs import folder_of
+    from flows.provenance.bases import placed
+
+    found = {}
+    for name, wanted in stage.needs.items():
+        source, entry = split(wanted)
+        version = trained[source]
+        kept = registry().get(f"{version['name']}:{version['version']}")
+        found[name] = Need(
+            **version,
+            entry=entry,
+            path=placed(kept),
+            made=folder_of(
+                Path(prepared["path"]), prepared["identity"], version["digest"], entry
+            ).resolve(),
+        )
+    return found
 
 
 def modality_of(prepared: Path) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from prefect.runtime import flow_run
@@ -15,23 +15,27 @@ from flows.evaluating.evaluate import Order, evaluate_on_ray
 from flows.evaluating.gate import Evaluation, check
 from flows.evaluating.pipeline import (
     MODALITIES,
-    abilities,
+    able_of,
     check_fit,
     entrances_of,
     facts_of_tokenizer,
     interface_hash,
+    opened,
     output_of,
-    ports,
+    ports_of,
 )
 from flows.identity.code import judging_code
 from flows.identity.why import CODE, judging_work, reason
 from flows.prepare import prepare_dataset
 from flows.provenance.cards import pipeline_card
-from flows.recipe import Recipe
+from flows.recipe import Recipe, last_of
 from infra.documents import MOST_OF_OURS, read_json
-from infra.pipelines import Ability, PinnedStage, Pipeline, Tokenizer, read_pipeline
+from infra.pipelines import PinnedStage, Pipeline, read_pipeline
 from infra.settings import settings
 from infra.storage import seal
+
+if TYPE_CHECKING:
+    from models.family import Family
 
 
 def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipeline:
@@ -41,30 +45,27 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         StageMismatch: two stages do not fit; the message names both.
     """
     stages: list[PinnedStage] = []
-    able: tuple[Ability, ...] = ()
-    tokens: Tokenizer | None = None
+    models: dict[str, Family] = {}
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
-        config = read_json(directory / "config.json")
-        inputs, outputs = ports(config)
+        models[name] = opened(directory)
         stages.append(
             PinnedStage(
                 stage=name,
                 name=version["name"],
                 version=version["version"],
                 sha256=version["digest"],
-                family=config["family"],
-                interface=interface_hash(config),
-                inputs=inputs,
-                outputs=outputs,
+                family=stage.family,
+                interface=interface_hash(models[name]),
+                **ports_of(models[name]),
+                needs=stage.needs,
                 options=stage.sampling,
             )
         )
-        able = abilities(config)
-        tokens = facts_of_tokenizer(config) if "text" in outputs else None
     entrances = entrances_of(recipe, stages)
     made = output_of(entrances["generate"], stages)
+    able = able_of(entrances["generate"], models)
     pipeline = Pipeline(
         endpoint=recipe.name,
         modality=MODALITIES[made.kind],
@@ -74,7 +75,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         vocabulary=tuple(facts.get("vocabulary", ())),
         image_size=(made.shape[2], made.shape[1]) if made.kind == "pixels" else None,
         sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
-        tokenizer=tokens,
+        tokenizer=facts_of_tokenizer(models[last_of(recipe)]) if made.kind == "text" else None,
         sample=recipe.drift.sample if recipe.drift else 0.0,
         try_prompts=recipe.try_prompts,
     )

@@ -6,8 +6,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from flows.tuning.space import Found, Positive, Search, Strict
 from infra.documents import DocumentError, parse_yaml, read_yaml
 from infra.pipelines import SAMPLING
 from infra.registry.versions import NAME
@@ -16,75 +17,7 @@ from models import near
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
 
-Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """A section of a recipe: frozen, and a typo is an error that names the field."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
-    )
-
-
-class Range(Strict):
-    """Where a searched value may lie: one of four."""
-
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    int_uniform: tuple[int, int] | None = None  # both ends may be drawn
-    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _is_one_of_them(self) -> "Range":
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            raise ValueError("give one of log_uniform, uniform, int_uniform or choice")
-        if self.choice is None:
-            low, high = self.ends
-            if not low < high:
-                raise ValueError(f"{given[0]} must be [low, high] with low < high")
-            if self.log_uniform is not None and low <= 0:
-                raise ValueError("log_uniform needs a low end above 0")
-        return self
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The outermost values, or every choice: where these are fit to be used, so is what lies between."""
-        found = self.log_uniform or self.uniform or self.int_uniform or self.choice
-        assert found is not None
-        return found
-
-
-class Search(Strict):
-    """What `atelier tune` looks for: values of one stage with which a short training validates best."""
-
-    stage: str | None = None  # None: the only one
-    space: Annotated[dict[str, Range], Field(min_length=1)]  # by path in the stage
-    metric: Literal["validation_loss"] = "validation_loss"  # the least is the best
-    trials: Positive = 16  # drawn from the space; the recipe's own values are tried besides
-    max_steps: Positive  # of a trial
-    grace_steps: Positive  # before which no trial is stopped
-    reduction: Annotated[int, Field(ge=2)] = 3  # of this many trials, one goes on at each rung
-    validate_every: Positive
-
-    @model_validator(mode="after")
-    def _steps_are_in_order(self) -> "Search":
-        if not self.validate_every <= self.grace_steps <= self.max_steps:
-            raise ValueError(
-                "validate_every <= grace_steps <= max_steps must hold, got"
-                f" {self.validate_every}, {self.grace_steps}, {self.max_steps}"
-            )
-        return self
-
-
-class Found(Strict):
-    """Which search found a recipe's values."""
-
-    search: str  # the MLflow run of the search
-    trial: Annotated[int, Field(ge=0)]
-    values: dict[str, Any]  # by path in the stage
 
 
 class Control(Strict):
@@ -248,6 +181,11 @@ class Stage(Strict):
     preset: str = "base"
     config: dict[str, Any] = Field(default_factory=dict)  # over the preset
     image_size: Positive | None = None  # learned at this size; None: the dataset's
+    needs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(
+        default_factory=dict
+    )
+    """What it learns from beside the data: the outputs of trained stages, by input, like `codes: dvae/encode`. They are
+    made once, of every row, and kept."""
     training: Training
     resources: Resources = Resources()
     steps: Positive | None = None  # sampler steps; None: the family's default
@@ -363,9 +301,9 @@ class Recipe(Strict):
         ]
         | None
     ) = None
-    """By entrance: the stages in the order they run, each with where its inputs come from, like
-    `upsampler: {low: base.pixels, text: request.text}`; the last one's output is what comes out. None: one stage
-    behind the other, and `edit` where every stage can keep a part of a picture."""
+    """By entrance: the stages, or entries of stages, in the order they run, each with where its inputs come from, like
+    `upsampler: {low: base.pixels, text: request.text}` or `dvae/decode: {codes: prior.codes}`; the last one's output
+    is what comes out. None: one stage behind the other, and `edit` where every stage can keep a part of a picture."""
     judge: Stage | None = None
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
@@ -417,6 +355,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
         _check_pipeline(recipe)
+        _check_needs(recipe)
         _check_judge(recipe)
         _check_bases(recipe)
         if recipe.search is not None:
@@ -489,14 +428,54 @@ def _check_pipeline(recipe: Recipe) -> None:
     if "generate" not in recipe.pipeline:
         raise RecipeError(f"pipeline: it needs the entrance generate, got {[*recipe.pipeline]}")
     for entrance, nodes in recipe.pipeline.items():
-        if odd := [name for name in nodes if name not in recipe.stages]:
+        if odd := [name for node in nodes if (name := split(node)[0]) not in recipe.stages]:
             known = sorted(recipe.stages)
             raise RecipeError(
                 f"pipeline.{entrance}: there is no stage {odd[0]!r}{near(odd[0], known)}"
             )
-    used = {name for nodes in recipe.pipeline.values() for name in nodes}
+    used = {split(node)[0] for nodes in recipe.pipeline.values() for node in nodes}
     if idle := [name for name in recipe.stages if name not in used]:
         raise RecipeError(f"pipeline: the stage {idle[0]} is trained and in no entrance")
+
+
+def split(node: str) -> tuple[str, str]:
+    """Return the stage and the entry that "dvae/decode" names; no entry is the stage's sampler."""
+    stage, _, entry = node.partition("/")
+    return stage, entry
+
+
+def last_of(recipe: Recipe) -> str:
+    """Return the stage that gives what comes out."""
+    return split([*(recipe.pipeline["generate"] if recipe.pipeline else recipe.stages)][-1])[0]
+
+
+def _check_needs(recipe: Recipe) -> None:
+    """Refuse a stage that learns from what is not there before it."""
+    before: list[str] = []
+    for name, stage in recipe.stages.items():
+        for port, wanted in stage.needs.items():
+            where, (source, entry) = f"stages.{name}.needs.{port}", split(wanted)
+            if source not in before:
+                known = f"one of {', '.join(before)}" if before else "none is"
+                raise RecipeError(
+                    f"{where}: {wanted!r} is no stage that stands before {name}: {known}"
+                )
+            if not entry:
+                raise RecipeError(
+                    f"{where}: name an entry of {source}, as in {source}/encode, got {wanted!r}"
+                )
+        if stage.needs and recipe.pipeline is None:
+            raise RecipeError(
+                f"stages.{name}.needs: say in `pipeline:` how the stages are wired where it draws"
+            )
+        if stage.needs and stage.training.augment.asked:
+            raise RecipeError(
+                f"stages.{name}.training.augment: what {name} needs is made of the pictures as they"
+                " are; leave it out"
+            )
+        before.append(name)
+    if recipe.judge is not None and recipe.judge.needs:
+        raise RecipeError("judge.needs: a judge learns from the data alone; leave it out")
 
 
 def _check_judge(recipe: Recipe) -> None:

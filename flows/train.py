@@ -3,9 +3,9 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prefect import flow, task
 from prefect.runtime import flow_run
@@ -17,16 +17,24 @@ from flows.identity.code import training_code
 from flows.identity.why import CODE, reason, training_work
 from flows.prepare import prepare_dataset
 from flows.provenance.cards import model_card
-from flows.recipe import Recipe
+from flows.recipe import Recipe, split
 from flows.scheduling.concurrency import training_slots
 from flows.training.halting import ends_with_the_caller
 from flows.training.room import lined_up
-from flows.training.spec import TrainingSpec
+from flows.training.spec import Need, TrainingSpec
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
 
 if TYPE_CHECKING:
     from infra.registry.registry import Version
+
+
+PLACES: Final[Any] = {
+    "prepared": True,
+    "base": {"path"},
+    "needs": {"__all__": {"path", "made"}},
+}
+"""Of a TrainingSpec, where things lie on this machine."""
 
 
 @task(task_run_name="train {spec.name}")
@@ -80,6 +88,9 @@ def publish(
         "environment": environment(),
         "metrics": metrics,
     }
+    if spec.needs:
+        facts["needs"] = " ".join(one.says for one in spec.needs.values())
+        facts["needs_digests"] = " ".join(one.digest for one in spec.needs.values())
     if spec.base is not None:
         facts["base"] = f"{spec.base.name}:{spec.base.version}"
         facts["base_digest"] = spec.base.digest
@@ -88,9 +99,7 @@ def publish(
         shutil.copytree(final, directory, ignore=shutil.ignore_patterns(MANIFEST))
         (directory / "card.md").write_text(model_card(spec, facts))
         (directory / CODE).write_text(json.dumps(code, indent=1))
-        (directory / "training.json").write_text(
-            spec.model_dump_json(indent=1, exclude={"prepared": True, "base": {"path"}})
-        )
+        (directory / "training.json").write_text(spec.model_dump_json(indent=1, exclude=PLACES))
         seal(directory, facts)
         tags = {
             "atelier.kind": "model",
@@ -109,9 +118,25 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
-    """Start every training at once; they ask for room in the recipe's order, and another flow's trainings wait."""
-    names = [*recipe.stages, *(["judge"] if recipe.judge else [])]
-    specs = {name: training_spec(recipe, name, prepared) for name in names}
+    """Train what needs nobody, and then, time after time, what needs only those; returns as `train`."""
+    waiting = [*recipe.stages, *(["judge"] if recipe.judge else [])]
+    trained: dict[str, Any] = {}
+    while waiting:
+        ready = [name for name in waiting if _needed(recipe, name) <= trained.keys()]
+        specs = {name: training_spec(recipe, name, prepared, trained) for name in ready}
+        trained |= _train_together(recipe.name, specs)
+        waiting = [name for name in waiting if name not in ready]
+    return trained
+
+
+def _needed(recipe: Recipe, name: str) -> set[str]:
+    """Return the stages that a stage, or the judge, learns from."""
+    needs = recipe.stages[name].needs if name in recipe.stages else {}
+    return {split(wanted)[0] for wanted in needs.values()}
+
+
+def _train_together(experiment: str, specs: Mapping[str, TrainingSpec]) -> dict[str, Any]:
+    """Start these trainings at once; they ask for room in their order, and another flow's trainings wait."""
     new = [spec for spec in specs.values() if not registry().find(spec.name, spec.identity)]
     check_specs(new)
     for spec in new:
@@ -119,8 +144,20 @@ def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
             progress.say(f"{spec.name} is trained anew: {because}")
     on_ray = [spec.name for spec in new if spec.resources.num_workers]
     with training_slots(new), lined_up(on_ray), ends_with_the_caller():
-        futures = {name: train_stage.submit(spec, recipe.name) for name, spec in specs.items()}
+        for spec in new:
+            for name, need in spec.needs.items():
+                make_outputs(need, spec, name)
+        futures = {name: train_stage.submit(spec, experiment) for name, spec in specs.items()}
         return {name: future.result() for name, future in futures.items()}
+
+
+@task(task_run_name="make {name} for {spec.name}")
+def make_outputs(need: Need, spec: TrainingSpec, name: str) -> None:
+    """Make what a stage learns from beside the data, unless it was made before."""
+    from flows.training.frozen import make
+
+    if make(need, spec.prepared, settings().ray_url, here=not spec.resources.num_workers):
+        progress.say(f"{need.says} made {name} of every row of {spec.dataset}, for {spec.name}")
 
 
 def work_of(spec: TrainingSpec) -> dict[str, Any]:
@@ -155,7 +192,7 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
 
 
 def _flat(spec: TrainingSpec) -> dict[str, str]:
-    document = spec.model_dump(mode="json", exclude={"prepared": True, "base": {"path"}})
+    document = spec.model_dump(mode="json", exclude=PLACES)
     flat: dict[str, str] = {}
     for key, value in document.items():
         inner = value.items() if isinstance(value, dict) else [("", value)]

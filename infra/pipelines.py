@@ -56,6 +56,13 @@ class Pin:
         return f"{self.name}:{self.number}"
 
 
+class Ports(_Part):
+    """What goes into and comes out of one way to run a stage, as `models.ports` writes ports."""
+
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: dict[str, str] = Field(default_factory=dict)
+
+
 class PinnedStage(_Part):
     """One stage of a pipeline version, pinned by digest, with how it draws where a request does not say.
 
@@ -70,6 +77,10 @@ class PinnedStage(_Part):
     interface: str | None = None  # hash of what it takes, gives and reads; None: an old pin
     inputs: dict[str, str] = Field(default_factory=dict)
     outputs: dict[str, str] = Field(default_factory=dict)
+    entries: dict[str, Ports] = Field(default_factory=dict)  # ways to run it beside its sampler
+    needs: dict[str, str] = Field(
+        default_factory=dict
+    )  # what it learned from: "codes": "vq/encode"
     options: dict[str, Any] = Field(
         default_factory=dict
     )  # of the family's Options, none of them null
@@ -84,6 +95,10 @@ class PinnedStage(_Part):
         """The version to draw with."""
         return Pin(name=self.name, number=self.version, digest=self.sha256)
 
+    def ports(self, entry: str = "") -> Ports:
+        """Return the ports of its sampler, or of an entry."""
+        return self.entries[entry] if entry else Ports(inputs=self.inputs, outputs=self.outputs)
+
     @property
     def reads_text(self) -> bool:
         """Whether it draws what a text says."""
@@ -94,7 +109,8 @@ class Node(_Part):
     """A stage's place in a graph."""
 
     stage: str
-    wires: dict[str, str]  # by input: "request.text", "base.pixels"
+    entry: str = ""  # of the stage; empty: its sampler
+    wires: dict[str, str]  # by input: "request.text", "base.pixels", "clip/text.embedding"
     salt: str = ""  # of its seeds, so that no two nodes share noise; empty: the request's own
 
 
@@ -108,6 +124,13 @@ class Entrance(_Part):
     def wires(self) -> dict[str, dict[str, str]]:
         """The wires of every node."""
         return {name: node.wires for name, node in self.nodes.items()}
+
+    @property
+    def lead(self) -> str:
+        """The first node that draws: the one that a request's options are for."""
+        return next(
+            (name for name, node in self.nodes.items() if not node.entry), next(iter(self.nodes))
+        )
 
     @property
     def asks(self) -> frozenset[str]:
@@ -149,6 +172,9 @@ class Pipeline(_Part):
         for entrance in self.entrances.values():
             if odd := {node.stage for node in entrance.nodes.values()} - known:
                 raise ValueError(f"an entrance names the stage {min(odd)!r}, which is not pinned")
+            for node in entrance.nodes.values():
+                if node.entry and node.entry not in self.stage(node.stage).entries:
+                    raise ValueError(f"the stage {node.stage!r} has no entry {node.entry!r}")
         if not self.entrances:  # of format 1: one behind the other, and seeds as they are
             self.entrances["generate"] = chained(self.stages, salted=False)
         return self
@@ -160,8 +186,8 @@ class Pipeline(_Part):
 
     @property
     def lead(self) -> PinnedStage:
-        """The stage that a request's options are for: the first to run."""
-        return self.node("generate", next(iter(self.entrances["generate"].nodes)))
+        """The stage that a request's options are for: the first that draws."""
+        return self.node("generate", self.entrances["generate"].lead)
 
     def options(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return a request's options over those that are pinned; None asks for nothing."""
@@ -169,8 +195,25 @@ class Pipeline(_Part):
 
     def node(self, entrance: str, name: str) -> PinnedStage:
         """Return the stage of a node."""
-        wanted = self.entrances[entrance].nodes[name].stage
-        return next(stage for stage in self.stages if stage.stage == wanted)
+        return self.stage(self.entrances[entrance].nodes[name].stage)
+
+    def stage(self, name: str) -> PinnedStage:
+        """Return a stage by what the pipeline calls it."""
+        return next(stage for stage in self.stages if stage.stage == name)
+
+    def ports(self, entrance: str, name: str) -> Ports:
+        """Return what goes into and comes out of a node."""
+        node = self.entrances[entrance].nodes[name]
+        return self.stage(node.stage).ports(node.entry)
+
+    def shows(self, entrance: str) -> bool:
+        """Return whether pictures can be seen on the way: the lead draws some, or what only has to be decoded."""
+        nodes = self.entrances[entrance].nodes
+        lead = self.entrances[entrance].lead
+        later = list(nodes)[list(nodes).index(lead) + 1 :]
+        outputs = self.ports(entrance, lead).outputs.values()
+        pixels = any(_kind(port) == "pixels" for port in outputs)
+        return pixels or (bool(later) and all(nodes[name].entry for name in later))
 
     @property
     def size(self) -> str | None:

@@ -22,6 +22,7 @@ class Declared:
     players: tuple[str, ...] = ("model",)
     counts: bool = False
     measures: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @cache
@@ -47,7 +48,7 @@ def declared(name: str) -> Declared:
     assert isinstance(presets, ast.Dict)
     plain = {
         key: ast.literal_eval(values[key])
-        for key in ("players", "counts", "measures")
+        for key in ("players", "counts", "measures", "needs")
         if key in values
     }
     return Declared(
@@ -69,6 +70,7 @@ def of(cls: "type[Trainable]") -> Declared:
         players=cls.players,
         counts=cls.counts,
         measures=cls.measures,
+        needs=cls.needs,
     )
 
 

@@ -172,6 +172,16 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A further way to run a model beside its sampler: rows in, rows out, and nothing drawn."""
+
+    inputs: Mapping[str, Port]  # a text comes as `tokens` of `encode`
+    outputs: Mapping[str, Port]  # one
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a family that learns from the output must know, by the names of its Config's fields."""
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a model can do; endpoints, metrics, gates and contract tests are derived from it."""
 
@@ -209,6 +219,7 @@ class Trainable(nn.Module, ABC):
     players: ClassVar[tuple[str, ...]] = ("model",)
     counts: ClassVar[bool] = False  # has sums, absorb, settle
     measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
+    needs: ClassVar[tuple[str, ...]] = ()  # what a batch must have beside the data: "codes"
     gone: ClassVar[tuple[str, ...]] = ()  # fields of older versions' configs that mean nothing now
     implied: ClassVar[Mapping[str, Any]] = {}  # fields that older versions' configs do not have yet
     config: Any
@@ -359,6 +370,22 @@ class Family(Trainable):
         if kind == "audio":
             return {"sound": Port("sound", (None,), space=f"{c.sample_rate} Hz")}
         return {"text": Port("text")}
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Return further ways to run it, by name: to `encode` a picture, to `decode` it.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("vqvae")(configure("vqvae", "tiny", {}, {}))
+            >>> {name: str(entry.outputs.popitem()[1])[:8] for name, entry in model.entries.items()}
+            {'encode': 'codes 16', 'decode': 'pixels 1'}
+        """
+        return {}
+
+    def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
+        """Return what one of the `entries` makes of its inputs, a row a row."""
+        raise NotImplementedError(f"{type(self).__name__} has no entry {entry!r}")
 
     @property
     def takes(self) -> tuple[str, ...]:

@@ -161,7 +161,10 @@ def _join(
 
 
 def walk(
-    wires: Mapping[str, Mapping[str, str]], output: str, given: Mapping[str, Any]
+    wires: Mapping[str, Mapping[str, str]],
+    output: str,
+    given: Mapping[str, Any],
+    made: Mapping[str, Any] | None = None,
 ) -> Generator[Call, Mapping[str, Any], Any]:
     """Yield the nodes to run, in their order, and be sent what each gave; returns the value of `output`.
 
@@ -171,8 +174,9 @@ def walk(
         wires: Of each node, where its inputs come from.
         output: What is wanted, "up.pixels".
         given: What the caller gave, by name; an input that he left out stays out.
+        made: What nodes gave that are not run any more, by wire.
     """
-    known = {f"{REQUEST}.{name}": value for name, value in given.items()}
+    known = {**(made or {}), **{f"{REQUEST}.{name}": value for name, value in given.items()}}
     for name, inputs in wires.items():
         values = {port: known[wire] for port, wire in inputs.items() if wire in known}
         made = yield Call(name, values)

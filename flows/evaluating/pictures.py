@@ -25,11 +25,13 @@ from flows.evaluating.scores import (
 )
 from flows.evaluating.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
-from infra.pipelines import Pipeline
+from flows.recipe import split
+from infra.pipelines import PinnedStage, Pipeline
 from models.family import Family, Request
 from models.judges import LEAST_HELD_OUT
 from models.judges import metrics as m
 from models.parts import words
+from models.parts.rows import entered
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,23 +97,55 @@ def score(
         seen = pictures[asked.expand(len(pictures))]
         _distribution(scores, judge, seen, test[familiar], validation[known])
     _memorisation(scores, pictures, train, test[familiar])
-    for model, stage in zip(models, pipeline.stages, strict=True):
+    by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
+    for stage in pipeline.stages:
+        model = by_stage[stage.stage]
         if model.capabilities.upscales:
             _upsampling(scores, model, stage.stage, test, captions, stage.options)
         if model.capabilities.tokenizes and judge is not None and facts["attributes"]:
             _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
         if model.capabilities.likelihood:
-            nats = likelihood(scores, model, stage.stage, rated(model, {"pixels": test}, captions))
+            real = rated(model, _beside(stage, by_stage, test, captions), captions)
+            nats = likelihood(scores, model, stage.stage, real)
             if model.capabilities.condition == "text":
-                caption_gain(scores, model, stage.stage, {"pixels": test}, captions, nats)
+                caption_gain(scores, model, stage.stage, real, captions, nats)
             if len(models) == 1 and len(test) >= LEAST_HELD_OUT:
                 drawn_nats = nats_of(model, rated(model, {"pixels": pictures}, prompts))
                 gap(scores, f"{stage.stage}_sample_gap", drawn_nats, nats)
         if len(test) >= LEAST_HELD_OUT:  # one picture has no distribution
-            chosen = evenly(test, min(len(test), MEASURED))
-            own(scores, model, stage.stage, {"pixels": chosen}, MEASURED)
+            places = evenly(torch.arange(len(test)), min(len(test), MEASURED))
+            shown = [captions[place] for place in places.tolist()]
+            chosen = _beside(stage, by_stage, test[places], shown)
+            own(scores, model, stage.stage, rated(model, chosen, shown), MEASURED)
     files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files, cut=HELD_OUT)
+
+
+def _beside(
+    stage: PinnedStage, models: Mapping[str, Family], pixels: Tensor, captions: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return real pictures at a stage's size with what the stages that it needs make of them."""
+    found = {"pixels": sized(models[stage.stage], pixels)}
+    for name, wanted in stage.needs.items():
+        source, entry = split(wanted)
+        model = models[source]
+        reads = "text" in _kinds(model, entry)
+        given = {} if reads else {"pixels": sized(model, pixels)}
+        with torch.no_grad():
+            found[name] = entered(model, entry, given, captions if reads else ()).cpu()
+    return found
+
+
+def _kinds(model: Family, entry: str) -> frozenset[str]:
+    """Return the kinds of what an entry takes."""
+    return frozenset(port.kind for port in model.entries[entry].inputs.values())
+
+
+def sized(model: Family, pixels: Tensor) -> Tensor:
+    """Return pictures at a model's size, by the mean over areas; as they are where it has none."""
+    size = getattr(model.config, "image_size", None)
+    same = size is None or pixels.shape[-1] == size
+    return pixels if same else F.adaptive_avg_pool2d(pixels, size)
 
 
 def _by_judge(
@@ -252,11 +286,11 @@ def _reconstruction(
 
     What a stage that learns to write codes can reach at best. All attributes right, as the judge sees them.
     """
-    pixels = evenly(test, min(len(test), MEASURED))
+    pixels = sized(model, evenly(test, min(len(test), MEASURED)))
     shown = [captions[len(test) * place // len(pixels)] for place in range(len(pixels))]
     with torch.no_grad():
         back = model.painted(model.codes(pixels.to(device_of(model)))).cpu()
-        predicted = judge.predict(back)
+        predicted = judge.predict(F.interpolate(back, size=test.shape[-2:], mode="area"))
     joint, _ = m.alignment(predicted, wanted_attributes(shown, facts["attributes"]))
     scores.mean(f"{stage}_reconstruction_alignment", joint, over=shown, keep=True)
 

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flows.recipe import Recipe
+from flows.recipe import Recipe, split
 from infra.documents import read_json
 from infra.pipelines import (
     EDITED,
@@ -37,58 +38,79 @@ class StageMismatch(ValueError):
     """Two stages of a pipeline do not fit; the message names both sides."""
 
 
-def ports(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the inputs and outputs of a model with this config.json, as pipeline.json has them."""
-    return ports_of(_fresh(config))
+def ports_of(model: "Family") -> dict[str, Any]:
+    """Return a model's inputs, outputs and entries, as pipeline.json has them in a PinnedStage."""
+    entries = {name: _written(one.inputs, one.outputs) for name, one in model.entries.items()}
+    return {**_written(model.inputs, model.outputs), "entries": entries}
 
 
-def ports_of(model: "Family") -> tuple[dict[str, str], dict[str, str]]:
-    """Return a model's inputs and outputs, as pipeline.json has them; its weights are not looked at."""
-    inputs, outputs = (
-        {name: str(port) for name, port in of.items()} for of in (model.inputs, model.outputs)
-    )
-    return inputs, outputs
+def _written(
+    inputs: Mapping[str, graph.Port], outputs: Mapping[str, graph.Port]
+) -> dict[str, dict[str, str]]:
+    ports = {"inputs": inputs, "outputs": outputs}
+    return {side: {name: str(port) for name, port in of.items()} for side, of in ports.items()}
 
 
-def facts_of_tokenizer(config: dict[str, Any]) -> Tokenizer:
-    """Return which tokenizer a model of text with this config.json reads by."""
+def facts_of_tokenizer(model: "Family") -> Tokenizer:
+    """Return which tokenizer a model of text reads by."""
     from models.parts.tokens import tokenizer
 
-    return Tokenizer.model_validate(tokenizer(_fresh(config).config.tokenizer).facts)
+    return Tokenizer.model_validate(tokenizer(model.config.tokenizer).facts)
 
 
-def abilities(config: dict[str, Any]) -> tuple[Ability, ...]:
-    """Return what a pipeline whose last stage has this config.json can be asked for."""
-    model = _fresh(config)
+def abilities(model: "Family") -> tuple[Ability, ...]:
+    """Return what a pipeline can be asked for whose output is this model's samples."""
     able = model.capabilities
+    kinds = {port.kind for port in model.outputs.values()}
+    alone = able.condition == "none" or able.unprompted
     found: list[tuple[Ability, bool]] = [
-        ("images", able.modality == "image"),
+        ("images", "pixels" in kinds),
         ("speech", able.modality == "audio" and able.condition == "text"),
         ("completions", able.modality == "text" and able.condition == "text"),
         ("chat", able.chats),
         ("embeddings", able.embeds),
         ("scores", able.likelihood),
-        ("samples", able.modality != "text" or able.condition == "none" or able.unprompted),
+        ("samples", bool(kinds & {"pixels", "sound"}) or ("text" in kinds and alone)),
     ]
     return tuple(name for name, has in found if has)
 
 
-def _fresh(config: dict[str, Any]) -> "Family":
+def able_of(generate: Entrance, models: "Mapping[str, Family]") -> tuple[Ability, ...]:
+    """Return what a pipeline can be asked for, whose stages are these models.
+
+    What decodes another stage's work has no likelihood of its own, and draws nothing: pictures are asked for.
+    """
+    last = [*generate.nodes.values()][-1]
+    if not last.entry:
+        return abilities(models[last.stage])
+    return ("images", "samples")
+
+
+def opened(directory: Path) -> "Family":
+    """Return the network of a version's files, with its weights where its ports depend on them."""
+    from safetensors.torch import load_file
+
     from models import build
     from models.family import Family
 
-    model = build(config)
+    model = build(read_json(directory / "config.json"))
     assert isinstance(model, Family)
+    if model.entries:
+        model.load_state_dict(load_file(directory / "model.safetensors"))
     return model.eval()
 
 
-def interface_hash(config: dict[str, Any]) -> str:
-    """Return the hash of all that a stage's neighbours rely on: what comes in and goes out, and its vocabulary."""
-    inputs, outputs = ports(config)
+def interface_hash(model: "Family", *, entries: bool = True) -> str:
+    """Return the hash of all that a stage's neighbours rely on: what comes in and goes out, and its vocabulary.
+
+    Pins of before there were entries are told `entries` False.
+    """
+    ports = ports_of(model)
+    if not entries or not ports["entries"]:
+        ports.pop("entries")
     document = {
-        "inputs": inputs,
-        "outputs": outputs,
-        "vocabulary": config["config"].get("vocabulary"),
+        **ports,
+        "vocabulary": asdict(model.config).get("vocabulary"),
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -101,7 +123,7 @@ def check_interfaces(stages: Sequence[tuple[PinnedStage, Path]]) -> None:
         StageMismatch: the first one that has another.
     """
     for stage, folder in stages:
-        found = interface_hash(read_json(folder / "config.json"))
+        found = interface_hash(opened(folder), entries=bool(stage.entries))
         if stage.interface is not None and stage.interface != found:
             raise StageMismatch(
                 f"{stage.name}:{stage.version} has interface {found}, but the pipeline pins "
@@ -115,16 +137,13 @@ def check_fit(pipeline: Pipeline) -> None:
     Raises:
         StageMismatch: the first wire that does not fit; names both its ends.
     """
-    by_stage = {stage.stage: stage for stage in pipeline.stages}
-    for entrance in pipeline.entrances.values():
-        nodes = {
-            name: graph.Node(
-                inputs=_parsed(by_stage[node.stage].inputs),
-                outputs=_parsed(by_stage[node.stage].outputs),
-                wires=node.wires,
+    for called, entrance in pipeline.entrances.items():
+        nodes = {}
+        for name, node in entrance.nodes.items():
+            ports = pipeline.ports(called, name)
+            nodes[name] = graph.Node(
+                inputs=_parsed(ports.inputs), outputs=_parsed(ports.outputs), wires=node.wires
             )
-            for name, node in entrance.nodes.items()
-        }
         try:
             graph.check(nodes, entrance.output)
         except graph.Misfit as error:
@@ -141,17 +160,32 @@ def entrances_of(recipe: Recipe, stages: Sequence[PinnedStage]) -> dict[str, Ent
     A chain whose every stage can keep a part of a picture has the entrance `edit`, too.
     """
     if recipe.pipeline is not None:
-        outputs = {stage.stage: next(iter(stage.outputs)) for stage in stages}
-        found = {}
-        for entrance, wires in recipe.pipeline.items():
-            nodes = {name: Node(stage=name, wires=of, salt=name) for name, of in wires.items()}
-            last = list(nodes)[-1]
-            found[str(entrance)] = Entrance(nodes=nodes, output=f"{last}.{outputs[last]}")
-        return found
+        by_stage = {stage.stage: stage for stage in stages}
+        return {str(name): _entrance(wires, by_stage) for name, wires in recipe.pipeline.items()}
     found = {"generate": chained(stages)}
     if all(stage.inputs.keys() >= set(EDITED) for stage in stages):
         found["edit"] = chained(stages, edits=True)
     return found
+
+
+def _entrance(
+    wires: Mapping[str, Mapping[str, str]], stages: Mapping[str, PinnedStage]
+) -> Entrance:
+    """Return an entrance as a recipe wires it.
+
+    Raises:
+        StageMismatch: a stage has no such entry.
+    """
+    nodes: dict[str, Node] = {}
+    output = ""
+    for name, of in wires.items():
+        stage, entry = split(name)
+        if entry and entry not in stages[stage].entries:
+            known = ", ".join(stages[stage].entries) or "none"
+            raise StageMismatch(f"{name}: {stage} has no entry {entry!r}; its entries: {known}")
+        nodes[name] = Node(stage=stage, entry=entry, wires=dict(of), salt="" if entry else name)
+        output = f"{name}.{next(iter(stages[stage].ports(entry).outputs))}"
+    return Entrance(nodes=nodes, output=output)
 
 
 def output_of(entrance: Entrance, stages: Sequence[PinnedStage]) -> graph.Port:
@@ -160,11 +194,13 @@ def output_of(entrance: Entrance, stages: Sequence[PinnedStage]) -> graph.Port:
     Raises:
         StageMismatch: no stage gives it.
     """
-    node, _, port = entrance.output.partition(".")
-    wanted = entrance.nodes[node].stage if node in entrance.nodes else None
+    name, _, port = entrance.output.partition(".")
+    node = entrance.nodes.get(name)
     for stage in stages:
-        if stage.stage == wanted and port in stage.outputs:
-            return graph.Port.parse(stage.outputs[port])
+        if node and stage.stage == node.stage:
+            outputs = stage.ports(node.entry).outputs
+            if port in outputs:
+                return graph.Port.parse(outputs[port])
     raise StageMismatch(f"{entrance.output} is to come out, and no stage gives it")
 
 
@@ -203,25 +239,31 @@ def draw(
         call: graph.Call | None = next(walk)
         while call is not None:
             node = entrance.nodes[call.node]
-            stage, model = pipeline.node("generate", call.node), by_stage[node.stage]
-            salted = [graph.salted(seed, node.salt) for seed in seeds[part]]
-            made = _sampled(model, stage, call.given, salted)
+            made = _made(by_stage[node.stage], pipeline, node, call.given, seeds[part])
+            output = next(iter(pipeline.ports("generate", call.node).outputs))
             try:
-                call = walk.send({next(iter(stage.outputs)): made})
+                call = walk.send({output: made})
             except StopIteration as end:
                 call = None
                 drawn.append(end.value)
     return joined(drawn, SILENCE[pipeline.modality])
 
 
-def _sampled(
-    model: "Family", stage: PinnedStage, given: Mapping[str, Any], seeds: Sequence[int]
+def _made(
+    model: "Family", pipeline: Pipeline, node: Node, given: Mapping[str, Any], seeds: Sequence[int]
 ) -> "Tensor":
+    """Return what one node makes of its inputs, on the CPU."""
     import torch
+
+    from models.parts.rows import entered
 
     tensors = {name: value for name, value in given.items() if name != "text"}
     with torch.no_grad():
-        return model.sample(asked(model, stage, given.get("text", ()), seeds, tensors)).cpu()
+        if node.entry:
+            return entered(model, node.entry, tensors, given.get("text", ())).cpu()
+        salted = [graph.salted(seed, node.salt) for seed in seeds]
+        stage = pipeline.stage(node.stage)
+        return model.sample(asked(model, stage, given.get("text", ()), salted, tensors)).cpu()
 
 
 def asked(

@@ -24,7 +24,7 @@ JUDGED: Final = (
 """Of a recipe, what the judging of its stages depends on."""
 APART: Final = {
     *("name", "prepared", "dataset", "data_identity", "code_identity"),
-    *("base", "seed", "resources"),
+    *("base", "needs", "seed", "resources"),
 }
 """Of a TrainingSpec, what is no setting of the network or its training, or is told beside them."""
 TOLD: Final = 6  # in one line, at most
@@ -209,6 +209,10 @@ def _trained(spec: Mapping[str, Any], code: Kept) -> dict[str, Any]:
     return {
         "config": config,
         "base": base and f"{base['name']}:{base['version']} {base['digest']}",
+        "needs": {
+            name: f"{one['name']}:{one['version']}/{one['entry']} {one['digest']}"
+            for name, one in spec.get("needs", {}).items()
+        },
         "data": {"name": spec["dataset"], "identity": spec["data_identity"]},
         "seed": spec["seed"],
         "world": max(1, spec["resources"]["num_workers"]),

@@ -1,4 +1,4 @@
-"""What a stage's training starts from (`training.from`): a registered version, found once, put where workers see it."""
+"""The registered versions that a training starts from or needs, found once, put where workers see them."""
 
 import shutil
 import tempfile
@@ -45,9 +45,19 @@ def base_of(ref: str, stage: str) -> Base:
         IntegrityError: what is in the store is not what was published.
     """
     version = version_of(ref, stage)
+    path = placed(version)
+    return Base(name=version.name, version=version.number, digest=version.digest, path=path)
+
+
+def placed(version: "Version") -> Path:
+    """Return where a version's bytes lie beside the runs, on storage that every worker sees.
+
+    Raises:
+        IntegrityError: what is in the store is not what was published.
+    """
     path = settings().runs.resolve() / "bases" / version.digest
     _place(registry().fetch(version), path, version.digest)
-    return Base(name=version.name, version=version.number, digest=version.digest, path=path)
+    return path
 
 
 def unseen(recipe: Recipe) -> list[str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from flows.context import registry
 from flows.evaluating.gate import Evaluation
 from flows.provenance import tracing
-from flows.recipe import Found, Recipe
+from flows.recipe import Recipe
+from flows.tuning.space import Found
 from infra.pipelines import read_pipeline
 from infra.settings import settings
 
@@ -210,6 +211,11 @@ def _run(graph: Graph, version: "Version", what: str, dataset: str) -> str | Non
         digest = version.tags["atelier.base_digest"]
         lines = [f"sha256 {digest[:16]}", "whose weights came first"]
         node = Node("data", f"base sha256 {digest}", base, tuple(lines))
+        graph.link(graph.add(node), identity)
+    needs = version.tags.get("atelier.needs", "").split()
+    digests = version.tags.get("atelier.needs_digests", "").split()
+    for need, digest in zip(needs, digests, strict=True):
+        node = Node("data", f"outputs of {need} {digest}", need, ("outputs of every row",))
         graph.link(graph.add(node), identity)
     return identity
 

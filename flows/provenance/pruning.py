@@ -1,9 +1,10 @@
 """What takes room and nobody needs: versions that no ledger row names, with their runs; checkpoints; copies; rows.
 
 Kept is what the ledger names or ever named, what is being promoted, the newest version of every name, the stages and
-the judge that any of these pin, and what any of all these was fine-tuned from, without which it could not be trained
-again; and the runs, searches and trials from which these come or that are about them. A run that is not finished stays
-with its checkpoints and with what it started from: it can go on. Rows stay while their dataset is prepared here.
+the judge that any of these pin, and what any of all these was fine-tuned from or needed, without which it could not be
+trained again; and the runs, searches and trials from which these come or that are about them. A run that is not
+finished stays with its checkpoints and with what it started from: it can go on. Rows stay while their dataset is
+prepared here.
 """
 
 import shutil
@@ -63,6 +64,7 @@ def pieces() -> list[Piece]:
     datasets = (settings().project / "data" / "prepared").glob("*/dataset.json")
     unread = unneeded({sha256_of(path) for path in datasets})
     found += [_folder("rows of a dataset", path) for path in unread]
+    found += [_folder("outputs of a stage", path) for path in _outputs(kept | started)]
     found += _runs([one for one in versions if one.digest in kept])
     going = {piece.name for piece in found if piece.kind == "run"}
     for final in settings().runs.glob("*/final"):
@@ -121,12 +123,19 @@ def _kept(versions: list[Version]) -> set[str]:
     return kept
 
 
+def _outputs(kept: set[str]) -> list[Path]:
+    """Return what stages made of datasets, for others to learn from, where nobody keeps the stage."""
+    found = (settings().project / "data" / "prepared" / ".outputs").glob(f"*/{MANIFEST}")
+    return [path.parent for path in found if read_json(path).get("digest") not in kept]
+
+
 def _started_from() -> set[str]:
     """Return the digests that trainings start from which are not finished: they can go on."""
     runs = settings().runs
     specs = [*runs.glob("*/spec.json"), *runs.glob("*/trials/*/spec.json")]
-    bases = [read_json(path).get("base") for path in specs if not (path.parent / "final").is_dir()]
-    return {base["digest"] for base in bases if base}
+    going = [read_json(path) for path in specs if not (path.parent / "final").is_dir()]
+    named = [[one.get("base"), *one.get("needs", {}).values()] for one in going]
+    return {one["digest"] for several in named for one in several if one}
 
 
 def _runs(kept: list[Version]) -> list[Piece]:
@@ -169,10 +178,10 @@ def _run(run: "Run", folder: Path | None) -> Piece:
 
 
 def _needed(version: Version) -> set[str]:
-    """Return the digests of a pipeline's stages and of the judge that looked at it; of a stage that of its base."""
+    """Return the digests of a pipeline's stages and of the judge that looked at it; of a stage what it is made of."""
     if version.kind != "pipeline":
-        base = version.tags.get("atelier.base_digest")
-        return {base} if base else set()
+        named = ("atelier.base_digest", "atelier.needs_digests")
+        return {digest for tag in named for digest in version.tags.get(tag, "").split()}
     directory = registry().fetch(version)
     judged = Evaluation.model_validate_json((directory / "evaluation.json").read_bytes())
     judge = {judged.judge.sha256} if judged.judge else set()

@@ -92,6 +92,7 @@ class CountingLoop(Loop):
                 image_size=spec.image_size,
                 encode=model.encode,
                 learner=model,
+                beside=spec.beside,
             )
         except DatasetError:
             if spec.training.validate_every is not None:

@@ -167,6 +167,7 @@ class Loop:
             world=self.ranks.world,
             seed=self.spec.seed,
             image_size=self.spec.image_size,
+            beside=self.spec.beside,
             shuffle_captions=self.spec.training.shuffle_captions,
             **reads,
         )

@@ -5,7 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows.recipe import Resources, Strict, Training
+from pydantic import Field
+
+from flows.recipe import Resources, Training
+from flows.tuning.space import Strict
 
 
 class Base(Strict):
@@ -20,6 +23,22 @@ class Base(Strict):
     def says(self) -> str:
         """How cards and errors name it."""
         return f"{self.name}:{self.version} (sha256 {self.digest[:12]})"
+
+
+class Need(Strict):
+    """Outputs of a trained stage that a training learns from, made by `flows.training.frozen` of every row."""
+
+    name: str
+    version: int
+    digest: str
+    entry: str
+    path: Path  # of the stage's sealed directory, absolute, where every worker sees it
+    made: Path  # the folder of the outputs, absolute
+
+    @property
+    def says(self) -> str:
+        """How cards and notes name it."""
+        return f"{self.name}:{self.version}/{self.entry}"
 
 
 class TrainingSpec(Strict):
@@ -38,6 +57,12 @@ class TrainingSpec(Strict):
     data_identity: str
     code_identity: str
     base: Base | None = None  # what `training.from` names
+    needs: dict[str, Need] = Field(default_factory=dict)  # by the input's name
+
+    @property
+    def beside(self) -> dict[str, Path]:
+        """The folders of what it needs, by the input's name."""
+        return {name: one.made for name, one in self.needs.items()}
 
     @property
     def identity(self) -> str:
@@ -45,9 +70,14 @@ class TrainingSpec(Strict):
 
         Nor does what the version is called that it starts from: its digest does.
         """
-        unsaid: dict[str, Any] = {"prepared": True, "training": {"base"}, "base": True}
+        unsaid: dict[str, Any] = {
+            **{"prepared": True, "training": {"base"}, "base": True},
+            "needs": True,
+        }
         document = self.model_dump(mode="json", exclude=unsaid)
         document["base"] = self.base and self.base.digest
+        if self.needs:
+            document["needs"] = {name: [one.digest, one.entry] for name, one in self.needs.items()}
         document["resources"] = {"num_workers": max(1, self.resources.num_workers)}
         text = json.dumps(document, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -34,8 +34,13 @@ def config_of(spec: TrainingSpec, facts: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: an unknown preset or field, or a value that Config refuses.
     """
+    from flows.training.frozen import facts_of_needs
+
     told = facts if spec.base is None else facts_beside(spec.base.path, facts)
-    return configure(spec.family, spec.preset, spec.config, {**told, **spec.training.facts})
+    needed = facts_of_needs(spec)
+    return configure(
+        spec.family, spec.preset, spec.config, {**told, **needed, **spec.training.facts}
+    )
 
 
 def facts_beside(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

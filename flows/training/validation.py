@@ -34,6 +34,7 @@ class Validation:
             image_size=spec.image_size,
             encode=model.encode,
             learner=model,
+            beside=spec.beside,
         )
         loader = loader_of(batch_size=ROWS)
         if (rows := loader.rows) < ROWS:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.recipe import Search
 from flows.tuning.plan import Trial
+from flows.tuning.space import Search
 
 
 def draw_search(trials: Sequence[Trial], rules: Search, path: Path) -> None:

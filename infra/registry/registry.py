@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 LINEAGE: Final = (
     *("run_id", "data_identity", "code_identity", "git_commit", "seed", "search"),
-    *("base", "base_digest"),
+    *("base", "base_digest", "needs", "needs_digests"),
 )
 _REF: Final = re.compile(r"(?P<name>[^:@]+)(:(?P<number>[1-9][0-9]{0,8})|@(?P<alias>[a-z]+))?")
 

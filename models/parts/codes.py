@@ -1,10 +1,38 @@
-"""How often codes are chosen; nothing here makes the host wait for the device.
+"""Pictures as codes and codes as pictures, and how often codes are chosen without making the host wait for the device.
 
 Shape letters: B pictures, P places of the grid, K codes, N = B P.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from models.family import Entry, Family
+from models.parts.spaces import fingerprint
+from models.ports import Port
+
+
+class Coding(Family):
+    """A family whose pictures are grids of codes, for whoever learns to write them: `codes` and `painted`."""
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Return `encode`, pixels to codes, and `decode`, codes to pixels; codes are those of these weights alone."""
+        c = self.config
+        codebook = fingerprint(*self.state_dict().values())
+        pixels = {"pixels": Port("pixels", (c.channels, c.image_size, c.image_size))}
+        codes = {"codes": Port("codes", (c.side**2,), space=codebook)}
+        facts = {"codes": c.codes, "places": c.side**2, "codebook": codebook}
+        return {"encode": Entry(pixels, codes, facts), "decode": Entry(codes, pixels)}
+
+    def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
+        """Return the codes (B, P) int64 of pixels, or the pictures (B, C, H, W) of codes."""
+        if entry == "encode":
+            return self.codes(given["pixels"])
+        if entry == "decode":
+            return self.painted(given["codes"].long())
+        return super().enter(entry, given)
 
 
 def recount(places_PK: Tensor, index_BP: Tensor, pace: Tensor) -> None:

@@ -1,14 +1,16 @@
 """Joining and parting rows of stepwise samplers: requests at different steps share a batch."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.family import Rows
+from models.family import Family, Rows
 
+TOGETHER: Final = 4  # rows of a call of an entry
 SPARSE: Final = frozenset({"known", "kept"})
 """Tensors that some rows of a model have and others do not, for whom they would be zeros."""
 
@@ -37,6 +39,32 @@ def _blank(like: Rows, part: Rows) -> Rows:
     """Return such tensors of zeros, one row for each of the part's."""
     count = len(next(iter(part.values())))
     return {key: value.new_zeros(count, *value.shape[1:]) for key, value in like.items()}
+
+
+def entered(
+    model: Family, entry: str, given: Mapping[str, Tensor], texts: Sequence[str] = ()
+) -> Tensor:
+    """Return what an entry makes of rows, on the model's device.
+
+    Calls have always as many rows: what a kernel does depends on the size, so a row has the same bits alone or not.
+
+    Raises:
+        ValueError: the model cannot read a text.
+    """
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
+    rows = dict(given)
+    if texts:
+        tokens = model.encode(texts)
+        if tokens is None:
+            raise ValueError("prompt: this model reads no text")
+        rows["tokens"] = tokens
+    count = len(next(iter(rows.values())))
+    found = []
+    for start in range(0, count, TOGETHER):
+        places = [min(start + place, count - 1) for place in range(TOGETHER)]
+        part = {name: value[places].to(device) for name, value in rows.items()}
+        found.append(model.enter(entry, part)[: count - start])
+    return torch.cat(found)
 
 
 def take(rows: Rows, index: Sequence[int] | Tensor) -> Rows:

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Losses, Request
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
-from models.parts.codes import perplexity, recount, relative_cost
+from models.parts.codes import Coding, perplexity, recount, relative_cost
 from models.parts.noise import places, uniforms
 
 EDGE: Final = 0.1  # epsilon of appendix A.3: pixels are put into [EDGE, 1 - EDGE]
@@ -79,7 +79,7 @@ class DVAEConfig:
         return self.image_size >> len(self.hidden)
 
 
-class DVAE(Family):
+class DVAE(Coding):
     """A picture as a grid of codes, learned through soft ones."""
 
     Config = DVAEConfig

@@ -19,10 +19,10 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor, nn
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Losses, Request
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
-from models.parts.codes import perplexity, recount, relative_cost, uses
+from models.parts.codes import Coding, perplexity, recount, relative_cost, uses
 from models.parts.noise import places, uniforms
 
 SMOOTHING: Final = 1e-5  # Laplace's, of the counts that divide
@@ -123,7 +123,7 @@ class Codebook(nn.Module):
         self.sums_KD.copy_(torch.where(dead_K[:, None], fresh_KD * mean, self.sums_KD))
 
 
-class VQVAE(Family):
+class VQVAE(Coding):
     """A picture as a grid of codes."""
 
     Config = VQVAEConfig

@@ -76,7 +76,7 @@ class Uploads:
         endpoint.must("edits")
         pipeline = endpoint.pipeline
         node, _, port = pipeline.entrances["edit"].output.partition(".")
-        made = Port.parse(pipeline.node("edit", node).outputs[port])  # (C, H, W), the same sides
+        made = Port.parse(pipeline.ports("edit", node).outputs[port])  # (C, H, W), the same sides
         key = int(made.shape[2] or 0), int(made.shape[0] or 0)
         if key not in self._decoded:
             self._decoded[key] = _decoded(self.contents, *key)
@@ -133,7 +133,7 @@ def plan_edit(
         ApiError: 400 that names the parameter.
     """
     image, mask = files.decoded(endpoint)
-    asked, count = plan_drawing(order, seeds, endpoint), len(seeds)
+    asked, count = plan_drawing(order, seeds, endpoint, "edit"), len(seeds)
     return GenerationSpec(
         seeds=seeds,
         entrance="edit",

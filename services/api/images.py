@@ -24,7 +24,12 @@ from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange, event
 
 
-def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) -> GenerationSpec:
+def plan_drawing(
+    order: ImageOrder,
+    seeds: tuple[int, ...],
+    endpoint: Endpoint,
+    entrance: str = "generate",
+) -> GenerationSpec:
     """Return what to draw with a version, after checking what depends on it.
 
     Raises:
@@ -40,6 +45,9 @@ def plan_drawing(order: ImageOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
         raise invalid(
             f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}", "steps"
         )
+    if order.partial_images and not endpoint.pipeline.shows(entrance):
+        message = f"{endpoint.name} has nothing to show before its pictures; leave it out"
+        raise invalid(f"partial_images: {message}", "partial_images")
     return GenerationSpec(
         prompts=prompts,
         seeds=seeds,

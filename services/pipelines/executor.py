@@ -68,12 +68,25 @@ class Executor:
             async with aclosing(stages.watch(task)) as events:
                 async for event in events:
                     if isinstance(event, Preview):
-                        yield run.sketch(event)
+                        yield run.sketch(event, await self._decoded(run, event))
                     elif isinstance(event, Made | Refused):
                         run.take(event)
                     else:
                         yield event
         yield run.complete()
+
+    async def _decoded(self, run: "_Run", preview: Preview) -> Any:
+        """Return the picture that a preview is, or stands for."""
+        rest = run.rest(preview)
+        try:
+            task = next(rest)
+            while True:
+                made = await self._stage_of(run.stage_of(task)).draw(task)
+                if isinstance(made, Refused):
+                    raise refusal(made)
+                task = rest.send(made)
+        except StopIteration as end:
+            return end.value
 
 
 class _Run:
@@ -86,7 +99,7 @@ class _Run:
         self._walk: Generator[Call, Mapping[str, Any], Any] = walk(
             self._entrance.wires, self._entrance.output, given
         )
-        self._first = next(iter(self._entrance.nodes))
+        self._lead, self._given = self._entrance.lead, given
         self._made: dict[str, Made] = {}
         self.call: Call | None = next(self._walk)
 
@@ -94,7 +107,7 @@ class _Run:
     def leads(self) -> bool:
         """Whether the next node is the one that the request's options are for."""
         assert self.call is not None
-        return self.call.node == self._first
+        return self.call.node == self._lead
 
     @property
     def stage(self) -> PinnedStage:
@@ -102,23 +115,31 @@ class _Run:
         assert self.call is not None
         return self._pipeline.node(self._spec.entrance, self.call.node)
 
+    def stage_of(self, task: StageTask) -> PinnedStage:
+        """Return the stage that a task is for."""
+        return next(one for one in self._pipeline.stages if one.sha256 == task.pin.digest)
+
     def task(self, call: Call, *, watched: bool = False) -> StageTask:
         """Return what the next node is to do; `watched` as it happens."""
-        spec, salt, stage = self._spec, self._entrance.nodes[call.node].salt, self.stage
+        spec, node = self._spec, self._entrance.nodes[call.node]
+        stage, leads = self._pipeline.stage(node.stage), call.node == self._lead
         inputs = {name: value for name, value in call.given.items() if name != "text"}
         texts = {"prompts": (), "prompt_tokens": (), "dialogues": (), **call.given.get("text", {})}
         mine = replace(
             spec,
-            seeds=tuple(salted(seed, salt) for seed in spec.seeds),
+            seeds=tuple(salted(seed, node.salt) for seed in spec.seeds),
             given=inputs,
-            options={**stage.options, **(spec.options if self.leads else {})},
-            previews=spec.previews if self.leads and watched else 0,
+            options={} if node.entry else {**stage.options, **(spec.options if leads else {})},
+            previews=spec.previews if leads and watched else 0,
             **texts,
         )
-        writes = watched and self.leads and self._pipeline.modality == "text"
-        onward = call.node != self._entrance.output.partition(".")[0]
         return StageTask(
-            pin=stage.pin, spec=mine, pieces=writes, onward=onward, within_s=spec.within_s
+            pin=stage.pin,
+            spec=mine,
+            entry=node.entry,
+            pieces=watched and leads and self._pipeline.modality == "text",
+            onward=call.node != self._entrance.output.partition(".")[0],
+            within_s=spec.within_s,
         )
 
     def take(self, event: Event) -> None:
@@ -129,12 +150,35 @@ class _Run:
         if isinstance(event, Refused):
             raise refusal(self._param(event))
         assert isinstance(event, Made)
-        node, stage = self.call.node, self.stage
-        self._made[node] = event
+        self._made[self.call.node] = event
         try:
-            self.call = self._walk.send({next(iter(stage.outputs)): _value(event)})
+            self.call = self._walk.send({self._output(self.call.node): _value(event)})
         except StopIteration:
             self.call = None
+
+    def _output(self, node: str) -> str:
+        return next(iter(self._pipeline.ports(self._spec.entrance, node).outputs))
+
+    def rest(self, preview: Preview) -> Generator[StageTask, Made, Any]:
+        """Yield what else is to be done for one preview, and be sent what came of it; returns the picture's row.
+
+        Nothing where the lead draws pictures; where it draws what is only to be decoded, that.
+        """
+        nodes = self._entrance.wires
+        later = list(nodes)[list(nodes).index(self._lead) + 1 :]
+        if not later or not all(self._entrance.nodes[name].entry for name in later):
+            return preview.picture[None]
+        made = {f"{self._lead}.{self._output(self._lead)}": preview.picture[None]}
+        given = {n: _row(value, preview.row) for n, value in self._given.items()}
+        wires = {name: nodes[name] for name in later}
+        steps = walk(wires, self._entrance.output, given, made)
+        call = next(steps)
+        while True:
+            event = yield self.task(call)
+            try:
+                call = steps.send({self._output(call.node): _value(event)})
+            except StopIteration as end:
+                return end.value
 
     def _param(self, refused: Refused) -> Refused:
         """Return the refusal with the parameter of the request that is why."""
@@ -143,10 +187,10 @@ class _Run:
         texts = "messages" if self._spec.dialogues else "prompt"
         return replace(refused, param=refused.param or named(refused.message) or texts)
 
-    def sketch(self, preview: Preview) -> Sketch:
+    def sketch(self, preview: Preview, picture: Any) -> Sketch:
         """Return a preview at the pipeline's size."""
         assert self._pipeline.image_size is not None
-        pixels = enlarged(bitmap(preview.picture), *self._pipeline.image_size)
+        pixels = enlarged(bitmap(picture[0]), *self._pipeline.image_size)
         return Sketch(preview.row, preview.index, pixels)
 
     def complete(self) -> Complete:
@@ -170,6 +214,13 @@ class _Run:
                 500, "the last stage drew another size than promised", code="internal_error"
             )
         return Complete(found, warnings=warnings)
+
+
+def _row(value: Any, row: int) -> Any:
+    """Return one row of what a request gives: of arrays, or of its texts in one of three forms."""
+    if isinstance(value, Mapping):
+        return {name: part[row : row + 1] for name, part in value.items()}
+    return value if isinstance(value, Reference) else value[row : row + 1]
 
 
 def _value(made: Made) -> Any:

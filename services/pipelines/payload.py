@@ -82,6 +82,7 @@ class StageTask:
 
     pin: Pin
     spec: GenerationSpec  # the stage's own: its inputs, its options, and seeds that are its node's alone
+    entry: str = ""  # of the model, which draws nothing; empty: its sampler
     pieces: bool = False  # text as it is written
     onward: bool = False  # what is made goes to another stage, by reference where it is large
     within_s: float = math.inf  # what is not done by then is nobody's any more
@@ -89,7 +90,7 @@ class StageTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """An estimate of one picture while it is being drawn."""
+    """An estimate of one picture, or of what is to be one, while it is being drawn."""
 
     row: int
     index: int  # 0 .. previews - 1
@@ -127,7 +128,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """All pictures of a StageTask, in the order of its seeds."""
+    """All pictures of a StageTask, in the order of its seeds, or what is to be one: codes, latents, embeddings."""
 
     pictures: Pictures | Reference  # by reference only onward
     warnings: tuple[str, ...] = ()  # what of the request was not read

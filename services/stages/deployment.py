@@ -41,9 +41,11 @@ from services.pipelines.payload import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from infra.registry.registry import Registry
     from models.family import Request
+    from models.ports import Port
     from services.stages.loader import Held
     from services.stages.scheduler import Failed, Result, Ticket
 
@@ -120,6 +122,8 @@ class Stage:
 
     async def draw(self, task: StageTask) -> Made | Refused:
         """Return the samples of `task`, or why there are none."""
+        if task.entry:
+            return await self._handed_on(task, await self._entered(task))
         ready = await self._ready(task)
         if isinstance(ready, Refused):
             return ready
@@ -138,6 +142,28 @@ class Stage:
         async with aclosing(events):  # at once when the client goes
             async for event in events:
                 yield await self._handed_on(task, ready.with_warnings(event))
+
+    async def _entered(self, task: StageTask) -> Drawn | Refused:
+        """Return what an entry of a model makes of its inputs, between two sampler steps."""
+        held = await self._load(task.pin)
+        if held is None:
+            return self._missing(task.pin)
+        from services.stages.scoring import enter
+        from services.stages.unknown_words import understood
+
+        known = await asyncio.to_thread(understood, held.model, task, self._unknown_words)
+        if isinstance(known, Refused):
+            return known
+        task, warnings = known
+        try:
+            given = {name: await fetched(array) for name, array in task.spec.given.items()}
+        except LostError as error:
+            return Refused("lost", str(error))
+        ports = held.model.entries[task.entry].inputs
+        rows = _rows(given, ports)
+        call = partial(enter, held.model, task.entry, rows, task.spec.prompts)
+        found = await self._ask(call, task.spec.ahead)
+        return found if isinstance(found, Refused) else Drawn(found, warnings)
 
     async def _handed_on(self, task: StageTask, event: TEvent) -> TEvent:
         """Return what goes to another pool by reference, where it is large."""
@@ -359,7 +385,7 @@ class Stage:
         return _together(held, spec, [made[row] for row in range(len(spec.seeds))])
 
     async def _follow(self, ready: "_Ready") -> AsyncGenerator[Event]:
-        from services.stages.scheduler import Failed, Finished
+        from services.stages.scheduler import Failed, Finished, all_there
 
         held, spec = ready.held, ready.task.spec
         if spec.options.get("max_tokens") == 0:  # the prompt alone
@@ -378,7 +404,7 @@ class Stage:
         made: dict[int, Any] = {}
         try:
             while len(made) < len(spec.seeds):
-                for result in await _all_there(results):
+                for result in await all_there(results):
                     if isinstance(result, Failed):
                         yield _refused(held, spec, result)
                         return
@@ -434,28 +460,6 @@ class _Ready:
         return event
 
 
-async def _all_there(results: "asyncio.Queue[Result]") -> "list[Result]":
-    """Wait for a result and return all that are there, the pieces of a text that nobody fetched yet as one."""
-    from services.stages.scheduler import Wrote
-
-    found = [await results.get()]
-    while not results.empty():
-        found.append(results.get_nowait())
-    kept: list[Result] = []
-    pieces: dict[int, int] = {}  # where the row's piece stands
-    for result in found:
-        if isinstance(result, Wrote) and result.row in pieces:
-            before = kept[pieces[result.row]]
-            assert isinstance(before, Wrote)
-            logprobs = before.logprobs + result.logprobs
-            kept[pieces[result.row]] = Wrote(result.row, before.text + result.text, logprobs)
-            continue
-        if isinstance(result, Wrote):
-            pieces[result.row] = len(kept)
-        kept.append(result)
-    return kept
-
-
 def _refused(held: "Held", spec: GenerationSpec, failed: "Failed") -> Refused:
     if failed.kind == "too_long":
         return _too_long(held, spec, failed.message)
@@ -489,27 +493,32 @@ def _on_the_way(result: "Result") -> Preview | Piece:
 
 
 def _request(held: "Held", spec: GenerationSpec, arrays: "Mapping[str, NDArray[Any]]") -> "Request":
-    """Return what the model is asked; pictures and masks are brought to the size that it takes."""
-    import torch
-    from torch.nn import functional as F
-
+    """Return what the model is asked."""
     from models.family import Request
 
-    given = {}
-    for name, array in arrays.items():
-        rows = torch.from_numpy(array.copy())
-        port = held.model.inputs.get(name)
-        if port and port.kind in {"pixels", "mask"} and rows.shape[1:] != port.shape:
-            rows = F.interpolate(rows, [size or 1 for size in port.shape[1:]], mode="area")
-        given[name] = rows
     return Request(
         seeds=spec.seeds,
         prompts=spec.prompts,
         prompt_tokens=spec.prompt_tokens,
         dialogues=spec.dialogues,
-        given=given,
+        given=_rows(arrays, held.model.inputs),
         options=spec.options,
     )
+
+
+def _rows(arrays: "Mapping[str, NDArray[Any]]", ports: "Mapping[str, Port]") -> "dict[str, Tensor]":
+    """Return arrays as tensors; pictures and masks are brought to the sizes of their ports."""
+    import torch
+    from torch.nn import functional as F
+
+    found = {}
+    for name, array in arrays.items():
+        rows = torch.from_numpy(array.copy())
+        port = ports.get(name)
+        if port and port.kind in {"pixels", "mask"} and rows.shape[1:] != port.shape:
+            rows = F.interpolate(rows, [size or 1 for size in port.shape[1:]], mode="area")
+        found[name] = rows
+    return found
 
 
 def _letters(spec: GenerationSpec) -> int:

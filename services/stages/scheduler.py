@@ -1,5 +1,6 @@
 """What the engine is given and what it gives back: rows of requests, and the results of each."""
 
+import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -229,3 +230,23 @@ def together(requests: Sequence[Request], buckets: Sequence[int]) -> Request:
 def bucket(count: int, buckets: Sequence[int]) -> int:
     """Return the smallest batch size that has room for so many rows."""
     return next(size for size in buckets if size >= count)
+
+
+async def all_there(results: asyncio.Queue[Result]) -> list[Result]:
+    """Wait for a result and return all that are there, the pieces of a text that nobody fetched yet as one."""
+    found = [await results.get()]
+    while not results.empty():
+        found.append(results.get_nowait())
+    kept: list[Result] = []
+    pieces: dict[int, int] = {}  # where the row's piece stands
+    for result in found:
+        if isinstance(result, Wrote) and result.row in pieces:
+            before = kept[pieces[result.row]]
+            assert isinstance(before, Wrote)
+            logprobs = before.logprobs + result.logprobs
+            kept[pieces[result.row]] = Wrote(result.row, before.text + result.text, logprobs)
+            continue
+        if isinstance(result, Wrote):
+            pieces[result.row] = len(kept)
+        kept.append(result)
+    return kept

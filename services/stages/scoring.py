@@ -1,6 +1,6 @@
-"""What is asked of a model beside samples: embeddings of texts, and the likelihood of a prompt or of one input.
+"""What is asked of a model beside samples: its entries, embeddings of texts, the likelihood of a prompt or an input.
 
-Both run in the engine's thread, between two steps, so that no two use a network at once; what is to be scored is
+All run in the engine's thread, between two steps, so that no two use a network at once; what is to be scored is
 decoded and encoded before, in another thread.
 
 Shape letters: N texts, E numbers of an embedding, B = 1 input, C channels, H and W pixels, T sound samples.
@@ -13,9 +13,11 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.family import Batch, Family, Rows
+from models.parts.rows import entered
 from models.parts.tokens import CONTROL, tokenizer
 from services.media.codecs import MediaError, learned_pixels, learned_sound
 from services.pipelines.payload import Embedded, Prompt, ScoreWork
@@ -38,6 +40,21 @@ def embed(model: Family, texts: tuple[Prompt, ...]) -> Embedded:
     if not np.isfinite(found_NE).all():
         raise NotFinite("the embeddings are not finite")
     return Embedded(found_NE, tuple(count_tokens(model, text) for text in texts))
+
+
+def enter(
+    model: Family, entry: str, given: dict[str, Tensor], texts: Sequence[str]
+) -> NDArray[np.float32]:
+    """Return what an entry makes of its inputs, a row a row.
+
+    Raises:
+        ValueError: the model cannot read a text, or takes no such input.
+        NotFinite: the model gave other than finite numbers.
+    """
+    found = entered(model, entry, given, texts).float().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise NotFinite("what it made is not finite")
+    return found
 
 
 def count_tokens(model: Family, text: Prompt) -> int:

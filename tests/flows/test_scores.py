@@ -16,7 +16,7 @@ from flows.evaluating import pictures
 from flows.evaluating import scores as scoring
 from flows.evaluating.evaluate import Order, load_judge
 from flows.evaluating.gate import Interval
-from flows.evaluating.pipeline import ports
+from flows.evaluating.pipeline import ports_of
 from flows.recipe import Evaluation
 from infra.pipelines import PinnedStage, Pipeline
 from models import describe
@@ -116,10 +116,9 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
 
     monkeypatch.setattr(pictures, "everything", everything)
     model = VAE(VAE.presets["tiny"]).eval()
-    inputs, outputs = ports(describe(model))
     stage = PinnedStage(
         stage="vae", name="toy.vae", version=1, sha256="0" * 64, family="vae",
-        inputs=inputs, outputs=outputs,
+        **ports_of(model),
     )  # fmt: skip
     drawn = (torch.rand(30, 1, 8, 8) * 255).byte().numpy()
     judged = pictures.score(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import Search
 from flows.tuning.plan import Plan, Records, Trial, plan
 from flows.tuning.search import Outcome, SearchFailed, search
+from flows.tuning.space import Search
 from infra.registry.registry import Registry
 from tests.flows.training_kit import spec_of
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows.recipe import Range, Recipe, RecipeError, load, searched_stage
+from flows.recipe import Recipe, RecipeError, load, searched_stage
 from flows.training.ray_train import Trained, fit
 from flows.tuning.picture import draw_search
 from flows.tuning.plan import (
@@ -25,6 +25,7 @@ from flows.tuning.plan import (
     values_of,
     with_values,
 )
+from flows.tuning.space import Range
 from tests.flows.training_kit import prepare, spec_of, weights_of
 
 RATE = "training.optimizers.model.learning_rate"

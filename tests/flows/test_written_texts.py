@@ -101,10 +101,9 @@ def judged(
     recipe: str, model: GPT, held_out: list[Record], train: list[Record], **sampling: float
 ) -> GateReport:
     """Return what the gate of a recipe says of what a model writes, of what it asks about samples."""
-    inputs, outputs = ports_of(model)
     stage = PinnedStage(
-        stage="gpt", name="toy.gpt", version=1, sha256="0" * 64, family="gpt", inputs=inputs,
-        outputs=outputs, **{"temperature": load(RECIPES / f"{recipe}.yaml").stages["gpt"].temperature, **sampling},
+        stage="gpt", name="toy.gpt", version=1, sha256="0" * 64, family="gpt",
+        **ports_of(model), **{"temperature": load(RECIPES / f"{recipe}.yaml").stages["gpt"].temperature, **sampling},
     )  # fmt: skip
     pipeline = Pipeline(endpoint="toy", modality="text", stages=(stage,))
     asked = written.passages(held_out, 24)

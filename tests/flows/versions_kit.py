@@ -14,7 +14,7 @@ import torch
 
 from flows import context
 from flows.evaluating.gate import Evaluation, Interval, JudgeRecord, check
-from flows.evaluating.pipeline import draw, ports
+from flows.evaluating.pipeline import draw, ports_of
 from flows.recipe import Gate
 from infra.pipelines import PinnedStage, Pipeline
 from infra.receipts.provenance import sign
@@ -121,11 +121,10 @@ class Installation:
         stages = []
         for kind in ("base", "upscaler"):
             version = self.stage(kind, seed)
-            inputs, outputs = ports(describe(network(kind, seed)))
             stages.append(
                 PinnedStage(
                     stage=kind, name=version.name, version=version.number, sha256=version.digest,
-                    family="ddpm", inputs=inputs, outputs=outputs, steps=steps,
+                    family="ddpm", **ports_of(network(kind, seed)), steps=steps,
                     guidance=2.0 if kind == "base" else 1.0,
                 )
             )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flows.evaluating.pipeline import MODALITIES, abilities, ports
+from flows.evaluating.pipeline import MODALITIES, abilities, ports_of
 from infra.storage import seal
 from models import describe
 from models.autoregressive.nade import NADE
@@ -16,7 +16,6 @@ from models.autoregressive.wavenet import WaveNet
 from models.family import Family
 from models.language.bert import BERT
 from models.language.gpt import GPT
-from models.ports import Port
 from tests.integration.serving_kit import House
 
 DIGITS = ("zero", "one", "two")
@@ -63,14 +62,13 @@ def _publish(house: House, folder: Path, name: str, model: Family) -> None:
     save_file(model.state_dict(), making / "model.safetensors")
     seal(making, {"kind": "model", "name": f"{name}.base"})
     stage = house.registry.publish(f"{name}.base", making, key=f"{name}-base", tags={})
-    inputs, outputs = ports(config)
-    made = Port.parse(next(iter(outputs.values())))
+    [made] = model.outputs.values()
     pictures = made.kind == "pixels"
     document: dict[str, Any] = {
         "format": 2,
         "endpoint": name,
         "modality": MODALITIES[made.kind],
-        "abilities": list(abilities(config)),
+        "abilities": list(abilities(model)),
         "stages": [
             {
                 "stage": "base",
@@ -78,8 +76,7 @@ def _publish(house: House, folder: Path, name: str, model: Family) -> None:
                 "version": stage.number,
                 "sha256": stage.digest,
                 "family": config["family"],
-                "inputs": inputs,
-                "outputs": outputs,
+                **ports_of(model),
             }
         ],
         "vocabulary": list(getattr(model.config, "vocabulary", ())),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from flows import context
 from flows.evaluating.gate import Evaluation, Interval
-from flows.evaluating.pipeline import interface_hash, ports
+from flows.evaluating.pipeline import interface_hash, ports_of
 from flows.recipe import Recipe
 from infra import serving
 from infra.keys import Keys
@@ -80,16 +80,14 @@ class Installation:
             save_file(weights, making / "model.safetensors")
             seal(making, {"kind": "model", "name": "promotion.base", "seed": seed})
         version = self.registry.publish("promotion.base", making, key=making.name, tags={})
-        inputs, outputs = ports(describe(model))
         return PinnedStage(
             stage="base",
             name=version.name,
             version=version.number,
             sha256=version.digest,
             family="ddpm",
-            interface=interface_hash(describe(model)),
-            inputs=inputs,
-            outputs=outputs,
+            interface=interface_hash(model),
+            **ports_of(model),
             steps=steps,
             guidance=1.0,
         )

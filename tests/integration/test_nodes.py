@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from flows.recipe import Resources, Search
+from flows.recipe import Resources
 from flows.scheduling.concurrency import processors
 from flows.training import supervisor
 from flows.training.journal import Progress
@@ -23,6 +23,7 @@ from flows.training.run_folder import RunFolder
 from flows.training.spec import TrainingSpec
 from flows.tuning import asha
 from flows.tuning.plan import plan
+from flows.tuning.space import Search
 from infra.settings import settings
 from infra.stack.cluster import TooSmall, alive, connect
 from infra.storage import IntegrityError

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from flows.recipe import Recipe, Search, load
+from flows.recipe import Recipe, load
 from flows.training.journal import Progress
 from flows.training.ray_train import fit
 from flows.tuning.plan import Records, Trial, plan, values_of
 from flows.tuning.search import Outcome, search
+from flows.tuning.space import Search
 from infra.registry.registry import Registry
 from infra.settings import settings
 from infra.storage import verify
