@@ -115,11 +115,14 @@ def describe(model: "Trainable") -> dict[str, Any]:
     table = {**FAMILIES, **JUDGES}
     path = f"{type(model).__module__}:{type(model).__qualname__}"
     name = next(name for name, target in table.items() if target == path)
-    return {"family": name, "config": dataclasses.asdict(model.config)}
+    adapter = {} if model.lora is None else {"lora": dataclasses.asdict(model.lora)}
+    return {"family": name, "config": dataclasses.asdict(model.config), **adapter}
 
 
 def build(document: Mapping[str, Any]) -> "Trainable":
-    """Return a freshly initialised network from `describe`'s document; JSON lists become tuples.
+    """Return a freshly initialised network from `describe`'s document, with an adapter where it describes one.
+
+    JSON lists become tuples.
 
     Raises:
         ValueError: unknown family or a config that it refuses.
@@ -135,9 +138,14 @@ def build(document: Mapping[str, Any]) -> "Trainable":
         if key not in cls.gone
     }
     try:
-        return cls(cls.Config(**config))
+        model = cls(cls.Config(**config))
+        if "lora" in document:
+            from models.parts import lora  # it takes torch
+
+            lora.attach(model, lora.LoRA(**{k: _tuples(v) for k, v in document["lora"].items()}))
     except TypeError as error:
         raise ValueError(f"{document['family']} cannot be built from its config: {error}") from None
+    return model
 
 
 def _tuples(value: Any) -> Any:

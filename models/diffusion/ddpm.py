@@ -188,6 +188,7 @@ class DDPM(Family):
 
     Config = DDPMConfig
     Options = DDPMOptions
+    adapts: ClassVar[tuple[str, ...]] = ("qkv", "context", "out", "caption", "film")
     presets: ClassVar[Mapping[str, DDPMConfig]] = {
         "tiny": DDPMConfig(image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4),
         "base": DDPMConfig(),

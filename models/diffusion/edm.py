@@ -171,6 +171,7 @@ class EDM(Family):
 
     Config = EDMConfig
     Options = DiffusionOptions
+    adapts: ClassVar[tuple[str, ...]] = ("qkv", "context", "out", "caption", "film")
     presets: ClassVar[Mapping[str, EDMConfig]] = {
         "tiny": EDMConfig(
             image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4, likelihood_steps=2

@@ -111,6 +111,7 @@ class BERT(Family):
 
     Config = BERTConfig
     Options = TextOptions
+    adapts: ClassVar[tuple[str, ...]] = ("query", "key", "value", "out", "hidden")
     presets: ClassVar[Mapping[str, BERTConfig]] = {
         "tiny": BERTConfig(max_tokens=32, width=16, layers=1, heads=2, feedforward=32, dropout=0.0),
         "small": BERTConfig(

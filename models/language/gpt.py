@@ -73,6 +73,7 @@ class GPT(Family):
 
     Config = GPTConfig
     Options = TextOptions
+    adapts: ClassVar[tuple[str, ...]] = ("qkv", "out", "hidden")
     presets: ClassVar[Mapping[str, GPTConfig]] = {
         "tiny": GPTConfig(context=32, width=32, layers=2, heads=2),
         "nano": GPTConfig(),  # nanoGPT on a CPU

@@ -110,6 +110,7 @@ class Transformer(Family):
 
     Config = TransformerConfig
     Options = TextOptions
+    adapts: ClassVar[tuple[str, ...]] = ("query", "key", "value", "out", "hidden")
     presets: ClassVar[Mapping[str, TransformerConfig]] = {
         "tiny": TransformerConfig(
             max_source=16, max_target=16, width=16, layers=1, heads=2, feedforward=32, dropout=0.0

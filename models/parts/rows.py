@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.family import Family, Rows
 
 TOGETHER: Final = 4  # rows of a call of an entry
-SPARSE: Final = frozenset({"known", "kept"})
+SPARSE: Final = frozenset({"known", "kept", "adapter"})
 """Tensors that some rows of a model have and others do not, for whom they would be zeros."""
 
 
