@@ -21,6 +21,7 @@ from tests.models.test_families import reader
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
 LOOKED_UP: Mapping[str, set[str]] = {
     "bert": {"token.weight", "place.weight", "segment.weight"},
+    "clip": {"text.word.weight", "text.place_TW"},
     "ddpm": {"text.words.weight", "text.places", "text.null_1TD"},
     "dvae": {"vectors.weight"},
     "edm": {"text.words.weight", "text.places", "text.null_1TD"},

@@ -33,6 +33,13 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"max_tokens": 4}, "max_tokens must be at least 5, got 4"),
         ({"masked": 0.0}, r"masked must be in \(0, 1\), got 0.0"),
     ),
+    "clip": (
+        ({"vocabulary": ()}, "clip learns pictures with their captions"),
+        ({"hidden": (32, 60)}, "each of hidden must be a multiple of 8, got 60"),
+        ({"image_size": 33}, "image_size must be a multiple of patch 2, got 33"),
+        ({"width": 30}, "width must be a multiple of heads 4, got 30"),
+        ({"embedding": 0}, "embedding must be at least 1, got 0"),
+    ),
     "dalle": (
         ({"codes": 1}, "codes must be at least 2, got 1"),
         ({"side": 0}, "side must be at least 1, got 0"),

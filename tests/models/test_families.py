@@ -22,7 +22,7 @@ from models.declared import declared, of
 from models.family import Family, Request
 from models.outline import outline
 from models.parts.rows import join, take
-from tests.models.families_kit import batch_of, counted, made, request, shaken, tiny
+from tests.models.families_kit import batch_of, counted, made, prompts, request, shaken, tiny
 
 SMALL = {"tiny", "chat"}  # presets that measure something in no time
 
@@ -127,13 +127,17 @@ def test_sums_are_the_same_in_one_batch_or_in_many(name: str, parts: int) -> Non
 
 
 def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
-    """Check that samples are pictures, codes of some, sound or text, as the contract has it."""
+    """Check that samples are pictures, codes of some, sound, text or embeddings, as the contract has it."""
     config, kind = model.config, made(model).kind
     assert len(samples) == count
     if kind == "codes":
         assert samples.dtype == torch.int64
         assert samples.shape[1:] == made(model).shape
         assert 0 <= samples.min() <= samples.max() < config.codes
+        return
+    if kind == "embedding":
+        assert samples.isfinite().all()
+        assert samples.shape[1:] == made(model).shape
         return
     if kind == "text":
         assert samples.dtype == torch.int64
@@ -406,11 +410,12 @@ def test_embeddings_are_given_where_they_are_declared(name: str) -> None:
         with pytest.raises(NotImplementedError, match="declares no embeddings"):
             model.embed(["abc"])
         return
-    together = model.embed(["abc", "cab abc", "abc"])
+    one, other = prompts(model, 2)
+    together = model.embed([one, f"{other} {one}", one])
     assert together.dim() == 2
     assert together.isfinite().all()
     torch.testing.assert_close(together[0], together[2])
-    torch.testing.assert_close(together[1], model.embed(["cab abc"])[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(together[1], model.embed([f"{other} {one}"])[0], rtol=0, atol=1e-4)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
