@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Prompt, Request
+from models.family import Batch, Capabilities, Entry, Family, Losses, Prompt, Request
 from models.parts import bounds, words
 from models.parts.attention import EncoderLayer
+from models.parts.spaces import fingerprint
 from models.parts.tables import Table
 from models.ports import Port
 
@@ -176,8 +177,28 @@ class CLIP(Family):
 
     @property
     def outputs(self) -> Mapping[str, Port]:
-        """Return the embedding of what it is asked."""
-        return {"embedding": Port("embedding", (self.config.embedding,))}
+        """Return the embedding of what it is asked; its numbers are those of these weights alone."""
+        weights = fingerprint(*self.state_dict().values())
+        return {"embedding": Port("embedding", (self.config.embedding,), space=weights)}
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Return `text` and `pixels`, both to an embedding."""
+        c, outputs = self.config, self.outputs
+        facts = {"embedding": c.embedding, "clip": outputs["embedding"].space}
+        pixels = Port("pixels", (c.channels, c.image_size, c.image_size))
+        return {
+            "text": Entry({"text": Port("text")}, outputs, facts),
+            "pixels": Entry({"pixels": pixels}, outputs, facts),
+        }
+
+    def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
+        """Return the embeddings (B, E) of captions or of pictures."""
+        if entry == "text":
+            return self.of_text(given["tokens"])
+        if entry == "pixels":
+            return self.of_pixels(given["pixels"])
+        return super().enter(entry, given)
 
     @property
     def scale(self) -> Tensor:

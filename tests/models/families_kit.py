@@ -51,7 +51,7 @@ def counted(model: Family, batch: Mapping[str, Tensor], parts: int = 1) -> Famil
 
 def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
     """Return `count` rows with structure, unlike noise: stripes, tones, or what the model makes of patterned text."""
-    kind = made(model).kind
+    kind = "pixels" if hasattr(model.config, "image_size") else made(model).kind
     if kind == "text":
         rows = model.examples(records_for(model))
         index = torch.arange(count) % len(next(iter(rows.values())))
