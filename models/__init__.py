@@ -27,6 +27,8 @@ FAMILIES: Final[Mapping[str, str]] = {
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
     "pixelrnn": "models.autoregressive.pixelrnn:PixelRNN",
     "transformer": "models.language.transformer:Transformer",
+    "unclip-decoder": "models.text_to_image.unclip:Decoder",
+    "unclip-prior": "models.text_to_image.unclip:Prior",
     "vae": "models.variational.vae:VAE",
     "vqvae": "models.variational.vqvae:VQVAE",
     "wae": "models.variational.wae:WAE",

@@ -37,12 +37,7 @@ def declared(name: str) -> Declared:
         ('critic', 'generator')
     """
     module, _, attribute = target(name).partition(":")
-    spec = find_spec(module)
-    assert spec is not None
-    assert isinstance(spec.loader, InspectLoader)
-    tree = ast.parse(spec.loader.get_source(module) or "")
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    values = dict(_assigned(classes[attribute]))
+    values = dict(_assigned(_class(module, attribute)))
     config, presets = values["Config"], values["presets"]
     assert isinstance(config, ast.Name)
     assert isinstance(presets, ast.Dict)
@@ -53,11 +48,7 @@ def declared(name: str) -> Declared:
     }
     return Declared(
         presets=tuple(ast.literal_eval(key) for key in presets.keys if key),
-        settings=tuple(
-            node.target.id
-            for node in classes[config.id].body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        ),
+        settings=_settings(module, config.id),
         **plain,
     )
 
@@ -72,6 +63,37 @@ def of(cls: "type[Trainable]") -> Declared:
         measures=cls.measures,
         needs=cls.needs,
     )
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    spec = find_spec(module)
+    assert spec is not None
+    assert isinstance(spec.loader, InspectLoader)
+    return ast.parse(spec.loader.get_source(module) or "")
+
+
+def _class(module: str, name: str) -> ast.ClassDef:
+    """Return a class by the name that it has in a module, which may have it from another one."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and name in {one.name for one in node.names}:
+            return _class(node.module or "", name)
+    raise LookupError(f"{module} has no class {name}")
+
+
+def _settings(module: str, name: str) -> tuple[str, ...]:
+    """Return the fields of a dataclass in their order: those of a dataclass that it extends come first."""
+    node, found = _class(module, name), dict[str, None]()
+    if not any(isinstance(one, ast.Call) for one in node.decorator_list):  # it is no dataclass
+        return ()
+    for base in node.bases:
+        if isinstance(base, ast.Name):  # no `words.Captioned`, which has no fields of its own
+            found |= dict.fromkeys(_settings(module, base.id))
+    lines = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
+    found |= dict.fromkeys(line.id for line in lines if isinstance(line, ast.Name))
+    return tuple(found)
 
 
 def _assigned(node: ast.ClassDef) -> list[tuple[str, ast.expr]]:

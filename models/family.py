@@ -392,9 +392,10 @@ class Family(Trainable):
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Return the names of its options: guidance is by a text, and one token after the other has logprobs."""
+        """Return the names of its options: guidance is by what it reads, and one token after the other has logprobs."""
         able = self.capabilities
-        useless = {"guidance": able.condition == "none", "logprobs": not able.stepwise}
+        read = {port.kind for port in self.inputs.values()}
+        useless = {"guidance": not read & {"text", "embedding"}, "logprobs": not able.stepwise}
         return tuple(one.name for one in fields(self.Options) if not useless.get(one.name))
 
     def check(self, request: Request) -> None:
@@ -426,10 +427,9 @@ class Family(Trainable):
         if reads and not able.unprompted and not asked:
             raise ValueError("this model makes what a prompt asks for: give one prompt a seed")
         guidance = request.options.get("guidance")
-        if "guidance" in self.takes and not asked and guidance not in {None, 0, 1}:
-            raise ValueError(
-                f"guidance: there is no prompt to be guided by; leave it out, got {guidance}"
-            )
+        guided = asked or "embedding" in {port.kind for port in self.inputs.values()}
+        if "guidance" in self.takes and not guided and guidance not in {None, 0, 1}:
+            raise ValueError(f"guidance: there is no prompt; leave it out, got {guidance}")
 
     def _check_given(self, given: Mapping[str, Tensor]) -> None:
         ports = {name: port for name, port in self.inputs.items() if port.kind != "text"}

@@ -28,7 +28,7 @@ from models.ports import Port
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
-    **dict.fromkeys(("low_noise", "low_noise_sampling", "caption_drop", "eta"), (0, 1)),
+    **dict.fromkeys(("low_noise", "low_noise_sampling", "low_blur", "caption_drop", "eta"), (0, 1)),
     **dict.fromkeys(("low_gain", "data_std", "shift"), (0.01, 100)),
     **{
         "text_layers": (0, 64),
@@ -60,6 +60,7 @@ class DDPMConfig(Captioned):
     text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
     low_size: int | None = None  # side of the low-resolution picture that is upscaled
     low_noise: float = 0.05  # strongest noise in the low picture, in training
+    low_blur: float = 0.0  # share of the low pictures that are blurred, in training
     low_noise_sampling: float = 0.0  # noise to expect, and remove, in the low picture
     low_gain: float = 8.0  # the picture less the enlarged low one is learned, times this
 
@@ -103,6 +104,11 @@ class DDPMConfig(Captioned):
             )
         _check_sampling(self)
 
+    @property
+    def context_width(self) -> int:
+        """The width of what is read beside the picture; 0 where nothing is."""
+        return self.text_width if self.reads_text else 0
+
 
 def _check_sampling(c: DDPMConfig) -> None:
     allowed = ("euler", "dpmpp") if c.objective == "flow" else ("ddpm", "ddim", "dpmpp")
@@ -131,7 +137,7 @@ class Denoiser(nn.Module):
         pixels = config.channels * config.patch**2
         self.low_patch = max(1, (config.low_size or 0) * config.patch // config.image_size)
         low = config.channels * self.low_patch**2 if config.low_size else 0
-        context = config.text_width if config.reads_text else 0
+        context = config.context_width
         self.time1, self.time2 = nn.Linear(64, embedding), nn.Linear(embedding, embedding)
         self.level = nn.Linear(64, embedding) if low else None
         self.caption = nn.Linear(context, embedding) if context else None
@@ -259,7 +265,9 @@ class DDPM(Family):
         c = self.config
         if c.low_size is None:
             return picture, None
-        return super_resolution.training_pair(picture, c.low_size, c.low_noise, c.low_gain)
+        return super_resolution.training_pair(
+            picture, c.low_size, c.low_noise, c.low_gain, c.low_blur
+        )
 
     def _training_times(self, count: int, device: torch.device) -> Tensor:
         """Return (B, 3) random times 0..1000 with their alpha and sigma."""
@@ -269,11 +277,22 @@ class DDPM(Family):
         alpha_B = self.alpha_T[index_B].float()
         return torch.stack([index_B.float(), alpha_B, (1 - alpha_B.square()).sqrt()], 1)
 
+    @property
+    def null(self) -> Tensor | None:
+        """The context (1, T, D) of pictures of all captions; None where nothing is read."""
+        return None if self.text is None else self.text.null_1TD
+
     def _training_context(self, batch: Batch) -> Tensor | None:
         tokens_BT = self.tokens_of(batch)
         if self.text is None or tokens_BT is None:
             return None
         return self.text.training_context(tokens_BT, self.config.caption_drop)
+
+    def _sampling_context(self, request: Request, guidance: float) -> tuple[Tensor, Tensor]:
+        """Return the context (B, T, D) and the guidance scale (B,) of a request."""
+        assert self.text is not None
+        tokens_BT = self.encode(request.prompts) if request.prompts else None
+        return self.text.sampling_context(tokens_BT, len(request.seeds), guidance)
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -313,11 +332,8 @@ class DDPM(Family):
             "seed": torch.tensor(request.seeds, dtype=torch.long),
             "guidance": torch.ones(count),
         }
-        if self.text is not None:
-            tokens_BT = self.encode(request.prompts) if request.prompts else None
-            rows["context"], rows["guidance"] = self.text.sampling_context(
-                tokens_BT, count, guidance
-            )
+        if self.null is not None:
+            rows["context"], rows["guidance"] = self._sampling_context(request, guidance)
         if config.low_size is not None:
             rows["low"] = 2 * request.given["low"].to(device) - 1
             rows["enlarged"] = super_resolution.enlarged(rows["low"], side)
@@ -408,8 +424,7 @@ class DDPM(Family):
             found: Tensor = self.network(x_now, times, context, known, of_times)
             return found
 
-        null_1TD = None if self.text is None else self.text.null_1TD
-        return samplers.guided(predict, rows, live_B, null_1TD)
+        return samplers.guided(predict, rows, live_B, self.null)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models import trainable
 from models.family import Family, Record, Request
@@ -56,7 +57,9 @@ def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
         rows = model.examples(records_for(model))
         index = torch.arange(count) % len(next(iter(rows.values())))
         return {name: tensor[index] for name, tensor in rows.items()}
-    batch = {"pixels": stripes, "sound": tones, "codes": grids}[kind](model, count)
+    makers = {"pixels": stripes, "sound": tones, "codes": grids}
+    batch = makers[kind](model, count) if kind in makers else {}
+    batch |= embeddings(model, {**model.inputs, **model.outputs}, count)
     if model.capabilities.condition == "text":
         tokens = model.encode(prompts(model, count))
         assert tokens is not None
@@ -75,6 +78,18 @@ def grids(model: Family, count: int) -> dict[str, Tensor]:
     place_P = torch.arange(model.config.side**2)
     start_B1 = torch.arange(count)[:, None] % 4
     return {"codes": (place_P + start_B1) % model.config.codes}
+
+
+def embeddings(model: Family, ports: Mapping[str, Port], count: int) -> dict[str, Tensor]:
+    """Embeddings of length 1 that a model learns from or draws from: two of them, in turn."""
+    found = {}
+    for number, (name, port) in enumerate(ports.items()):
+        if port.kind == "embedding":
+            two = torch.randn(
+                2, model.config.embedding, generator=torch.Generator().manual_seed(number)
+            )
+            found[name] = F.normalize(two, dim=1).repeat(-(-count // 2), 1)[:count]
+    return found
 
 
 def stripes(model: Family, count: int) -> dict[str, Tensor]:
@@ -130,6 +145,7 @@ def request(model: Family, seeds: tuple[int, ...]) -> Request:
         seeds=seeds,
         prompts=() if able.chats else asked,
         dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
+        given=embeddings(model, model.inputs, len(seeds)),
         seconds=0.02 if able.modality == "audio" else None,
         temperature=1.0 if text else None,
         max_tokens=8 if text else None,

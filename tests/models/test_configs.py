@@ -133,6 +133,16 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"width": 16, "heads": 3}, "a multiple of heads 3, got 16"),
         ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1"),
     ),
+    "unclip-decoder": (
+        ({"image_size": 15}, "image_size must be a multiple of 4 .*got 15"),
+        ({"embedding_drop": 1.5}, "embedding_drop must be between 0 and 1, got 1.5"),
+        ({"embedding_tokens": 0}, "embedding_tokens must be between 1 and 4096, got 0"),
+    ),
+    "unclip-prior": (
+        ({"width": 30}, "width 30 must be divisible by heads, got 4"),
+        ({"candidates": 0}, "candidates must be between 1 and 64, got 0"),
+        ({"caption_drop": -1.0}, "caption_drop must be between 0 and 1, got -1.0"),
+    ),
     "vae": (
         (THREE_HALVINGS, "multiple of 8 for 3 convolutions, got 28"),
         ({"likelihood": "gaussian"}, "needs binarize 'none'"),

@@ -11,6 +11,7 @@ from models import FAMILIES, trainable
 from models.family import Family, Request
 from models.outline import outline
 from models.parts.rows import join
+from tests.models.families_kit import embeddings
 
 WORDS = ("red", "green")
 SMALL = {
@@ -68,17 +69,25 @@ def test_the_levels_that_a_sampler_visits_lie_within_those_trained(
     watch_levels(model, seen)
     with torch.no_grad():
         for _ in range(4):
-            model.train()({"pixels": torch.rand(1000, model.config.channels, 8, 8)})
+            pixels = torch.rand(1000, model.config.channels, 8, 8)
+            model.train()({"pixels": pixels, **embeddings(model, model.inputs, 1000)})
     trained = torch.cat(seen)
     low = {"low": torch.rand(1, model.config.channels, 4, 4)}
     for steps in (1, 2, 18, 300):
         seen.clear()
-        model.eval().sample(
-            Request(seeds=(0,), steps=steps, given=low if model.capabilities.upscales else None)
-        )
+        given = low if model.capabilities.upscales else embeddings(model, model.inputs, 1)
+        model.eval().sample(Request(seeds=(0,), steps=steps, given=given))
         visited = torch.cat(seen)
         assert (visited <= trained.amax(0) * (1 + 1e-5)).all()
         assert (visited >= trained.amin(0) * (1 - 1e-5)).all()
+
+
+def asked(model: Any, seeds: tuple[int, ...], said: str = "", **options: Any) -> Request:
+    """Return what is asked of a model; one that sees embeddings is guided by them where nothing is said, too."""
+    given = embeddings(model, model.inputs, len(seeds))
+    unguided = {"guidance": 0.0} if given and not said else {}
+    prompts = (said,) * len(seeds) if said else ()
+    return Request(seeds, prompts=prompts, given=given, options={**unguided, **options})
 
 
 def calls(model: Any) -> list[int]:
@@ -98,17 +107,15 @@ def test_guidance_costs_a_second_pass_only_where_it_moves_something(name: str) -
     model = reader(name)
     sizes = calls(model)
     for rows, least in ((1, 1), (2, 4), (4, 4), (5, 5)):
-        seeds, prompts = tuple(range(rows)), ("red",) * rows
+        seeds = tuple(range(rows))
         for guidance, expected in ((0.0, least), (1.0, least), (2.0, 2 * rows)):
             sizes.clear()
-            model.step(model.begin(Request(seeds, prompts=prompts, guidance=guidance)))
+            model.step(model.begin(asked(model, seeds, "red", guidance=guidance)))
             assert sizes == [expected], (rows, guidance)
         sizes.clear()
-        model.step(model.begin(Request(seeds)))
+        model.step(model.begin(asked(model, seeds)))
         assert sizes == [least]
-    both = [
-        model.begin(Request((1, 2), prompts=("red",) * 2, guidance=scale)) for scale in (1.0, 2.0)
-    ]
+    both = [model.begin(asked(model, (1, 2), "red", guidance=scale)) for scale in (1.0, 2.0)]
     sizes.clear()
     model.step(join(both))
     assert sizes == [8, 4]
@@ -118,11 +125,11 @@ def test_guidance_costs_a_second_pass_only_where_it_moves_something(name: str) -
 def test_guidance_0_is_no_caption_1_the_caption_and_more_goes_on_along_the_line(name: str) -> None:
     model = reader(name)
     begun = {
-        scale: model.begin(Request((1,), prompts=("red",), guidance=scale))
+        scale: model.begin(asked(model, (1,), "red", guidance=scale))
         for scale in (0.0, 1.0, 2.0, 3.0)
     }
     x0 = {scale: model.step(rows)["x0"] for scale, rows in begun.items()}
-    assert torch.equal(x0[0.0], model.step(model.begin(Request((1,))))["x0"])
+    assert torch.equal(x0[0.0], model.step(model.begin(asked(model, (1,))))["x0"])
     torch.testing.assert_close(x0[2.0] - x0[1.0], x0[1.0] - x0[0.0], rtol=0, atol=1e-5)
     torch.testing.assert_close(x0[3.0] - x0[2.0], x0[1.0] - x0[0.0], rtol=0, atol=1e-5)
     assert (x0[1.0] - x0[0.0]).abs().max() > 1e-4
@@ -132,9 +139,7 @@ def test_guidance_0_is_no_caption_1_the_caption_and_more_goes_on_along_the_line(
 def test_a_row_s_bits_do_not_depend_on_how_its_neighbours_are_guided(name: str) -> None:
     model = reader(name)
     scales = (1.0, 2.0, 0.0, 3.0)
-    apart = [
-        model.begin(Request((7,), prompts=("red",), steps=3, guidance=scale)) for scale in scales
-    ]
+    apart = [model.begin(asked(model, (7,), "red", steps=3, guidance=scale)) for scale in scales]
     alike = [join([one] * 4) for one in apart]
     for number, rows in enumerate((join(apart), *alike)):
         while not model.done(rows).all():

@@ -179,6 +179,7 @@ def test_a_seed_gives_its_sample_alone_or_in_a_batch(name: str) -> None:
             seeds=(seed,),
             prompts=asked.prompts[row : row + 1],
             dialogues=asked.dialogues[row : row + 1],
+            given={name: rows[row : row + 1] for name, rows in asked.given.items()},
         )
         alone, among = model.sample(one)[0], together[row]
         if model.capabilities.modality == "text":
@@ -289,7 +290,7 @@ def test_without_a_prompt_a_model_draws_of_all_captions_or_refuses(name: str) ->
         asked = dataclasses.replace(request(model, (1, 2)), prompts=(), dialogues=())
         if model.capabilities.unprompted:
             check_samples(model, model.sample(asked), 2)
-            if "guidance" in model.takes:
+            if "guidance" in model.takes and not asked.given:
                 with pytest.raises(ValueError, match=r"^guidance: there is no prompt"):
                     model.sample(dataclasses.replace(asked, options={"guidance": 2.0}))
         else:
