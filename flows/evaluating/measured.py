@@ -70,7 +70,7 @@ def measured(
                 found[f"{name}_sample_gap"] = few
         found |= {f"{name}_{one}": few for one in able.measures}
         if data["modality"] == "image":
-            found |= _of_pictures(name, able, data, judged)
+            found |= _of_pictures(name, able, data, judged=judged, prompted=prompted)
     if data["modality"] == "audio":
         found |= _heard(data, prompted)
     else:
@@ -94,11 +94,14 @@ def _few(data: Mapping[str, Any]) -> str:
     return f"{what}, and it needs {LEAST_HELD_OUT}" if rows < LEAST_HELD_OUT else ""
 
 
-def _of_pictures(name: str, able: Able, data: Mapping[str, Any], judged: bool) -> dict[str, str]:
+def _of_pictures(
+    name: str, able: Able, data: Mapping[str, Any], *, judged: bool, prompted: bool | None
+) -> dict[str, str]:
     found = {f"{name}_gain_db": ""} if able.upscales else {}
     if able.tokenizes:
-        why = "" if judged else "the recipe has no judge"
-        found[f"{name}_reconstruction_alignment"] = why or _unclassed(data)
+        why = ("" if judged else "the recipe has no judge") or _unclassed(data)
+        found[f"{name}_reconstruction_alignment"] = why
+        found[f"{name}_relative_alignment"] = why or _unprompted(prompted)
     return found
 
 

@@ -284,7 +284,8 @@ def _reconstruction(
 ) -> None:
     """Whether real pictures still show what their captions say once they have been codes, and nothing but codes.
 
-    What a stage that learns to write codes can reach at best. All attributes right, as the judge sees them.
+    What a stage that learns to write codes can reach at best. All attributes right, as the judge sees them. Of drawn
+    pictures also how much of that they reach; the interval is that of both at their far ends.
     """
     pixels = sized(model, evenly(test, min(len(test), MEASURED)))
     shown = [captions[len(test) * place // len(pixels)] for place in range(len(pixels))]
@@ -293,6 +294,17 @@ def _reconstruction(
         predicted = judge.predict(F.interpolate(back, size=test.shape[-2:], mode="area"))
     joint, _ = m.alignment(predicted, wanted_attributes(shown, facts["attributes"]))
     scores.mean(f"{stage}_reconstruction_alignment", joint, over=shown, keep=True)
+    best, drawn = (
+        scores.metrics[f"{stage}_reconstruction_alignment"],
+        scores.metrics.get("alignment"),
+    )
+    if drawn is not None and best.low > 0:
+        ratios = (
+            drawn.value / best.value,
+            drawn.low / best.high,
+            drawn.high / best.low,
+        )
+        scores.add(f"{stage}_relative_alignment", *ratios, drawn.count)
 
 
 def _upsampling(

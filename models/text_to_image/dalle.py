@@ -53,8 +53,8 @@ class DALLEOptions(Options):
 class DALLEConfig(Captioned):
     """Whose codes are learned, given what, and the network's sizes."""
 
-    codes: int = 64  # K, of the stage that made them, as are side and codebook
-    side: int = 4  # places a side of the grid
+    codes: int = 64  # K, of the stage that made them, as are places and codebook
+    places: int = 16  # P, of a square grid
     codebook: str = ""  # names what the codes stand for
     vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
     max_words: int = 8  # T
@@ -69,8 +69,10 @@ class DALLEConfig(Captioned):
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        sizes = ("side", "max_words", "width", "layers", "heads")
+        sizes = ("places", "max_words", "width", "layers", "heads")
         bounds.check(self, dict.fromkeys(sizes, bounds.SIZE))
+        if self.side**2 != self.places:
+            raise ValueError(f"places must be a square, as of a grid of 4 x 4, got {self.places}")
         bounds.within("codes", self.codes, (2, math.inf))
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
@@ -79,9 +81,9 @@ class DALLEConfig(Captioned):
         bounds.within("guidance", self.guidance, GUIDANCE)
 
     @property
-    def places(self) -> int:
-        """P: codes of a picture."""
-        return self.side**2
+    def side(self) -> int:
+        """Places a side of the grid."""
+        return math.isqrt(self.places)
 
     @property
     def words(self) -> int:
@@ -97,9 +99,12 @@ class DALLE(Family):
     presets: ClassVar[Mapping[str, DALLEConfig]] = {
         "tiny": DALLEConfig(codes=16, width=32, layers=2, heads=2),
         "base": DALLEConfig(),
-        "large": DALLEConfig(codes=8192, side=32, max_words=64, width=1024, layers=24, heads=16),
+        "large": DALLEConfig(
+            codes=8192, places=1024, max_words=64, width=1024, layers=24, heads=16
+        ),
     }
     measures: ClassVar[tuple[str, ...]] = ("relative_nats", "caption_nats")
+    needs: ClassVar[tuple[str, ...]] = ("codes",)
     config: DALLEConfig
 
     def __init__(self, config: DALLEConfig) -> None:

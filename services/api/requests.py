@@ -143,7 +143,7 @@ TOGETHER: Final[JsonSchemaValue] = {
 
 
 class ImageOrder(Order):
-    """A request for pictures, in OpenAI's words; `seed`, `steps` and `guidance` (or their longer names) are ours."""
+    """A request for pictures, in OpenAI's words; `seed`, `steps`, `guidance` and how values are drawn are ours."""
 
     model_config = ConfigDict(json_schema_extra=TOGETHER)
 
@@ -158,6 +158,9 @@ class ImageOrder(Order):
     num_inference_steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
     guidance: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None  # of codes' draws, as are these:
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
     # Taken and without effect: there is one quality, one background, one format, and no moderation.
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = (
@@ -185,6 +188,7 @@ class ImageOrder(Order):
         asked = {
             "steps": self.num_inference_steps if self.steps is None else self.steps,
             "guidance": self.guidance_scale if self.guidance is None else self.guidance,
+            **{name: getattr(self, name) for name in ("temperature", "top_k", "top_p")},
         }
         return {name: value for name, value in asked.items() if value is not None}
 

@@ -32,7 +32,7 @@ from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange
 
 MEANINGFUL: dict[Modality, tuple[str, ...]] = {
-    "image": ("steps", "guidance"),
+    "image": ("steps", "guidance", "temperature", "top_k", "top_p"),
     "audio": ("seconds", "temperature", "top_k", "top_p"),
     "text": ("max_tokens", "temperature", "top_k", "top_p"),
 }

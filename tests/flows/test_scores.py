@@ -244,6 +244,26 @@ def test_what_real_pictures_lose_by_becoming_codes_is_seen(lost: int, right: flo
     metric = found.metrics["vqvae_reconstruction_alignment"]
     assert metric.value == pytest.approx(right)
     assert metric.count == 500
+    assert "vqvae_relative_alignment" not in found.metrics, "nothing was drawn of a caption"
+
+
+def test_drawn_codes_are_measured_by_what_real_ones_show() -> None:
+    """Half of the drawn pictures are right where .7 of the real ones are: .71, its interval as wide as both."""
+    facts = {"attributes": {"digit": [str(digit) for digit in range(10)]}}
+    digits = torch.arange(10).repeat_interleave(100)
+    pixels = (digits / 10)[:, None, None, None].expand(-1, 1, 8, 8)
+    model = Levels(VQVAE.presets["tiny"])
+    model.lost = 7
+    found = scoring.Scores(Evaluation(bootstrap=200))
+    found.mean("alignment", torch.arange(400) % 2)
+    captions = [str(int(digit)) for digit in digits]
+    judge = Reader(AttributeJudge.presets["tiny"])
+    pictures._reconstruction(found, judge, model, "vqvae", pixels, captions, facts)
+    real, share = (
+        found.metrics[f"vqvae_{one}_alignment"] for one in ("reconstruction", "relative")
+    )
+    assert share.value == pytest.approx(0.5 / 0.7)
+    assert share.low < 0.45 / real.value < share.value < 0.55 / real.value < share.high
 
 
 def test_a_judge_is_rated_on_held_out_pictures_of_its_own_size(tmp_path: Path) -> None:

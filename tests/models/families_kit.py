@@ -75,7 +75,7 @@ def made(model: Family) -> Port:
 
 def grids(model: Family, count: int) -> dict[str, Tensor]:
     """Codes that count up by one a place, from another one in each of four grids."""
-    place_P = torch.arange(model.config.side**2)
+    place_P = torch.arange(model.config.places)
     start_B1 = torch.arange(count)[:, None] % 4
     return {"codes": (place_P + start_B1) % model.config.codes}
 

@@ -42,7 +42,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
     ),
     "dalle": (
         ({"codes": 1}, "codes must be at least 2, got 1"),
-        ({"side": 0}, "side must be at least 1, got 0"),
+        ({"places": 12}, "places must be a square, as of a grid of 4 x 4, got 12"),
         ({"width": 100, "heads": 3}, "width 100 must be divisible by heads, got 3"),
         ({"text_share": 1.0}, r"text_share must be in \[0, 1\), got 1.0"),
         ({"caption_drop": 1.5}, "caption_drop must be between 0 and 1, got 1.5"),

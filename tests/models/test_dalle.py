@@ -13,8 +13,9 @@ from torch import Tensor
 
 from models.family import Request
 from models.parts.rows import join, take
-from models.ports import Misfit, Node, Port, check
+from models.ports import Misfit, Node, check
 from models.text_to_image.dalle import DALLE
+from models.variational.vqvae import VQVAE
 from tests.models.naive_kit import sample_naively
 
 WORDS: Final = ("blue", "dot", "red", "square")
@@ -58,7 +59,7 @@ def test_a_code_hears_of_the_caption_and_of_the_codes_before_it_alone(cut: int, 
 
 def test_the_probabilities_of_all_codes_sum_to_one_and_so_do_those_of_all_captions() -> None:
     """16 grids of four bits, and 27 captions of three places: two words or the padding of the place."""
-    model = dalle(codes=2, side=2, vocabulary=("a", "b"))
+    model = dalle(codes=2, places=4, vocabulary=("a", "b"))
     grids = torch.tensor(list(itertools.product(range(2), repeat=4)))
     captions = torch.tensor(list(itertools.product(range(3), repeat=3)))
     with torch.no_grad():
@@ -176,7 +177,7 @@ def test_the_likeliest_codes_are_those_of_temperature_zero_and_of_the_one_likeli
 def learned(*, shuffled: bool) -> dict[str, float]:
     """Return what a model measures that has learned four pictures, each of its caption or each of all four."""
     torch.manual_seed(0)
-    model = dalle(scale=1, side=2, codes=8, caption_drop=0.5)
+    model = dalle(scale=1, places=4, codes=8, caption_drop=0.5)
     words, _ = some(model, 16)
     codes = torch.arange(4)[:, None] + torch.tensor([0, 2, 1, 3])
     batch = {"tokens": words, "codes": codes[torch.arange(16) % 4]}
@@ -210,22 +211,34 @@ def test_a_prior_without_captions_draws_grids_and_is_not_guided() -> None:
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def vqvae(seed: int) -> VQVAE:
+    torch.manual_seed(seed)
+    return VQVAE(VQVAE.presets["tiny"]).eval()
+
+
+def graph(prior: DALLE, stage: VQVAE) -> dict[str, Node]:
+    """A prior whose codes a stage paints."""
+    decode = stage.entries["decode"]
+    return {
+        "prior": Node(prior.inputs, prior.outputs, {"text": "request.text"}),
+        "vqvae/decode": Node(decode.inputs, decode.outputs, {"codes": "prior.codes"}),
+    }
+
+
 def test_codes_of_another_codebook_are_refused_by_name() -> None:
-    prior = dalle(codebook="0a1b2c3d4e5f")
-    picture = Port("pixels", (3, 8, 8))
-
-    def graph(codebook: str) -> dict[str, Node]:
-        decoder = Node(
-            {"codes": Port("codes", (16,), codebook)}, {"pixels": picture}, {"codes": "prior.codes"}
-        )
-        return {
-            "prior": Node(prior.inputs, prior.outputs, {"text": "request.text"}),
-            "decoder": decoder,
-        }
-
-    assert check(graph("0a1b2c3d4e5f"), "decoder.pixels").keys() == {"text"}
-    with pytest.raises(
-        Misfit,
-        match=r"decoder takes codes 16 of ffffffffffff as codes, but prior.codes is codes 16 of 0a1b2c3d4e5f",
-    ):
-        check(graph("ffffffffffff"), "decoder.pixels")
+    """One of the same sizes, trained from another seed; forced upon it, the codes are other pictures."""
+    own, other = vqvae(seed=0), vqvae(seed=1)
+    facts = own.entries["encode"].facts
+    prior = dalle(**facts)
+    assert (prior.config.codes, prior.config.places) == (16, 16)
+    assert check(graph(prior, own), "vqvae/decode.pixels").keys() == {"text"}
+    theirs = other.entries["encode"].facts["codebook"]
+    message = (
+        f"vqvae/decode takes codes 16 of {theirs} as codes,"
+        f" but prior.codes is codes 16 of {facts['codebook']}"
+    )
+    with pytest.raises(Misfit, match=message):
+        check(graph(prior, other), "vqvae/decode.pixels")
+    codes = prior.sample(requests())
+    pictures = [stage.enter("decode", {"codes": codes}) for stage in (own, other)]
+    assert (pictures[0] - pictures[1]).abs().mean() > 1e-3
