@@ -20,6 +20,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "gan": "models.adversarial.gan:GAN",
     "gpt": "models.language.gpt:GPT",
     "kl-autoencoder": "models.variational.kl_autoencoder:KLAutoencoder",
+    "latent-diffusion": "models.text_to_image.latent:LatentDiffusion",
     "lda": "models.classical.lda:LDA",
     "made": "models.autoregressive.made:MADE",
     "nade": "models.autoregressive.nade:NADE",

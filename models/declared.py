@@ -37,7 +37,7 @@ def declared(name: str) -> Declared:
         ('critic', 'generator')
     """
     module, _, attribute = target(name).partition(":")
-    values = dict(_assigned(_class(module, attribute)))
+    values = dict(_assigned(_class(module, attribute)[1]))
     config, presets = values["Config"], values["presets"]
     assert isinstance(config, ast.Name)
     assert isinstance(presets, ast.Dict)
@@ -73,11 +73,11 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(spec.loader.get_source(module) or "")
 
 
-def _class(module: str, name: str) -> ast.ClassDef:
-    """Return a class by the name that it has in a module, which may have it from another one."""
+def _class(module: str, name: str) -> tuple[str, ast.ClassDef]:
+    """Return a class by the name that it has in a module, behind the one that it is defined in."""
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return node
+            return module, node
         if isinstance(node, ast.ImportFrom) and name in {one.name for one in node.names}:
             return _class(node.module or "", name)
     raise LookupError(f"{module} has no class {name}")
@@ -85,7 +85,8 @@ def _class(module: str, name: str) -> ast.ClassDef:
 
 def _settings(module: str, name: str) -> tuple[str, ...]:
     """Return the fields of a dataclass in their order: those of a dataclass that it extends come first."""
-    node, found = _class(module, name), dict[str, None]()
+    found = dict[str, None]()
+    module, node = _class(module, name)
     if not any(isinstance(one, ast.Call) for one in node.decorator_list):  # it is no dataclass
         return ()
     for base in node.bases:

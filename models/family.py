@@ -396,6 +396,7 @@ class Family(Trainable):
         able = self.capabilities
         read = {port.kind for port in self.inputs.values()}
         useless = {"guidance": not read & {"text", "embedding"}, "logprobs": not able.stepwise}
+        useless["negative_prompt"] = "text" not in read
         return tuple(one.name for one in fields(self.Options) if not useless.get(one.name))
 
     def check(self, request: Request) -> None:

@@ -2,15 +2,15 @@
 
 `DDPM.forward` is the paper's Algorithm 1 (training), `begin` and `step` are its Algorithm 2 (sampling). Beside it stand
 what the network predicts (objectives.py), when (schedules.py; flow.py: rectified flow, the default), from what else
-(super_resolution.py), other samplers than Ho's (samplers.py) and the network's blocks (unet.py). Guidance: Ho &
-Salimans 2022 (arXiv:2207.12598).
+(super_resolution.py), other samplers than Ho's (samplers.py) and the network: a U-Net (unet.py) or a transformer
+(dit.py). Guidance: Ho & Salimans 2022 (arXiv:2207.12598). Of latents in place of pixels: text_to_image/latent.py.
 
 Shape letters: B rows, C channels, H and W pixels, T words, D text width, E embedding width, S
 sampler steps. Pixels are [0, 1] outside and [-1, 1] inside; networks are told times 0..1000.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.diffusion import flow, objectives, samplers, schedules, super_resolution
+from models.diffusion.dit import DiT
 from models.diffusion.super_resolution import Low
 from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
 from models.family import Batch, Capabilities, DiffusionOptions, Family, Losses, Request, Rows
@@ -47,6 +48,8 @@ class DDPMOptions(DiffusionOptions):
     strength: float | None = None
     """Of a change to a picture: the share of the steps that are taken, from the picture with as much noise as belongs
     there (SDEdit, Meng et al. 2022, arXiv:2108.01073). 1, from noise alone, is what happens where it is not said."""
+    negative_prompt: str | None = None
+    """What guidance leads away from, in place of what is drawn without a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +81,10 @@ class DDPMConfig(Captioned):
     steps: int = 12
     guidance: float = 3.0
 
+    backbone: Literal["unet", "dit"] = "unet"  # dit: a transformer, of one width
     patch: int = 2  # the network sees patch x patch pixels as channels
     widths: tuple[int, ...] = (64, 96)  # by resolution, halving from image_size / patch
-    blocks: int = 1  # residual blocks a resolution, on the way down and on the way up
+    blocks: int = 1  # unet: residual blocks a resolution, down and up again; dit: in all
     attention: int = 1  # resolutions with attention, counted from the lowest
     heads: int = 4
     dropout: float = 0.0  # of the residual blocks; the paper: .1 for CIFAR-10 (appendix B)
@@ -91,13 +95,18 @@ class DDPMConfig(Captioned):
         """Refuse what would fail late."""
         bounds.check(self, BOUNDS)
         check_sizes(
-            image_size=self.image_size,
+            image_size=self.shape[1],
             patch=self.patch,
             widths=self.widths,
             attention=self.attention,
             heads=self.heads,
             context=self.text_width,
         )
+        if self.backbone == "dit" and (len(self.widths), self.attention) != (1, 1):
+            raise ValueError(
+                "backbone 'dit' has one width, with attention, got"
+                f" widths {self.widths} and attention {self.attention}"
+            )
         if self.low_size is not None and (self.low_size < 1 or self.image_size % self.low_size):
             raise ValueError(
                 f"low_size must divide image_size {self.image_size}, got {self.low_size}"
@@ -108,6 +117,11 @@ class DDPMConfig(Captioned):
     def context_width(self) -> int:
         """The width of what is read beside the picture; 0 where nothing is."""
         return self.text_width if self.reads_text else 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What is drawn, (C, H, W)."""
+        return self.channels, self.image_size, self.image_size
 
 
 def _check_sampling(c: DDPMConfig) -> None:
@@ -134,24 +148,22 @@ class Denoiser(nn.Module):
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__()
         self.config, embedding = config, 2 * config.widths[0]
-        pixels = config.channels * config.patch**2
+        pixels = config.shape[0] * config.patch**2
         self.low_patch = max(1, (config.low_size or 0) * config.patch // config.image_size)
         low = config.channels * self.low_patch**2 if config.low_size else 0
         context = config.context_width
         self.time1, self.time2 = nn.Linear(64, embedding), nn.Linear(embedding, embedding)
         self.level = nn.Linear(64, embedding) if low else None
         self.caption = nn.Linear(context, embedding) if context else None
-        self.unet = UNet(
-            inputs=pixels + low,
-            outputs=pixels,
-            widths=config.widths,
-            blocks=config.blocks,
-            attention=config.attention,
-            heads=config.heads,
-            embedding=embedding,
-            context=context,
-            dropout=config.dropout,
-        )
+        sizes = {"inputs": pixels + low, "outputs": pixels, "blocks": config.blocks}
+        sizes |= {"heads": config.heads, "embedding": embedding, "context": context}
+        self.unet: UNet | DiT
+        if config.backbone == "unet":
+            layers = {"attention": config.attention, **sizes}
+            self.unet = UNet(widths=config.widths, dropout=config.dropout, **layers)
+        else:
+            places = {"width": config.widths[0], "side": config.shape[1] // config.patch, **sizes}
+            self.unet = DiT(dropout=config.dropout, **places)
 
     def forward(
         self,
@@ -205,6 +217,7 @@ class DDPM(Family):
             image_size=64, widths=(192, 384, 512), blocks=3, heads=8, text_width=512, text_layers=4
         ),
     }
+    learns: ClassVar[str] = "pixels"  # what of a batch
     config: DDPMConfig
 
     def __init__(self, config: DDPMConfig) -> None:
@@ -251,7 +264,7 @@ class DDPM(Family):
         With `objective` "eps" the target is the noise, as in the paper. The loop around it, and the gradient step of
         line 5, are the trainer's.
         """
-        x0, low = self._training_pair(2 * batch["pixels"] - 1)  # line 2: x0 ~ q(x0)
+        x0, low = self._training_pair(self._inside(batch[self.learns]))  # line 2: x0 ~ q(x0)
         times_B3 = self._training_times(len(x0), x0.device)  # line 3: t ~ Uniform({1, ..., T})
         alpha, sigma = _columns(times_B3[:, 1:])
         eps = torch.randn_like(x0)  # line 4: eps ~ N(0, I)
@@ -294,6 +307,22 @@ class DDPM(Family):
         tokens_BT = self.encode(request.prompts) if request.prompts else None
         return self.text.sampling_context(tokens_BT, len(request.seeds), guidance)
 
+    def _without(self, request: Request, guidance: float) -> Tensor:
+        """Return the context (B, T, D) that guidance leads away from: the negative prompt's, or of all captions."""
+        assert self.null is not None
+        count, negative = len(request.seeds), request.options.get("negative_prompt")
+        if negative is None:
+            return self.null.expand(count, -1, -1)
+        if not request.prompts or guidance in {0, 1}:
+            raise ValueError(
+                "negative_prompt: guidance leads away from it, and there is none;"
+                f" leave it out or give a prompt and a guidance above 1, got {negative[:40]!r}"
+            )
+        try:
+            return self._sampling_context(replace(request, prompts=(negative,) * count), 1)[0]
+        except ValueError as error:
+            raise ValueError(f"negative_prompt: {error}") from None
+
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
@@ -318,8 +347,8 @@ class DDPM(Family):
         guidance = request.options.get("guidance", config.guidance)
         bounds.within("steps", steps, BOUNDS["steps"])
         bounds.within("guidance", guidance, BOUNDS["guidance"])
-        side, device = config.image_size, next(self.parameters()).device
-        blank = torch.zeros(count, config.channels, side, side, device=device)
+        device = next(self.parameters()).device
+        blank = torch.zeros(count, *config.shape, device=device)
         table_S7 = self._table(steps)
         of_times_SK = self.network.of_times(table_S7[:, :3].to(device))
         rows: Rows = {
@@ -334,9 +363,10 @@ class DDPM(Family):
         }
         if self.null is not None:
             rows["context"], rows["guidance"] = self._sampling_context(request, guidance)
+            rows["without"] = self._without(request, guidance)
         if config.low_size is not None:
-            rows["low"] = 2 * request.given["low"].to(device) - 1
-            rows["enlarged"] = super_resolution.enlarged(rows["low"], side)
+            rows["low"] = self._inside(request.given["low"].to(device))
+            rows["enlarged"] = super_resolution.enlarged(rows["low"], config.image_size)
         return self._beside(request, rows)
 
     def _beside(self, request: Request, rows: Rows) -> Rows:
@@ -349,8 +379,8 @@ class DDPM(Family):
         if not request.given.keys() >= {"image", "mask"}:
             raise ValueError("image: a picture is changed where a mask says so: give both")
         device = rows["x"].device
-        rows["known"] = 2 * request.given["image"].to(device) - 1
-        rows["kept"] = 1 - request.given["mask"].to(device)
+        rows["known"] = self._inside(request.given["image"].to(device))
+        rows["kept"] = 1 - self._open(request.given["mask"].to(device))
         if strength is not None:
             bounds.within("strength", strength, (0, 1))
             steps = int(rows["count"][0])
@@ -364,8 +394,7 @@ class DDPM(Family):
     def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:
         """Return noise (B, C, H, W); stages of a cascade share a request's seeds, but no noise."""
         c = self.config
-        shape = (c.channels, c.image_size, c.image_size)
-        return normals(seeds, shape, device, stage=c.low_size or 0, draws=draws)
+        return normals(seeds, c.shape, device, stage=c.low_size or 0, draws=draws)
 
     def _table(self, steps: int) -> Tensor:
         c = self.config
@@ -424,15 +453,15 @@ class DDPM(Family):
             found: Tensor = self.network(x_now, times, context, known, of_times)
             return found
 
-        return samplers.guided(predict, rows, live_B, self.null)
+        return samplers.guided(predict, rows, live_B)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""
-        return (self._picture(rows["x0"], rows) + 1) / 2
+        return self._outside(self._picture(rows["x0"], rows))
 
     def finish(self, rows: Rows) -> Tensor:
         """Return the samples (B, C, H, W) in [0, 1] of rows that are done."""
-        return (self._picture(rows["x"], rows) + 1) / 2
+        return self._outside(self._picture(rows["x"], rows))
 
     def _picture(self, x: Tensor, rows: Rows) -> Tensor:
         """Return the pictures in [-1, 1] that x stands for, clipped; what is known of them replaces it.
@@ -442,7 +471,7 @@ class DDPM(Family):
         """
         if "enlarged" in rows:
             x = super_resolution.restored(x, rows["enlarged"], self.config.low_gain)
-        x = x.clamp(-1, 1)
+        x = self._clipped(x)
         if "kept" in rows:  # of rows in the same batch that know nothing it is 0
             x = rows["kept"] * rows["known"] + (1 - rows["kept"]) * x
         return x
@@ -452,6 +481,22 @@ class DDPM(Family):
         if "enlarged" in rows:
             return super_resolution.residual(picture, rows["enlarged"], self.config.low_gain)
         return picture
+
+    def _inside(self, picture: Tensor) -> Tensor:
+        """Return pictures of [0, 1] in [-1, 1]."""
+        return 2 * picture - 1
+
+    def _outside(self, picture: Tensor) -> Tensor:
+        """Return pictures of [-1, 1] in [0, 1]."""
+        return (picture + 1) / 2
+
+    def _clipped(self, picture: Tensor) -> Tensor:
+        """Return what of a picture can be."""
+        return picture.clamp(-1, 1)
+
+    def _open(self, mask: Tensor) -> Tensor:
+        """Return where a mask leaves x open."""
+        return mask
 
 
 def _columns(values_BK: Tensor) -> tuple[Tensor, ...]:

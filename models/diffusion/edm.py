@@ -274,6 +274,7 @@ class EDM(Family):
             rows["context"], rows["guidance"] = self.text.sampling_context(
                 tokens_BT, count, guidance
             )
+            rows["without"] = self.text.null_1TD.expand(count, -1, -1)
         return rows
 
     def steps_of(self, request: Request) -> int:
@@ -307,8 +308,7 @@ class EDM(Family):
             found: Tensor = self.network(rows["x"].repeat(n, 1, 1, 1), sigma_B.repeat(n), context)
             return found
 
-        null_1TD = None if self.text is None else self.text.null_1TD
-        return samplers.guided(predict, rows, live_B, null_1TD)
+        return samplers.guided(predict, rows, live_B)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""

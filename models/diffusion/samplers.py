@@ -102,7 +102,6 @@ def guided(
     predict: Callable[[Tensor | None, int], Tensor],
     rows: Rows,
     live_B: Tensor,
-    null_1TD: Tensor | None,
 ) -> Tensor:
     """Return predictions with classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
 
@@ -111,7 +110,7 @@ def guided(
     bits, does not depend on its neighbours. A call that no row under way needs is not made. Two or three rows at scale
     1 are called twice over, so that they may be padded to no more than guided ones.
     """
-    if null_1TD is None:
+    if "context" not in rows:
         return predict(None, 1)
     context_BTD, scale_B = rows["context"], rows["guidance"]
     count = len(context_BTD)
@@ -125,7 +124,7 @@ def guided(
 
     if all(scale == 1 for scale in under_way):
         return alone()
-    both = predict(torch.cat([context_BTD, null_1TD.expand(count, -1, -1)]), 2)
+    both = predict(torch.cat([context_BTD, rows["without"]]), 2)
     given, without = both.chunk(2)
     scale = scale_B.to(given.device, non_blocking=True)[:, None, None, None]
     moved = without + scale * (given - without)

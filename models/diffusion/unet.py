@@ -61,14 +61,21 @@ class Attention(nn.Module):
 
     def forward(self, x_BNW: Tensor, context_BTD: Tensor | None = None) -> Tensor:
         """Return the tokens (B, N, W) with what they read added."""
-        query, key, value = self.qkv(self.norm(x_BNW)).chunk(3, dim=-1)
-        if self.context is not None and context_BTD is not None:
-            more_key, more_value = self.context(context_BTD).chunk(2, dim=-1)
-            key, value = torch.cat([key, more_key], 1), torch.cat([value, more_value], 1)
-        split = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
-        out: Tensor = x_BNW + self.out(mixed)
+        words = None if self.context is None or context_BTD is None else self.context(context_BTD)
+        out: Tensor = x_BNW + self.out(attended(self.qkv(self.norm(x_BNW)), words, self.heads))
         return out
+
+
+def attended(qkv_BN3W: Tensor, words_BT2W: Tensor | None, heads: int) -> Tensor:
+    """Return what tokens read in one another and in words (B, N, W), from queries, keys and values side by side."""
+    query, key, value = qkv_BN3W.chunk(3, dim=-1)
+    if words_BT2W is not None:
+        more_key, more_value = words_BT2W.chunk(2, dim=-1)
+        key, value = torch.cat([key, more_key], 1), torch.cat([value, more_value], 1)
+    query, key, value = (
+        each.reshape(*each.shape[:2], heads, -1).transpose(1, 2) for each in (query, key, value)
+    )
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class TextEncoder(nn.Module):

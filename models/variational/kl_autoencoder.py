@@ -16,17 +16,19 @@ Shape letters: B pictures, C channels, H and W pixels, Z channels and h and w pl
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Entry, Family, Losses, Request
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder, halving
 from models.parts.noise import normals
+from models.parts.spaces import fingerprint
+from models.ports import Port
 
 FOLLOWING: Final = 0.99  # decay of the latents' moments, a step
 LOG_VARIANCE: Final = (-30.0, 20.0)  # where a posterior's is held, as in the authors' code
@@ -158,6 +160,42 @@ class KLAutoencoder(Family):
         """
         self.check(request)
         return self.decode(normals(request.seeds, self.config.latent_shape, self.scale.device))
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Return `encode`, pixels to latents, and `decode`, latents to pixels; latents are of these weights alone.
+
+        With a picture and a mask `decode` keeps that picture, bit by bit, where the mask is not 1.
+        """
+        c = self.config
+        weights = *self.encoder.parameters(), *self.decoder.parameters(), self.scale
+        space = fingerprint(*weights)
+        pixels = Port("pixels", (c.channels, c.image_size, c.image_size))
+        kept = {
+            "image": replace(pixels, optional=True),
+            "mask": Port("mask", (1, c.image_size, c.image_size), optional=True),
+        }
+        latent = {"latent": Port("latent", c.latent_shape, space)}
+        facts = {
+            "latent_shape": c.latent_shape,
+            "autoencoder": space,
+            "image_size": c.image_size,
+        }
+        return {
+            "encode": Entry({"pixels": pixels}, latent, facts),
+            "decode": Entry({**latent, **kept}, {"pixels": pixels}),
+        }
+
+    def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
+        """Return the latents (B, Z, h, w) of pixels, or the pictures (B, C, H, W) of latents."""
+        if entry == "encode":
+            return self.latents(given["pixels"])
+        if entry != "decode":
+            return super().enter(entry, given)
+        drawn = self.decode(given["latent"])
+        if not given.keys() >= {"image", "mask"}:
+            return drawn
+        return torch.where(given["mask"] > 0, drawn, given["image"])
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:

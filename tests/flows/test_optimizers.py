@@ -27,6 +27,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "edm": {"text.words.weight", "text.places", "text.null_1TD"},
     "gan": {"critic.words.weight", "generator.words.weight"},
     "gpt": {"tokens.weight", "places.weight"},
+    "latent-diffusion": {"text.words.weight", "text.places", "text.null_1TD"},
     "transformer": {"embedding.weight"},
     "wavenet": {"one_hot.weight"},
 }

@@ -52,12 +52,14 @@ def counted(model: Family, batch: Mapping[str, Tensor], parts: int = 1) -> Famil
 
 def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
     """Return `count` rows with structure, unlike noise: stripes, tones, or what the model makes of patterned text."""
-    kind = "pixels" if hasattr(model.config, "image_size") else made(model).kind
+    kind = made(model).kind
+    if kind == "embedding" and hasattr(model.config, "image_size"):
+        kind = "pixels"  # whose embedding it is
     if kind == "text":
         rows = model.examples(records_for(model))
         index = torch.arange(count) % len(next(iter(rows.values())))
         return {name: tensor[index] for name, tensor in rows.items()}
-    makers = {"pixels": stripes, "sound": tones, "codes": grids}
+    makers = {"pixels": stripes, "sound": tones, "codes": grids, "latent": ridges}
     batch = makers[kind](model, count) if kind in makers else {}
     batch |= embeddings(model, {**model.inputs, **model.outputs}, count)
     if model.capabilities.condition == "text":
@@ -90,6 +92,14 @@ def embeddings(model: Family, ports: Mapping[str, Port], count: int) -> dict[str
             )
             found[name] = F.normalize(two, dim=1).repeat(-(-count // 2), 1)[:count]
     return found
+
+
+def ridges(model: Family, count: int) -> dict[str, Tensor]:
+    """Rows of 1 and -1 in every channel, shifted by one in every other grid of latents."""
+    (shape,) = (port.shape for port in model.outputs.values())
+    places = torch.arange(shape[1] or 0)
+    rows = 1 - 2 * ((places + torch.arange(count)[:, None]) % 2).float()
+    return {"latent": rows[:, None, :, None].expand(count, *shape).contiguous()}  # type: ignore[arg-type]
 
 
 def stripes(model: Family, count: int) -> dict[str, Tensor]:

@@ -107,6 +107,13 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"latent": 0}, "latent must be at least 1, got 0"),
         ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
     ),
+    "latent-diffusion": (
+        ({"latent_shape": (4, 8, 6)}, "must have equal sides, got "),
+        ({"latent_shape": (0, 8, 8)}, "latent_shape's channels must be at least 1, got 0"),
+        ({"latent_shape": (4, 5, 5)}, "image_size must be a multiple of 2 .*got 5"),
+        ({"low_size": 16}, "low_size belongs to pixels, .* got 16"),
+        ({"backbone": "dit"}, r"one width, with attention, got widths \(64, 96\) and attention 1"),
+    ),
     "made": (
         ({"image_size": 1}, "at least 2 bits, got 1"),
         ({"hidden": (8, 0)}, r"each of hidden must be at least 1, got \(8, 0\)"),

@@ -204,6 +204,42 @@ def test_a_request_out_of_range_is_refused() -> None:
         upscaler.begin(Request(seeds=(1,), given={"low": torch.rand(1, 3, 8, 8)}))
 
 
+def test_guidance_leads_from_the_negative_prompt_to_the_prompt_and_beyond() -> None:
+    """In place of the prediction without a prompt (Ho & Salimans' eq. 6 with another condition)."""
+    made = painter()
+
+    def first(said: str, **asked: object) -> torch.Tensor:
+        return made.step(made.begin(Request(seeds=(1,), prompts=(said,), **asked)))["x0"]
+
+    here, there = (first(said, guidance=1.0) for said in ("a dark picture", "a bright picture"))
+    inside = (here.abs() < 1) & (there.abs() < 1)  # what is not clipped is linear
+    both = first("a bright picture", guidance=1.5, negative_prompt="a dark picture")
+    wanted = here + 1.5 * (there - here)
+    inside &= wanted.abs() < 1
+    assert inside.float().mean() > 0.5
+    torch.testing.assert_close(both[inside], wanted[inside], rtol=0, atol=1e-4)
+    plain = first("a bright picture", guidance=1.5)
+    assert (both - plain).abs().max() > 1e-3
+
+
+def test_a_negative_prompt_that_would_change_nothing_is_refused_and_so_is_what_it_cannot_read() -> (
+    None
+):
+    made = painter()
+    told = {"seeds": (1,), "negative_prompt": "red"}
+    for asked in (
+        {"prompts": ("red",), "guidance": 1.0},
+        {"prompts": ("red",), "guidance": 0.0},
+        {},
+    ):
+        with pytest.raises(ValueError, match=r"^negative_prompt: guidance leads away from it"):
+            made.begin(Request(**told, **asked))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^negative_prompt: unknown word 'four'"):
+        made.begin(Request(seeds=(1,), prompts=("red",), negative_prompt="four"))
+    with pytest.raises(ValueError, match=r"^negative_prompt: this model has none; leave it out"):
+        model().begin(Request(seeds=(1,), negative_prompt="red"))
+
+
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**63 - 1), fill=st.floats(0, 1))
 def test_an_untrained_upscaler_starts_from_the_enlarged_picture(seed: int, fill: float) -> None:

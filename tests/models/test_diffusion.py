@@ -11,12 +11,12 @@ from models import FAMILIES, trainable
 from models.family import Family, Request
 from models.outline import outline
 from models.parts.rows import join
-from tests.models.families_kit import embeddings
+from tests.models.families_kit import batch_of, embeddings
 
 WORDS = ("red", "green")
 SMALL = {
     **{"image_size": 8, "widths": (8,), "heads": 1, "blocks": 1, "attention": 0},
-    **{"text_width": 8, "text_layers": 0},
+    **{"text_width": 8, "text_layers": 0, "backbone": "unet", "latent_shape": (4, 8, 8)},
 }
 
 
@@ -32,6 +32,7 @@ DDPMS: list[tuple[str, dict[str, Any]]] = [
     ("ddpm", {"objective": "eps", "sampler": "ddpm", "schedule": "linear"}),
     ("ddpm", {"objective": "v", "sampler": "ddim", "zero_terminal_snr": True}),
     ("ddpm", {"shift": 3.0, "sampler": "dpmpp"}),
+    ("latent-diffusion", {"objective": "v", "sampler": "ddim"}),
 ]
 CONFIGS = [
     *((name, dataclasses.asdict(trainable(name).presets[preset])) for name, preset in PRESETS),
@@ -41,7 +42,8 @@ CONFIGS = [
 
 def painter(name: str, config: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    small = {**SMALL, "low_size": 4} if config.get("low_size") else SMALL
+    small = {key: value for key, value in SMALL.items() if key in config}
+    small |= {"low_size": 4} if config.get("low_size") else {}
     model = trainable(name)(trainable(name).Config(**{**config, **small}))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,8 +71,7 @@ def test_the_levels_that_a_sampler_visits_lie_within_those_trained(
     watch_levels(model, seen)
     with torch.no_grad():
         for _ in range(4):
-            pixels = torch.rand(1000, model.config.channels, 8, 8)
-            model.train()({"pixels": pixels, **embeddings(model, model.inputs, 1000)})
+            model.train()(batch_of(model, 1000))
     trained = torch.cat(seen)
     low = {"low": torch.rand(1, model.config.channels, 4, 4)}
     for steps in (1, 2, 18, 300):

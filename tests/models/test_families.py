@@ -128,7 +128,7 @@ def test_sums_are_the_same_in_one_batch_or_in_many(name: str, parts: int) -> Non
 
 
 def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
-    """Check that samples are pictures, codes of some, sound, text or embeddings, as the contract has it."""
+    """Check that samples are pictures, codes, latents or embeddings of some, sound or text, as the contract has it."""
     config, kind = model.config, made(model).kind
     assert len(samples) == count
     if kind == "codes":
@@ -136,7 +136,7 @@ def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
         assert samples.shape[1:] == made(model).shape
         assert 0 <= samples.min() <= samples.max() < config.codes
         return
-    if kind == "embedding":
+    if kind in {"embedding", "latent"}:
         assert samples.isfinite().all()
         assert samples.shape[1:] == made(model).shape
         return

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from models import configure
+from models.text_to_image.latent import LatentDiffusion
 from models.variational.kl_autoencoder import KLAutoencoder
 from tests.models.autoencoder_kit import digits, fitted, found
 
@@ -128,3 +130,29 @@ def test_without_a_weight_there_is_no_critic_and_it_takes_no_turn() -> None:
     model = autoencoder(adversary=0.0)
     assert (model.turns("critic"), model.player_parameters("critic")) == (0, [])
     assert not [name for name in model.state_dict() if name.startswith("critic")]
+
+
+def test_a_decoded_edit_is_the_picture_itself_outside_of_the_mask(trained: KLAutoencoder) -> None:
+    pixels = digits()[1][:4]
+    latent = trained.enter("encode", {"pixels": pixels})
+    assert torch.equal(latent, trained.latents(pixels))
+    drawn = trained.enter("decode", {"latent": latent.flip(0)})
+    mask = (torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(2)) < 0.5).float()
+    edited = trained.enter("decode", {"latent": latent.flip(0), "image": pixels, "mask": mask})
+    kept = mask == 0
+    assert torch.equal(edited[kept], pixels[kept])
+    assert torch.equal(edited[~kept], drawn[~kept])
+
+
+def test_who_learns_its_latents_takes_them_from_it_and_from_no_other() -> None:
+    one, other = autoencoder(hidden=(32,)), autoencoder(hidden=(32,), kl_weight=0.5)
+    with torch.no_grad():
+        other.scale *= 2
+    learner = LatentDiffusion(
+        configure("latent-diffusion", "tiny", {}, one.entries["encode"].facts)
+    )
+    (wanted,) = learner.outputs.values()
+    assert one.entries["decode"].inputs["latent"].takes(wanted)
+    assert not other.entries["decode"].inputs["latent"].takes(wanted)
+    assert learner.inputs["image"].takes(one.entries["encode"].outputs["latent"])
+    assert str(learner.inputs["mask"]) == str(one.entries["decode"].inputs["mask"])
