@@ -161,17 +161,17 @@ def entrances_of(recipe: Recipe, stages: Sequence[PinnedStage]) -> dict[str, Ent
     """
     if recipe.pipeline is not None:
         by_stage = {stage.stage: stage for stage in stages}
-        return {str(name): _entrance(wires, by_stage) for name, wires in recipe.pipeline.items()}
+        return {str(name): entrance_of(wires, by_stage) for name, wires in recipe.pipeline.items()}
     found = {"generate": chained(stages)}
     if all(stage.inputs.keys() >= set(EDITED) for stage in stages):
         found["edit"] = chained(stages, edits=True)
     return found
 
 
-def _entrance(
+def entrance_of(
     wires: Mapping[str, Mapping[str, str]], stages: Mapping[str, PinnedStage]
 ) -> Entrance:
-    """Return an entrance as a recipe wires it.
+    """Return an entrance as a recipe wires it: STAGE or STAGE/ENTRY by what its inputs come from.
 
     Raises:
         StageMismatch: a stage has no such entry.

@@ -12,10 +12,11 @@ import httpx
 import pytest
 import torch
 
+from flows.evaluating.pipeline import entrance_of, ports_of
 from infra.keys import Keys
 from infra.ledger.ledger import Ledger
 from infra.ledger.rollout_metrics import Observations
-from infra.pipelines import Entrance, Node, PinnedStage, Pipeline, chained
+from infra.pipelines import EDITED, PinnedStage, Pipeline, chained
 from infra.receipts.signing import Signing
 from infra.registry.registry import Registry
 from infra.storage import seal
@@ -145,9 +146,6 @@ class Workshop:
         stages = []
         for stage, model in models.items():
             version = self.publish(f"{name}.{stage}", {}, model)
-            inputs, outputs = (
-                {key: str(port) for key, port in of.items()} for of in (model.inputs, model.outputs)
-            )
             stages.append(
                 PinnedStage(
                     stage=stage,
@@ -155,20 +153,19 @@ class Workshop:
                     version=version["number"],
                     sha256=version["digest"],
                     family=describe(model)["family"],
-                    inputs=inputs,
-                    outputs=outputs,
+                    **ports_of(model),
                 )
             )
-        generate = chained(stages)
-        if wires is not None:
-            nodes = {key: Node(stage=key, wires=one, salt=key) for key, one in wires.items()}
-            generate = Entrance(nodes=nodes, output=generate.output)
+        by_stage = {stage.stage: stage for stage in stages}
+        generate = chained(stages) if wires is None else entrance_of(wires, by_stage)
+        edits = all(stage.inputs.keys() >= set(EDITED) for stage in stages)
+        edit = {"edit": chained(stages, edits=True)} if edits else {}
         side = list(models.values())[-1].config.image_size
         pipeline = Pipeline(
             endpoint=name,
-            abilities=("images", "edits"),
+            abilities=("images", *(["edits"] if edits else [])),
             stages=tuple(stages),
-            entrances={"generate": generate, "edit": chained(stages, edits=True)},
+            entrances={"generate": generate, **edit},
             vocabulary=WORDS,
             image_size=(side, side),
             sample=1.0,

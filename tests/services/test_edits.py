@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.evaluating.pipeline import check_fit, draw
+from flows.evaluating.pipeline import StageMismatch, check_fit, draw
 from infra.ledger.rollout_rules import Terms
 from infra.receipts import provenance, receipts
 from models.diffusion.ddpm import DDPM
 from models.family import Family, Request
+from models.variational.vqvae import VQVAE, VQVAEConfig
 from tests.services.served_kit import with_toys
-from tests.services.toys import Negative
+from tests.services.toys import Blind, Inverting, Negative
 
 EDITS = "/v1/images/edits"
 SIDE = 16
@@ -76,8 +78,11 @@ def edit(app: Any, ask: Ask, files: Any = None, **fields: Any) -> httpx.Response
 
 
 def pixels(answer: httpx.Response, row: int = 0) -> Any:
-    content = base64.b64decode(answer.json()["data"][row]["b64_json"])
-    return np.asarray(Image.open(io.BytesIO(content)))
+    return decoded(answer.json()["data"][row]["b64_json"])
+
+
+def decoded(b64: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
 
 
 def test_only_what_the_mask_leaves_open_is_drawn_anew(app: Any, ask: Ask) -> None:
@@ -287,3 +292,80 @@ def test_rows_that_keep_something_and_rows_that_do_not_share_a_batch(cascade: An
     torch.testing.assert_close(together[0], base.finish(take(alone, [0]))[0], atol=0, rtol=0)
     with pytest.raises(ValueError, match="image: a picture is changed where a mask says so"):
         base.begin(dataclasses.replace(plain, given={"image": image}))
+
+
+@pytest.fixture(scope="module")
+def coder() -> VQVAE:
+    """Pictures as codes, at the cascade's end: untrained, so that what comes out is a mosaic of its own."""
+    torch.manual_seed(4)
+    return VQVAE(VQVAEConfig(image_size=SIDE, channels=3, hidden=(8,), codes=8, width=4)).eval()
+
+
+def test_an_entry_is_a_node_and_the_same_alone_in_a_batch_and_in_one_process(
+    app: Any, ask: Ask, house: Any, cascade: Any, coder: VQVAE
+) -> None:
+    wires = {
+        "base": {"text": "request.text"},
+        "upsampler": {"low": "base.pixels", "text": "request.text"},
+        "coder/encode": {"pixels": "upsampler.pixels"},
+        "coder/decode": {"codes": "coder/encode.codes"},
+    }
+    pipeline = house.publish_wired("coded", {**cascade, "coder": coder}, wires)
+    check_fit(pipeline)
+    asked = {"model": "coded", "prompt": "a small red circle", "seed": 5}
+    answer = ask(app, "POST", "/v1/images/generations", json={**asked, "n": 2})
+    here = draw([*cascade.values(), coder], pipeline, ["a small red circle"] * 2, [5, 6])
+    levels = (here.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for row in range(2):
+        np.testing.assert_array_equal(pixels(answer, row), levels[row])
+    alone = ask(app, "POST", "/v1/images/generations", json=asked)
+    np.testing.assert_array_equal(pixels(alone), levels[0])
+
+
+def test_codes_of_another_codebook_are_refused_with_both_ends_named(
+    house: Any, cascade: Any, coder: VQVAE
+) -> None:
+    other = copy.deepcopy(coder)
+    with torch.no_grad():
+        other.codebook.vectors_KD.add_(1)
+    wires = {
+        "base": {"text": "request.text"},
+        "upsampler": {"low": "base.pixels", "text": "request.text"},
+        "coder/encode": {"pixels": "upsampler.pixels"},
+        "other/decode": {"codes": "coder/encode.codes"},
+    }
+    pipeline = house.publish_wired("mixed", {**cascade, "coder": coder, "other": other}, wires)
+    with pytest.raises(StageMismatch) as refusal:
+        check_fit(pipeline)
+    space = [one.entries["encode"].outputs["codes"].space for one in (other, coder)]
+    taken, given = (f"codes 64 of {one}" for one in space)
+    assert str(refusal.value) == (
+        f"other/decode takes {taken} as codes, but coder/encode.codes is {given}"
+    )
+
+
+def test_sketches_of_codes_are_shown_as_the_pictures_that_they_decode_to(
+    app: Any, ask: Ask, house: Any, cascade: Any
+) -> None:
+    """The lead draws what is no picture yet; what is seen on the way has been through the rest of the graph."""
+    with with_toys():
+        painter, base = Inverting(Inverting.presets["tiny"]).eval(), cascade["base"]
+        blind = Blind(base.config).eval()
+        blind.load_state_dict(base.state_dict())
+        wires = {
+            "blind": {"text": "request.text"},
+            "painter/decode": {"latent": "blind.latent"},
+        }
+        house.publish_wired("latents", {"blind": blind, "painter": painter}, wires)
+        house.publish_wired("alone", {"blind": base})
+        asked = {"prompt": "a small red circle", "seed": 5, "stream": True, "partial_images": 1}
+        seen = []
+        for model in ("latents", "alone"):
+            answer = ask(app, "POST", "/v1/images/generations", json={"model": model, **asked})
+            events = [
+                json.loads(line[6:]) for line in answer.text.splitlines() if line[:6] == "data: "
+            ]
+            seen.append([decoded(one["b64_json"]) for one in events])
+    assert len(seen[0]) == len(seen[1]) == 2
+    for ours, plain in zip(*seen, strict=True):
+        assert np.abs(255 - ours.astype(int) - plain).max() <= 1  # of rounding

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.diffusion.ddpm import DDPM
 from models.family import (
     Batch,
     Capabilities,
+    Entry,
     Family,
     Losses,
     Prompt,
@@ -141,10 +143,36 @@ class Negative(Family):
         return self.white - request.given["light"]
 
 
+class Blind(DDPM):
+    """Draws what is no picture before it is decoded."""
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        [pixels] = super().outputs.values()
+        return {"latent": Port("latent", pixels.shape, space="negative")}
+
+
+class Inverting(Negative):
+    """Decodes by exchanging light and dark."""
+
+    presets = {"tiny": NegativeConfig(image_size=8)}  # noqa: RUF012
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        latent = {"latent": Port("latent", self.outputs["pixels"].shape, space="negative")}
+        return {"decode": Entry(latent, self.outputs)}
+
+    def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
+        assert entry == "decode"
+        return self.white - given["latent"]
+
+
 TOYS: dict[str, str] = {
     "toy-voice": f"{__name__}:Voice",
     "toy-reader": f"{__name__}:Reader",
     "toy-negative": f"{__name__}:Negative",
+    "toy-blind": f"{__name__}:Blind",
+    "toy-inverting": f"{__name__}:Inverting",
 }
 
 
