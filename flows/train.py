@@ -117,10 +117,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return train_stages(recipe, prepare_dataset(recipe.data.name))
 
 
-def train_stages(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
-    """Train what needs nobody, and then, time after time, what needs only those; returns as `train`."""
+def train_stages(
+    recipe: Recipe, prepared: dict[str, Any], there: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Train what needs nobody, and then, time after time, what needs only those; returns as `train`.
+
+    Stages that are `there` are taken as they are.
+    """
+    trained: dict[str, Any] = dict(there or {})
     waiting = [*recipe.stages, *(["judge"] if recipe.judge else [])]
-    trained: dict[str, Any] = {}
+    waiting = [name for name in waiting if name not in trained]
     while waiting:
         ready = [name for name in waiting if _needed(recipe, name) <= trained.keys()]
         specs = {name: training_spec(recipe, name, prepared, trained) for name in ready}

@@ -15,6 +15,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "clip": "models.text_to_image.clip:CLIP",
     "dalle": "models.text_to_image.dalle:DALLE",
     "ddpm": "models.diffusion.ddpm:DDPM",
+    "diffusers": "models.text_to_image.diffusers_pipeline:Diffusers",
     "dvae": "models.variational.dvae:DVAE",
     "edm": "models.diffusion.edm:EDM",
     "gan": "models.adversarial.gan:GAN",

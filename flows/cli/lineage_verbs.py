@@ -1,11 +1,21 @@
-"""`verify`, `replay`, `lineage`, `export`, `import`: what made this, and how it travels."""
+"""`verify`, `replay`, `lineage`, `export`, `import`, `import-checkpoint`: what made this, and how it travels."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.terminal import AsJson, Ref, console, show_json, show_table, use_stack
+from flows.cli.terminal import (
+    AsJson,
+    Ref,
+    console,
+    ready,
+    show_json,
+    show_table,
+    training_progress,
+    use_stack,
+)
 
 if TYPE_CHECKING:
     from flows.provenance.tracing import Replay, Trace, Verification
@@ -28,6 +38,7 @@ def register(app: typer.Typer) -> None:
     for verb in (verify, replay, lineage, export):
         app.command()(verb)
     app.command("import")(import_version)
+    app.command()(import_checkpoint)
 
 
 def verify(
@@ -210,3 +221,42 @@ def import_version(
     console.print(f"[bold]{ref}[/]  sha256 {found.version.digest}", soft_wrap=True)
     console.print(f"published {did}; signed by {found.signer}", style="dim", soft_wrap=True)
     console.print(f"next: atelier show {ref}, atelier promote {ref}")
+
+
+def import_checkpoint(
+    source: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder, as diffusers saves one.")
+    ],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What it is called here.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE", help="By whose data, judge and gate it is judged."),
+    ] = None,
+    download: Annotated[
+        bool,
+        typer.Option("--download", help="PATH is OWNER/NAME of the Hugging Face hub: fetch it."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take in a checkpoint of others (Stable Diffusion 1, 2, XL): safetensors, none of its code, nothing fetched."""
+    os.environ["HF_HUB_OFFLINE"] = "0" if download else "1"
+    from flows.recipe import load
+
+    asked = load(recipe) if recipe is not None else None
+    use_stack() if asked is None else ready()
+    from flows.provenance.checkpoints import downloaded
+    from flows.provenance.importing import import_checkpoint as take_in
+
+    folder, origin = downloaded(source) if download else (Path(source), str(Path(source).resolve()))
+    with training_progress():
+        found, version = take_in(folder, origin, name, asked)
+    gate = version.tags.get("atelier.gate", "unknown")
+    if as_json:
+        said = {"ref": version.ref, "digest": version.digest, "gate": gate}
+        show_json({**said, "licence": found.licence, "left_out": found.left_out})
+        return
+    console.print(f"[bold]{version.ref}[/]  sha256 {version.digest}", soft_wrap=True)
+    left = f"; not taken in: {', '.join(found.left_out)}" if found.left_out else ""
+    console.print(f"licence {found.licence}{left}", style="dim", markup=False, soft_wrap=True)
+    after = f"atelier promote {version.ref}" if asked else "judge it: --recipe RECIPE"
+    console.print(f"gate {gate}; next: {after}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from flows.training.spec import TrainingSpec
 from infra.pipelines import Pipeline
 
 if TYPE_CHECKING:
+    from flows.provenance.checkpoints import Checkpoint
     from infra.registry.registry import Version
 
 MODEL: Final = """\
@@ -108,6 +109,26 @@ def pipeline_card(
         evaluation=evaluation,
         report=report,
     )
+
+
+CHECKPOINT: Final = """\
+# {{ name }}
+
+A `{{ found.document.config.pipeline }}` of others, taken in as it was: nothing of it was trained here.
+
+| origin | |
+|---|---|
+| source | {{ plain(found.source) }} |
+| licence | {{ plain(found.licence) }} |
+| files | {{ found.files|length }}, listed with their sha256 in checkpoint.json |
+{% if found.left_out -%}
+| not taken in | {{ found.left_out|join(", ") }} |
+{% endif %}"""
+
+
+def checkpoint_card(name: str, found: "Checkpoint") -> str:
+    """Return card.md of a checkpoint that was taken in."""
+    return _render(CHECKPOINT, name=name, found=found, plain=_plain)
 
 
 def _render(template: str, **values: Any) -> str:

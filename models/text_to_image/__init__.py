@@ -1,1 +1,1 @@
-"""Pictures from text, in stages that are trained one after the other: DALL-E and its kin."""
+"""Pictures from text in stages: what captions and pictures have in common, and what is drawn from it."""

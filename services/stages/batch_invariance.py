@@ -34,7 +34,8 @@ def _acceptable(model: Family) -> list[Request]:
     able = model.capabilities
     if able.modality == "text":
         return [one for one in _written() if _takes(model, one)][:1]
-    words = getattr(model.config, "vocabulary", ())[:1] if able.condition == "text" else ()
+    known = getattr(model.config, "vocabulary", ("a",))  # without one it reads free text
+    words = known[:1] if able.condition == "text" else ()
     if able.modality == "audio":
         return [Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)]
     grey = torch.Generator().manual_seed(0)

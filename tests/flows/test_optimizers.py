@@ -23,6 +23,9 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "bert": {"token.weight", "place.weight", "segment.weight"},
     "clip": {"text.word.weight", "text.place_TW"},
     "ddpm": {"text.words.weight", "text.places", "text.null_1TD"},
+    "diffusers": {
+        f"text_encoder.embeddings.{kind}_embedding.weight" for kind in ("token", "position")
+    },
     "dvae": {"vectors.weight"},
     "edm": {"text.words.weight", "text.places", "text.null_1TD"},
     "gan": {"critic.words.weight", "generator.words.weight"},

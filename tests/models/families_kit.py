@@ -139,8 +139,9 @@ def prompts(model: Family, count: int) -> tuple[str, ...]:
 @cache
 def _readable(kind: type[Family]) -> Sequence[str]:
     model = kind(kind.presets["tiny"]).eval()
+    brief = {"max_tokens": 1} if model.capabilities.modality == "text" else {"steps": 1}
     try:
-        model.sample(Request(seeds=(0,), prompts=SAID[:1], max_tokens=1))
+        model.sample(Request(seeds=(0,), prompts=SAID[:1], **brief))
     except ValueError:
         return BLANKS
     return SAID

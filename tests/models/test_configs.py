@@ -65,6 +65,14 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"low_noise_sampling": 0.9}, "low_noise_sampling 0.9 exceeds"),
         ({"attention": 3}, "attention must be 0 to 2 resolutions, got 3"),
     ),
+    "diffusers": (
+        ({"pipeline": "KandinskyPipeline"}, "pipeline must be one of StableDiffusionPipeline"),
+        ({"networks": {}}, "a StableDiffusionPipeline has text_encoder, unet, vae, got"),
+        ({"readers": {}}, "one for each of text_encoder is needed"),
+        ({"image_size": 17}, "image_size must be a multiple of 2, got 17"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"prompt_drop": 1.5}, "prompt_drop must be between 0 and 1, got 1.5"),
+    ),
     "dvae": (
         ({"codes": 1}, "codes must be at least 2, got 1"),
         ({"cold": 2.0}, "temperatures must fall and be above 0, got warm 1.0, cold 2.0"),

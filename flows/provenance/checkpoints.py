@@ -1,0 +1,358 @@
+"""A diffusers checkpoint of others as a version of ours: read whole and checked before anything is published.
+
+Nothing of it runs. Weights are safetensors; classes are looked up in our own table, by the pipeline's kind; a file of
+Python, a class from elsewhere and a pickle are refused by name. Configs, tokenizers and the scheduler become one
+config.json of family `diffusers`, and the weights one model.safetensors, in the precision that they had.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flows.context import git_commit, named, registry
+from flows.provenance.cards import checkpoint_card
+from flows.recipe import Recipe
+from infra.documents import DocumentError, parse_yaml, read_json
+from infra.storage import IntegrityError, seal, sha256_of, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infra.registry.registry import Version
+
+INDEX: Final = "model_index.json"
+SOURCE: Final = (
+    "checkpoint.json"  # of the version: where it came from, and the sha256 of every file
+)
+PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".npy"})
+CODE: Final = frozenset({".py", ".pyc", ".so", ".pyd", ".dll", ".ipynb", ".sh"})
+WEIGHTS: Final = ".safetensors"
+LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion"})
+UNUSED: Final = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a pipeline that no picture is drawn by."""
+TOKENIZERS: Final = frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})
+REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+GUIDANCE: Final = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
+"""What each kind of pipeline is guided by where nobody says, in diffusers."""
+STAGE: Final = "model"  # of a pipeline without a recipe
+TRIED: Final = ("a red apple on a wooden table", "a small house by the sea", "a cat in the snow")
+WANTED: Final = ("*.json", "*.safetensors", "*.txt", "README.md", "LICENSE*")
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint which can be taken in; one line that names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was read of a checkpoint."""
+
+    document: dict[str, Any]  # as `models.describe` gives it
+    tensors: "Mapping[str, Tensor]"
+    source: str
+    licence: str
+    left_out: tuple[str, ...]  # parts that are not used
+    files: dict[str, dict[str, Any]]  # every file's bytes and sha256
+
+
+def downloaded(repository: str) -> tuple[Path, str]:
+    """Return the folder of a repository of the Hugging Face hub, fetched without pickles and code, and its revision.
+
+    Raises:
+        CheckpointError: the hub does not answer or has no such repository.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if not REPOSITORY.fullmatch(repository):
+        raise CheckpointError(f"{repository!r} is no repository of the hub, like OWNER/NAME")
+    try:
+        found = Path(snapshot_download(repository, allow_patterns=list(WANTED)))
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise CheckpointError(f"{repository} cannot be fetched: {_line(error)}") from None
+    return found, f"{repository}@{found.name}"
+
+
+def read(folder: Path, source: str) -> Checkpoint:
+    """Return a checkpoint's config and weights, after checking every file of it.
+
+    Raises:
+        CheckpointError: a pickle, code, a class that is not the pipeline's own, or a part that is missing or unknown.
+        IntegrityError: a file of weights that is truncated or no safetensors.
+        ValueError: a config that the family refuses.
+    """
+    from models import build, describe
+
+    files = _files(folder)
+    index = _document(folder / INDEX)
+    kind, needs = _kind(folder, index)
+    networks: dict[str, Any] = {}
+    readers: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for part in needs:
+        config, weights = _network(folder / part, needs[part])
+        networks[part] = config
+        tensors |= {f"{part}.{name}": tensor for name, tensor in weights.items()}
+        if part.startswith("text_encoder"):
+            readers[part] = _reader(folder, index, part.replace("text_encoder", "tokenizer"))
+    config = {
+        "pipeline": kind,
+        "networks": networks,
+        "readers": readers,
+        "scheduler": _scheduler(folder / "scheduler" / "scheduler_config.json", kind),
+        "zeros_unprompted": kind.endswith("XLPipeline")
+        and bool(index.get("force_zeros_for_empty_prompt", True)),
+        "image_size": _side(networks),
+        "guidance": GUIDANCE[kind],
+    }
+    model = build({"family": "diffusers", "config": config})
+    return Checkpoint(
+        document=describe(model),
+        tensors=tensors,
+        source=source,
+        licence=_licence(folder),
+        left_out=tuple(name for name in UNUSED if (index.get(name) or [None])[0]),
+        files=files,
+    )
+
+
+def publish(found: Checkpoint, name: str, stage: str) -> "Version":
+    """Register a checkpoint as a stage's version; the same files again are the same version."""
+    from safetensors.torch import save_file
+
+    listed = json.dumps(found.files, sort_keys=True)
+    key = f"checkpoint/{hashlib.sha256(listed.encode()).hexdigest()}"
+    known = registry().find(f"{name}.{stage}", key)
+    if known is not None:
+        return known
+    with tempfile.TemporaryDirectory(prefix="atelier-") as making:
+        directory = Path(making)
+        write_json(directory / "config.json", found.document)
+        save_file(dict(found.tensors), directory / "model.safetensors")
+        origin = {"source": found.source, "licence": found.licence, "left_out": found.left_out}
+        write_json(directory / SOURCE, {**origin, "files": found.files})
+        (directory / "card.md").write_text(checkpoint_card(f"{name}.{stage}", found))
+        seal(directory, {"kind": "model", "name": f"{name}.{stage}", "git_commit": git_commit()})
+        tags = {"atelier.family": "diffusers", "atelier.source": found.source[:500]}
+        return registry().publish(f"{name}.{stage}", directory, key=key, tags=tags)
+
+
+def recipe_of(name: str, version: "Version", found: Checkpoint) -> Recipe:
+    """Return the recipe of a pipeline that nobody judged: one stage, and a gate without a condition."""
+    config = found.document["config"]
+    stage = {
+        **{"family": "diffusers", "steps": config["steps"], "guidance": config["guidance"]},
+        "training": {"steps": 1, "from": version.ref},
+    }
+    return Recipe.model_validate(
+        {
+            **{
+                "name": name,
+                "description": f"{found.source}, as it was.",
+                "data": {"name": "none"},
+            },
+            **{"stages": {STAGE: stage}, "try_prompts": TRIED},
+        }
+    )
+
+
+def publish_unjudged(recipe: Recipe, version: "Version") -> "Version":
+    """Register the pipeline of one stage as it is: it can be drawn with, and promoted only by force."""
+    from flows.evaluating.gate import Evaluation, check
+    from flows.evaluation import pin
+    from flows.provenance.cards import pipeline_card
+
+    [stage] = recipe.stages
+    key = f"unjudged/{version.digest}"
+    if known := registry().find(recipe.name, key):
+        return known
+    pipeline = pin(recipe, {stage: named(version)}, {})
+    evaluation = Evaluation(evaluation_set="none", judge=None, metrics={}, outcomes={})
+    report = check(recipe.gate, evaluation, production=None)
+    with tempfile.TemporaryDirectory(prefix="atelier-") as making:
+        texts = {
+            "pipeline.json": pipeline.model_dump_json(indent=1),
+            "recipe.json": recipe.model_dump_json(indent=1),
+            "evaluation.json": evaluation.model_dump_json(),
+            "report.json": report.model_dump_json(indent=1),
+            "card.md": pipeline_card(recipe, pipeline, "none", evaluation, report),
+        }
+        for name, text in texts.items():
+            (Path(making) / name).write_text(text)
+        seal(Path(making), {"kind": "pipeline", "name": recipe.name, "git_commit": git_commit()})
+        tags = {"atelier.stages": version.ref, "atelier.gate": "failed"}
+        return registry().publish(recipe.name, Path(making), key=key, tags=tags)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return every file with its size and sha256, after refusing what could run and what is cut off."""
+    if not (folder / INDEX).is_file():
+        raise CheckpointError(f"{folder} has no {INDEX}: it is no checkpoint of diffusers")
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, suffix = path.relative_to(folder).as_posix(), path.suffix.lower()
+        if suffix in PICKLES:
+            raise CheckpointError(
+                f"{path} is a pickle, which can run code when it is read: refused; take it away, or"
+                " save the checkpoint with safe_serialization=True"
+            )
+        if suffix in CODE:
+            raise CheckpointError(f"{path} is code, which is never run: refused")
+        if suffix == ".json" and (odd := _remote(_document(path))):
+            raise CheckpointError(f"{path} asks for {odd}, code of its own: refused")
+        if suffix == WEIGHTS:
+            _check_weights(path)
+        found[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return found
+
+
+def _remote(document: Any) -> str | None:
+    """Return what in a config names code that comes with it."""
+    if not isinstance(document, dict):
+        return None
+    for setting in ("auto_map", "custom_pipelines", "_custom_pipeline"):
+        if document.get(setting):
+            return setting
+    return None
+
+
+def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise IntegrityError(f"{path} is truncated or no safetensors: {_line(error)}") from None
+
+
+def _document(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except DocumentError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
+    """Return which pipeline it is, and its networks' classes by part, after comparing the index with them."""
+    from models.text_to_image.diffusers_pipeline import NEEDS
+
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(kind, str) or kind not in NEEDS:
+        what = "a pipeline of its own" if isinstance(kind, list) else f"a {kind}"
+        raise CheckpointError(f"{folder / INDEX} is {what}; taken are {', '.join(NEEDS)}")
+    for part, pair in index.items():
+        if part.startswith("_") or not isinstance(pair, list) or pair == [None, None]:
+            continue
+        library, wanted = pair[0], NEEDS[kind].get(part)
+        if library not in LIBRARIES:
+            raise CheckpointError(
+                f"{folder / INDEX} takes {part} from {library!r}, code of its own: refused"
+            )
+        if wanted is not None and pair[1] != wanted:
+            raise CheckpointError(f"{folder / INDEX}: {part} is a {pair[1]}, not a {wanted}")
+    if missing := [part for part in NEEDS[kind] if (index.get(part) or [None])[0] is None]:
+        raise CheckpointError(f"{folder / INDEX} has no {missing[0]}, which a {kind} needs")
+    return kind, NEEDS[kind]
+
+
+def _network(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Tensor]"]:
+    """Return a network's config and weights, by the names that its class has now."""
+    from importlib import import_module
+
+    from models.text_to_image.diffusers_pipeline import LIBRARIES as HOMES
+
+    config = _document(folder / "config.json")
+    stems = sorted(path.name for path in folder.glob(f"*{WEIGHTS}"))
+    if not stems:
+        raise CheckpointError(f"{folder} has no weights as {WEIGHTS}")
+    variant = _variant(stems)
+    cls = getattr(import_module(HOMES[kind]), kind)
+    try:
+        network, report = cls.from_pretrained(
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **{"dtype" if HOMES[kind] == "transformers" else "torch_dtype": "auto"},
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
+        raise CheckpointError(f"{folder} is no {kind}: {_line(error)}") from None
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if odd := sorted(map(str, report[what])):
+            raise CheckpointError(f"{folder}: its weights are not its network's: {what} {odd[0]}")
+    state: dict[str, Tensor] = network.state_dict()
+    held = {name: tensor.contiguous() for name, tensor in state.items()}
+    return {name: value for name, value in config.items() if not name.startswith("_")}, held
+
+
+def _variant(names: list[str]) -> str | None:
+    """Return which of the weights are read: the plain ones, else a variant like "fp16"."""
+    variants = {name.split(".")[1] for name in names if name.count(".") == 2}
+    plain = any(name.count(".") == 1 for name in names)
+    return None if plain or not variants else min(variants)
+
+
+def _reader(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Return a tokenizer as one JSON document, with the length of its prompts and what pads them."""
+    from transformers import CLIPTokenizer
+
+    pair = index.get(part) or [None, None]
+    if pair[1] not in TOKENIZERS:
+        known = ", ".join(sorted(TOKENIZERS))
+        raise CheckpointError(f"{folder / INDEX}: {part} is a {pair[1]}; taken are {known}")
+    try:
+        found = CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(f"{folder / part} is no {pair[1]}: {_line(error)}") from None
+    return {
+        "document": found.backend_tokenizer.to_str(),
+        "length": int(found.model_max_length),
+        "pad": int(found.pad_token_id),
+    }
+
+
+def _scheduler(path: Path, kind: str) -> str:
+    """Return scheduler_config.json as the pipeline takes it: Stable Diffusion's corrects two old settings."""
+    document = _document(path)
+    if kind == "StableDiffusionPipeline":
+        corrected = {"steps_offset": 1, "clip_sample": False}
+        document |= {name: value for name, value in corrected.items() if name in document}
+    return json.dumps(document, sort_keys=True)
+
+
+def _side(networks: Mapping[str, Any]) -> int:
+    """Return the pixels a side that the pipeline draws where nobody says."""
+    size, blocks = networks["unet"].get("sample_size"), networks["vae"]["block_out_channels"]
+    if not isinstance(size, int):
+        raise CheckpointError(f"unet/config.json: sample_size must be one number, got {size}")
+    return int(size * 2 ** (len(blocks) - 1))
+
+
+def _licence(folder: Path) -> str:
+    """Return the licence that the model card names, or that there is a file of one."""
+    readme = folder / "README.md"
+    if readme.is_file():
+        parts = readme.read_text(errors="replace").split("---")
+        if len(parts) > 2 and not parts[0].strip():
+            try:
+                head = parse_yaml(parts[1].encode(), str(readme))
+            except DocumentError:
+                head = None
+            if isinstance(head, dict) and head.get("license"):
+                name = head.get("license_name") if head["license"] == "other" else None
+                return str(name or head["license"])[:100]
+    files = sorted(path.name for path in folder.glob("LICENSE*"))
+    return f"as its {files[0]} says" if files else "not stated"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,66 @@
+"""Take in a checkpoint of others: read it whole, register it as a stage, and judge it as a recipe says."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import flow
+
+from flows.context import named, registry
+from flows.evaluation import judge_pipeline
+from flows.prepare import prepare_dataset
+from flows.provenance.checkpoints import (
+    STAGE,
+    Checkpoint,
+    CheckpointError,
+    publish,
+    publish_unjudged,
+    read,
+    recipe_of,
+)
+from flows.recipe import Recipe
+from flows.train import train_stages
+
+if TYPE_CHECKING:
+    from infra.registry.registry import Version
+
+
+def import_checkpoint(
+    folder: Path, source: str, name: str, recipe: Recipe | None = None
+) -> "tuple[Checkpoint, Version]":
+    """Return what was read, and the pipeline version that was made of it; nothing is published of what is refused.
+
+    Args:
+        folder: The checkpoint, as diffusers saves one.
+        source: What its card says it came from.
+        name: Of the model here.
+        recipe: By whose data, judge and gate it is judged; it has one stage. None: it is not judged.
+
+    Raises:
+        CheckpointError, IntegrityError, ValueError: what is wrong with the checkpoint or the recipe, in one line.
+    """
+    if recipe is not None:
+        _check(recipe, name)
+    found = read(folder, source)
+    stage = STAGE if recipe is None else next(iter(recipe.stages))
+    version = publish(found, name, stage)
+    if recipe is None:
+        return found, publish_unjudged(recipe_of(name, version, found), version)
+    judged = judge_checkpoint(recipe, {stage: named(version)})
+    return found, registry().get(f"{judged['name']}:{judged['version']}")
+
+
+def _check(recipe: Recipe, name: str) -> None:
+    if recipe.name != name:
+        raise CheckpointError(f"the recipe is that of {recipe.name}: give --name {recipe.name}")
+    families = [stage.family for stage in recipe.stages.values()]
+    if families != ["diffusers"]:
+        raise CheckpointError(
+            f"the recipe of a checkpoint has one stage, of family diffusers; got {', '.join(families)}"
+        )
+
+
+@flow(flow_run_name="judge checkpoint {recipe.name}")
+def judge_checkpoint(recipe: Recipe, trained: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Train the recipe's judge, if it has one, and judge what was taken in as a pipeline."""
+    prepared = prepare_dataset(recipe.data.name)
+    return judge_pipeline(recipe, train_stages(recipe, prepared, trained), prepared)

@@ -1,0 +1,375 @@
+"""Pipelines of Hugging Face's diffusers as one family: Stable Diffusion 1 and 2, and XL.
+
+Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952. The networks are diffusers' and
+transformers' own, built from the checkpoint's configs, and named as a pipeline names its parts: `text_encoder`, `unet`,
+`vae`. What a pipeline's `__call__` does with them is done here row by row, so that rows at different steps, of
+different requests, share a call: reading a prompt (`embedded`), one step of the sampler (`step`, by `solvers`), and
+decoding (`finish`). Only the U-Net learns, as it was trained (`forward`).
+
+Shape letters: B rows, C channels of the latent, H and W its places, T prompt tokens, D embedding width, S calls.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import Any, ClassVar, Final, Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.diffusion import samplers
+from models.family import Batch, Capabilities, DiffusionOptions, Family, Losses, Request, Rows
+from models.parts import bounds
+from models.parts.noise import normals
+from models.text_to_image import solvers, tiny_checkpoint
+
+LIBRARIES: Final[Mapping[str, str]] = {
+    "UNet2DConditionModel": "diffusers",
+    "AutoencoderKL": "diffusers",
+    "CLIPTextModel": "transformers",
+    "CLIPTextModelWithProjection": "transformers",
+}
+"""The networks that a checkpoint may have, and whose they are: no other class is ever looked up."""
+NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "StableDiffusionPipeline": {
+        "text_encoder": "CLIPTextModel",
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+    },
+    "StableDiffusionXLPipeline": {
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+    },
+}
+"""The parts of each kind of pipeline, with their classes, in the order in which they are used."""
+BOUNDS: Final[Mapping[str, bounds.Range]] = {
+    "image_size": (8, 4096),
+    "channels": (1, 4),
+    "steps": (1, 1000),
+    "guidance": (0, 50),
+    "prompt_drop": (0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusersOptions(DiffusionOptions):
+    """What a caller may say of how it draws."""
+
+    negative_prompt: str | None = None  # what guidance leads away from, in place of no text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusersConfig:
+    """A checkpoint's own settings, as its folders have them, and how it is sampled where nobody says."""
+
+    pipeline: Literal["StableDiffusionPipeline", "StableDiffusionXLPipeline"] = (
+        "StableDiffusionPipeline"
+    )
+    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.networks)
+    """config.json of each network, by its part of the pipeline."""
+    readers: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.readers)
+    """By text encoder: its tokenizer's JSON `document`, `length` of a prompt in tokens, and the id that `pad`s it."""
+    scheduler: str = tiny_checkpoint.SCHEDULER  # scheduler_config.json
+    zeros_unprompted: bool = False  # no text is zeros, not the embedding of ""
+    image_size: int = 16  # pixels a side
+    channels: int = 3
+    steps: int = 50
+    guidance: float = 7.5
+    prompt_drop: float = 0.1  # share of captions that training leaves out
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late, and classes that are not a pipeline's own."""
+        bounds.check(self, BOUNDS)
+        needs = NEEDS.get(self.pipeline)
+        if needs is None:
+            raise ValueError(f"pipeline must be one of {', '.join(NEEDS)}, got {self.pipeline!r}")
+        if self.networks.keys() != needs.keys():
+            raise ValueError(
+                f"networks: a {self.pipeline} has {', '.join(needs)}, got {', '.join(self.networks)}"
+            )
+        texts = [name for name in needs if name.startswith("text_encoder")]
+        if sorted(self.readers) != texts:
+            raise ValueError(f"readers: one for each of {', '.join(texts)} is needed")
+        if self.image_size % self.shrink:
+            raise ValueError(
+                f"image_size must be a multiple of {self.shrink}, got {self.image_size}"
+            )
+
+    @property
+    def shrink(self) -> int:
+        """How many pixels a side one place of the latent stands for."""
+        blocks = self.networks["vae"].get("block_out_channels", (64,))
+        return int(2 ** (len(blocks) - 1))
+
+
+class Reader:
+    """Prompts as one text encoder's tokens, all of one length."""
+
+    def __init__(self, document: str, length: int, pad: int) -> None:
+        self.length, self._pad = length, pad
+        self._tokenizer = Tokenizer.from_str(document)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return (B, T) int64, with what begins and ends a prompt.
+
+        Raises:
+            ValueError: a prompt has more tokens than the encoder reads.
+        """
+        found = [one.ids for one in self._tokenizer.encode_batch(list(prompts))]
+        if longest := max((len(ids) for ids in found if len(ids) > self.length), default=0):
+            raise ValueError(
+                f"a prompt of {longest} tokens, and this model reads {self.length} at most, with its"
+                " beginning and end: shorten it"
+            )
+        return torch.tensor([ids + [self._pad] * (self.length - len(ids)) for ids in found])
+
+
+def network(kind: str, config: Mapping[str, Any]) -> nn.Module:
+    """Return one network with fresh weights, of the class that the pipeline's part has."""
+    cls = getattr(import_module(LIBRARIES[kind]), kind)
+    if LIBRARIES[kind] == "diffusers":
+        found: nn.Module = cls.from_config(dict(config))
+    else:
+        found = cls(cls.config_class(**config))
+    return found
+
+
+class Diffusers(Family):
+    """Pictures from prompts, by another's checkpoint."""
+
+    Config = DiffusersConfig
+    Options = DiffusersOptions
+    presets: ClassVar[Mapping[str, DiffusersConfig]] = {
+        "tiny": DiffusersConfig(steps=4, guidance=3.0),
+        "base": DiffusersConfig(),  # of a version that training starts from, which brings its own
+    }
+    brought: ClassVar[tuple[str, ...]] = (
+        *("pipeline", "networks", "readers", "scheduler", "zeros_unprompted"),
+    )
+    adapts: ClassVar[tuple[str, ...]] = tuple(
+        f"{kind}.{layer}"
+        for kind in ("attn1", "attn2")
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    )
+    config: DiffusersConfig
+    unet: Any
+    vae: Any
+
+    def __init__(self, config: DiffusersConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name, kind in NEEDS[config.pipeline].items():
+            self.add_module(name, network(kind, config.networks[name]))
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = name.startswith("unet.")
+        with torch.device("cpu"):
+            self._readers = [Reader(**config.readers[name]) for name in self.texts]
+            nothing_T = self.tokens([""])[0]
+            solver = solvers.scheduler(json.loads(config.scheduler))
+            levels_T2 = torch.tensor([solvers.levels(solver, t) for t in range(len(solver.betas))])
+        like = next(self.parameters()).device
+        self.nothing_T: Tensor
+        self.levels_T2: Tensor
+        # made from the config, so no version has to hold them
+        self.register_buffer("nothing_T", nothing_T.to(like), persistent=False)
+        self.register_buffer("levels_T2", levels_T2.to(like), persistent=False)
+        self._predicts: str = solver.config.prediction_type
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Return the names of the text encoders."""
+        return tuple(name for name in NEEDS[self.config.pipeline] if name in self.config.readers)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what it can do."""
+        return Capabilities(condition="text", unprompted=True, stepwise=True)
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Return (B, T) int64, the tokens of every text encoder one after the other.
+
+        Raises:
+            ValueError: a caption is longer than an encoder reads.
+        """
+        return self.tokens(captions)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Return what `encode` does."""
+        return torch.cat([reader.encode(prompts) for reader in self._readers], 1)
+
+    def embedded(self, tokens_BT: Tensor) -> Tensor:
+        """Return what the U-Net knows of prompts (B, T, D): a row a token; XL has that of the whole behind them."""
+        parts = torch.split(tokens_BT, [reader.length for reader in self._readers], 1)
+        encoders: list[Any] = [self.get_submodule(name) for name in self.texts]
+        if self.config.pipeline == "StableDiffusionPipeline":
+            found: Tensor = encoders[0](parts[0]).last_hidden_state
+            return found
+        made = [
+            one(ids, output_hidden_states=True) for one, ids in zip(encoders, parts, strict=True)
+        ]
+        context_BTD = torch.cat([one.hidden_states[-2] for one in made], -1)
+        whole_BE = made[-1].text_embeds
+        width = max(context_BTD.shape[-1], whole_BE.shape[-1])
+        rows = [F.pad(one, (0, width - one.shape[-1])) for one in (context_BTD, whole_BE[:, None])]
+        return torch.cat(rows, 1)
+
+    def _prediction(self, x: Tensor, time_B: Tensor, context_BTD: Tensor) -> Tensor:
+        if self.config.pipeline == "StableDiffusionPipeline":
+            found: Tensor = self.unet(x, time_B, encoder_hidden_states=context_BTD).sample
+            return found.float()
+        whole = self.config.networks["text_encoder_2"]["projection_dim"]
+        side = float(self.config.image_size)
+        sizes = x.new_tensor([side, side, 0.0, 0.0, side, side]).expand(len(x), -1)
+        added = {"text_embeds": context_BTD[:, -1, :whole], "time_ids": sizes}
+        width = self.unet.config.cross_attention_dim
+        found = self.unet(
+            x,
+            time_B,
+            encoder_hidden_states=context_BTD[:, :-1, :width],
+            added_cond_kwargs=added,
+        ).sample
+        return found.float()
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        """Return the mean squared error of the U-Net's prediction at random times, as it was trained."""
+        tokens_BT = self.tokens_of(batch)
+        assert tokens_BT is not None
+        count, device = len(tokens_BT), tokens_BT.device
+        with torch.no_grad():
+            dropped_B = torch.rand(count, device=device) < self.config.prompt_drop
+            read_BT = torch.where(dropped_B[:, None], self.nothing_T, tokens_BT)
+            context_BTD = self.embedded(read_BT)
+            if self.config.zeros_unprompted:
+                context_BTD = torch.where(dropped_B[:, None, None], 0, context_BTD)
+            x0 = self._latents(batch["pixels"])
+        time_B = torch.randint(len(self.levels_T2), (count,), device=device)
+        alpha, sigma = self.levels_T2[time_B][:, :, None, None, None].unbind(1)
+        eps = torch.randn_like(x0)
+        found = self._prediction(alpha * x0 + sigma * eps, time_B, context_BTD)
+        target = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "sample": x0}
+        return Losses(F.mse_loss(found, target[self._predicts]), count)
+
+    def player_parameters(self, player: str) -> list[nn.Parameter]:  # noqa: ARG002 - one player
+        """Return what learns: the U-Net, or an adapter in it."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
+        rows = self.begin(request)
+        for _ in range(self.steps_of(request)):
+            rows = self.step(rows)
+        return self.finish(rows)
+
+    @torch.no_grad()
+    def begin(self, request: Request) -> Rows:
+        """Return rows of noise, each with its sampler's table and what is known of its prompt.
+
+        Raises:
+            ValueError: steps, guidance or a prompt out of range; begins with its name where that is not the prompt.
+        """
+        self.check(request)
+        c, count = self.config, len(request.seeds)
+        guidance = request.options.get("guidance", c.guidance) if request.prompts else 1.0
+        bounds.within("guidance", guidance, BOUNDS["guidance"])
+        table_SK, first = self._table(request)
+        device, side = next(self.parameters()).device, c.image_size // c.shrink
+        shape = (int(self.unet.config.in_channels), side, side)
+        x = first * normals(request.seeds, shape, device)
+        without_BTD = self._without(request, device)
+        context_BTD = (
+            self._read(request.prompts, device) if request.prompts and guidance else without_BTD
+        )
+        return {
+            "x": x,
+            "x0": torch.zeros_like(x),
+            "past": x.new_zeros(count, 2 * solvers.BEFORE, *shape),
+            "table": table_SK.expand(count, -1, -1),
+            "index": torch.zeros(count, dtype=torch.long),
+            "count": torch.full((count,), len(table_SK)),
+            "guidance": torch.full(
+                (count,), float(guidance or 1)
+            ),  # 0 is no prompt, at no second pass
+            "context": context_BTD,
+            "without": without_BTD,
+        }
+
+    def _table(self, request: Request) -> tuple[Tensor, float]:
+        steps = request.options.get("steps", self.config.steps)
+        bounds.within("steps", steps, BOUNDS["steps"])
+        return solvers.table(self.config.scheduler, steps)
+
+    def _read(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """Return what is known of prompts, each read once and alone, so that its bits do not depend on the others."""
+        once = {
+            prompt: self.embedded(self.tokens([prompt]).to(device))
+            for prompt in dict.fromkeys(prompts)
+        }
+        return torch.cat([once[prompt] for prompt in prompts])
+
+    def _without(self, request: Request, device: torch.device) -> Tensor:
+        """Return what guidance leads away from: the negative prompt, or no text."""
+        count, negative = len(request.seeds), request.options.get("negative_prompt")
+        found = self._read([negative or ""], device)
+        if self.config.zeros_unprompted and negative is None:
+            found = torch.zeros_like(found)
+        return found.expand(count, -1, -1)
+
+    def steps_of(self, request: Request) -> int:
+        """Return how often the network is called; some samplers take more than one call a step."""
+        return len(self._table(request)[0])
+
+    def done(self, rows: Rows) -> Tensor:
+        """Return (B,) bool: the rows that have taken all their steps."""
+        return rows["index"] >= rows["count"]
+
+    @torch.no_grad()
+    def step(self, rows: Rows) -> Rows:
+        """Return the rows one call of the network further, each by its own table; finished rows stay."""
+        x, live_B = rows["x"], ~self.done(rows)
+        index_B = rows["index"].clamp(max=rows["table"].shape[1] - 1)
+        step_BK = rows["table"][torch.arange(len(x)), index_B].to(x.device, non_blocking=True)
+        time_B = step_BK[:, 0]
+        seen = step_BK[:, 1, None, None, None] * x
+
+        def predict(context: Tensor | None, n: int) -> Tensor:
+            assert context is not None
+            return self._prediction(seen.repeat(n, 1, 1, 1), time_B.repeat(n), context)
+
+        e = samplers.guided(predict, rows, live_B)
+        x0 = step_BK[:, 2, None, None, None] * seen + step_BK[:, 3, None, None, None] * e
+        moved, past = solvers.advance(step_BK, x, e, rows["past"])
+        if not all(live_B.tolist()):
+            live = live_B.to(x.device, non_blocking=True)[:, None, None, None]
+            moved, x0 = torch.where(live, moved, x), torch.where(live, x0, rows["x0"])
+        return {**rows, "x": moved, "x0": x0, "past": past, "index": rows["index"] + live_B}
+
+    def preview(self, rows: Rows) -> Tensor:
+        """Return the current estimate of the pictures (B, C, H, W) in [0, 1]."""
+        return self._decoded(rows["x0"])
+
+    def finish(self, rows: Rows) -> Tensor:
+        """Return the samples (B, C, H, W) in [0, 1] of rows that are done."""
+        return self._decoded(rows["x"])
+
+    @torch.no_grad()
+    def _decoded(self, latents: Tensor) -> Tensor:
+        scale, shift = self._scale()
+        pixels: Tensor = self.vae.decode(latents / scale + shift).sample
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        scale, shift = self._scale()
+        found: Tensor = (self.vae.encode(2 * pixels - 1).latent_dist.sample() - shift) * scale
+        return found
+
+    def _scale(self) -> tuple[float, float]:
+        return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0

@@ -1,0 +1,136 @@
+"""Tiny checkpoints as diffusers saves them, built from configs: a Stable Diffusion and one of XL's shape."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+LENGTH: Final = 12
+PAIRS: Final = ("re", "red</w>", "at</w>", "cat</w>")
+MERGES: Final = ("r e", "re d</w>", "a t</w>", "c at</w>")
+LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+LINEAR: Final = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def tokenizer(pad: str = "<|endoftext|>") -> Any:
+    from transformers import CLIPTokenizer
+
+    names = [*LETTERS, *(f"{one}</w>" for one in LETTERS), "!", "!</w>", *PAIRS]
+    names += ["<|startoftext|>", "<|endoftext|>"]
+    ids = {name: place for place, name in enumerate(names)}
+    pairs = [tuple(merge.split()) for merge in MERGES]
+    return CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=LENGTH, pad_token=pad)
+
+
+def text_config(words: Any, **more: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        **more,
+    )
+
+
+def unet(**more: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    kinds = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 16,
+    }
+    return UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        **{**kinds, **more},
+    )
+
+
+def vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+
+
+def stable_diffusion() -> Any:
+    """Return a pipeline as Stable Diffusion 1 has it: PNDM, one text encoder, no safety checker."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    words = tokenizer()
+    torch.manual_seed(0)
+    return StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config(words)),
+        tokenizer=words,
+        unet=unet(),
+        scheduler=PNDMScheduler(
+            **LINEAR, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def xl() -> Any:
+    """Return a pipeline of XL's shape: two text encoders, sizes as conditions, Euler, zeros for no text."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    first, second = tokenizer(), tokenizer("!")
+    torch.manual_seed(1)
+    return StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config(first)),
+        text_encoder_2=CLIPTextModelWithProjection(
+            text_config(second, projection_dim=24, hidden_act="gelu")
+        ),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=unet(
+            cross_attention_dim=32,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8,
+            transformer_layers_per_block=(1, 1),
+        ),
+        scheduler=EulerDiscreteScheduler(**LINEAR, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    )
+
+
+BUILT: Final = {"sd": stable_diffusion, "xl": xl}
+
+
+def saved(kind: str, folder: Path) -> Any:
+    """Save a tiny checkpoint with a model card; return its pipeline."""
+    pipeline = BUILT[kind]()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: openrail\n---\n# tiny\n")
+    return pipeline
+
+
+def changed(path: Path, **values: Any) -> None:
+    """Write further fields into a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -1,0 +1,195 @@
+"""Checkpoints of others: what is read draws what diffusers' own pipeline draws, and what could run code is refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flows import context
+from flows.context import registry
+from flows.evaluating.pipeline import draw, load_model
+from flows.provenance.bundle import export, import_folder
+from flows.provenance.checkpoints import CheckpointError, read
+from flows.provenance.importing import import_checkpoint
+from infra.documents import read_json
+from infra.pipelines import read_pipeline
+from infra.storage import IntegrityError
+from models import build
+from models.family import Request
+from models.parts.noise import normals
+from models.parts.rows import join, take
+from models.ports import salted
+from tests.flows.checkpoint_kit import BUILT, changed, saved
+from tests.flows.conftest import Install
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """A folder of each kind, and diffusers' pipeline of it."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {kind: (folder / kind, saved(kind, folder / kind)) for kind in BUILT}
+
+
+@pytest.fixture(scope="module")
+def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
+    """What is read of each, as a family."""
+    found = {}
+    for kind, (folder, _) in checkpoints.items():
+        checkpoint = read(folder, "a test")
+        model = build(checkpoint.document)
+        model.load_state_dict(dict(checkpoint.tensors))
+        found[kind] = model.eval()
+    return found
+
+
+def theirs(pipeline: Any, seed: int, **asked: Any) -> torch.Tensor:
+    """Return what diffusers' pipeline draws from the noise that the seed has here, (C, H, W)."""
+    noise = normals((seed,), (4, 8, 8), torch.device("cpu"))
+    found = pipeline(latents=noise, output_type="pt", **asked).images[0]
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+@pytest.mark.parametrize("kind", BUILT)
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, None), (6.0, None), (6.0, "a dull cat!")])
+def test_a_checkpoint_draws_what_diffusers_own_pipeline_draws(
+    checkpoints: dict[str, tuple[Path, Any]],
+    models: dict[str, Any],
+    kind: str,
+    guidance: float,
+    negative: str | None,
+) -> None:
+    prompts = ("a red cat", "Two cats!")
+    options = {"steps": 5, "guidance": guidance, "negative_prompt": negative}
+    ours = models[kind].sample(Request(seeds=(7, 8), prompts=prompts, options=options))
+    for row, (seed, prompt) in enumerate(zip((7, 8), prompts, strict=True)):
+        asked = {"num_inference_steps": 5, "guidance_scale": guidance, "negative_prompt": negative}
+        wanted = theirs(checkpoints[kind][1], seed, prompt=prompt, **asked)
+        torch.testing.assert_close(ours[row], wanted, rtol=0, atol=1e-4)
+    assert (ours[0] - ours[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_rows_of_other_steps_guidance_and_negative_prompts_share_a_batch(
+    models: dict[str, Any], kind: str
+) -> None:
+    model = models[kind]
+    asked = [
+        Request(seeds=(1,), prompts=("a cat",), options={"steps": 2, "guidance": 1.0}),
+        Request(seeds=(2,), prompts=("red",), options={"steps": 5, "negative_prompt": "cat"}),
+        Request(seeds=(3,), options={"steps": 3}),
+    ]
+    first, *others = (model.begin(one) for one in asked)
+    rows = join([model.step(first), *others])
+    while not model.done(rows).all():
+        rows = model.step(rows)
+    for place, one in enumerate(asked):
+        ended = model.finish(take(rows, [place]))
+        torch.testing.assert_close(ended, model.sample(one), rtol=0, atol=1e-4)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(models: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"a prompt of 16 tokens, and this model reads 12 at most"):
+        models["sd"].sample(Request(seeds=(1,), prompts=("red " * 14,)))
+
+
+def test_a_checkpoint_tells_its_licence_and_the_hash_of_every_file(
+    checkpoints: dict[str, tuple[Path, Any]],
+) -> None:
+    folder, _ = checkpoints["sd"]
+    found = read(folder, "a test")
+    assert found.licence == "openrail"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found.files.keys() == names
+    assert found.document["config"]["image_size"] == 16
+
+
+@pytest.fixture
+def folder(checkpoints: dict[str, tuple[Path, Any]], tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoints["sd"][0], tmp_path / "sd")
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def _truncated(folder: Path) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickle": (_pickled, r"unet/diffusion_pytorch_model\.bin is a pickle"),
+    "checkpoint": (lambda f: (f / "v1-5.ckpt").write_bytes(b"."), r"v1-5\.ckpt is a pickle"),
+    "truncated": (_truncated, r"vae/diffusion_pytorch_model\.safetensors is truncated"),
+    "code": (lambda f: (f / "pipeline.py").write_text(""), r"pipeline\.py is code"),
+    "auto_map": (
+        lambda f: changed(f / "unet" / "config.json", auto_map={"AutoModel": "m.M"}),
+        r"unet/config\.json asks for auto_map",
+    ),
+    "custom pipeline": (
+        lambda f: changed(f / "model_index.json", _class_name=["pipeline", "Mine"]),
+        "is a pipeline of its own; taken are StableDiffusionPipeline",
+    ),
+    "custom class": (
+        lambda f: changed(f / "model_index.json", unet=["my_unet", "UNet"]),
+        "takes unet from 'my_unet', code of its own",
+    ),
+    "another class": (
+        lambda f: changed(f / "model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
+        "unet is a UNet3DConditionModel, not a UNet2DConditionModel",
+    ),
+    "no index": (lambda f: (f / "model_index.json").unlink(), "it is no checkpoint of diffusers"),
+    "no weights": (
+        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
+        "unet has no weights as .safetensors",
+    ),
+    "other sizes": (
+        lambda f: changed(f / "vae" / "config.json", block_out_channels=[8, 16]),
+        "vae",
+    ),
+    "noise": (
+        lambda f: changed(
+            f / "scheduler" / "scheduler_config.json", _class_name="EulerAncestralDiscreteScheduler"
+        ),
+        "'EulerAncestralDiscreteScheduler' draws noise of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_could_run_code_or_is_not_whole_is_refused_by_name(folder: Path, fault: str) -> None:
+    spoil, message = REFUSED[fault]
+    spoil(folder)
+    with pytest.raises((CheckpointError, IntegrityError, ValueError), match=message):
+        read(folder, "a test")
+
+
+def test_a_checkpoint_is_registered_exported_and_draws_the_same_elsewhere(
+    checkpoints: dict[str, tuple[Path, Any]], install: Install, tmp_path: Path
+) -> None:
+    install("there")
+    folder, pipeline = checkpoints["xl"]
+    found, version = import_checkpoint(folder, "a test", "foreign")
+    assert import_checkpoint(folder, "a test", "foreign")[1] == version, "found, not repeated"
+    stage = registry().get("foreign.model")
+    card = (registry().fetch(stage) / "card.md").read_text()
+    assert "| licence | openrail |" in card
+    assert read_json(registry().fetch(stage) / "checkpoint.json")["files"] == found.files
+    report = read_json(registry().fetch(version) / "report.json")
+    assert not report["passed"], "nobody has judged it"
+    export(version.ref, tmp_path / "sent")
+    signer = context.signing().fingerprint()
+    install("here")
+    again = import_folder(tmp_path / "sent", signer).version
+    assert again.digest == version.digest
+    pinned = read_pipeline(registry().fetch(again))
+    models = [load_model(registry().fetch(one.name, digest=one.sha256)) for one in pinned.stages]
+    ours = draw(models, pinned, ["a red cat"], [7])[0]
+    salted_seed = salted(7, "model")
+    asked = {"num_inference_steps": 50, "guidance_scale": 5.0}
+    wanted = theirs(pipeline, salted_seed, prompt="a red cat", **asked)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
