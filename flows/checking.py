@@ -96,6 +96,7 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
         judged=recipe.judge is not None,
         prompted=any(model.capabilities.condition == "text" for model in models.values()),
         seeds=len(recipe.evaluation.seeds),
+        draws=_kind(recipe, models) != "embedding",
     )
     _refuse([f"gate.metrics: {line}" for line in refusals(tuple(recipe.gate.metrics), found)])
     if recipe.search is not None:
@@ -278,6 +279,14 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
         for model in models.values():
             lines += _unreadable(recipe, data, model)
     return models, lines
+
+
+def _kind(recipe: Recipe, models: "Mapping[str, Family]") -> str:
+    """Return the kind of what comes out of a recipe's stages."""
+    wires = recipe.pipeline["generate"] if recipe.pipeline else recipe.stages
+    stage, entry = split([*wires][-1])
+    ways = models[stage].entries[entry] if entry else models[stage]
+    return next(iter(ways.outputs.values())).kind
 
 
 def _network(

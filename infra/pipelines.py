@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Modality: TypeAlias = Literal["image", "audio", "text"]
+Modality: TypeAlias = Literal["image", "audio", "text", "embedding"]
 Ability: TypeAlias = Literal[
     "images", "edits", "speech", "completions", "chat", "embeddings", "scores", "samples"
 ]

@@ -1,5 +1,6 @@
 """`check`, `train`, `run`, `evaluate`, `demo`: the verbs that make versions."""
 
+import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -128,9 +129,7 @@ def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False
         return
     console.print(f"[bold]{ref}[/] is in production")
     asked = (wanted.try_prompts or ("",))[0]
-    console.print(
-        f'next: atelier generate {wanted.name} "{asked}"{_into(ref)}', soft_wrap=True, markup=False
-    )
+    console.print(f"next: {_asking(ref, asked)}", soft_wrap=True, markup=False)
 
 
 def evaluate(ref: Ref, as_json: AsJson = False) -> None:
@@ -201,14 +200,20 @@ def _show_metrics(ref: str) -> None:
     _metrics_table(ref, found)
 
 
-def _into(ref: str) -> str:
-    """Return how `generate` is told where to put what the version makes; text goes to the terminal."""
+def _asking(ref: str, prompt: str) -> str:
+    """Return the command that asks a version in production; text goes to the terminal."""
     from flows.context import registry
     from infra.pipelines import read_pipeline
+    from infra.serving import address
 
-    directory = registry().fetch(registry().get(ref))
-    made = read_pipeline(directory).modality
-    return {"image": " -o picture.png", "audio": " -o sound.wav", "text": ""}[made]
+    version = registry().get(ref)
+    made = read_pipeline(registry().fetch(version)).modality
+    if made == "embedding":
+        body = json.dumps({"model": version.name, "input": prompt})
+        url = f"{address(settings())}/v1/embeddings"
+        return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
+    into = {"image": " -o picture.png", "audio": " -o sound.wav", "text": ""}[made]
+    return f'atelier generate {version.name} "{prompt}"{into}'
 
 
 def _metrics_table(ref: str, evaluation: dict[str, Any]) -> None:

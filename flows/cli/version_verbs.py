@@ -204,6 +204,10 @@ def generate(
 
     card = client.card(name)
     modality = card.get("modality", "image")
+    if modality == "embedding":
+        raise typer.BadParameter(
+            f"{name} makes nothing of a prompt but embeddings: ask /v1/embeddings"
+        )
     chats = "chat" in card.get("abilities", ())
     if modality == "text" and output is not None and output.suffix == ".json":
         made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)

@@ -72,6 +72,8 @@ def draw_both(first: Side, second: Side, count: int = PICTURES) -> Pictures | Te
     if kinds[0] != kinds[1]:
         says = [f"{one.version.ref} gives {one.pipeline.modality}" for one in (first, second)]
         raise Incomparable(f"{' and '.join(says)}: they make nothing alike")
+    if kinds[0] == "embedding":
+        raise Incomparable("they give embeddings, which are nothing to look at")
     models = _load(first), _load(second)
     prompts, seeds, source = common_requests(first, second, (models[0][0], models[1][0]), count)
     shown = tuple(prompts) or ("",) * len(seeds)

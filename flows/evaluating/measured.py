@@ -23,6 +23,7 @@ class Able:
     upscales: bool = True
     tokenizes: bool = True
     steps: bool = True  # draws token by token
+    pairs: bool = True  # embeds captions and pictures alike
 
     @classmethod
     def perhaps(cls, declared: Declared) -> "Able":
@@ -32,6 +33,8 @@ class Able:
     @classmethod
     def surely(cls, model: "Family") -> "Able":
         """Return what a model has measured."""
+        from flows.evaluating.embeddings import pairs  # which takes torch
+
         able = model.capabilities
         return cls(
             measures=model.measured,
@@ -40,6 +43,7 @@ class Able:
             upscales=able.upscales,
             tokenizes=able.tokenizes,
             steps=able.stepwise,
+            pairs=pairs(model),
         )
 
 
@@ -50,6 +54,7 @@ def measured(
     judged: bool,
     prompted: bool | None,
     seeds: int,
+    draws: bool = True,
 ) -> dict[str, str]:
     """Return the metrics by name, each with what keeps it from being measured: nothing where it will be.
 
@@ -59,30 +64,34 @@ def measured(
         judged: whether the recipe has a judge.
         prompted: whether the first stage reads captions; None: not known yet.
         seeds: how many of them each prompt is drawn with.
+        draws: whether anything is drawn, and not only embedded.
     """
     few = _few(data)
-    found = dict.fromkeys(COSTS, "")
+    found, drawn = dict.fromkeys(COSTS, ""), dict[str, str]()
     for name, able in stages.items():
         if able.likelihood:
             found[f"{name}_nats"] = ""
             found |= _told(name, able, data, alone=len(stages) == 1)
             if len(stages) == 1 and data["modality"] == "image":
-                found[f"{name}_sample_gap"] = few
+                drawn[f"{name}_sample_gap"] = few
         found |= {f"{name}_{one}": few for one in able.measures}
         if data["modality"] == "image":
             found |= _of_pictures(name, able, data, judged=judged, prompted=prompted)
+            if able.pairs:
+                drawn[f"{name}_score"] = _unprompted(prompted)
     if data["modality"] == "audio":
-        found |= _heard(data, prompted)
+        drawn |= _heard(data, prompted)
     else:
-        found["memorised"] = few
+        drawn["memorised"] = few
     if data["modality"] == "image":
-        found["distinct"] = few
+        drawn["distinct"] = few
     if data["modality"] == "image":
-        found |= _judged(data, few if judged else "the recipe has no judge", prompted)
+        drawn |= _judged(data, few if judged else "the recipe has no judge", prompted)
         alone = "" if seeds > 1 else "evaluation.seeds has one seed, and it needs two"
         no_judge = "" if judged else "the recipe has no judge"
-        found["spread"] = no_judge or _unprompted(prompted) or alone
-    return found
+        drawn["spread"] = no_judge or _unprompted(prompted) or alone
+    nothing = "" if draws else "embeddings come out of the recipe, and nothing is drawn"
+    return found | {name: nothing or why for name, why in drawn.items()}
 
 
 def _few(data: Mapping[str, Any]) -> str:
@@ -102,6 +111,8 @@ def _of_pictures(
         why = ("" if judged else "the recipe has no judge") or _unclassed(data)
         found[f"{name}_reconstruction_alignment"] = why
         found[f"{name}_relative_alignment"] = why or _unprompted(prompted)
+    if able.pairs:
+        found |= dict.fromkeys((f"{name}_caption_r1", f"{name}_picture_r1"), "")
     return found
 
 

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
     from models.family import Family, Request
 
-MODALITIES: Final[Mapping[str, Modality]] = {"pixels": "image", "sound": "audio", "text": "text"}
+MODALITIES: Final[Mapping[str, Modality]] = {
+    **{"pixels": "image", "sound": "audio"},
+    **{"text": "text", "embedding": "embedding"},
+}
 """What a pipeline makes, by the kind of what comes out."""
-SILENCE: Final = {"image": 0, "audio": 0, "text": -1}
+SILENCE: Final[Mapping[Modality, float]] = {"image": 0, "audio": 0, "text": -1, "embedding": 0}
 """What follows a sample that ended before others of its batch."""
 
 

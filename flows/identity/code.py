@@ -46,9 +46,11 @@ def training_entries(sources: Sources, family: str, modality: str) -> tuple[str,
 def judging_entries(sources: Sources, families: Iterable[str], modality: str) -> tuple[str, ...]:
     """Return where judging begins."""
     known, readers = _families(sources), sources.table("data.modalities:MODALITIES")
+    judges = sources.table("flows.evaluating.modalities:MODULES")
     return (
         *("flows.evaluating.evaluate:evaluate_on_ray", "flows.evaluating.gate:check"),
-        *(sources.table("flows.evaluating.modalities:MODULES")[modality], readers[modality]),
+        *((judges["embedding"],) if modality == "image" else ()),  # of pictures, too
+        *(judges[modality], readers[modality]),
         *(known[family] for family in sorted(set(families))),
     )
 

@@ -38,7 +38,7 @@ A `{{ spec.family }}` ({{ spec.preset }}) trained on `{{ spec.dataset }}`\
 {% endfor %}
 """
 
-MADE: Final = {"image": "pictures", "audio": "sound", "text": "text"}
+MADE: Final = {"image": "pictures", "audio": "sound", "text": "text", "embedding": "embeddings"}
 
 PIPELINE: Final = """\
 # {{ recipe.name }}

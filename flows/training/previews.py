@@ -12,6 +12,7 @@ from flows.evaluating.sheets import of_sounds, of_texts, png
 from infra.documents import MOST_OF_OURS, read_json
 from models.family import Family, Modality, Request, Trainable
 
+SHOWN: Final = {"pixels", "sound", "text"}
 COUNT: Final = 16  # pictures
 COLUMNS: Final = 4
 TILE_PX: Final = 96  # a small picture is enlarged by a whole factor to about this, to be seen
@@ -28,7 +29,7 @@ def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]
         prepared: the dataset's folder; evenly chosen captions or openings of it are the prompts.
         batch: real samples, whose low-resolution copies an upscaling model starts from.
     """
-    if not isinstance(model, Family):
+    if not isinstance(model, Family) or not SHOWN & {port.kind for port in model.outputs.values()}:
         return None
     training = model.training
     model.eval()

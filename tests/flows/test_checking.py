@@ -45,6 +45,11 @@ def test_a_recipe_may_wire_its_stages_itself() -> None:
             "gate.metrics: nobody measures 'memorized'; did you mean 'memorised'?",
         ),
         ("shapes", "gate.metrics.base_gain_db.at_least=1", "measures 'base_gain_db'; did you mean"),
+        (
+            "shapes-clip",
+            "gate.metrics.memorised.at_most=0.2",
+            "memorised will not be measured: embeddings come out of the recipe, and nothing is",
+        ),
         ("shapes", "judge=null", "alignment_trained will not be measured: the recipe has no judge"),
         (
             "shapes",

@@ -25,6 +25,7 @@ ABLE: dict[str, dict[str, Any]] = {
     "prose": {"modality": "text", "abilities": ["completions"]},
     "chat": {"modality": "text", "abilities": ["completions", "chat"]},
     "voice": {"modality": "audio", "abilities": ["speech"]},
+    "pairs": {"modality": "embedding", "abilities": ["embeddings"]},
 }
 PIECES = ("once", " upon", " a [time]\n")
 
@@ -102,6 +103,12 @@ def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
     assert asked == [("/v1/samples", body)]
     with pytest.raises(typer.BadParameter, match="voice makes audio: say where"):
         generate("voice", "two")
+
+
+def test_who_only_embeds_is_to_be_asked_for_embeddings(asked: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match=r"pairs makes nothing .* ask /v1/embeddings"):
+        generate("pairs", "two", tmp_path / "two.png")
+    assert not asked
 
 
 @pytest.mark.parametrize(
