@@ -158,6 +158,9 @@ class ImageOrder(Order):
     num_inference_steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
     guidance: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
+    negative_prompt: (
+        Annotated[str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)] | None
+    ) = None  # what guidance leads away from; an empty one asks for nothing
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None  # of codes' draws, as are these:
     top_k: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -188,6 +191,7 @@ class ImageOrder(Order):
         asked = {
             "steps": self.num_inference_steps if self.steps is None else self.steps,
             "guidance": self.guidance_scale if self.guidance is None else self.guidance,
+            "negative_prompt": self.negative_prompt or None,
             **{name: getattr(self, name) for name in ("temperature", "top_k", "top_p")},
         }
         return {name: value for name, value in asked.items() if value is not None}

@@ -195,13 +195,31 @@ def test_a_pipeline_without_text_draws_from_an_empty_prompt(app: Any, ask: Ask) 
         ({"output_format": "webp"}, (400, "invalid_value", "output_format")),
         ({"background": "transparent"}, (400, "invalid_value", "background")),
         ({"partial_images": 1}, (400, "invalid_value", "partial_images")),
-        ({"negative_prompt": "x"}, (400, "unknown_parameter", "negative_prompt")),
+        ({"negative": "x"}, (400, "unknown_parameter", "negative")),
+        ({"negative_prompt": "a purple circle"}, (400, "invalid_value", "negative_prompt")),
+        (
+            {"negative_prompt": "a red circle", "guidance": 1.0},
+            (400, "invalid_value", "negative_prompt"),
+        ),
         ({"seed": 2**63}, (400, "integer_above_max_value", "seed")),
         ({"seed": -(2**63) - 1}, (400, "integer_below_min_value", "seed")),
     ],
 )
 def test_what_is_wrong_is_named(app: Any, ask: Ask, changes: Any, expected: Any) -> None:
     assert error(ask(app, "POST", IMAGES, json=body(**changes))) == expected
+
+
+def test_a_negative_prompt_changes_the_picture_and_its_receipt_says_so(app: Any, ask: Ask) -> None:
+    def drawn(**changes: Any) -> tuple[Any, Any]:
+        answer = ask(app, "POST", IMAGES, json=body(seed=7, guidance=3.0, **changes))
+        file = answer.json()["data"][0]["b64_json"]
+        return pixels(file), receipts.read(base64.b64decode(file))
+
+    (plain, _), (same, _) = drawn(), drawn(negative_prompt="")
+    away, receipt = drawn(negative_prompt="a green square")
+    np.testing.assert_array_equal(same, plain)
+    assert (away != plain).any()
+    assert receipt.options == {"negative_prompt": "a green square"}
 
 
 def test_an_unknown_word_is_named_with_what_the_model_knows(app: Any, ask: Ask) -> None:
