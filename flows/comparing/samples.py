@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flows.comparing.compare import Incomparable, Side
-from flows.context import registry
+from flows.comparing.gallery import loaded
 from flows.recipe import Recipe
 from infra.settings import settings
 
@@ -74,7 +74,7 @@ def draw_both(first: Side, second: Side, count: int = PICTURES) -> Pictures | Te
         raise Incomparable(f"{' and '.join(says)}: they make nothing alike")
     if kinds[0] == "embedding":
         raise Incomparable("they give embeddings, which are nothing to look at")
-    models = _load(first), _load(second)
+    models = loaded(first), loaded(second)
     prompts, seeds, source = common_requests(first, second, (models[0][0], models[1][0]), count)
     shown = tuple(prompts) or ("",) * len(seeds)
     drawn = [
@@ -191,13 +191,3 @@ def _reads(model: "Family", prompt: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _load(one: Side) -> "list[Family]":
-    from flows.evaluating.pipeline import load_model
-
-    stages = one.pipeline.stages
-    return [
-        load_model(registry().fetch(stage.name, stage.version, digest=stage.sha256))
-        for stage in stages
-    ]

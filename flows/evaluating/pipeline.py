@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -232,24 +232,32 @@ def draw(
 
     `models` are in the order of its stages. Sound and text that end early are silent to the longest one's end.
     """
-    entrance = pipeline.entrances["generate"]
-    by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     drawn = []
     for start in range(0, len(seeds), rows_at_once):
         part = slice(start, start + rows_at_once)
-        given = {"text": list(prompts[part])} if prompts else {}
-        walk = graph.walk(entrance.wires, entrance.output, given)
-        call: graph.Call | None = next(walk)
-        while call is not None:
-            node = entrance.nodes[call.node]
-            made = _made(by_stage[node.stage], pipeline, node, call.given, seeds[part])
-            output = next(iter(pipeline.ports("generate", call.node).outputs))
-            try:
-                call = walk.send({output: made})
-            except StopIteration as end:
-                call = None
-                drawn.append(end.value)
+        *_, (_, last) = made_by_nodes(models, pipeline, prompts[part], seeds[part])
+        drawn.append(last)
     return joined(drawn, SILENCE[pipeline.modality])
+
+
+def made_by_nodes(
+    models: Sequence["Family"], pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int]
+) -> "Iterator[tuple[str, Tensor]]":
+    """Yield every node of `generate` with what it makes of these requests, a row a seed; the last is what comes out."""
+    entrance = pipeline.entrances["generate"]
+    by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
+    given = {"text": list(prompts)} if prompts else {}
+    walk = graph.walk(entrance.wires, entrance.output, given)
+    call: graph.Call | None = next(walk)
+    while call is not None:
+        node = entrance.nodes[call.node]
+        made = _made(by_stage[node.stage], pipeline, node, call.given, seeds)
+        yield call.node, made
+        output = next(iter(pipeline.ports("generate", call.node).outputs))
+        try:
+            call = walk.send({output: made})
+        except StopIteration:
+            call = None
 
 
 def _made(

@@ -1,0 +1,104 @@
+"""Pictures of whole pipelines: one of a version by its stages, and one of every family that draws."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+from infra.pipelines import Pipeline
+from models.judges.gallery import EDGE, GAP_PX, INK, PAPER, TILE_PX, to_image, wrap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEAD_PX: Final = 52  # above the columns
+LABEL_PX: Final = 150  # before the rows
+SIDE_PX: Final = 132  # of a picture with a head
+FONT_PX: Final = 11
+LINE_PX: Final = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Pictures side by side, behind a label."""
+
+    label: str
+    pictures: "Sequence[Tensor]"  # (C, H, W) in [0, 1], of any size
+
+
+def table(rows: Sequence[Row], heads: Sequence[str] = ()) -> Image.Image:
+    """Return rows of pictures, each enlarged or shrunk to one size, with a label a row and, perhaps, a head a column.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("a sheet needs a row at least")
+    side, columns = SIDE_PX if heads else TILE_PX, max(len(row.pictures) for row in rows)
+    step, top = side + GAP_PX, HEAD_PX if heads else GAP_PX
+    sheet = Image.new("RGB", (LABEL_PX + columns * step + GAP_PX, top + len(rows) * step), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
+
+    def write(left: int, middle: int, text: str, width: int) -> None:
+        lines = [line for part in text.splitlines() for line in wrap(part, width, font)]
+        first = middle - LINE_PX * len(lines) // 2
+        for number, line in enumerate(lines):
+            pen.text((left, first + number * LINE_PX), line, fill=INK, font=font)
+
+    for column, head in enumerate(heads):
+        write(LABEL_PX + column * step, HEAD_PX // 2, head, side)
+    for number, row in enumerate(rows):
+        y = top + number * step
+        write(GAP_PX, y + side // 2, row.label, LABEL_PX - 2 * GAP_PX)
+        for column, picture in enumerate(row.pictures):
+            x = LABEL_PX + column * step
+            pen.rectangle((x - 1, y - 1, x + side, y + side), outline=EDGE)
+            tile = to_image(picture).resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(tile, (x, y))
+    return sheet
+
+
+def by_stages(
+    pipeline: Pipeline, prompts: Sequence[str], made: "Mapping[str, Tensor]"
+) -> Image.Image:
+    """Return a column a prompt, a row a node that makes what can be seen: what each adds.
+
+    Args:
+        pipeline: whose nodes they are.
+        prompts: what the columns were asked for.
+        made: by node, one a prompt: pictures, codes or latents; embeddings are left out.
+    """
+    seen = {}
+    for name, tensor in made.items():
+        output = next(iter(pipeline.ports("generate", name).outputs.values()))
+        look = LOOKS.get(output.partition(" ")[0])
+        if look is not None:
+            seen[name] = look(tensor)
+    nodes = pipeline.entrances["generate"].nodes
+    rows = [
+        Row(f"{name}\n{pipeline.stage(nodes[name].stage).pin.ref}", list(pictures))
+        for name, pictures in seen.items()
+    ]
+    return table(rows, prompts)
+
+
+def _of_codes(codes_NP: "Tensor") -> "Tensor":
+    """Return a grid of codes as greys: equal codes are equally grey."""
+    side = round(codes_NP.shape[1] ** 0.5)
+    grid = codes_NP[:, : side**2].reshape(-1, 1, side, side).float()
+    return grid / grid.max().clamp(min=1)
+
+
+def _of_latents(latents_NCHW: "Tensor") -> "Tensor":
+    """Return the first channels of latents as colours, two deviations from the middle to the ends."""
+    first = latents_NCHW[:, : 3 if latents_NCHW.shape[1] >= 3 else 1].float()
+    return (first / (4 * first.std().clamp(min=1e-6)) + 0.5).clamp(0, 1)
+
+
+LOOKS: Final[Mapping[str, "Callable[[Tensor], Tensor]"]] = {
+    "pixels": lambda pixels: pixels,
+    "codes": _of_codes,
+    "latent": _of_latents,
+}
+"""How what a node gives is looked at, by its kind."""

@@ -1,0 +1,73 @@
+"""Sheets of a pipeline's stages and of all families: what stands on them, and whose it is."""
+
+import pytest
+import torch
+
+from flows import context
+from flows.comparing.compare import side
+from flows.comparing.gallery import by_family, drawn, prompts_of
+from flows.evaluating.pipeline import draw, load_model
+from flows.reports.stages import Row, by_stages, table
+from infra.pipelines import Pipeline
+from tests.flows.versions_kit import NAME, PROMPT, Installation
+
+
+def test_a_family_is_shown_by_what_is_in_production_before_what_is_newer(
+    here: Installation,
+) -> None:
+    context.promotions.cache_clear()
+    first = here.pipeline(0)
+    here.promote(first)
+    here.pipeline(1)
+    assert {family: one.version.ref for family, one in by_family().items()} == {"ddpm": f"{NAME}:1"}
+
+
+def test_every_stage_is_shown_and_the_last_is_what_the_pipeline_draws(here: Installation) -> None:
+    one = side(here.pipeline(0).ref)
+    made = drawn(one, [PROMPT] * 2, [3, 4])
+    assert list(made) == ["base", "upscaler"]
+    models = [
+        load_model(here.registry.fetch(stage.name, stage.version, digest=stage.sha256))
+        for stage in one.pipeline.stages
+    ]
+    assert torch.equal(made["upscaler"], draw(models, one.pipeline, [PROMPT] * 2, [3, 4]))
+    sheet = by_stages(one.pipeline, [PROMPT, "another"], made)
+    plain = by_stages(one.pipeline, [PROMPT, "another"], {"upscaler": made["upscaler"]})
+    assert sheet.height > plain.height
+    assert sheet.width == plain.width
+    assert prompts_of(one, 5) == [one.pipeline.try_prompts[i % 2] for i in range(5)]
+
+
+def test_codes_and_latents_can_be_looked_at_and_embeddings_are_left_out() -> None:
+    stage = {"version": 1, "sha256": "0" * 64, "family": "x"}
+    outputs = {"a": "codes 16 of ab", "b": "latent 4x2x2 of cd", "c": "embedding 3 of ef"}
+    pipeline = Pipeline.model_validate(
+        {
+            "endpoint": "x",
+            "stages": [
+                {"stage": name, "name": f"x.{name}", "outputs": {"out": port}, **stage}
+                for name, port in outputs.items()
+            ],
+            "entrances": {
+                "generate": {
+                    "nodes": {name: {"stage": name, "wires": {}} for name in outputs},
+                    "output": "c.out",
+                }
+            },
+        }
+    )
+    made = {
+        "a": torch.arange(32).reshape(2, 16),
+        "b": torch.randn(2, 4, 2, 2),
+        "c": torch.randn(2, 3),
+    }
+    two = by_stages(pipeline, ["one", "two"], made)
+    assert two.size == by_stages(pipeline, ["one", "two"], {k: made[k] for k in "ab"}).size
+
+
+def test_a_gallery_needs_something_to_show() -> None:
+    with pytest.raises(ValueError, match="needs a row"):
+        table([])
+    one, two = (table([Row("x", [torch.rand(1, 8, 8)] * count)]) for count in (1, 2))
+    assert one.height == two.height
+    assert one.width < two.width
