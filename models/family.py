@@ -81,13 +81,11 @@ class Losses:
     """
 
     total: Tensor  # a float32 scalar to minimise, a mean
-    count: (
-        int | Tensor
-    )  # of what that is a mean over: rows or, where rows have unequal many, tokens
+    count: int | Tensor  # over how many that is a mean: rows or, if of unequal length, tokens
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # scalars to log beside it, means too
     seen: Mapping[str, Tensor] = field(
         default_factory=dict
-    )  # for `follow`, of one dimension at least
+    )  # for `follow`, of a dimension at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +219,7 @@ class Trainable(nn.Module, ABC):
     measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
     needs: ClassVar[tuple[str, ...]] = ()  # what a batch must have beside the data: "codes"
     gone: ClassVar[tuple[str, ...]] = ()  # fields of older versions' configs that mean nothing now
+    brought: ClassVar[tuple[str, ...]] = ()  # fields that are the base's, where training has one
     implied: ClassVar[Mapping[str, Any]] = {}  # fields that older versions' configs do not have yet
     config: Any
     steps_taken: int = 0  # in training, before this step; who trains says it

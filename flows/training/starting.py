@@ -1,8 +1,8 @@
 """Starting from a registered version's weights (`spec.base`): what stays as it was learned, and whether the rest fits.
 
-The words that the base knows keep their places, new ones stand behind them; text is cut by the base's tokenizer. All
-else is as the recipe says. Every tensor must then be there in its own shape, but for embeddings: they may have rows
-more than the base's, which begin by lot.
+The words that the base knows keep their places, new ones stand behind them; text is cut by the base's tokenizer, and
+a checkpoint of others keeps its networks. All else is as the recipe says. Every tensor must then be there in its own
+shape, but for embeddings: they may have rows more than the base's, which begin by lot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +45,9 @@ def config_of(spec: TrainingSpec, facts: Mapping[str, Any]) -> Any:
 
 def facts_beside(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data's facts as a network has them that starts from the version in a directory."""
-    known = read_json(directory / "config.json")["config"]
-    found = dict(facts)
+    document = read_json(directory / "config.json")
+    known = document["config"]
+    found = dict(facts) | {name: known[name] for name in trainable(document["family"]).brought}
     if "tokenizer" in known:
         found["tokenizer"] = known["tokenizer"]
     if facts.get("vocabulary") and known.get("vocabulary"):

@@ -284,7 +284,7 @@ class Diffusers(Family):
         device, side = next(self.parameters()).device, c.image_size // c.shrink
         shape = (int(self.unet.config.in_channels), side, side)
         x = first * normals(request.seeds, shape, device)
-        without_BTD = self._without(request, device)
+        without_BTD = self._without(request, guidance, device)
         context_BTD = (
             self._read(request.prompts, device) if request.prompts and guidance else without_BTD
         )
@@ -315,9 +315,14 @@ class Diffusers(Family):
         }
         return torch.cat([once[prompt] for prompt in prompts])
 
-    def _without(self, request: Request, device: torch.device) -> Tensor:
+    def _without(self, request: Request, guidance: float, device: torch.device) -> Tensor:
         """Return what guidance leads away from: the negative prompt, or no text."""
         count, negative = len(request.seeds), request.options.get("negative_prompt")
+        if negative is not None and not (request.prompts and guidance > 1):
+            raise ValueError(
+                "negative_prompt: guidance leads away from it, and there is none; leave it out or give a"
+                f" prompt and a guidance above 1, got {negative[:40]!r}"
+            )
         found = self._read([negative or ""], device)
         if self.config.zeros_unprompted and negative is None:
             found = torch.zeros_like(found)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-LENGTH: Final = 12  # tokens of a prompt
+LENGTH: Final = 40  # tokens of a prompt
 SIGNS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 SCHEDULER: Final = json.dumps(
     {

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 
-LENGTH: Final = 12
+LENGTH: Final = 48
 PAIRS: Final = ("re", "red</w>", "at</w>", "cat</w>")
 MERGES: Final = ("r e", "re d</w>", "a t</w>", "c at</w>")
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"

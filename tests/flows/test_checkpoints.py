@@ -91,9 +91,15 @@ def test_rows_of_other_steps_guidance_and_negative_prompts_share_a_batch(
         torch.testing.assert_close(ended, model.sample(one), rtol=0, atol=1e-4)
 
 
+def test_a_negative_prompt_that_nothing_leads_away_from_is_refused(models: dict[str, Any]) -> None:
+    asked = {"negative_prompt": "a cat", "guidance": 1.0}
+    with pytest.raises(ValueError, match="negative_prompt: guidance leads away from it"):
+        models["sd"].begin(Request(seeds=(1,), prompts=("red",), options=asked))
+
+
 def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(models: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"a prompt of 16 tokens, and this model reads 12 at most"):
-        models["sd"].sample(Request(seeds=(1,), prompts=("red " * 14,)))
+    with pytest.raises(ValueError, match=r"a prompt of 52 tokens, and this model reads 48 at most"):
+        models["sd"].sample(Request(seeds=(1,), prompts=("red " * 50,)))
 
 
 def test_a_checkpoint_tells_its_licence_and_the_hash_of_every_file(
