@@ -269,16 +269,33 @@ class DALLE(Family):
 
     @torch.no_grad()
     def step(self, rows: Rows) -> Rows:
-        """Return the rows one code further; rows that are done stay."""
+        """Return the rows one code further; rows that are done stay.
+
+        Where guided rows and others share a batch, all take part in both calls: what a call of so many rows does must
+        not depend on a row's neighbours.
+        """
         guided_B = rows["guidance"] != 1
-        if guided_B.any() and not guided_B.all():
-            # each kind in a call of its own: the bits of a row must not depend on its neighbours
-            kinds = (guided_B, ~guided_B)
-            order = torch.cat([kind.nonzero()[:, 0] for kind in kinds]).argsort()
-            return take(join([self.step(take(rows, kind)) for kind in kinds]), order)
+        if guided_B.all() or not guided_B.any():
+            return self._further(rows, 2 if guided_B.any() else 1)
+        everyone = torch.arange(len(guided_B))
+        both = [self._further(take(rows, everyone), predictions) for predictions in (1, 2)]
+        return take(join(both), everyone + len(guided_B) * guided_B)
+
+    def _further(self, rows: Rows, predictions: int) -> Rows:
+        """Return the rows one code further, by one prediction, or guided by two; the caches grow in place."""
         live_B, codes = ~self.done(rows), rows["codes"]
         index_B = rows["count"].clamp(max=self.config.places - 1).to(codes.device)
-        logits_BK = self._logits(rows, index_B, 2 if guided_B.all() else 1)
+        keys, values, token_N = (
+            _flat(rows[key], predictions) for key in ("keys", "values", "token")
+        )
+        place_N1 = (self.config.words + index_B).repeat_interleave(predictions)[:, None]
+        x_NE = self.hidden(token_N[:, None], KVCache.at(keys, values, place_N1))[:, 0]
+        logits_BGK = self.code_logits(x_NE).float().unflatten(0, (-1, predictions))
+        logits_BK = logits_BGK[:, 0]
+        if predictions == 2:
+            without_BK = logits_BGK[:, 1]
+            scale_B1 = rows["guidance"].to(codes.device)[:, None]
+            logits_BK = without_BK + scale_B1 * (logits_BK - without_BK)
         u_B = rows["u"].gather(1, index_B[:, None])[:, 0].double()
         code_B = drawn(logits_BK, u_B, *(rows[name] for name in ("temperature", "top_k", "top_p")))
         here_BP = torch.arange(codes.shape[1], device=codes.device) == index_B[:, None]
@@ -289,20 +306,6 @@ class DALLE(Family):
             "token": (self.first_code + code_B)[:, None].repeat(1, rows["token"].shape[1]),
             "count": rows["count"] + live_B,
         }
-
-    def _logits(self, rows: Rows, index_B: Tensor, predictions: int) -> Tensor:
-        """Return the logits (B, K) of the next code, guided where there are two predictions; the caches grow."""
-        keys, values, token_N = (
-            _flat(rows[key], predictions) for key in ("keys", "values", "token")
-        )
-        place_N1 = (self.config.words + index_B).repeat_interleave(predictions)[:, None]
-        x_NE = self.hidden(token_N[:, None], KVCache.at(keys, values, place_N1))[:, 0]
-        logits_BGK: Tensor = self.code_logits(x_NE).float().unflatten(0, (-1, predictions))
-        if predictions == 1:
-            return logits_BGK[:, 0]
-        given, without = logits_BGK.unbind(1)
-        scale_B1 = rows["guidance"].to(given.device)[:, None]
-        return without + scale_B1 * (given - without)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the codes so far (B, P) int64, 0 where there is none yet."""
