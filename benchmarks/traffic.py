@@ -1,0 +1,197 @@
+"""Latency under Poisson traffic: the step engine against batching of whole requests, and against none.
+
+`python -m benchmarks.traffic` sends the same arrivals, of pictures with mixed steps and guidance, to three ways of
+drawing with one network in one process: the step engine, a batcher that takes what waits and is alike (as bare servers
+do: one call has one number of steps and one guidance), and one request after the other. Rates are shares of what the
+step engine draws when its queue never empties. One thread draws; a table row a rate and way.
+"""
+
+import argparse
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+
+from benchmarks.sampling import PROMPT, network
+from models.diffusion.ddpm import DDPM
+from models.family import Request
+from services.stages.batch_invariance import agreeing
+from services.stages.engine import BUCKETS, Engine
+from services.stages.scheduler import Failed, Finished, Result
+
+KINDS: Final = tuple((steps, guidance) for steps in (4, 12, 30) for guidance in (1.0, 3.0))
+"""Steps and guidance that requests ask for, each as often."""
+MOST: Final = 16  # rows of a batch
+
+
+class Way(Protocol):
+    """How requests are drawn."""
+
+    def submit(self, request: Request, done: Callable[[], None]) -> None:
+        """Draw a request; `done` is called once it is, from another thread."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+class Steps:
+    """The step engine."""
+
+    def __init__(self, model: DDPM) -> None:
+        self._model, self._buckets = model, agreeing(model, BUCKETS)
+        self._engine = Engine(max_waiting=1_000_000)
+
+    def submit(self, request: Request, done: Callable[[], None]) -> None:
+        """See `Way`."""
+
+        def deliver(result: Result) -> None:
+            if isinstance(result, Failed):
+                raise RuntimeError(result.message)
+            if isinstance(result, Finished):
+                done()
+
+        self._engine.submit(self._model, request, deliver, buckets=self._buckets)
+
+    def close(self) -> None:
+        """See `Way`."""
+        self._engine.close()
+
+
+class Whole:
+    """Batches of whole requests that are alike: the oldest, and those that wait and ask for the same."""
+
+    def __init__(self, model: DDPM, most: int = MOST) -> None:
+        self._model, self._most = model, most
+        self._queue: SimpleQueue[tuple[Request, Callable[[], None]] | None] = SimpleQueue()
+        self._worker = threading.Thread(target=self._work, daemon=True)
+        self._worker.start()
+
+    def submit(self, request: Request, done: Callable[[], None]) -> None:
+        """See `Way`."""
+        self._queue.put((request, done))
+
+    def close(self) -> None:
+        """See `Way`."""
+        self._queue.put(None)
+        self._worker.join()
+
+    @torch.no_grad()
+    def _work(self) -> None:
+        torch.set_num_threads(1)
+        waiting: list[tuple[Request, Callable[[], None]]] = []
+        open_ = True
+        while open_ or waiting:
+            try:
+                while (item := self._queue.get(block=open_ and not waiting)) is not None:
+                    waiting.append(item)
+                open_ = False
+            except Empty:
+                pass
+            if waiting:
+                asked = waiting[0][0].options
+                alike = [one for one in waiting if one[0].options == asked][: self._most]
+                waiting = [one for one in waiting if one not in alike]
+                seeds = tuple(seed for request, _ in alike for seed in request.seeds)
+                prompts = tuple(text for request, _ in alike for text in request.prompts)
+                self._model.sample(Request(seeds=seeds, prompts=prompts, options=asked))
+                for _, done in alike:
+                    done()
+
+
+@dataclass
+class Run:
+    """One way under one rate."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second, until the last was drawn."""
+        return len(self.latencies_s) / self.seconds
+
+
+def arrivals(rate: float, count: int, seed: int) -> list[tuple[float, Request]]:
+    """Return when requests come, in seconds from the first, and what they ask for."""
+    lot, now, found = random.Random(seed), 0.0, []
+    for number in range(count):
+        steps, guidance = lot.choice(KINDS)
+        request = Request(
+            seeds=(number,), prompts=(PROMPT,), options={"steps": steps, "guidance": guidance}
+        )
+        found.append((now, request))
+        now += lot.expovariate(rate)
+    return found
+
+
+def send(way: Way, coming: Sequence[tuple[float, Request]]) -> Run:
+    """Send requests when they come, whatever is under way; returns once all are drawn."""
+    run, left = Run(), threading.Semaphore(0)
+    began = time.monotonic()
+    for after, request in coming:
+        due = began + after
+        time.sleep(max(0.0, due - time.monotonic()))
+
+        def done(due: float = due) -> None:
+            run.latencies_s.append(time.monotonic() - due)
+            left.release()
+
+        way.submit(request, done)
+    for _ in coming:
+        left.acquire()
+    run.seconds = time.monotonic() - began
+    return run
+
+
+def capacity(model: DDPM, count: int) -> float:
+    """Return the pictures a second of the step engine when all requests come at once."""
+    way = Steps(model)
+    try:
+        send(way, arrivals(1e9, MOST, 1))  # warm
+        return send(way, arrivals(1e9, count, 2)).rate
+    finally:
+        way.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="base")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.8, 1.2])
+    parser.add_argument("--requests", type=int, default=300, help="of one way at one rate")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = network(given.preset)
+    most = capacity(model, given.requests)
+    print(f"{given.preset}: {most:.1f} pictures/s at most, of {KINDS} (steps, guidance)\n")
+    print("| share of that | way | pictures/s | p50 s | p99 s | p99 / whole requests' |")
+    print("|---|---|---|---|---|---|")
+    ways: dict[str, Callable[[], Way]] = {
+        "steps": lambda: Steps(model),
+        "whole requests": lambda: Whole(model),
+        "one by one": lambda: Whole(model, most=1),
+    }
+    for number, share in enumerate(given.shares):
+        coming = arrivals(share * most, given.requests, number)
+        runs = {}
+        for name, make in ways.items():
+            way = make()
+            try:
+                runs[name] = send(way, coming)
+            finally:
+                way.close()
+        usual = float(np.quantile(runs["whole requests"].latencies_s, 0.99))
+        for name, run in runs.items():
+            p50, p99 = (float(np.quantile(run.latencies_s, q)) for q in (0.5, 0.99))
+            print(
+                f"| {share:.0%} | {name} | {run.rate:.2f} | {p50:.3f} | {p99:.3f} | {p99 / usual:.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
