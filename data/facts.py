@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.makers.words import cut
 from data.modalities import Modality, SampleError, modality
 from infra.settings import settings
 
@@ -52,7 +53,7 @@ def columns(kind: Modality) -> pa.Schema:
 
 def look(batch: pa.Table, made: Mapping[str, Any]) -> pa.Table:
     """Return the facts that one sample alone can give: it is decoded to its last byte."""
-    kind, known = modality(made["modality"]), frozenset(made["vocabulary"])
+    kind, known = modality(made["modality"]), dict.fromkeys(made["vocabulary"])
     rows = [_look(row, kind, made) | _read(row["caption"], known) for row in batch.to_pylist()]
     return pa.Table.from_pylist(rows, columns(kind))
 
@@ -68,8 +69,8 @@ def _look(row: Mapping[str, Any], kind: Modality, made: Mapping[str, Any]) -> di
         return facts | {"problem": str(error)}
 
 
-def _read(caption: str, known: frozenset[str]) -> dict[str, Any]:
-    words = caption.split()
+def _read(caption: str, known: Mapping[str, None]) -> dict[str, Any]:
+    words = cut(caption, known)
     unknown = " ".join(dict.fromkeys(word for word in words if word not in known))
     return {"caption": caption, "words": len(words), "unknown_words": unknown}
 

@@ -486,7 +486,7 @@ class Family(Trainable):
         if self.capabilities.modality == "text":
             return tokens.tokenizer(self.config.tokenizer).unknown(text)
         known = getattr(self.config, "vocabulary", ())
-        return [word for word in dict.fromkeys(words.split(text)) if known and word not in known]
+        return words.unknown(text, known) if known else []
 
     def hint(self, word: str) -> str:
         """Return what an unknown word could have meant, to be put behind it; empty where nothing is near."""

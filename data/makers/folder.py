@@ -19,7 +19,7 @@ from pydantic import Field
 
 from data.makers import Entry, Made, MakerError, Sample
 from data.makers.files import check_name, check_there, read_file
-from data.makers.words import normal
+from data.makers.words import normal, pieces
 from infra.documents import DocumentError, parse_json
 
 LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
@@ -32,6 +32,8 @@ class Config(Entry):
 
     maker: Literal["folder"]
     image_size: Annotated[int, Field(ge=8, le=512)] = 32
+    pieces: Annotated[int, Field(ge=32, le=65_536)] | None = None
+    """Captions are cut into so many pieces of words at most, and no word of a prompt is unknown; None: into words."""
 
 
 def made(config: Config, project: Path) -> Made:
@@ -46,12 +48,13 @@ def made(config: Config, project: Path) -> Made:
     counts = Counter(normal(caption) for _, caption in captions)
     counts.pop("", None)
     classes = sorted(counts)
+    words = sorted({word for caption in classes for word in caption.split()})
     few = 1 < len(classes) <= MAX_CLASSES and median(counts.values()) >= PICTURES_PER_CLASS
     return Made(
         samples=_pictures(folder, captions, classed=few),
         settings={"image_size": config.image_size, "channels": 3},
         attributes={"caption": classes} if few else {},
-        vocabulary=sorted({word for caption in classes for word in caption.split()}),
+        vocabulary=words if config.pieces is None else pieces(counts.elements(), config.pieces),
     )
 
 

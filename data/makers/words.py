@@ -1,18 +1,28 @@
-"""Captions as they are learned: the one place where this package cuts words out of text.
+"""Captions as they are learned: the one place where this package cuts words out of text, and pieces out of words.
 
-`models/parts/words.py` reads requests by the same rule, and a test holds the two equal, since neither package may
+A vocabulary of whole words knows no other word. One of pieces (Wu et al. 2016, arXiv:1609.08144, section 4.1) has
+`[UNK]` among them, and "##" before what goes on with a word: a word is cut into the longest pieces there are, from its
+beginning, and is `[UNK]` where it has a letter that is in none.
+
+`models/parts/words.py` reads requests by the same rules, and tests hold the two equal, since neither package may
 import the other.
 """
 
 import unicodedata
+from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Final
 
 import regex
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers.models import WordPiece
 
 WORD: Final = regex.compile(
     r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*(?:['\-\u200c\u200d][\p{L}\p{N}][\p{L}\p{M}\p{N}]*)*"
 )
 """Letters, digits and their combining marks, with inner apostrophes, hyphens and joiners of letters."""
+UNKNOWN: Final = "[UNK]"
+"""The piece that no other piece is of; a vocabulary without it is of whole words."""
 DOTTED: Final = regex.compile("i\u0307+")
 """What İ is in lower case: a small i has its dot already."""
 
@@ -21,3 +31,33 @@ def normal(caption: str) -> str:
     """Return a caption as it is learned: NFC, lower case, words with one space between."""
     lower = unicodedata.normalize("NFC", caption).lower()
     return " ".join(WORD.findall(unicodedata.normalize("NFC", DOTTED.sub("i", lower))))
+
+
+def pieces(captions: Iterable[str], size: int) -> list[str]:
+    """Return a vocabulary of at most `size` pieces, from captions as `normal` gives them; equal ones give an equal one.
+
+    All letters there are have a piece of their own, whatever `size` says.
+    """
+    made = Tokenizer(WordPiece(unk_token=UNKNOWN))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=[UNKNOWN], show_progress=False
+    )
+    made.train_from_iterator(sorted(captions), trainer)
+    return sorted(made.get_vocab())
+
+
+def cut(caption: str, vocabulary: Collection[str]) -> list[str]:
+    """Return the words of a caption as `normal` gives it, or its pieces where the vocabulary is of pieces."""
+    if UNKNOWN not in vocabulary:
+        return caption.split()
+    tokens: list[str] = _cutter(tuple(vocabulary)).encode(caption, add_special_tokens=False).tokens
+    return tokens
+
+
+@lru_cache(maxsize=4)
+def _cutter(vocabulary: tuple[str, ...]) -> Tokenizer:
+    places = {piece: place for place, piece in enumerate(vocabulary)}
+    made = Tokenizer(WordPiece(places, unk_token=UNKNOWN))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made

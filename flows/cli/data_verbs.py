@@ -66,6 +66,10 @@ def prepare(
     image_size: Annotated[
         int | None, typer.Option(help="Pictures: pixels a side, 8 to 512.")
     ] = None,
+    pieces: Annotated[
+        int | None,
+        typer.Option(help="Captions: so many pieces of words at most, so that no word is unknown."),
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Text: characters, words or bytes, and how many: words:2000.")
     ] = None,
@@ -92,6 +96,7 @@ def prepare(
     project = settings().project
     chosen = settings_of(
         image_size=image_size,
+        pieces=pieces,
         tokenizer=tokenizer,
         source=source,
         target=target,

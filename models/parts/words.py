@@ -1,12 +1,18 @@
-"""Captions to word tokens: one rule for training, evaluation and requests, and that of data.makers.words."""
+"""Captions to tokens, words or pieces of words: one rule for all, training and requests, that of data.makers.words.
+
+A vocabulary with `[UNK]` is of pieces: any caption can be read by it.
+"""
 
 import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Final, Literal
 
 import regex
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordPiece
 from torch import Tensor
 
 WORD: Final = regex.compile(
@@ -16,6 +22,8 @@ WORD: Final = regex.compile(
 DOTTED: Final = regex.compile("i\u0307+")
 """What İ is in lower case: a small i has its dot already."""
 
+UNKNOWN: Final = "[UNK]"
+"""The piece that no other piece is of; a vocabulary without it is of whole words."""
 NEAREST: Final = 5  # words that are named where none is spelled alike
 LENGTHS: Final = 4  # letters that a word spelled alike has more or less
 MANY: Final = 5000  # words of a vocabulary, of which the nearest would take seconds to find
@@ -49,8 +57,37 @@ def split(caption: str) -> list[str]:
     return list(WORD.findall(unicodedata.normalize("NFC", DOTTED.sub("i", lower))))
 
 
+def cut(caption: str, vocabulary: Collection[str]) -> list[str]:
+    """Return a caption's words in lower case, or its pieces where the vocabulary is of pieces.
+
+    Example:
+        >>> cut("A redder dot", ["[UNK]", "a", "red", "##d", "##er", "dot"])
+        ['a', 'red', '##d', '##er', 'dot']
+    """
+    if UNKNOWN not in vocabulary:
+        return split(caption)
+    text = " ".join(split(caption))
+    tokens: list[str] = _cutter(tuple(vocabulary)).encode(text, add_special_tokens=False).tokens
+    return tokens
+
+
+@lru_cache(maxsize=4)
+def _cutter(vocabulary: tuple[str, ...]) -> Tokenizer:
+    places = {piece: place for place, piece in enumerate(vocabulary)}
+    made = Tokenizer(WordPiece(places, unk_token=UNKNOWN))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def unknown(caption: str, vocabulary: Sequence[str]) -> list[str]:
+    """Return the words of a caption that are not in the vocabulary, each once; none where it is of pieces."""
+    if UNKNOWN in vocabulary:
+        return []
+    return [word for word in dict.fromkeys(split(caption)) if word not in vocabulary]
+
+
 def encode(captions: Sequence[str], vocabulary: Sequence[str], max_words: int) -> Tensor:
-    """Return tokens (B, max_words) int64: 1 + the word's place in the vocabulary, 0 after the last.
+    """Return tokens (B, max_words) int64: 1 + the place of a word or piece in the vocabulary, 0 after the last.
 
     Raises:
         ValueError: a caption is empty, longer than max_words or has a word never learned.
@@ -62,11 +99,12 @@ def encode(captions: Sequence[str], vocabulary: Sequence[str], max_words: int) -
     places = {word: index for index, word in enumerate(vocabulary, start=1)}
     tokens_BT = torch.zeros(len(captions), max_words, dtype=torch.long)
     for row, caption in enumerate(captions):
-        words = split(caption)
+        words = cut(caption, places)
         if not words:
             raise ValueError(f"the caption {caption!r} has no words")
         if len(words) > max_words:
-            raise ValueError(f"the caption has {len(words)} words, the model reads {max_words}")
+            what = "pieces of words" if UNKNOWN in places else "words"
+            raise ValueError(f"the caption has {len(words)} {what}, the model reads {max_words}")
         if unknown := [word for word in words if word not in places]:
             raise ValueError(f"unknown word {unknown[0]!r}{hint(unknown[0], vocabulary)}")
         tokens_BT[row, : len(words)] = torch.tensor([places[word] for word in words])

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from data.loaders import everything
+from data.loaders import everything, read_header
 from data.makers import DIGITS, MAKERS, MakerError, digits, folder, maker, mnist, shapes
-from data.makers.words import normal
+from data.makers.words import UNKNOWN, cut, normal, pieces
 from data.modalities import modality
 from infra.media.pictures import decode, png
 from tests.data.prepare_kit import prepare
@@ -325,3 +325,48 @@ print(json.dumps([(row["image"]["path"], row["text"]) for row in rows]))
     }
     ours = {picture.file: picture.caption for picture in made_from(source).samples}
     assert theirs == ours == dict(rows)
+
+
+FREE: dict[str, str] = {
+    f"{number}.png": text
+    for number, text in enumerate(
+        [
+            *("grinning face", "face with tears of joy", "crying cat", "two hearts", "red heart"),
+            *("smiling cat face with heart eyes", "thumbs up", "rocket", "cat", "a heart on fire"),
+        ]
+        * 3
+    )
+}
+
+
+def test_captions_of_free_text_are_cut_into_pieces_and_no_word_is_unknown(tmp_path: Path) -> None:
+    """A vocabulary of pieces has every letter, so a word that nobody wrote is read, too."""
+    from models.parts import words
+
+    mine = pictures_in(tmp_path / "mine", list(FREE))
+    listed(mine, "captions.tsv", list(FREE.items()))
+    entry = {"maker": "folder", "path": str(mine), "image_size": 8, "pieces": 48}
+    header = read_header(prepare(tmp_path, entry))
+    vocabulary = header["vocabulary"]
+    assert UNKNOWN in vocabulary
+    assert len(vocabulary) <= 48
+    assert header["max_words"] == 1 + max(len(cut(text, vocabulary)) for text in FREE.values())
+    for text in ("a hearty catfish", "grin", "schön 7"):
+        assert not words.unknown(text, vocabulary)
+        assert cut(normal(text), vocabulary) == words.cut(text, vocabulary)
+        assert (words.encode([text], vocabulary, 40) > 0).any()
+    heart = words.cut("hearty", vocabulary)
+    assert "".join(piece.removeprefix("##") for piece in heart) == "hearty"
+    assert words.cut("ß", vocabulary) == [UNKNOWN]
+    again = folder.made(folder.Config.model_validate(entry), tmp_path).vocabulary
+    assert list(again) == vocabulary, "equal captions give equal pieces"
+
+
+@given(st.text(max_size=30))
+def test_requests_are_cut_as_captions_are(text: str) -> None:
+    from models.parts import words
+
+    vocabulary = pieces(map(normal, FREE.values()), 60)
+    assert words.split(text) == normal(text).split()
+    for known in (vocabulary, ["red", "heart"]):
+        assert words.cut(text, known) == cut(normal(text), known)
