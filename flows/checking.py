@@ -12,7 +12,7 @@ from data.modalities import modality
 from flows.context import environment, registry
 from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
-from flows.recipe import Recipe, RecipeError, Stage, control_of, load, split
+from flows.recipe import Judge, Recipe, RecipeError, Stage, control_of, load, split
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
 from infra.settings import settings
@@ -142,8 +142,18 @@ def _named(stages: Sequence[tuple[str, Stage]], data: Mapping[str, Any] | None) 
         says = declared(stage.family)
         lines += [f"{where}.{line}" for line in _unknown(stage, says)]
         if data is not None:
-            lines += [f"{where}: {line}" for line in unsuited(stage, says, data)]
+            lines += [f"{where}: {line}" for line in unsuited(stage, says, _own_data(stage, data))]
     return lines
+
+
+def _own_data(stage: Stage, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a stage learns: the recipe's data, or a judge's own."""
+    if not isinstance(stage, Judge) or stage.data is None:
+        return data
+    try:
+        return known(stage.data.name, settings().project)
+    except CatalogError as error:
+        raise RecipeError(f"judge.data.name: {error}") from None
 
 
 def _stages(recipe: Recipe) -> list[tuple[str, Stage]]:
@@ -202,8 +212,10 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
         lines.append(f"training.cuda_graph holds the step of one player, and {stage.family} {what}")
     if stage.training.keep == "best" and says.counts:
         lines.append(f"training.keep: {stage.family} counts, and what it ends with is all there is")
-    if stage.training.base is not None and says.counts:
+    if stage.training.start is not None and says.counts:
         lines.append(f"training.from: {stage.family} counts, and keeps nothing of earlier weights")
+    if stage.training.lora is not None and not says.adapts:
+        lines.append(f"training.lora: {stage.family} has no attention for an adapter to change")
     return lines + [f"training.augment{line}" for line in _misaugmented(stage, says, data)]
 
 
@@ -252,7 +264,8 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
     lines: list[str] = []
     for where, stage in [*_stages(recipe), *_broken(recipe)]:
         try:
-            model = _network(stage, where.rpartition(".")[2], data, models)
+            learned = _own_data(stage, data)
+            model = _network(stage, where.rpartition(".")[2], learned, models)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             lines.append(f"{where}: {error}")
             continue
@@ -294,19 +307,17 @@ def _network(
 ) -> "Trainable":
     """Return a stage's network on no device, behind those before it: its sizes are checked and no memory is taken."""
     from flows.training import starting
-    from models import configure, trainable
+    from models import trainable
     from models.outline import outline
 
     facts = modality(data["modality"]).network_facts(data, stage.image_size)
     if "splits" not in data:
         facts.pop("tokenizer", None)  # it is trained when the dataset is prepared
     base, directory = _base(stage, name)
-    if directory is not None:
-        facts = starting.facts_beside(directory, facts)
     told = {**facts, **_facts_of_needs(stage, before), **stage.training.facts}
-    config = configure(stage.family, stage.preset, stage.config, told)
+    config = starting.config_beside(stage, directory, told)
     if directory is not None:
-        starting.check(stage.family, config, directory, base)
+        starting.check(stage, config, directory, base)
     model = outline(trainable(stage.family), config)
     if model.counts:
         from flows.training.counting import check_passes
@@ -341,13 +352,13 @@ def _base(stage: Stage, name: str) -> tuple[str, Path | None]:
     Raises:
         ValueError: there is no such version.
     """
-    if stage.training.base is None:
+    if stage.training.start is None:
         return "", None
     from flows.provenance.bases import version_of
     from infra.registry.registry import RegistryError, Unreachable
 
     try:
-        version = version_of(stage.training.base, name)
+        version = version_of(stage.training.start, name)
         return f"{version.ref} (sha256 {version.digest[:12]})", registry().fetch(version)
     except Unreachable:  # `atelier check` says so
         return "", None

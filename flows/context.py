@@ -67,7 +67,7 @@ def training_spec(
 ) -> TrainingSpec:
     """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge).
 
-    `trained` has the versions of the stages that it needs, as `named` gives them.
+    `prepared` is its own dataset, and `trained` has the versions of the stages that it needs, as `named` gives them.
 
     Raises:
         RegistryError, RecipeError: there is no such version as `training.from` names.
@@ -76,7 +76,7 @@ def training_spec(
 
     chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
     assert chosen is not None
-    ref = chosen.training.base
+    ref = chosen.training.start
     return TrainingSpec(
         name=f"{recipe.name}.{stage}",
         family=chosen.family,
@@ -86,7 +86,7 @@ def training_spec(
         seed=recipe.seed,
         training=chosen.training,
         resources=chosen.resources,
-        dataset=recipe.data.name,
+        dataset=(recipe.judged_by if stage == "judge" else recipe.data).name,
         prepared=Path(prepared["path"]),
         data_identity=prepared["identity"],
         code_identity=training_code(chosen.family, modality_of(Path(prepared["path"]))).digest,

@@ -239,7 +239,11 @@ def examine(name: str) -> DriftReport:
     captions = prepared(recipe.data.name, settings().project).header["captions"]
     evaluated, _ = fixed_requests(pipeline, captions, recipe.evaluation)
     models = [
-        load_model(registry().fetch(f"{stage.name}:{stage.version}", digest=stage.sha256))
+        load_model(
+            *registry().weights(
+                registry().fetch(f"{stage.name}:{stage.version}", digest=stage.sha256)
+            )
+        )
         for stage in pipeline.stages
     ]
     seeds = [FRESH_SEED + place for place in range(len(served.prompts))]

@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 
 from flows import progress
 from flows.context import git_commit, modality_of, named, registry
+from flows.evaluating.adapters import adapted, around, base_of
 from flows.evaluating.evaluate import Order, evaluate_on_ray
 from flows.evaluating.gate import Evaluation, check
 from flows.evaluating.pipeline import (
@@ -49,7 +50,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     for name, stage in recipe.stages.items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
-        models[name] = opened(directory)
+        models[name] = opened(*registry().weights(directory))
         stages.append(
             PinnedStage(
                 stage=name,
@@ -61,8 +62,12 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
                 **ports_of(models[name]),
                 needs=stage.needs,
                 options=stage.sampling,
+                adapts=adapted(models[name]),
             )
         )
+    if (whole := around(recipe, stages)) is not None:
+        check_fit(whole)
+        return whole
     entrances = entrances_of(recipe, stages)
     made = output_of(entrances["generate"], stages)
     able = able_of(entrances["generate"], models)
@@ -91,6 +96,7 @@ def judging_identity(work: dict[str, Any]) -> str:
 
 def work_of(recipe: Recipe, trained: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:
     """Return what the judging of these stages is made of, part by part."""
+    trained = {**trained, **base_of(recipe)}
     stages = [*recipe.stages.values(), *([recipe.judge] if recipe.judge else [])]
     modality = modality_of(Path(prepared["path"]))
     code = judging_code([one.family for one in stages], modality)
@@ -128,10 +134,15 @@ def order_of(
     """Return what the judging workers need, addresses and digests only."""
     import ray
 
+    from data import catalog
+
+    own = recipe.judged_by != recipe.data
+    judged_on = catalog.prepared(recipe.judged_by.name, settings().project) if own else None
     return Order(
         pipeline=pipeline.model_dump(mode="json"),
         judge=judge,
         prepared=prepared["path"],
+        judged_on=str(judged_on.path) if judged_on else prepared["path"],
         data_identity=prepared["identity"],
         spec=recipe.evaluation.model_dump(mode="json"),
         tracking_uri=settings().mlflow_uri,

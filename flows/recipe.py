@@ -8,10 +8,10 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from flows.training.adapting import Lora, Ref
 from flows.tuning.space import Found, Positive, Search, Strict
 from infra.documents import DocumentError, parse_yaml, read_yaml
 from infra.pipelines import SAMPLING
-from infra.registry.versions import NAME
 from models import near
 
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
@@ -96,12 +96,10 @@ class Augment(Strict):
 class Training(Strict):
     """How one network is trained; a step is one optimiser step over `batch_size` samples, all workers together."""
 
-    base: Annotated[
-        str | None,
-        Field(alias="from", pattern=rf"^{NAME.pattern}(:[1-9][0-9]{{0,8}}|@[a-z]+)?$"),
-    ] = None
+    base: Annotated[Ref | None, Field(alias="from")] = None
     """The registered version, NAME[:v|@alias], whose weights of this stage are the first ones: a pipeline (shapes:3)
     or a stage (shapes.base:3). None: weights by lot."""
+    lora: Lora | None = None
     steps: Positive
     batch_size: Positive = 64
     accumulate: Positive = 1
@@ -148,6 +146,11 @@ class Training(Strict):
         return {**rest, "ema_half_life": half}
 
     @property
+    def start(self) -> str | None:
+        """The version that it starts from, whatever of it learns."""
+        return self.lora.base if self.lora else self.base
+
+    @property
     def ema_decay(self) -> float:
         """The share of the averaged weights that is left after a step."""
         return 0.5 ** (self.batch_size / self.ema_half_life) if self.ema_half_life else 0.0
@@ -156,6 +159,12 @@ class Training(Strict):
     def facts(self) -> dict[str, Any]:
         """Return what a network must know of its training, for `models.configure` beside the dataset's facts."""
         return {"augmented": self.augment.edm > 0}
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "Training":
+        if self.lora and self.base:
+            raise ValueError(f"lora starts from {self.lora.base}: leave `from` out")
+        return self
 
     @model_validator(mode="after")
     def _is_captured_whole(self) -> "Training":
@@ -197,6 +206,13 @@ class Stage(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None  # the likeliest of this probability
     options: dict[str, Any] = Field(default_factory=dict)  # further ones that the family has
 
+    @model_validator(mode="after")
+    def _adapts_what_is_there(self) -> "Stage":
+        if self.training.lora and (self.config or self.preset != "base"):
+            field = "config" if self.config else "preset"
+            raise ValueError(f"{field}: an adapter has the network of its base: leave it out")
+        return self
+
     @property
     def sampling(self) -> dict[str, Any]:
         """How it is sampled where a request does not say, by the names of the family's options."""
@@ -208,6 +224,12 @@ class Data(Strict):
     """Which prepared dataset; one of params.yaml's `datasets`."""
 
     name: str
+
+
+class Judge(Stage):
+    """A network that judges what the stages make."""
+
+    data: Data | None = None  # which it learns, and its accuracy is measured on; None: the recipe's
 
 
 class Evaluation(Strict):
@@ -264,7 +286,8 @@ class Gate(Strict):
     """What a version must show before it may be promoted."""
 
     metrics: dict[str, Bound] = Field(default_factory=dict)
-    no_worse_than: Literal["production"] | None = None
+    no_worse_than: Literal["production", "base"] | None = None
+    """base: of adapters, the pipeline that they adapt, on its own prompts, seeds, data and judge."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """What may be lost at most against production, as a share of its value, by the interval's lower end."""
     baseline: Annotated[int, Field(gt=0)] | None = None
@@ -304,7 +327,7 @@ class Recipe(Strict):
     """By entrance: the stages, or entries of stages, in the order they run, each with where its inputs come from, like
     `upsampler: {low: base.pixels, text: request.text}` or `dvae/decode: {codes: prior.codes}`; the last one's output
     is what comes out. None: one stage behind the other, and `edit` where every stage can keep a part of a picture."""
-    judge: Stage | None = None
+    judge: Judge | None = None
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     control: tuple[Control, ...] = ()  # one, or a list of them
@@ -315,10 +338,15 @@ class Recipe(Strict):
     found_by: Found | None = None  # written by `atelier tune`
 
     @property
+    def judged_by(self) -> Data:
+        """What the judge learns from."""
+        return (self.judge and self.judge.data) or self.data
+
+    @property
     def bases(self) -> dict[str, str]:
         """The versions that stages, and the judge, start from, as `training.from` names them."""
         found = {**self.stages, **({"judge": self.judge} if self.judge else {})}
-        return {name: one.training.base for name, one in found.items() if one.training.base}
+        return {name: one.training.start for name, one in found.items() if one.training.start}
 
     @field_validator("control", mode="before")
     @classmethod
@@ -480,7 +508,8 @@ def _check_needs(recipe: Recipe) -> None:
 
 def _check_judge(recipe: Recipe) -> None:
     """Refuse a judge of pictures of another size before anything is trained."""
-    drawn = next(stage.image_size for stage in reversed(recipe.stages.values()))
+    last = [*recipe.stages.values()][-1]
+    drawn = None if last.training.lora else last.image_size  # a pipeline stays around an adapter
     if recipe.judge is not None and drawn is not None and recipe.judge.image_size != drawn:
         found = recipe.judge.image_size or "none, which is the dataset's"
         raise RecipeError(

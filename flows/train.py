@@ -129,10 +129,20 @@ def train_stages(
     waiting = [name for name in waiting if name not in trained]
     while waiting:
         ready = [name for name in waiting if _needed(recipe, name) <= trained.keys()]
-        specs = {name: training_spec(recipe, name, prepared, trained) for name in ready}
+        specs = {
+            name: training_spec(recipe, name, _data_of(recipe, name, prepared), trained)
+            for name in ready
+        }
         trained |= _train_together(recipe.name, specs)
         waiting = [name for name in waiting if name not in ready]
     return trained
+
+
+def _data_of(recipe: Recipe, name: str, prepared: dict[str, Any]) -> dict[str, Any]:
+    """Return what a stage, or the judge, learns from: the recipe's data, which are prepared, or the judge's own."""
+    if name != "judge" or recipe.judged_by == recipe.data:
+        return prepared
+    return prepare_dataset(recipe.judged_by.name)
 
 
 def _needed(recipe: Recipe, name: str) -> set[str]:
@@ -190,7 +200,7 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
                 raise ValueError(lines[0])
             config = starting.config_of(spec, facts_of(spec.prepared, spec.image_size))
             if spec.base is not None:
-                starting.check(spec.family, config, spec.base.path, spec.base.says)
+                starting.check(spec, config, spec.base.path, spec.base.says)
             if family.counts:
                 check_passes(spec, family(config))
         except ValueError as error:

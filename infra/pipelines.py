@@ -63,6 +63,24 @@ class Ports(_Part):
     outputs: dict[str, str] = Field(default_factory=dict)
 
 
+class Pinned(_Part):
+    """A version, by digest."""
+
+    name: str
+    version: int
+    sha256: str
+
+    @property
+    def ref(self) -> str:
+        """The version as people write it."""
+        return self.pin.ref
+
+    @property
+    def pin(self) -> Pin:
+        """The version."""
+        return Pin(name=self.name, number=self.version, digest=self.sha256)
+
+
 class PinnedStage(_Part):
     """One stage of a pipeline version, pinned by digest, with how it draws where a request does not say.
 
@@ -84,6 +102,7 @@ class PinnedStage(_Part):
     options: dict[str, Any] = Field(
         default_factory=dict
     )  # of the family's Options, none of them null
+    adapts: Pinned | None = None  # the stage whose weights it adds to, where it is an adapter
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +113,11 @@ class PinnedStage(_Part):
     def pin(self) -> Pin:
         """The version to draw with."""
         return Pin(name=self.name, number=self.version, digest=self.sha256)
+
+    @property
+    def pins(self) -> tuple[Pin, ...]:
+        """All versions that are loaded for it: that which it adapts before it."""
+        return (*([self.adapts.pin] if self.adapts else []), self.pin)
 
     def ports(self, entry: str = "") -> Ports:
         """Return the ports of its sampler, or of an entry."""
@@ -148,6 +172,7 @@ class Pipeline(_Part):
 
     format: Literal[2] = 2
     endpoint: str
+    base: Pinned | None = None  # the pipeline that this is, but for the stages that adapt its own
     modality: Modality = "image"
     abilities: tuple[Ability, ...] = ()  # empty: written before there were any
     stages: Annotated[tuple[PinnedStage, ...], Field(min_length=1)]

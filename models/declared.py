@@ -22,6 +22,7 @@ class Declared:
     players: tuple[str, ...] = ("model",)
     counts: bool = False
     measures: tuple[str, ...] = ()
+    adapts: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
 
@@ -43,7 +44,7 @@ def declared(name: str) -> Declared:
     assert isinstance(presets, ast.Dict)
     plain = {
         key: ast.literal_eval(values[key])
-        for key in ("players", "counts", "measures", "needs")
+        for key in ("players", "counts", "measures", "adapts", "needs")
         if key in values
     }
     return Declared(
@@ -61,6 +62,7 @@ def of(cls: "type[Trainable]") -> Declared:
         players=cls.players,
         counts=cls.counts,
         measures=cls.measures,
+        adapts=cls.adapts,
         needs=cls.needs,
     )
 

@@ -1,11 +1,12 @@
 """Captioned shapes: "a small red circle on the left", drawn with jitter at 32 pixels from a seed.
 
 240 captions = 2 sizes x 6 colours x 4 shapes x 5 positions; 24 of them never reach the training split. The 16-pixel
-picture is the 2x2 mean of the 32-pixel one, so one dataset serves a base model and its super-resolution stage.
+picture is the 2x2 mean of the 32-pixel one, so one dataset serves a base model and its super-resolution stage. A
+dataset may be of other colours, and of one that the six are without: a word that a model is taught later.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -25,6 +26,7 @@ COLOURS: Final[Mapping[str, tuple[int, int, int]]] = {
     "purple": (142, 68, 173),
     "white": (240, 240, 240),
 }
+FURTHER: Final[Mapping[str, tuple[int, int, int]]] = {"teal": (0, 150, 150)}
 SHAPES: Final = ("circle", "square", "triangle", "cross")
 POSITIONS: Final[Mapping[str, tuple[float, float]]] = {
     "left": (0.3, 0.5),
@@ -39,13 +41,23 @@ ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "shape": SHAPES,
     "position": tuple(POSITIONS),
 }
-CAPTIONS: Final = tuple(
-    f"a {size} {colour} {shape} on the {position}"
-    for size, colour, shape, position in itertools.product(SIZES, COLOURS, SHAPES, POSITIONS)
-)
-HELD_OUT: Final = frozenset(
-    caption for index, caption in enumerate(CAPTIONS) if (index + index // 20) % 10 == 3
-)
+
+
+def captions_of(colours: Sequence[str]) -> tuple[str, ...]:
+    """Return all captions of these colours."""
+    return tuple(
+        f"a {size} {colour} {shape} on the {position}"
+        for size, colour, shape, position in itertools.product(SIZES, colours, SHAPES, POSITIONS)
+    )
+
+
+def held_out_of(captions: Sequence[str]) -> frozenset[str]:
+    """Return the tenth of the captions that training never sees."""
+    return frozenset(one for index, one in enumerate(captions) if (index + index // 20) % 10 == 3)
+
+
+CAPTIONS: Final = captions_of(tuple(COLOURS))
+HELD_OUT: Final = held_out_of(CAPTIONS)
 SUPERSAMPLING: Final = 4
 
 
@@ -57,20 +69,26 @@ class Config(Entry):
     count: Annotated[int, Field(ge=1, le=10_000_000)] = 9600
     image_size: Annotated[int, Field(ge=8, le=512)] = 32
     seed: Annotated[int, Field(ge=0)] = 0
+    colours: Annotated[
+        tuple[Literal["red", "green", "blue", "yellow", "purple", "white", "teal"], ...],
+        Field(min_length=1),
+    ] = ("red", "green", "blue", "yellow", "purple", "white")
 
 
 def made(config: Config, project: Path) -> Made:  # noqa: ARG001 - drawn, not read
     """Return the drawn pictures."""
-    drawn = enumerate(make(config.count, config.seed, config.image_size))
+    captions = captions_of(config.colours)
+    further = tuple(name for name in FURTHER if name in config.colours)
+    drawn = enumerate(make(config.count, config.seed, config.image_size, captions))
     return Made(
         samples=(
             Sample(f"{index:06d}.png", png(np.asarray(image)), caption, attributes=_values(caption))
             for index, (image, caption) in drawn
         ),
         settings={"image_size": config.image_size, "channels": 3},
-        attributes=ATTRIBUTES,
-        vocabulary=sorted({word for caption in CAPTIONS for word in caption.split()}),
-        held_out=sorted(HELD_OUT),
+        attributes={**ATTRIBUTES, "colour": (*COLOURS, *further)},
+        vocabulary=sorted({word for caption in captions for word in caption.split()}),
+        held_out=sorted(held_out_of(captions)),
     )
 
 
@@ -83,7 +101,10 @@ def draw(caption: str, generator: np.random.Generator, side: int = 32) -> Image.
     centre = (np.array(POSITIONS[position]) + generator.uniform(-0.04, 0.04, 2)) * big
     radius = SIZES[size] * generator.uniform(0.92, 1.08) * big
     fill = tuple(
-        int(v) for v in np.clip(np.array(COLOURS[colour]) + generator.integers(-14, 15, 3), 0, 255)
+        int(v)
+        for v in np.clip(
+            np.array({**COLOURS, **FURTHER}[colour]) + generator.integers(-14, 15, 3), 0, 255
+        )
     )
     angle = generator.uniform(-0.2, 0.2)
     pen = ImageDraw.Draw(image)
@@ -103,10 +124,12 @@ def draw(caption: str, generator: np.random.Generator, side: int = 32) -> Image.
     return image.resize((side, side), Image.Resampling.BOX)
 
 
-def make(count: int, seed: int, side: int = 32) -> Iterator[tuple[Image.Image, str]]:
+def make(
+    count: int, seed: int, side: int = 32, captions: Sequence[str] = CAPTIONS
+) -> Iterator[tuple[Image.Image, str]]:
     """Yield `count` pictures and captions, every caption equally often; a picture depends on (seed, index) alone."""
     for index in range(count):
-        caption = CAPTIONS[index % len(CAPTIONS)]
+        caption = captions[index % len(captions)]
         yield draw(caption, np.random.default_rng((seed, index)), side), caption
 
 

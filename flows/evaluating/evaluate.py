@@ -31,6 +31,7 @@ class Order:
     pipeline: dict[str, Any]
     judge: dict[str, Any] | None  # {"name", "version", "digest"}
     prepared: str
+    judged_on: str  # the prepared data on which the judge's accuracy is measured
     data_identity: str
     spec: dict[str, Any]  # flows.recipe.Evaluation
     tracking_uri: str
@@ -109,7 +110,7 @@ def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
 
     judge = load_judge_network(directory)
     size = judge.config.image_size
-    pixels, _, attributes = everything(Path(order.prepared), "validation", image_size=size)
+    pixels, _, attributes = everything(Path(order.judged_on), "validation", image_size=size)
     accuracy = judge.accuracy(pixels, attributes)["joint"]
     assert order.judge is not None
     return judge, JudgeRecord(
@@ -154,6 +155,8 @@ def _models(order: Order, pipeline: Pipeline) -> "list[Family]":
     registry = Registry(order.tracking_uri, Path(order.cache))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return [
-        load_model(registry.fetch(stage.name, stage.version, digest=stage.sha256)).to(device)
+        load_model(
+            *registry.weights(registry.fetch(stage.name, stage.version, digest=stage.sha256))
+        ).to(device)
         for stage in pipeline.stages
     ]

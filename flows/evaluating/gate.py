@@ -95,10 +95,10 @@ def check(
     conditions = [_bound(name, bound, found) for name, bound in gate.metrics.items()]
     if found.judge is not None:
         conditions.append(_judged(found.judge, gate.judge_accuracy))
-    if gate.no_worse_than is not None:
+    if gate.no_worse_than == "production":
         for what, other in (("production", production), ("the baseline", baseline)):
             if other is not None:
-                conditions += _compare(found, other, what, gate.margin)
+                conditions += compare(found, other, what, gate.margin)
     if gate.wins is not None and votes is not None:
         conditions.append(_preferred(gate.wins, *votes))
     if not conditions:
@@ -158,7 +158,7 @@ def _bound(name: str, bound: Bound, found: Evaluation) -> Condition:
     return Condition(passed=not (low or high), says=says, **spread, **limits)
 
 
-def _compare(found: Evaluation, other: Evaluation, what: str, margin: float) -> list[Condition]:
+def compare(found: Evaluation, other: Evaluation, what: str, margin: float) -> list[Condition]:
     """Compare, paired over the same prompts, seeds and data: not surely worse, and surely not by more than the margin.
 
     Surely: 95 % of resamples say so. Too few samples to tell are a refusal, not a pass.

@@ -89,18 +89,24 @@ def able_of(generate: Entrance, models: "Mapping[str, Family]") -> tuple[Ability
     return ("images", "samples")
 
 
-def opened(directory: Path) -> "Family":
-    """Return the network of a version's files, with its weights where its ports depend on them."""
-    from safetensors.torch import load_file
-
+def opened(*folders: Path) -> "Family":
+    """Return the network of a version's files, with its weights where its ports depend on them; as `load_model`."""
     from models import build
     from models.family import Family
 
-    model = build(read_json(directory / "config.json"))
+    model = build(read_json(folders[-1] / "config.json"))
     assert isinstance(model, Family)
     if model.entries:
-        model.load_state_dict(load_file(directory / "model.safetensors"))
+        _fill(model, folders)
     return model.eval()
+
+
+def _fill(model: "Family", folders: Sequence[Path]) -> None:
+    from safetensors.torch import load_file
+
+    from models.parts import lora
+
+    lora.fill(model, *(load_file(folder / "model.safetensors") for folder in folders))
 
 
 def interface_hash(model: "Family", *, entries: bool = True) -> str:
@@ -119,14 +125,14 @@ def interface_hash(model: "Family", *, entries: bool = True) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_interfaces(stages: Sequence[tuple[PinnedStage, Path]]) -> None:
-    """Check that each pinned stage, fetched to a folder, still has the interface that it was pinned with.
+def check_interfaces(stages: Sequence[tuple[PinnedStage, Sequence[Path]]]) -> None:
+    """Check that each pinned stage, fetched to folders, still has the interface that it was pinned with.
 
     Raises:
         StageMismatch: the first one that has another.
     """
-    for stage, folder in stages:
-        found = interface_hash(opened(folder), entries=bool(stage.entries))
+    for stage, folders in stages:
+        found = interface_hash(opened(*folders), entries=bool(stage.entries))
         if stage.interface is not None and stage.interface != found:
             raise StageMismatch(
                 f"{stage.name}:{stage.version} has interface {found}, but the pipeline pins "
@@ -207,17 +213,20 @@ def output_of(entrance: Entrance, stages: Sequence[PinnedStage]) -> graph.Port:
     raise StageMismatch(f"{entrance.output} is to come out, and no stage gives it")
 
 
-def load_model(directory: Path) -> "Family":
-    """Return the network of a fetched model version, in evaluation mode, after verifying its bytes."""
-    from safetensors.torch import load_file
+def load_model(*folders: Path) -> "Family":
+    """Return the network of a fetched model version, in evaluation mode, after verifying its bytes.
 
+    Args:
+        folders: Of its weights, as `Registry.weights` gives them: the version's own is the last.
+    """
     from models import build
     from models.family import Family
 
-    verify(directory)
-    model = build(read_json(directory / "config.json"))
-    model.load_state_dict(load_file(directory / "model.safetensors"))
+    for folder in folders:
+        verify(folder)
+    model = build(read_json(folders[-1] / "config.json"))
     assert isinstance(model, Family)
+    _fill(model, folders)
     return model.eval()
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flows.context import ledger, registry
-from flows.evaluating.gate import Condition, Evaluation, GateReport, check
+from flows.evaluating.gate import Condition, Evaluation, GateReport, check, compare
 from flows.evaluating.pipeline import StageMismatch, check_fit, check_interfaces
 from flows.recipe import Gate, Recipe
 from infra.documents import read_json
@@ -41,12 +41,30 @@ def gate_report(version: Version) -> GateReport:
             votes = wins(settings().database, version.digest, head.to_digest)
     baseline = None if production is None else _baseline(gate, version, against)
     report = check(gate, _evaluation(directory), production, votes, baseline)
-    return report.model_copy(update={"against": against}).joined([_fits(directory)])
+    more = [
+        _fits(directory),
+        *(_beside_base(gate, version) if gate.no_worse_than == "base" else []),
+    ]
+    return report.model_copy(update={"against": against}).joined(more)
+
+
+def _beside_base(gate: Gate, version: Version) -> list[Condition]:
+    """Return how an adapter does what its base was judged by: the same prompts and seeds, data and judge."""
+    base = read_pipeline(registry().fetch(version)).base
+    if base is None:
+        says = f"{version.ref} adapts no pipeline that it could be compared with"
+        return [Condition(name="against the base", passed=False, says=says)]
+    whole = registry().by_digest(base.name, base.sha256)
+    if whole is None:
+        says = f"{base.ref} with sha256 {base.sha256[:12]}, which it adapts, is not registered here"
+        return [Condition(name="against the base", passed=False, says=says)]
+    found = comparable(version.ref, version.digest, whole)
+    return compare(found, _evaluation(registry().fetch(whole)), whole.ref, gate.margin)
 
 
 def _baseline(gate: Gate, version: Version, production: str | None) -> Evaluation | None:
     """Return the evaluation of the gate's baseline; None where that is in production, or the candidate itself."""
-    if gate.no_worse_than is None:
+    if gate.no_worse_than != "production":
         return None
     if gate.baseline is not None:
         found = registry().get(f"{version.name}:{gate.baseline}")
@@ -116,7 +134,12 @@ def _fits(directory: Path) -> Condition:
         check_fit(pipeline)
         check_interfaces(
             [
-                (stage, registry().fetch(f"{stage.name}:{stage.version}", digest=stage.sha256))
+                (
+                    stage,
+                    registry().weights(
+                        registry().fetch(f"{stage.name}:{stage.version}", digest=stage.sha256)
+                    ),
+                )
                 for stage in stages
             ]
         )

@@ -10,15 +10,11 @@ from infra.settings import settings
 
 
 def pins(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Return a pipeline's stage versions as Serve is told of them."""
+    """Return a pipeline's stage versions, and those that they adapt, as Serve is told of them."""
+    of_family = [(one, stage.family) for stage in pipeline.stages for one in stage.pins]
     return [
-        {
-            "name": stage.name,
-            "number": stage.version,
-            "digest": stage.sha256,
-            "family": stage.family,
-        }
-        for stage in pipeline.stages
+        {"name": one.name, "number": one.number, "digest": one.digest, "family": family}
+        for one, family in of_family
     ]
 
 

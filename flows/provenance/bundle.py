@@ -26,7 +26,7 @@ from flows.identity.why import CODE, Kept
 from flows.provenance.tracing import imported_rows
 from flows.recipe import Recipe
 from infra.documents import read_json
-from infra.pipelines import Pipeline, is_pipeline, read_pipeline
+from infra.pipelines import PinnedStage, Pipeline, is_pipeline, read_pipeline
 from infra.registry.registry import LINEAGE, PUBLISHABLE, Version
 from infra.registry.versions import NAME as NAME_OF_MODEL
 from infra.settings import settings
@@ -68,7 +68,7 @@ class File(_Part):
 class Exported(_Part):
     """One version of the folder, by its number where it was exported."""
 
-    role: Literal["pipeline", "stage", "judge"]
+    role: Literal["pipeline", "stage", "base", "judge"]  # base: what a stage adapts
     name: Annotated[str, Field(max_length=130)]
     number: Annotated[int, Field(gt=0)]
     digest: Digest
@@ -183,6 +183,11 @@ def _pinned(directory: Path) -> list[Exported]:
     found = [
         Exported(role="stage", name=stage.name, number=stage.version, digest=stage.sha256)
         for stage in pipeline.stages
+    ]
+    found += [
+        Exported(role="base", name=base.name, number=base.version, digest=base.sha256)
+        for base in dict.fromkeys(stage.adapts for stage in pipeline.stages)
+        if base is not None
     ]
     evaluation = directory / "evaluation.json"
     if not evaluation.is_file():
@@ -443,6 +448,7 @@ def _check_stages(index: Index, safe: Path) -> None:
     from safetensors import safe_open
 
     from models import FAMILIES, build
+    from models.parts.lora import own
 
     pipeline = Pipeline.model_validate_json(
         (safe / "versions" / index.versions[0].digest / "pipeline.json").read_bytes()
@@ -451,13 +457,13 @@ def _check_stages(index: Index, safe: Path) -> None:
         folder = safe / "versions" / one.digest
         document = read_json(folder / "config.json")
         family = document.get("family") if isinstance(document, dict) else None
-        if not isinstance(family, str) or (one.role == "stage" and family not in FAMILIES):
+        if not isinstance(family, str) or (one.role != "judge" and family not in FAMILIES):
             raise ExchangeError(
                 f"{one.ref} is of family {family!r}, which is none of ours: refused"
             )
         try:
             with torch.device("meta"):
-                wanted = {name: list(t.shape) for name, t in build(document).state_dict().items()}
+                wanted = {name: list(t.shape) for name, t in own(build(document)).items()}
         except UNBUILDABLE as error:
             raise ExchangeError(f"{one.ref} cannot be built: {_one_line(error)}") from None
         with safe_open(folder / "model.safetensors", framework="numpy") as file:
@@ -469,9 +475,25 @@ def _check_stages(index: Index, safe: Path) -> None:
                 f"{one.ref}: its weights are not those of its network: {odd[0]} is "
                 f"{found.get(odd[0], 'missing')}, not {wanted.get(odd[0], 'there')}"
             )
-    folders = [safe / "versions" / stage.sha256 for stage in pipeline.stages]
+    folders = [_weights(stage, safe / "versions") for stage in pipeline.stages]
     check_interfaces(list(zip(pipeline.stages, folders, strict=True)))
     check_fit(pipeline)
+
+
+def _weights(stage: PinnedStage, versions: Path) -> list[Path]:
+    """Return the folders of a stage's weights, as `Registry.weights`.
+
+    Raises:
+        ExchangeError: it adapts another version than the pipeline says.
+    """
+    directory = versions / stage.sha256
+    adapter = read_json(directory / "config.json").get("lora")
+    named, pinned = adapter and adapter.get("digest"), stage.adapts and stage.adapts.sha256
+    if named != pinned:
+        raise ExchangeError(
+            f"{stage.name} adapts {named or 'nothing'}, but the pipeline pins {pinned or 'nothing'} for it"
+        )
+    return [versions / pinned, directory] if pinned else [directory]
 
 
 def _publish(index: Index, safe: Path, signer: str) -> Imported:

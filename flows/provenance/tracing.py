@@ -260,7 +260,7 @@ def redraw(found: Trace) -> bytes:
     from models.judges.gallery import to_image
 
     receipt = found.receipt
-    models = [load_model(registry().fetch(stage)) for stage in found.stages]
+    models = [load_model(*registry().weights(registry().fetch(one))) for one in found.stages]
     lead = found.pipeline.lead
     asked = lead.model_copy(update={"options": {**lead.options, **receipt.sampling}})
     stages = tuple(asked if stage is lead else stage for stage in found.pipeline.stages)

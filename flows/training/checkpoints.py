@@ -18,6 +18,7 @@ from flows.training.ranks import Ranks
 from infra.documents import read_json
 from infra.storage import verify, write_json
 from models.family import Trainable
+from models.parts.lora import own
 
 FORMAT: Final = 1
 
@@ -36,7 +37,7 @@ class State:
     def write(self, directory: Path, generators: list[dict[str, Tensor]]) -> None:
         """Write the whole state into `directory`; `generators` has one entry a rank."""
         assert self.average is not None
-        save_file(detached(self.model.state_dict()), directory / "model.safetensors")
+        save_file(detached(own(self.model)), directory / "model.safetensors")
         save_file(detached(self.average.tensors()), directory / "average.safetensors")
         save_file(detached(dict(self._optimizer_tensors())), directory / "optimizer.safetensors")
         random_state = {
@@ -69,7 +70,10 @@ class State:
         document: dict[str, Any] = read_json(directory / "state.json")
         if document["format"] != FORMAT:
             raise ValueError(f"{directory} is of format {document['format']}, expected {FORMAT}")
-        self.model.load_state_dict(load_file(directory / "model.safetensors"))
+        if self.model.lora is None:
+            self.model.load_state_dict(load_file(directory / "model.safetensors"))
+        else:
+            _fill(own(self.model), directory / "model.safetensors")
         _fill(dict(self._optimizer_tensors()), directory / "optimizer.safetensors")
         if self.average is not None:
             _fill(self.average.tensors(), directory / "average.safetensors")

@@ -35,6 +35,7 @@ from flows.training.spec import TrainingSpec
 from flows.training.validation import OnValidation, Validation
 from infra.storage import IntegrityError, faultpoint, write_json
 from models import describe, trainable
+from models.parts.lora import own
 
 
 class Diverged(ArithmeticError):
@@ -431,7 +432,7 @@ class Loop:
         if picture:
             self.journal.picture(self.state.step, picture)
         with self.state.average.swapped_in():
-            weights = detached(self.state.model.state_dict())
+            weights = detached(own(self.state.model))
 
         def write(directory: Path) -> None:
             write_json(directory / "config.json", describe(self.state.model))

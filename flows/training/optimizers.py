@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from flows.recipe import Optimizer
+from models.family import Trainable
+from models.parts.lora import own
 from models.parts.tables import Table
 
 FINAL: Final = 0.05  # of the rate, where a cosine ends that says nothing
@@ -123,12 +125,16 @@ class AdamW:
 
 
 class Average:
-    """The exponential moving average of a model's weights, warmed up; buffers are the model's own, as they are."""
+    """The exponential moving average of what learns of a model, warmed up; buffers are the model's, as they are."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Trainable, decay: float) -> None:
         self.decay = decay
-        self._live = dict(model.named_parameters())
-        saved = model.state_dict().keys()
+        self._live = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        saved = own(model).keys()
         self._buffers = {name: one for name, one in model.named_buffers() if name in saved}
         self._kept = [parameter.detach().clone() for parameter in self._live.values()]
         self._sources = [parameter.detach() for parameter in self._live.values()]

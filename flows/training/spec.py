@@ -71,7 +71,7 @@ class TrainingSpec(Strict):
         Nor does what the version is called that it starts from: its digest does.
         """
         unsaid: dict[str, Any] = {
-            **{"prepared": True, "training": {"base"}, "base": True},
+            **{"prepared": True, "training": {"base": True, "lora": {"base"}}, "base": True},
             "needs": True,
         }
         document = self.model_dump(mode="json", exclude=unsaid)

@@ -6,7 +6,7 @@ shape, but for embeddings: they may have rows more than the base's, which begin 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,13 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data.loaders import facts_of, records
+from flows.recipe import Stage
 from flows.training.optimizers import LOOKED_UP
 from flows.training.spec import Base, TrainingSpec
 from infra.documents import read_json
 from infra.storage import verify
-from models import configure, trainable
+from models import build, configure, trainable
 from models.family import Trainable
 from models.outline import outline
+from models.parts import lora
 from models.parts.tokens import UNK, tokenizer
 
 SHOWN: Final = 3  # names of a kind in an error
@@ -36,11 +38,39 @@ def config_of(spec: TrainingSpec, facts: Mapping[str, Any]) -> Any:
     """
     from flows.training.frozen import facts_of_needs
 
-    told = facts if spec.base is None else facts_beside(spec.base.path, facts)
-    needed = facts_of_needs(spec)
-    return configure(
-        spec.family, spec.preset, spec.config, {**told, **needed, **spec.training.facts}
-    )
+    told = {**facts, **facts_of_needs(spec), **spec.training.facts}
+    return config_beside(spec, spec.base.path if spec.base else None, told)
+
+
+def config_beside(
+    asked: Stage | TrainingSpec, directory: Path | None, facts: Mapping[str, Any]
+) -> Any:
+    """Return the config of a network, which may start from, or adapt, the version in a directory.
+
+    Raises:
+        ValueError: as `config_of`; of an adapter, data that its base cannot learn.
+    """
+    if directory is None:
+        return configure(asked.family, asked.preset, asked.config, facts)
+    told = facts_beside(directory, facts)
+    if asked.training.lora is None:
+        return configure(asked.family, asked.preset, asked.config, told)
+    document = read_json(directory / "config.json")
+    _check_family(asked, document, "its base")
+    with torch.device("meta"):
+        config = build(document).config
+    kept = [
+        *{*facts} & {one.name for one in fields(config)} - {"vocabulary", "attributes", "tokenizer"}
+    ]
+    for name in sorted(kept):
+        if told[name] != getattr(config, name):
+            raise ValueError(
+                f"training.lora: an adapter keeps its base's {name}, which is {getattr(config, name)},"
+                f" and the data's is {told[name]}"
+            )
+    if getattr(config, "vocabulary", ()):
+        return replace(config, vocabulary=told["vocabulary"])
+    return config
 
 
 def facts_beside(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +87,17 @@ def facts_beside(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check(family: str, config: Any, directory: Path, says: str) -> None:
+def _check_family(asked: Stage | TrainingSpec, document: Mapping[str, Any], says: str) -> None:
+    where = "training.lora" if asked.training.lora else "training.from"
+    if document["family"] != asked.family:
+        raise ValueError(f"{where}: {says} is of family {document['family']}, not {asked.family}")
+    if "lora" in document:
+        raise ValueError(
+            f"{where}: {says} is an adapter itself: name its base, {document['lora']['base']}"
+        )
+
+
+def check(asked: Stage | TrainingSpec, config: Any, directory: Path, says: str) -> None:
     """Refuse a network that cannot start from the version in a directory, which errors call `says`.
 
     Raises:
@@ -65,8 +105,7 @@ def check(family: str, config: Any, directory: Path, says: str) -> None:
             another shape; one line that names them.
     """
     document = read_json(directory / "config.json")
-    if document["family"] != family:
-        raise ValueError(f"training.from: {says} is of family {document['family']}, not {family}")
+    _check_family(asked, document, says)
     before, now = document["config"], asdict(config)
     for name in ("tokenizer", "attributes"):
         if name in before and _plain(before[name]) != _plain(now[name]):
@@ -76,26 +115,45 @@ def check(family: str, config: Any, directory: Path, says: str) -> None:
         raise ValueError(
             f"training.from: {says} learned other words first: leave config.vocabulary out"
         )
-    if faults := _misfits(outline(trainable(family), config), directory):
+    network = outline(trainable(asked.family), config)
+    if faults := _misfits(network, directory):
         raise ValueError(
             f"training.from: {says} does not fit: {'; '.join(faults)}{_recipe_of(directory)}"
         )
+    if asked.training.lora is not None:
+        try:
+            lora.check(network, asked.training.lora.targets)
+        except ValueError as error:
+            raise ValueError(f"training.lora.{error}") from None
 
 
 def load(model: Trainable, spec: TrainingSpec, base: Base) -> None:
-    """Give a fresh model the base's weights.
+    """Give a fresh model the base's weights, and an adapter beside them where that is what learns.
 
     Raises:
         ValueError: as `check`.
         infra.storage.IntegrityError: the bytes are not those of the base's digest.
     """
     verify(base.path, base.digest)
-    check(spec.family, model.config, base.path, base.says)
+    check(spec, model.config, base.path, base.says)
     stored = load_file(base.path / "model.safetensors")
+    state = model.state_dict()
+    grown = {name: len(one) for name, one in stored.items() if one.shape != state[name].shape}
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            one = stored[name]
-            (tensor if one.shape == tensor.shape else tensor[: len(one)]).copy_(one)
+        for name, one in stored.items():
+            if name in grown and spec.training.lora:
+                state[name].zero_()  # its further rows are the adapter's
+            state[name][: len(one)].copy_(one) if name in grown else state[name].copy_(one)
+    if (asked := spec.training.lora) is not None:
+        adapter = lora.LoRA(
+            rank=asked.rank,
+            alpha=asked.rank if asked.alpha is None else asked.alpha,
+            targets=asked.targets or lora.adaptable(model),
+            base=f"{base.name}:{base.version}",
+            digest=base.digest,
+            known={name.removesuffix(".weight"): rows for name, rows in grown.items()},
+        )
+        lora.attach(model, adapter)
 
 
 def told(model: Trainable, spec: TrainingSpec, base: Base) -> str:
@@ -103,6 +161,11 @@ def told(model: Trainable, spec: TrainingSpec, base: Base) -> str:
     known = read_json(base.path / "config.json")["config"].get("vocabulary", ())
     new = getattr(model.config, "vocabulary", ())[len(known) :]
     lines = [f"starts from {base.says}"]
+    if model.lora is not None:
+        learn, whole = (
+            sum(one.numel() for one in of) for of in (lora.own(model).values(), model.parameters())
+        )
+        lines = [f"adapts {base.says}: {learn} of {whole} weights learn"]
     if new:
         lines.append(f"{len(new)} words are new to it: {_some(new)}")
     return "; ".join([*lines, *_unknown(model, spec, base)])

@@ -169,6 +169,18 @@ class Registry(Runs):
             )
         return self._kept(version.digest) or self._download(version)
 
+    def weights(self, directory: Path) -> list[Path]:
+        """Return the folders of all weights of a fetched network: its own, after its base's where it is an adapter.
+
+        Raises:
+            RegistryError: the base is not there, or no version of its name has the digest that the adapter names.
+            IntegrityError: as in `fetch`.
+        """
+        adapter = read_json(directory / "config.json").get("lora")
+        if adapter is None:
+            return [directory]
+        return [self.fetch(adapter["base"], digest=adapter["digest"]), directory]
+
     def documents(self, version: Version, names: Sequence[str]) -> dict[str, Any]:
         """Return those JSON files that a version has of these, verified; its weights stay where they are.
 

@@ -10,7 +10,7 @@ Shape letters: W words, D text width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from models.family import Trainable
 from models.parts.tables import Table
+
+GAIN: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +52,22 @@ class LowRank(nn.Module):
 
 
 class Words(nn.Module):
-    """Rows behind the `known` ones of an embedding, which is zero there; they begin as its rows do."""
+    """Rows behind the `known` ones of an embedding, which is zero there; they begin as its rows do.
+
+    Adam's steps are of one size: too small for a word's numbers, which are about 1, where it suits those of a product.
+    So they are learned `GAIN` times as fast: it is the word that changes, and not what it shares with others.
+    """
 
     def __init__(self, embedding: nn.Embedding, known: int) -> None:
         super().__init__()
         self.known = known
-        count = embedding.num_embeddings - known
-        self.rows = Table(
-            nn.init.normal_(embedding.weight.new_empty(count, embedding.embedding_dim))
-        )
+        size = (embedding.num_embeddings - known, embedding.embedding_dim)
+        rows = nn.init.normal_(embedding.weight.new_empty(size), std=1 / GAIN)
+        self.rows = Table(rows)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return what is added to the embedding of tokens: nothing to that of a word that the base knows."""
-        rows = torch.cat([self.rows.new_zeros(1, self.rows.shape[1]), self.rows])
+        rows = torch.cat([self.rows.new_zeros(1, self.rows.shape[1]), GAIN * self.rows])
         return F.embedding((tokens - (self.known - 1)).clamp(min=0), rows)
 
 
@@ -103,13 +108,18 @@ def _added(module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
     return found
 
 
+def adaptable(model: Trainable) -> tuple[str, ...]:
+    """Return the targets that this network has."""
+    return tuple(name for name in type(model).adapts if layers(model, [name]))
+
+
 def check(model: Trainable, targets: Sequence[str]) -> None:
     """Refuse targets that cannot be adapted.
 
     Raises:
         ValueError: names the target and those that there are.
     """
-    there = [name for name in type(model).adapts if layers(model, [name])]
+    there = adaptable(model)
     if not there:
         raise ValueError("no layer of this network takes an adapter: it has no attention")
     if odd := [target for target in targets if target not in there]:

@@ -1,5 +1,6 @@
 """The bodies of requests: what all of them have, and that of POST /v1/images/generations with its limits."""
 
+import re
 import secrets
 import unicodedata
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ class Order(Strict):
         return self.n or 1
 
     @property
+    def asked(self) -> str | None:
+        """Which model it names; None: the only one in production."""
+        return self.model
+
+    @property
     def session(self) -> str:
         """Whose request it is, as far as it says."""
         return ""
@@ -142,6 +148,15 @@ TOGETHER: Final[JsonSchemaValue] = {
 """What the fields of a request for pictures may say together."""
 
 
+ADAPTER: Final = Field(pattern=r"^[a-z0-9-]{1,40}$")
+
+
+class Adapter(Strict):
+    """An adapter, as other servers have it; never a path."""
+
+    name: Annotated[str, ADAPTER]
+
+
 class ImageOrder(Order):
     """A request for pictures, in OpenAI's words; `seed`, `steps`, `guidance` and how values are drawn are ours."""
 
@@ -154,6 +169,7 @@ class ImageOrder(Order):
     stream: bool | None = False
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
 
+    lora: Adapter | Annotated[str, ADAPTER] | None = None  # of the model: shapes+teal
     steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
     guidance: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
@@ -176,8 +192,18 @@ class ImageOrder(Order):
     user: Label | None = None
     safety_identifier: Label | None = None
 
+    @property
+    def asked(self) -> str | None:
+        """Which model it names, with its adapter."""
+        if self.lora is None or self.model is None:
+            return self.model
+        name, sign, place = (*re.split("([:@])", self.model, maxsplit=1), "", "")[:3]
+        return f"{name}+{self.lora if isinstance(self.lora, str) else self.lora.name}{sign}{place}"
+
     @model_validator(mode="after")
     def _one_name_each(self) -> Self:
+        if self.lora is not None and (self.model is None or "+" in self.model):
+            raise ValueError("lora: say in `model` which one it adapts, without a + of its own")
         for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
             if getattr(self, short) is not None and getattr(self, long) is not None:
                 raise ValueError(f"{short}: give {short} or {long}, not both")

@@ -80,7 +80,7 @@ async def exchange_of(
         arms=parts.arms,
         timeout_s=parts.arguments.timeout_s,
         request=request,
-        route=await asyncio.to_thread(parts.endpoints.route, order.model, session),
+        route=await asyncio.to_thread(parts.endpoints.route, order.asked, session),
         planning=partial(planning, order, seeds),
         signing=parts.signing,
         public_url=parts.arguments.public_url,

@@ -40,6 +40,7 @@ def card(pipeline: Pipeline) -> dict[str, Any]:
         "guidance": options.get("guidance"),
         "stages": [stage.pin.ref for stage in pipeline.stages],
         "try_prompts": list(pipeline.try_prompts),
+        "adapts": pipeline.base.ref if pipeline.base else None,
     }
     if pipeline.modality == "image":
         found["size"] = pipeline.size

@@ -1,8 +1,9 @@
 """Which version answers: a model's name is looked up in the ledger for every request.
 
 `shapes` is what the ledger has in production, `shapes@staging` and `shapes@production` its stages, `shapes:7` a
-version by number. While a rollout runs, a share of the requests for `shapes` is the challenger's: `shapes@canary` or
-`shapes@shadow`. What a version is made of stands in its pipeline.json, read once a digest.
+version by number. `shapes+teal` is `shapes-teal`, which adapts shapes. While a rollout runs, a share of the requests
+for `shapes` is the challenger's: `shapes@canary` or `shapes@shadow`. What a version is made of stands in its
+pipeline.json, read once a digest.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from services.gateway.errors import ApiError
 from services.pipelines.cards import SAYS, card
 
 _MODEL: Final = re.compile(
-    r"(?P<name>[a-z][a-z0-9-]{0,40})(@(?P<stage>staging|production|canary|shadow)|:(?P<number>[1-9][0-9]{0,8}))?"
+    r"(?P<name>[a-z][a-z0-9-]{0,40})(\+(?P<adapter>[a-z0-9-]{1,40}))?(@(?P<stage>staging|production|canary|shadow)|:(?P<number>[1-9][0-9]{0,8}))?"
 )
 _REMEMBERED: Final = 512  # pipelines, and versions by number
 
@@ -124,10 +125,20 @@ class Endpoints:
         match = _MODEL.fullmatch(model)
         if match is None:
             raise unknown(model)
+        name = "-".join(filter(None, (match["name"], match["adapter"])))
+        found = self._standing(model, name, match, session)
+        base = found.endpoint.pipeline.base
+        if match["adapter"] and (base is None or base.name != match["name"]):
+            adapts = base.ref if base else "nothing"
+            raise unknown(model, f"; {name} adapts {adapts}")
+        return found
+
+    def _standing(self, model: str, name: str, match: re.Match[str], session: str) -> Route:
+        """Return where a request for a version of `name` goes."""
         if match["number"]:
-            return Route(self._by_number(model))
+            return Route(self._by_number(model, f"{name}:{match['number']}"))
         stage = cast(Stage, match["stage"] or "production")
-        rows = _asking(lambda: self._ledger.standing(match["name"]))
+        rows = _asking(lambda: self._ledger.standing(name))
         row = rows.get(stage)
         if row is None or row.to_version is None:
             raise unknown(model)
@@ -181,11 +192,11 @@ class Endpoints:
             )
         return names[0]
 
-    def _by_number(self, model: str) -> Endpoint:
-        version = self._numbers.get(model)
+    def _by_number(self, model: str, ref: str) -> Endpoint:
+        version = self._numbers.get(ref)
         if version is None:
-            version = _asking(lambda: self._registry.get(model), model)
-            _remember(self._numbers, model, version)
+            version = _asking(lambda: self._registry.get(ref), model)
+            _remember(self._numbers, ref, version)
         if version.kind != "pipeline":
             raise unknown(model)
         pipeline = self._pipeline(version.ref, version.digest)
@@ -233,12 +244,12 @@ def _chosen(rollout: Rollout, session: str) -> bool:
     return 100 * drawn < rollout.terms.percent
 
 
-def unknown(model: str) -> ApiError:
+def unknown(model: str, why: str = "") -> ApiError:
     """Return the answer to a model that is not there."""
     shown = model if len(model) <= 80 else f"{model[:80]}..."
     return ApiError(
         404,
-        f"the model {shown!r} does not exist or is not served; GET /v1/models lists what is",
+        f"the model {shown!r} does not exist or is not served{why}; GET /v1/models lists what is",
         code="model_not_found",
         param="model",
     )

@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 
 from models.family import Family, Request
+from models.parts.adapter_rows import begin, step
 from models.parts.rows import join, take
 
 STEPS: Final = 2  # of a stepwise model
@@ -78,10 +79,10 @@ def _trial(model: Family, asked: Request, size: int) -> list[torch.Tensor]:
     if not model.capabilities.stepwise:
         return [model.sample(_all(asked, range(size)))]
     stepwise: Any = model
-    rows = join([stepwise.begin(replace(asked, seeds=(seed,))) for seed in range(size)])
+    rows = join([begin(model, replace(asked, seeds=(seed,))) for seed in range(size)])
     sound = model.capabilities.modality == "audio"  # its steps are short
     for _ in range(model.steps_of(asked) if sound else STEPS):
-        rows = stepwise.step(rows)
+        rows = step(model, rows)
     rows = take(rows, list(range(size)))
     return [stepwise.preview(rows), *(rows[name] for name in sorted(rows))]
 

@@ -16,7 +16,8 @@ One worker thread owns the models. At every step boundary it drops the rows whos
 (`_expire`, `_foresee`), takes waiting rows in the order they came (`_admit`), pads the batch to a bucket (`_gather`),
 takes one step, shows previews, hands out the text that was written and the rows that finished (`_step`; `_sample` where
 a family draws in one go). A row never waits for a batch to fill, and a request that is at its first step shares the
-batch with one at its last: for text that is continuous batching.
+batch with one at its last: for text that is continuous batching. So do rows of a model and of adapters that were loaded
+beside it (`models.parts.adapter_rows`), each with its own.
 
 Models get equal shares of time (`services.stages.shares`): the one that has had least takes the next step, and long
 work counts for more. A family that draws in one go does so for as few rows at a time as that is short.
@@ -39,6 +40,7 @@ import torch
 from torch import Tensor
 
 from models.family import Family, Request
+from models.parts.adapter_rows import begin, host_of, step
 from models.parts.rows import join, take
 from services.pipelines.payload import Pictures, Reason, Text
 from services.stages.scheduler import (
@@ -136,10 +138,10 @@ class Engine:
         """
         ticket = Ticket(deliver, within_s, time.monotonic() + within_s)
         steps = model.steps_of(request)
-        rows = rows_of(ticket, request, steps, previews=previews, pieces=pieces, stops=stops)
+        rows = rows_of(ticket, model, request, steps, previews=previews, pieces=pieces, stops=stops)
         with self._changed:
             self._make_sure_of_room(len(rows), 0 if ahead else self._waiting)
-            lane = self._lane(model, buckets)
+            lane = self._lane(host_of(model), buckets)
             self._make_sure_of_time(lane, rows, within_s)
             if ahead:
                 lane.waiting.extendleft(reversed(rows))
@@ -366,8 +368,7 @@ def _step(lane: Lane) -> tuple[int, int]:
         return 0, 0
     size = len(next(iter(lane.rows.values())))
     model: Any = lane.model  # stepwise families share these methods, see models.family
-    lane.rows = model.step(lane.rows)
-    assert lane.rows is not None
+    lane.rows = step(lane.model, lane.rows)
     done = model.done(lane.rows).tolist()
     writes = lane.model.capabilities.modality == "text"
     written = None
@@ -400,12 +401,11 @@ def _gather(lane: Lane) -> None:
             return
     members = [lane.members[place] for place in kept]
     parts = [take(lane.rows, kept)] if kept and lane.rows is not None else []
-    model: Any = lane.model
     for row in lane.fresh:
         if row.over:
             continue
         try:
-            parts.append(model.begin(row.request))
+            parts.append(begin(row.model, row.request))
         except ValueError as error:
             _fail(row.ticket, "invalid", _line(error))
             continue

@@ -13,6 +13,7 @@ from infra.documents import read_json
 from infra.pipelines import Pin
 from models import build
 from models.family import Family
+from models.parts import adapter_rows, lora
 from services.stages.batch_invariance import agreeing
 from services.stages.engine import BUCKETS
 
@@ -116,15 +117,31 @@ class Versions:
     def _build(self, directory: Path) -> Held:
         from safetensors.torch import load_file
 
-        model = build(read_json(directory / "config.json"))
+        document = read_json(directory / "config.json")
+        model = build(document)
         if not isinstance(model, Family):
             raise TypeError(f"{type(model).__name__} is no generative family")
-        model.load_state_dict(load_file(directory / "model.safetensors"))
+        own = load_file(directory / "model.safetensors", str(self._device))
+        host = None if model.lora is None else self._base(model.lora)
+        lora.fill(model, *([] if host is None else [host.state_dict()]), own)
         model = model.eval().requires_grad_(requires_grad=False).to(self._device)
-        tensors = [*model.parameters(), *model.buffers()]
+        if model.capabilities.stepwise and host is not None:
+            host.adapter_place.bank.join(model, host)
+        elif model.capabilities.stepwise and type(model).adapts:
+            adapter_rows.open_to_adapters(model)
+        shared = () if host is None else (*host.parameters(), *host.buffers())
+        known = {tensor.data_ptr() for tensor in shared}
+        tensors = [
+            one for one in (*model.parameters(), *model.buffers()) if one.data_ptr() not in known
+        ]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         torch.set_num_threads(self._threads)  # as in the engine: the trial shows what it will do
         writes = model.capabilities.modality == "text"
         finite = not writes or all(bool(tensor.isfinite().all()) for tensor in model.parameters())
         buckets = agreeing(model, self._buckets) if finite else self._buckets
         return Held(model, size, buckets, finite)
+
+    def _base(self, adapter: lora.LoRA) -> Family:
+        """Return the network that an adapter adds to, which is loaded once for all of them."""
+        name, _, number = adapter.base.partition(":")
+        return self.load(Pin(name=name, number=int(number), digest=adapter.digest)).model

@@ -96,6 +96,7 @@ class Row:
 
     ticket: Ticket
     number: int
+    model: Family  # the lane's, or an adapter of that
     request: Request  # of this row alone
     steps: int  # that it takes at least
     previews: int
@@ -132,7 +133,7 @@ class Row:
 
 @dataclass(slots=True)
 class Lane:
-    """One model's rows: those that wait and the batch under way (padded to a bucket)."""
+    """One model's rows, and its adapters': those that wait and the batch under way (padded to a bucket)."""
 
     model: Family
     buckets: Sequence[int]
@@ -186,6 +187,7 @@ class Question:
 
 def rows_of(
     ticket: Ticket,
+    model: Family,
     request: Request,
     steps: int,
     *,
@@ -196,7 +198,17 @@ def rows_of(
     """Return a request's rows."""
     watched = pieces or bool(stops) or "logprobs" in request.options
     return [
-        Row(ticket, place, one(request, place), steps, previews, pieces, Writing(stops), watched)
+        Row(
+            ticket,
+            place,
+            model,
+            one(request, place),
+            steps,
+            previews,
+            pieces,
+            Writing(stops),
+            watched,
+        )
         for place in range(len(request.seeds))
     ]
 

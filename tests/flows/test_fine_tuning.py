@@ -107,7 +107,7 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(name: str, tmp_path: Path
     spec = spec_of(tmp_path, family=name, config=asked)
     config = starting.config_of(spec, {"vocabulary": WORDS})
     with pytest.raises(ValueError, match="does not fit") as refused:
-        starting.check(name, config, folder, "toys.base:3")
+        starting.check(spec, config, folder, "toys.base:3")
     says = str(refused.value)
     assert "\n" not in says
     assert f"it lacks {first}" in says

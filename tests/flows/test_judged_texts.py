@@ -104,7 +104,7 @@ def test_held_out_text_is_rated_row_by_row_and_what_learned_nothing_rates_it_low
 def test_rows_that_were_cut_otherwise_are_another_evaluation(prepared: Path) -> None:
     """So a gate refuses to compare nats of windows of 16 tokens with nats of windows of 8."""
     order = Order(
-        pipeline={}, judge=None, prepared="", data_identity="d", spec={}, tracking_uri="", cache="",
+        pipeline={}, judge=None, prepared="", judged_on="", data_identity="d", spec={}, tracking_uri="", cache="",
         num_gpus=0,
     )  # fmt: skip
     cuts = [judged(Unigram(UnigramConfig(context=size)), prepared).cut for size in (16, 8, 16)]

@@ -282,7 +282,8 @@ def test_a_judge_is_rated_on_held_out_pictures_of_its_own_size(tmp_path: Path) -
     order = Order(
         pipeline={},
         judge={"name": "toy.judge", "version": "1", "digest": "0"},
-        prepared=str(prepared),
+        prepared="",
+        judged_on=str(prepared),
         data_identity="",
         spec={},
         tracking_uri="",

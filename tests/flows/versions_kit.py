@@ -197,4 +197,5 @@ class Installation:
     def model(self, stage: PinnedStage) -> Family:
         from flows.evaluating.pipeline import load_model
 
-        return load_model(self.registry.fetch(stage.name, stage.version, digest=stage.sha256))
+        directory = self.registry.fetch(stage.name, stage.version, digest=stage.sha256)
+        return load_model(*self.registry.weights(directory))

@@ -68,7 +68,7 @@ def merged(model: Family, base: Family) -> Family:
         if isinstance(one, lora.LowRank):
             state[weight] += one.scale * one.up @ one.down
         if isinstance(one, lora.Words):
-            state[weight][one.known :] += one.rows
+            state[weight][one.known :] += lora.GAIN * one.rows
     found.load_state_dict(state)
     return found.eval()
 
