@@ -38,7 +38,7 @@ def declared(name: str) -> Declared:
         ('critic', 'generator')
     """
     module, _, attribute = target(name).partition(":")
-    values = dict(_assigned(_class(module, attribute)[1]))
+    values = _values(module, attribute)
     config, presets = values["Config"], values["presets"]
     assert isinstance(config, ast.Name)
     assert isinstance(presets, ast.Dict)
@@ -97,6 +97,16 @@ def _settings(module: str, name: str) -> tuple[str, ...]:
     lines = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
     found |= dict.fromkeys(line.id for line in lines if isinstance(line, ast.Name))
     return tuple(found)
+
+
+def _values(module: str, name: str) -> dict[str, ast.expr]:
+    """Return what a family's class gives values to, or has from a family that it extends."""
+    found: dict[str, ast.expr] = {}
+    module, node = _class(module, name)
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id not in {"Family", "Trainable"}:
+            found |= _values(module, base.id)
+    return found | dict(_assigned(node))
 
 
 def _assigned(node: ast.ClassDef) -> list[tuple[str, ast.expr]]:

@@ -156,6 +156,7 @@ class CLIP(Family):
     """What a picture shows and what a caption says, as one embedding; it draws nothing."""
 
     Config = CLIPConfig
+    adapts: ClassVar[tuple[str, ...]] = ("query", "key", "value", "out", "hidden")
     presets: ClassVar[Mapping[str, CLIPConfig]] = {
         "tiny": CLIPConfig(
             image_size=8, channels=1, embedding=16, hidden=(16,), width=16, layers=1, feedforward=32

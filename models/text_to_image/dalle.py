@@ -96,6 +96,7 @@ class DALLE(Family):
 
     Config = DALLEConfig
     Options = DALLEOptions
+    adapts: ClassVar[tuple[str, ...]] = ("qkv", "out", "hidden")
     presets: ClassVar[Mapping[str, DALLEConfig]] = {
         "tiny": DALLEConfig(codes=16, width=32, layers=2, heads=2),
         "base": DALLEConfig(),

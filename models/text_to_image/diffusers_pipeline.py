@@ -154,10 +154,15 @@ class Diffusers(Family):
     brought: ClassVar[tuple[str, ...]] = (
         *("pipeline", "networks", "readers", "scheduler", "zeros_unprompted"),
     )
-    adapts: ClassVar[tuple[str, ...]] = tuple(
-        f"{kind}.{layer}"
-        for kind in ("attn1", "attn2")
-        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    adapts: ClassVar[tuple[str, ...]] = (
+        "attn1.to_q",
+        "attn1.to_k",
+        "attn1.to_v",
+        "attn1.to_out.0",
+        "attn2.to_q",
+        "attn2.to_k",
+        "attn2.to_v",
+        "attn2.to_out.0",
     )
     config: DiffusersConfig
     unet: Any

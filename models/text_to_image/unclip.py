@@ -126,6 +126,7 @@ class Prior(Family):
 
     Config = PriorConfig
     Options = DiffusionOptions
+    adapts: ClassVar[tuple[str, ...]] = ("query", "key", "value", "out", "hidden")
     presets: ClassVar[Mapping[str, PriorConfig]] = {
         "tiny": PriorConfig(embedding=8, width=16, layers=1, heads=2, steps=4),
         "base": PriorConfig(),

@@ -24,9 +24,11 @@ WORDS = ("red", "green", "blue")
 
 def base_of(name: str) -> Family:
     """A tiny model, of captions where it reads any, with no weight at zero."""
-    if "vocabulary" not in {one.name for one in dataclasses.fields(trainable(name).Config)}:
+    names = {one.name for one in dataclasses.fields(trainable(name).Config)}
+    if "vocabulary" not in names:
         return shaken(name)
-    model = tiny(name, vocabulary=WORDS, text="caption", max_words=3)
+    reads = {"text": "caption"} if "text" in names else {}
+    model = tiny(name, vocabulary=WORDS, max_words=3, **reads)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
