@@ -64,6 +64,8 @@ def loaded(one: Side) -> "list[Family]":
     from flows.evaluating.pipeline import load_model
 
     return [
-        load_model(*registry().weights(registry().fetch(stage.name, stage.version, digest=stage.sha256)))
+        load_model(
+            *registry().weights(registry().fetch(stage.name, stage.version, digest=stage.sha256))
+        )
         for stage in one.pipeline.stages
     ]
