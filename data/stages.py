@@ -3,7 +3,9 @@
 data/made/NAME/samples (make) -> facts.parquet (facts) -> verdict.json (validate) -> data/prepared/NAME (shards).
 """
 
+import atexit
 import errno
+import gc
 import shutil
 import sys
 import tempfile
@@ -265,4 +267,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # the end need not look at a million imported objects
     sys.exit(main(sys.argv[1:]))

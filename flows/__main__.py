@@ -1,5 +1,7 @@
 """`atelier`: the command line. Exit code 0 done, 1 failed, 2 wrong usage."""
 
+import atexit
+import gc
 import sys
 import traceback
 from contextlib import suppress
@@ -56,6 +58,7 @@ def _begin(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command line; what a user can cause ends in one line, not a traceback."""
+    atexit.register(gc.freeze)  # the end need not look at a million imported objects
     as_json = "--json" in sys.argv
     try:
         sys.exit(app(standalone_mode=False) if as_json else app())

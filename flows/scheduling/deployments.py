@@ -105,7 +105,7 @@ def make_pool(client: "SyncPrefectClient") -> None:
     template = ProcessWorker.get_default_base_job_template()
     variables = template["variables"]["properties"]
     variables["working_dir"]["default"] = str(settings().project.resolve())
-    variables["command"]["default"] = shlex.join([sys.executable, "-m", "prefect.engine"])
+    variables["command"]["default"] = shlex.join([sys.executable, "-m", "flows.scheduling.engine"])
     pool = WorkPoolCreate(name=POOL, type="process", base_job_template=template)
     try:
         found = client.read_work_pool(POOL)

@@ -96,7 +96,7 @@ class Job(ProcessJobConfiguration):
             Refused: the run asks for what is not ours.
         """
         entrypoint = check(flow_run, deployment)
-        self.command = shlex.join([sys.executable, "-m", "prefect.engine"])
+        self.command = shlex.join([sys.executable, "-m", "flows.scheduling.engine"])
         self.working_dir = settings().project.resolve()
         self.env = {}
         super().prepare_for_flow_run(

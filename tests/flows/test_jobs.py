@@ -26,7 +26,7 @@ def run(**changes: Any) -> FlowRun:
 def test_a_run_of_ours_is_started_by_our_command_whatever_the_pool_s_template_says() -> None:
     job = Job(command="touch /tmp/owned", env={"LD_PRELOAD": "evil.so"}, working_dir="/")
     job.prepare_for_flow_run(run(), deployment())
-    assert job.command == f"{sys.executable} -m prefect.engine"
+    assert job.command == f"{sys.executable} -m flows.scheduling.engine"
     assert job.working_dir == settings().project.resolve()
     assert "LD_PRELOAD" not in job.env
     assert job.env["PREFECT__FLOW_ENTRYPOINT"] == OURS

@@ -309,7 +309,7 @@ def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
 
     def engine() -> None:
         environment = {**installation.environment("anna"), "PREFECT__FLOW_RUN_ID": str(run.id)}
-        command = [sys.executable, "-m", "prefect.engine"]
+        command = [sys.executable, "-m", "flows.scheduling.engine"]
         root = UNDER_FIRE.parents[2]
         subprocess.run(command, env=environment, cwd=root, timeout=120, capture_output=True)
 
