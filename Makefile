@@ -13,7 +13,7 @@ empty :=
 space := $(empty) $(empty)
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help demo test coverage soak api clients lint lock clean install
+.PHONY: help demo test tests coverage soak api clients lint style types lock clean install
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -25,12 +25,13 @@ demo: $(STAMP) ## From nothing to served pictures: data, training, judging, prom
 
 test: $(STAMP) ## Lint, types, layers and every test that needs no GPU
 	@began=$$SECONDS; \
-	$(MAKE) --no-print-directory lint; \
-	echo "== layers"; \
-	$(BIN)/python -m pytest -q tests/test_layout.py; \
-	echo "== tests"; \
-	$(BIN)/python -m pytest -m "not gpu" -n 3 --ignore=tests/test_layout.py --durations=15; \
+	$(MAKE) --no-print-directory style; \
+	$(MAKE) --no-print-directory -j2 types tests; \
 	echo "== lint, types, layers and tests passed in $$((SECONDS - began)) s"
+
+tests: $(STAMP)
+	@echo "== layers, tests"
+	@$(BIN)/python -m pytest -m "not gpu" -n 3 --durations=15
 
 coverage: $(STAMP) ## The tests again, slower, with the lines and branches that none of them takes
 	@$(BIN)/python -m pytest -q -m "not gpu" -n 3 --cov --cov-report=term:skip-covered
@@ -44,10 +45,14 @@ soak: $(STAMP) ## Load and kill -9 of each process on a stack of its own; at mos
 clients: $(STAMP) ## What openai, litellm and its proxy, langchain, instructor and lm-eval get, as a table
 	@$(BIN)/python -m benchmarks.clients
 
-lint: $(STAMP) ## Ruff (lint, format) and mypy (strict)
+lint: style types ## Ruff (lint, format) and mypy (strict)
+
+style: $(STAMP)
 	@echo "== lint"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	@echo "== types"
 	@$(BIN)/mypy
 

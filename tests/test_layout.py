@@ -101,13 +101,10 @@ def offences(path: Path) -> Iterator[str]:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            loaders = re.findall(r"\w*Loader\b(?!=)", ast.unparse(node).partition("(")[2])
-            if (
-                name == "yaml.load"
-                and loaders
-                and all(one.endswith("SafeLoader") for one in loaders)
-            ):
-                continue
+            if name == "yaml.load":
+                loaders = re.findall(r"\w*Loader\b(?!=)", ast.unparse(node).partition("(")[2])
+                if loaders and all(one.endswith("SafeLoader") for one in loaders):
+                    continue
             if any(fnmatch.fnmatchcase(name, banned) for banned in BANNED_CALLS):
                 yield f"line {node.lineno}: calls {name}"
             for argument in node.keywords:
