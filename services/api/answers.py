@@ -61,6 +61,7 @@ class Model(Body):
     max_tokens: int | None = None
     temperature: float | None = None
     tokenizer: Tokenizer | None = None
+    embeds: list[str] | None = None  # "text", "pixels"
 
 
 class Models(Body):

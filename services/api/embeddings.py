@@ -1,39 +1,117 @@
-"""POST /v1/embeddings: a vector a text, as base64 of little-endian float32 or as numbers."""
+"""POST /v1/embeddings: a vector a text and a picture, as base64 of little-endian float32 or as numbers."""
 
 import asyncio
 import base64
+import binascii
+import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
+import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic.json_schema import JsonSchemaValue
 
+from infra.media.pictures import PictureError, decode
+from models.ports import Port
 from services.api.answers import Embeddings
 from services.api.requests import Label, Strict
 from services.api.served import parts_of, read_order
 from services.api.text_requests import prompts, prompts_schema
+from services.gateway.errors import ApiError, invalid
 from services.gateway.openapi import Routes
-from services.pipelines.payload import Embedded, EmbedWork, Prompt, Refused, Vectors
+from services.pipelines.payload import Embedded, EmbedWork, Pictures, Prompt, Refused, Vectors
 from services.pipelines.request import refusal
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Deadline, from_the_house
 
 MOST_INPUTS: Final = 2048
+MOST_PICTURES: Final = 32
+LARGEST: Final = 4 * 2**20  # bytes of a picture, as for edits
+DATA_URL: Final = re.compile(r"^data:image/[a-z0-9.+-]+;base64,")
+URL_SCHEMA: Final[JsonSchemaValue] = {"type": "string", "pattern": DATA_URL.pattern}
+NONE: Final[JsonSchemaValue] = {"type": "array", "maxItems": 0}
+
+
+def _texts(value: Any) -> tuple[Prompt, ...]:
+    return () if value == [] else prompts(MOST_INPUTS, 1)(value)
+
+
+def _urls(value: Any) -> tuple[str, ...]:
+    many = value if isinstance(value, list) else [] if value is None else [value]
+    if len(many) > MOST_PICTURES:
+        raise ValueError(f"send at most {MOST_PICTURES} pictures, got {len(many)}")
+    if not all(isinstance(one, str) and DATA_URL.match(one) for one in many):
+        raise ValueError("send data URLs, data:image/png;base64,...; no other is fetched")
+    return tuple(many)
 
 
 class EmbeddingOrder(Strict):
-    """A request for embeddings, in OpenAI's words."""
+    """A request for embeddings, in OpenAI's words; `input_image` is ours."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["input"], "properties": {"input": {"not": NONE}}},
+                {
+                    "required": ["input_image"],
+                    "properties": {"input_image": {"not": {"anyOf": [NONE, {"type": "null"}]}}},
+                },
+            ]
+        }
+    )
 
     input: Annotated[
         tuple[Prompt, ...],
-        PlainValidator(prompts(MOST_INPUTS, 1)),
-        WithJsonSchema(prompts_schema(MOST_INPUTS, 1)),
-    ]
+        PlainValidator(_texts),
+        WithJsonSchema({"anyOf": [*prompts_schema(MOST_INPUTS, 1)["anyOf"], NONE]}),
+    ] = ()
+    input_image: Annotated[
+        tuple[str, ...],
+        PlainValidator(_urls),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    URL_SCHEMA,
+                    {"type": "array", "maxItems": MOST_PICTURES, "items": URL_SCHEMA},
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ] = ()
     model: Annotated[str, Field(max_length=100)] | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: Label | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if not self.input and not self.input_image:
+            raise ValueError("input: send a text, or a picture as input_image")
+        return self
+
+
+def _pixels(urls: Sequence[str], port: Port) -> Pictures:
+    """Return pictures (N, C, H, W) in [0, 1] at the size that a model takes.
+
+    Raises:
+        ApiError: 400, one is no base64, too large or no picture.
+    """
+    side, channels = int(port.shape[2] or 0), int(port.shape[0] or 0)
+    found = []
+    for url in urls:
+        try:
+            content = base64.b64decode(url.partition(",")[2], validate=True)
+            if len(content) > LARGEST:
+                raise PictureError(f"{len(content)} bytes, at most {LARGEST} are taken")
+            found.append(decode(content, side, channels).pixels)
+        except binascii.Error:
+            raise invalid("input_image: it is no base64", "input_image") from None
+        except PictureError as error:
+            raise invalid(f"input_image: {error}", "input_image") from None
+    return (np.stack(found).transpose(0, 3, 1, 2) / 255).astype(np.float32)
 
 
 def _document(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> dict[str, Any]:
@@ -63,7 +141,7 @@ routes = Routes()
 
 @routes.takes("/v1/embeddings", EmbeddingOrder, Embeddings)
 async def embed(request: Request) -> Response:
-    """Embed texts.
+    """Embed texts, and pictures after them.
 
     While a rollout runs with the champion: vectors of two models in one index would be worth nothing.
     """
@@ -71,9 +149,17 @@ async def embed(request: Request) -> Response:
     endpoint = (await asyncio.to_thread(parts.endpoints.route, order.model, "")).endpoint
     endpoint.must("embeddings")
     pinned = endpoint.pipeline.stages[0]
+    pixels = None
+    if order.input_image:
+        if "pixels" not in pinned.entries:
+            message = f"input_image: {endpoint.name} embeds texts alone"
+            raise ApiError(400, message, code="unsupported_capability", param="input_image")
+        port = Port.parse(pinned.entries["pixels"].inputs["pixels"])
+        pixels = await asyncio.to_thread(_pixels, order.input_image, port)
     work = EmbedWork(
         pin=pinned.pin,
         texts=order.input,
+        pixels=pixels,
         dimensions=order.dimensions,
         ahead=from_the_house(request),
     )

@@ -27,9 +27,10 @@ LINKED: Final = "/v1/files/"  # whose route checks a link's signature (services.
 LARGEST_UPLOADS: Final = {
     "/v1/content_provenance_checks": 8 * 2**20,
     "/v1/images/edits": 9 * 2**20,
+    "/v1/embeddings": 9 * 2**20,
 }
 """Bytes of the bodies that may be larger than others: files as we answer them, a minute of sound at 48 kHz;
-a picture and its mask."""
+a picture and its mask; pictures as data URLs."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
 

@@ -48,6 +48,8 @@ def card(pipeline: Pipeline) -> dict[str, Any]:
         found["sample_rate"] = pipeline.sample_rate
         found["seconds"] = options.get("seconds")
         found["response_formats"] = ["mp3", "opus", "aac", "flac", "wav", "pcm"]
+    if pipeline.modality == "embedding":
+        found["embeds"] = sorted(pipeline.lead.entries)
     if pipeline.modality == "text":
         found["max_tokens"] = options.get("max_tokens")
         found["temperature"] = options.get("temperature")

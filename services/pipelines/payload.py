@@ -155,20 +155,21 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedWork:
-    """Texts to embed."""
+    """Texts to embed, and pictures after them."""
 
     pin: Pin
     texts: tuple[Prompt, ...]
+    pixels: Pictures | None = None
     dimensions: int | None = None  # that an embedding must have; None: whatever it has
     ahead: bool = False  # see GenerationSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """An embedding a text, in their order."""
+    """An embedding an input, in their order."""
 
     vectors: Vectors
-    tokens: tuple[int, ...]  # one a text
+    tokens: tuple[int, ...]  # one an input; a picture has none
     warnings: tuple[str, ...] = ()
 
 

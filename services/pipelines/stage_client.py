@@ -45,7 +45,7 @@ class Remote:
         return answer
 
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
-        """Return an embedding a text, or why there is none."""
+        """Return an embedding an input, or why there is none."""
         answer: Embedded | Refused = await self._ask("embed", work)
         return answer
 

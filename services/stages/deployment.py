@@ -220,29 +220,36 @@ class Stage:
         return await asyncio.to_thread(echoes, held.model, prompts, recalled, logprobs or 0)
 
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
-        """Return an embedding a text, or why there are none; some texts at a time, between two sampler steps."""
+        """Return an embedding an input, or why there are none; some at a time, between two sampler steps."""
         held = await self._load(work.pin)
         if held is None:
             return self._missing(work.pin)
         import numpy as np
 
-        from services.stages.scoring import TOGETHER, embed
-        from services.stages.unknown_words import read
+        from services.stages.scoring import TOGETHER, embed, see
+        from services.stages.unknown_words import readable
 
-        warnings = await asyncio.to_thread(
-            read, held.model, work.texts, self._unknown_words, "input"
+        known = await asyncio.to_thread(
+            readable, held.model, work.texts, self._unknown_words, "input"
         )
-        if isinstance(warnings, Refused):
-            return warnings
+        if isinstance(known, Refused):
+            return known
+        texts, warnings = known
+        starts = range(0, len(texts), TOGETHER)
+        calls = [partial(embed, held.model, texts[start : start + TOGETHER]) for start in starts]
+        if (pixels := work.pixels) is not None:
+            starts = range(0, len(pixels), TOGETHER)
+            calls += [
+                partial(see, held.model, pixels[start : start + TOGETHER]) for start in starts
+            ]
         found: list[Embedded] = []
-        for start in range(0, len(work.texts), TOGETHER):
-            part = work.texts[start : start + TOGETHER]
-            answer = await self._ask(partial(embed, held.model, part), work.ahead)
+        for call in calls:
+            answer = await self._ask(call, work.ahead)
             if isinstance(answer, Refused):
                 return answer
             size = answer.vectors.shape[1]
             if work.dimensions not in {None, size}:
-                message = f"dimensions: this model gives {size} numbers a text; send {size} or leave it out"
+                message = f"dimensions: this model gives {size} numbers an input; send {size} or leave it out"
                 return Refused("invalid", f"{message}, got {work.dimensions}", param="dimensions")
             found.append(answer)
         vectors = np.concatenate([one.vectors for one in found])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.family import Batch, Family, Rows
+from models.parts import words
 from models.parts.rows import entered
 from models.parts.tokens import CONTROL, tokenizer
 from services.media.codecs import MediaError, learned_pixels, learned_sound
@@ -42,6 +43,16 @@ def embed(model: Family, texts: tuple[Prompt, ...]) -> Embedded:
     return Embedded(found_NE, tuple(count_tokens(model, text) for text in texts))
 
 
+def see(model: Family, pixels_NCHW: NDArray[np.float32]) -> Embedded:
+    """Return an embedding a picture.
+
+    Raises:
+        NotFinite: the model gave other than finite numbers.
+    """
+    found_NE = enter(model, "pixels", {"pixels": torch.from_numpy(pixels_NCHW)}, ())
+    return Embedded(found_NE, (0,) * len(found_NE))
+
+
 def enter(
     model: Family, entry: str, given: dict[str, Tensor], texts: Sequence[str]
 ) -> NDArray[np.float32]:
@@ -58,11 +69,11 @@ def enter(
 
 
 def count_tokens(model: Family, text: Prompt) -> int:
-    """Return how many tokens a text has, control tokens apart; 0 for a model without a tokenizer."""
+    """Return how many tokens a text has, control tokens apart; words for a model without a tokenizer."""
     if not isinstance(text, str):
         return sum(token >= len(CONTROL) for token in text)
     document = getattr(model.config, "tokenizer", "")
-    return len(tokenizer(document).encode(text)) if document else 0
+    return len(tokenizer(document).encode(text) if document else words.split(text))
 
 
 def recall(model: Family, prompts: Sequence[Prompt]) -> Iterator[list[Rows] | None]:

@@ -37,17 +37,27 @@ def understood(
 ) -> tuple[StageTask, tuple[str, ...]] | Refused:
     """Return the task as the model can read it, with warnings of what it cannot, or why it is refused."""
     spec = task.spec
-    texts = [*spec.prompts, *(text for dialogue in spec.dialogues for _, text in dialogue)]
-    warnings = read(model, texts, rule, None if spec.dialogues else "prompt")
+    texts = tuple(text for dialogue in spec.dialogues for _, text in dialogue)
+    found = readable(model, texts or spec.prompts, rule, None if spec.dialogues else "prompt")
+    if isinstance(found, Refused) or texts:
+        return found if isinstance(found, Refused) else (task, found[1])
+    prompts = tuple(str(one) for one in found[0])
+    return replace(task, spec=replace(spec, prompts=prompts)), found[1]
+
+
+def readable(
+    model: Family, texts: Sequence[Prompt], rule: Rule, param: str | None
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]] | Refused:
+    """Return texts as the model can read them, with warnings of what it cannot, or why one is refused."""
+    warnings = read(model, texts, rule, param)
     if isinstance(warnings, Refused) or not warnings or model.capabilities.modality == "text":
-        return warnings if isinstance(warnings, Refused) else (task, warnings)
-    known = {prompt: known_part(model, prompt) for prompt in spec.prompts}
-    if not all(known.values()):  # nothing is left to draw
-        refused = read(model, [one for one in known if not known[one]], "refuse", "prompt")
+        return warnings if isinstance(warnings, Refused) else (tuple(texts), warnings)
+    known = {text: known_part(model, text) for text in texts if isinstance(text, str)}
+    if not all(known.values()):  # nothing is left of one
+        refused = read(model, [one for one in known if not known[one]], "refuse", param)
         assert isinstance(refused, Refused)
         return refused
-    read_as = replace(spec, prompts=tuple(known[prompt] for prompt in spec.prompts))
-    return replace(task, spec=read_as), warnings
+    return tuple(known[text] if isinstance(text, str) else text for text in texts), warnings
 
 
 def known_part(model: Family, caption: str) -> str:

@@ -320,7 +320,7 @@ def test_the_client_hears_a_label_as_a_wav(house: House, able: Any, tmp_path: Pa
             openai.BadRequestError,
             "dimensions",
             "invalid_value",
-            "16 numbers a text",
+            "16 numbers an input",
         ),
         (
             lambda c: c.audio.speech.create(model="able-prose", input="a", voice="alloy"),

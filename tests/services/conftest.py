@@ -12,7 +12,7 @@ import httpx
 import pytest
 import torch
 
-from flows.evaluating.pipeline import entrance_of, ports_of
+from flows.evaluating.pipeline import MODALITIES, able_of, entrance_of, output_of, ports_of
 from infra.keys import Keys
 from infra.ledger.ledger import Ledger
 from infra.ledger.rollout_metrics import Observations
@@ -160,14 +160,15 @@ class Workshop:
         generate = chained(stages) if wires is None else entrance_of(wires, by_stage)
         edits = all(stage.inputs.keys() >= set(EDITED) for stage in stages)
         edit = {"edit": chained(stages, edits=True)} if edits else {}
-        side = list(models.values())[-1].config.image_size
+        made = output_of(generate, stages)
         pipeline = Pipeline(
             endpoint=name,
-            abilities=("images", *(["edits"] if edits else [])),
+            modality=MODALITIES[made.kind],
+            abilities=(*able_of(generate, models), *(["edits"] if edits else [])),
             stages=tuple(stages),
             entrances={"generate": generate, **edit},
             vocabulary=WORDS,
-            image_size=(side, side),
+            image_size=(made.shape[2], made.shape[1]) if made.kind == "pixels" else None,
             sample=1.0,
         )
         self.promote(self.publish(name, {"pipeline.json": pipeline.model_dump(mode="json")}))

@@ -11,6 +11,7 @@ import uvicorn
 import models
 from models.autoregressive.nade import NADE
 from models.language.bert import BERT
+from models.text_to_image.clip import CLIP
 from tests.services.text_kit import gpt
 from tests.services.toys import TOYS, Reader, Voice
 
@@ -53,7 +54,7 @@ def with_toys() -> Iterator[None]:
 
 
 def publish_each_modality(workshop: Any) -> None:
-    """Put writer, talker, filler, voice, reader and bits in production."""
+    """Put writer, talker, filler, voice, reader, bits and pairs in production."""
     torch.manual_seed(0)
     workshop.publish_alone("writer", gpt(), max_tokens=12, temperature=0.9)
     workshop.publish_alone("talker", gpt("dialogues"))
@@ -61,3 +62,4 @@ def publish_each_modality(workshop: Any) -> None:
     workshop.publish_alone("voice", Voice(Voice.presets["tiny"]), seconds=0.25)
     workshop.publish_alone("reader", Reader(Reader.presets["tiny"]))
     workshop.publish_alone("bits", NADE(NADE.presets["tiny"]).eval())
+    workshop.publish_wired("pairs", {"clip": CLIP(CLIP.presets["tiny"]).eval()})

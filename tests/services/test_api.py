@@ -4,6 +4,7 @@
 suite sends a few. Models of each modality answer, in this process.
 """
 
+import base64
 import itertools
 import logging
 import math
@@ -14,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -23,12 +25,14 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
 from infra.keys import Keys
+from infra.media.pictures import png
 from services.api.requests import whole
 from services.api.samples import MEANINGFUL
 from tests.services.served_kit import publish_each_modality, with_toys
 
 logger = logging.getLogger(__name__)
 Ask = Callable[..., httpx.Response]
+DOT = f"data:image/png;base64,{base64.b64encode(png(np.full((2, 2, 3), 99, np.uint8))).decode()}"
 REQUESTS = int(os.environ.get("API_REQUESTS", "192"))  # of all operations together, at least
 ANSWER: dict[str, list[dict[str, Any]]] = {
     "/v1/images/generations": [
@@ -48,7 +52,11 @@ ANSWER: dict[str, list[dict[str, Any]]] = {
         {"model": "bits", "prompt": "", **dict.fromkeys(chain.from_iterable(MEANINGFUL.values()))},
         {"model": "writer", "prompt": "abc", **dict.fromkeys(("steps", "guidance", "seconds"))},
     ],
-    "/v1/embeddings": [{"model": "reader", "input": ["a", "b"], "dimensions": None}],
+    "/v1/embeddings": [
+        {"model": "reader", "input": ["a", "b"], "input_image": None, "dimensions": None},
+        {"model": "pairs", "input": "dark", "input_image": DOT, "dimensions": 16},
+        {"model": "pairs", "input": [], "input_image": [DOT, DOT], "dimensions": None},
+    ],
     "/v1/scores": [{"model": "writer", "input": "abc"}, {"model": "writer", "input": ["a", "b"]}],
 }
 """What makes the rest of a random body one that some model can answer: half of the good requests have it."""

@@ -261,7 +261,7 @@ def test_two_thousand_inputs_as_tokens_are_embedded_as_their_texts(served: Any, 
 def test_another_number_of_dimensions_is_refused_with_the_models_own(served: Any, ask: Ask) -> None:
     body = {"model": "reader", "input": "a", "dimensions": 4}
     told = ask(served, "POST", EMBEDDINGS, json=body).json()["error"]["message"]
-    assert "gives 8 numbers a text; send 8 or leave it out, got 4" in told
+    assert "gives 8 numbers an input; send 8 or leave it out, got 4" in told
     assert ask(served, "POST", EMBEDDINGS, json={**body, "dimensions": 8}).status_code == 200
 
 
