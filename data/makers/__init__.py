@@ -19,6 +19,8 @@ MAKERS: Final[Mapping[str, str]] = {
     "digits": "data.makers.digits",
     "mnist": "data.makers.mnist",
     "folder": "data.makers.folder",
+    "webdataset": "data.makers.webdataset",
+    "parquet": "data.makers.parquet",
     "cifar10": "data.makers.cifar10",
     "scenes": "data.makers.scenes",
     "numbers": "data.makers.numbers",
@@ -29,7 +31,7 @@ MAKERS: Final[Mapping[str, str]] = {
     "vowels": "data.makers.vowels",
     "labelled-audio": "data.makers.labelled_audio",
 }
-OWN: Final = ("folder", "text", "pairs", "dialogues", "labelled-audio")
+OWN: Final = ("folder", "webdataset", "parquet", "text", "pairs", "dialogues", "labelled-audio")
 """Makers that read a user's own files from anywhere."""
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -9,31 +9,22 @@ the first missing file: the format is kept, the reader is not (a test compares t
 
 import csv
 import io
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import Field
-
-from data.makers import Entry, Made, MakerError, Sample
+from data.makers import Made, MakerError, Sample
+from data.makers.captions import CaptionedEntry, captioned, sample
 from data.makers.files import check_name, check_there, read_file
-from data.makers.words import normal, pieces
 from infra.documents import DocumentError, parse_json
 
 LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
-MAX_CLASSES: Final = 256
-PICTURES_PER_CLASS: Final = 8  # in the median, before captions count as classes
 
 
-class Config(Entry):
+class Config(CaptionedEntry):
     """The entry of params.yaml."""
 
     maker: Literal["folder"]
-    image_size: Annotated[int, Field(ge=8, le=512)] = 32
-    pieces: Annotated[int, Field(ge=32, le=65_536)] | None = None
-    """Captions are cut into so many pieces of words at most, and no word of a prompt is unknown; None: into words."""
 
 
 def made(config: Config, project: Path) -> Made:
@@ -45,17 +36,13 @@ def made(config: Config, project: Path) -> Made:
     folder = project / config.path
     captions = read_captions(folder)
     check_there(folder, (file for file, _ in captions))
-    counts = Counter(normal(caption) for _, caption in captions)
-    counts.pop("", None)
-    classes = sorted(counts)
-    words = sorted({word for caption in classes for word in caption.split()})
-    few = 1 < len(classes) <= MAX_CLASSES and median(counts.values()) >= PICTURES_PER_CLASS
-    return Made(
-        samples=_pictures(folder, captions, classed=few),
-        settings={"image_size": config.image_size, "channels": 3},
-        attributes={"caption": classes} if few else {},
-        vocabulary=words if config.pieces is None else pieces(counts.elements(), config.pieces),
-    )
+
+    def pictures(classed: bool) -> Iterator[Sample]:
+        root = folder.resolve()
+        for file, caption in captions:
+            yield sample(file, read_file(root, file), caption, classed=classed)
+
+    return captioned(config, (caption for _, caption in captions), pictures)
 
 
 def read_captions(folder: Path) -> list[tuple[str, str]]:
@@ -133,14 +120,3 @@ def _tab_separated(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
         if not tab:
             raise MakerError(f"{path}:{number}: no tab between file and caption: {line!r:.80}")
         yield number, file.strip(), caption.strip()
-
-
-def _pictures(
-    folder: Path, captions: Sequence[tuple[str, str]], *, classed: bool
-) -> Iterator[Sample]:
-    root = folder.resolve()
-    for file, caption in captions:
-        content, problem = read_file(root, file)
-        said = normal(caption)
-        values = (said,) if classed else ()
-        yield Sample(file, content, said, problem=problem, attributes=values)

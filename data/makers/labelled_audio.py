@@ -19,8 +19,8 @@ from statistics import median
 from typing import Final, Literal
 
 from data.makers import DIGITS, AudioEntry, Made, MakerError, Sample, Split
+from data.makers.captions import MAX_CLASSES, PICTURES_PER_CLASS
 from data.makers.files import check_name, check_there, read_file
-from data.makers.folder import MAX_CLASSES, PICTURES_PER_CLASS
 from data.makers.words import normal
 
 LIST: Final = "labels.csv"

@@ -1,0 +1,138 @@
+"""Captioned pictures in WebDataset's archives and in Parquet, as others write them."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.makers import Made, MakerError, parquet, webdataset
+from infra.media.pictures import png
+from tests.data.prepare_kit import prepare, refused
+
+
+def picture(number: int) -> bytes:
+    return png(np.random.default_rng(number).integers(0, 256, (9, 9, 3), np.uint8))
+
+
+def archive(path: Path, members: dict[str, bytes], link: str = "") -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        if link:
+            info = tarfile.TarInfo(link)
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(info)
+
+
+def made_of(path: Path, kind: Any = webdataset, **settings: Any) -> Made:
+    name = kind.__name__.rpartition(".")[2]
+    found: Made = kind.made(kind.Config(maker=name, path=path, image_size=8, **settings), path)
+    return found
+
+
+def test_pictures_of_archives_have_the_captions_beside_them(tmp_path: Path) -> None:
+    archive(
+        tmp_path / "b.tar",
+        {
+            "in/2.left.jpg": picture(2), "in/2.txt": b"Two cats",
+            "3.json": json.dumps({"caption": "three dogs", "width": 9}).encode(), "3.png": picture(3),
+            "3.cls": b"7", "4.png": b"",
+        },
+        link="5.png",
+    )  # fmt: skip
+    archive(tmp_path / "a.tar", {"1.png": picture(1), "1.txt": b"one bird"})
+    found = list(made_of(tmp_path).samples)
+    assert [(one.file, one.caption, one.problem) for one in found] == [
+        ("a.tar/1.png", "one bird", ""),
+        ("b.tar/in/2.left.jpg", "two cats", ""),
+        ("b.tar/3.png", "three dogs", ""),
+        ("b.tar/4.png", "", "empty file"),
+    ], "a link leads nowhere"
+    assert [one.content for one in found[:3]] == [picture(1), picture(2), picture(3)]
+    assert list(made_of(tmp_path).vocabulary) == ["bird", "cats", "dogs", "one", "three", "two"]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"1.png": b"x"}, "has no captions: put KEY.txt or KEY.json beside KEY.jpg"),
+        ({"1.txt": b"a", "1.json": b'{"text": "b"}'}, "1.json: 1 has two captions"),
+        ({"1.txt": b"\xff"}, "1.txt is not UTF-8"),
+        ({"1.json": b'{"text": 7}'}, "1.json: `text` must be text, got 7"),
+        ({"1.json": b"{"}, "1.json"),
+        ({"1.txt": b"x" * 70_000}, "has 70000 bytes, a caption has at most 65536"),
+    ],
+)
+def test_an_archive_that_cannot_be_used_is_named(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    archive(tmp_path / "x.tar", members)
+    with pytest.raises(MakerError) as refusal:
+        made_of(tmp_path)
+    assert message in str(refusal.value)
+    assert "x.tar" in str(refusal.value)
+
+
+def test_a_folder_without_archives_or_a_broken_one_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MakerError, match=r"has no \.tar files"):
+        made_of(tmp_path)
+    (tmp_path / "x.tar").write_bytes(b"not an archive" * 99)
+    with pytest.raises(MakerError, match=r"cannot read .*x\.tar"):
+        made_of(tmp_path)
+
+
+def test_archives_are_prepared_like_any_dataset(tmp_path: Path) -> None:
+    members = {f"{n}.png": picture(n) for n in range(20)}
+    members |= {f"{n}.txt": f"picture {n % 3}".encode() for n in range(20)}
+    archive(tmp_path / "x.tar", members)
+    entry = {"maker": "webdataset", "path": str(tmp_path), "image_size": 8}
+    header = json.loads((prepare(tmp_path, entry) / "dataset.json").read_text())
+    assert sum(split["rows"] for split in header["splits"].values()) == 20
+    members["7.txt"] = b""
+    archive(tmp_path / "x.tar", members)
+    assert any("x.tar/7.png" in line for line in refused(tmp_path, entry))
+
+
+def test_parquet_is_read_as_the_datasets_library_writes_it(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {"image": [picture(n) for n in range(4)], "caption": [f"No. {n}!" for n in range(4)]}
+    pictures = datasets.Dataset.from_dict(
+        {**rows, "image": [{"bytes": one, "path": None} for one in rows["image"]]}
+    ).cast_column("image", datasets.Image())
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        pictures.to_parquet(str(tmp_path / "data" / f"{split}-00000-of-00001.parquet"))
+    found = sorted(made_of(tmp_path, parquet).samples, key=lambda one: one.file, reverse=True)
+    assert [(one.split, one.caption) for one in found] == [
+        (split, f"no {n}") for split in ("train", "test") for n in (3, 2, 1, 0)
+    ]
+    assert [one.content for one in found[:4]] == rows["image"][::-1]
+    assert found[0].file == "data/train-00000-of-00001.parquet:3"
+
+
+def test_columns_that_are_not_there_and_pictures_elsewhere_are_named(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": None, "path": "/etc/passwd"}] * 2),
+            "text": ["a", "b"],
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    problems = {one.problem for one in made_of(tmp_path, parquet).samples}
+    assert problems == {"no bytes: a path outside of the file is not followed"}
+    with pytest.raises(MakerError, match="has no column photo; it has image, text"):
+        made_of(tmp_path, parquet, image="photo")
+    with pytest.raises(MakerError, match="has no column title; it has image, text"):
+        made_of(tmp_path, parquet, caption="title")
+    (tmp_path / "y.parquet").write_bytes(b"PAR1")
+    with pytest.raises(MakerError, match=r"cannot read .*y\.parquet"):
+        made_of(tmp_path, parquet)
