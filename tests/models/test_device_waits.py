@@ -15,6 +15,7 @@ CONFIGS: Final[list[tuple[str, dict[str, object]]]] = [
     *((name, {}) for name in FAMILIES if not trainable(name).counts),
     *((name, {"dropout": 0.1}) for name in FAMILIES if "dropout" in declared(name).settings),
     ("ddpm", {"objective": "v", "sampler": "ddim"}),
+    ("ddpm", {"backbone": "dit", "widths": (16,)}),
     ("dvae", {"likelihood": "logit-laplace"}),
     ("dvae", {"sigma": 1.0}),
     ("edm", {"augmented": True}),
