@@ -238,7 +238,7 @@ def import_checkpoint(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take in a checkpoint of others (Stable Diffusion 1, 2, XL): safetensors, none of its code, nothing fetched."""
+    """Take in a checkpoint of others (Stable Diffusion 1, 2, XL, 3): safetensors, none of its code, nothing fetched."""
     os.environ["HF_HUB_OFFLINE"] = "0" if download else "1"
     from flows.recipe import load
 

@@ -2,7 +2,7 @@
 
 Nothing of it runs. Weights are safetensors; classes are looked up in our own table, by the pipeline's kind; a file of
 Python, a class from elsewhere and a pickle are refused by name. Configs, tokenizers and the scheduler become one
-config.json of family `diffusers`, and the weights one model.safetensors, in the precision that they had.
+config.json of family `diffusers`, and the weights one model.safetensors in fp32.
 """
 
 import hashlib
@@ -35,10 +35,17 @@ WEIGHTS: Final = ".safetensors"
 LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion"})
 UNUSED: Final = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a pipeline that no picture is drawn by."""
-TOKENIZERS: Final = frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})
+TOKENIZERS: Final = {
+    **dict.fromkeys(("CLIPTokenizer", "CLIPTokenizerFast"), "CLIPTokenizer"),
+    **dict.fromkeys(("T5Tokenizer", "T5TokenizerFast"), "T5Tokenizer"),
+}
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-GUIDANCE: Final = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
-"""What each kind of pipeline is guided by where nobody says, in diffusers."""
+DRAWN: Final[Mapping[str, Mapping[str, float]]] = {
+    "StableDiffusionPipeline": {"steps": 50, "guidance": 7.5},
+    "StableDiffusionXLPipeline": {"steps": 50, "guidance": 5.0},
+    "StableDiffusion3Pipeline": {"steps": 28, "guidance": 7.0},
+}
+"""How each kind of pipeline draws in diffusers where nobody says."""
 STAGE: Final = "model"  # of a pipeline without a recipe
 TRIED: Final = ("a red apple on a wooden table", "a small house by the sea", "a cat in the snow")
 WANTED: Final = ("*.json", "*.safetensors", "*.txt", "README.md", "LICENSE*")
@@ -108,7 +115,7 @@ def read(folder: Path, source: str) -> Checkpoint:
         "zeros_unprompted": kind.endswith("XLPipeline")
         and bool(index.get("force_zeros_for_empty_prompt", True)),
         "image_size": _side(networks),
-        "guidance": GUIDANCE[kind],
+        **DRAWN[kind],
     }
     model = build({"family": "diffusers", "config": config})
     return Checkpoint(
@@ -242,7 +249,7 @@ def _document(path: Path) -> Any:
 
 def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
     """Return which pipeline it is, and its networks' classes by part, after comparing the index with them."""
-    from models.text_to_image.diffusers_pipeline import NEEDS
+    from models.text_to_image.diffusers_pipeline import NEEDS, OPTIONAL
 
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(kind, str) or kind not in NEEDS:
@@ -258,16 +265,23 @@ def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
             )
         if wanted is not None and pair[1] != wanted:
             raise CheckpointError(f"{folder / INDEX}: {part} is a {pair[1]}, not a {wanted}")
-    if missing := [part for part in NEEDS[kind] if (index.get(part) or [None])[0] is None]:
+    there = {part: of for part, of in NEEDS[kind].items() if (index.get(part) or [None])[0]}
+    if missing := sorted(NEEDS[kind].keys() - there.keys() - OPTIONAL):
         raise CheckpointError(f"{folder / INDEX} has no {missing[0]}, which a {kind} needs")
-    return kind, NEEDS[kind]
+    return kind, there
 
 
 def _network(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Tensor]"]:
     """Return a network's config and weights, by the names that its class has now."""
     from importlib import import_module
 
+    import torch
+    from transformers.utils import logging
+
+    from flows.training.checkpoints import detached
     from models.text_to_image.diffusers_pipeline import LIBRARIES as HOMES
+
+    logging.disable_progress_bar()
 
     config = _document(folder / "config.json")
     stems = sorted(path.name for path in folder.glob(f"*{WEIGHTS}"))
@@ -282,15 +296,14 @@ def _network(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Ten
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **{"dtype" if HOMES[kind] == "transformers" else "torch_dtype": "auto"},
+            **{"dtype" if HOMES[kind] == "transformers" else "torch_dtype": torch.float32},
         )
     except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
         raise CheckpointError(f"{folder} is no {kind}: {_line(error)}") from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if odd := sorted(map(str, report[what])):
             raise CheckpointError(f"{folder}: its weights are not its network's: {what} {odd[0]}")
-    state: dict[str, Tensor] = network.state_dict()
-    held = {name: tensor.contiguous() for name, tensor in state.items()}
+    held = detached(network.state_dict())
     return {name: value for name, value in config.items() if not name.startswith("_")}, held
 
 
@@ -303,19 +316,22 @@ def _variant(names: list[str]) -> str | None:
 
 def _reader(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return a tokenizer as one JSON document, with the length of its prompts and what pads them."""
-    from transformers import CLIPTokenizer
+    import transformers
+
+    from models.text_to_image.diffusers_pipeline import LONGEST
 
     pair = index.get(part) or [None, None]
     if pair[1] not in TOKENIZERS:
         known = ", ".join(sorted(TOKENIZERS))
         raise CheckpointError(f"{folder / INDEX}: {part} is a {pair[1]}; taken are {known}")
     try:
-        found = CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
+        cls = getattr(transformers, TOKENIZERS[pair[1]])
+        found = cls.from_pretrained(folder / part, local_files_only=True)
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise CheckpointError(f"{folder / part} is no {pair[1]}: {_line(error)}") from None
     return {
         "document": found.backend_tokenizer.to_str(),
-        "length": int(found.model_max_length),
+        "length": LONGEST if cls.__name__ == "T5Tokenizer" else int(found.model_max_length),
         "pad": int(found.pad_token_id),
     }
 
@@ -331,9 +347,10 @@ def _scheduler(path: Path, kind: str) -> str:
 
 def _side(networks: Mapping[str, Any]) -> int:
     """Return the pixels a side that the pipeline draws where nobody says."""
-    size, blocks = networks["unet"].get("sample_size"), networks["vae"]["block_out_channels"]
+    part = "unet" if "unet" in networks else "transformer"
+    size, blocks = networks[part].get("sample_size"), networks["vae"]["block_out_channels"]
     if not isinstance(size, int):
-        raise CheckpointError(f"unet/config.json: sample_size must be one number, got {size}")
+        raise CheckpointError(f"{part}/config.json: sample_size must be one number, got {size}")
     return int(size * 2 ** (len(blocks) - 1))
 
 

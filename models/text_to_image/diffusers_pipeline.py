@@ -1,10 +1,10 @@
-"""Pipelines of Hugging Face's diffusers as one family: Stable Diffusion 1 and 2, and XL.
+"""Pipelines of Hugging Face's diffusers as one family: Stable Diffusion 1 and 2, XL and 3.
 
-Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952. The networks are diffusers' and
-transformers' own, built from the checkpoint's configs, and named as a pipeline names its parts: `text_encoder`, `unet`,
-`vae`. What a pipeline's `__call__` does with them is done here row by row, so that rows at different steps, of
-different requests, share a call: reading a prompt (`embedded`), one step of the sampler (`step`, by `solvers`), and
-decoding (`finish`). Only the U-Net learns, as it was trained (`forward`).
+Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952; Esser et al. 2024, arXiv:2403.03206. The
+networks are diffusers' and transformers' own, built from the checkpoint's configs, and named as a pipeline names its
+parts: `text_encoder`, `unet` or `transformer`, `vae`. What a pipeline's `__call__` does with them is done here row by
+row, so that rows at different steps, of different requests, share a call: reading a prompt (`embedded`), one step of
+the sampler (`step`, by `solvers`), and decoding (`finish`). Only what denoises learns, as it was trained (`forward`).
 
 Shape letters: B rows, C channels of the latent, H and W its places, T prompt tokens, D embedding width, S calls.
 """
@@ -28,10 +28,12 @@ from models.parts.noise import normals
 from models.text_to_image import solvers, tiny_checkpoint
 
 LIBRARIES: Final[Mapping[str, str]] = {
-    "UNet2DConditionModel": "diffusers",
-    "AutoencoderKL": "diffusers",
-    "CLIPTextModel": "transformers",
-    "CLIPTextModelWithProjection": "transformers",
+    **dict.fromkeys(
+        ("UNet2DConditionModel", "SD3Transformer2DModel", "AutoencoderKL"), "diffusers"
+    ),
+    **dict.fromkeys(
+        ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"), "transformers"
+    ),
 }
 """The networks that a checkpoint may have, and whose they are: no other class is ever looked up."""
 NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -46,8 +48,18 @@ NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",
     },
+    "StableDiffusion3Pipeline": {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+    },
 }
 """The parts of each kind of pipeline, with their classes, in the order in which they are used."""
+OPTIONAL: Final = frozenset({"text_encoder_3"})  # zeros are read in its place
+LONGEST: Final = 256  # tokens that it reads
+DENOISERS: Final = ("unet", "transformer")
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     "image_size": (8, 4096),
     "channels": (1, 4),
@@ -68,9 +80,9 @@ class DiffusersOptions(DiffusionOptions):
 class DiffusersConfig:
     """A checkpoint's own settings, as its folders have them, and how it is sampled where nobody says."""
 
-    pipeline: Literal["StableDiffusionPipeline", "StableDiffusionXLPipeline"] = (
-        "StableDiffusionPipeline"
-    )
+    pipeline: Literal[
+        "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
+    ] = "StableDiffusionPipeline"
     networks: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.networks)
     """config.json of each network, by its part of the pipeline."""
     readers: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.readers)
@@ -89,12 +101,12 @@ class DiffusersConfig:
         needs = NEEDS.get(self.pipeline)
         if needs is None:
             raise ValueError(f"pipeline must be one of {', '.join(NEEDS)}, got {self.pipeline!r}")
-        if self.networks.keys() != needs.keys():
+        if self.networks.keys() | OPTIONAL != needs.keys() | OPTIONAL:
             raise ValueError(
                 f"networks: a {self.pipeline} has {', '.join(needs)}, got {', '.join(self.networks)}"
             )
-        texts = [name for name in needs if name.startswith("text_encoder")]
-        if sorted(self.readers) != texts:
+        texts = [name for name in self.networks if name.startswith("text_encoder")]
+        if sorted(self.readers) != sorted(texts):
             raise ValueError(f"readers: one for each of {', '.join(texts)} is needed")
         if self.image_size % self.shrink:
             raise ValueError(
@@ -163,30 +175,39 @@ class Diffusers(Family):
         "attn2.to_k",
         "attn2.to_v",
         "attn2.to_out.0",
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
     )
     config: DiffusersConfig
-    unet: Any
     vae: Any
 
     def __init__(self, config: DiffusersConfig) -> None:
         super().__init__()
         self.config = config
         for name, kind in NEEDS[config.pipeline].items():
-            self.add_module(name, network(kind, config.networks[name]))
+            if name in config.networks:
+                self.add_module(name, network(kind, config.networks[name]))
         for name, parameter in self.named_parameters():
-            parameter.requires_grad = name.startswith("unet.")
+            parameter.requires_grad = name.startswith(DENOISERS)
         with torch.device("cpu"):
             self._readers = [Reader(**config.readers[name]) for name in self.texts]
             nothing_T = self.tokens([""])[0]
             solver = solvers.scheduler(json.loads(config.scheduler))
-            levels_T2 = torch.tensor([solvers.levels(solver, t) for t in range(len(solver.betas))])
+            levels_N3 = solvers.trained(solver)
         like = next(self.parameters()).device
         self.nothing_T: Tensor
-        self.levels_T2: Tensor
+        self.levels_N3: Tensor
         # made from the config, so no version has to hold them
         self.register_buffer("nothing_T", nothing_T.to(like), persistent=False)
-        self.register_buffer("levels_T2", levels_T2.to(like), persistent=False)
-        self._predicts: str = solver.config.prediction_type
+        self.register_buffer("levels_N3", levels_N3.to(like), persistent=False)
+        self._predicts = solvers.predicts(solver)
+
+    @property
+    def denoiser(self) -> Any:
+        """Return what denoises: a U-Net, or a transformer."""
+        return next(part for name, part in self.named_children() if name in DENOISERS)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -218,28 +239,38 @@ class Diffusers(Family):
             found: Tensor = encoders[0](parts[0]).last_hidden_state
             return found
         made = [
-            one(ids, output_hidden_states=True) for one, ids in zip(encoders, parts, strict=True)
+            one(ids, output_hidden_states=True)
+            for one, ids in zip(encoders[:2], parts[:2], strict=True)
         ]
         context_BTD = torch.cat([one.hidden_states[-2] for one in made], -1)
-        whole_BE = made[-1].text_embeds
-        width = max(context_BTD.shape[-1], whole_BE.shape[-1])
-        rows = [F.pad(one, (0, width - one.shape[-1])) for one in (context_BTD, whole_BE[:, None])]
-        return torch.cat(rows, 1)
+        if self.config.pipeline == "StableDiffusionXLPipeline":
+            return _packed([context_BTD], made[-1].text_embeds)
+        if "text_encoder_3" in self.texts:
+            long_BTD = encoders[2](parts[2]).last_hidden_state
+        else:
+            width = self.denoiser.config.joint_attention_dim
+            long_BTD = context_BTD.new_zeros(len(tokens_BT), LONGEST, width)
+        return _packed([context_BTD, long_BTD], torch.cat([one.text_embeds for one in made], -1))
 
     def _prediction(self, x: Tensor, time_B: Tensor, context_BTD: Tensor) -> Tensor:
-        if self.config.pipeline == "StableDiffusionPipeline":
-            found: Tensor = self.unet(x, time_B, encoder_hidden_states=context_BTD).sample
+        """Return what the network says of noisy latents at their times, given what is known of their prompts."""
+        c, denoiser = self.config, self.denoiser
+        if c.pipeline == "StableDiffusionPipeline":
+            found: Tensor = denoiser(x, time_B, encoder_hidden_states=context_BTD).sample
             return found.float()
-        whole = self.config.networks["text_encoder_2"]["projection_dim"]
-        side = float(self.config.image_size)
-        sizes = x.new_tensor([side, side, 0.0, 0.0, side, side]).expand(len(x), -1)
-        added = {"text_embeds": context_BTD[:, -1, :whole], "time_ids": sizes}
-        width = self.unet.config.cross_attention_dim
-        found = self.unet(
+        rows_BTD, whole_BD = context_BTD[:, :-1], context_BTD[:, -1]
+        if c.pipeline == "StableDiffusion3Pipeline":
+            sizes = denoiser.config.joint_attention_dim, denoiser.config.pooled_projection_dim
+            found = denoiser(x, rows_BTD[..., : sizes[0]], whole_BD[:, : sizes[1]], time_B).sample
+            return found.float()
+        side = float(c.image_size)
+        shown_B6 = x.new_tensor([side, side, 0.0, 0.0, side, side]).expand(len(x), -1)
+        width = c.networks["text_encoder_2"]["projection_dim"]
+        found = denoiser(
             x,
             time_B,
-            encoder_hidden_states=context_BTD[:, :-1, :width],
-            added_cond_kwargs=added,
+            encoder_hidden_states=rows_BTD[..., : denoiser.config.cross_attention_dim],
+            added_cond_kwargs={"text_embeds": whole_BD[:, :width], "time_ids": shown_B6},
         ).sample
         return found.float()
 
@@ -255,15 +286,19 @@ class Diffusers(Family):
             if self.config.zeros_unprompted:
                 context_BTD = torch.where(dropped_B[:, None, None], 0, context_BTD)
             x0 = self._latents(batch["pixels"])
-        time_B = torch.randint(len(self.levels_T2), (count,), device=device)
-        alpha, sigma = self.levels_T2[time_B][:, :, None, None, None].unbind(1)
+        index_B = torch.randint(len(self.levels_N3), (count,), device=device)
+        time_B, alpha_B, sigma_B = self.levels_N3[index_B].unbind(1)
+        alpha, sigma = (one[:, None, None, None] for one in (alpha_B, sigma_B))
         eps = torch.randn_like(x0)
         found = self._prediction(alpha * x0 + sigma * eps, time_B, context_BTD)
-        target = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "sample": x0}
-        return Losses(F.mse_loss(found, target[self._predicts]), count)
+        targets = {
+            **{"epsilon": eps, "v_prediction": alpha * eps - sigma * x0},
+            **{"sample": x0, "flow": eps - x0},
+        }
+        return Losses(F.mse_loss(found, targets[self._predicts]), count)
 
     def player_parameters(self, player: str) -> list[nn.Parameter]:  # noqa: ARG002 - one player
-        """Return what learns: the U-Net, or an adapter in it."""
+        """Return what learns: what denoises, or an adapter in it."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @torch.no_grad()
@@ -287,7 +322,7 @@ class Diffusers(Family):
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         table_SK, first = self._table(request)
         device, side = next(self.parameters()).device, c.image_size // c.shrink
-        shape = (int(self.unet.config.in_channels), side, side)
+        shape = (int(self.denoiser.config.in_channels), side, side)
         x = first * normals(request.seeds, shape, device)
         without_BTD = self._without(request, guidance, device)
         context_BTD = (
@@ -310,7 +345,9 @@ class Diffusers(Family):
     def _table(self, request: Request) -> tuple[Tensor, float]:
         steps = request.options.get("steps", self.config.steps)
         bounds.within("steps", steps, BOUNDS["steps"])
-        return solvers.table(self.config.scheduler, steps)
+        c = self.config
+        places = (c.image_size // c.shrink // (self.denoiser.config.get("patch_size") or 1)) ** 2
+        return solvers.table(c.scheduler, steps, places)
 
     def _read(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """Return what is known of prompts, each read once and alone, so that its bits do not depend on the others."""
@@ -383,3 +420,10 @@ class Diffusers(Family):
 
     def _scale(self) -> tuple[float, float]:
         return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+
+
+def _packed(rows: Sequence[Tensor], whole_BE: Tensor) -> Tensor:
+    """Return rows (B, T, D) of all of `rows`, and behind them that of a whole text, each filled up with zeros."""
+    parts = [*rows, whole_BE[:, None]]
+    width = max(one.shape[-1] for one in parts)
+    return torch.cat([F.pad(one, (0, width - one.shape[-1])) for one in parts], 1)

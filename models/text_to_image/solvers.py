@@ -27,7 +27,7 @@ LINEAR: Final = 1e-5  # how far a step may be from its coefficients
 SCHEDULERS: Final = (
     *("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
-    "LMSDiscreteScheduler",
+    *("LMSDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
 )
 """Those that draw no noise on the way."""
 
@@ -54,12 +54,13 @@ def scheduler(document: Mapping[str, Any]) -> Any:
 
 
 @lru_cache(maxsize=64)
-def table(document: str, steps: int) -> tuple[Tensor, float]:
+def table(document: str, steps: int, places: int = 0) -> tuple[Tensor, float]:
     """Return the (S, K) float32 table of a scheduler's steps, and the deviation of the first noise.
 
     Args:
         document: scheduler_config.json.
         steps: As a request asks for them; some schedulers call the network more than once a step.
+        places: That a transformer attends to: the more, the longer some schedulers stay near to noise.
 
     Raises:
         ValueError: as `scheduler`, or more steps than it can take.
@@ -68,8 +69,8 @@ def table(document: str, steps: int) -> tuple[Tensor, float]:
 
     solver = scheduler(json.loads(document))
     with torch.device("cpu"):
-        solver.set_timesteps(steps)
-        first = float(solver.init_noise_sigma)
+        solver.set_timesteps(steps, **_shifted(solver, places))
+        first = float(getattr(solver, "init_noise_sigma", 1.0))
         rows = [[*_seen(solver, row), *row[2:]] for row in _walk(solver)]
     return torch.tensor(rows, dtype=torch.float64).float(), first
 
@@ -82,7 +83,9 @@ def _walk(solver: Any) -> list[list[float]]:
     xs: list[Tensor] = []
     for call, time in enumerate(solver.timesteps):
         e = units[call + 1]
-        scale = float(solver.scale_model_input(torch.ones(1, 1, 1, dtype=torch.float64), time))
+        scale = 1.0
+        if hasattr(solver, "scale_model_input"):
+            scale = float(solver.scale_model_input(torch.ones(1, 1, 1, dtype=torch.float64), time))
         moved = solver.step(e, time, x, return_dict=False)[0].double()
         blank = torch.zeros_like(x)
         behind = [call - back - 1 for back in range(BEFORE)]
@@ -104,19 +107,47 @@ def _walk(solver: Any) -> list[list[float]]:
 def _seen(solver: Any, row: list[float]) -> tuple[float, float, float, float]:
     """Return the time, the input's scale, and how x0 follows from the scaled input and the prediction."""
     time, scale = row[:2]
-    alpha, sigma = levels(solver, time)
-    kind = solver.config.prediction_type
+    alpha, sigma = _levels(solver, time)
+    kind = predicts(solver)
     if kind == "sample":
         return time, scale, 0.0, 1.0
+    if kind == "flow":
+        return time, scale, 1.0, -sigma
     if kind == "v_prediction":
         return time, scale, alpha, -sigma
     return time, scale, 1 / max(alpha, 1e-4), -sigma / max(alpha, 1e-4)
 
 
-def levels(solver: Any, time: float) -> tuple[float, float]:
+def predicts(solver: Any) -> str:
+    """Return what the network says: "epsilon", "v_prediction", "sample" or "flow", the noise less the picture."""
+    return str(solver.config.prediction_type) if hasattr(solver, "alphas_cumprod") else "flow"
+
+
+def trained(solver: Any) -> Tensor:
+    """Return (N, 3) the times at which a network is trained, and the shares of picture and noise there."""
+    times = range(solver.config.num_train_timesteps)
+    if predicts(solver) == "flow":  # shifted towards noise, as it is sampled
+        times = solver.timesteps.flip(0).tolist()
+    return torch.tensor([[time, *_levels(solver, time)] for time in times])
+
+
+def _levels(solver: Any, time: float) -> tuple[float, float]:
     """Return the share of the picture and of the noise in what the network sees at a time."""
+    if not hasattr(solver, "alphas_cumprod"):
+        sigma = time / solver.config.num_train_timesteps
+        return 1 - sigma, sigma
     bar = np.interp(time, np.arange(len(solver.alphas_cumprod)), solver.alphas_cumprod.numpy())
     return float(bar**0.5), float((1 - bar) ** 0.5)
+
+
+def _shifted(solver: Any, places: int) -> dict[str, float]:
+    """Return the shift towards noise for so many places, as diffusers has it, where the scheduler wants one."""
+    c = solver.config
+    if not c.get("use_dynamic_shifting"):
+        return {}
+    fewest, most = c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096)
+    low, high = c.get("base_shift", 0.5), c.get("max_shift", 1.16)
+    return {"mu": low + (places - fewest) * (high - low) / (most - fewest)}
 
 
 def advance(step_BK: Tensor, x: Tensor, e: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ def unet(**more: Any) -> Any:
     )
 
 
-def vae() -> Any:
+def vae(**more: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -68,6 +68,7 @@ def vae() -> Any:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        **more,
     )
 
 
@@ -119,7 +120,59 @@ def xl() -> Any:
     )
 
 
-BUILT: Final = {"sd": stable_diffusion, "xl": xl}
+def three(*, long: bool = True) -> Any:
+    """Return a pipeline of Stable Diffusion 3's shape: a transformer, rectified flow, and perhaps T5."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTextModelWithProjection
+
+    first, second = tokenizer(), tokenizer("!")
+    torch.manual_seed(2)
+    texts = [
+        CLIPTextModelWithProjection(text_config(words, projection_dim=12))
+        for words in (first, second)
+    ]
+    t5, pieces = _t5() if long else (None, None)
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=24,
+            pos_embed_max_size=8,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=texts[0],
+        tokenizer=first,
+        text_encoder_2=texts[1],
+        tokenizer_2=second,
+        text_encoder_3=t5,
+        tokenizer_3=pieces,
+    )
+
+
+def _t5() -> tuple[Any, Any]:
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    names = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
+    pieces = T5Tokenizer(vocab=[(name, -1.0) for name in names], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    return T5EncoderModel(config).eval(), pieces  # it has dropout
+
+
+BUILT: Final = {"sd": stable_diffusion, "xl": xl, "sd3": three}
 
 
 def saved(kind: str, folder: Path) -> Any:

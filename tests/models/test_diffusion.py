@@ -97,7 +97,7 @@ def asked(model: Any, seeds: tuple[int, ...], said: str = "", **options: Any) ->
 
 def calls(model: Any) -> list[int]:
     sizes: list[int] = []
-    network = model.unet if isinstance(model, Diffusers) else model.network
+    network = model.denoiser if isinstance(model, Diffusers) else model.network
     network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     return sizes
 

@@ -19,6 +19,7 @@ SET: Final[tuple[dict[str, Any], ...]] = (
     {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "use_karras_sigmas": True},
     {"_class_name": "UniPCMultistepScheduler"},
     {"_class_name": "LMSDiscreteScheduler"},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
 )
 
 
@@ -32,7 +33,8 @@ def predicted(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
 def test_a_table_goes_where_diffusers_own_scheduler_goes(
     settings: dict[str, Any], steps: int
 ) -> None:
-    document = {**BETAS, **settings}
+    flows = str(settings["_class_name"]).startswith("Flow")
+    document = settings if flows else {**BETAS, **settings}
     table_SK, first = solvers.table(json.dumps(document), steps)
     assert table_SK.shape[1] == solvers.COLUMNS
     theirs = solvers.scheduler(document)
@@ -41,10 +43,20 @@ def test_a_table_goes_where_diffusers_own_scheduler_goes(
     x = wanted = first * noise
     past = x.new_zeros(1, 2 * solvers.BEFORE, *x.shape[1:])
     for row_K, time in zip(table_SK, theirs.timesteps, strict=True):
-        said = predicted(theirs.scale_model_input(wanted, time), time)
+        said = predicted(wanted if flows else theirs.scale_model_input(wanted, time), time)
         wanted = theirs.step(said, time, wanted, return_dict=False)[0]
         x, past = solvers.advance(row_K[None], x, predicted(row_K[1] * x, row_K[0]), past)
     torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_more_places_stay_longer_near_to_noise_where_the_scheduler_says_so() -> None:
+    """As Stable Diffusion 3.5 shifts its times: by `mu` of diffusers' pipeline, from 256 to 4096 places."""
+    document = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    theirs = solvers.scheduler(document)
+    for places, mu in ((256, 0.5), (4096, 1.15)):
+        theirs.set_timesteps(4, mu=mu)
+        found, _ = solvers.table(json.dumps(document), 4, places)
+        torch.testing.assert_close(found[:, 0], theirs.timesteps)
 
 
 @pytest.mark.parametrize(
