@@ -31,6 +31,7 @@ Kind: TypeAlias = Literal[
     "mel",
     "sound",
     "mesh",
+    "number",
 ]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 REQUEST: Final = "request"

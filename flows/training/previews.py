@@ -48,7 +48,11 @@ def _pictures(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> byt
         real = batch["pixels"][:COUNT]
         count, side = len(real), model.config.low_size
         given["low"] = F.interpolate(real, size=(side, side), mode="area")
-    if kind.condition == "text":
+    needed = [name for name in model.needs if name in model.inputs]
+    if needed:  # of real samples, whose captions are not at hand
+        count = min(count, len(batch["pixels"]))
+        given |= {name: batch[name][:count] for name in needed}
+    elif kind.condition == "text":
         prompts = _captions(prepared, count)
     pixels = model.sample(Request(seeds=tuple(range(count)), prompts=prompts, given=given))
     return png(grid(pixels.float().cpu(), scale=max(1, round(TILE_PX / pixels.shape[-1]))))

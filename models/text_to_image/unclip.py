@@ -16,16 +16,24 @@ inside, a deviation of 1 a number.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import samplers, schedules
+from models.diffusion import objectives, samplers, schedules
 from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.diffusion.unet import sinusoids
-from models.family import Batch, Capabilities, DiffusionOptions, Family, Losses, Request
+from models.family import (
+    Batch,
+    Capabilities,
+    DiffusionOptions,
+    Entry,
+    Family,
+    Losses,
+    Request,
+)
 from models.parts import bounds
 from models.parts.attention import EncoderLayer
 from models.parts.noise import normals
@@ -36,6 +44,7 @@ from models.ports import Port
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("embedding", "max_words", "width", "heads", "layers"), (1, 4096)),
     "caption_drop": (0, 1),
+    "spread": (0.01, 10),
     "dropout": bounds.SHARE,
     "steps": (1, schedules.TIMES),
     "guidance": (0, 50),
@@ -59,14 +68,15 @@ class PriorConfig(Captioned):
     max_words: int = 8
     text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
     caption_drop: float = 0.1
+    spread: float = 0.25  # deviation of a picture's embedding around that of its caption, a number
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    steps: int = 25
+    steps: int = 12
     guidance: float = 1.0
     candidates: int = 2  # drawn; the one that CLIP finds nearest to the caption is kept
 
-    width: int = 128
-    layers: int = 3
+    width: int = 64
+    layers: int = 2
     heads: int = 4
     dropout: float = 0.0
 
@@ -75,6 +85,14 @@ class PriorConfig(Captioned):
         bounds.check(self, BOUNDS)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
+
+
+class Said(NamedTuple):
+    """What a caption tells of an embedding before it is drawn."""
+
+    tokens: Tensor  # (B, T + 1, W): its words, and CLIP's embedding of it
+    centre: Tensor  # (B, E): about where the embedding lies
+    spread: Tensor  # (B, 1): the deviation of a number around that
 
 
 class PriorNetwork(nn.Module):
@@ -93,31 +111,37 @@ class PriorNetwork(nn.Module):
         sizes = (c.width, c.heads, 4 * c.width, c.dropout)
         self.layers = nn.ModuleList(EncoderLayer(*sizes, "gelu") for _ in range(c.layers))
         self.out = nn.Linear(c.width, c.embedding)
+        nn.init.zeros_(self.out.weight)
         self.seen_LL: Tensor
         causal_LL = torch.ones(words + 4, words + 4, dtype=torch.bool).tril()
         self.register_buffer("seen_LL", causal_LL, persistent=False)
 
-    def caption(self, tokens_BT: Tensor | None, text_BE: Tensor) -> Tensor:
-        """Return a caption and CLIP's embedding of it as tokens (B, T + 1, W)."""
-        said_B1W: Tensor = self.text(text_BE)[:, None]
-        if self.words is None or tokens_BT is None:
-            return said_B1W
-        return torch.cat([self.words(tokens_BT), said_B1W], 1)
+    def said(self, tokens_BT: Tensor | None, text_BE: Tensor, dropped_B: Tensor) -> Said:
+        """Return what captions tell, and where they are dropped what is known of all embeddings."""
+        said_BLW = self.text(text_BE)[:, None]
+        if self.words is not None and tokens_BT is not None:
+            said_BLW = torch.cat([self.words(tokens_BT), said_BLW], 1)
+        dropped_B1 = dropped_B[:, None]
+        return Said(
+            torch.where(dropped_B1[:, None], self.null_1LW.to(said_BLW.dtype), said_BLW),
+            text_BE.masked_fill(dropped_B1, 0.0),
+            torch.where(dropped_B1, 1.0, self.config.spread),
+        )
 
-    def forward(self, z_BE: Tensor, times_B3: Tensor, caption_BLW: Tensor) -> Tensor:
+    def forward(self, z_BE: Tensor, times_B3: Tensor, said: Said) -> Tensor:
         """Return the clean embedding (B, E) that a noisy one at its (time 0..1000, alpha, sigma) stands for.
 
-        That is alpha z, the best linear guess of numbers with a deviation of 1, and sigma times what the query gives:
-        it need not copy what it is given (Karras et al. 2022, arXiv:2206.00364, section 5).
+        The query gives what the best linear guess around the caption's own embedding leaves over.
         """
-        time_B, alpha_B, sigma_B = times_B3.unbind(1)
-        time_BW, noisy_BW = self.time(sinusoids(time_B)), self.noisy(z_BE)
+        alpha_B1, sigma_B1 = torch.split(times_B3[:, 1:], 1, dim=1)
+        scale, keep, gain = objectives.precondition("x0", alpha_B1, sigma_B1, said.spread)
+        off_BE = z_BE - alpha_B1 * said.centre
+        time_BW, noisy_BW = self.time(sinusoids(times_B3[:, 0])), self.noisy(scale * off_BE)
         last_B3W = torch.stack([time_BW, noisy_BW, torch.zeros_like(noisy_BW)], 1)
-        h_BLW = torch.cat([caption_BLW, last_B3W], 1) + self.places_LW
+        h_BLW = torch.cat([said.tokens, last_B3W], 1) + self.places_LW
         for layer in self.layers:
             h_BLW = layer(h_BLW, self.seen_LL)
-        left_BE = self.out(h_BLW[:, -1]).float()
-        clean_BE: Tensor = alpha_B[:, None] * z_BE + sigma_B[:, None] * left_BE
+        clean_BE: Tensor = said.centre + keep * off_BE + gain * self.out(h_BLW[:, -1]).float()
         return clean_BE
 
 
@@ -132,6 +156,7 @@ class Prior(Family):
         "base": PriorConfig(),
     }
     measures: ClassVar[tuple[str, ...]] = ("variance_ratio", "mean_error")
+    needs: ClassVar[tuple[str, ...]] = ("embedding", "text_embedding")
     config: PriorConfig
 
     def __init__(self, config: PriorConfig) -> None:
@@ -162,6 +187,19 @@ class Prior(Family):
     def _port(self) -> Port:
         return Port("embedding", (self.config.embedding,), self.config.clip)
 
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Return `blend`: from one embedding to another, by a weight 0..1."""
+        ends = {"embedding": self._port, "other": self._port}
+        facts = {"embedding": self.config.embedding, "clip": self.config.clip}
+        return {"blend": Entry({**ends, "weight": Port("number")}, self.outputs, facts)}
+
+    def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
+        """Return the embeddings (B, E) on the way from one to the other (section 3.2 of the paper)."""
+        if entry != "blend":
+            return super().enter(entry, given)
+        return slerp(given["embedding"], given["other"], given["weight"])
+
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return eq. 2 of the paper, the mean squared error of the clean embedding at random times."""
         z0_BE = self._inside(batch["embedding"])
@@ -170,20 +208,15 @@ class Prior(Family):
         times_B3 = torch.stack([index_B.float(), alpha_B, (1 - alpha_B.square()).sqrt()], 1)
         alpha_B1, sigma_B1 = torch.split(times_B3[:, 1:], 1, dim=1)
         z_BE = alpha_B1 * z0_BE + sigma_B1 * torch.randn_like(z0_BE)
-        caption_BLW = self._caption(self.tokens_of(batch), batch["text_embedding"])
         dropped_B = torch.rand(len(z_BE), device=z_BE.device) < self.config.caption_drop
-        caption_BLW = torch.where(
-            dropped_B[:, None, None], self.network.null_1LW.to(caption_BLW.dtype), caption_BLW
-        )
-        clean_BE = self.network(z_BE, times_B3, caption_BLW)
+        text_BE = self._inside(batch["text_embedding"])
+        said = self.network.said(self.tokens_of(batch), text_BE, dropped_B)
+        clean_BE = self.network(z_BE, times_B3, said)
         return Losses(F.mse_loss(clean_BE, z0_BE), len(z_BE))
 
     def _inside(self, embedding_BE: Tensor) -> Tensor:
         """Return embeddings of length 1 with a deviation of 1 a number, as the noise has."""
         return embedding_BE.float() * math.sqrt(self.config.embedding)
-
-    def _caption(self, tokens_BT: Tensor | None, text_BE: Tensor) -> Tensor:
-        return self.network.caption(tokens_BT, self._inside(text_BE))
 
     def steps_of(self, request: Request) -> int:
         """Return the steps of the sampler."""
@@ -221,29 +254,35 @@ class Prior(Family):
         """
         c, device = self.config, next(self.parameters()).device
         text_BE = text_BE.to(device)
-        tokens_BT = None if tokens_BT is None else tokens_BT.to(device)
-        caption_NLW = self._caption(tokens_BT, text_BE).repeat_interleave(c.candidates, 0)
+        kinds = [False] if guidance == 1 else [False, True]  # with the caption, without one
+        said = self._said(tokens_BT, text_BE, kinds)
         table_S7 = samplers.table(c.sampler, self.alpha_T.cpu(), schedules.trailing(steps))
         shape = (c.candidates, c.embedding)
         z_NE = normals(seeds, shape, device).flatten(0, 1)
         for number, row_7 in enumerate(table_S7.to(device), start=1):
-            clean_NE = self._guided(z_NE, row_7[:3], caption_NLW, guidance)
+            clean_NE = self._guided(z_NE, row_7[:3], said, guidance)
             noise_NE = normals(seeds, shape, device, draws=number).flatten(0, 1)
             z_NE = samplers.advance(row_7[3:].expand(len(z_NE), -1), z_NE, clean_NE, None, noise_NE)
             if number < steps:
                 yield None
         yield self._nearest(F.normalize(z_NE, dim=1), text_BE)
 
-    def _guided(self, z_NE: Tensor, times_3: Tensor, caption_NLW: Tensor, scale: float) -> Tensor:
+    def _said(self, tokens_BT: Tensor | None, text_BE: Tensor, kinds: Sequence[bool]) -> Said:
+        """Return what the captions of all candidates tell, once a kind: dropped or not."""
+        times, device = len(kinds), text_BE.device
+        dropped_B = torch.tensor(kinds, device=device).repeat_interleave(len(text_BE))
+        tokens = None if tokens_BT is None else tokens_BT.to(device).repeat(times, 1)
+        found = self.network.said(tokens, self._inside(text_BE).repeat(times, 1), dropped_B)
+        return Said(*(one.repeat_interleave(self.config.candidates, 0) for one in found))
+
+    def _guided(self, z_NE: Tensor, times_3: Tensor, said: Said, scale: float) -> Tensor:
         """Return the clean embeddings (N, E), guided away from those of no caption."""
-        times_N3 = times_3.expand(len(z_NE), -1)
-        if scale == 1:
-            found: Tensor = self.network(z_NE, times_N3, caption_NLW)
-            return found
-        both_XLW = torch.cat([caption_NLW, self.network.null_1LW.expand(len(z_NE), -1, -1)])
-        both_XE = self.network(z_NE.repeat(2, 1), times_N3.repeat(2, 1), both_XLW)
-        given_NE, without_NE = both_XE.chunk(2)
-        guided: Tensor = without_NE + scale * (given_NE - without_NE)
+        times = len(said.tokens) // len(z_NE)
+        z_XE, times_X3 = z_NE.repeat(times, 1), times_3.expand(times * len(z_NE), -1)
+        given_NE, *without = torch.split(self.network(z_XE, times_X3, said), len(z_NE))
+        if not without:
+            return given_NE
+        guided: Tensor = without[0] + scale * (given_NE - without[0])
         return guided
 
     def _nearest(self, drawn_NE: Tensor, text_BE: Tensor) -> Tensor:
@@ -275,6 +314,17 @@ class Prior(Family):
         free_C = rows_C - 1
         ratio = (free_C * drawn_C).sum() / (free_C * real_C).sum()
         return {"variance_ratio": ratio[None], "mean_error": squared.clamp(min=0).sqrt()[None]}
+
+
+def slerp(start_BE: Tensor, end_BE: Tensor, weight_B: Tensor) -> Tensor:
+    """Return where a walk along the sphere is that has done so much of its way; at 0 and 1 the ends, bit by bit."""
+    weight_B1 = weight_B.float()[:, None]
+    angle_B1 = (start_BE * end_BE).sum(1, keepdim=True).clamp(-1, 1).acos()
+    whole_B1 = angle_B1.sin()
+    near_B1 = whole_B1 < 1e-4  # a straight line is as good, and has no 0 / 0
+    first_B1 = torch.where(near_B1, 1 - weight_B1, ((1 - weight_B1) * angle_B1).sin() / whole_B1)
+    second_B1 = torch.where(near_B1, weight_B1, (weight_B1 * angle_B1).sin() / whole_B1)
+    return first_B1 * start_BE + second_B1 * end_BE
 
 
 def _moments(rows_BE: Tensor, group_B: Tensor, rows_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,6 +361,7 @@ class Decoder(DDPM):
     """Pictures that have a CLIP embedding, and perhaps a caption."""
 
     Config = DecoderConfig
+    needs: ClassVar[tuple[str, ...]] = ("embedding",)
     presets: ClassVar[Mapping[str, DecoderConfig]] = {
         "tiny": DecoderConfig(
             image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4, embedding=8

@@ -22,8 +22,8 @@ SMALL = {
 
 
 def denoises(name: str) -> bool:
-    able = outline(trainable(name), trainable(name).presets["tiny"]).capabilities  # type: ignore[attr-defined]
-    return bool(able.stepwise and able.modality == "image")
+    model = outline(trainable(name), trainable(name).presets["tiny"])
+    return isinstance(model, Family) and model.capabilities.stepwise and "steps" in model.takes
 
 
 DENOISING = [name for name in FAMILIES if denoises(name)]

@@ -104,6 +104,23 @@ def test_guidance_of_a_prior_goes_from_any_caption_to_this_one() -> None:
         drawn(one, 60)
 
 
+def test_a_walk_between_embeddings_stays_on_the_sphere_and_ends_at_its_ends_bit_by_bit() -> None:
+    start, end = F.normalize(
+        torch.randn(2, 5, E, generator=torch.Generator().manual_seed(1)), dim=2
+    )
+
+    def at(weight: float, there: Tensor = end) -> Tensor:
+        given = {"embedding": start, "other": there, "weight": torch.full((5,), weight)}
+        return learned().enter("blend", given)
+
+    assert torch.equal(at(0.0), start)
+    assert torch.equal(at(1.0), end)
+    torch.testing.assert_close(at(0.3).norm(dim=1), torch.ones(5))
+    turned = [(start * at(weight)).sum(1).acos() for weight in (0.25, 0.5)]
+    torch.testing.assert_close(2 * turned[0], turned[1], rtol=1e-3, atol=0)
+    torch.testing.assert_close(at(0.5, start), start)
+
+
 def decoder(**changes: object) -> Decoder:
     """A tiny decoder whose weights are all away from zero."""
     torch.manual_seed(0)
