@@ -31,7 +31,7 @@ from flows.prepare import prepare_dataset
 from flows.provenance.cards import pipeline_card
 from flows.recipe import Recipe, last_of
 from infra.documents import MOST_OF_OURS, read_json
-from infra.pipelines import PinnedStage, Pipeline, read_pipeline
+from infra.pipelines import FURTHER, PinnedStage, Pipeline, read_pipeline
 from infra.settings import settings
 from infra.storage import seal
 
@@ -74,7 +74,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     pipeline = Pipeline(
         endpoint=recipe.name,
         modality=MODALITIES[made.kind],
-        abilities=(*able, "edits") if "edit" in entrances else able,
+        abilities=(*able, *(name for way, name in FURTHER.items() if way in entrances)),
         stages=tuple(stages),
         entrances=entrances,
         vocabulary=tuple(facts.get("vocabulary", ())),

@@ -317,7 +317,7 @@ class Recipe(Strict):
     pipeline: (
         Annotated[
             dict[
-                Literal["generate", "edit"],
+                Literal["generate", "edit", "vary", "blend"],
                 Annotated[dict[str, dict[str, str]], Field(min_length=1)],
             ],
             Field(min_length=1),
@@ -467,8 +467,11 @@ def _check_pipeline(recipe: Recipe) -> None:
 
 
 def split(node: str) -> tuple[str, str]:
-    """Return the stage and the entry that "dvae/decode" names; no entry is the stage's sampler."""
-    stage, _, entry = node.partition("/")
+    """Return the stage and the entry that "dvae/decode" names; no entry is the stage's sampler.
+
+    What follows a # tells nodes of one stage apart.
+    """
+    stage, _, entry = node.partition("#")[0].partition("/")
     return stage, entry
 
 

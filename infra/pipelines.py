@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Modality: TypeAlias = Literal["image", "audio", "text", "embedding"]
 Ability: TypeAlias = Literal[
-    "images", "edits", "speech", "completions", "chat", "embeddings", "scores", "samples"
+    "images",
+    "edits",
+    "variations",
+    "blends",
+    "speech",
+    "completions",
+    "chat",
+    "embeddings",
+    "scores",
+    "samples",
 ]
 PIPELINE: Final = "pipeline.json"
 SAMPLING: Final = (
@@ -20,9 +29,18 @@ SAMPLING: Final = (
     *("temperature", "top_k", "top_p"),
 )
 """The options that had a field of their own in format 1, as they still have in recipes."""
+FURTHER: Final[Mapping[str, Ability]] = {
+    "edit": "edits",
+    "vary": "variations",
+    "blend": "blends",
+}
+"""The abilities that come with entrances beside `generate`."""
 EDITED: Final = ("image", "mask")
 """The inputs of a stage that changes a picture where a mask is 1."""
-SAMPLED: Final = ("images", "edits", "speech", "completions", "chat", "samples")
+SAMPLED: Final = (
+    *("images", "edits", "variations", "blends"),
+    *("speech", "completions", "chat", "samples"),
+)
 """The abilities that come with samples."""
 
 
@@ -150,13 +168,6 @@ class Entrance(_Part):
         return {name: node.wires for name, node in self.nodes.items()}
 
     @property
-    def lead(self) -> str:
-        """The first node that draws: the one that a request's options are for."""
-        return next(
-            (name for name, node in self.nodes.items() if not node.entry), next(iter(self.nodes))
-        )
-
-    @property
     def asks(self) -> frozenset[str]:
         """The names of what a request may give."""
         wires = (wire for node in self.nodes.values() for wire in node.wires.values())
@@ -211,8 +222,18 @@ class Pipeline(_Part):
 
     @property
     def lead(self) -> PinnedStage:
-        """The stage that a request's options are for: the first that draws."""
-        return self.node("generate", self.entrances["generate"].lead)
+        """The stage that a request's options are for."""
+        return self.node("generate", self.lead_of("generate"))
+
+    def lead_of(self, entrance: str) -> str:
+        """Return the node that a request's options are for: the first that draws, if it can, more than an embedding."""
+        nodes = self.entrances[entrance].nodes
+        draw = [name for name, node in nodes.items() if not node.entry]
+        more = [name for name in draw if self._kinds(entrance, name) != {"embedding"}]
+        return next(iter(more or draw or nodes))
+
+    def _kinds(self, entrance: str, name: str) -> set[str]:
+        return {_kind(port) for port in self.ports(entrance, name).outputs.values()}
 
     def options(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return a request's options over those that are pinned; None asks for nothing."""
@@ -234,10 +255,9 @@ class Pipeline(_Part):
     def shows(self, entrance: str) -> bool:
         """Return whether pictures can be seen on the way: the lead draws some, or what only has to be decoded."""
         nodes = self.entrances[entrance].nodes
-        lead = self.entrances[entrance].lead
+        lead = self.lead_of(entrance)
         later = list(nodes)[list(nodes).index(lead) + 1 :]
-        outputs = self.ports(entrance, lead).outputs.values()
-        pixels = any(_kind(port) == "pixels" for port in outputs)
+        pixels = "pixels" in self._kinds(entrance, lead)
         return pixels or (bool(later) and all(nodes[name].entry for name in later))
 
     @property

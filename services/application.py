@@ -22,6 +22,7 @@ from services.api import (
     scores,
     speech,
     text,
+    variations,
 )
 from services.api.served import Parts
 from services.gateway import errors, sockets
@@ -53,6 +54,7 @@ def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
         models,
         images,
         edits,
+        variations,
         text,
         speech,
         samples,

@@ -182,6 +182,8 @@ def entrance_of(
 ) -> Entrance:
     """Return an entrance as a recipe wires it: STAGE or STAGE/ENTRY by what its inputs come from.
 
+    Nodes of one stage, told apart by what follows a #, draw the same noise.
+
     Raises:
         StageMismatch: a stage has no such entry.
     """
@@ -192,7 +194,7 @@ def entrance_of(
         if entry and entry not in stages[stage].entries:
             known = ", ".join(stages[stage].entries) or "none"
             raise StageMismatch(f"{name}: {stage} has no entry {entry!r}; its entries: {known}")
-        nodes[name] = Node(stage=stage, entry=entry, wires=dict(of), salt="" if entry else name)
+        nodes[name] = Node(stage=stage, entry=entry, wires=dict(of), salt="" if entry else stage)
         output = f"{name}.{next(iter(stages[stage].ports(entry).outputs))}"
     return Entrance(nodes=nodes, output=output)
 
@@ -236,33 +238,45 @@ def draw(
     prompts: Sequence[str],
     seeds: Sequence[int],
     rows_at_once: int = 64,
+    *,
+    called: str = "generate",
+    beside: Mapping[str, Any] | None = None,
 ) -> "Tensor":
     """Return what a pipeline generates, a row a seed, as `Family.sample` does: pictures, sound or tokens.
 
     `models` are in the order of its stages. Sound and text that end early are silent to the longest one's end.
+    Another entrance is `called` by its name; what it asks for beside a text, a row a seed, is `beside`.
     """
     drawn = []
     for start in range(0, len(seeds), rows_at_once):
         part = slice(start, start + rows_at_once)
-        *_, (_, last) = made_by_nodes(models, pipeline, prompts[part], seeds[part])
+        given = {name: rows[part] for name, rows in (beside or {}).items()}
+        request = (prompts[part], seeds[part])
+        *_, (_, last) = made_by_nodes(models, pipeline, *request, called=called, beside=given)
         drawn.append(last)
     return joined(drawn, SILENCE[pipeline.modality])
 
 
 def made_by_nodes(
-    models: Sequence["Family"], pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int]
+    models: Sequence["Family"],
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    called: str = "generate",
+    beside: Mapping[str, Any] | None = None,
 ) -> "Iterator[tuple[str, Tensor]]":
-    """Yield every node of `generate` with what it makes of these requests, a row a seed; the last is what comes out."""
-    entrance = pipeline.entrances["generate"]
+    """Yield every node of an entrance with what it makes of these requests, a row a seed; the last comes out."""
+    entrance = pipeline.entrances[called]
     by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
-    given = {"text": list(prompts)} if prompts else {}
+    given = {**(beside or {}), **({"text": list(prompts)} if prompts else {})}
     walk = graph.walk(entrance.wires, entrance.output, given)
     call: graph.Call | None = next(walk)
     while call is not None:
         node = entrance.nodes[call.node]
         made = _made(by_stage[node.stage], pipeline, node, call.given, seeds)
         yield call.node, made
-        output = next(iter(pipeline.ports("generate", call.node).outputs))
+        output = next(iter(pipeline.ports(called, call.node).outputs))
         try:
             call = walk.send({output: made})
         except StopIteration:

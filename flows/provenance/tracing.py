@@ -256,6 +256,8 @@ def check_replayable(found: Trace) -> None:
 
 def redraw(found: Trace) -> bytes:
     """Draw a receipt's picture again in this process, on the CPU; returns PNG with a receipt of its own."""
+    import torch
+
     from flows.evaluating.pipeline import draw, load_model
     from models.judges.gallery import to_image
 
@@ -265,8 +267,17 @@ def redraw(found: Trace) -> bytes:
     asked = lead.model_copy(update={"options": {**lead.options, **receipt.sampling}})
     stages = tuple(asked if stage is lead else stage for stage in found.pipeline.stages)
     prompts = [receipt.prompt] if found.pipeline.reads_text else []
+    beside: dict[str, Any] = {}
+    if receipt.blend is not None:
+        other, weight = receipt.blend
+        beside = {"other": [other], "weight": torch.tensor([weight])}
     picture = draw(
-        models, found.pipeline.model_copy(update={"stages": stages}), prompts, [receipt.seed]
+        models,
+        found.pipeline.model_copy(update={"stages": stages}),
+        prompts,
+        [receipt.seed],
+        called=receipt.entrance or "generate",
+        beside=beside,
     )[0]
     image = to_image(picture)
     file = io.BytesIO()

@@ -88,6 +88,7 @@ class Receipt(Strict):
     top_p: float | None = None
     options: dict[str, Any] | None = None  # further ones of the family's, by name
     entrance: str | None = None  # of the pipeline; None: generate
+    blend: tuple[str, float] | None = None  # the other prompt, and how far on the way to it
     inputs: dict[str, Digest] | None = None  # sha256 of what else was given: a picture, a mask
     stop: tuple[str, ...] | None = None
     echo: bool | None = None  # whether the text begins with its prompt

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -15,10 +15,11 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from infra.media.pictures import PictureError, decode, transparency
+from infra.pipelines import Pipeline
 from models.ports import Port
 from services.api.answers import Pictures as PictureList
 from services.api.images import PictureAnswer, plan_drawing
-from services.api.requests import TOGETHER, ImageOrder
+from services.api.requests import TOGETHER, ImageOrder, PictureOrder
 from services.api.served import exchange_of, parts_of
 from services.gateway.errors import ApiError, from_validation, invalid
 from services.gateway.openapi import STREAM, Routes
@@ -32,17 +33,18 @@ FILES: Final = {"image": True, "mask": False}
 """The files of the form, and whether they must be there."""
 
 
-def _with_files(schema: dict[str, Any]) -> None:
-    """Add the files to the form's JSON schema."""
+def with_files(wanted: Mapping[str, bool], schema: dict[str, Any]) -> None:
+    """Add a form's files to its JSON schema."""
     schema.update(TOGETHER)
-    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in FILES}
-    schema["required"] += [name for name, needed in FILES.items() if needed]
+    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in wanted}
+    needed = [name for name, must in wanted.items() if must]
+    schema["required"] = [*schema.get("required", ()), *needed]
 
 
 class EditOrder(ImageOrder):
     """The fields of a form that asks for a changed picture, beside its files."""
 
-    model_config = ConfigDict(json_schema_extra=_with_files)
+    model_config = ConfigDict(json_schema_extra=partial(with_files, FILES))
 
     strength: Annotated[float, Field(ge=0, le=1)] | None = None  # ours; 1: from noise alone
     input_fidelity: Literal["high", "low"] | None = None  # what is kept is kept bit by bit
@@ -60,11 +62,6 @@ class Uploads:
     contents: Mapping[str, bytes]
     _decoded: dict[tuple[int, int], tuple[Pictures, Pictures]] = field(default_factory=dict)
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """The sha256 of each, by which a receipt names it."""
-        return {name: hashlib.sha256(one).hexdigest() for name, one in self.contents.items()}
-
     def decoded(self, endpoint: Endpoint) -> tuple[Pictures, Pictures]:
         """Return the picture (C, H, W) in [0, 1] and the mask (1, H, W), 1 where it is to be drawn anew.
 
@@ -74,17 +71,31 @@ class Uploads:
             ApiError: 400, one cannot be read, they are not equally large, or nothing is transparent.
         """
         endpoint.must("edits")
-        pipeline = endpoint.pipeline
-        node, _, port = pipeline.entrances["edit"].output.partition(".")
-        made = Port.parse(pipeline.ports("edit", node).outputs[port])  # (C, H, W), the same sides
-        key = int(made.shape[2] or 0), int(made.shape[0] or 0)
+        key = drawn_by(endpoint.pipeline, "edit")
         if key not in self._decoded:
             self._decoded[key] = _decoded(self.contents, *key)
         return self._decoded[key]
 
 
-async def read_form(request: Request) -> tuple[EditOrder, Uploads]:
-    """Return what a form asks for, and its files by name.
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the sha256 of each file, by which a receipt names it."""
+    return {name: hashlib.sha256(one).hexdigest() for name, one in files.items()}
+
+
+def drawn_by(pipeline: Pipeline, entrance: str) -> tuple[int, int]:
+    """Return the side and the channels of the pictures that come out of an entrance."""
+    node, _, port = pipeline.entrances[entrance].output.partition(".")
+    made = Port.parse(pipeline.ports(entrance, node).outputs[port])  # (C, H, W), the same sides
+    return int(made.shape[2] or 0), int(made.shape[0] or 0)
+
+
+TOrder = TypeVar("TOrder", bound=PictureOrder)
+
+
+async def read_form(
+    request: Request, kind: type[TOrder], wanted: Mapping[str, bool]
+) -> tuple[TOrder, dict[str, bytes]]:
+    """Return what a form asks for, and its files by name; `wanted` says which may and which must be there.
 
     Raises:
         ApiError: 415, no form; 400 that names its first wrong field.
@@ -106,18 +117,18 @@ async def read_form(request: Request) -> tuple[EditOrder, Uploads]:
                     texts[name] = value
     except HTTPException as error:  # starlette's, of a broken form
         raise invalid(f"no form: {error.detail}", "body") from None
-    _check_files(files)
+    _check_files(files, wanted)
     try:
-        return EditOrder.model_validate_strings(texts), Uploads(files)
+        return kind.model_validate_strings(texts), files
     except ValidationError as error:
         raise from_validation(error) from None
 
 
-def _check_files(files: Mapping[str, bytes]) -> None:
-    if odd := files.keys() - FILES.keys():
+def _check_files(files: Mapping[str, bytes], wanted: Mapping[str, bool]) -> None:
+    if odd := files.keys() - wanted.keys():
         raise invalid(f"unknown parameter {min(odd)!r}", min(odd), "unknown_parameter")
     if "image" not in files:
-        message = "image: send the picture that is to be changed as a file"
+        message = "image: send the picture as a file"
         raise invalid(message, "image", "missing_required_parameter")
     for name, content in files.items():
         if len(content) > LARGEST:
@@ -141,7 +152,7 @@ def plan_edit(
         options=asked.options,
         previews=asked.previews,
         given={"image": np.repeat(image[None], count, 0), "mask": np.repeat(mask[None], count, 0)},
-        uploads=files.digests,
+        uploads=digests(files.contents),
     )
 
 
@@ -172,7 +183,8 @@ routes = Routes()
 @routes.takes("/v1/images/edits", EditOrder, PictureList, STREAM, FORM)
 async def edit(request: Request) -> Response:
     """Change pictures where a mask says so."""
-    order, files = await read_form(request)
+    order, contents = await read_form(request, EditOrder, FILES)
+    files = Uploads(contents)
     exchange = await exchange_of(request, order, partial(plan_edit, files))
     await asyncio.to_thread(files.decoded, exchange.route.endpoint)  # large ones take their time
     parts = parts_of(request)

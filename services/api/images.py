@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -10,7 +11,13 @@ from fastapi.responses import JSONResponse, Response
 
 from infra.receipts.receipts import attach
 from services.api.answers import Pictures
-from services.api.requests import LARGEST_COST, LONGEST_PROMPT, ImageOrder
+from services.api.requests import (
+    LARGEST_COST,
+    LONGEST_PROMPT,
+    GenerationOrder,
+    ImageOrder,
+    PictureOrder,
+)
 from services.api.served import exchange_of, parts_of, read_order
 from services.gateway.errors import ApiError, invalid
 from services.gateway.openapi import ANYWHERE, STREAM, Routes, answers
@@ -25,7 +32,7 @@ from services.routing.request_session import Exchange, event
 
 
 def plan_drawing(
-    order: ImageOrder,
+    order: PictureOrder,
     seeds: tuple[int, ...],
     endpoint: Endpoint,
     entrance: str = "generate",
@@ -39,7 +46,7 @@ def plan_drawing(
     endpoint.must("images")
     if order.size not in {None, "auto", pipeline.size}:
         raise invalid(f"size: {endpoint.name} draws {pipeline.size}, got {order.size!r}", "size")
-    prompts = caption(order.prompt, seeds, endpoint)
+    prompts = caption(order.prompt, seeds, endpoint) if isinstance(order, ImageOrder) else ()
     steps = pipeline.options(order.options).get("steps")
     if steps is not None and order.count * steps > LARGEST_COST:
         raise invalid(
@@ -54,6 +61,22 @@ def plan_drawing(
         options=order.options,
         previews=order.partial_images or 0,
     )
+
+
+def plan_generation(
+    order: GenerationOrder, seeds: tuple[int, ...], endpoint: Endpoint
+) -> GenerationSpec:
+    """Return what to draw with a version: of a prompt, or on the way from it to another one.
+
+    Raises:
+        ApiError: 400 that names the parameter.
+    """
+    if order.blend is None:
+        return plan_drawing(order, seeds, endpoint)
+    endpoint.must("blends")
+    other = caption(order.blend.prompt, seeds, endpoint, "blend.prompt")[0]
+    asked = plan_drawing(order, seeds, endpoint, "blend")
+    return replace(asked, entrance="blend", blend=(other, order.blend.weight))
 
 
 def caption(
@@ -86,7 +109,7 @@ class PictureAnswer:
     def __init__(
         self,
         exchange: Exchange,
-        order: ImageOrder,
+        order: PictureOrder,
         files: Files,
         kept: Samples,
         kind: str = "image_generation",  # of a stream's events
@@ -182,11 +205,11 @@ def _failed(error: ApiError) -> bytes:
 routes = Routes()
 
 
-@routes.takes("/v1/images/generations", ImageOrder, Pictures, STREAM)
+@routes.takes("/v1/images/generations", GenerationOrder, Pictures, STREAM)
 async def generate(request: Request) -> Response:
     """Draw pictures."""
-    order = await read_order(request, ImageOrder)
-    exchange = await exchange_of(request, order, plan_drawing)
+    order = await read_order(request, GenerationOrder)
+    exchange = await exchange_of(request, order, plan_generation)
     parts = parts_of(request)
     answer = PictureAnswer(exchange, order, parts.files, parts.samples)
     return await (answer.stream() if order.stream else answer.whole())

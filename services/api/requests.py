@@ -4,7 +4,7 @@ import re
 import secrets
 import unicodedata
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -157,12 +157,11 @@ class Adapter(Strict):
     name: Annotated[str, ADAPTER]
 
 
-class ImageOrder(Order):
+class PictureOrder(Order):
     """A request for pictures, in OpenAI's words; `seed`, `steps`, `guidance` and how values are drawn are ours."""
 
     model_config = ConfigDict(json_schema_extra=TOGETHER)
 
-    prompt: Annotated[str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)]
     size: Annotated[str, Field(max_length=20)] | None = "auto"  # or WIDTHxHEIGHT
     response_format: Literal["b64_json", "url"] | None = "b64_json"
     output_format: Literal["png"] | None = "png"
@@ -224,5 +223,34 @@ class ImageOrder(Order):
 
     @property
     def session(self) -> str:
-        """Whose request it is, as far as it says: the user, else the prompt; empty where it says nothing."""
-        return self.user or self.safety_identifier or self.prompt
+        """Whose request it is, as far as it says; empty where it says nothing."""
+        return self.user or self.safety_identifier or ""
+
+
+Caption: TypeAlias = Annotated[
+    str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)
+]
+
+
+class ImageOrder(PictureOrder):
+    """A request for pictures of what a prompt says."""
+
+    prompt: Caption
+
+    @property
+    def session(self) -> str:
+        """Whose request it is, as far as it says: the user, else the prompt."""
+        return super().session or self.prompt
+
+
+class Blend(Strict):
+    """Where pictures lie on the way from what the prompt says to what another one does."""
+
+    prompt: Caption
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5  # 0: the first prompt alone; 1: this one
+
+
+class GenerationOrder(ImageOrder):
+    """A request for pictures of what a prompt says, perhaps on the way to another one."""
+
+    blend: Blend | None = None  # ours

@@ -8,6 +8,8 @@ from infra.pipelines import Ability, Pipeline
 SAYS: Final[Mapping[Ability, str]] = {
     "images": "pictures at /v1/images/generations",
     "edits": "changed pictures at /v1/images/edits",
+    "blends": "blends of two prompts at /v1/images/generations",
+    "variations": "variations of pictures at /v1/images/variations",
     "speech": "sound at /v1/audio/speech",
     "completions": "text at /v1/completions",
     "chat": "chat at /v1/chat/completions",
@@ -18,6 +20,8 @@ SAYS: Final[Mapping[Ability, str]] = {
 CAPABILITIES: Final[Mapping[Ability, str]] = {
     "images": "image_generation",
     "edits": "image_edits",
+    "variations": "image_variations",
+    "blends": "image_blends",
     "speech": "audio_speech",
     "completions": "completions",
     "chat": "chat_completions",

@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from infra.pipelines import PinnedStage, Pipeline
 from models.ports import Call, salted, walk
 from services.gateway.errors import ApiError
@@ -96,10 +98,14 @@ class _Run:
         self._pipeline, self._spec = pipeline, spec
         self._entrance = pipeline.entrances[spec.entrance]
         given: dict[str, Any] = {**spec.given, **({"text": spec.texts} if spec.texts else {})}
+        if spec.blend is not None:
+            (prompt, weight), count = spec.blend, len(spec.seeds)
+            given["other"] = {"prompts": (prompt,) * count}
+            given["weight"] = np.full(count, weight, np.float32)
         self._walk: Generator[Call, Mapping[str, Any], Any] = walk(
             self._entrance.wires, self._entrance.output, given
         )
-        self._lead, self._given = self._entrance.lead, given
+        self._lead, self._given = pipeline.lead_of(spec.entrance), given
         self._made: dict[str, Made] = {}
         self.call: Call | None = next(self._walk)
 

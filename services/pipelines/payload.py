@@ -43,6 +43,7 @@ class GenerationSpec:
     prompts: tuple[str, ...] = ()  # one a seed; empty where nothing is asked for
     prompt_tokens: tuple[tuple[int, ...], ...] = ()  # one a seed, in place of prompts
     dialogues: tuple[Dialogue, ...] = ()  # one a seed, in place of prompts
+    blend: tuple[str, float] | None = None  # another prompt, and how far on the way to it, 0..1
     given: Mapping[str, Array] = field(default_factory=dict)  # other inputs, by name
     uploads: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files among them
     options: Mapping[str, Any] = field(default_factory=dict)  # of the family, by name; none is None

@@ -132,6 +132,7 @@ class Exchange:
             messages=spec.dialogues[row] if spec.dialogues else None,
             seed=spec.seeds[row],
             entrance=None if spec.entrance == "generate" else spec.entrance,
+            blend=spec.blend,
             inputs=dict(spec.uploads) or None,
             generator=GENERATOR,
             size=endpoint.pipeline.size,

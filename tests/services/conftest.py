@@ -16,7 +16,7 @@ from flows.evaluating.pipeline import MODALITIES, able_of, entrance_of, output_o
 from infra.keys import Keys
 from infra.ledger.ledger import Ledger
 from infra.ledger.rollout_metrics import Observations
-from infra.pipelines import EDITED, PinnedStage, Pipeline, chained
+from infra.pipelines import EDITED, FURTHER, PinnedStage, Pipeline, chained
 from infra.receipts.signing import Signing
 from infra.registry.registry import Registry
 from infra.storage import seal
@@ -140,9 +140,16 @@ class Workshop:
         return {**self.publish(name, {"pipeline.json": document}), "stages": stages}
 
     def publish_wired(
-        self, name: str, models: dict[str, Family], wires: dict[str, Any] | None = None
+        self,
+        name: str,
+        models: dict[str, Family],
+        wires: dict[str, Any] | None = None,
+        **further: dict[str, Any],
     ) -> Pipeline:
-        """Publish a graph of stages, one behind the other unless `wires` says otherwise, and put it in production."""
+        """Publish a graph of stages, one behind the other unless `wires` says otherwise, and put it in production.
+
+        `further` has the wires of other entrances.
+        """
         stages = []
         for stage, model in models.items():
             version = self.publish(f"{name}.{stage}", {}, model)
@@ -160,13 +167,16 @@ class Workshop:
         generate = chained(stages) if wires is None else entrance_of(wires, by_stage)
         edits = all(stage.inputs.keys() >= set(EDITED) for stage in stages)
         edit = {"edit": chained(stages, edits=True)} if edits else {}
+        others = {key: entrance_of(one, by_stage) for key, one in further.items()}
+        entrances = {"generate": generate, **edit, **others}
         made = output_of(generate, stages)
+        ways = [FURTHER[key] for key in entrances if key in FURTHER]
         pipeline = Pipeline(
             endpoint=name,
             modality=MODALITIES[made.kind],
-            abilities=(*able_of(generate, models), *(["edits"] if edits else [])),
+            abilities=(*able_of(generate, models), *ways),
             stages=tuple(stages),
-            entrances={"generate": generate, **edit},
+            entrances=entrances,
             vocabulary=WORDS,
             image_size=(made.shape[2], made.shape[1]) if made.kind == "pixels" else None,
             sample=1.0,

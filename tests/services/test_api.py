@@ -143,6 +143,7 @@ OPERATIONS = [
     ("/v1/files/{name}", "get"),
     ("/v1/images/generations", "post"),
     ("/v1/images/edits", "post"),
+    ("/v1/images/variations", "post"),
     ("/v1/completions", "post"),
     ("/v1/chat/completions", "post"),
     ("/v1/audio/speech", "post"),
@@ -151,7 +152,7 @@ OPERATIONS = [
     ("/v1/scores", "post"),
     ("/v1/content_provenance_checks", "post"),
 ]
-FORMS = ("/v1/images/edits", "/v1/content_provenance_checks")
+FORMS = ("/v1/images/edits", "/v1/images/variations", "/v1/content_provenance_checks")
 TAKE_A_BODY = [path for path, method in OPERATIONS if method == "post"]
 EACH_WAY = math.ceil(REQUESTS / len(TAKE_A_BODY) / 2)
 """Requests as the schema says, for every operation; and as many that are not, where there is a body."""
