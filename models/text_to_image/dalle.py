@@ -112,17 +112,16 @@ class DALLE(Family):
         super().__init__()
         self.config = c = config
         known = len(c.vocabulary) if c.words else 0
-        self.first_padding, self.first_code = 1 + known, 1 + known + c.words
-        self.tokens = nn.Embedding(
-            self.first_code + c.codes, c.width
-        )  # <bos>, words, paddings, codes
+        # <bos>, codes, paddings, words: words that a fine-tuning brings stand behind all that is known
+        self.first_code, self.first_padding = 1, 1 + c.codes
+        self.first_word = self.first_padding + c.words
+        self.tokens = nn.Embedding(self.first_word + known, c.width)
         self.begin_SE = Table(torch.empty(1 + c.words, c.width))  # places of <bos> and the words
         self.rows_RE = Table(torch.empty(c.side, c.width))
         self.columns_CE = Table(torch.empty(c.side, c.width))
         self.dropout = Dropout(c.dropout)
         self.blocks = decoder.blocks(c)
         self.norm = nn.LayerNorm(c.width, bias=False)
-        self.word_logits = nn.Linear(c.width, 1 + known, bias=False) if c.words else None
         self.code_logits = nn.Linear(c.width, c.codes, bias=False)
         decoder.initialise(self, c.layers)
 
@@ -160,8 +159,13 @@ class DALLE(Family):
         begin_BS = self._begin(codes_BP[:, :0].long() if words_BT is None else words_BT)
         x_BSE = self.hidden(torch.cat([begin_BS, self.first_code + codes_BP[:, :-1].long()], 1))
         ends = self.config.words
-        words = None if self.word_logits is None else self.word_logits(x_BSE[:, :ends])
+        words = F.linear(x_BSE[:, :ends], self._word_vectors()) if ends else None
         return words, self.code_logits(x_BSE[:, ends:])
+
+    def _word_vectors(self) -> Tensor:
+        """Return the vectors of the first padding and of every word, (1 + words, E): their logits are tied to them."""
+        padding_1E = self.tokens.weight[self.first_padding, None]
+        return torch.cat([padding_1E, self.tokens.weight[self.first_word :]])
 
     def _nats(self, words_BT: Tensor | None, codes_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Return each row's mean cross-entropy of a word, the padding included, and of a code, (B,) both."""
@@ -174,7 +178,8 @@ class DALLE(Family):
     def _begin(self, words_BT: Tensor) -> Tensor:
         """Return `<bos>` and the caption (B, 1 + T), padded at each place by the padding of that place."""
         place_T = torch.arange(words_BT.shape[1], device=words_BT.device)
-        padded_BT = torch.where(words_BT > 0, words_BT, self.first_padding + place_T)
+        said_BT = self.first_word - 1 + words_BT
+        padded_BT = torch.where(words_BT > 0, said_BT, self.first_padding + place_T)
         return torch.cat([words_BT.new_full((len(words_BT), 1), BOS), padded_BT], 1)
 
     def hidden(self, tokens_BS: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -64,11 +64,13 @@ def learned(name: str) -> tuple[Family, dict[str, Any]]:
 
 
 def losses(model: Family, batch: Mapping[str, torch.Tensor]) -> list[float]:
+    """Return each player's; of DALL-E that of codes: it writes words too, and has then more to choose from."""
     model.eval()
     found = []
     for player in model.players:
         torch.manual_seed(1)
-        found.append(model(batch, player).total.item())
+        made = model(batch, player)
+        found.append(made.parts.get("image_nats", made.total).item())
     return found
 
 
