@@ -35,6 +35,12 @@ FURTHER: Final[Mapping[str, Ability]] = {
     "blend": "blends",
 }
 """The abilities that come with entrances beside `generate`."""
+ASKED: Final[Mapping[str, tuple[str, ...]]] = {
+    "edit": ("image", "mask"),
+    "vary": ("image",),
+    "blend": ("text", "other", "weight"),
+}
+"""What a request gives at an entrance, and must reach a stage; beside a text, which it may give anywhere."""
 EDITED: Final = ("image", "mask")
 """The inputs of a stage that changes a picture where a mask is 1."""
 SAMPLED: Final = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flows.recipe import Recipe, split
 from infra.documents import read_json
 from infra.pipelines import (
+    ASKED,
     EDITED,
     Ability,
     Entrance,
@@ -141,10 +142,10 @@ def check_interfaces(stages: Sequence[tuple[PinnedStage, Sequence[Path]]]) -> No
 
 
 def check_fit(pipeline: Pipeline) -> None:
-    """Check every entrance of a pipeline: each stage takes what its wires bring.
+    """Check every entrance of a pipeline: each stage takes what its wires bring, and all that a request gives is taken.
 
     Raises:
-        StageMismatch: the first wire that does not fit; names both its ends.
+        StageMismatch: the first wire that does not fit, naming both its ends; or what nobody takes or gives.
     """
     for called, entrance in pipeline.entrances.items():
         nodes = {}
@@ -154,9 +155,15 @@ def check_fit(pipeline: Pipeline) -> None:
                 inputs=_parsed(ports.inputs), outputs=_parsed(ports.outputs), wires=node.wires
             )
         try:
-            graph.check(nodes, entrance.output)
+            asks = graph.check(nodes, entrance.output)
         except graph.Misfit as error:
             raise StageMismatch(str(error)) from None
+        given = ASKED.get(called, ())
+        if lost := [name for name in given if name not in asks]:
+            raise StageMismatch(f"{called}: no stage takes request.{lost[0]}, which is asked there")
+        if odd := sorted(asks.keys() - {"text", *given}):
+            there = ", ".join(f"request.{name}" for name in {"text": 0, **dict.fromkeys(given)})
+            raise StageMismatch(f"{called}: there is no request.{odd[0]}, only {there}")
 
 
 def _parsed(written: Mapping[str, str]) -> dict[str, graph.Port]:

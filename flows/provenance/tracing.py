@@ -249,8 +249,8 @@ def check_replayable(found: Trace) -> None:
     """
     if found.receipt.inputs:
         raise Untraceable(
-            f"it was made of {' and '.join(found.receipt.inputs)}, which the receipt names by sha256 alone: ask for"
-            " the edit again with these files and the same seed"
+            f"it was made of {' and '.join(found.receipt.inputs)}, which the receipt names by sha256 alone: ask"
+            " again with these files and the same seed"
         )
 
 

@@ -96,7 +96,28 @@ def test_a_recipe_may_wire_its_stages_itself() -> None:
             "pipeline={generate: {base: {}, upsampler: {low: request.low, image: base.pixels}}}",
             "upsampler takes pixels? 3x32x32 as image, but base.pixels is pixels 3x16x16",
         ),
-        ("shapes", "pipeline={vary: {base: {}}}", "pipeline.vary"),
+        (
+            "shapes",
+            "pipeline={generate: {base: {}, upsampler: {low: request.low}}}",
+            "stages: what base gives goes nowhere",
+        ),
+        ("shapes", "pipeline={varied: {base: {}}}", "pipeline.varied"),
+        (
+            "shapes-unclip",
+            "pipeline.vary={clip/text: {text: request.text}, decoder: {embedding: clip/text.embedding},"
+            " upsampler: {low: decoder.pixels}}",
+            "vary: no stage takes request.image, which is asked there",
+        ),
+        (
+            "shapes-unclip",
+            "pipeline.vary.decoder={embedding: clip/pixels.embedding, mask: request.mask}",
+            "vary: there is no request.mask, only request.text, request.image",
+        ),
+        (
+            "shapes-unclip",
+            "pipeline.generate.decoder={embedding: clip/text.embedding, image: prior.embedding}",
+            "decoder takes pixels? 3x16x16 as image, but prior.embedding is embedding 64 of",
+        ),
         ("shapes", "data.name=shape", "data.name: unknown dataset 'shape'; choose one of shapes"),
         ("shapes", "stages.base.family=gpt", "stages.base: gpt learns no image, and shapes is"),
         (
