@@ -39,6 +39,8 @@ def register(app: typer.Typer) -> None:
         app.command()(verb)
     app.command("import")(import_version)
     app.command()(import_checkpoint)
+    app.command()(export_lora)
+    app.command()(import_lora)
 
 
 def verify(
@@ -260,3 +262,30 @@ def import_checkpoint(
     console.print(f"licence {found.licence}{left}", style="dim", markup=False, soft_wrap=True)
     after = f"atelier promote {version.ref}" if asked else "judge it: --recipe RECIPE"
     console.print(f"gate {gate}; next: {after}", markup=False, soft_wrap=True)
+
+
+def export_lora(name: Ref, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Write an adapter of a checkpoint as a LoRA file that diffusers reads."""
+    use_stack()
+    from flows.provenance import lora_files
+
+    version, layers = lora_files.write(name, file)
+    console.print(f"{file}: {layers} layers of {version.ref}", markup=False, soft_wrap=True)
+
+
+def import_lora(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Safetensors, as diffusers saves them.")
+    ],
+    base: Annotated[
+        str, typer.Option("--base", metavar="NAME[:v|@alias]", help="The checkpoint's pipeline.")
+    ],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What it is called here.")],
+) -> None:
+    """Take in a LoRA file of others, as an adapter of a checkpoint that was taken in."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    use_stack()
+    from flows.provenance import lora_files
+
+    version = lora_files.take_in(file, base, name)
+    console.print(f"[bold]{version.ref}[/]  sha256 {version.digest}", soft_wrap=True)

@@ -213,7 +213,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         if suffix == ".json" and (odd := _remote(_document(path))):
             raise CheckpointError(f"{path} asks for {odd}, code of its own: refused")
         if suffix == WEIGHTS:
-            _check_weights(path)
+            check_weights(path)
         found[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     return found
 
@@ -228,7 +228,8 @@ def _remote(document: Any) -> str | None:
     return None
 
 
-def _check_weights(path: Path) -> None:
+def check_weights(path: Path) -> None:
+    """Refuse a file that is truncated, or no safetensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
