@@ -253,6 +253,16 @@ class Pipeline(_Part):
         """Return a stage by what the pipeline calls it."""
         return next(stage for stage in self.stages if stage.stage == name)
 
+    @property
+    def ranker(self) -> PinnedStage | None:
+        """The stage that embeds captions and pictures alike, if there is one: it says which picture fits a caption."""
+        for stage in self.stages:
+            ways = [stage.entries[name] for name in ("text", "pixels") if name in stage.entries]
+            spaces = {way.outputs.get("embedding") for way in ways}
+            if len(ways) == 2 and len(spaces) == 1 and None not in spaces:
+                return stage
+        return None
+
     def ports(self, entrance: str, name: str) -> Ports:
         """Return what goes into and comes out of a node."""
         node = self.entrances[entrance].nodes[name]

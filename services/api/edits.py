@@ -150,6 +150,7 @@ def plan_edit(
         entrance="edit",
         prompts=asked.prompts,
         options=asked.options,
+        best_of=asked.best_of,
         previews=asked.previews,
         given={"image": np.repeat(image[None], count, 0), "mask": np.repeat(mask[None], count, 0)},
         uploads=digests(files.contents),

@@ -14,6 +14,7 @@ from services.api.answers import Pictures
 from services.api.requests import (
     LARGEST_COST,
     LONGEST_PROMPT,
+    MOST_DRAWN,
     GenerationOrder,
     ImageOrder,
     PictureOrder,
@@ -48,9 +49,10 @@ def plan_drawing(
         raise invalid(f"size: {endpoint.name} draws {pipeline.size}, got {order.size!r}", "size")
     prompts = caption(order.prompt, seeds, endpoint) if isinstance(order, ImageOrder) else ()
     steps = pipeline.options(order.options).get("steps")
-    if steps is not None and order.count * steps > LARGEST_COST:
+    best_of = _candidates(order, endpoint)
+    if steps is not None and order.drawn * steps > LARGEST_COST:
         raise invalid(
-            f"steps: n x steps is at most {LARGEST_COST}, got {order.count} x {steps}", "steps"
+            f"steps: n x steps is at most {LARGEST_COST}, got {order.drawn} x {steps}", "steps"
         )
     if order.partial_images and not endpoint.pipeline.shows(entrance):
         message = f"{endpoint.name} has nothing to show before its pictures; leave it out"
@@ -59,6 +61,7 @@ def plan_drawing(
         prompts=prompts,
         seeds=seeds,
         options=order.options,
+        best_of=best_of,
         previews=order.partial_images or 0,
     )
 
@@ -74,9 +77,33 @@ def plan_generation(
     if order.blend is None:
         return plan_drawing(order, seeds, endpoint)
     endpoint.must("blends")
+    if (order.best_of or 1) > 1:
+        message = "best_of: between two prompts there is none to be compared with; leave it out"
+        raise invalid(message, "best_of")
     other = caption(order.blend.prompt, seeds, endpoint, "blend.prompt")[0]
     asked = plan_drawing(order, seeds, endpoint, "blend")
     return replace(asked, entrance="blend", blend=(other, order.blend.weight))
+
+
+def _candidates(order: PictureOrder, endpoint: Endpoint) -> int:
+    """Return how many candidates are drawn for each picture.
+
+    Raises:
+        ApiError: 400, they cannot be compared, are too many or to be shown.
+    """
+    if not isinstance(order, ImageOrder) or (order.best_of or 1) == 1:
+        return 1
+    if endpoint.pipeline.ranker is None or not endpoint.pipeline.reads_text:
+        message = f"best_of: {endpoint.name} pins no CLIP that says which picture fits its prompt"
+        raise invalid(f"{message}; leave it out", "best_of")
+    if order.drawn > MOST_DRAWN:
+        got = f"{order.count} x {order.best_of}"
+        raise invalid(f"best_of: n x best_of is at most {MOST_DRAWN}, got {got}", "best_of")
+    if order.partial_images:
+        message = "partial_images: candidates are not shown; leave it out, or best_of"
+        raise invalid(message, "partial_images")
+    assert order.best_of is not None
+    return order.best_of
 
 
 def caption(

@@ -15,6 +15,8 @@ SEEDS: Final = 2**64  # as many as OpenAI has: from -2^63 on
 LONGEST_PROMPT: Final = 1000
 LARGEST_COST: Final = 2000  # n times sampler steps of the first stage
 LARGEST_STEPS: Final = 250
+MOST_CANDIDATES: Final = 32  # of a picture; of all pictures of a request MOST_DRAWN
+MOST_DRAWN: Final = 64
 LARGEST_GUIDANCE: Final = 50.0
 
 Label = Annotated[str, Field(max_length=256)]
@@ -102,11 +104,16 @@ class Order(Strict):
         """Whose request it is, as far as it says."""
         return ""
 
+    @property
+    def drawn(self) -> int:
+        """How many are drawn for that."""
+        return self.count
+
     def seeds(self) -> tuple[int, ...]:
-        """Return a seed a sample: the asked one and those after it, or random ones that a person can copy."""
-        first = secrets.randbelow(2**32 - 16) if self.seed is None else self.seed
+        """Return a seed a sample that is drawn: the asked one and those after it, or random ones to be copied."""
+        first = secrets.randbelow(2**32 - 1024) if self.seed is None else self.seed
         half = SEEDS // 2
-        return tuple((first + number + half) % SEEDS - half for number in range(self.count))
+        return tuple((first + number + half) % SEEDS - half for number in range(self.drawn))
 
 
 def plain_text(text: str) -> str:
@@ -236,6 +243,12 @@ class ImageOrder(PictureOrder):
     """A request for pictures of what a prompt says."""
 
     prompt: Caption
+    best_of: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] | None = None  # drawn; one is kept
+
+    @property
+    def drawn(self) -> int:
+        """How many pictures are drawn: as many candidates for each as `best_of` says."""
+        return self.count * (self.best_of or 1)
 
     @property
     def session(self) -> str:

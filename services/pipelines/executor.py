@@ -4,7 +4,8 @@ The walk is `models.ports.walk`, as it is where a version is judged. What a requ
 previews, text as it is written) is asked of the first node; the others draw as the pipeline pins them.
 """
 
-from collections.abc import AsyncGenerator, Generator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -12,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from infra.pipelines import PinnedStage, Pipeline
-from models.ports import Call, salted, walk
+from models.ports import Call, Port, salted, walk
 from services.gateway.errors import ApiError
 from services.media.codecs import bitmap, enlarged, sound
 from services.pipelines.by_reference import LostError, Reference
 from services.pipelines.payload import (
+    EmbedWork,
     Event,
     GenerationSpec,
     Made,
+    Pictures,
     Preview,
     Refused,
     Sounded,
@@ -49,7 +52,7 @@ class Executor:
         run = _Run(pipeline, spec)
         while (call := run.call) is not None:
             run.take(await self._stage_of(run.stage).draw(run.task(call)))
-        return run.complete()
+        return await self._best(pipeline, spec, run.complete())
 
     async def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `Maker`."""
@@ -75,7 +78,25 @@ class Executor:
                         run.take(event)
                     else:
                         yield event
-        yield run.complete()
+        yield await self._best(pipeline, spec, run.complete())
+
+    async def _best(self, pipeline: Pipeline, spec: GenerationSpec, made: Complete) -> Complete:
+        """Return of each picture's candidates the one with the highest cosine to its prompt."""
+        if spec.best_of == 1:
+            return made
+        ranker = pipeline.ranker
+        assert ranker is not None  # planned so
+        takes = Port.parse(ranker.entries["pixels"].inputs["pixels"])
+        pixels = await asyncio.to_thread(_seen, made.made, takes)
+        prompts = spec.prompts[:: spec.best_of]
+        work = EmbedWork(pin=ranker.pin, texts=prompts, pixels=pixels, ahead=spec.ahead)
+        found = await self._stage_of(ranker).embed(work)
+        if isinstance(found, Refused):
+            raise refusal(found)
+        asked, shown = np.split(found.vectors, [len(prompts)])
+        cosine = np.einsum("pe,pce->pc", asked, shown.reshape(len(prompts), spec.best_of, -1))
+        rows = tuple(row * spec.best_of + int(best) for row, best in enumerate(cosine.argmax(1)))
+        return replace(made, made=[made.made[row] for row in rows], rows=rows)
 
     async def _decoded(self, run: "_Run", preview: Preview) -> Any:
         """Return the picture that a preview is, or stands for."""
@@ -220,6 +241,13 @@ class _Run:
                 500, "the last stage drew another size than promised", code="internal_error"
             )
         return Complete(found, warnings=warnings)
+
+
+def _seen(pictures: Sequence[Any], takes: Port) -> Pictures:
+    """Return pictures (N, C, H, W) in [0, 1] at the size that a port takes."""
+    height, width = int(takes.shape[1] or 0), int(takes.shape[2] or 0)
+    levels = np.stack([enlarged(one, width, height) for one in pictures])
+    return (levels.transpose(0, 3, 1, 2) / 255).astype(np.float32)
 
 
 def _row(value: Any, row: int) -> Any:

@@ -6,8 +6,8 @@ Shape letters: N samples of a request, C channels, H and W pixels, T sound sampl
 import math
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -50,6 +50,9 @@ class GenerationSpec:
     speed: float | None = None  # of sound, once it is made
     stop: tuple[str, ...] = ()  # strings that end a text and are not part of it
     echo: bool = False  # the prompt before its text, with the logprobs of its tokens where they are asked for
+    best_of: int = (
+        1  # candidates a picture, a seed each, of which the one nearest to its prompt is kept
+    )
     previews: int = 0  # estimates of pictures to show on the way, evenly spaced over the steps
     until: float = math.inf  # by time.monotonic of this process, when nobody waits for it any more
     ahead: bool = False  # before all that waits: a version is tried, not used
@@ -67,6 +70,14 @@ class GenerationSpec:
         """What it says, in the one of three forms that it says it in; empty where it says nothing."""
         names = ("prompts", "prompt_tokens", "dialogues")
         return {name: value for name in names if (value := getattr(self, name))}
+
+    def kept(self, rows: Sequence[int]) -> "GenerationSpec":
+        """Return what was asked for of these rows alone."""
+        take: dict[str, Any] = {
+            name: tuple(value[row] for row in rows)
+            for name, value in {"seeds": self.seeds, **self.texts}.items()
+        }
+        return replace(self, **take)
 
     def asked(self, row: int) -> str:
         """Return what row `row` was asked for, in words."""

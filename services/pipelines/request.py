@@ -42,6 +42,7 @@ class Complete:
     prompt_tokens: tuple[int, ...] = ()  # of texts: how many, one a seed
     echoes: tuple[Piece, ...] = ()  # of texts: the prompts before them, where they are asked for
     warnings: tuple[str, ...] = ()  # what of the request was not read
+    rows: tuple[int, ...] | None = None  # those that were kept of the candidates; None: all
 
     @property
     def said(self) -> dict[str, list[str]]:

@@ -79,15 +79,17 @@ class Arms:
             rollout = None  # counted where both arms draw
         spec, began = planning(route.endpoint), time.perf_counter()
         try:
-            async with aclosing(self._progress(route.endpoint, spec, whole)) as events:
-                async for progress in events:
-                    step = Step(route.endpoint, spec, progress)
-                    if rollout is not None and isinstance(progress, Complete):
-                        seconds = time.perf_counter() - began if whole else None
+            async with aclosing(self._steps(route.endpoint, spec, whole)) as steps:
+                async for step in steps:
+                    if rollout is not None and isinstance(step.progress, Complete):
+                        seconds, made = (
+                            time.perf_counter() - began if whole else None,
+                            step.progress.made,
+                        )
                         if rollout.place == "shadow":
-                            self._mirror(rollout, route, planning, step, progress.made, seconds)
+                            self._mirror(rollout, route, planning, step, made, seconds)
                         else:
-                            await self._saw(rollout, "champion", spec, progress.made, seconds)
+                            await self._saw(rollout, "champion", step.spec, made, seconds)
                     yield step
         except ApiError as error:
             if rollout is not None and error.status >= 500:
@@ -141,27 +143,31 @@ class Arms:
             raise ApiError(503, "the challenger's files cannot be had", code="unavailable")
         began, until = time.perf_counter(), time.monotonic() + self._patience_s
         spec = replace(planning(endpoint), once=True, until=until)
-        async with aclosing(self._progress(endpoint, spec, whole)) as events:
+        async with aclosing(self._steps(endpoint, spec, whole)) as steps:
             while True:
                 async with asyncio.timeout_at(until):  # asyncio's clock is the monotonic one
-                    progress = await anext(events, None)
-                if progress is None:
+                    step = await anext(steps, None)
+                if step is None:
                     return
-                if isinstance(progress, Complete):
-                    seconds = time.perf_counter() - began if whole else None
-                    if await self._saw(rollout, "challenger", spec, progress.made, seconds):
+                if isinstance(step.progress, Complete):
+                    seconds, made = (
+                        time.perf_counter() - began if whole else None,
+                        step.progress.made,
+                    )
+                    if await self._saw(rollout, "challenger", step.spec, made, seconds):
                         raise _Defective
-                yield Step(endpoint, spec, progress)
+                yield step
 
-    async def _progress(
+    async def _steps(
         self, endpoint: Endpoint, spec: GenerationSpec, whole: bool
-    ) -> AsyncGenerator[Progress]:
+    ) -> AsyncGenerator[Step]:
+        """Yield what happens; the last step's spec is that of the samples which were kept."""
         if whole:
-            yield await self._maker.draw(endpoint.pipeline, spec)
+            yield _told(endpoint, spec, await self._maker.draw(endpoint.pipeline, spec))
             return
         async with aclosing(self._maker.watch(endpoint.pipeline, spec)) as seen:
             async for progress in seen:
-                yield progress
+                yield _told(endpoint, spec, progress)
 
     def _mirror(
         self,
@@ -228,10 +234,17 @@ class Arms:
         self._observer.count(rollout, arm, Tally(requests=1, failures=1, not_finite=broken))
 
 
+def _told(endpoint: Endpoint, spec: GenerationSpec, progress: Progress) -> Step:
+    rows = progress.rows if isinstance(progress, Complete) else None
+    return Step(endpoint, spec if rows is None else spec.kept(rows), progress)
+
+
 def shape(spec: GenerationSpec) -> str:
     """Return what makes a request longer than another, whichever version answers: "4 samples, 20 steps"."""
     count = len(spec.seeds)
     parts = ["1 sample" if count == 1 else f"{count} samples"]
+    if spec.best_of > 1:
+        parts.append(f"best of {spec.best_of}")
     for name in ("steps", "seconds", "max_tokens"):
         if (value := spec.options.get(name)) is not None:
             parts.append(f"{value:g} {name.removeprefix('max_')}")
