@@ -46,6 +46,7 @@ class Model(Body):
     root: str
     digest: str
     alias: str | None
+    adapts: str | None
     modality: Modality
     capabilities: list[str]
     abilities: list[str]

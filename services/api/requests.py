@@ -150,6 +150,13 @@ TOGETHER: Final[JsonSchemaValue] = {
         apart("steps", "num_inference_steps"),
         apart("guidance", "guidance_scale"),
         needs_stream("partial_images", {"type": "integer", "minimum": 1}),
+        {
+            "if": {"required": ["lora"], "properties": {"lora": {"not": {"type": "null"}}}},
+            "then": {
+                "required": ["model"],
+                "properties": {"model": {"type": "string", "pattern": "^[^+]*$"}},
+            },
+        },
     ]
 }
 """What the fields of a request for pictures may say together."""
