@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from flows import context
 from flows.checking import check_for
 from flows.context import training_spec
+from flows.evaluating.pipeline import load_model
 from flows.provenance.bases import base_of, version_of
 from flows.provenance.lineage import graph_of
 from flows.provenance.pruning import pieces
@@ -25,7 +26,7 @@ from flows.training.run_folder import RunFolder
 from flows.training.spec import Base, TrainingSpec
 from infra.registry.registry import RegistryError, Version
 from infra.settings import settings
-from infra.storage import seal
+from infra.storage import seal, verify
 from models import configure, describe, trainable
 from models.family import Family
 from models.parts.tokens import of_signs
@@ -351,3 +352,102 @@ def test_whatever_the_recipe_made_last_is_no_base(ref: str, tmp_path: Path) -> N
         load(path, ["stages.base.training.from=own.base:0"])
     with pytest.raises(RecipeError, match=r"'frm'|no such field; did you mean 'from'"):
         load(path, ["stages.base.training.frm=own.base:1"])
+
+
+def adapting(prepared: Path, base: Base, workers: int = 0, **rules: Any) -> TrainingSpec:
+    """A training of an adapter."""
+    asked = {"lora": {"base": base.name, "rank": 2}, **rules}
+    return tuned(prepared, base, workers=workers, **asked)
+
+
+def test_an_adapter_alone_is_trained_kept_and_published(
+    prepared: Path, first: Trained, base: Base, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    spec = adapting(prepared, base)
+    found = fit(
+        spec, run_id=None, tracking_uri=None, runs=tmp_path, on_progress=lambda now: told.append(now.note),
+    )  # fmt: skip
+    weights = load_file(found.directory / "model.safetensors")
+    assert all(".lora." in name for name in weights)
+    [checkpoint, *_] = RunFolder(found.directory.parent).checkpoints()
+    for name in ("model", "average"):
+        kept = load_file(found.directory.parent / checkpoint / f"{name}.safetensors")
+        assert kept.keys() == weights.keys()
+    verify(base.path, base.digest)
+    adapter = json.loads((found.directory / "config.json").read_text())["lora"]
+    assert (adapter["base"], adapter["digest"]) == ("shades.base:1", base.digest)
+    assert found.metrics["validation_loss"] < first.metrics["validation_loss"]
+    whole = load_model(base.path, found.directory)
+    learned = sum(tensor.numel() for tensor in weights.values())
+    count = sum(parameter.numel() for parameter in whole.parameters())
+    assert f"adapts {base.says}: {learned} of {count} weights learn" in told
+    stored_base = load_file(base.path / "model.safetensors")
+    state = whole.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in stored_base.items())
+    with pytest.raises(RuntimeError, match="the tensors of its base beside its own"):
+        load_model(found.directory)
+
+
+def test_an_adapter_begins_at_its_bases_loss_on_two_workers(
+    prepared: Path, first: Trained, base: Base, tmp_path: Path
+) -> None:
+    spec = adapting(prepared, base, workers=2, steps=1, **STILL)
+    train_without_ray(spec, tmp_path / "two")
+    found = run(adapting(prepared, base, steps=1, **STILL), tmp_path).metrics
+    assert found["validation_loss"] == pytest.approx(first.metrics["validation_loss"], rel=1e-5)
+
+
+def test_a_killed_adapter_goes_on_to_the_same_bits(
+    prepared: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(adapting(prepared, base), tmp_path / "whole")
+    monkeypatch.setenv("ATELIER_FAULT", "final.sealed:enospc")
+    with pytest.raises(OSError, match="No space left"):
+        run(adapting(prepared, base), tmp_path / "broken")
+    monkeypatch.delenv("ATELIER_FAULT")
+    again = run(adapting(prepared, base), tmp_path / "broken")
+    assert (again.attempts, again.repeated_steps) == (2, 0)
+    assert weights_of(again.directory) == weights_of(whole.directory)
+
+
+def test_what_an_adapter_is_of_and_how_large_is_other_work(prepared: Path, base: Base) -> None:
+    spec, larger = (adapting(prepared, base, lora={"base": "x", "rank": rank}) for rank in (2, 3))
+    renamed = adapting(prepared, base, lora={"base": "y@production", "rank": 2})
+    assert spec.identity == renamed.identity
+    assert len({spec.identity, larger.identity, tuned(prepared, base).identity}) == 3
+
+
+@pytest.mark.parametrize(
+    ("rules", "changes", "says"),
+    [
+        ({"targets": ["query"]}, {}, r"training\.lora\.targets: there is no 'query'; choose from qkv,"),
+        ({}, {"family": "edm"}, r"training\.lora: toys\.base:1 .* is of family ddpm, not edm|its base is"),
+        ({}, {"family": "vae"}, r"training\.lora: vae has no attention for an adapter to change"),
+        ({}, {"image_size": 4}, r"an adapter keeps its base's image_size, which is 8, and the data's"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_cannot_be_is_told_before_anything_is_trained(
+    here: Installation, prepared: Path, rules: dict[str, Any], changes: dict[str, Any], says: str
+) -> None:
+    here.stage("base", 0)
+    training = {"lora": {"base": f"{NAME}.base", **rules}, "steps": 1, "batch_size": 8}
+    stage = {"family": "ddpm", "image_size": 8, "training": training, **changes}
+    recipe = Recipe.model_validate({"name": "own", "data": {"name": "shades"}, "stages": {"base": stage}})  # fmt: skip
+    assert recipe.bases == {"base": f"{NAME}.base"}
+    with pytest.raises(RecipeError, match=says):
+        check_for(recipe, HEADER)
+    with pytest.raises((ValueError, RegistryError), match=says):
+        check_specs([spec_from(prepared, recipe)])
+
+
+def test_a_recipe_says_of_an_adapter_nothing_that_its_base_has_said() -> None:
+    lora = {"lora": {"base": "toys"}, "steps": 1}
+    for changes, says in (
+        ({"config": {"widths": [16]}}, "config: an adapter has the network of its base"),
+        ({"preset": "tiny"}, "preset: an adapter has the network of its base"),
+        ({"training": {**lora, "from": "toys"}}, "lora starts from toys: leave `from` out"),
+    ):
+        stage = {"family": "ddpm", "training": lora, **changes}
+        with pytest.raises(ValueError, match=says):
+            Recipe.model_validate({"name": "own", "data": {"name": "x"}, "stages": {"base": stage}})

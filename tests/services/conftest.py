@@ -23,6 +23,7 @@ from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
+from models.parts.lora import own
 from models.variational.vae import VAE
 from services.api.served import Parts
 from services.application import create, drawn_by
@@ -91,7 +92,7 @@ class Workshop:
             (making / file).write_text(json.dumps(document))
         if model is not None:
             (making / "config.json").write_text(json.dumps(describe(model)))
-            save_file(model.state_dict(), making / "model.safetensors")
+            save_file(own(model), making / "model.safetensors")
         digest = seal(making, {"kind": "model" if model else "pipeline", "name": name})
         if digest in self.published:
             shutil.rmtree(making)
