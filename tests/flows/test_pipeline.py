@@ -110,10 +110,10 @@ def test_a_stage_s_interface_is_what_its_neighbours_rely_on(tmp_path: Path) -> N
     assert here == wider, "what is inside a stage is its own affair"
     assert len({here, other_words, interface_hash(UPSAMPLER)}) == 3
     (tmp_path / "config.json").write_text(json.dumps(describe(BASE)))
-    check_interfaces([(pinned("base", BASE, interface=here), tmp_path)])
-    check_interfaces([(pinned("base", BASE), tmp_path)])
+    check_interfaces([(pinned("base", BASE, interface=here), [tmp_path])])
+    check_interfaces([(pinned("base", BASE), [tmp_path])])
     with pytest.raises(StageMismatch, match=rf"toy\.base:1 has interface {here}, but .* pins"):
-        check_interfaces([(pinned("base", BASE, interface=other_words), tmp_path)])
+        check_interfaces([(pinned("base", BASE, interface=other_words), [tmp_path])])
 
 
 def test_a_picture_s_cost_grows_with_its_steps() -> None:
