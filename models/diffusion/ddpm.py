@@ -313,7 +313,8 @@ class DDPM(Family):
         count, negative = len(request.seeds), request.options.get("negative_prompt")
         if negative is None:
             return self.null.expand(count, -1, -1)
-        if not request.prompts or guidance in {0, 1}:
+        led = request.prompts or "embedding" in request.given
+        if not led or guidance in {0, 1}:
             raise ValueError(
                 "negative_prompt: guidance leads away from it, and there is none;"
                 f" leave it out or give a prompt and a guidance above 1, got {negative[:40]!r}"

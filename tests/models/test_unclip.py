@@ -146,6 +146,21 @@ def test_a_decoder_sees_embedding_and_caption_and_at_guidance_0_neither() -> Non
     assert all(torch.equal(one, nothing[0]) for one in nothing)
 
 
+def test_a_decoder_s_guidance_leads_away_from_a_negative_prompt_also_where_nothing_is_said() -> (
+    None
+):
+    made = decoder(vocabulary=WORDS, max_words=1)
+    given = {"embedding": F.normalize(torch.randn(1, E), dim=1)}
+
+    def drawn(**options: object) -> Tensor:
+        return made.sample(Request(seeds=(1,), given=given, options=options))
+
+    assert (drawn(negative_prompt="red") - drawn()).abs().max() > 1e-4
+    assert (drawn(negative_prompt="red") - drawn(negative_prompt="blue")).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"^negative_prompt: guidance leads away from it"):
+        drawn(negative_prompt="red", guidance=1.0)
+
+
 def test_a_decoder_changes_what_a_mask_leaves_open_and_nothing_else() -> None:
     made = decoder()
     image, mask = torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8)
