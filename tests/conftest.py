@@ -39,7 +39,7 @@ LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 """Read by the tools at each use: set only once the stack is up, so that other tests are not drawn to it."""
 
 
-TRAININGS: Final = {"test_lifecycle", "test_schedules", "test_training_faults", "test_tune"}
+TRAININGS: Final = {"test_lifecycle", "test_schedules", "test_tune"}
 LONG: Final = {"test_densities", "test_nodes"}  # the latter has a cluster of its own
 LOTS: Final = ("trainings", "servers", "long")
 """They begin first, each in a process of its own, or the run would wait for one of them in the end."""

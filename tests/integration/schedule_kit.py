@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tests.command_kit import commands
+from tests.integration.project_kit import make_project
 from tests.integration.serving_kit import wait_for
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-ROOT = Path(__file__).parents[2]
 RECIPE = "tiny.yaml"
 NAME = "scheduled"  # the registry is shared: versions of "tiny" are other tests'
 UP = "import json; from infra.stack.stack import environment, up; up(); print(json.dumps(environment()))"
@@ -95,17 +94,11 @@ class ScheduledHouse:
 
 
 @contextmanager
-def scheduled_house(folder: Path, prefect_port: int) -> Iterator[ScheduledHouse]:
+def scheduled_house(folder: Path, prefect_port: int, dvc_cache: Path) -> Iterator[ScheduledHouse]:
     """Make the project, start its Prefect and worker, and stop them."""
-    ignored = shutil.ignore_patterns("made", "prepared", "raw", "quarantine", "__pycache__")
-    for package in ("data", "infra", "models", "flows", "services"):
-        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, folder / name)
+    make_project(folder, dvc_cache)
     recipe = Path(__file__).with_name("tiny.yaml").read_text()
     (folder / RECIPE).write_text(recipe.replace("name: tiny", f"name: {NAME}"))
-    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
-    subprocess.run(dvc, cwd=folder, check=True, timeout=120)
     api = f"http://127.0.0.1:{prefect_port}/api"
     environment = {
         **os.environ,

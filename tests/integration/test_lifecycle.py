@@ -1,14 +1,7 @@
 """The command line as a stranger uses it, over the run's own stack and a project of its own."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,54 +9,17 @@ from PIL import Image
 from infra import serving
 from infra.receipts import receipts
 from infra.settings import Settings
-from tests.command_kit import commands
+from tests.integration.project_kit import Workshop
 
-ROOT = Path(__file__).parents[2]
 RECIPE = Path(__file__).with_name("tiny.yaml")
 pytestmark = pytest.mark.cluster
 
 
-@dataclass(frozen=True)
-class Workshop:
-    folder: Path
-    environment: dict[str, str]
-
-    def run(self, *words: str, code: int = 0) -> str:
-        """Run `atelier words...`; give what it printed."""
-        return "".join(self._printed(words, code))
-
-    def _printed(self, words: Sequence[str], code: int) -> tuple[str, str]:
-        done = commands.run(*words, cwd=self.folder, env=self.environment)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        return done.stdout, done.stderr
-
-    def json(self, *words: str) -> Any:
-        """Run a verb with --json; nothing but the document is on its standard output."""
-        return json.loads(self._printed((*words, "--json"), 0)[0])
-
-
-@pytest.fixture(scope="module")
-def workshop(
-    stack: Mapping[str, float], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Workshop]:
-    folder = tmp_path_factory.mktemp("project")
-    ignored = shutil.ignore_patterns("made", "prepared", "raw", "quarantine", "__pycache__")
-    for package in ("data", "infra", "models", "flows", "services"):
-        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, folder / name)
-    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
-    subprocess.run(dvc, cwd=folder, check=True, timeout=120)
-    database = f"sqlite:///{folder / 'atelier.db'}"
-    environment = {
-        **os.environ,
-        "ATELIER_PROJECT": str(folder),
-        "ATELIER_DATABASE_URL": database,
-        "COLUMNS": "200",
-    }
-    yield Workshop(folder, environment)
-    serving.stop(Settings(database_url=database))
+@pytest.fixture(scope="module", autouse=True)
+def served(workshop: Workshop) -> Iterator[None]:
+    """What these tests promote is served; at their end no more."""
+    yield
+    serving.stop(Settings(database_url=workshop.environment["ATELIER_DATABASE_URL"]))
 
 
 def test_a_recipe_goes_from_data_to_a_picture_and_back(workshop: Workshop) -> None:

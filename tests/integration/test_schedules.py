@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -49,9 +50,9 @@ with get_client(sync_client=True) as client:
 
 @pytest.fixture(scope="module")
 def house(
-    stack: Mapping[str, float], tmp_path_factory: pytest.TempPathFactory
+    stack: Mapping[str, float], dvc_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ScheduledHouse]:
-    with scheduled_house(tmp_path_factory.mktemp("project"), free_ports(1)[0]) as one:
+    with scheduled_house(tmp_path_factory.mktemp("project"), free_ports(1)[0], dvc_cache) as one:
         yield one
 
 

@@ -21,7 +21,7 @@ from infra.registry.registry import Registry
 from infra.settings import settings
 from infra.storage import verify
 from tests.flows.training_kit import prepare, spec_of, wait_until
-from tests.integration.test_lifecycle import Workshop, workshop  # noqa: F401 - a fixture
+from tests.integration.project_kit import Workshop
 
 BROKEN = 1e30  # a learning rate
 RECIPE = Path(__file__).with_name("tune.yaml")
@@ -44,7 +44,7 @@ def ended() -> dict[int, Trial]:
 
 
 @pytest.fixture(scope="module")
-def tuned(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Tuned:  # noqa: F811
+def tuned(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     driver = subprocess.Popen(
         [sys.executable, "-m", "flows", "tune", str(RECIPE)],
         cwd=workshop.folder, env=workshop.environment, stdout=subprocess.DEVNULL,
@@ -132,7 +132,7 @@ def test_mlflow_has_one_run_for_the_search_and_one_for_every_trial(tuned: Tuned)
 
 def test_the_same_search_again_is_found_and_one_that_cannot_be_is_refused(
     tuned: Tuned,
-    workshop: Workshop,  # noqa: F811
+    workshop: Workshop,
 ) -> None:
     again = workshop.run("tune", str(RECIPE))
     made = tuned.made

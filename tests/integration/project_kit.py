@@ -1,0 +1,47 @@
+"""A stranger's project: our code, `tiny.yaml`'s data in a DVC cache that all such projects share, its command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.command_kit import commands
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_project(folder: Path, dvc_cache: Path) -> None:
+    """Copy what a project has into a folder, with a DVC repository without git."""
+    ignored = shutil.ignore_patterns("made", "prepared", "raw", "quarantine", "__pycache__")
+    for package in ("data", "infra", "models", "flows", "services"):
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
+    subprocess.run(dvc, cwd=folder, check=True, timeout=120)
+    with (folder / ".dvc" / "config").open("a") as config:
+        config.write(f"[cache]\n    dir = {dvc_cache}\n")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run `atelier words...`; give what it printed."""
+        return "".join(self._printed(words, code))
+
+    def _printed(self, words: Sequence[str], code: int) -> tuple[str, str]:
+        done = commands.run(*words, cwd=self.folder, env=self.environment)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stdout, done.stderr
+
+    def json(self, *words: str) -> Any:
+        """Run a verb with --json; nothing but the document is on its standard output."""
+        return json.loads(self._printed((*words, "--json"), 0)[0])
