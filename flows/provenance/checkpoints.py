@@ -115,6 +115,7 @@ def read(folder: Path, source: str) -> Checkpoint:
         "zeros_unprompted": kind.endswith("XLPipeline")
         and bool(index.get("force_zeros_for_empty_prompt", True)),
         "image_size": _side(networks),
+        "channels": networks["vae"].get("out_channels", 3),
         **DRAWN[kind],
     }
     model = build({"family": "diffusers", "config": config})

@@ -45,8 +45,19 @@ def import_checkpoint(
     version = publish(found, name, stage)
     if recipe is None:
         return found, publish_unjudged(recipe_of(name, version, found), version)
-    judged = judge_checkpoint(recipe, {stage: named(version)})
+    judged = judge_checkpoint(_of_the_base(recipe, version), {stage: named(version)})
     return found, registry().get(f"{judged['name']}:{judged['version']}")
+
+
+def _of_the_base(recipe: Recipe, version: "Version") -> Recipe:
+    """Return the recipe as it judges the checkpoint itself, whatever it trains: nothing is adapted yet."""
+    [(name, stage)] = recipe.stages.items()
+    training = stage.training.model_copy(update={"lora": None, "base": version.ref})
+    gate = recipe.gate
+    if gate.no_worse_than == "base":
+        gate = gate.model_copy(update={"no_worse_than": None})
+    stages = {name: stage.model_copy(update={"training": training})}
+    return recipe.model_copy(update={"stages": stages, "gate": gate})
 
 
 def _check(recipe: Recipe, name: str) -> None:

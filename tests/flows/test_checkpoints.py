@@ -11,12 +11,18 @@ import torch
 
 from flows import context
 from flows.context import registry
+from flows.evaluating.evaluate import Order, draw_part, score_all
+from flows.evaluating.gate import Evaluation, check
+from flows.evaluating.pictures import fixed_requests
 from flows.evaluating.pipeline import draw, load_model
 from flows.provenance.bundle import export, import_folder
 from flows.provenance.checkpoints import CheckpointError, read
 from flows.provenance.importing import import_checkpoint
+from flows.recipe import Bound, Gate
+from flows.recipe import Evaluation as EvaluationSpec
 from infra.documents import read_json
 from infra.pipelines import read_pipeline
+from infra.settings import settings
 from infra.storage import IntegrityError
 from models import build
 from models.family import Request
@@ -25,6 +31,8 @@ from models.parts.rows import join, take
 from models.ports import salted
 from tests.flows.checkpoint_kit import BUILT, changed, saved, three
 from tests.flows.conftest import Install
+from tests.flows.training_kit import prepare
+from tests.flows.versions_kit import Installation
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +232,34 @@ def test_a_checkpoint_is_registered_exported_and_draws_the_same_elsewhere(
     asked = {"num_inference_steps": 28, "guidance_scale": 7.0}
     wanted = theirs(pipeline, salted_seed, prompt="a red cat", **asked)
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_checkpoint_is_judged_as_ours_are_and_its_gate_passes_or_refuses(
+    checkpoints: dict[str, tuple[Path, Any]], here: Installation, tmp_path: Path
+) -> None:
+    """What `--recipe` asks for, without a cluster: captions of the data are drawn, costs and bounds follow."""
+    _, version = import_checkpoint(checkpoints["sd"][0], "a test", "foreign")
+    pipeline = read_pipeline(registry().fetch(version))
+    [stage] = pipeline.stages
+    quick = stage.model_copy(update={"options": {"steps": 1}})
+    spec = EvaluationSpec(samples=4, bootstrap=50, gallery=4)
+    data = str(prepare(tmp_path / "shades", side=16, rows=24, validation=24, test=24))
+    order = Order(
+        pipeline=pipeline.model_copy(update={"stages": (quick,)}).model_dump(mode="json"),
+        judge=None,
+        prepared=data,
+        data_identity="d0",
+        spec=spec.model_dump(mode="json"),
+        judged_on=data,
+        tracking_uri=settings().mlflow_uri,
+        cache=str(settings().state / "versions"),
+        num_gpus=0,
+    )
+    prompts, seeds = fixed_requests(pipeline, ("dark", "light"), spec)
+    document, files = score_all(order, prompts, seeds, [draw_part(order, prompts, seeds)])
+    found = Evaluation.model_validate_json(document)
+    assert "gallery.png" in files
+    memorised = found.metrics["memorised"].value
+    assert check(Gate(metrics={"memorised": Bound(at_most=1.0)}), found, None).passed
+    refused = check(Gate(metrics={"memorised": Bound(at_least=2.0)}), found, None)
+    assert refused.refusal().startswith(f"memorised {memorised:.4g}")

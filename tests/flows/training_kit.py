@@ -108,12 +108,14 @@ class Sick(Trainable):
         self.taken += taken
 
 
-def prepare(folder: Path, rows: int = 64, side: int = 8, validation: int = 0) -> Path:
+def prepare(
+    folder: Path, rows: int = 64, side: int = 8, validation: int = 0, test: int = 0
+) -> Path:
     """Write `rows` pictures, dark or light with a gradient, as the data contract says, and some to validate on."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    splits: dict[str, Any] = {"test": {"rows": 0, "shards": []}}
-    for split, count in (("train", rows), ("validation", validation)):
+    splits: dict[str, Any] = {}
+    for split, count in (("train", rows), ("validation", validation), ("test", test)):
         table = []
         for index in range(count):
             light = index % 2
