@@ -13,6 +13,7 @@ from flows.tuning.space import Found, Positive, Search, Strict
 from infra.documents import DocumentError, parse_yaml, read_yaml
 from infra.pipelines import SAMPLING
 from models import near
+from models.declared import ranks
 
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
 _NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
@@ -457,12 +458,11 @@ def _check_pipeline(recipe: Recipe) -> None:
         raise RecipeError(f"pipeline: it needs the entrance generate, got {[*recipe.pipeline]}")
     for entrance, nodes in recipe.pipeline.items():
         if odd := [name for node in nodes if (name := split(node)[0]) not in recipe.stages]:
-            known = sorted(recipe.stages)
-            raise RecipeError(
-                f"pipeline.{entrance}: there is no stage {odd[0]!r}{near(odd[0], known)}"
-            )
+            what = f"there is no stage {odd[0]!r}{near(odd[0], sorted(recipe.stages))}"
+            raise RecipeError(f"pipeline.{entrance}: {what}")
     used = {split(node)[0] for nodes in recipe.pipeline.values() for node in nodes}
-    if idle := [name for name in recipe.stages if name not in used]:
+    drawing = [name for name, stage in recipe.stages.items() if not ranks(stage.family)]
+    if idle := [name for name in drawing if name not in used]:
         raise RecipeError(f"pipeline: the stage {idle[0]} is trained and in no entrance")
 
 

@@ -7,7 +7,7 @@ from importlib.abc import InspectLoader
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from models import target
+from models import FAMILIES, target
 
 if TYPE_CHECKING:
     from models.family import Trainable
@@ -24,6 +24,7 @@ class Declared:
     measures: tuple[str, ...] = ()
     adapts: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    ranks: bool = False
 
 
 @cache
@@ -44,7 +45,7 @@ def declared(name: str) -> Declared:
     assert isinstance(presets, ast.Dict)
     plain = {
         key: ast.literal_eval(values[key])
-        for key in ("players", "counts", "measures", "adapts", "needs")
+        for key in ("players", "counts", "measures", "adapts", "needs", "ranks")
         if key in values
     }
     return Declared(
@@ -52,6 +53,11 @@ def declared(name: str) -> Declared:
         settings=_settings(module, config.id),
         **plain,
     )
+
+
+def ranks(name: str) -> bool:
+    """Return whether there is a family of this name that may stand beside what draws, and say how well it does."""
+    return name in FAMILIES and declared(name).ranks
 
 
 def of(cls: "type[Trainable]") -> Declared:
@@ -64,6 +70,7 @@ def of(cls: "type[Trainable]") -> Declared:
         measures=cls.measures,
         adapts=cls.adapts,
         needs=cls.needs,
+        ranks=cls.ranks,
     )
 
 

@@ -217,6 +217,7 @@ class Trainable(nn.Module, ABC):
     players: ClassVar[tuple[str, ...]] = ("model",)
     counts: ClassVar[bool] = False  # has sums, absorb, settle
     measures: ClassVar[tuple[str, ...]] = ()  # names that `measure` may give
+    ranks: ClassVar[bool] = False  # embeds captions and pictures alike
     needs: ClassVar[tuple[str, ...]] = ()  # what a batch must have beside the data: "codes"
     gone: ClassVar[tuple[str, ...]] = ()  # fields of older versions' configs that mean nothing now
     brought: ClassVar[tuple[str, ...]] = ()  # fields that are the base's, where training has one

@@ -64,11 +64,6 @@ def score(
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
 
 
-def pairs(model: Family) -> bool:
-    """Return whether a model embeds captions and pictures alike."""
-    return model.capabilities.embeds and {"text", "pixels"} <= model.entries.keys()
-
-
 def retrieval(
     scores: Scores,
     model: Family,

@@ -23,18 +23,16 @@ class Able:
     upscales: bool = True
     tokenizes: bool = True
     steps: bool = True  # draws token by token
-    pairs: bool = True  # embeds captions and pictures alike
+    ranks: bool = True  # embeds captions and pictures alike
 
     @classmethod
     def perhaps(cls, declared: Declared) -> "Able":
         """Return all that some config of a family may have measured."""
-        return cls(measures=declared.measures)
+        return cls(measures=declared.measures, ranks=declared.ranks)
 
     @classmethod
     def surely(cls, model: "Family") -> "Able":
         """Return what a model has measured."""
-        from flows.evaluating.embeddings import pairs  # which takes torch
-
         able = model.capabilities
         return cls(
             measures=model.measured,
@@ -43,7 +41,7 @@ class Able:
             upscales=able.upscales,
             tokenizes=able.tokenizes,
             steps=able.stepwise,
-            pairs=pairs(model),
+            ranks=model.ranks,
         )
 
 
@@ -77,7 +75,7 @@ def measured(
         found |= {f"{name}_{one}": few for one in able.measures}
         if data["modality"] == "image":
             found |= _of_pictures(name, able, data, judged=judged, prompted=prompted)
-            if able.pairs:
+            if able.ranks:
                 drawn[f"{name}_score"] = _unprompted(prompted)
     if data["modality"] == "audio":
         drawn |= _heard(data, prompted)
@@ -111,7 +109,7 @@ def _of_pictures(
         why = ("" if judged else "the recipe has no judge") or _unclassed(data)
         found[f"{name}_reconstruction_alignment"] = why
         found[f"{name}_relative_alignment"] = why or _unprompted(prompted)
-    if able.pairs:
+    if able.ranks:
         found |= dict.fromkeys((f"{name}_caption_r1", f"{name}_picture_r1"), "")
     return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.loaders import everything, read_header
-from flows.evaluating.embeddings import agreement, pairs, retrieval
+from flows.evaluating.embeddings import agreement, retrieval
 from flows.evaluating.scores import (
     Judged,
     Scores,
@@ -105,7 +105,7 @@ def score(
             _upsampling(scores, model, stage.stage, test, captions, stage.options)
         if model.capabilities.tokenizes and judge is not None and facts["attributes"]:
             _reconstruction(scores, judge, model, stage.stage, test, captions, facts)
-        if pairs(model):
+        if model.ranks:
             retrieval(scores, model, stage.stage, sized(model, test), captions, facts["captions"])
             if prompts:
                 agreement(scores, model, stage.stage, sized(model, pictures), prompts)

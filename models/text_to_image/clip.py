@@ -163,6 +163,7 @@ class CLIP(Family):
         ),
         "base": CLIPConfig(),
     }
+    ranks: ClassVar[bool] = True
     config: CLIPConfig
 
     def __init__(self, config: CLIPConfig) -> None:

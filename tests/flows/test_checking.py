@@ -36,6 +36,14 @@ def test_a_recipe_may_wire_its_stages_itself() -> None:
     check(load(RECIPES / "shapes.yaml", asked), ROOT)
 
 
+def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() -> None:
+    wires = "{base: {text: request.text}, upsampler: {low: base.pixels}}"
+    clip = ["stages.clip.family=clip", "stages.clip.training.steps=300"]
+    found = check(load(RECIPES / "shapes.yaml", [*clip, f"pipeline={{generate: {wires}}}"]), ROOT)
+    assert not [found[f"clip_{name}"] for name in ("score", "caption_r1") if found[f"clip_{name}"]]
+    assert "base_score" not in found
+
+
 @pytest.mark.parametrize(
     ("recipe", "override", "message"),
     [
