@@ -26,7 +26,7 @@ def publish(here: Installation, base: Version, digest: str = "") -> Version:
     asked = LoRA(2, 2.0, ("qkv",), base.ref, digest or base.digest)
     torch.manual_seed(1)
     model = build({**document, "lora": dataclasses.asdict(asked)})
-    making = here.home / "making"
+    making = here.home / f"adapter-{digest[:4]}"
     making.mkdir(parents=True)
     (making / "config.json").write_text(json.dumps(describe(model)))
     save_file(lora.own(model), making / "model.safetensors")
