@@ -234,8 +234,8 @@ def _distribution(
 ) -> None:
     """How far the drawn pictures lie from real ones that nobody learned from, and how many of each cover the other.
 
-    The Frechet distance is of all of them, since a few leave it wide open; the others depend on the numbers, which are
-    the same on both sides.
+    The Frechet distance is of all of them, since a few leave it wide open, and so is precision, which is of drawn ones
+    one by one; recall and coverage depend on how many there are, which are as many on both sides.
     """
     count = min(len(pictures), len(test))
     if count < LEAST_HELD_OUT:
@@ -244,11 +244,10 @@ def _distribution(
     blocks = min(20, count // 2)
     fd = m.jackknife(held_out, drawn, m.frechet_distance, blocks=blocks)
     scores.add("fd_judge", fd.value, max(0.0, fd.low), fd.high, len(drawn))
-    real, drawn = evenly(held_out[: len(test)], count), evenly(drawn, count)
-    precision, recall = m.precision_recall(real, drawn)
-    scores.mean("precision", precision)
-    scores.mean("recall", recall)
-    scores.mean("coverage", m.coverage(real, drawn))
+    real, as_many = evenly(held_out[: len(test)], count), evenly(drawn, count)
+    scores.mean("precision", m.precision_recall(real, drawn)[0])
+    scores.mean("recall", m.precision_recall(real, as_many)[1])
+    scores.mean("coverage", m.coverage(real, as_many))
 
 
 def _variety(

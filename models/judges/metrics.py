@@ -100,7 +100,8 @@ def precision_recall(
     """Return which fakes (N,) and which real samples (M,) are covered (Kynkäänniemi et al. 2019, arXiv:1904.06991).
 
     A fake is covered when it lies no further from some real sample than that one's k-th nearest real neighbour;
-    precision (eq. 1 and 2) is the share of those. Recall is the same with the sets exchanged. Compare at equal N and k.
+    precision (eq. 1 and 2) is the share of those. Recall is the same with the sets exchanged. Compare at equal k,
+    precision at equal M too, recall at equal N.
 
     Raises:
         ValueError: k below 1, k or fewer samples in a set, different widths, or features that are not finite.
