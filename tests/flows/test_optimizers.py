@@ -23,6 +23,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "bert": {"token.weight", "place.weight", "segment.weight"},
     "clip": {"text.word.weight", "text.place_TW"},
     "ddpm": {"text.words.weight", "text.places", "text.null_1TD"},
+    "dalle": {"tokens.weight", "begin_SE", "rows_RE", "columns_CE"},
     "diffusers": {
         f"text_encoder.embeddings.{kind}_embedding.weight" for kind in ("token", "position")
     },
@@ -32,6 +33,8 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "gpt": {"tokens.weight", "places.weight"},
     "latent-diffusion": {"text.words.weight", "text.places", "text.null_1TD"},
     "transformer": {"embedding.weight"},
+    "unclip-decoder": {"text.words.weight", "text.places", "text.null_1TD", "null_1KD"},
+    "unclip-prior": {"network.words.weight", "network.places_LW", "network.null_1LW"},
     "wavenet": {"one_hot.weight"},
 }
 """What of a family is looked up and has more than one dimension; captions of PixelCNN, PixelRNN and WaveNet besides."""
