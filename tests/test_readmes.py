@@ -1,15 +1,19 @@
 """Every example of every README.md: commands are the command line's own, Python runs, and answers are looked at."""
 
 import base64
+import io
 import json
 import re
 import runpy
 import shlex
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer.main
 import yaml
@@ -174,8 +178,29 @@ def recordings(folder: Path, given: dict[str, Any]) -> None:
         (folder / "labels.csv").write_text("\n".join(lines))
 
 
+def shards(folder: Path, given: dict[str, Any]) -> None:
+    photos(folder, given)
+    _, *lines = (folder / "metadata.csv").read_text().splitlines()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for name, caption in (line.split(",") for line in lines):
+            tar.add(folder / name, name)
+            info = tarfile.TarInfo(f"{name.partition('.')[0]}.txt")
+            info.size = len(caption.encode())
+            tar.addfile(info, io.BytesIO(caption.encode()))
+
+
+def table(folder: Path, given: dict[str, Any]) -> None:
+    photos(folder, given)
+    _, *lines = [line.split(",") for line in (folder / "metadata.csv").read_text().splitlines()]
+    pictures = [{"bytes": (folder / name).read_bytes(), "path": None} for name, _ in lines]
+    rows = {"image": pictures, "text": [caption for _, caption in lines]}
+    pq.write_table(pa.table(rows), folder / "pictures.parquet")
+
+
 FILES: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "folder": photos,
+    "webdataset": shards,
+    "parquet": table,
     "text": book,
     "pairs": translations,
     "dialogues": chats,
