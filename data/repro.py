@@ -126,12 +126,27 @@ def repair_locks(project: Path) -> bool:
 def sweep(project: Path, *, really: bool) -> str:
     """Have DVC's cache drop what the workspace does not use, or only tell what that is; returns DVC's words.
 
+    A cache outside of the project is left alone: other projects may share it, and DVC would drop what they use.
+
     Raises:
         PrepareError: DVC refuses; in its own words.
     """
-    command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--force"]
+    cache = Path(_dvc(project, "cache", "dir").strip()).resolve()
+    if not cache.is_relative_to(project.resolve()):
+        return f"{cache} is outside of this project, and others may use it: nothing was looked for"
+    told = _dvc(project, "gc", "--workspace", "--force", *([] if really else ["--dry"]))
+    said = [line for line in told.splitlines() if line and "No unused" not in line]
+    return "; ".join(said) or "nothing that the workspace does not use"
+
+
+def _dvc(project: Path, *arguments: str) -> str:
+    """Return what DVC prints.
+
+    Raises:
+        PrepareError: it refuses.
+    """
     done = subprocess.run(
-        [*command, *([] if really else ["--dry"])],
+        [sys.executable, "-m", "dvc", *arguments],
         cwd=project,
         env={**os.environ, "DVC_NO_ANALYTICS": "1"},
         capture_output=True,
@@ -142,8 +157,7 @@ def sweep(project: Path, *, really: bool) -> str:
     if done.returncode:
         lines = done.stderr.splitlines() or ["no word from DVC"]
         raise PrepareError(f"cannot clean DVC's cache: {lines[-1]}")
-    said = [line for line in done.stdout.splitlines() if line and "No unused" not in line]
-    return "; ".join(said) or "nothing that the workspace does not use"
+    return done.stdout
 
 
 def unlock(name: str, project: Path) -> None:

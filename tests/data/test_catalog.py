@@ -25,7 +25,7 @@ from data.catalog import (
     repair_locks,
 )
 from data.loaders import everything, facts_of, records
-from data.repro import reason, reproduce
+from data.repro import reason, reproduce, sweep
 
 ROOT = Path(__file__).parents[2]
 OWN = "  # our own\n"
@@ -348,3 +348,18 @@ def test_what_dvc_says_becomes_one_line(lines: list[str], said: str) -> None:
     found = reason("x", lines)
     assert found.startswith(said)
     assert "\n" not in found
+
+
+@pytest.mark.slow
+def test_a_cache_that_other_projects_may_share_is_left_alone(project: Path, tmp_path: Path) -> None:
+    assert sweep(project, really=False) == "nothing that the workspace does not use"
+    kept = tmp_path / "shared" / "files" / "md5" / "00" / ("0" * 30)
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    config = project / ".dvc" / "config.local"
+    config.write_text(f"[cache]\n    dir = {tmp_path / 'shared'}\n")
+    try:
+        assert "is outside of this project, and others may use it" in sweep(project, really=True)
+    finally:
+        config.unlink()
+    assert kept.exists(), "what another project put there"
