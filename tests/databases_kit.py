@@ -155,4 +155,4 @@ class Postgres:
             command = [str(self._bin / program), "-D", str(self._data), *arguments]
             done = subprocess.run(command, stdout=said, stderr=said, cwd=self._folder, **self._as)
             said.seek(0)
-            assert done.returncode == 0, said.read().decode()
+            assert done.returncode == 0, f"{done.returncode}: {said.read().decode()}"

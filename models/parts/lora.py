@@ -126,10 +126,10 @@ def check(model: Trainable, targets: Sequence[str]) -> None:
         raise ValueError(f"targets: there is no {odd[0]!r}; choose from {', '.join(there)}")
 
 
-def own(model: Trainable) -> dict[str, Tensor]:
-    """Return the tensors that are the model's own, by name: all of them, or those of its adapter alone."""
+def own(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that are a network's own, by name: all of them, or those of its adapter alone."""
     state: dict[str, Tensor] = model.state_dict()
-    if model.lora is None:
+    if getattr(model, "lora", None) is None:
         return state
     return {name: tensor for name, tensor in state.items() if ".lora." in name}
 

@@ -212,7 +212,9 @@ def test_a_project_without_dvc_says_so(tmp_path: Path) -> None:
 
 
 def test_an_unknown_dataset_lists_the_known_ones(project: Path) -> None:
-    with pytest.raises(CatalogError, match="unknown dataset 'shape'; choose one of shapes, digits"):
+    with pytest.raises(
+        CatalogError, match="unknown dataset 'shape'; choose one of shapes, shapes-teal, "
+    ):
         prepare("shape", project)
     assert stages.main(["make", "shape"]) == 1
     assert stages.main(["prepare", "shapes"]) == 2

@@ -40,8 +40,10 @@ def test_an_interrupt_ends_the_training_in_its_thread_and_it_goes_on_later(tmp_p
     worker = threading.Thread(target=work)
     worker.start()
     assert seen.wait(60)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     with pytest.raises(KeyboardInterrupt), ends_with_the_caller():
         signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
     interrupted.set()
     worker.join(60)
     assert [str(one) for one in found] == [
