@@ -225,7 +225,7 @@ class Trainable(nn.Module, ABC):
     config: Any
     steps_taken: int = 0  # in training, before this step; who trains says it
     left_out: str = ""  # what the last `examples_of` could not use, counted and said in a sentence
-    adapts: ClassVar[tuple[str, ...]] = ()  # the linear layers that adapters may change
+    adapts: ClassVar[tuple[str, ...]] = ()  # linear layers that adapters may change, of any config
     lora: Any = None  # a LoRA of `parts.lora`, where it is an adapter's network
     adapter_place: Any = None  # a Place of `parts.adapter_rows`, where adapters share its steps
 

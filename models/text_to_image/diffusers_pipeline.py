@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import samplers
+from models.diffusion import samplers, schedules
 from models.family import Batch, Capabilities, DiffusionOptions, Family, Losses, Request, Rows
 from models.parts import bounds
 from models.parts.noise import normals
@@ -167,6 +167,7 @@ class Diffusers(Family):
         *("pipeline", "networks", "readers", "scheduler", "zeros_unprompted"),
     )
     adapts: ClassVar[tuple[str, ...]] = (
+        # of a U-Net: attention among its places, and to the prompt
         "attn1.to_q",
         "attn1.to_k",
         "attn1.to_v",
@@ -175,6 +176,7 @@ class Diffusers(Family):
         "attn2.to_k",
         "attn2.to_v",
         "attn2.to_out.0",
+        # of a transformer
         "attn.to_q",
         "attn.to_k",
         "attn.to_v",
@@ -203,6 +205,13 @@ class Diffusers(Family):
         self.register_buffer("nothing_T", nothing_T.to(like), persistent=False)
         self.register_buffer("levels_N3", levels_N3.to(like), persistent=False)
         self._predicts = solvers.predicts(solver)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of what denoises: what does not learn, as T5, drops nothing out either."""
+        super().train(mode=False)
+        self.training = mode
+        self.denoiser.train(mode)
+        return self
 
     @property
     def denoiser(self) -> Any:
@@ -286,7 +295,7 @@ class Diffusers(Family):
             if self.config.zeros_unprompted:
                 context_BTD = torch.where(dropped_B[:, None, None], 0, context_BTD)
             x0 = self._latents(batch["pixels"])
-        index_B = torch.randint(len(self.levels_N3), (count,), device=device)
+        index_B = (schedules.spread(count, device) * len(self.levels_N3)).long()
         time_B, alpha_B, sigma_B = self.levels_N3[index_B].unbind(1)
         alpha, sigma = (one[:, None, None, None] for one in (alpha_B, sigma_B))
         eps = torch.randn_like(x0)

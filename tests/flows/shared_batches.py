@@ -28,7 +28,7 @@ DROPPED: Final = " with dropout"
 class DrawsOfTheWhole(TorchFunctionMode):
     """What is drawn for each row of a part is what the whole batch's row gets; a draw for all is moved on to the part.
 
-    DDPM and EDM spread their levels over the rows from one number: a part's start at its first row.
+    Diffusion spreads its levels over the rows from one number: a part's start at its first row.
     """
 
     def __init__(self, seed: int, first: int, stride: int) -> None:

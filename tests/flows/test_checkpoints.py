@@ -26,9 +26,11 @@ from infra.settings import settings
 from infra.storage import IntegrityError
 from models import build
 from models.family import Request
+from models.parts import lora
 from models.parts.noise import normals
 from models.parts.rows import join, take
 from models.ports import salted
+from models.text_to_image.diffusers_pipeline import Diffusers
 from tests.flows.checkpoint_kit import BUILT, changed, saved, three
 from tests.flows.conftest import Install
 from tests.flows.training_kit import prepare
@@ -122,6 +124,29 @@ def test_what_denoises_learns_and_nothing_else(models: dict[str, Any], kind: str
     }
     assert learned == {"transformer" if kind == "sd3" else "unet"}
     assert all(one.grad.isfinite().all() for one in model.player_parameters("model"))
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_what_does_not_learn_drops_nothing_out_in_training(
+    models: dict[str, Any], kind: str
+) -> None:
+    """T5 has dropout, and a prompt is read in training as it is in drawing."""
+    model = copy.deepcopy(models[kind])
+    tokens = model.encode(["a red cat"])
+    before = model.embedded(tokens)
+    assert torch.equal(model.train().embedded(tokens), before)
+    assert model.training
+    assert all(one.training for one in model.denoiser.modules())
+    assert not any(one.training for one in model.eval().modules())
+
+
+def test_an_adapter_may_change_what_each_denoiser_attends_with(models: dict[str, Any]) -> None:
+    there = {kind: lora.adaptable(model) for kind, model in models.items()}
+    layers = ("to_q", "to_k", "to_v", "to_out.0")
+    of_unets = tuple(f"{one}.{layer}" for one in ("attn1", "attn2") for layer in layers)
+    of_transformers = tuple(f"attn.{layer}" for layer in layers)
+    assert there == {"sd": of_unets, "xl": of_unets, "sd3": of_transformers}
+    assert {*of_unets, *of_transformers} == {*Diffusers.adapts}, "none that no network has"
 
 
 def test_a_negative_prompt_that_nothing_leads_away_from_is_refused(models: dict[str, Any]) -> None:
