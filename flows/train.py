@@ -128,7 +128,9 @@ def train_stages(
     waiting = [*recipe.stages, *(["judge"] if recipe.judge else [])]
     waiting = [name for name in waiting if name not in trained]
     while waiting:
-        ready = [name for name in waiting if _needed(recipe, name) <= trained.keys()]
+        ready = [name for name in waiting if needed(recipe, name) <= trained.keys()]
+        if not ready:
+            raise ValueError(f"{waiting[0]} needs a stage that is not there: {recipe.name}")
         specs = {
             name: training_spec(recipe, name, _data_of(recipe, name, prepared), trained)
             for name in ready
@@ -145,7 +147,7 @@ def _data_of(recipe: Recipe, name: str, prepared: dict[str, Any]) -> dict[str, A
     return prepare_dataset(recipe.judged_by.name)
 
 
-def _needed(recipe: Recipe, name: str) -> set[str]:
+def needed(recipe: Recipe, name: str) -> set[str]:
     """Return the stages that a stage, or the judge, learns from."""
     needs = recipe.stages[name].needs if name in recipe.stages else {}
     return {split(wanted)[0] for wanted in needs.values()}

@@ -1,6 +1,6 @@
 """Every family's experiment: a recipe by several seeds and its broken controls, all really trained, none promoted."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from flows.evaluating.gate import Condition, GateReport
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.recipe import Bound, Recipe, Stage, control_of, load
-from flows.train import train_stages
+from flows.train import needed, train_stages
 from infra.documents import read_json
 from infra.pipelines import SAMPLING
 from infra.storage import MANIFEST
@@ -137,19 +137,25 @@ def experiment(recipe: Recipe, seeds: int = 1) -> Row:
 def _broken(recipe: Recipe, number: int, trained: dict[str, Any], prepared: dict[str, Any]) -> Side:
     """Train and judge one of a recipe's controls; what it leaves, or only samples otherwise, is not trained twice."""
     broken = control_of(recipe, number)
-    same = {
-        name: version
-        for name, version in trained.items()
-        if name == "judge" or _learned(recipe.stages[name]) == _learned(broken.stages[name])
-    }
+    same = unchanged(recipe, broken, trained)
     changed = {name: stage for name, stage in broken.stages.items() if name not in same}
     judge = None if "judge" in same else broken.judge
     try:
         parts = broken.model_copy(update={"stages": changed, "judge": judge})
-        stages = one_by_one(parts, prepared) | same
+        stages = one_by_one(parts, prepared, same)
     except ArithmeticError as error:
         return Side(note=str(error))
     return side(judge_pipeline(broken, stages, prepared), stages, list(recipe.stages))
+
+
+def unchanged(recipe: Recipe, broken: Recipe, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was trained that a control leaves: stages that learn the same, of stages that do, and the judge."""
+    same = {name: version for name, version in trained.items() if name == "judge"}
+    for name in recipe.stages:  # those that a stage needs stand before it
+        kept = name in trained and needed(recipe, name) <= same.keys()
+        if kept and _learned(recipe.stages[name]) == _learned(broken.stages[name]):
+            same[name] = trained[name]
+    return same
 
 
 def _learned(stage: Stage) -> Stage:
@@ -157,14 +163,16 @@ def _learned(stage: Stage) -> Stage:
     return stage.model_copy(update={**dict.fromkeys(SAMPLING), "options": {}})
 
 
-def one_by_one(recipe: Recipe, prepared: dict[str, Any]) -> dict[str, Any]:
-    """Train the recipe's networks in turn; returns {stage: {"name", "version", "digest"}}."""
-    found: dict[str, Any] = {}
+def one_by_one(
+    recipe: Recipe, prepared: dict[str, Any], there: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train the recipe's networks in turn, beside those that are `there`; returns as `train_stages`."""
+    found = dict(there or {})
     for name, stage in recipe.stages.items():
         alone = recipe.model_copy(update={"stages": {name: stage}, "judge": None})
-        found |= train_stages(alone, prepared)
+        found = train_stages(alone, prepared, found)
     if recipe.judge is not None:
-        found |= train_stages(recipe.model_copy(update={"stages": {}}), prepared)
+        found = train_stages(recipe.model_copy(update={"stages": {}}), prepared, found)
     return found
 
 

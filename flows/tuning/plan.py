@@ -126,6 +126,10 @@ def check(recipe: Recipe) -> None:
 
     stage = recipe.stages[searched_stage(recipe)]
     assert recipe.search is not None
+    if stage.needs:
+        raise RecipeError(
+            f"search.stage: {stage.family} learns from other stages' outputs, and a search trains a stage alone"
+        )
     players = trainable(stage.family).players
     for field, space in recipe.search.space.items():
         section, _, rest = field.partition(".")

@@ -9,6 +9,7 @@ from flows.comparing import experiments
 from flows.comparing.experiments import BEGIN, COLUMNS, END, Row, Side, lines, row, written
 from flows.evaluating.gate import Evaluation, Interval, check
 from flows.recipe import Recipe, RecipeError, control_of, load
+from flows.train import train_stages
 
 RECIPES = Path(__file__).parents[2] / "flows/recipes"
 CONTROLLED = [one for one in experiments.recipes(RECIPES) if one.control]
@@ -193,3 +194,26 @@ def test_recipes_are_those_with_a_control_or_those_that_are_named() -> None:
     assert [one.name for one in experiments.recipes(RECIPES, ["cifar10-edm"])] == ["cifar10-edm"]
     with pytest.raises(ValueError, match=r"no recipe 'mnist'; choose from .*mnist-vae"):
         experiments.recipes(RECIPES, ["mnist"])
+
+
+@pytest.mark.parametrize(
+    ("override", "left"),
+    [
+        ("stages.prior.training.shuffle_captions", {"vqvae", "clip", "judge"}),
+        ("stages.vqvae.training.shuffle_captions", {"clip", "judge"}),
+    ],
+)
+def test_a_control_trains_what_it_changes_and_what_learned_from_that(
+    override: str, left: set[str]
+) -> None:
+    honest = load(RECIPES / "shapes-dalle.yaml")
+    broken = load(RECIPES / "shapes-dalle.yaml", [f"{override}=true"])
+    trained = dict.fromkeys([*honest.stages, "judge"], "any")
+    assert experiments.unchanged(honest, broken, trained).keys() == left
+
+
+def test_a_stage_whose_need_is_not_there_is_told_and_waits_for_nobody() -> None:
+    honest = load(RECIPES / "shapes-dalle.yaml")
+    alone = honest.model_copy(update={"stages": {"prior": honest.stages["prior"]}, "judge": None})
+    with pytest.raises(ValueError, match="prior needs a stage that is not there"):
+        train_stages(alone, {})
