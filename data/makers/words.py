@@ -15,7 +15,7 @@ from typing import Final
 
 import regex
 from tokenizers import Tokenizer, pre_tokenizers, trainers
-from tokenizers.models import WordPiece
+from tokenizers.models import BPE, WordPiece
 
 WORD: Final = regex.compile(
     r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*(?:['\-\u200c\u200d][\p{L}\p{N}][\p{L}\p{M}\p{N}]*)*"
@@ -23,6 +23,7 @@ WORD: Final = regex.compile(
 """Letters, digits and their combining marks, with inner apostrophes, hyphens and joiners of letters."""
 UNKNOWN: Final = "[UNK]"
 """The piece that no other piece is of; a vocabulary without it is of whole words."""
+BEGIN: Final = "\u2581"  # before a word while pieces are found
 DOTTED: Final = regex.compile("i\u0307+")
 """What İ is in lower case: a small i has its dot already."""
 
@@ -36,15 +37,25 @@ def normal(caption: str) -> str:
 def pieces(captions: Iterable[str], size: int) -> list[str]:
     """Return a vocabulary of at most `size` pieces, from captions as `normal` gives them; equal ones give an equal one.
 
-    All letters there are have a piece of their own, whatever `size` says.
+    All letters there are have two pieces of their own, whatever `size` says. The rest are the merges of byte-pair
+    encoding: a trainer of word pieces breaks ties in the order of a hash map, another one at each run.
     """
-    made = Tokenizer(WordPiece(unk_token=UNKNOWN))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=[UNKNOWN], show_progress=False
+    texts = sorted(captions)
+    letters = sorted({letter for text in texts for letter in text} - {" "})
+    known = dict.fromkeys([UNKNOWN, *letters, *(f"##{letter}" for letter in letters)])
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BEGIN)
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(letters) + 1 + max(0, size - len(known)),
+        initial_alphabet=[*letters, BEGIN],
+        show_progress=False,
     )
-    made.train_from_iterator(sorted(captions), trainer)
-    return sorted(made.get_vocab())
+    made.train_from_iterator(texts, trainer)
+    for token in sorted(made.get_vocab()):
+        begins = token.startswith(BEGIN)
+        if token != BEGIN:
+            known[token.removeprefix(BEGIN) if begins else f"##{token}"] = None
+    return sorted(known)
 
 
 def cut(caption: str, vocabulary: Collection[str]) -> list[str]:
