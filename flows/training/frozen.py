@@ -52,14 +52,22 @@ def entry_of(model: "Family", name: str) -> "Entry":
 
 
 def opened(need: Need) -> "Family":
-    """Return the network of a need's version, in evaluation mode, after verifying its bytes."""
+    """Return the network of a need's version, in evaluation mode, after verifying its bytes.
+
+    Raises:
+        ValueError: it is an adapter, which has half of its weights elsewhere.
+        infra.storage.IntegrityError: the bytes are not those of its digest.
+    """
     from safetensors.torch import load_file
 
     from models import build
     from models.family import Family
 
     verify(need.path, need.digest)
-    model = build(read_json(need.path / "config.json"))
+    document = read_json(need.path / "config.json")
+    if "lora" in document:
+        raise ValueError(f"needs: {need.says} is an adapter: name a stage that is trained whole")
+    model = build(document)
     model.load_state_dict(load_file(need.path / "model.safetensors"))
     assert isinstance(model, Family)
     return model.eval().requires_grad_(requires_grad=False)
@@ -78,7 +86,8 @@ def make(need: Need, prepared: Path, ray_url: str | None, *, here: bool = False)
     with FileLock(need.made.parent / f".{need.made.name}.lock"):
         if finished(need.made):
             return False
-        shutil.rmtree(need.made, ignore_errors=True)
+        for leftover in (need.made, *need.made.parent.glob(f".{need.made.name}-*")):
+            shutil.rmtree(leftover, ignore_errors=True)  # altered, or of a killed maker
         new = Path(tempfile.mkdtemp(prefix=f".{need.made.name}-", dir=need.made.parent))
         try:
             _fill(need, prepared, new, ray_url, here=here)

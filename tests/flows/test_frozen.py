@@ -118,6 +118,7 @@ def test_it_is_made_once_and_again_for_other_weights_or_where_it_was_altered(
     kept = shard_of(need.made, "train", 0)
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + b"\1")
+    need.made.with_name(f".{need.made.name}-killed").mkdir()
     with pytest.raises(DatasetError, match=r"was altered.*they are made anew"):
         loader_of(prepared, need).batch(0)
     assert make(need, prepared, None, here=True)
@@ -178,6 +179,15 @@ def test_other_weights_are_another_training_and_another_place_is_none(
     assert spec(prepared, elsewhere).identity == here
     other = need_of(tmp_path / "other", prepared, seed=1)
     assert spec(prepared, other).identity != here
+
+
+def test_an_adapter_cannot_be_needed(prepared: Path, need: Need) -> None:
+    path = need.path / "config.json"
+    write_json(path, {**describe(network(need)), "lora": {"rank": 1}})
+    digest = seal(need.path, {"kind": "model", "name": "shades.vq"})
+    adapter = need.model_copy(update={"digest": digest})
+    with pytest.raises(ValueError, match=r"needs: shades\.vq:1/encode is an adapter"):
+        network(adapter)
 
 
 @pytest.mark.cluster
