@@ -74,7 +74,7 @@ def run(
         gpus = 1.0 if capacity().gpus >= 1 else 0.0
     reporter = Reporter(partial(on_result, left[0]), plan.specs[0].training.steps, 1)
     bring(Patience(Request(1, asked.cpus_per_worker, gpus), reporter, settings().scale_s))
-    follower = _Follower(plan, ended, on_result, on_end)
+    follower = _Follower(plan, folder / "trials", ended, on_result, on_end)
     shutil.rmtree(folder / "tune", ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"CPU": asked.cpus_per_worker, "GPU": gpus}),
@@ -129,8 +129,10 @@ def _trial(document: str, runs: Path, known: Curve | None) -> None:
         if step < spec.training.steps:
             tune.report({"step": step, "validation_loss": loss})
 
-    for step, loss in _curve(folder):
-        tell(step, loss)
+    reached = folder.step()  # what was measured after the newest checkpoint is measured again
+    for step, loss in _measured(folder).items():
+        if step <= reached:
+            tell(step, loss)
     try:
         fit(spec, run_id=None, tracking_uri=None, runs=runs, on_validation=tell)
     except PERMANENT as error:
@@ -140,15 +142,14 @@ def _trial(document: str, runs: Path, known: Curve | None) -> None:
     tune.report({"step": step, "validation_loss": loss})
 
 
-def _curve(folder: RunFolder) -> Curve:
-    """Return what earlier attempts measured up to the newest checkpoint; the loop measures the rest again."""
-    reached = folder.step()
-    measured = {
+def _measured(folder: RunFolder) -> dict[int, float]:
+    """Return the validation losses that all attempts of a trial have measured, by step."""
+    losses = {
         line["step"]: line["metrics"]["validation_loss"]
         for line in Reader(folder.journal).lines()
-        if line["step"] <= reached and "validation_loss" in line.get("metrics", {})
+        if "validation_loss" in line.get("metrics", {})
     }
-    return tuple(sorted(measured.items()))
+    return dict(sorted(losses.items()))
 
 
 class _Follower(tune.Callback):
@@ -157,11 +158,13 @@ class _Follower(tune.Callback):
     def __init__(
         self,
         plan: Plan,
+        runs: Path,
         ended: Mapping[int, Trial],
         on_result: Callable[[int, Progress], None],
         on_end: Callable[[Trial], None],
     ) -> None:
-        self.plan, self.ended, self.on_result, self.on_end = plan, ended, on_result, on_end
+        self.plan, self.runs, self.ended = plan, runs, ended
+        self.on_result, self.on_end = on_result, on_end
         self.died: dict[int, str] = {}
         self._curves: dict[int, dict[int, float]] = {}
         self._began: dict[int, float] = {}
@@ -196,9 +199,11 @@ class _Follower(tune.Callback):
         number = trial.config["number"]
         if number in self.ended:
             return
-        curve = tuple(sorted(self._curves.get(number, {}).items()))
+        spec, told = self.plan.specs[number], self._curves.get(number, {})
+        # an attempt of a killed driver may have come further than where ASHA now stops the trial
+        curve = tuple(sorted((_measured(RunFolder(self.runs / spec.identity)) | told).items()))
         why = str(trial.last_result.get("failed", ""))
-        whole = bool(curve) and curve[-1][0] >= self.plan.specs[number].training.steps
+        whole = max(told, default=0) >= spec.training.steps
         self.on_end(
             Trial(
                 number=number,

@@ -1,9 +1,12 @@
 """What a search does with trials that have ended, on an MLflow in this process and without Ray."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flows.training.journal import Journal
+from flows.tuning.asha import _Follower
 from flows.tuning.plan import Plan, Records, Trial, plan
 from flows.tuning.search import Outcome, SearchFailed, search
 from flows.tuning.space import Search
@@ -80,3 +83,23 @@ def test_a_search_whose_trials_all_failed_says_how_and_leaves_no_run_open(
     with registry._mlflow.calling() as client:
         where = registry.experiment(client, "shades")
         assert not client.search_runs([where], "attributes.status = 'RUNNING'")
+
+
+def test_a_trial_that_is_stopped_earlier_than_a_killed_driver_came_keeps_what_was_measured(
+    tmp_path: Path,
+) -> None:
+    trials = [Trial(number=0, values={}, state="stopped", curve=())]
+    told: list[Trial] = []
+    wanted = planned(tmp_path, trials)
+    journal = tmp_path / "runs" / wanted.specs[0].identity / "journal"
+    journal.mkdir(parents=True)
+    before = Journal(journal, 1, 0)
+    before.metrics(4, {"validation_loss": 3.0})
+    before.metrics(8, {"validation_loss": 2.0})  # told to MLflow by the driver that was killed
+    before.close()
+    follower = _Follower(wanted, tmp_path / "runs", {}, lambda *_: None, told.append)
+    tune_s = SimpleNamespace(config={"number": 0}, last_result={})
+    follower.on_trial_start(0, [], tune_s)
+    follower.on_trial_result(0, [], tune_s, {"step": 4, "validation_loss": 3.0})
+    follower.on_trial_complete(1, [], tune_s)
+    assert (told[0].state, told[0].curve) == ("stopped", ((4, 3.0), (8, 2.0)))
