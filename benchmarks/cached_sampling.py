@@ -14,7 +14,7 @@ from models.autoregressive.nade import NADE
 from models.autoregressive.pixelcnn import PixelCNN
 from models.autoregressive.pixelrnn import PixelRNN
 from models.autoregressive.wavenet import WaveNet
-from models.family import Request
+from models.request import Request
 from tests.models.naive_kit import sample_naively
 
 SAMPLES = (800, 1600, 8000)  # of sound

@@ -24,9 +24,10 @@ from torch.nn import functional as F
 
 from flows.recipe import Optimizer
 from flows.training.optimizers import AdamW, Average, clip, rate_at
-from models.family import Batch, Request
+from models.family import Batch
 from models.language.gpt import GPT
 from models.parts.tokens import EOS, of_signs
+from models.request import Request
 from tests.models.naive_kit import sample_naively
 
 RULE = Optimizer(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.ddpm import DDPM
-from models.family import Request
+from models.request import Request
 
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left", "right")
 PROMPT = "a small red circle on the left"

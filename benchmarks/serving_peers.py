@@ -18,7 +18,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from models import build
-from models.family import Family, Request
+from models.family import Family
+from models.request import Request
 
 CAP = 16
 

@@ -17,9 +17,10 @@ import torch
 
 from models.autoregressive.wavenet import WaveNet
 from models.diffusion.ddpm import DDPM
-from models.family import Family, Request
+from models.family import Family
 from models.language.gpt import GPT
 from models.parts.tokens import of_signs
+from models.request import Request
 from services.stages.batch_invariance import agreeing
 from services.stages.engine import Engine
 from services.stages.scheduler import Finished, Wrote

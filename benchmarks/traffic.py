@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.sampling import PROMPT, network
 from models.diffusion.ddpm import DDPM
-from models.family import Request
+from models.request import Request
 from services.stages.batch_invariance import agreeing
 from services.stages.engine import BUCKETS, Engine
 from services.stages.scheduler import Failed, Finished, Result

@@ -28,11 +28,12 @@ from flows.evaluating.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import split
 from infra.pipelines import PinnedStage, Pipeline
-from models.family import Family, Request
+from models.family import Family
 from models.judges import LEAST_HELD_OUT
 from models.judges import metrics as m
 from models.parts import words
 from models.parts.rows import entered
+from models.request import Request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -27,7 +27,8 @@ from models import ports as graph
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.family import Family, Request
+    from models.family import Family
+    from models.request import Request
 
 MODALITIES: Final[Mapping[str, Modality]] = {
     **{"pixels": "image", "sound": "audio"},
@@ -315,7 +316,7 @@ def asked(
     given: "Mapping[str, Tensor] | None" = None,
 ) -> "Request":
     """Return what a stage is asked for, sampled as it is pinned; who chats is asked by dialogues of one turn."""
-    from models.family import Request
+    from models.request import Request
 
     reads = prompts if stage.reads_text else ()
     chats = model.capabilities.chats

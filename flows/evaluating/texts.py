@@ -27,8 +27,9 @@ from flows.evaluating.written import (
 )
 from flows.recipe import Evaluation as EvaluationSpec
 from infra.pipelines import Pipeline
-from models.family import Family, Record
+from models.family import Family
 from models.judges import LEAST_HELD_OUT
+from models.request import Record
 
 ROWS: Final = 2048  # of held-out text that are rated, at most
 AT_ONCE: Final = 32  # rows of a forward pass

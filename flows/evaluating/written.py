@@ -17,9 +17,10 @@ from torch import Tensor
 from flows.evaluating.pipeline import asked as request_of
 from flows.evaluating.scores import Scores, by_prompt, device_of, gap, parts_of
 from infra.pipelines import PinnedStage
-from models.family import Family, Record
+from models.family import Family
 from models.judges.ngrams import NGrams
 from models.parts.tokens import EOS, UNK, tokenizer
+from models.request import Record
 
 OPENING: Final = 32  # characters of a document that is written on, about
 FOLLOWS: Final = 4000  # characters of what really follows, at most

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from flows.evaluating.sheets import of_sounds, of_texts, png
 from infra.documents import MOST_OF_OURS, read_json
-from models.family import Family, Modality, Request, Trainable
+from models.family import Family, Modality, Trainable
+from models.request import Request
 
 SHOWN: Final = {"pixels", "sound", "text"}
 COUNT: Final = 16  # pictures

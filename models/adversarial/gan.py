@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.autoencoder import check_halving
 from models.parts.noise import normals
 from models.parts.words import Captioned
+from models.request import Request
 
 LAZY: Final = 16  # steps from one R1 to the next; each then weighs as much as 16
 GROUPS: Final = 8  # of the generator's group norms

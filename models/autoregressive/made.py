@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.levels import Binarize, observed
 from models.parts.noise import uniforms
+from models.request import Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

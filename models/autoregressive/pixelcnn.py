@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.dropout import Dropout
 from models.parts.levels import Binarize, drawn, observed
 from models.parts.noise import uniforms
 from models.parts.words import Captioned
+from models.request import Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.levels import Binarize, drawn, observed
 from models.parts.noise import uniforms
 from models.parts.words import Captioned
+from models.request import Request
 
 SHUT: Final = -1e4  # of a gate outside of the picture: its sigmoid is 0, so the state there is 0
 

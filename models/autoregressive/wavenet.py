@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, Rows, SoundOptions
+from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.noise import uniforms
 from models.parts.words import Captioned
+from models.request import Request, SoundOptions
 
 LONGEST_S: Final = 60.0  # of a drawn sound
 STEP: Final = 16  # samples of a step at most: some 10 ms, so that others' steps come soon

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds, classes
 from models.parts.noise import normals
+from models.request import Request
 
 CONSTANT: Final = 1e-12  # a pixel's least variance, over its mean square; below is rounding
 LEAST_SPREAD: Final = (

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds, classes
 from models.parts.noise import normals, places, uniforms
+from models.request import Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

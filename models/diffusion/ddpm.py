@@ -21,11 +21,12 @@ from models.diffusion import flow, objectives, samplers, schedules, super_resolu
 from models.diffusion.dit import DiT
 from models.diffusion.super_resolution import Low
 from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
-from models.family import Batch, Capabilities, DiffusionOptions, Family, Losses, Request, Rows
+from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.words import Captioned
 from models.ports import Port
+from models.request import DiffusionOptions, Request
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),

@@ -31,16 +31,15 @@ from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
 from models.family import (
     Batch,
     Capabilities,
-    DiffusionOptions,
     Family,
     Losses,
-    Request,
     Rows,
     mixed,
 )
 from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.words import Captioned
+from models.request import DiffusionOptions, Request
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),

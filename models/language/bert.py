@@ -29,10 +29,6 @@ from models.family import (
     Examples,
     Family,
     Losses,
-    Prompt,
-    Record,
-    Request,
-    TextOptions,
 )
 from models.language import examples
 from models.language.texts import check_roles
@@ -53,6 +49,7 @@ from models.parts.tokens import (
     padded,
     tokenizer,
 )
+from models.request import Prompt, Record, Request, TextOptions
 
 SIGNS: Final = of_signs(" ." + string.ascii_lowercase + string.digits)
 BLANK: Final = "[MASK]"

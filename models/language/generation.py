@@ -12,10 +12,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from models.family import Request, Rows
+from models.family import Rows
 from models.parts.draws import drawn, logprobs, no_logprobs, sampling_rules
 from models.parts.noise import uniforms
 from models.parts.tokens import CONTROL, EOS
+from models.request import Request
 
 SLOTS: Final = 64  # a cache has a multiple of them: a CPU then rounds alike whatever its length
 

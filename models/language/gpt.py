@@ -24,11 +24,7 @@ from models.family import (
     Examples,
     Family,
     Losses,
-    Prompt,
-    Record,
-    Request,
     Rows,
-    TextOptions,
 )
 from models.language import examples, generation, texts
 from models.parts import bounds, decoder
@@ -36,6 +32,7 @@ from models.parts.decoder import KVCache
 from models.parts.draws import token_logprobs
 from models.parts.dropout import Dropout
 from models.parts.tokens import ASSISTANT, EOS, of_signs, tokenizer
+from models.request import Prompt, Record, Request, TextOptions
 
 LOGITS: Final = 2**25  # at once, where nothing is learned
 ANSWERS: Final = 64  # written at once, where they are measured

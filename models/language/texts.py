@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from itertools import chain
 
-from models.family import Columns, Record
+from models.family import Columns
 from models.language.examples import columns
 from models.parts.tokens import ASSISTANT, BOS, EOS, SYSTEM, USER, Tokenizer
+from models.request import Record
 
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 

@@ -25,11 +25,7 @@ from models.family import (
     Examples,
     Family,
     Losses,
-    Prompt,
-    Record,
-    Request,
     Rows,
-    TextOptions,
 )
 from models.language import examples
 from models.language.beams import search as beams_search
@@ -40,6 +36,7 @@ from models.parts.draws import drawn, logprobs, no_logprobs, sampling_rules
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, padded, tokenizer
+from models.request import Prompt, Record, Request, TextOptions
 
 SIGNS: Final = of_signs(" " + string.ascii_lowercase + string.digits)
 

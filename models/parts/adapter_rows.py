@@ -18,8 +18,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from models.family import Family, Request, Rows
+from models.family import Family, Rows
 from models.parts.lora import LowRank, layers
+from models.request import Request
 
 NUMBER: Final = "adapter"
 """The rows' tensor (B,) of numbers; 0, as for rows without it, is the base itself."""

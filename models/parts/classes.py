@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.family import Batch, Request
+from models.family import Batch
 from models.parts import words
 from models.parts.noise import places, uniforms
+from models.request import Request
 
 
 class Classed:

@@ -8,7 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from models.family import Request, Rows
+from models.family import Rows
+from models.request import Request
 
 MOST_LOGPROBS: Final = 20  # likeliest tokens
 

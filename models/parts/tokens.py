@@ -19,8 +19,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Trained
 from torch import Tensor
 
-from models.family import Prompt
 from models.parts.words import hint
+from models.request import Prompt
 
 CONTROL: Final = (
     *("<pad>", "<unk>", "<bos>", "<eos>", "<sep>", "<cls>", "<mask>"),

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Entry, Family, Losses, Prompt, Request
+from models.family import Batch, Capabilities, Entry, Family, Losses
 from models.parts import bounds, words
 from models.parts.attention import EncoderLayer
 from models.parts.spaces import fingerprint
 from models.parts.tables import Table
 from models.ports import Port
+from models.request import Prompt, Request
 
 FIRST_SCALE: Final = 1 / 0.07
 MOST_SCALE: Final = 100.0

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Options, Request, Rows
+from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds, decoder
 from models.parts.decoder import KVCache
 from models.parts.draws import drawn, sampling_rules
@@ -34,6 +34,7 @@ from models.parts.rows import join, take
 from models.parts.tables import Table
 from models.parts.words import Captioned
 from models.ports import Port
+from models.request import Options, Request
 
 BOS: Final = 0
 GUIDANCE: Final = (0, 50)

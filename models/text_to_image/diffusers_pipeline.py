@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.diffusion import samplers, schedules
-from models.family import Batch, Capabilities, DiffusionOptions, Family, Losses, Request, Rows
+from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
+from models.request import DiffusionOptions, Request
 from models.text_to_image import solvers, tiny_checkpoint
 
 LIBRARIES: Final[Mapping[str, str]] = {

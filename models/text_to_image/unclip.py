@@ -25,21 +25,14 @@ from torch.nn import functional as F
 from models.diffusion import objectives, samplers, schedules
 from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.diffusion.unet import sinusoids
-from models.family import (
-    Batch,
-    Capabilities,
-    DiffusionOptions,
-    Entry,
-    Family,
-    Losses,
-    Request,
-)
+from models.family import Batch, Capabilities, Entry, Family, Losses
 from models.parts import bounds
 from models.parts.attention import EncoderLayer
 from models.parts.noise import normals
 from models.parts.tables import Table
 from models.parts.words import Captioned
 from models.ports import Port
+from models.request import DiffusionOptions, Request
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("embedding", "max_words", "width", "heads", "layers"), (1, 4096)),

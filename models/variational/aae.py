@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.autoencoder import Network, autoencoder, check_halving, dense
 from models.parts.mmd import excess
 from models.parts.noise import normals
+from models.request import Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Losses, Request
+from models.family import Batch, Capabilities, Losses
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
 from models.parts.codes import Coding, perplexity, recount, relative_cost
 from models.parts.noise import places, uniforms
+from models.request import Request
 
 EDGE: Final = 0.1  # epsilon of appendix A.3: pixels are put into [EDGE, 1 - EDGE]
 FOLLOWING: Final = 0.99  # decay of how often each place has each code, a step

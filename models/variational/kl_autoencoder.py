@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Entry, Family, Losses, Request
+from models.family import Batch, Capabilities, Entry, Family, Losses
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder, halving
 from models.parts.noise import normals
 from models.parts.spaces import fingerprint
 from models.ports import Port
+from models.request import Request
 
 FOLLOWING: Final = 0.99  # decay of the latents' moments, a step
 LOG_VARIANCE: Final = (-30.0, 20.0)  # where a posterior's is held, as in the authors' code

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Request, mixed
+from models.family import Batch, Capabilities, Family, Losses, mixed
 from models.parts import bounds, levels
 from models.parts.autoencoder import Network, autoencoder, check_halving
 from models.parts.noise import normals
+from models.request import Request
 
 IMPORTANCE: Final = 100  # codes a picture that `measure` draws for the IWAE bound
 LEVELS: Final = 256  # of a dequantised pixel

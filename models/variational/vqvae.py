@@ -19,11 +19,12 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor, nn
 
-from models.family import Batch, Capabilities, Losses, Request
+from models.family import Batch, Capabilities, Losses
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
 from models.parts.codes import Coding, perplexity, recount, relative_cost, uses
 from models.parts.noise import places, uniforms
+from models.request import Request
 
 SMOOTHING: Final = 1e-5  # Laplace's, of the counts that divide
 

@@ -14,11 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.family import Batch, Capabilities, Family, Losses, Request
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.autoencoder import Network, autoencoder, check_halving
 from models.parts.mmd import excess, mmd
 from models.parts.noise import normals
+from models.request import Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

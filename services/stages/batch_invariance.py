@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import torch
 
-from models.family import Family, Request
+from models.family import Family
 from models.parts.adapter_rows import begin, step
 from models.parts.rows import join, take
+from models.request import Request
 
 STEPS: Final = 2  # of a stepwise model
 SECONDS: Final = 0.004  # of sound, drawn to its end: two steps at 8 kHz

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infra.registry.registry import Registry
-    from models.family import Request
     from models.ports import Port
+    from models.request import Request
     from services.stages.loader import Held
     from services.stages.scheduler import Failed, Result, Ticket
 
@@ -501,7 +501,7 @@ def _on_the_way(result: "Result") -> Preview | Piece:
 
 def _request(held: "Held", spec: GenerationSpec, arrays: "Mapping[str, NDArray[Any]]") -> "Request":
     """Return what the model is asked."""
-    from models.family import Request
+    from models.request import Request
 
     return Request(
         seeds=spec.seeds,

@@ -39,9 +39,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.family import Family, Request
+from models.family import Family
 from models.parts.adapter_rows import begin, host_of, step
 from models.parts.rows import join, take
+from models.request import Request
 from services.pipelines.payload import Pictures, Reason, Text
 from services.stages.scheduler import (
     Deliver,

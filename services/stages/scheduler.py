@@ -10,7 +10,8 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from models.family import Family, Prompt, Request, Rows
+from models.family import Family, Rows
+from models.request import Prompt, Request
 from services.pipelines.payload import Pictures, Sounds, Text, Told
 from services.stages.shares import LONG_COSTS, LONG_S, Account
 from services.stages.text_stream import Reading, Writing

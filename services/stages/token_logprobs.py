@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from models.family import Family, Prompt, Rows
+from models.family import Family, Rows
 from models.parts.tokens import CONTROL, EOS, tokenizer
+from models.request import Prompt
 from services.pipelines.payload import Piece, Told
 from services.stages.scheduler import Row
 from services.stages.text_stream import SEEN

@@ -22,14 +22,11 @@ from models.family import (
     Examples,
     Family,
     Losses,
-    Record,
-    Request,
-    SoundOptions,
-    TextOptions,
 )
 from models.language.examples import columns, named
 from models.parts.noise import normals
 from models.parts.tokens import of_signs, tokenizer
+from models.request import Record, Request, SoundOptions, TextOptions
 from tests.flows.sequences_kit import Pieces
 
 SIGNS = of_signs("abcdefghijklmnopqrstuvwxyz .")

@@ -15,13 +15,10 @@ from models.family import (
     Examples,
     Family,
     Losses,
-    Record,
-    Request,
-    SoundOptions,
-    TextOptions,
 )
 from models.language.examples import columns, laid, named
 from models.parts.tokens import BOS, PAD, of_signs, tokenizer
+from models.request import Record, Request, SoundOptions, TextOptions
 
 BIGRAM = "tests.flows.sequences_kit:Bigram"
 LINEAR = "tests.flows.sequences_kit:Linear"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from data.loaders import Loader
 from flows.recipe import Augment
 from flows.training.augmenting import DRAWN, augmented, drawn, edm_pipe
-from models.family import Request
+from models.request import Request
 from tests.flows.training_kit import prepare
 from tests.models.families_kit import tiny
 

@@ -25,11 +25,11 @@ from infra.pipelines import read_pipeline
 from infra.settings import settings
 from infra.storage import IntegrityError
 from models import build
-from models.family import Request
 from models.parts import lora
 from models.parts.noise import normals
 from models.parts.rows import join, take
 from models.ports import salted
+from models.request import Request
 from models.text_to_image.diffusers_pipeline import Diffusers
 from tests.flows.checkpoint_kit import BUILT, changed, saved, three
 from tests.flows.conftest import Install

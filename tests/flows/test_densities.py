@@ -15,8 +15,9 @@ from flows.evaluating.gate import Evaluation, GateReport, check
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from models import configure, trainable
-from models.family import Family, Request
+from models.family import Family
 from models.judges import metrics
+from models.request import Request
 
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
 

@@ -24,8 +24,9 @@ from flows.evaluating.written import copied
 from flows.recipe import Evaluation
 from flows.training.previews import png_of_samples
 from infra.pipelines import PinnedStage, Pipeline
-from models.family import Family, Record
+from models.family import Family
 from models.language.transformer import Transformer
+from models.request import Record
 from tests.flows.modalities_kit import (
     RATE,
     SIGNS,

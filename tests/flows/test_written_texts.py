@@ -20,10 +20,11 @@ from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import load
 from infra.pipelines import PinnedStage, Pipeline
-from models.family import Record, Request, Rows
+from models.family import Rows
 from models.judges.ngrams import NGrams
 from models.language.gpt import GPT
 from models.parts.tokens import EOS, of_signs
+from models.request import Record, Request
 from tests.models.gpt_kit import dialogue, document, gpt
 
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"

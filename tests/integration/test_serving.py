@@ -21,7 +21,8 @@ from infra.ledger.ledger import Ledger
 from infra.receipts import receipts
 from infra.registry.registry import Registry
 from infra.settings import Settings
-from models.family import Family, Request
+from models.family import Family
+from models.request import Request
 from services.pipelines.by_reference import INLINE
 from tests.integration import doors_kit as doors
 from tests.integration.capabilities_kit import publish_all

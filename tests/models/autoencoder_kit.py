@@ -6,7 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from models.family import Family, Request
+from models.family import Family
+from models.request import Request
 
 
 def digits() -> tuple[Tensor, Tensor]:

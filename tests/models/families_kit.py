@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import trainable
-from models.family import Family, Record, Request
+from models.family import Family
 from models.ports import Port
+from models.request import Record, Request
 
 SAID: Final = ("abc", "bca", "cab", "acb")
 BLANKS: Final = tuple(f"{one} [MASK][MASK][MASK]" for one in SAID)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from models.family import Record
 from models.language.gpt import GPT
 from models.parts.tokens import of_signs
+from models.request import Record
 
 SIGNS = "abcdefgh <>user?"
 

@@ -10,10 +10,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from models.family import Record, Trainable
+from models.family import Trainable
 from models.language.bert import BERT
 from models.language.transformer import Transformer
 from models.parts.tokens import BOS, CONTROL, EOS, PAD
+from models.request import Record
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from models.autoregressive.nade import NADE
 from models.autoregressive.pixelcnn import PixelCNN
 from models.autoregressive.pixelrnn import PixelRNN
 from models.autoregressive.wavenet import WaveNet
-from models.family import Family, Request
+from models.family import Family
 from models.language.gpt import GPT
 from models.parts import draws
 from models.parts.levels import drawn
 from models.parts.noise import uniforms
+from models.request import Request
 from models.text_to_image.dalle import DALLE
 
 CPU = torch.device("cpu")

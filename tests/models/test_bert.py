@@ -12,9 +12,9 @@ from tokenizers import models as tokenizer_models
 from torch import Tensor
 
 from data import tokenizing
-from models.family import Request
 from models.language.bert import BERT, MaskedBatch
 from models.parts.tokens import CLS, CONTROL, MASK, PAD, SEP, UNK, of_signs, tokenizer
+from models.request import Request
 from tests.models.language_kit import SCENE_WORDS, fit, of_words, peer_bert, scenes
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from models.classical.lda import LDA, LDAConfig
 from models.classical.naive_bayes import NaiveBayes, NaiveBayesConfig
-from models.family import Family, Request
+from models.family import Family
+from models.request import Request
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAIN = 1300

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from data.makers import shapes
 from models import configure
-from models.family import Request
+from models.request import Request
 from models.text_to_image.clip import CLIP, CLIPConfig, Pairs, contrast
 
 WORDS = tuple(sorted({word for caption in shapes.CAPTIONS for word in caption.split()}))

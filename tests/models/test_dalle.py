@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.family import Request
 from models.parts.rows import join, take
 from models.ports import Misfit, Node, check
+from models.request import Request
 from models.text_to_image.dalle import DALLE
 from models.variational.vqvae import VQVAE
 from tests.models.naive_kit import sample_naively

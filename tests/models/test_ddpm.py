@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from data.makers import words as caption_words
 from models.diffusion import objectives, schedules
 from models.diffusion.ddpm import DDPM
-from models.family import Request
 from models.parts import words
 from models.parts.rows import join, take
+from models.request import Request
 
 TINY = DDPM.presets["tiny"]
 WORDS = ("a", "dark", "bright", "picture", "red")

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import FAMILIES, trainable
-from models.family import Family, Request
+from models.family import Family
 from models.parts.levels import drawn, levels_of
+from models.request import Request
 from tests.models.densities_kit import (
     WORDS,
     Logits,

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from models import FAMILIES, trainable
-from models.family import Family, Request
+from models.family import Family
 from models.outline import outline
 from models.parts.rows import join
+from models.request import Request
 from models.text_to_image.diffusers_pipeline import Diffusers
 from tests.models.families_kit import batch_of, embeddings
 

@@ -14,8 +14,8 @@ from torch.distributions import MultivariateNormal, Normal
 
 from models.diffusion import heun, likelihood
 from models.diffusion.edm import EDM, precondition
-from models.family import Request
 from models.parts.rows import join
+from models.request import Request
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from models.family import Batch, Family, Record
+from models.family import Batch, Family
 from models.language.bert import BERT, BERTConfig
 from models.language.gpt import GPT, GPTConfig
 from models.language.transformer import Transformer, TransformerConfig
 from models.parts.tokens import ASSISTANT, BOS, EOS, SYSTEM, USER, of_signs, padded, tokenizer
+from models.request import Record
 
 SIGNS = of_signs("abc ")
 WORDS = tokenizer(SIGNS)

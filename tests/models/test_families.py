@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from models import FAMILIES, JUDGES, build, configure, describe, trainable
 from models.declared import declared, of
-from models.family import Family, Request
+from models.family import Family
 from models.outline import outline
 from models.parts.rows import entered, join, take
 from models.ports import Port
+from models.request import Request
 from tests.models.families_kit import batch_of, counted, made, prompts, request, shaken, tiny
 
 SMALL = {"tiny", "chat"}  # presets that measure something in no time

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.adversarial.gan import GAN, LAZY
-from models.family import Batch, Request
+from models.family import Batch
+from models.request import Request
 
 WORDS = ("one", "two", "three")
 

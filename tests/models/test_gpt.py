@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.language_models import transformers_gpt2
-from models.family import Request
 from models.language.gpt import GPT, GPTConfig
 from models.parts.tokens import ASSISTANT, BOS, CONTROL, EOS, USER, of_signs, tokenizer
+from models.request import Request
 from tests.models.gpt_kit import dialogue, document, gpt
 
 

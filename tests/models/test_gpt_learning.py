@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.family import Request
 from models.parts.tokens import ASSISTANT, BOS, CONTROL, EOS, SYSTEM, USER
+from models.request import Request
 from tests.models.gpt_kit import dialogue, document, fitted, gpt
 
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.family import Request, Rows
+from models.family import Rows
 from models.parts.draws import drawn
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, tokenizer
+from models.request import Request
 from tests.models.gpt_kit import dialogue, gpt
 from tests.models.naive_kit import sample_naively
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.family import Request
 from models.parts.rows import join, take
 from models.ports import Misfit, Node, check
+from models.request import Request
 from models.text_to_image.latent import LatentDiffusion
 
 WORDS = ("a", "bright", "dark", "red")

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import FAMILIES, build, describe, trainable
-from models.family import Family, Request, Rows
+from models.family import Family, Rows
 from models.parts import adapter_rows, lora
 from models.parts.lora import LoRA
 from models.parts.rows import join, take
+from models.request import Request
 from tests.models.families_kit import batch_of, request, shaken, tiny
 
 ADAPTED = tuple(name for name in FAMILIES if trainable(name).adapts)

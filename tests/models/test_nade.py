@@ -7,7 +7,7 @@ import torch
 
 from models import build, describe
 from models.autoregressive.nade import NADE
-from models.family import Request
+from models.request import Request
 
 
 def nade(seed: int = 0, **change: object) -> NADE:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.family import Request
 from models.language.transformer import Transformer, sinusoids
 from models.parts.draws import drawn
 from models.parts.rows import join
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, of_signs
+from models.request import Request
 from tests.models.language_kit import NUMBER_WORDS, fit, marian, number_pairs, of_words
 
 SOURCES = ("one two", "seven hundred and six", "nine")

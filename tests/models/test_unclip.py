@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from models.diffusion import super_resolution
 from models.diffusion.ddpm import DDPM
-from models.family import Batch, Request
+from models.family import Batch
+from models.request import Request
 from models.text_to_image.unclip import Decoder, Prior
 
 WORDS = ("red", "blue")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from models import build, configure, describe
-from models.family import Request
+from models.request import Request
 from models.variational.vae import VAE
 
 

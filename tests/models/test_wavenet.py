@@ -12,9 +12,10 @@ from torch import Tensor
 
 from models import build, describe
 from models.autoregressive.wavenet import CHUNK, WaveNet
-from models.family import Request, Rows
+from models.family import Rows
 from models.parts.levels import levels_of, sound_of
 from models.parts.rows import join, take
+from models.request import Request
 from tests.models.densities_kit import WORDS, sharp
 
 

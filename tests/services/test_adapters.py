@@ -18,10 +18,11 @@ from PIL import Image
 from infra.pipelines import Pin, Pinned, PinnedStage
 from infra.receipts.receipts import read
 from models import build, describe
-from models.family import Family, Request
+from models.family import Family
 from models.parts import lora
 from models.parts.adapter_rows import host_of
 from models.parts.lora import LoRA
+from models.request import Request
 from services.stages.engine import Engine
 from services.stages.loader import Unloadable, Versions
 from services.stages.scheduler import Finished

@@ -19,9 +19,9 @@ from infra.media.sounds import wav
 from infra.receipts import provenance, receipts
 from infra.receipts.signing import Signing
 from models.autoregressive.nade import NADE
-from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import tokenizer
+from models.request import Request
 from services.pipelines.payload import Text
 from services.routing.observer import look
 from tests.services.toys import TOYS, Reader, Voice

@@ -20,7 +20,8 @@ from flows.evaluating.pipeline import StageMismatch, check_fit, draw
 from infra.ledger.rollout_rules import Terms
 from infra.receipts import provenance, receipts
 from models.diffusion.ddpm import DDPM
-from models.family import Family, Request
+from models.family import Family
+from models.request import Request
 from models.variational.vqvae import VQVAE, VQVAEConfig
 from tests.services.served_kit import with_toys
 from tests.services.toys import Blind, Inverting, Negative

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.autoregressive.pixelcnn import PixelCNN
-from models.family import Family, Request
+from models.family import Family
+from models.request import Request
 from services.stages.batch_invariance import agreeing
 from services.stages.deployment import BATCHES
 from services.stages.engine import Engine

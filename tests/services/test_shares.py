@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.family import Family, Request
+from models.family import Family
+from models.request import Request
 from services.stages.engine import Engine
 from services.stages.scheduler import Failed, Finished, Full, TooLong, Wrote
 from services.stages.shares import FRESH_S, PIECE_S, TRUSTED, Account

@@ -16,9 +16,9 @@ from data import tokenizing
 from infra.pipelines import Pin
 from infra.receipts import provenance, receipts
 from infra.receipts.signing import Signing
-from models.family import Request
 from models.language.gpt import GPT
 from models.parts.tokens import CONTROL, tokenizer
+from models.request import Request
 from services.api.text_requests import ChatOrder, CompletionOrder
 from services.pipelines.payload import GenerationSpec, Piece, StageTask, Text
 from services.stages.batch_invariance import agreeing

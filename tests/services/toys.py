@@ -8,22 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion.ddpm import DDPM
-from models.family import (
-    Batch,
-    Capabilities,
-    Entry,
-    Family,
-    Losses,
-    Prompt,
-    Record,
-    Request,
-    SoundOptions,
-    TextOptions,
-)
+from models.family import Batch, Capabilities, Entry, Family, Losses
 from models.parts import words
 from models.parts.noise import normals
 from models.parts.tokens import of_signs, tokenizer
 from models.ports import Port
+from models.request import Prompt, Record, Request, SoundOptions, TextOptions
 
 SIGNS = "abcdefghijklmnopqrstuvwxyz "
 
