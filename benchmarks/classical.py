@@ -19,7 +19,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.naive_bayes import BernoulliNB
 
 from data.loaders import everything, read_header
-from flows.recipe import Stage, load
+from flows.recipe import Stage
+from flows.recipes.loader import load
 from models import configure, trainable
 from models.family import Family
 

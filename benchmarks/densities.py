@@ -20,7 +20,8 @@ from data.loaders import everything, read_header
 from flows.context import training_spec
 from flows.evaluating.pipeline import load_model
 from flows.identity.code import ROOT
-from flows.recipe import Recipe, Resources, load
+from flows.recipe import Recipe, Resources
+from flows.recipes.loader import load
 from flows.training.ray_train import fit
 from models.family import Family
 

@@ -12,7 +12,8 @@ from data.modalities import modality
 from flows.context import environment, registry
 from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
-from flows.recipe import Judge, Recipe, RecipeError, Stage, control_of, load, split
+from flows.recipe import Judge, Recipe, Stage, split
+from flows.recipes.loader import RecipeError, control_of, load
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
 from infra.settings import settings

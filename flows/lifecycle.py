@@ -11,7 +11,8 @@ from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.promote import promote
 from flows.promotion.release import project_aliases
-from flows.recipe import Recipe, load
+from flows.recipe import Recipe
+from flows.recipes.loader import load
 from flows.train import train_stages
 from infra.settings import settings
 

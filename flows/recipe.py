@@ -1,22 +1,15 @@
 """A recipe: one YAML file that names data, stages, training, judging, gate and serving; everything else follows."""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flows.training.adapting import Lora, Ref
 from flows.tuning.space import Found, Positive, Search, Strict
-from infra.documents import DocumentError, parse_yaml, read_yaml
 from infra.pipelines import SAMPLING
-from models import near
-from models.declared import ranks
 
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
-_NOT_SEARCHED: Final = {"training.steps", "training.validate_every"}  # the search sets them
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -355,117 +348,6 @@ class Recipe(Strict):
         return [value] if isinstance(value, dict) else value or ()
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be used, in one line that says which field and why."""
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe at `path` with `a.b=value` overrides (values are YAML).
-
-    Raises:
-        RecipeError: no such file, bad YAML, an unknown field or a value outside its range; names the field.
-    """
-    try:
-        document = read_yaml(path)
-    except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
-    except DocumentError as error:
-        raise RecipeError(str(error)) from None
-    if not isinstance(document, dict):
-        raise RecipeError(f"{path} must hold a mapping, like flows/recipes/shapes.yaml")
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"--set takes a.b=value, got {override!r}")
-        try:
-            _set(document, key.split("."), parse_yaml(value, repr(value)), f"--set {override}")
-        except DocumentError as error:
-            raise RecipeError(f"--set {override}: {error}") from None
-    try:
-        recipe = Recipe.model_validate(document)
-        _check_pipeline(recipe)
-        _check_needs(recipe)
-        _check_judge(recipe)
-        _check_bases(recipe)
-        if recipe.search is not None:
-            _check_search(recipe, recipe.search)
-        for number in range(len(recipe.control)):
-            _check_control(recipe, number)
-    except ValidationError as error:
-        raise RecipeError(f"{path}: {_first(error)}") from None
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from None
-    return recipe
-
-
-def searched_stage(recipe: Recipe) -> str:
-    """Return the stage that the recipe's search is about.
-
-    Raises:
-        RecipeError: it has no search, does not say which stage, or names one that is not there.
-    """
-    if recipe.search is None:
-        raise RecipeError(
-            f"recipe {recipe.name} has no `search:` section, so there is nothing to tune"
-        )
-    chosen = recipe.search.stage or (next(iter(recipe.stages)) if len(recipe.stages) == 1 else "")
-    if chosen not in recipe.stages:
-        what = f"no stage {chosen!r}" if chosen else "several stages"
-        raise RecipeError(
-            f"search.stage: the recipe has {what}; name one of {', '.join(recipe.stages)}"
-        )
-    return chosen
-
-
-def changed(stage: Stage, values: Mapping[str, Any]) -> Stage:
-    """Return the stage with these values at their paths, validated anew.
-
-    Raises:
-        RecipeError: no such field, or a value that it refuses; names the path.
-    """
-    document = stage.model_dump(mode="json")
-    for field, value in values.items():
-        _set(document, field.split("."), value, field)
-    try:
-        return Stage.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError(_first(error)) from None
-
-
-def control_of(recipe: Recipe, number: int = 0) -> Recipe:
-    """Return the recipe of one of the broken controls: another name, and what it sets.
-
-    Raises:
-        RecipeError: the recipe has no such control, or one that sets what a recipe cannot have.
-    """
-    if number >= len(recipe.control):
-        raise RecipeError(f"recipe {recipe.name} has {len(recipe.control)} controls")
-    document = recipe.model_dump(mode="json", exclude={"control", "peer", "search"})
-    document["name"] = f"{recipe.name}-control" + (f"-{number + 1}" if number else "")
-    for field, value in recipe.control[number].set.items():
-        _set(document, field.split("."), value, f"control.set {field}")
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError(f"control.set: {_first(error)}") from None
-
-
-def _check_pipeline(recipe: Recipe) -> None:
-    """Refuse a graph of stages that the recipe does not have, or has and does not use."""
-    if recipe.pipeline is None:
-        return
-    if "generate" not in recipe.pipeline:
-        raise RecipeError(f"pipeline: it needs the entrance generate, got {[*recipe.pipeline]}")
-    for entrance, nodes in recipe.pipeline.items():
-        if odd := [name for node in nodes if (name := split(node)[0]) not in recipe.stages]:
-            what = f"there is no stage {odd[0]!r}{near(odd[0], sorted(recipe.stages))}"
-            raise RecipeError(f"pipeline.{entrance}: {what}")
-    used = {split(node)[0] for nodes in recipe.pipeline.values() for node in nodes}
-    drawing = [name for name, stage in recipe.stages.items() if not ranks(stage.family)]
-    if idle := [name for name in drawing if name not in used]:
-        raise RecipeError(f"pipeline: the stage {idle[0]} is trained and in no entrance")
-
-
 def split(node: str) -> tuple[str, str]:
     """Return the stage and the entry that "dvae/decode" names; no entry is the stage's sampler.
 
@@ -478,122 +360,3 @@ def split(node: str) -> tuple[str, str]:
 def last_of(recipe: Recipe) -> str:
     """Return the stage that gives what comes out."""
     return split([*(recipe.pipeline["generate"] if recipe.pipeline else recipe.stages)][-1])[0]
-
-
-def _check_needs(recipe: Recipe) -> None:
-    """Refuse a stage that learns from what is not there before it."""
-    before: list[str] = []
-    for name, stage in recipe.stages.items():
-        for port, wanted in stage.needs.items():
-            where, (source, entry) = f"stages.{name}.needs.{port}", split(wanted)
-            if source not in before:
-                known = f"one of {', '.join(before)}" if before else "none is"
-                raise RecipeError(
-                    f"{where}: {wanted!r} is no stage that stands before {name}: {known}"
-                )
-            if not entry:
-                raise RecipeError(
-                    f"{where}: name an entry of {source}, as in {source}/encode, got {wanted!r}"
-                )
-        if stage.needs and recipe.pipeline is None:
-            raise RecipeError(
-                f"stages.{name}.needs: say in `pipeline:` how the stages are wired where it draws"
-            )
-        if stage.needs and stage.training.augment.asked:
-            raise RecipeError(
-                f"stages.{name}.training.augment: what {name} needs is made of the pictures as they"
-                " are; leave it out"
-            )
-        before.append(name)
-    if recipe.judge is not None and recipe.judge.needs:
-        raise RecipeError("judge.needs: a judge learns from the data alone; leave it out")
-
-
-def _check_judge(recipe: Recipe) -> None:
-    """Refuse a judge of pictures of another size before anything is trained."""
-    last = [*recipe.stages.values()][-1]
-    drawn = None if last.training.lora else last.image_size  # a pipeline stays around an adapter
-    if recipe.judge is not None and drawn is not None and recipe.judge.image_size != drawn:
-        found = recipe.judge.image_size or "none, which is the dataset's"
-        raise RecipeError(
-            f"judge.image_size must be {drawn}, the size that the last stage draws at, got {found}"
-        )
-
-
-def _check_bases(recipe: Recipe) -> None:
-    """Refuse a stage that starts from whatever this recipe made last: it would never be the same work again."""
-    for name, ref in recipe.bases.items():
-        if ref.removesuffix("@candidate") in {recipe.name, f"{recipe.name}.{name}"}:
-            raise RecipeError(
-                f"{name}: training.from {ref} is another version after each run of this recipe:"
-                f" name one, {recipe.name}:1 or {recipe.name}@production"
-            )
-
-
-def _check_control(recipe: Recipe, number: int) -> None:
-    control_of(recipe, number)
-    refused_by = recipe.control[number].refused_by
-    asked = [*refused_by, *([recipe.peer.metric] if recipe.peer else [])]
-    if unknown := [name for name in asked if name not in recipe.gate.metrics]:
-        known = ", ".join(recipe.gate.metrics)
-        raise RecipeError(
-            f"control.refused_by: the gate has no metric {unknown[0]!r}; choose from {known}"
-        )
-
-
-def _check_search(recipe: Recipe, search: Search) -> None:
-    """Refuse a space with a path or a value that the stage would refuse in the middle of a search."""
-    stage = recipe.stages[searched_stage(recipe)]
-    for field, space in search.space.items():
-        if not field.startswith(("training.", "config.")) or field in _NOT_SEARCHED:
-            raise RecipeError(
-                f"search.space: {field!r} cannot be searched; take a field of the stage's training or"
-                " config, like training.optimizers.model.learning_rate (the length of a trial is max_steps)"
-            )
-        for value in space.ends:
-            try:
-                changed(stage, {field: value})
-            except RecipeError as error:
-                raise RecipeError(f"search.space: {error}") from None
-
-
-def _first(error: ValidationError) -> str:
-    """Return the first of the errors in one line; a field that nobody knows comes before all that follows from it."""
-    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    first = found[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _fields(error, first["loc"][:-1])
-        return f"{where}: there is no such field{near(str(first['loc'][-1]), known)}{more}"
-    if first["type"] == "missing":
-        return f"{where}: this field is missing{more}"
-    if first["type"] == "model_type":
-        return f"{where}: this is a section of fields, got {shortened(first['input'])}{more}"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {shortened(first['input'])}{more}"
-
-
-def _fields(error: ValidationError, place: Sequence[int | str]) -> list[str]:
-    """Return the names of the fields at a place in the document that was refused."""
-    kind: Any = Stage if error.title == "Stage" else Recipe
-    for part in place:
-        section = hasattr(kind, "model_fields")
-        inner = [one for one in get_args(kind) if one is not Ellipsis]
-        kind = kind.model_fields[part].annotation if section else inner[-1]
-        if isinstance(kind, UnionType):  # a section or None
-            kind = next(one for one in get_args(kind) if hasattr(one, "model_fields"))
-    return sorted(field.alias or name for name, field in kind.model_fields.items())
-
-
-def shortened(value: Any) -> str:
-    """Return a value as an error shows it: no dump of a whole section."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
-
-
-def _set(document: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        document = document.setdefault(key, {})
-        if not isinstance(document, dict):
-            raise RecipeError(f"{override}: {key!r} is a value, not a section")
-    document[keys[-1]] = value

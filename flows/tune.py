@@ -9,7 +9,8 @@ from flows.context import registry, training_spec
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.promotion.release import project_aliases
-from flows.recipe import Recipe, searched_stage
+from flows.recipe import Recipe
+from flows.recipes.loader import searched_stage
 from flows.scheduling.concurrency import training_slots
 from flows.train import train_stages
 from flows.training.journal import Progress

@@ -23,9 +23,9 @@ from data import stages
 from data.catalog import add_own
 from data.makers import chat
 from data.reading import read_header
-from flows import recipe
 from flows.__main__ import app as command_line
 from flows.cli import data_verbs
+from flows.recipes.loader import load
 from infra.receipts import receipts
 from tests.data.prepare_kit import sound_file
 from tests.services.conftest import Workshop, network
@@ -122,7 +122,7 @@ def test_the_recipes_that_are_named_are_there_and_take_what_is_set(
     sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
     for path in (word for word in words if re.fullmatch(r"flows/recipes/[\w-]+\.yaml", word)):
         if Path(path).stem not in made:
-            recipe.load(ROOT / path, sets)
+            load(ROOT / path, sets)
 
 
 @pytest.mark.parametrize(("readme", "text"), blocks("yaml"))

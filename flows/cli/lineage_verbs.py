@@ -242,7 +242,7 @@ def import_checkpoint(
 ) -> None:
     """Take in a checkpoint of others (Stable Diffusion 1, 2, XL, 3): safetensors, none of its code, nothing fetched."""
     os.environ["HF_HUB_OFFLINE"] = "0" if download else "1"
-    from flows.recipe import load
+    from flows.recipes.loader import load
 
     asked = load(recipe) if recipe is not None else None
     use_stack() if asked is None else ready()

@@ -43,7 +43,7 @@ def new(
     from data.loaders import records
     from flows.checking import check
     from flows.cli.drafting import draft
-    from flows.recipe import load
+    from flows.recipes.loader import load
     from infra.storage import atomic_write
 
     project = settings().project

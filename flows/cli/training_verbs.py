@@ -58,7 +58,7 @@ def checked(recipe: Path, overrides: Sequence[str]) -> "Recipe":
 
 def _looked_at(recipe: Path, overrides: Sequence[str]) -> "tuple[Recipe, dict[str, str]]":
     from flows.checking import checked as look
-    from flows.recipe import load
+    from flows.recipes.loader import load
 
     if load(recipe, overrides).bases:
         use_stack()

@@ -40,7 +40,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search a recipe's space, train the best values in full and register them as candidate."""
-    from flows.recipe import searched_stage
+    from flows.recipes.loader import searched_stage
 
     wanted = checked(recipe, overrides or [])
     searched_stage(wanted)

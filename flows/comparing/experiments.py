@@ -12,7 +12,8 @@ from flows.context import registry
 from flows.evaluating.gate import Condition, GateReport
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
-from flows.recipe import Bound, Recipe, Stage, control_of, load
+from flows.recipe import Bound, Recipe, Stage
+from flows.recipes.loader import control_of, load
 from flows.train import needed, train_stages
 from infra.documents import read_json
 from infra.pipelines import SAMPLING

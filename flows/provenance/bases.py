@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.context import registry
-from flows.recipe import Recipe, RecipeError
+from flows.recipe import Recipe
+from flows.recipes.loader import RecipeError
 from flows.training.spec import Base
 from infra.pipelines import read_pipeline
 from infra.settings import settings

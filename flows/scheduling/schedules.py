@@ -11,7 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flows.recipe import Recipe, load
+from flows.recipe import Recipe
+from flows.recipes.loader import load
 from flows.scheduling.dataset_watch import CHANGED, DRIFTED, begin, forget
 from flows.scheduling.deployments import (
     TRAINING_QUEUE,

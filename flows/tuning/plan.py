@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from flows.identity.code import search_code
-from flows.recipe import Recipe, RecipeError, changed, searched_stage
+from flows.recipe import Recipe
+from flows.recipes.loader import RecipeError, changed, searched_stage
 from flows.training.spec import TrainingSpec
 from flows.tuning.space import Found, Range, Search
 from infra.storage import atomic_write

@@ -14,7 +14,7 @@ from flows.evaluating import pictures
 from flows.evaluating.gate import Evaluation, GateReport, check
 from flows.evaluating.pipeline import ports_of
 from flows.recipe import Evaluation as EvaluationSpec
-from flows.recipe import load
+from flows.recipes.loader import load
 from infra.pipelines import PinnedStage, Pipeline
 from models.variational.vae import VAE
 from tests.data import prepare_kit

@@ -10,7 +10,7 @@ import pytest
 
 from flows.checking import check
 from flows.evaluating.measured import Able, measured, refusals
-from flows.recipe import RecipeError, load
+from flows.recipes.loader import RecipeError, load
 from infra.settings import settings
 
 ROOT = Path(__file__).parents[2]
@@ -216,7 +216,7 @@ def test_what_families_and_data_declare_is_checked_without_torch() -> None:
 import sys
 from pathlib import Path
 from flows.checking import check
-from flows.recipe import RecipeError, load
+from flows.recipes.loader import RecipeError, load
 try:
     check(load(Path({str(RECIPES / "shapes.yaml")!r}), ["gate.metrics.a.at_most=1"]), Path({str(ROOT)!r}))
 except RecipeError as error:

@@ -13,7 +13,7 @@ from data.makers import DIGITS
 from flows.evaluating import scores
 from flows.evaluating.gate import Evaluation, GateReport, check
 from flows.recipe import Evaluation as EvaluationSpec
-from flows.recipe import load
+from flows.recipes.loader import load
 from models import configure, trainable
 from models.family import Family
 from models.judges import metrics

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data.tokenizing import train
 from flows.checking import check_for
 from flows.cli.drafting import DraftError, draft
-from flows.recipe import Recipe, control_of
+from flows.recipe import Recipe
+from flows.recipes.loader import control_of
 
 SPLITS = {"train": {"rows": 180}, "validation": {"rows": 8}, "test": {"rows": 24}}
 FEW = {**SPLITS, "test": {"rows": 3}}

@@ -8,7 +8,8 @@ import pytest
 from flows.comparing import experiments
 from flows.comparing.experiments import BEGIN, COLUMNS, END, Row, Side, lines, row, written
 from flows.evaluating.gate import Evaluation, Interval, check
-from flows.recipe import Recipe, RecipeError, control_of, load
+from flows.recipe import Recipe
+from flows.recipes.loader import RecipeError, control_of, load
 from flows.train import train_stages
 
 RECIPES = Path(__file__).parents[2] / "flows/recipes"

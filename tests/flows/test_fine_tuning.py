@@ -18,7 +18,8 @@ from flows.evaluating.pipeline import load_model
 from flows.provenance.bases import base_of, version_of
 from flows.provenance.lineage import graph_of
 from flows.provenance.pruning import pieces
-from flows.recipe import Recipe, RecipeError, load
+from flows.recipe import Recipe
+from flows.recipes.loader import RecipeError, load
 from flows.train import check_specs, publish, work_of
 from flows.training import starting
 from flows.training.ray_train import Trained, fit

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import models
 from data.loaders import DatasetError, Loader
 from data.outputs import folder_of, shard_of
-from flows.recipe import RecipeError, load
+from flows.recipes.loader import RecipeError, load
 from flows.training.frozen import make
 from flows.training.ray_train import fit
 from flows.training.spec import Need, TrainingSpec

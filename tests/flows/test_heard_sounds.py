@@ -10,7 +10,7 @@ from flows.evaluating import sounds
 from flows.evaluating.gate import Evaluation, Interval, check
 from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation as EvaluationSpec
-from flows.recipe import load
+from flows.recipes.loader import load
 from models.judges import metrics
 from models.judges.recogniser import Recogniser, features
 from tests.data import prepare_kit

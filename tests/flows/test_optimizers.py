@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from flows.recipe import Optimizer, Recipe, RecipeError, Training, load
+from flows.recipe import Optimizer, Recipe, Training
+from flows.recipes.loader import RecipeError, load
 from flows.training.optimizers import decaying, rate_at
 from models import FAMILIES, JUDGES, trainable
 from models.parts.tables import Table

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import RecipeError, Resources, load
+from flows.recipe import Resources
+from flows.recipes.loader import RecipeError, load
 from flows.training.spec import TrainingSpec
 
 RECIPES = sorted((Path(__file__).parents[2] / "flows/recipes").glob("*.yaml"))

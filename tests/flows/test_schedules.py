@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.params import CatalogError
-from flows.recipe import RecipeError
+from flows.recipes.loader import RecipeError
 from flows.scheduling.deployments import BUILT_IN, POOL, Deployment, submit, zombie_rule
 from flows.scheduling.schedules import ScheduleError, Trigger, check, deployment, length
 

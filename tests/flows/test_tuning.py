@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows.recipe import Recipe, RecipeError, load, searched_stage
+from flows.recipe import Recipe
+from flows.recipes.loader import RecipeError, load, searched_stage
 from flows.training.ray_train import Trained, fit
 from flows.tuning.picture import draw_search
 from flows.tuning.plan import (

@@ -18,7 +18,7 @@ from flows.evaluating.gate import Evaluation, GateReport, check
 from flows.evaluating.pipeline import draw, ports_of
 from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation as EvaluationSpec
-from flows.recipe import load
+from flows.recipes.loader import load
 from infra.pipelines import PinnedStage, Pipeline
 from models.family import Rows
 from models.judges.ngrams import NGrams

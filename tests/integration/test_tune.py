@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.recipe import Recipe, load
+from flows.recipe import Recipe
+from flows.recipes.loader import load
 from flows.training.journal import Progress
 from flows.training.ray_train import fit
 from flows.tuning.plan import Records, Trial, plan, values_of

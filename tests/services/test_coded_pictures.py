@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from flows.evaluating.pipeline import StageMismatch, check_fit, draw, ports_of
-from flows.recipe import load
+from flows.recipes.loader import load
 from infra.pipelines import PinnedStage, Pipeline
 from infra.receipts import receipts
 from models import configure
