@@ -169,6 +169,24 @@ def remove(name: Name) -> None:
         raise ValueError(f"{name} is made by {maker!r}, not of your own files: it stays")
     forget(name, project)
     console.print(f"{name} is removed; your files are where they were")
+    for recipe in _learning(name, project):
+        console.print(f"{recipe} learns from it: prepare it anew before that is run, or remove it")
+
+
+def _learning(name: str, project: Path) -> list[Path]:
+    """Return the project's recipes, relative to it, whose stages or judge learn from a dataset."""
+    from flows.recipes.loader import RecipeError, load
+
+    found = []
+    for path in sorted((project / "flows" / "recipes").glob("*.yaml")):
+        try:
+            recipe = load(path)
+        except RecipeError:
+            continue  # it runs with no dataset
+        judged_by = recipe.judge.data if recipe.judge else None
+        if name in {recipe.data.name, judged_by and judged_by.name}:
+            found.append(path.relative_to(project))
+    return found
 
 
 def validate(name: Name) -> None:

@@ -1,4 +1,4 @@
-"""`sheet`, `gallery`: what a pipeline draws stage by stage, and what every family draws."""
+"""`edit`, `vary`: a picture from a picture; `sheet`, `gallery`: what a pipeline draws by stages, and every family."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -12,13 +12,70 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ROWS: Final = 8
+Picture = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")]
+Drawn = Annotated[Path, typer.Option("-o", "--output", help="Where to write the PNG.")]
+Seed = Annotated[int | None, typer.Option(min=0)]
+Steps = Annotated[int | None, typer.Option(min=1)]
+Guidance = Annotated[float | None, typer.Option(min=0)]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the PNG.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (sheet, gallery):
+    for verb in (edit, vary, sheet, gallery):
         app.command()(verb)
+
+
+def edit(
+    name: Ref,
+    picture: Picture,
+    output: Drawn,
+    prompt: Annotated[
+        str, typer.Argument(help='What is to be there; "" where no text is read.')
+    ] = "",
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="A PNG as large as the picture, transparent where it is to be drawn anew; else the picture itself is.",
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="How far from what is there; 1: from noise alone."),
+    ] = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+) -> None:
+    """Draw a picture anew where it is transparent, through the served API; the rest stays, bit by bit."""
+    from flows.cli import client
+
+    wishes = {"strength": strength, "seed": seed, "steps": steps, "guidance": guidance}
+    _keep(client.edit(name, picture, prompt, mask, **wishes), output)
+
+
+def vary(
+    name: Ref,
+    picture: Picture,
+    output: Drawn,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+) -> None:
+    """Draw another picture of what a picture shows, through the served API."""
+    from flows.cli import client
+
+    _keep(client.vary(name, picture, seed=seed, steps=steps, guidance=guidance), output)
+
+
+def _keep(picture: bytes, output: Path) -> None:
+    from infra.storage import atomic_write
+
+    with atomic_write(output) as file:
+        file.write(picture)
+    console.print(f"{output}  (where it came from: atelier verify {output})")
 
 
 def sheet(

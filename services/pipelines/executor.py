@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from infra.pipelines import PinnedStage, Pipeline
-from models.ports import Call, Port, salted, walk
+from models.ports import REQUEST, Call, Port, salted, walk
 from services.gateway.errors import ApiError
 from services.media.codecs import bitmap, enlarged, sound
 from services.pipelines.by_reference import LostError, Reference
@@ -209,10 +209,15 @@ class _Run:
 
     def _param(self, refused: Refused) -> Refused:
         """Return the refusal with the parameter of the request that is why."""
-        if refused.kind != "invalid" or not self.leads:
+        if refused.kind != "invalid":
             return refused
         texts = "messages" if self._spec.dialogues else "prompt"
-        return replace(refused, param=refused.param or named(refused.message) or texts)
+        param = refused.param or (named(refused.message) or texts if self.leads else None)
+        assert self.call is not None
+        wire = self._entrance.wires[self.call.node].get("text")
+        if param == "prompt" and wire == f"{REQUEST}.other":  # two nodes read, each its own text
+            param = "blend.prompt"
+        return replace(refused, param=param)
 
     def sketch(self, preview: Preview, picture: Any) -> Sketch:
         """Return a preview at the pipeline's size."""

@@ -6,6 +6,7 @@ import pytest
 
 from data import catalog
 from flows.cli import data_verbs
+from infra.settings import settings
 
 
 def test_the_list_of_datasets_is_numbers_and_whole_hashes_as_json(
@@ -66,3 +67,29 @@ def test_options_become_entries() -> None:
     assert data_verbs._tested("index=0,1") == {"index": ["0", "1"]}
     assert data_verbs._tested("test_2016") == "test_2016"
     assert data_verbs._called(Path("/a/My Book.txt")) == "my-book"
+
+
+def test_who_removes_a_dataset_is_told_which_recipes_learn_from_it(
+    private_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipes = tmp_path / "flows" / "recipes"
+    recipes.mkdir(parents=True)
+    cats = "cats: {maker: folder, path: photos, image_size: 8}"
+    (tmp_path / "params.yaml").write_text(f"datasets:\n  {cats}\n  dogs: {{maker: shapes}}\n")
+    stages = "stages: {vae: {family: vae, training: {steps: 1}}}"
+    judge = "judge: {family: attribute-judge, training: {steps: 1}, data: {name: cats}}"
+    for name, data, more in (("a", "cats", ""), ("b", "dogs", judge), ("c", "dogs", "")):
+        text = f"name: {name}\ndata: {{name: {data}}}\n{stages}\n{more}\n"
+        (recipes / f"{name}.yaml").write_text(text)
+    (recipes / "broken.yaml").write_text("cats")
+    monkeypatch.setenv("ATELIER_PROJECT", str(tmp_path))
+    settings.cache_clear()
+    data_verbs.remove("cats")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("cats is removed")
+    assert [line.partition(" ")[0] for line in said[1:]] == [
+        *("flows/recipes/a.yaml", "flows/recipes/b.yaml")
+    ]

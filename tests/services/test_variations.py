@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,11 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
+from flows.cli import picture_verbs
+from flows.cli.client import Unanswered
 from flows.evaluating.pipeline import check_fit, draw
 from infra.receipts import receipts
+from infra.settings import settings
 from models import configure, trainable
 from models.family import Family
 from tests.services.conftest import WORDS
+from tests.services.served_kit import listening
 
 VARIATIONS, GENERATIONS = "/v1/images/variations", "/v1/images/generations"
 SIDE = 8
@@ -148,6 +153,49 @@ def test_openai_s_own_client_asks_for_variations(app: Any) -> None:
     assert len({one.b64_json for one in found.data}) == 2
 
 
+@pytest.fixture
+def commands(app: Any, private_home: Path) -> Iterator[None]:
+    """What the command line asks: the same gateway, at the settings' port."""
+    with listening(app, settings().gateway_port):
+        yield
+
+
+@pytest.mark.usefixtures("commands")
+def test_the_command_line_varies_a_picture(app: Any, ask: Ask, tmp_path: Path) -> None:
+    given, drawn = tmp_path / "given.png", tmp_path / "drawn.png"
+    given.write_bytes(picture(0))
+    picture_verbs.vary("unclip", given, drawn, seed=7, steps=3)
+    there = np.asarray(Image.open(drawn))
+    np.testing.assert_array_equal(there, pixels(vary(app, ask, steps="3")))
+    with pytest.raises(Unanswered, match="old gives no variations of pictures"):
+        picture_verbs.vary("old", given, drawn)
+
+
+@pytest.mark.usefixtures("commands")
+def test_the_command_line_edits_what_is_transparent_of_a_picture_or_of_a_mask(
+    tmp_path: Path,
+) -> None:
+    names = ("given", "mask", "by-mask", "by-itself")
+    given, mask, by_mask, by_itself = (tmp_path / f"{name}.png" for name in names)
+    given.write_bytes(picture(0))
+    alpha = np.full((SIDE, SIDE), 255, np.uint8)
+    alpha[:, 4:] = 0
+    clear = Image.open(given)
+    clear.putalpha(Image.fromarray(alpha))
+    clear.save(mask)
+    picture_verbs.edit("unclip", given, by_mask, RED, mask=mask, seed=7)
+    picture_verbs.edit("unclip", mask, by_itself, RED, seed=7)
+    before, after = (np.asarray(Image.open(one).convert("RGB")) for one in (given, by_mask))
+    np.testing.assert_array_equal(after[:, :4], before[:, :4])
+    assert (after[:, 4:] != before[:, 4:]).any()
+    receipt = receipts.read(by_mask.read_bytes())
+    assert (receipt.entrance, receipt.prompt, receipt.seed) == ("edit", RED, 7)
+    assert receipt.inputs.keys() == {"image", "mask"}
+    assert receipts.read(by_itself.read_bytes()).inputs.keys() == {"image"}
+    with pytest.raises(Unanswered, match="mask: nothing in it is transparent"):
+        picture_verbs.edit("unclip", given, by_mask, RED)
+
+
 def test_a_larger_picture_is_brought_to_what_clip_sees(app: Any, ask: Ask) -> None:
     image = Image.open(io.BytesIO(picture(0))).resize((64, 64), Image.Resampling.NEAREST)
     out = io.BytesIO()
@@ -209,7 +257,7 @@ def test_the_options_of_a_request_are_for_what_draws_the_picture(app: Any, ask: 
 @pytest.mark.parametrize(
     ("blend", "expected"),
     [
-        ({"prompt": "a purple zebra"}, (400, "invalid_value", "prompt")),
+        ({"prompt": "a purple zebra"}, (400, "invalid_value", "blend.prompt")),
         ({"prompt": ""}, (400, "invalid_value", "blend.prompt")),
         ({"prompt": GREEN, "weight": 1.5}, (400, "integer_above_max_value", "blend.weight")),
     ],
