@@ -89,7 +89,7 @@ def verify(file: Path, beside: Path | None = None, trust: str = "") -> Verificat
     """Check a receipt's signature and content, and then what registry and ledger say of what it names.
 
     Args:
-        file: A PNG, WAV, FLAC or an answer's JSON; with `beside` any file.
+        file: What `receipts.read` takes, an answer's JSON among it; with `beside` any file.
         beside: A file with the receipt's JSON, where it came in a header.
         trust: The fingerprint of a signer to trust from when all of it was right, as an import does.
 

@@ -1,1 +1,1 @@
-"""Pictures and sounds: read, written, and whether there is anything in them."""
+"""Pictures, clips and sounds: read, written, and whether there is anything in them."""

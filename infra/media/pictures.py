@@ -53,7 +53,7 @@ def decode(content: bytes, image_size: int, channels: int) -> Decoded:
     image, flat = _loaded(
         content, lambda upright: _flattened(upright, content, "L" if channels == 1 else "RGB")
     )
-    pixels = np.asarray(_square(flat, image_size)).reshape(image_size, image_size, channels)
+    pixels = np.asarray(square(flat, image_size)).reshape(image_size, image_size, channels)
     return Decoded(pixels, *image.size, image.mode)
 
 
@@ -67,7 +67,7 @@ def transparency(content: bytes, image_size: int) -> Decoded:
         content,
         lambda upright: ImageChops.invert(upright.convert("RGBA").getchannel("A")),
     )
-    pixels = np.asarray(_square(clear, image_size)).reshape(image_size, image_size, 1)
+    pixels = np.asarray(square(clear, image_size)).reshape(image_size, image_size, 1)
     return Decoded(pixels, *image.size, image.mode)
 
 
@@ -155,7 +155,8 @@ def _is_cut(content: bytes) -> bool:
     )
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Return a picture's central square, resized: by box where the side divides it, else by Lanczos."""
     width, height = image.size
     edge = min(width, height)
     if (width, height) != (edge, edge):

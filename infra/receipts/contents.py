@@ -10,7 +10,7 @@ import struct
 import warnings
 from typing import BinaryIO, Final
 
-from infra.receipts import sound_receipts
+from infra.receipts import clip_receipts, sound_receipts
 
 LARGEST_SIDE: Final = 4096  # pixels of a picture that is decoded
 MOST_SAMPLES: Final = 2**24  # of a sound that is decoded
@@ -130,6 +130,18 @@ def frames_sha256(file: BinaryIO) -> str:
     file.seek(0)
     sound_receipts.skip_tag(file)
     return hashlib.sha256(file.read()).hexdigest()
+
+
+def clip_sha256(file: BinaryIO) -> str:
+    """Return the hash over a clip's bytes, the receipt in it left out.
+
+    Raises:
+        ContentError: damaged.
+    """
+    try:
+        return clip_receipts.rest_sha256(file)
+    except ValueError as error:
+        raise ContentError(str(error)) from None
 
 
 def file_sha256(file: BinaryIO) -> str:

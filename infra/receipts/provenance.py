@@ -2,7 +2,7 @@
 
 The signature (infra.receipts.signing, the key that signs exports) covers every field of the receipt, and with it the
 sha256 of what is seen, heard or read (infra.receipts.contents). Texts, a time and a resolution may be added to a PNG,
-texts to a WAV or FLAC; a changed pixel, sample, prompt or seed, and another picture's receipt are found.
+texts to a WAV or FLAC, nothing to a clip; a changed pixel, sample, prompt or seed, and another's receipt are found.
 """
 
 import io
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from infra.receipts import contents, sound_receipts
+from infra.receipts import clip_receipts, contents, sound_receipts
 from infra.receipts.contents import ContentError
-from infra.receipts.receipts import Receipt, ReceiptError, parse, read
+from infra.receipts.receipts import START, Receipt, ReceiptError, parse, read
 from infra.receipts.signing import Signing, Untrusted
 
 NOUNS: Final = {
@@ -43,8 +43,8 @@ def sign(receipt: Receipt, made: bytes | str, signing: Signing, *, beside: bool 
 
     Args:
         receipt: What made it; a digest and a signature of before are replaced.
-        made: A PNG, WAV or FLAC, the receipt's own `size` or `sample_rate` in its header; MP3 or AAC; a text; any other
-            file.
+        made: A PNG, WAV or FLAC, the receipt's own `size` or `sample_rate` in its header; a clip; MP3 or AAC; a text;
+            or any other file.
         signing: The key.
         beside: The receipt travels beside the file, whose every byte counts.
 
@@ -69,7 +69,7 @@ def check(
     """Return a file's receipt and whether signature, signer and content are right.
 
     Args:
-        source: A PNG, WAV, FLAC or an answer's JSON; with `beside` any file.
+        source: A file as `receipts.read` takes it, an answer's JSON among them; with `beside` any file.
         signing: Whose signatures are known here.
         beside: The file with the receipt's JSON, where it came in a header.
         trust: The fingerprint of who is to have signed it, known here or not.
@@ -136,12 +136,14 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
 
 def _digest(file: BinaryIO, receipt: Receipt) -> dict[str, str | None]:
     """Return the digest of what a receipt lies in, under its field's name."""
-    start = file.read(len(contents.PNG))
+    start = file.read(START)
+    if clip_receipts.is_clip(start):
+        return {"file_sha256": contents.clip_sha256(file)}
     if sound_receipts.is_packed(start):
         return {"file_sha256": contents.frames_sha256(file)}
     if sound_receipts.is_sound(start):
         return {"samples_sha256": contents.samples_sha256(file, receipt.sample_rate or 0)}
-    if start == contents.PNG:
+    if start.startswith(contents.PNG):
         return {"pixels_sha256": contents.pixels_sha256(file, receipt.size or "none")}
     return {"text_sha256": receipt.text_sha256}  # compared when the answer's JSON was read
 

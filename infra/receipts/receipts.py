@@ -2,8 +2,8 @@
 
 A PNG carries it in one tEXt chunk `atelier` of ASCII JSON straight after the header; the pixels' bytes stay as they
 are. PNG: https://www.w3.org/TR/png-3/, section 5 (chunks) and 11.3.3.3 (tEXt). WAV and FLAC: see
-infra.receipts.sound_receipts. A text's receipt goes beside it and names its sha256; a file with the answer's JSON can
-be read.
+infra.receipts.sound_receipts; MP4, GIF and WebP: infra.receipts.clip_receipts. A text's receipt goes beside it and
+names its sha256; a file with the answer's JSON can be read.
 """
 
 import io
@@ -12,16 +12,17 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, Literal
+from typing import Annotated, Any, BinaryIO, Final, Literal, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from infra.documents import parse_json
-from infra.receipts import sound_receipts
+from infra.receipts import clip_receipts, sound_receipts
 from infra.receipts.contents import PNG as SIGNATURE
 from infra.receipts.contents import text_sha256
 
 KEYWORD: Final = b"atelier\x00"
+START: Final = 12  # bytes that tell the kind of a file
 MOST_BYTES: Final = 64 * 1024  # of a receipt: a prompt and four stages take about 1 kB
 MOST_CHUNKS: Final = 100_000
 MOST_JSON: Final = 2**24  # bytes
@@ -59,7 +60,7 @@ class StageReceipt(Strict):
 
 
 class Receipt(Strict):
-    """What made one picture, sound or text; the same values make it again. None: not asked for, or has no meaning.
+    """What made one picture, clip, sound or text; the same values make it again. None: not asked for, or meaningless.
 
     One of the four digests names what it speaks for, and `signature` covers it and every other field; a receipt from
     before there were signatures has none (infra.receipts.provenance).
@@ -93,10 +94,12 @@ class Receipt(Strict):
     stop: tuple[str, ...] | None = None
     echo: bool | None = None  # whether the text begins with its prompt
     sample_rate: int | None = None  # of sound, Hz
+    frames: Annotated[int, Field(gt=0)] | None = None  # of a clip
+    frame_rate: Annotated[float, Field(gt=0)] | None = None  # of a clip, frames a second
     text_sha256: str | None = None  # of the text that it speaks for, UTF-8
     pixels_sha256: Digest | None = None  # of the picture that it lies in, RGBA
     samples_sha256: Digest | None = None  # of the sound that it lies in, 16 bits
-    file_sha256: Digest | None = None  # of the whole file that it lies beside, or before as a tag
+    file_sha256: Digest | None = None  # of the file that it lies beside, or of what is around it
     created: AwareDatetime
     request_id: str
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{64} [0-9a-f]{128}$")] | None = None
@@ -114,7 +117,7 @@ class Receipt(Strict):
 
 
 def attach(file: bytes, receipt: Receipt) -> bytes:
-    """Return the PNG, WAV, FLAC, MP3 or AAC with this receipt alone; what is seen or heard keeps its bytes.
+    """Return the file (PNG; MP4, GIF, WebP; WAV, FLAC, MP3, AAC) with this receipt alone; the rest keeps its bytes.
 
     Raises:
         ReceiptError: another kind of file, or a receipt above 64 KiB.
@@ -122,9 +125,9 @@ def attach(file: bytes, receipt: Receipt) -> bytes:
     text = receipt.ascii_json
     if len(text) > MOST_BYTES:
         raise ReceiptError(f"a receipt has at most {MOST_BYTES} bytes, this one has {len(text)}")
-    if sound_receipts.is_sound(file):
+    if (carrier := _carrier(file[:START])) is not None:
         try:
-            return sound_receipts.attach(file, text)
+            return carrier.attach(file, text)
         except ValueError as error:
             raise ReceiptError(str(error)) from None
     made = [SIGNATURE]
@@ -138,7 +141,7 @@ def attach(file: bytes, receipt: Receipt) -> bytes:
 
 
 def read(source: Path | bytes) -> Receipt:
-    """Return the receipt of a PNG, WAV, FLAC, MP3 or AAC, or of an answer's JSON with one text.
+    """Return the receipt of a PNG, MP4, GIF, WebP, WAV, FLAC, MP3 or AAC, or of an answer's JSON with one text.
 
     Reads no pixels and no sound, and never more than 64 KiB at once; of JSON at most 16 MiB.
 
@@ -154,12 +157,31 @@ def read(source: Path | bytes) -> Receipt:
         raise ReceiptError(f"cannot read {source}: {error.strerror}") from None
 
 
+class Carrier(Protocol):
+    """Puts receipts into files of its kinds, and reads them."""
+
+    def attach(self, file: bytes, receipt: bytes) -> bytes:
+        """Return the file with this receipt and no other."""
+        ...
+
+    def texts(self, file: BinaryIO, most: int) -> list[bytes]:
+        """Return the receipts in a file, of at most so many bytes each."""
+        ...
+
+
+def _carrier(start: bytes) -> Carrier | None:
+    """Return who carries receipts in files that begin so; None of pictures and texts."""
+    if clip_receipts.is_clip(start):
+        return clip_receipts
+    return sound_receipts if sound_receipts.is_sound(start) else None
+
+
 def _read(file: BinaryIO, where: str) -> Receipt:
-    start = file.read(len(SIGNATURE))
+    start = file.read(START)
     file.seek(0)
-    if sound_receipts.is_sound(start):
+    if (carrier := _carrier(start)) is not None:
         try:
-            texts = sound_receipts.texts(file, MOST_BYTES)
+            texts = carrier.texts(file, MOST_BYTES)
         except ValueError as error:
             raise ReceiptError(f"{where}: {error}") from None
     elif start[:1] == b"{":
@@ -224,7 +246,8 @@ def _chunks(file: BinaryIO, where: str, *, texts_only: bool) -> Iterator[tuple[b
     """Yield a PNG's chunks in order as (kind, content); with `texts_only` only tEXt has its content."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
         raise NoReceipt(
-            f"{where} is not a PNG, WAV, FLAC, MP3 or AAC, and no answer's JSON: only these carry receipts"
+            f"{where} is not a PNG, MP4, GIF, WebP, WAV, FLAC, MP3 or AAC, and no answer's JSON:"
+            " only these carry receipts"
         )
     for _ in range(MOST_CHUNKS):
         header = file.read(8)
