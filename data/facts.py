@@ -23,6 +23,7 @@ from infra.settings import settings
 SHARES: Final = {"train": 0.85, "validation": 0.05, "test": 0.10}
 MEANS: Final = {
     "mean contrast (of 255)": ("std", ""),
+    "mean motion (of 255)": ("motion", ""),
     "mean length": ("seconds", " s"),
     "mean loudness (of full scale)": ("rms", ""),
     "mean characters": ("characters", ""),

@@ -33,6 +33,7 @@ __all__ = [
     "Learner",
     "Loader",
     "Record",
+    "clips",
     "everything",
     "facts_of",
     "modality_of",
@@ -68,6 +69,7 @@ class Loader:
         encode: gives `tokens` for captions; None or a None result for no tokens. Pictures and sounds.
         learner: the family that makes rows of a text split's records; None where only facts are asked.
         beside: folders of `data.outputs`, by the name that a batch has each row's output under. Pictures and sounds.
+        stills: of clips, a row a frame, as pictures; each is learned once an epoch.
         shuffle_captions: give every sample another one's caption and attributes, every pair another's target (a
             broken control).
         window_bytes: bytes of rows shuffled together; where a split has more, some shards come after the other.
@@ -90,6 +92,7 @@ class Loader:
         encode: Encode | None = None,
         learner: Learner | None = None,
         beside: Mapping[str, Path] | None = None,
+        stills: bool = False,
         shuffle_captions: bool = False,
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
@@ -100,6 +103,7 @@ class Loader:
             encode=encode,
             learner=learner,
             beside=beside or {},
+            stills=stills,
             shuffle_seed=seed if shuffle_captions else None,
         )
         self._source = open_split(prepared, split, options)
@@ -115,7 +119,7 @@ class Loader:
         """What a network must know.
 
         image: image_size, channels, vocabulary, max_words, attributes. audio: sample_rate, clip_samples instead of the
-        first two. text: tokenizer.
+        first two. text: tokenizer. clip: those of image, frames, frame_rate.
         """
         return self._source.facts
 
@@ -127,9 +131,10 @@ class Loader:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return step's batch.
 
-        image: `pixels` (B, C, H, W) float32 in [0, 1]. audio: `sound` (B, T) float32 in [-1, 1] and `length` (B,)
-        int64. Both: `tokens` (B, T) int64 where `encode` gave some; `attributes` (B, A) int64 where the dataset has
-        any; what `beside` names. text: rows of what `examples` gave.
+        image, and the frames of clips: `pixels` (B, C, H, W) float32 in [0, 1]. clip: `frames` (B, F, C, H, W) in the
+        same units. audio: `sound` (B, T) float32 in [-1, 1] and `length` (B,) int64. All: `tokens` (B, T) int64 where
+        `encode` gave some; `attributes` (B, A) int64 where the dataset has any; what `beside` names. text: rows of what
+        `examples` gave.
         """
         places = self.places(step)
         return self._rows(places.start, places.stop)
@@ -202,17 +207,19 @@ def rows_in(batch: Mapping[str, Tensor]) -> int:
     return len(next(iter(batch.values())))
 
 
-def facts_of(prepared: Path, image_size: int | None = None) -> dict[str, Any]:
+def facts_of(
+    prepared: Path, image_size: int | None = None, *, stills: bool = False
+) -> dict[str, Any]:
     """Return what a network that learns the dataset at a size must know, as `Loader.facts`.
 
     Raises:
         DatasetError: no such folder or size.
     """
-    return Split(prepared, "train").facts(image_size)
+    return Split(prepared, "train", stills=stills).facts(image_size)
 
 
 def modality_of(prepared: Path) -> str:
-    """Return image, text or audio.
+    """Return image, text, audio or clip.
 
     Raises:
         DatasetError: never prepared, or written by a newer version.
@@ -224,7 +231,7 @@ def modality_of(prepared: Path) -> str:
 def everything(
     prepared: Path, split: str, image_size: int | None = None
 ) -> tuple[Tensor, list[str], Tensor]:
-    """Return a whole split of pictures as stored: pixels (N, C, H, W) in [0, 1], N captions, attributes (N, A).
+    """Return a whole split of pictures, or of the frames of clips: pixels (N, C, H, W), N captions, attributes (N, A).
 
     Raises:
         DatasetError: no such folder, split or size, or no pictures.
@@ -232,6 +239,19 @@ def everything(
     """
     rows, captions = _captioned(prepared, split, "image", image_size)
     return rows["pixels"], captions, rows["attributes"]
+
+
+def clips(
+    prepared: Path, split: str, image_size: int | None = None
+) -> tuple[Tensor, list[str], Tensor]:
+    """Return a whole split of clips as stored: frames (N, F, C, H, W) in [0, 1], N captions, attributes (N, A).
+
+    Raises:
+        DatasetError: no such folder, split or size, or no clips.
+        IntegrityError: a shard is not the one that was prepared.
+    """
+    rows, captions = _captioned(prepared, split, "clip", image_size)
+    return rows["frames"], captions, rows["attributes"]
 
 
 def sounds(prepared: Path, split: str) -> tuple[Tensor, Tensor, list[str], Tensor]:
@@ -257,7 +277,7 @@ def records(prepared: Path, split: str) -> list[Record]:
 
 
 def _split_of(prepared: Path, split: str, kind: str) -> Split:
-    found = Split(prepared, split)
+    found = Split(prepared, split, stills=kind == "image")
     if found.modality.name != kind:
         raise DatasetError(f"{prepared} has modality {found.modality.name}, not {kind}")
     return found
@@ -268,6 +288,6 @@ def _captioned(
 ) -> tuple[dict[str, Tensor], list[str]]:
     found = _split_of(prepared, split, kind)
     source = Captioned(found.modality, found, Options(image_size=image_size))
-    rows = source.rows(np.arange(found.rows))
+    rows = source.rows(np.arange(sum(source.sizes)))
     captions = [source.captions[code] for code in rows["codes"].tolist()]
     return source.learned(rows) | {"attributes": rows["attributes"]}, captions

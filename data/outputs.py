@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from data.mapped import Array, Column, DatasetError, mapped
@@ -52,11 +53,25 @@ class Outputs:
 
     folder: Path
     split: str
-    sizes: tuple[int, ...]  # rows of each shard
+    sizes: tuple[int, ...]  # samples of each shard
+    each: int = 1  # rows that a sample is learned as: of clips perhaps one a frame
+
+    def take(self, index: Array) -> Array:
+        """Return the outputs of chosen rows.
+
+        A clip has those of all of its frames (B, F, ...) where they were made of frames; a frame has its clip's.
+        """
+        made = max(1, len(self._rows) // max(1, sum(self.sizes)))  # a sample
+        if made == self.each:
+            return self._rows.take(index)
+        samples = index // self.each
+        if made == 1:
+            return self._rows.take(samples)
+        return self._rows.take(samples[:, None] * made + np.arange(made))
 
     @cached_property
-    def rows(self) -> Column:
-        """The outputs, a row a row of the split, in its order."""
+    def _rows(self) -> Column:
+        """The outputs, as many a sample as the stage that made them has of it, in the split's order."""
         facts = {"dataset": self._facts["dataset"]}
         return mapped(f"{self.folder.name}-{self.split}", facts, self._parts).columns["outputs"]
 
@@ -76,6 +91,6 @@ class Outputs:
         for number, size in enumerate(self.sizes):
             path = shard_of(self.folder, self.split, number)
             found = load_file(path)["outputs"]
-            if len(found) != size:
+            if len(found) % size:
                 raise DatasetError(f"{path} has {len(found)} rows, the shard has {size}")
             yield {"outputs": found}

@@ -65,6 +65,7 @@ class Options:
     learner: Learner | None = None
     beside: Mapping[str, Path] = field(default_factory=dict)
     shuffle_seed: int | None = None
+    stills: bool = False
 
 
 class Source(Protocol):
@@ -81,13 +82,13 @@ class Source(Protocol):
 
 
 class Split:
-    """A split's shards on disk.
+    """A split's shards on disk; of clips as clips or, where `stills` are asked for, as pictures, a row a frame.
 
     Raises:
         DatasetError: no such folder or split, or nothing in the split.
     """
 
-    def __init__(self, prepared: Path, name: str) -> None:
+    def __init__(self, prepared: Path, name: str, *, stills: bool = False) -> None:
         self.folder, self.name, self.header = prepared, name, read_header(prepared)
         splits = self.header["splits"]
         if name not in splits:
@@ -96,7 +97,8 @@ class Split:
             )
         self.rows: int = splits[name]["rows"]
         self.shards: list[dict[str, Any]] = splits[name]["shards"]
-        self.modality = modality(self.header.get("modality", "image"))
+        kind = modality(self.header.get("modality", "image"))
+        self.modality = kind.stills() if stills else kind
         if not self.rows:
             raise DatasetError(
                 f"the {name} split of {prepared} is empty: prepare more {self.modality.noun}s"
@@ -173,13 +175,16 @@ class Captioned:
     def __init__(self, kind: Modality, split: Split, options: Options) -> None:
         self._kind, self._split, self._options = kind, split, options
         self.facts: Mapping[str, Any] = split.facts(options.image_size)
-        self.sizes: Sequence[int] = [shard["rows"] for shard in split.shards]
+        self._each = kind.rows_a_sample(split.header)
+        self.sizes: Sequence[int] = [self._each * shard["rows"] for shard in split.shards]
         self.captions: list[str] = split.header["captions"]
         encode = options.encode
         tokens = encode(self.captions) if encode and any(self.captions) else None
         self._tokens_UT = None if tokens is None else tokens.to(torch.int64)
         self._beside = {
-            name: Outputs(folder, split.name, tuple(self.sizes))
+            name: Outputs(
+                folder, split.name, tuple(shard["rows"] for shard in split.shards), self._each
+            )
             for name, folder in options.beside.items()
         }
 
@@ -193,7 +198,7 @@ class Captioned:
         found = self.learned(self.rows(index))
         for name, outputs in self._beside.items():
             chosen = self._told(index) if outputs.of_captions else index
-            found[name] = torch.from_numpy(outputs.rows.take(chosen))
+            found[name] = torch.from_numpy(outputs.take(chosen))
         return found
 
     def learned(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,7 +229,7 @@ class Captioned:
         """The split's rows, opened at first use: facts are asked for more often."""
         size = self._options.image_size
         return self._split.rows_as(
-            size, make=lambda: map(self._arrays, self._split.tables())
+            *(size, *self._kind.view), make=lambda: map(self._arrays, self._split.tables())
         ).columns
 
     @cached_property
@@ -244,10 +249,12 @@ class Captioned:
         attributes = np.zeros((len(table), len(header["attributes"])), np.int16)
         if attributes.size:
             attributes[:] = pc.list_flatten(table["attributes"]).to_numpy().reshape(len(table), -1)
+        known = [name for name, _ in self.facts["attributes"]]
+        attributes = attributes[:, [name in known for name in header["attributes"]]]
         return {
             **self._kind.read(header, table, self._options.image_size),
-            "codes": codes.to_numpy().astype(np.int32),
-            "attributes": attributes,
+            "codes": codes.to_numpy().astype(np.int32).repeat(self._each),
+            "attributes": attributes.repeat(self._each, 0),
         }
 
 
@@ -313,7 +320,7 @@ def open_split(prepared: Path, split: str, options: Options) -> Source:
         DatasetError: no such folder, split or size, or nothing in the split.
         IntegrityError: a shard is not the one that was prepared.
     """
-    found = Split(prepared, split)
+    found = Split(prepared, split, stills=options.stills)
     return found.modality.source(found, options)
 
 

@@ -9,7 +9,7 @@ from infra.pages import STYLE, data_uri, environment
 from infra.storage import atomic_write
 
 SHOWN: Final = 200  # broken rows on the page; the quarantine file has all
-TYPES: Final = {"picture": "image/png", "sound": "audio/wav"}
+TYPES: Final = {"picture": "image/png", "strip": "image/png", "sound": "audio/wav"}
 PAGE: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ verdict.name }}: validation</title>
@@ -20,6 +20,7 @@ dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem } dt { color: var(--soft); 
 dd { margin: 0; font-size: 1.15rem } td.n { text-align: right }
 figure { display: inline-block; margin: 0 .75rem .75rem 0; width: 96px; vertical-align: top }
 figure img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px; display: block }
+figure.strip { width: 32rem } figure.strip img { width: 100%; height: auto }
 figure.sound { width: 18rem } figure.sound audio { width: 100% }
 pre { white-space: pre-wrap; border-left: 3px solid var(--line); padding-left: .75rem; margin: .75rem 0 }
 figcaption { font-size: .75rem; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere }
@@ -47,6 +48,8 @@ figcaption { font-size: .75rem; line-height: 1.25; color: var(--soft); overflow-
 {% for sample in samples %}{% if sample.text is defined %}<pre>{{ sample.text }}</pre>
 {% elif sample.sound is defined %}<figure class="sound"><audio controls preload="none" src="{{ sample.sound }}"></audio>
 <figcaption>{{ sample.caption }}</figcaption></figure>
+{% elif sample.strip is defined %}<figure class="strip"><img alt="" src="{{ sample.strip }}">
+<figcaption>{{ sample.caption }}</figcaption></figure>
 {% else %}<figure><img alt="" src="{{ sample.picture }}">
 <figcaption>{{ sample.caption }}</figcaption></figure>
 {% endif %}{% endfor %}{% endif %}
@@ -61,7 +64,7 @@ def write(
     samples: Sequence[Mapping[str, Any]],
     quarantine: str,
 ) -> None:
-    """Write the page; `samples` are {"picture": PNG file}, {"sound": WAV file} or {"text"}, and "caption"."""
+    """Write the page; `samples` are {"picture": PNG}, {"strip": PNG}, {"sound": WAV} or {"text"}, and "caption"."""
     shown = [
         {key: data_uri(value, TYPES[key]) if key in TYPES else value for key, value in one.items()}
         for one in samples

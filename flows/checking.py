@@ -25,7 +25,10 @@ from models.declared import Declared, declared
 if TYPE_CHECKING:
     from models.family import Family, Trainable
 
-LEARNED: Final = {"image": "image_size", "audio": "sample_rate", "text": "tokenizer"}
+LEARNED: Final = {
+    **{"image": "image_size", "clip": "image_size"},
+    **{"audio": "sample_rate", "text": "tokenizer"},
+}
 """The fact of a dataset without which a network cannot learn its modality."""
 SIDES: Final = {"left", "right", "clockwise", "counterclockwise"}
 NUMERALS: Final = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
@@ -311,7 +314,10 @@ def _network(
     from models import trainable
     from models.outline import outline
 
-    facts = modality(data["modality"]).network_facts(data, stage.image_size)
+    kind = modality(data["modality"])
+    if "frames" not in declared(stage.family).settings:
+        kind = kind.stills()
+    facts = kind.network_facts(data, stage.image_size)
     if "splits" not in data:
         facts.pop("tokenizer", None)  # it is trained when the dataset is prepared
     base, directory = _base(stage, name)

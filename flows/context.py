@@ -118,7 +118,7 @@ def _needs(
 
 
 def modality_of(prepared: Path) -> str:
-    """Return image, text or audio, without torch; what is wrong with the data is said by who reads them."""
+    """Return image, text, audio or clip, without torch; what is wrong with the data is said by who reads them."""
     header = read_json(prepared / "dataset.json", most=MOST_OF_OURS)
     return str(header.get("modality", "image"))
 

@@ -200,7 +200,9 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
             family = trainable(spec.family)
             if lines := unsuited(spec, of(family), read_header(spec.prepared)):
                 raise ValueError(lines[0])
-            config = starting.config_of(spec, facts_of(spec.prepared, spec.image_size))
+            config = starting.config_of(
+                spec, facts_of(spec.prepared, spec.image_size, stills=spec.stills)
+            )
             if spec.base is not None:
                 starting.check(spec, config, spec.base.path, spec.base.says)
             if family.counts:

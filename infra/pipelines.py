@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Modality: TypeAlias = Literal["image", "audio", "text", "embedding"]
+Modality: TypeAlias = Literal["image", "audio", "text", "embedding", "clip"]
 Ability: TypeAlias = Literal[
     "images",
     "edits",

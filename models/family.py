@@ -1,8 +1,8 @@
 """The contract between a generative family and everything that trains, judges or serves it.
 
-Shape letters: B rows of a batch, N examples of a split, C channels, H and W pixels, P places of a grid of codes, T
-places in time (words, tokens or sound samples), E numbers of an embedding. Pixels are in [0, 1] and sound in [-1, 1] at
-every public edge.
+Shape letters: B rows of a batch, N examples of a split, F frames, C channels, H and W pixels, P places of a grid of
+codes, T places in time (words, tokens or sound samples), E numbers of an embedding. Pixels are in [0, 1] and sound in
+[-1, 1] at every public edge.
 """
 
 from abc import ABC, abstractmethod
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from models.ports import Port
 from models.request import NEUTRAL, UNTAKEN, Options, Prompt, Record, Request
 
-Modality: TypeAlias = Literal["image", "audio", "text"]
+Modality: TypeAlias = Literal["image", "audio", "text", "clip"]
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """One row a sample in every tensor.
 
 image: `pixels` (B, C, H, W) in [0, 1]; where training changed them by EDM's pipe, how, as `augmentation` (B, 9).
-audio: `sound` (B, T) in [-1, 1] and `length` (B,) int64, after which there is silence. Both: `tokens` (B, T) int64
-where captions are learned; `attributes` (B, A) int64, one column an attribute of the caption, where the dataset names
-any. text: what the family's own `examples` made of the records.
+clip: `frames` (B, F, C, H, W) in [0, 1]; a family whose Config has no `frames` learns clips by their single frames, as
+pictures. audio: `sound` (B, T) in [-1, 1] and `length` (B,) int64, after which there is silence. All: `tokens` (B, T)
+int64 where captions are learned; `attributes` (B, A) int64, one column an attribute of the caption, where the dataset
+names any. text: what the family's own `examples` made of the records.
 """
 
 Columns: TypeAlias = Mapping[str, Any]
@@ -240,8 +241,8 @@ class Family(Trainable):
     def sample(self, request: Request) -> Tensor:
         """Return samples, a row a seed; a seed gives its sample alone or in a batch.
 
-        image: (B, C, H, W) in [0, 1]. audio: (B, T) in [-1, 1], at `config.sample_rate`. text: (B, T) int64, the tokens
-        that were written, -1 from the end of each row's text on.
+        image: (B, C, H, W) in [0, 1]. clip: (B, F, C, H, W) in [0, 1]. audio: (B, T) in [-1, 1], at
+        `config.sample_rate`. text: (B, T) int64, the tokens that were written, -1 from the end of each row's text on.
 
         Raises:
             ValueError: the request cannot be answered. Where a field other than the prompt is why, the message begins
@@ -266,6 +267,9 @@ class Family(Trainable):
         kind, c = self.capabilities.modality, self.config
         if kind == "image":
             return {"pixels": Port("pixels", (c.channels, c.image_size, c.image_size))}
+        if kind == "clip":
+            size = (c.frames, c.channels, c.image_size, c.image_size)
+            return {"frames": Port("clip", size)}
         if kind == "audio":
             return {"sound": Port("sound", (None,), space=f"{c.sample_rate} Hz")}
         return {"text": Port("text")}

@@ -30,6 +30,8 @@ MAKERS: Final[Mapping[str, str]] = {
     "dialogues": "data.makers.dialogues",
     "vowels": "data.makers.vowels",
     "labelled-audio": "data.makers.labelled_audio",
+    "moving": "data.makers.moving",
+    "moving-mnist": "data.makers.moving_mnist",
 }
 OWN: Final = ("folder", "webdataset", "parquet", "text", "pairs", "dialogues", "labelled-audio")
 """Makers that read a user's own files from anywhere."""
@@ -87,11 +89,26 @@ class AudioEntry(Entry):
         return f"{self.sample_rate} Hz, {self.clip_samples / self.sample_rate:.2g} s"
 
 
+class ClipEntry(Entry):
+    """A dataset of clips."""
+
+    modality: ClassVar[str] = "clip"
+
+    image_size: Annotated[int, Field(ge=8, le=512)] = 32
+    frames: Annotated[int, Field(ge=2, le=256)] = 8  # every clip's
+    frame_rate: Annotated[float, Field(gt=0, le=120)] = 8  # a second
+
+    @property
+    def size(self) -> str:
+        """Pixels a side, frames and their rate."""
+        return f"{self.image_size} px, {self.frames} frames at {self.frame_rate:g}/s"
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One sample as found: its bytes (empty: could not be read) and what it shows.
 
-    image and audio: an encoded file. text: `data.modalities.text.record_bytes`.
+    image and audio: an encoded file. clip and text: what `clip_bytes` and `record_bytes` of `data.modalities` write.
     """
 
     file: str
@@ -110,7 +127,7 @@ class Made:
     modality: str = "image"
     settings: Mapping[
         str, Any
-    ]  # of the modality: image_size and channels; sample_rate and clip_samples; tokenizer
+    ]  # of the modality: image_size and channels; sample_rate and clip_samples; tokenizer; those of a clip
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     vocabulary: Sequence[str] = ()
     held_out: Sequence[str] = ()  # captions that training never sees
@@ -122,6 +139,18 @@ def text_made(samples: Iterable[Sample], config: TextEntry, **rest: Any) -> Made
     """Return a dataset of text, which has no captions."""
     settings = {"tokenizer": config.tokenizer.model_dump()}
     return Made(samples=samples, modality="text", settings=settings, captioned=False, **rest)
+
+
+def clips_made(samples: Iterable[Sample], config: ClipEntry, channels: int, **rest: Any) -> Made:
+    """Return a dataset of clips; `moving` are the attributes that no single frame shows."""
+    settings = {
+        "image_size": config.image_size,
+        "channels": channels,
+        "frames": config.frames,
+        "frame_rate": config.frame_rate,
+        "moving": list(rest.pop("moving", ())),
+    }
+    return Made(samples=samples, modality="clip", settings=settings, **rest)
 
 
 def maker(name: str) -> Any:

@@ -8,7 +8,8 @@ has no labels, so no captions. Both are 28x28 grey.
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -41,16 +42,13 @@ def made(config: Config, project: Path) -> Made:
         MakerError: a file is missing (named, with its folder) or is not what its name says.
     """
     folder = project / config.path
-    if not folder.is_dir():
-        raise MakerError(
-            f"no folder {folder}: put the four MNIST IDX files there or set datasets.*.path in params.yaml"
-        )
+    _check_folder(folder)
     packed = sorted(folder.glob("*packed*.npz"))
     if packed:
         pictures = _unpacked(packed[0])
         settings = {"image_size": SIDE, "channels": 1}
         return Made(samples=pictures, settings=settings, captioned=False)
-    files = {split: (_file(folder, split, 3), _file(folder, split, 1)) for split in IDX}
+    files = _idx_files(folder)
     return Made(
         samples=_pictures(files),
         settings={"image_size": SIDE, "channels": 1},
@@ -58,6 +56,30 @@ def made(config: Config, project: Path) -> Made:
         vocabulary=sorted(DIGITS),
         validation_rows=config.validation,
     )
+
+
+def digits_of(folder: Path) -> dict[Split, Callable[[], Bytes]]:
+    """Return how to read the pictures (N, 28, 28) of MNIST's two splits.
+
+    Raises:
+        MakerError: a file is missing (named, with its folder).
+    """
+    _check_folder(folder)
+    return {
+        split: partial(read_idx, images, 3) for split, (images, _) in _idx_files(folder).items()
+    }
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise MakerError(
+            f"no folder {folder}: put the four MNIST IDX files there or set datasets.*.path in params.yaml"
+        )
+
+
+def _idx_files(folder: Path) -> dict[Split, tuple[Path, Path]]:
+    """Return the files of pictures and of labels of each split."""
+    return {split: (_file(folder, split, 3), _file(folder, split, 1)) for split in IDX}
 
 
 def _file(folder: Path, split: Split, dimensions: int) -> Path:

@@ -8,7 +8,7 @@ dataset may be of other colours, and of one that the six are without: a word tha
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -100,18 +100,31 @@ def draw(caption: str, generator: np.random.Generator, side: int = 32) -> Image.
     image = Image.new("RGB", (big, big), background)
     centre = (np.array(POSITIONS[position]) + generator.uniform(-0.04, 0.04, 2)) * big
     radius = SIZES[size] * generator.uniform(0.92, 1.08) * big
-    fill = tuple(
-        int(v)
-        for v in np.clip(
-            np.array({**COLOURS, **FURTHER}[colour]) + generator.integers(-14, 15, 3), 0, 255
-        )
-    )
+    fill = tinted(colour, generator)
     angle = generator.uniform(-0.2, 0.2)
-    pen = ImageDraw.Draw(image)
+    paint(ImageDraw.Draw(image), shape, centre, radius, angle, fill)
+    return image.resize((side, side), Image.Resampling.BOX)
+
+
+def tinted(colour: str, generator: np.random.Generator) -> tuple[int, ...]:
+    """Return a colour, a little off."""
+    levels = np.array({**COLOURS, **FURTHER}[colour]) + generator.integers(-14, 15, 3)
+    return tuple(int(level) for level in np.clip(levels, 0, 255))
+
+
+def paint(
+    pen: ImageDraw.ImageDraw,
+    shape: str,
+    centre: Any,
+    radius: float,
+    angle: float,
+    fill: tuple[int, ...],
+) -> None:
+    """Draw a shape about its centre (2,), all in pixels, turned by an angle in radians."""
     if shape == "circle":
         (x, y), r = centre, radius
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-        return image.resize((side, side), Image.Resampling.BOX)
+        return
     corners = {
         "square": [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)],
         "triangle": [(0.0, -1.1), (1.0, 0.8), (-1.0, 0.8)],
@@ -121,7 +134,6 @@ def draw(caption: str, generator: np.random.Generator, side: int = 32) -> Image.
     pen.polygon(
         [tuple(centre + radius * (turn @ np.array(corner))) for corner in corners], fill=fill
     )
-    return image.resize((side, side), Image.Resampling.BOX)
 
 
 def make(

@@ -22,6 +22,7 @@ MODALITIES: Final[Mapping[str, str]] = {
     "image": "data.modalities.image:Image",
     "text": "data.modalities.text:Text",
     "audio": "data.modalities.audio:Audio",
+    "clip": "data.modalities.clip:Clip",
 }
 
 
@@ -30,7 +31,7 @@ class SampleError(ValueError):
 
 
 class Modality(ABC):
-    """What is particular to pictures, to text or to sound.
+    """What is particular to pictures, to text, to sound or to clips.
 
     `made` is what a maker said of the dataset (made.json) and `header` what dataset.json says; both hold the
     modality's settings.
@@ -44,6 +45,7 @@ class Modality(ABC):
     settings: ClassVar[Sequence[str]]  # of made.json, which dataset.json repeats
     ordered: ClassVar[bool] = False  # rows keep the source's order; else that of their hashes
     repeats: ClassVar[float] = 0.0  # the share of repeated samples that is left out, not refused
+    view: ClassVar[tuple[str, ...]] = ()  # of the samples, where they are read in another way
 
     @abstractmethod
     def look(self, content: bytes, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Modality(ABC):
 
     @abstractmethod
     def example(self, content: bytes, made: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a sample for the report: {"picture": PNG}, {"text"} or {"sound": WAV}.
+        """Return a sample for the report: {"picture": PNG}, {"strip": PNG}, {"text"} or {"sound": WAV}.
 
         Raises:
             SampleError: it cannot be decoded.
@@ -95,6 +97,14 @@ class Modality(ABC):
         from data.reading import Captioned
 
         return Captioned(self, split, options)
+
+    def stills(self) -> "Modality":
+        """Return how a family of pictures reads the samples: clips by their single frames."""
+        return self
+
+    def rows_a_sample(self, header: Mapping[str, Any]) -> int:  # noqa: ARG002 - one in most
+        """Return as how many rows a sample is learned."""
+        return 1
 
     def row_bytes(self, header: Mapping[str, Any], size: int | None) -> int:
         """Return how many bytes a row takes in memory."""

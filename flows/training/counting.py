@@ -93,6 +93,7 @@ class CountingLoop(Loop):
                 encode=model.encode,
                 learner=model,
                 beside=spec.beside,
+                stills=spec.stills,
             )
         except DatasetError:
             if spec.training.validate_every is not None:

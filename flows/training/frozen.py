@@ -165,7 +165,8 @@ class Frozen:
         from data.reading import Options, open_split
 
         size = getattr(self._model.config, "image_size", None)
-        options = Options(image_size=size, encode=self._model.encode)
+        stills = not hasattr(self._model.config, "frames")
+        options = Options(image_size=size, encode=self._model.encode, stills=stills)
         source = open_split(self._prepared, split, options)
         first = sum(source.sizes[:number])
         rows = np.arange(first, first + source.sizes[number])

@@ -169,6 +169,7 @@ class Loop:
             seed=self.spec.seed,
             image_size=self.spec.image_size,
             beside=self.spec.beside,
+            stills=self.spec.stills,
             shuffle_captions=self.spec.training.shuffle_captions,
             **reads,
         )

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.loaders import rows_in
 from flows.evaluating.sheets import of_sounds, of_texts, png
 from infra.documents import MOST_OF_OURS, read_json
 from models.family import Family, Modality, Trainable
 from models.request import Request
 
-SHOWN: Final = {"pixels", "sound", "text"}
+SHOWN: Final = {"pixels", "sound", "text", "clip"}
 COUNT: Final = 16  # pictures
 COLUMNS: Final = 4
 TILE_PX: Final = 96  # a small picture is enlarged by a whole factor to about this, to be seen
+CLIPS: Final = 4
 SOUNDS: Final = 4
 TEXTS: Final = 6
 TOKENS: Final = 96  # of a text, at most
@@ -43,20 +45,38 @@ def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]
 
 def _pictures(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
     kind = model.capabilities
-    prompts: tuple[str, ...] = ()
     count, given = COUNT, {}
     if kind.upscales:
         real = batch["pixels"][:COUNT]
         count, side = len(real), model.config.low_size
         given["low"] = F.interpolate(real, size=(side, side), mode="area")
+    pixels = model.sample(_asked(model, prepared, batch, count, given))
+    return png(grid(pixels.float().cpu(), scale=max(1, round(TILE_PX / pixels.shape[-1]))))
+
+
+def _clips(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
+    """Return clips as film strips, one below the other."""
+    frames = model.sample(_asked(model, prepared, batch, CLIPS, {})).float().cpu()
+    scale = max(1, round(TILE_PX / 2 / frames.shape[-1]))
+    return png(grid(frames.flatten(0, 1), columns=frames.shape[1], scale=scale))
+
+
+def _asked(
+    model: Family,
+    prepared: Path,
+    batch: Mapping[str, Tensor],
+    count: int,
+    given: Mapping[str, Tensor],
+) -> Request:
+    """Return a request for at most so many samples: of captions, or of what it needs of real samples."""
+    prompts: tuple[str, ...] = ()
     needed = [name for name in model.needs if name in model.inputs]
     if needed:  # of real samples, whose captions are not at hand
-        count = min(count, len(batch["pixels"]))
-        given |= {name: batch[name][:count] for name in needed}
-    elif kind.condition == "text":
+        count = min(count, rows_in(batch))
+        given = {**given, **{name: batch[name][:count] for name in needed}}
+    elif model.capabilities.condition == "text":
         prompts = _captions(prepared, count)
-    pixels = model.sample(Request(seeds=tuple(range(count)), prompts=prompts, given=given))
-    return png(grid(pixels.float().cpu(), scale=max(1, round(TILE_PX / pixels.shape[-1]))))
+    return Request(seeds=tuple(range(count)), prompts=prompts, given=given)
 
 
 def _sounds(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:  # noqa: ARG001
@@ -95,6 +115,7 @@ def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes 
 
 _KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], bytes | None]]] = {
     "image": _pictures,
+    "clip": _clips,
     "audio": _sounds,
     "text": _texts,
 }

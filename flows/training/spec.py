@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ class TrainingSpec(Strict):
     code_identity: str
     base: Base | None = None  # what `training.from` names
     needs: dict[str, Need] = Field(default_factory=dict)  # by the input's name
+
+    @property
+    def stills(self) -> bool:
+        """Whether it learns the single frames of clips: of a family that knows of no more."""
+        from models import trainable
+
+        return "frames" not in {field.name for field in fields(trainable(self.family).Config)}
 
     @property
     def beside(self) -> dict[str, Path]:

@@ -35,6 +35,7 @@ class Validation:
             encode=model.encode,
             learner=model,
             beside=spec.beside,
+            stills=spec.stills,
         )
         loader = loader_of(batch_size=ROWS)
         if (rows := loader.rows) < ROWS:
