@@ -251,7 +251,7 @@ def _document(path: Path) -> Any:
 
 def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
     """Return which pipeline it is, and its networks' classes by part, after comparing the index with them."""
-    from models.text_to_image.diffusers_pipeline import NEEDS, OPTIONAL
+    from models.text_to_image.checkpoint_parts import NEEDS, OPTIONAL
 
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(kind, str) or kind not in NEEDS:
@@ -281,7 +281,7 @@ def _network(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Ten
     from transformers.utils import logging
 
     from flows.training.checkpoints import detached
-    from models.text_to_image.diffusers_pipeline import LIBRARIES as HOMES
+    from models.text_to_image.checkpoint_parts import LIBRARIES as HOMES
 
     logging.disable_progress_bar()
 
@@ -320,7 +320,7 @@ def _reader(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]
     """Return a tokenizer as one JSON document, with the length of its prompts and what pads them."""
     import transformers
 
-    from models.text_to_image.diffusers_pipeline import LONGEST
+    from models.text_to_image.checkpoint_parts import LONGEST
 
     pair = index.get(part) or [None, None]
     if pair[1] not in TOKENIZERS:
