@@ -34,7 +34,7 @@ def paint(
     seed: int | None = None,
     **options: Any,
 ) -> bytes:
-    """Return one picture as PNG, with its receipt; `options` are fields of the API: `steps`, `guidance`.
+    """Return one picture as PNG, with its receipt; `options` are fields of the API: `steps`, `blend`.
 
     Raises:
         Unanswered: the gateway's refusal in its own words.

@@ -140,8 +140,9 @@ def _again(file: Path, found: "Trace") -> "Replay":
         again = speak(ref, asked.prompt, seed=asked.seed, **more)
         return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
     where = through
+    mixed = asked.blend and dict(zip(("prompt", "weight"), asked.blend, strict=True))
     try:
-        again = paint(ref, asked.prompt, seed=asked.seed, **asked.sampling)
+        again = paint(ref, asked.prompt, seed=asked.seed, blend=mixed, **asked.sampling)
     except NoGateway:
         again = tracing.redraw(found)
         where = "in this process on the CPU, since no gateway answers"

@@ -57,10 +57,9 @@ def history(
         rows = [row for row in found if row is not None and row.to_version is not None]
     else:
         rows = ledger().history(name)
-    if not rows:
-        registry().get(
-            name
-        )  # a name that nobody registered is an error, one without a transition is not
+    if not rows:  # a name that nobody registered is an error, one without a transition is not
+        use_stack()
+        registry().get(name)
     if as_json:
         show_json([{field: getattr(row, field) for field in FIELDS} for row in rows])
         return

@@ -378,6 +378,7 @@ def _otherwise(then: Receipt, now: Receipt) -> list[str]:
             notes.append(f"another stage drew: {' '.join(new)}, not {' '.join(old)}")
     for field in (
         "prompt",
+        "blend",
         "seed",
         "steps",
         "guidance",

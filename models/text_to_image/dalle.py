@@ -165,8 +165,12 @@ class DALLE(Family):
 
     def _word_vectors(self) -> Tensor:
         """Return the vectors of the first padding and of every word, (1 + words, E): their logits are tied to them."""
-        padding_1E = self.tokens.weight[self.first_padding, None]
-        return torch.cat([padding_1E, self.tokens.weight[self.first_word :]])
+        words_W = torch.arange(
+            self.first_word - 1, self.tokens.num_embeddings, device=self.tokens.weight.device
+        )
+        words_W[0] = self.first_padding
+        found: Tensor = self.tokens(words_W)  # as a module: an adapter's words are added to it
+        return found
 
     def _nats(self, words_BT: Tensor | None, codes_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Return each row's mean cross-entropy of a word, the padding included, and of a code, (B,) both."""

@@ -26,6 +26,7 @@ from models import describe
 from models.diffusion.ddpm import DDPM
 from models.family import Family
 from models.judges.gallery import to_image
+from models.parts.lora import own
 from tests.conftest import free_ports
 
 NAME = "toys"
@@ -91,23 +92,39 @@ class Installation:
         return context.registry()
 
     def stage(self, kind: str, seed: int, base: Version | None = None) -> Version:
+        begun = {"base": base.ref, "base_digest": base.digest} if base else {}
+        return self.publish(
+            f"{NAME}.{kind}", network(kind, seed), f"{kind}-{seed}", seed=seed, **begun
+        )
+
+    def publish(self, name: str, model: Family, key: str, **facts: Any) -> Version:
+        """Publish a network, once for a key, with a run that trained it."""
         from safetensors.torch import save_file
 
-        if found := self.registry.find(f"{NAME}.{kind}", f"{kind}-{seed}"):
+        if found := self.registry.find(name, key):
             return found
-        model = network(kind, seed)
         making = self.home / "making"
         making.mkdir(parents=True)
         (making / "config.json").write_text(json.dumps(describe(model)))
-        (making / "card.md").write_text(f"# {kind}\n")
-        save_file(model.state_dict(), making / "model.safetensors")
-        run = self.registry.start_run(NAME, f"{kind}-{seed}", {})
+        (making / "card.md").write_text(f"# {name}\n")
+        save_file(own(model), making / "model.safetensors")
+        run = self.registry.start_run(NAME, key, {})
         self.registry.end_run(run)
-        facts = {"kind": "model", "data_identity": "d0", "seed": seed, "run_id": run}
-        begun = {"base": base.ref, "base_digest": base.digest} if base else {}
-        seal(making, {**facts, **begun, "git_commit": "c0"})
-        tags = {"atelier.family": "ddpm"}
-        return self._publish(f"{NAME}.{kind}", making, f"{kind}-{seed}", tags)
+        seal(
+            making,
+            {"kind": "model", "data_identity": "d0", "run_id": run, **facts, "git_commit": "c0"},
+        )
+        return self._publish(name, making, key, {"atelier.family": describe(model)["family"]})
+
+    def publish_wired(self, document: Pipeline) -> Version:
+        """Publish a pipeline that nobody judged, and put it in production."""
+        making = self.home / "making"
+        making.mkdir()
+        (making / "pipeline.json").write_text(document.model_dump_json())
+        digest = seal(making, {"kind": "pipeline", "data_identity": "d0", "git_commit": "c0"})
+        version = self._publish(document.endpoint, making, f"wired-{digest}", {})
+        self.promote(version)
+        return version
 
     def pipeline(
         self,

@@ -104,7 +104,7 @@ def test_the_gate_refuses_a_forced_promotion_is_recorded_and_what_nobody_took_ca
         (["generate", "tiny", "dragon", "-o", "x.png"], "unknown word 'dragon'"),
         (["generate", "nothing", "three", "-o", "x.png"], "the model 'nothing' does not exist"),
         (["show", "tiny:999"], "999"),
-        (["history", "tinny"], "tinny"),
+        (["history", "tinny"], "no model is called 'tinny'; did you mean tiny"),
         (["promote", "tiny.base"], "is a stage, not a pipeline"),
         (["rollback", "nothing"], "no earlier version"),
         (["train", "nowhere.yaml"], "cannot read recipe nowhere.yaml"),

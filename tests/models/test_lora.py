@@ -42,7 +42,10 @@ def adapted(base: Family, rank: int = 2, new: Sequence[str] = (), seed: int = 1)
     known: dict[str, int] = {}
     if new:
         document["config"]["vocabulary"] = (*base.config.vocabulary, *new)
-        known = {"text.words": len(base.config.vocabulary) + 1}
+        rows = base.state_dict()
+        wider = build(document).state_dict()
+        grown = [name for name in rows if rows[name].shape != wider[name].shape]
+        known = {name.removesuffix(".weight"): len(rows[name]) for name in grown}
     asked = LoRA(rank, 2.0 * rank, lora.adaptable(base), "toys.base:1", "f" * 64, known)
     document["lora"] = dataclasses.asdict(asked)
     torch.manual_seed(seed)
@@ -135,22 +138,24 @@ def test_the_adapters_tensors_are_its_own_and_the_base_is_shared(name: str) -> N
     assert torch.equal(loss_of(again.eval(), batch), loss_of(model, batch))
 
 
-@pytest.mark.parametrize("name", ["ddpm", "edm"])
-def test_a_further_word_is_a_row_that_belongs_to_the_adapter(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "table"), [("ddpm", "text.words"), ("edm", "text.words"), ("dalle", "tokens")]
+)
+def test_a_further_word_is_a_row_that_belongs_to_the_adapter(name: str, table: str) -> None:
     base = base_of(name)
     model = learned(base, new=("teal",))
-    assert lora.own(model)["text.words.lora.rows"].shape == (1, base.config.text_width)
+    assert len(lora.own(model)[f"{table}.lora.rows"]) == 1
     asked = Request(seeds=(1,), prompts=("teal",))
-    torch.testing.assert_close(
-        model.sample(asked), merged(model, base).sample(asked), rtol=0, atol=1e-3
-    )
+    whole = merged(model, base)
+    torch.testing.assert_close(model.sample(asked), whole.sample(asked), rtol=0, atol=1e-3)
     with pytest.raises(ValueError, match="unknown word 'teal'"):
         base.sample(asked)
     begun, known = adapted(base, new=("teal",)), Request(seeds=(1,), prompts=("red green",))
     assert torch.equal(begun.sample(known), base.sample(known))
     batch = {**batch_of(base, 2), "tokens": torch.tensor([[1, 4, 0], [4, 2, 0]])}
+    torch.testing.assert_close(loss_of(model, batch), loss_of(whole, batch), rtol=1e-4, atol=1e-5)
     loss_of(begun.train(), batch).backward()
-    rows = dict(begun.named_parameters())["text.words.lora.rows"]
+    rows = dict(begun.named_parameters())[f"{table}.lora.rows"]
     assert rows.grad is not None
     assert rows.grad.abs().max() > 0
 
