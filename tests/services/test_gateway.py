@@ -360,6 +360,42 @@ def test_reconfiguring_loads_what_is_listed_and_reports_what_cannot_be(
     stage.close()
 
 
+def test_a_version_with_one_stage_trained_anew_keeps_the_others_weights_and_is_rolled_back_as_one(
+    own_workshop: Any, networks: Callable[..., Family], ask: Ask
+) -> None:
+    """What both versions pin is stored once and loaded once; after the way back the same bits are drawn."""
+    first, second = (
+        own_workshop.publish_pipeline("pair", networks("base", seed), networks("upscaler"))
+        for seed in (0, 1)
+    )
+    bases, upscalers = (
+        [version["stages"][place]["sha256"] for version in (first, second)] for place in (0, 1)
+    )
+    assert (bases[0] != bases[1], upscalers[0] == upscalers[1]) == (True, True)
+    stored = {path.name for path in own_workshop.cache.iterdir()}
+    assert stored == {first["digest"], second["digest"], *bases, *upscalers}
+    stage = own_workshop.stage()
+    app = own_workshop.gateway(stage)
+
+    def drawn(version: dict[str, Any], stages: Any) -> Any:
+        own_workshop.promote(version)
+        encoded = ask(app, "POST", IMAGES, json=body(model="pair")).json()["data"][0]["b64_json"]
+        receipt = receipts.read(base64.b64decode(encoded))
+        assert receipt.version == f"pair:{version['number']}"
+        assert tuple(one.sha256 for one in receipt.stages) == stages
+        return pixels(encoded)
+
+    before = drawn(first, (bases[0], upscalers[0]))
+    for digest in (bases[0], upscalers[0]):  # who read them again would be found out
+        (own_workshop.cache / digest / "model.safetensors").unlink()
+    anew = drawn(second, (bases[1], upscalers[0]))
+    back = drawn(first, (bases[0], upscalers[0]))
+    assert sorted(asyncio.run(stage.status())["loaded"]) == sorted({*bases, *upscalers})
+    stage.close()
+    assert (anew != before).any()
+    np.testing.assert_array_equal(back, before)
+
+
 def test_a_full_queue_answers_429_with_a_time_to_come_back(workshop: Any) -> None:
     stage = workshop.stage(max_waiting=2)
     app = workshop.gateway(stage)
