@@ -12,7 +12,7 @@ from data.modalities import modality
 from flows.context import environment, registry
 from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
-from flows.recipe import Judge, Recipe, Stage, split
+from flows.recipe import Judge, Recipe, Stage, drawing, split
 from flows.recipes.loader import RecipeError, control_of, load
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
@@ -218,6 +218,8 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
         lines.append(f"training.keep: {stage.family} counts, and what it ends with is all there is")
     if stage.training.start is not None and says.counts:
         lines.append(f"training.from: {stage.family} counts, and keeps nothing of earlier weights")
+    if isinstance(stage, Stage) and stage.starts_from and says.counts:
+        lines.append(f"starts_from: {stage.family} counts, and keeps nothing of earlier weights")
     if stage.training.lora is not None and not says.adapts:
         lines.append(f"training.lora: {stage.family} has no attention for an adapter to change")
     return lines + [f"training.augment{line}" for line in _misaugmented(stage, says, data)]
@@ -277,6 +279,7 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
             lines += [f"{where}.{line}" for line in model.useless(stage.sampling)]
             if (name := where.removeprefix("stages.")) in recipe.stages:
                 models[name] = model
+    models = {name: model for name, model in models.items() if name in drawing(recipe)}
     if not lines:
         try:
             stages = [
@@ -326,6 +329,8 @@ def _network(
     if directory is not None:
         starting.check(stage, config, directory, base)
     model = outline(trainable(stage.family), config)
+    if stage.starts_from and stage.starts_from in before:
+        starting.inherited(model, before[stage.starts_from].state_dict(), stage.starts_from)
     if model.counts:
         from flows.training.counting import check_passes
 

@@ -67,16 +67,20 @@ def training_spec(
 ) -> TrainingSpec:
     """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge).
 
-    `prepared` is its own dataset, and `trained` has the versions of the stages that it needs, as `named` gives them.
+    `prepared` is its own dataset, and `trained` has the versions of the stages that it needs or starts from, as `named`
+    gives them.
 
     Raises:
         RegistryError, RecipeError: there is no such version as `training.from` names.
     """
-    from flows.provenance.bases import base_of
+    from flows.provenance.bases import base_of, handed
 
     chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
     assert chosen is not None
     ref = chosen.training.start
+    base = base_of(ref, stage) if ref else None
+    if chosen.starts_from:
+        base = handed((trained or {})[chosen.starts_from])
     return TrainingSpec(
         name=f"{recipe.name}.{stage}",
         family=chosen.family,
@@ -90,7 +94,8 @@ def training_spec(
         prepared=Path(prepared["path"]),
         data_identity=prepared["identity"],
         code_identity=training_code(chosen.family, modality_of(Path(prepared["path"]))).digest,
-        base=base_of(ref, stage) if ref else None,
+        base=base,
+        inherits=chosen.starts_from is not None,
         needs=_needs(chosen, prepared, trained or {}),
     )
 

@@ -29,7 +29,7 @@ from flows.identity.code import judging_code
 from flows.identity.why import CODE, judging_work, reason
 from flows.prepare import prepare_dataset
 from flows.provenance.cards import pipeline_card
-from flows.recipe import Recipe, last_of
+from flows.recipe import Recipe, drawing, last_of
 from infra.documents import MOST_OF_OURS, read_json
 from infra.pipelines import FURTHER, PinnedStage, Pipeline, read_pipeline
 from infra.settings import settings
@@ -47,7 +47,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
     """
     stages: list[PinnedStage] = []
     models: dict[str, Family] = {}
-    for name, stage in recipe.stages.items():
+    for name, stage in drawing(recipe).items():
         version = trained[name]
         directory = registry().fetch(version["name"], version["version"], digest=version["digest"])
         models[name] = opened(*registry().weights(directory))

@@ -189,6 +189,9 @@ class Stage(Strict):
     )
     """What it learns from beside the data: the outputs of trained stages, by input, like `codes: dvae/encode`. They are
     made once, of every row, and kept."""
+    starts_from: str | None = None
+    """An earlier stage of the recipe whose trained weights are the first ones, as far as the family takes them over: a
+    network of clips that begins as one of pictures. None: weights by lot, or as `training.from` says."""
     training: Training
     resources: Resources = Resources()
     steps: Positive | None = None  # sampler steps; None: the family's default
@@ -205,6 +208,14 @@ class Stage(Strict):
         if self.training.lora and (self.config or self.preset != "base"):
             field = "config" if self.config else "preset"
             raise ValueError(f"{field}: an adapter has the network of its base: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "Stage":
+        if self.starts_from and self.training.start:
+            raise ValueError(
+                f"starts_from: {self.starts_from} and training: {self.training.start} are two beginnings: leave one out"
+            )
         return self
 
     @property
@@ -355,6 +366,17 @@ def split(node: str) -> tuple[str, str]:
     """
     stage, _, entry = node.partition("#")[0].partition("/")
     return stage, entry
+
+
+def drawing(recipe: Recipe) -> dict[str, Stage]:
+    """Return the stages that a pipeline of the recipe has: not those that others only start from."""
+    if recipe.pipeline is None:
+        return dict(recipe.stages)
+    used = {split(node)[0] for nodes in recipe.pipeline.values() for node in nodes}
+    starts = {stage.starts_from for stage in recipe.stages.values()}
+    return {
+        name: stage for name, stage in recipe.stages.items() if name in used or name not in starts
+    }
 
 
 def last_of(recipe: Recipe) -> str:

@@ -148,9 +148,12 @@ def _data_of(recipe: Recipe, name: str, prepared: dict[str, Any]) -> dict[str, A
 
 
 def needed(recipe: Recipe, name: str) -> set[str]:
-    """Return the stages that a stage, or the judge, learns from."""
-    needs = recipe.stages[name].needs if name in recipe.stages else {}
-    return {split(wanted)[0] for wanted in needs.values()}
+    """Return the stages that a stage, or the judge, learns from or starts from."""
+    if name not in recipe.stages:
+        return set()
+    stage = recipe.stages[name]
+    start = {stage.starts_from} if stage.starts_from else set()
+    return start | {split(wanted)[0] for wanted in stage.needs.values()}
 
 
 def _train_together(experiment: str, specs: Mapping[str, TrainingSpec]) -> dict[str, Any]:
@@ -203,7 +206,9 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
             config = starting.config_of(
                 spec, facts_of(spec.prepared, spec.image_size, stills=spec.stills)
             )
-            if spec.base is not None:
+            if spec.inherits:
+                starting.check_inherited(spec, config)
+            elif spec.base is not None:
                 starting.check(spec, config, spec.base.path, spec.base.says)
             if family.counts:
                 check_passes(spec, family(config))

@@ -170,6 +170,27 @@ class Trainable(nn.Module, ABC):
         """Turn the sums, complete up to pass `number`, into what the model is made of."""
         raise NotImplementedError(f"{type(self).__name__} does not count")
 
+    def start_from(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the first values of its own tensors, by their names, made of another trained stage's weights.
+
+        Those of the same names, unless a family knows better: a network of clips that begins as one of pictures keeps
+        what it drew by lot where that has nothing. It may run on no device, where only shapes are looked at.
+
+        Raises:
+            ValueError: these weights are of no such network.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> one, other = (trainable("vae")(configure("vae", "tiny", {}, {})) for _ in range(2))
+            >>> other.start_from(one.state_dict()).keys() == one.state_dict().keys()
+            True
+        """
+        own = self.state_dict()
+        if odd := sorted(own.keys() ^ weights.keys()):
+            where = "it lacks" if odd[0] in own else "it has besides"
+            raise ValueError(f"{where} {odd[0]} and {len(odd) - 1} more")
+        return weights
+
     def encode(self, captions: Sequence[str]) -> Tensor | None:
         """Return captions as `tokens` (B, T) int64, 0 after the last word; None for a model that learns none.
 

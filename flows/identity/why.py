@@ -24,7 +24,7 @@ JUDGED: Final = (
 """Of a recipe, what the judging of its stages depends on."""
 APART: Final = {
     *("name", "prepared", "dataset", "data_identity", "code_identity"),
-    *("base", "needs", "seed", "resources"),
+    *("base", "inherits", "needs", "seed", "resources"),
 }
 """Of a TrainingSpec, what is no setting of the network or its training, or is told beside them."""
 TOLD: Final = 6  # in one line, at most

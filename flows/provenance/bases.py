@@ -2,8 +2,9 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.context import registry
 from flows.recipe import Recipe
@@ -48,6 +49,16 @@ def base_of(ref: str, stage: str) -> Base:
     version = version_of(ref, stage)
     path = placed(version)
     return Base(name=version.name, version=version.number, digest=version.digest, path=path)
+
+
+def handed(trained: Mapping[str, Any]) -> Base:
+    """Return a stage's version, {"name", "version", "digest"}, for another one to start from.
+
+    Raises:
+        IntegrityError: what is in the store is not what was published.
+    """
+    kept = registry().get(f"{trained['name']}:{trained['version']}")
+    return Base(**trained, path=placed(kept))
 
 
 def placed(version: "Version") -> Path:

@@ -19,7 +19,7 @@ MODEL: Final = """\
 A `{{ spec.family }}` ({{ spec.preset }}) trained on `{{ spec.dataset }}`\
 {% if spec.image_size %} at {{ spec.image_size }} pixels{% endif %}: \
 {{ spec.training.steps }} steps of {{ spec.training.batch_size }} samples, seed {{ spec.seed }}\
-{% if spec.base %}, fine-tuned from {{ spec.base.says }}{% endif %}\
+{% if spec.base %}, {{ "started" if spec.inherits else "fine-tuned" }} from {{ spec.base.says }}{% endif %}\
 {% for name, need in spec.needs.items() %}\
 {{ ", beside " if loop.first else ", " }}{{ name }} of {{ need.says }} (sha256 {{ need.digest[:12] }}){% endfor %}.
 

@@ -7,7 +7,7 @@ from typing import Any, Final, get_args
 
 from pydantic import ValidationError
 
-from flows.recipe import Recipe, Stage, split
+from flows.recipe import Recipe, Stage, drawing, split
 from flows.tuning.space import Search
 from infra.documents import DocumentError, parse_yaml, read_yaml
 from models import near
@@ -44,6 +44,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(f"--set {override}: {error}") from None
     try:
         recipe = Recipe.model_validate(document)
+        _check_starts(recipe)
         _check_pipeline(recipe)
         _check_needs(recipe)
         _check_judge(recipe)
@@ -122,8 +123,8 @@ def _check_pipeline(recipe: Recipe) -> None:
             what = f"there is no stage {odd[0]!r}{near(odd[0], sorted(recipe.stages))}"
             raise RecipeError(f"pipeline.{entrance}: {what}")
     used = {split(node)[0] for nodes in recipe.pipeline.values() for node in nodes}
-    drawing = [name for name, stage in recipe.stages.items() if not ranks(stage.family)]
-    if idle := [name for name in drawing if name not in used]:
+    asked = [name for name, stage in drawing(recipe).items() if not ranks(stage.family)]
+    if idle := [name for name in asked if name not in used]:
         raise RecipeError(f"pipeline: the stage {idle[0]} is trained and in no entrance")
 
 
@@ -154,6 +155,26 @@ def _check_needs(recipe: Recipe) -> None:
         before.append(name)
     if recipe.judge is not None and recipe.judge.needs:
         raise RecipeError("judge.needs: a judge learns from the data alone; leave it out")
+
+
+def _check_starts(recipe: Recipe) -> None:
+    """Refuse a stage that starts from what is not there before it."""
+    before: list[str] = []
+    for name, stage in recipe.stages.items():
+        if (start := stage.starts_from) is not None:
+            where = f"stages.{name}.starts_from"
+            if start not in before:
+                known = f"one of {', '.join(before)}" if before else "none is"
+                raise RecipeError(
+                    f"{where}: {start!r} is no stage that stands before {name}: {known}"
+                )
+            if recipe.pipeline is None:
+                raise RecipeError(
+                    f"{where}: say in `pipeline:` which stages draw, and how they are wired"
+                )
+        before.append(name)
+    if recipe.judge is not None and recipe.judge.starts_from:
+        raise RecipeError("judge.starts_from: a judge learns from the data alone; leave it out")
 
 
 def _check_judge(recipe: Recipe) -> None:

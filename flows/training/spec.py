@@ -57,7 +57,8 @@ class TrainingSpec(Strict):
     prepared: Path  # its folder, absolute
     data_identity: str
     code_identity: str
-    base: Base | None = None  # what `training.from` names
+    base: Base | None = None  # what `training.from`, `training.lora` or `starts_from` names
+    inherits: bool = False  # it is what the stage's `starts_from` names
     needs: dict[str, Need] = Field(default_factory=dict)  # by the input's name
 
     @property
@@ -80,10 +81,12 @@ class TrainingSpec(Strict):
         """
         unsaid: dict[str, Any] = {
             **{"prepared": True, "training": {"base": True, "lora": {"base"}}, "base": True},
-            "needs": True,
+            **{"needs": True, "inherits": True},
         }
         document = self.model_dump(mode="json", exclude=unsaid)
         document["base"] = self.base and self.base.digest
+        if self.inherits:
+            document["inherits"] = True
         if self.needs:
             document["needs"] = {name: [one.digest, one.entry] for name, one in self.needs.items()}
         document["resources"] = {"num_workers": max(1, self.resources.num_workers)}

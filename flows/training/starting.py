@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from data.loaders import facts_of, records
 from flows.recipe import Stage
@@ -39,7 +40,8 @@ def config_of(spec: TrainingSpec, facts: Mapping[str, Any]) -> Any:
     from flows.training.frozen import facts_of_needs
 
     told = {**facts, **facts_of_needs(spec), **spec.training.facts}
-    return config_beside(spec, spec.base.path if spec.base else None, told)
+    directory = None if spec.base is None or spec.inherits else spec.base.path
+    return config_beside(spec, directory, told)
 
 
 def config_beside(
@@ -127,14 +129,51 @@ def check(asked: Stage | TrainingSpec, config: Any, directory: Path, says: str) 
             raise ValueError(f"training.lora.{error}") from None
 
 
+def check_inherited(spec: TrainingSpec, config: Any) -> None:
+    """Refuse a network that cannot start from another stage's weights.
+
+    Raises:
+        ValueError: the family takes nothing of them over.
+    """
+    assert spec.base is not None
+    with safe_open(spec.base.path / "model.safetensors", "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    inherited(outline(trainable(spec.family), config), weights, spec.base.says)
+
+
+def inherited(model: Trainable, weights: Mapping[str, Tensor], says: str) -> Mapping[str, Tensor]:
+    """Return the first values of a model's tensors, of the weights of another stage, which errors call `says`.
+
+    Raises:
+        ValueError: the family takes nothing of them over, or gives values of another shape.
+    """
+    try:
+        found = model.start_from(weights)
+    except ValueError as error:
+        raise ValueError(f"starts_from: {says}: {error}") from None
+    own_state = model.state_dict()
+    for name, value in found.items():
+        if name not in own_state or own_state[name].shape != value.shape:
+            here = _size(own_state[name].shape) if name in own_state else "none"
+            raise ValueError(
+                f"starts_from: {says} does not fit: {name} is {_size(value.shape)} there, {here} here"
+            )
+    return found
+
+
 def load(model: Trainable, spec: TrainingSpec, base: Base) -> None:
     """Give a fresh model the base's weights, and an adapter beside them where that is what learns.
 
     Raises:
-        ValueError: as `check`.
+        ValueError: as `check`, or as `inherited` of another stage's weights.
         infra.storage.IntegrityError: the bytes are not those of the base's digest.
     """
     verify(base.path, base.digest)
+    if spec.inherits:
+        stored = load_file(base.path / "model.safetensors")
+        model.load_state_dict(inherited(model, stored, base.says), strict=False)
+        return
     check(spec, model.config, base.path, base.says)
     stored = load_file(base.path / "model.safetensors")
     state = model.state_dict()
@@ -158,6 +197,10 @@ def load(model: Trainable, spec: TrainingSpec, base: Base) -> None:
 
 def told(model: Trainable, spec: TrainingSpec, base: Base) -> str:
     """Return what the training starts from, and what of its data is new to that."""
+    if spec.inherits:
+        with safe_open(base.path / "model.safetensors", "pt") as file:
+            names = file.keys()
+        return f"starts from {base.says}: {len(names)} tensors of {len(model.state_dict())}"
     known = read_json(base.path / "config.json")["config"].get("vocabulary", ())
     new = getattr(model.config, "vocabulary", ())[len(known) :]
     lines = [f"starts from {base.says}"]

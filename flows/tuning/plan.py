@@ -127,10 +127,9 @@ def check(recipe: Recipe) -> None:
 
     stage = recipe.stages[searched_stage(recipe)]
     assert recipe.search is not None
-    if stage.needs:
-        raise RecipeError(
-            f"search.stage: {stage.family} learns from other stages' outputs, and a search trains a stage alone"
-        )
+    if stage.needs or stage.starts_from:
+        what = "learns from other stages' outputs" if stage.needs else "starts from another stage"
+        raise RecipeError(f"search.stage: {stage.family} {what}, and a search trains a stage alone")
     players = trainable(stage.family).players
     for field, space in recipe.search.space.items():
         section, _, rest = field.partition(".")
