@@ -16,6 +16,10 @@ Ability: TypeAlias = Literal[
     "edits",
     "variations",
     "blends",
+    "videos",
+    "animations",
+    "alterations",
+    "extensions",
     "speech",
     "completions",
     "chat",
@@ -33,12 +37,18 @@ FURTHER: Final[Mapping[str, Ability]] = {
     "edit": "edits",
     "vary": "variations",
     "blend": "blends",
+    "animate": "animations",
+    "alter": "alterations",
+    "extend": "extensions",
 }
 """The abilities that come with entrances beside `generate`."""
 ASKED: Final[Mapping[str, tuple[str, ...]]] = {
     "edit": ("image", "mask"),
     "vary": ("image",),
     "blend": ("text", "other", "weight"),
+    "animate": ("image",),
+    "alter": ("clip",),
+    "extend": ("clip",),  # whose end is gone on from: what comes out follows it
 }
 """What a request gives at an entrance, and must reach a stage; beside a text, which it may give anywhere."""
 EDITED: Final = ("image", "mask")
@@ -196,6 +206,8 @@ class Pipeline(_Part):
     entrances: dict[str, Entrance] = Field(default_factory=dict)  # always has "generate"
     vocabulary: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None  # width, height
+    frames: int | None = None  # of a clip
+    frame_rate: float | None = None  # of a clip, frames a second, where a request asks for no other
     sample_rate: int | None = None  # Hz, of sound
     tokenizer: Tokenizer | None = None  # of text
     sample: float = 0.0  # share of the answers in production that the gateway keeps
@@ -278,8 +290,18 @@ class Pipeline(_Part):
 
     @property
     def size(self) -> str | None:
-        """WIDTHxHEIGHT of a picture."""
+        """WIDTHxHEIGHT of a picture or of a clip's frames."""
         return None if self.image_size is None else f"{self.image_size[0]}x{self.image_size[1]}"
+
+    def seconds(self, asked: Mapping[str, Any]) -> float | None:
+        """Return how long a clip is that is drawn with these options."""
+        rate = self.rate(asked)
+        return None if self.frames is None or rate is None else self.frames / rate
+
+    def rate(self, asked: Mapping[str, Any]) -> float | None:
+        """Return the frames a second of a clip that is drawn with these options."""
+        rate: float | None = self.options(asked).get("frame_rate", self.frame_rate)
+        return rate
 
     @property
     def able(self) -> tuple[Ability, ...]:

@@ -32,10 +32,16 @@ if TYPE_CHECKING:
 
 MODALITIES: Final[Mapping[str, Modality]] = {
     **{"pixels": "image", "sound": "audio"},
-    **{"text": "text", "embedding": "embedding"},
+    **{"text": "text", "embedding": "embedding", "clip": "clip"},
 }
 """What a pipeline makes, by the kind of what comes out."""
-SILENCE: Final[Mapping[Modality, float]] = {"image": 0, "audio": 0, "text": -1, "embedding": 0}
+SILENCE: Final[Mapping[Modality, float]] = {
+    "image": 0,
+    "audio": 0,
+    "text": -1,
+    "embedding": 0,
+    "clip": 0,
+}
 """What follows a sample that ended before others of its batch."""
 
 
@@ -70,6 +76,7 @@ def abilities(model: "Family") -> tuple[Ability, ...]:
     alone = able.condition == "none" or able.unprompted
     found: list[tuple[Ability, bool]] = [
         ("images", "pixels" in kinds),
+        ("videos", "clip" in kinds),
         ("speech", able.modality == "audio" and able.condition == "text"),
         ("completions", able.modality == "text" and able.condition == "text"),
         ("chat", able.chats),

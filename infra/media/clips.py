@@ -33,13 +33,15 @@ LONGEST_S: Final = 600.0
 HIGHEST_RATE: Final = 240.0  # frames a second
 EVEN: Final = 0.015  # s by which frames may miss their place: GIF counts in hundredths
 
+ONE_THREAD: Final = "threads=1:lookahead-threads=1:sync-lookahead=0"
+"""With more, equal frames gave another file in one encoding of a hundred on a busy machine."""
 CODECS: Final[Sequence[tuple[str, str, dict[str, str]]]] = (
-    ("libx264", "video/mp4", {"crf": "14", "preset": "medium", "threads": "1"}),
+    ("libx264", "video/mp4", {"crf": "14", "x264-params": ONE_THREAD}),
     ("libopenh264", "video/mp4", {"b": "4M"}),
     ("libvpx-vp9", 'video/mp4; codecs="vp09.00.10.08"', {"crf": "16", "b": "0", "threads": "1"}),
     ("mpeg4", 'video/mp4; codecs="mp4v.20.9"', {"q": "2", "threads": "1"}),
 )
-"""Encoders of an MP4, the best first, with the type of what they make; one thread, or equal frames give other files."""
+"""Encoders of an MP4, the best first, with the type of what they make."""
 DEMUXERS: Final = {"mp4": "mov", "webm": "matroska", "avi": "avi"}
 PICTURES: Final = {"gif": "GIF", "webp": "WEBP"}
 SHEET_FRAMES: Final = 16
@@ -321,8 +323,7 @@ def _mp4(frames_FHWC: Frames, frame_rate: float) -> ClipFile:
             stream.pix_fmt = "yuv420p"
             for frame_HWC in even:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
-                # not left to `encode`: what it converts differs from run to run, now and then
-                output.mux(stream.encode(frame.reformat(format="yuv420p")))
+                output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
         return ClipFile(file.read(), media_type)
 

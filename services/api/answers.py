@@ -56,6 +56,8 @@ class Model(Body):
     stages: list[str]
     try_prompts: list[str]
     size: str | None = None
+    frames: int | None = None
+    frame_rate: float | None = None
     sample_rate: int | None = None
     seconds: float | None = None
     response_formats: list[str] | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from infra.media.clips import Clip
 from infra.receipts.receipts import attach
 from services.api.answers import Pictures
 from services.api.requests import (
@@ -220,7 +221,7 @@ class PictureAnswer:
 
 def stamped_png(exchange: Exchange, step: Step, row: int, made: One) -> bytes:
     """Return picture `row` as a PNG with its receipt."""
-    assert not isinstance(made, Text | Sound)
+    assert not isinstance(made, Text | Sound | Clip)
     file = png(made)
     return attach(file, exchange.receipt(step, row, file))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from infra.media.clips import Clip
 from infra.media.pictures import PictureError, decode
 from infra.media.sounds import CutShort, whole_sound
 from services.pipelines.payload import Pictures, Sounds
@@ -43,6 +44,12 @@ def bitmap(picture: Pictures) -> Bitmap:
     """Return (C, H, W) in [0, 1] as (H, W, C) bytes, rounded."""
     levels = (picture.clip(0, 1) * 255).round().astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(1, 2, 0))
+
+
+def clip(frames_FCHW: Pictures, frame_rate: float) -> Clip:
+    """Return (F, C, H, W) in [0, 1] as a clip of bytes, rounded."""
+    frames = np.stack([bitmap(one) for one in frames_FCHW])
+    return Clip(frames, frame_rate, frames.shape[2], frames.shape[1])
 
 
 def enlarged(pixels: Bitmap, width: int, height: int) -> Bitmap:

@@ -10,6 +10,10 @@ SAYS: Final[Mapping[Ability, str]] = {
     "edits": "changed pictures at /v1/images/edits",
     "blends": "blends of two prompts at /v1/images/generations",
     "variations": "variations of pictures at /v1/images/variations",
+    "videos": "clips at /v1/videos",
+    "animations": "clips of a picture at /v1/videos",
+    "alterations": "changed clips at /v1/videos/edits",
+    "extensions": "longer clips at /v1/videos/extensions",
     "speech": "sound at /v1/audio/speech",
     "completions": "text at /v1/completions",
     "chat": "chat at /v1/chat/completions",
@@ -22,6 +26,10 @@ CAPABILITIES: Final[Mapping[Ability, str]] = {
     "edits": "image_edits",
     "variations": "image_variations",
     "blends": "image_blends",
+    "videos": "video_generation",
+    "animations": "video_animation",
+    "alterations": "video_edits",
+    "extensions": "video_extensions",
     "speech": "audio_speech",
     "completions": "completions",
     "chat": "chat_completions",
@@ -46,8 +54,11 @@ def card(pipeline: Pipeline) -> dict[str, Any]:
         "try_prompts": list(pipeline.try_prompts),
         "adapts": pipeline.base.ref if pipeline.base else None,
     }
-    if pipeline.modality == "image":
+    if pipeline.modality in {"image", "clip"}:
         found["size"] = pipeline.size
+    if pipeline.modality == "clip":
+        found |= {"frames": pipeline.frames, "frame_rate": pipeline.rate({})}
+        found["seconds"] = pipeline.seconds({})
     if pipeline.modality == "audio":
         found["sample_rate"] = pipeline.sample_rate
         found["seconds"] = options.get("seconds")

@@ -15,7 +15,7 @@ import numpy as np
 from infra.pipelines import PinnedStage, Pipeline
 from models.ports import REQUEST, Call, Port, salted, walk
 from services.gateway.errors import ApiError
-from services.media.codecs import bitmap, enlarged, sound
+from services.media.codecs import bitmap, clip, enlarged, sound
 from services.pipelines.by_reference import LostError, Reference
 from services.pipelines.payload import (
     EmbedWork,
@@ -240,12 +240,15 @@ class _Run:
             )
         size = self._pipeline.image_size
         assert not isinstance(made.pictures, Reference)
-        found = [bitmap(picture) for picture in made.pictures]
-        if size is None or found[0].shape[:2] != size[::-1]:
+        if size is None or made.pictures.shape[-2:] != size[::-1]:
             raise ApiError(
                 500, "the last stage drew another size than promised", code="internal_error"
             )
-        return Complete(found, warnings=warnings)
+        if self._pipeline.modality == "clip":
+            rate = self._pipeline.rate(self._spec.options)
+            assert rate is not None
+            return Complete([clip(one, rate) for one in made.pictures], warnings=warnings)
+        return Complete([bitmap(picture) for picture in made.pictures], warnings=warnings)
 
 
 def _seen(pictures: Sequence[Any], takes: Port) -> Pictures:

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from infra.media.clips import Clip
 from infra.pipelines import PinnedStage, Pipeline
 from services.gateway.errors import ApiError, invalid
 from services.media.codecs import Bitmap, Sound
@@ -21,7 +22,7 @@ from services.pipelines.payload import (
 )
 from services.pipelines.payload import Made as Samples
 
-One: TypeAlias = Bitmap | Sound | Text
+One: TypeAlias = Bitmap | Clip | Sound | Text
 """A finished sample."""
 
 

@@ -8,13 +8,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.ledger.rollout_rules import Arm, Tally, bucket
+from infra.media.clips import Clip
 from services.gateway.errors import ApiError, logger
-from services.media.codecs import Sound
+from services.media.codecs import Bitmap, Sound
 from services.pipelines.payload import GenerationSpec, Piece, Text
 from services.pipelines.request import Complete, Maker, One, Progress
 from services.routing.endpoints import Endpoint, Rollout, Route
@@ -262,8 +264,14 @@ def difference(ours: Sequence[One], theirs: Sequence[One]) -> float:
 def _apart(one: One, other: One) -> float:
     if isinstance(one, Text) or isinstance(other, Text):
         return float(one != other)
-    a, b = (each.levels if isinstance(each, Sound) else each for each in (one, other))
+    a, b = (_levels(each) for each in (one, other))
     if a.shape != b.shape:
         return 1.0
     span = 65535 if isinstance(one, Sound) else 255
     return float(np.abs(a.astype(np.int32) - b).mean()) / span
+
+
+def _levels(one: Bitmap | Clip | Sound) -> NDArray[Any]:
+    if isinstance(one, Sound):
+        return one.levels
+    return one.frames if isinstance(one, Clip) else one

@@ -19,6 +19,7 @@ from infra.ledger.ledger import Conflict, KeyReused, Ledger
 from infra.ledger.rollout_metrics import Observations
 from infra.ledger.rollout_rules import Arm, Tally, verdict
 from infra.media.blank import FLAT, SILENT, contrast, swing
+from infra.media.clips import Clip
 from services.media.codecs import Sound
 from services.pipelines.payload import Text
 from services.pipelines.request import One
@@ -52,6 +53,9 @@ def look(one: One) -> Look:
     if isinstance(one, Text):
         signs = "".join(one.text.split())
         return Look(len(set(signs)) <= 1 and len(signs) not in range(1, SAME_SIGNS), None)
+    if isinstance(one, Clip):
+        flat = contrast(one.frames.reshape(1, -1, one.frames.shape[3])) < FLAT
+        return Look(flat, hashlib.blake2b(one.frames.tobytes(), digest_size=16).digest())
     if isinstance(one, Sound):
         levels = one.levels
         return Look(

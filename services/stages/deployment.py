@@ -575,7 +575,7 @@ def _together(held: "Held", spec: GenerationSpec, made: Sequence[Any]) -> Made:
     from services.stages.scoring import count_tokens
 
     modality = held.model.capabilities.modality
-    if modality == "image":
+    if modality in {"image", "clip"}:
         return Drawn(np.stack(made))
     if modality == "audio":
         return Sounded(np.stack(made), held.model.config.sample_rate)

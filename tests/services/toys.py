@@ -163,6 +163,7 @@ TOYS: dict[str, str] = {
     "toy-negative": f"{__name__}:Negative",
     "toy-blind": f"{__name__}:Blind",
     "toy-inverting": f"{__name__}:Inverting",
+    "toy-moving": "tests.services.clips_kit:Moving",
 }
 
 

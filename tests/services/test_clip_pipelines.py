@@ -1,0 +1,66 @@
+"""A pipeline of clips is drawn by the same executor as any other, and says what it makes."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.media.clips import Clip
+from services.pipelines.executor import Executor
+from services.pipelines.payload import GenerationSpec
+from services.routing.observer import look
+from tests.services.clips_kit import publish_clips
+from tests.services.served_kit import with_toys
+
+
+@pytest.fixture(scope="module")
+def clips(own_workshop: Any) -> Iterator[Any]:
+    with with_toys():
+        pipeline = publish_clips(own_workshop)
+        stage = own_workshop.stage()
+        yield pipeline, stage
+    stage.close()
+
+
+def drawn(clips: Any, **asked: Any) -> list[Any]:
+    pipeline, stage = clips
+    spec = GenerationSpec(**asked)
+    return list(asyncio.run(Executor(lambda _: stage).draw(pipeline, spec)).made)
+
+
+def test_clips_come_out_with_their_frames_and_their_rate(clips: Any) -> None:
+    first, second = drawn(clips, seeds=(1, 2), prompts=("a red circle",) * 2)
+    assert isinstance(first, Clip)
+    assert first.frames.shape == second.frames.shape == (6, 16, 16, 3)
+    assert first.frames.dtype == np.uint8
+    assert first.frame_rate == 8
+    assert (first.frames != second.frames).any()
+
+
+def test_a_rate_that_is_asked_for_is_the_clips(clips: Any) -> None:
+    [made] = drawn(clips, seeds=(1,), prompts=("a red circle",), options={"frame_rate": 4.0})
+    assert made.frame_rate == 4
+    assert clips[0].seconds({"frame_rate": 4.0}) == 1.5
+
+
+def test_a_clip_of_one_colour_is_flat_to_a_rollout(clips: Any) -> None:
+    [made] = drawn(clips, seeds=(1,), prompts=("a red circle",))
+    assert not look(made).flat
+    assert look(Clip(np.full_like(made.frames, 9), 8, 16, 16)).flat
+
+
+def test_the_card_says_how_long_and_how_large_clips_are(
+    own_workshop: Any, clips: Any, ask: Any
+) -> None:
+    app = own_workshop.gateway(clips[1])
+    card = ask(app, "GET", "/v1/models/moving").json()
+    assert (card["modality"], card["size"]) == ("clip", "16x16")
+    assert (card["frames"], card["frame_rate"], card["seconds"]) == (6, 8.0, 0.75)
+    assert card["capabilities"] == ["video_generation", "video_extensions", "video_animation"]
+    refused = ask(
+        app, "POST", "/v1/images/generations", json={"model": "moving", "prompt": "a red circle"}
+    )
+    assert refused.status_code == 400
+    assert "clips at /v1/videos" in refused.json()["error"]["message"]
