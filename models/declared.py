@@ -98,7 +98,7 @@ def _settings(module: str, name: str) -> tuple[str, ...]:
     module, node = _class(module, name)
     if not any(isinstance(one, ast.Call) for one in node.decorator_list):  # it is no dataclass
         return ()
-    for base in node.bases:
+    for base in reversed(node.bases):  # as dataclasses do: the first one's come last
         if isinstance(base, ast.Name):  # no `words.Captioned`, which has no fields of its own
             found |= dict.fromkeys(_settings(module, base.id))
     lines = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
@@ -110,7 +110,7 @@ def _values(module: str, name: str) -> dict[str, ast.expr]:
     """Return what a family's class gives values to, or has from a family that it extends."""
     found: dict[str, ast.expr] = {}
     module, node = _class(module, name)
-    for base in node.bases:
+    for base in reversed(node.bases):  # the first one has the last word
         if isinstance(base, ast.Name) and base.id not in {"Family", "Trainable"}:
             found |= _values(module, base.id)
     return found | dict(_assigned(node))

@@ -124,6 +124,16 @@ class DDPMConfig(Captioned):
         """What is drawn, (C, H, W)."""
         return self.channels, self.image_size, self.image_size
 
+    @property
+    def planes(self) -> int:
+        """Channels of a picture that the network sees at once."""
+        return self.shape[0]
+
+    @property
+    def low_shape(self) -> tuple[int, int] | None:
+        """Channels and side of the picture that is seen beside the noisy one; None where there is none."""
+        return (self.channels, self.low_size) if self.low_size else None
+
 
 def _check_sampling(c: DDPMConfig) -> None:
     allowed = ("euler", "dpmpp") if c.objective == "flow" else ("ddpm", "ddim", "dpmpp")
@@ -146,12 +156,15 @@ def _check_sampling(c: DDPMConfig) -> None:
 class Denoiser(nn.Module):
     """The network: noisy picture, time, text and low-resolution picture to eps, v or flow."""
 
+    backbone: ClassVar[type[UNet]] = UNet
+
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__()
         self.config, embedding = config, 2 * config.widths[0]
-        pixels = config.shape[0] * config.patch**2
-        self.low_patch = max(1, (config.low_size or 0) * config.patch // config.image_size)
-        low = config.channels * self.low_patch**2 if config.low_size else 0
+        pixels = config.planes * config.patch**2
+        planes, side = config.low_shape or (0, 0)
+        self.low_patch = max(1, side * config.patch // config.image_size)
+        low = planes * self.low_patch**2
         context = config.context_width
         self.time1, self.time2 = nn.Linear(64, embedding), nn.Linear(embedding, embedding)
         self.level = nn.Linear(64, embedding) if low else None
@@ -161,7 +174,7 @@ class Denoiser(nn.Module):
         self.unet: UNet | DiT
         if config.backbone == "unet":
             layers = {"attention": config.attention, **sizes}
-            self.unet = UNet(widths=config.widths, dropout=config.dropout, **layers)
+            self.unet = self.backbone(widths=config.widths, dropout=config.dropout, **layers)
         else:
             places = {"width": config.widths[0], "side": config.shape[1] // config.patch, **sizes}
             self.unet = DiT(dropout=config.dropout, **places)
@@ -181,16 +194,31 @@ class Denoiser(nn.Module):
         of_times_BK = self.of_times(times_B3) if of_times_BK is None else of_times_BK
         scale, keep, gain = _columns(of_times_BK[:, :3])
         embedding_BE = of_times_BK[:, 3:]
-        h = F.pixel_unshuffle(scale * x_BCHW, self.config.patch)
         if self.caption is not None and context_BTD is not None:
             embedding_BE = embedding_BE + self.caption(context_BTD.mean(1))
         if self.level is not None and low is not None:
-            picture_BCHW, level_B = low
-            embedding_BE = embedding_BE + self.level(sinusoids(level_B * schedules.TIMES))
-            folded = F.pixel_unshuffle(picture_BCHW, self.low_patch)
-            h = torch.cat([h, F.interpolate(folded, h.shape[2:])], 1)
-        h = self.unet(h, F.silu(embedding_BE), context_BTD).float()
-        return keep * x_BCHW + gain * F.pixel_shuffle(h, self.config.patch)
+            embedding_BE = embedding_BE + self.level(sinusoids(low[1] * schedules.TIMES))
+        h = self.predict(scale * x_BCHW, None if low is None else low[0], embedding_BE, context_BTD)
+        return keep * x_BCHW + gain * h
+
+    def predict(
+        self,
+        x_BCHW: Tensor,
+        low_BChw: Tensor | None,
+        embedding_BE: Tensor,
+        context_BTD: Tensor | None,
+    ) -> Tensor:
+        """Return what the backbone makes of pictures (B, C, H, W), float32."""
+        h = self.unet(self.seen(x_BCHW, low_BChw), F.silu(embedding_BE), context_BTD)
+        return F.pixel_shuffle(h.float(), self.config.patch)
+
+    def seen(self, x_BCHW: Tensor, low_BChw: Tensor | None) -> Tensor:
+        """Return what the backbone sees, (B, inputs, h, w): pixels folded into channels."""
+        h = F.pixel_unshuffle(x_BCHW, self.config.patch)
+        if low_BChw is None:
+            return h
+        folded = F.pixel_unshuffle(low_BChw, self.low_patch)
+        return torch.cat([h, F.interpolate(folded, h.shape[2:])], 1)
 
     def of_times(self, times_B3: Tensor) -> Tensor:
         """Return what a call takes from its times (B, 3 + E): scale, keep and gain, and their embedding."""
@@ -228,11 +256,14 @@ class DDPM(Family):
         if config.reads_text:
             sizes = (config.max_words, config.text_width, config.text_layers, config.heads)
             self.text = TextEncoder(len(config.vocabulary), *sizes)
-        self.network = Denoiser(config)
+        self.network = self._network()
         beta_T = schedules.betas(config.schedule, zero_terminal_snr=config.zero_terminal_snr)
         self.alpha_T: Tensor
         # made from the config, so no version has to hold it
         self.register_buffer("alpha_T", schedules.alphas(beta_T), persistent=False)
+
+    def _network(self) -> Denoiser:
+        return Denoiser(self.config)
 
     @property
     def inputs(self) -> Mapping[str, Port]:
@@ -270,7 +301,8 @@ class DDPM(Family):
         alpha, sigma = _columns(times_B3[:, 1:])
         eps = torch.randn_like(x0)  # line 4: eps ~ N(0, I)
         x = alpha * x0 + sigma * eps
-        prediction = self.network(x, times_B3, self._training_context(batch), low)
+        of_times_BK = self._of_times(times_B3, batch)
+        prediction = self.network(x, times_B3, self._training_context(batch), low, of_times_BK)
         target = objectives.target(self.config.objective, x0, eps, alpha, sigma)
         return Losses(F.mse_loss(prediction, target), len(x0))  # line 5
 
@@ -290,6 +322,10 @@ class DDPM(Family):
         index_B = (schedules.spread(count, device) * schedules.TIMES).long()
         alpha_B = self.alpha_T[index_B].float()
         return torch.stack([index_B.float(), alpha_B, (1 - alpha_B.square()).sqrt()], 1)
+
+    def _of_times(self, times_B3: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - of times alone
+        """Return what a call of the network takes from its times."""
+        return self.network.of_times(times_B3)
 
     @property
     def null(self) -> Tensor | None:
@@ -366,10 +402,14 @@ class DDPM(Family):
         if self.null is not None:
             rows["context"], rows["guidance"] = self._sampling_context(request, guidance)
             rows["without"] = self._without(request, guidance)
-        if config.low_size is not None:
-            rows["low"] = self._inside(request.given["low"].to(device))
-            rows["enlarged"] = super_resolution.enlarged(rows["low"], config.image_size)
-        return self._beside(request, rows)
+        return self._beside(request, {**rows, **self._low_rows(request, device)})
+
+    def _low_rows(self, request: Request, device: torch.device) -> Rows:
+        """Return the low picture of a request, and enlarged; what is drawn is what it is without."""
+        if self.config.low_size is None:
+            return {}
+        low = self._inside(request.given["low"].to(device))
+        return {"low": low, "enlarged": super_resolution.enlarged(low, self.config.image_size)}
 
     def _beside(self, request: Request, rows: Rows) -> Rows:
         """Return the rows with what is known of their pictures, and begun there where a strength is asked for."""

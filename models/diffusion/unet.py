@@ -9,6 +9,7 @@ Shape letters: B rows, W width, h and w places, N tokens, T words, D context wid
 import itertools
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -153,13 +154,16 @@ class Block(nn.Module):
 class Level(nn.Module):
     """Blocks at one resolution, each followed by attention where `heads` is not 0."""
 
+    block: ClassVar[type[Block]] = Block
+    attention: ClassVar[type[Attention]] = Attention
+
     def __init__(
         self, width: int, blocks: int, embedding: int, dropout: float, heads: int, context: int
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, embedding, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(self.block(width, embedding, dropout) for _ in range(blocks))
         self.attentions = nn.ModuleList(
-            Attention(width, heads, context) for _ in range(blocks if heads else 0)
+            self.attention(width, heads, context) for _ in range(blocks if heads else 0)
         )
 
     def forward(self, x_BWhw: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
@@ -179,6 +183,8 @@ class UNet(nn.Module):
     Attention stands at the `attention` lowest resolutions.
     """
 
+    level: ClassVar[type[Level]] = Level
+
     def __init__(
         self,
         *,
@@ -197,8 +203,8 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for depth, width in enumerate(widths):
             here = heads if depth >= len(widths) - attention else 0
-            self.down.append(Level(width, blocks, embedding, dropout, here, context))
-            self.up.append(Level(width, blocks, embedding, dropout, here, context))
+            self.down.append(self.level(width, blocks, embedding, dropout, here, context))
+            self.up.append(self.level(width, blocks, embedding, dropout, here, context))
         steps = list(itertools.pairwise(widths))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in steps)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in steps)

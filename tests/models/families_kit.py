@@ -60,7 +60,7 @@ def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
         rows = model.examples(records_for(model))
         index = torch.arange(count) % len(next(iter(rows.values())))
         return {name: tensor[index] for name, tensor in rows.items()}
-    makers = {"pixels": stripes, "sound": tones, "codes": grids, "latent": ridges}
+    makers = {"pixels": stripes, "sound": tones, "codes": grids, "latent": ridges, "clip": rolling}
     batch = makers[kind](model, count) if kind in makers else {}
     batch |= embeddings(model, {**model.inputs, **model.outputs}, count)
     if model.capabilities.condition == "text":
@@ -110,6 +110,13 @@ def stripes(model: Family, count: int) -> dict[str, Tensor]:
     return {"pixels": rows[:, None, :, None].expand(count, channels, size, size).contiguous()}
 
 
+def rolling(model: Family, count: int) -> dict[str, Tensor]:
+    """Clips of black and white rows that move down by one a frame."""
+    c = model.config
+    pictures = stripes(model, count)["pixels"]
+    return {"frames": torch.stack([pictures.roll(place, 2) for place in range(c.span)], 1)}
+
+
 def tones(model: Family, count: int) -> dict[str, Tensor]:
     """Two tones, one in every other sound, the last quarter of it silent."""
     length = getattr(model.config, "clip_samples", 128)
@@ -157,8 +164,16 @@ def request(model: Family, seeds: tuple[int, ...]) -> Request:
         seeds=seeds,
         prompts=() if able.chats else asked,
         dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
-        given=embeddings(model, model.inputs, len(seeds)),
+        given={**embeddings(model, model.inputs, len(seeds)), **clips(model, len(seeds))},
         seconds=0.02 if able.modality == "audio" else None,
         temperature=1.0 if text else None,
         max_tokens=8 if text else None,
     )
+
+
+def clips(model: Family, count: int) -> dict[str, Tensor]:
+    """Return the first of the clips that a model may draw from, if any, neither dark nor bright."""
+    ports = [(name, port) for name, port in model.inputs.items() if port.kind == "clip"]
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: [count, *(size or 1 for size in port.shape)] for name, port in ports[:1]}
+    return {n: 0.25 + torch.rand(*shape, generator=generator) / 2 for n, shape in shapes.items()}

@@ -40,6 +40,25 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"width": 30}, "width must be a multiple of heads 4, got 30"),
         ({"embedding": 0}, "embedding must be at least 1, got 0"),
     ),
+    "make-a-video-decoder": (
+        ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
+        ({"skips": ()}, "each of skips must be between 1 and 64"),
+        ({"frame_rate": 0.0}, "frame_rate must be between 0.1 and 240, got 0.0"),
+        ({"embedding": 0}, "embedding must be between 1 and 4096, got 0"),
+        (
+            {"backbone": "dit", "widths": (64,), "attention": 1},
+            "backbone must be 'unet' for clips, got 'dit'",
+        ),
+    ),
+    "make-a-video-interpolation": (
+        ({"frames": 8}, "one more than a multiple of 4.*got 8"),
+        ({"frames": 1}, "one more than a multiple of 4.*got 1"),
+        ({"low_size": 8}, "low_size: frames come as they are, leave it out, got 8"),
+    ),
+    "make-a-video-upsampler": (
+        ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
+        ({"image_size": 16, "low_size": 5}, "low_size must divide image_size 16, got 5"),
+    ),
     "dalle": (
         ({"codes": 1}, "codes must be at least 2, got 1"),
         ({"places": 12}, "places must be a square, as of a grid of 4 x 4, got 12"),

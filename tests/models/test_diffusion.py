@@ -13,7 +13,7 @@ from models.outline import outline
 from models.parts.rows import join
 from models.request import Request
 from models.text_to_image.diffusers_pipeline import Diffusers
-from tests.models.families_kit import batch_of, embeddings
+from tests.models.families_kit import batch_of, clips, embeddings
 
 WORDS = ("red", "green")
 SMALL = {
@@ -81,7 +81,8 @@ def test_the_levels_that_a_sampler_visits_lie_within_those_trained(
     low = {"low": torch.rand(1, model.config.channels, 4, 4)}
     for steps in (1, 2, 18, 300):
         seen.clear()
-        given = low if model.capabilities.upscales else embeddings(model, model.inputs, 1)
+        given = {**embeddings(model, model.inputs, 1), **clips(model, 1)}
+        given |= low if model.capabilities.upscales and not given else {}
         model.eval().sample(Request(seeds=(0,), steps=steps, given=given))
         visited = torch.cat(seen)
         assert (visited <= trained.amax(0) * (1 + 1e-5)).all()
@@ -93,7 +94,8 @@ def asked(model: Any, seeds: tuple[int, ...], said: str = "", **options: Any) ->
     given = embeddings(model, model.inputs, len(seeds))
     unguided = {"guidance": 0.0} if given and not said else {}
     prompts = (said,) * len(seeds) if said else ()
-    return Request(seeds, prompts=prompts, given=given, options={**unguided, **options})
+    seen = {**given, **clips(model, len(seeds))}
+    return Request(seeds, prompts=prompts, given=seen, options={**unguided, **options})
 
 
 def calls(model: Any) -> list[int]:

@@ -1,0 +1,274 @@
+"""A diffusion of clips: a DDPM whose pictures are the frames of a clip, one after the other in the channels.
+
+So noise, samplers, guidance and super-resolution are those of pictures. What differs stands here: the network sees
+frames, and is told which they are and how fast they come; a clip is cut from a longer one; noise may be the same for
+every frame.
+
+Shape letters: B clips, F frames, L frames of the data, C channels, H and W pixels, N = B F pictures, T words, D context
+width, E embedding width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.diffusion.ddpm import DDPM, DDPMConfig, DDPMOptions, Denoiser
+from models.diffusion.dit import zeroed
+from models.diffusion.unet import UNet, sinusoids
+from models.family import Batch, Capabilities, Losses, Rows
+from models.parts import bounds
+from models.parts.noise import normals
+from models.ports import Port
+from models.request import Request
+from models.text_to_video.pseudo3d import FrameUNet, VideoUNet
+
+RATES: Final[bounds.Range] = (0.1, 240)
+OCTAVE: Final = 100  # of frame rates, on the scale on which networks are told times
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoOptions(DDPMOptions):
+    """What a caller may say of how a clip is drawn."""
+
+    frame_rate: float | None = None
+    """Frames a second that the network is told: the fewer, the more happens from one to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What of clips is seen; a Config has it beside those of a diffusion of pictures."""
+
+    frames: int = 9  # F
+    frame_rate: float = 8.0  # of the data, frames a second
+    skips: tuple[int, ...] = (
+        1,
+    )  # each n-th frame of the data is seen; the last n is what is drawn
+    temporal: bool = True  # false: frame by frame
+    shared_noise: bool = False  # the same noise for every frame
+    shuffled: bool = False  # a broken control: frames are learned in any order
+
+    if TYPE_CHECKING:  # fields of the diffusion's Config
+        channels: int = 3
+        image_size: int = 16
+        backbone: Literal["unet", "dit"] = "unet"
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        bounds.check(self, {"frames": (1, 1024), "frame_rate": RATES, "skips": (1, 64)})
+        if self.backbone != "unet":
+            raise ValueError(f"backbone must be 'unet' for clips, got {self.backbone!r}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What is drawn, (F C, H, W)."""
+        return self.frames * self.channels, self.image_size, self.image_size
+
+    @property
+    def planes(self) -> int:
+        """Channels of a frame."""
+        return self.channels
+
+    @property
+    def span(self) -> int:
+        """The frames of the data that a clip at the lowest rate reaches over."""
+        return (self.frames - 1) * max(self.skips) + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipsConfig(Timed, DDPMConfig):
+    """A DDPM's, of clips."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        DDPMConfig.__post_init__(self)
+        Timed.__post_init__(self)
+
+
+class FrameDenoiser(Denoiser):
+    """A picture's network, which sees every frame by itself."""
+
+    backbone: ClassVar[type[UNet]] = FrameUNet
+
+    def predict(
+        self,
+        x_BXHW: Tensor,
+        low_BYhw: Tensor | None,
+        embedding_BE: Tensor,
+        context_BTD: Tensor | None,
+    ) -> Tensor:
+        """Return what the backbone makes of clips (B, F C, H, W), float32."""
+        frames = x_BXHW.shape[1] // self.config.planes
+        low = None if low_BYhw is None else each(low_BYhw, frames)
+        told_BFE = F.silu(self.of_frames(embedding_BE, frames))
+        h = self.unet(self.seen(each(x_BXHW, frames), low), told_BFE, context_BTD)
+        made_NCHW = F.pixel_shuffle(h.float(), self.config.patch)
+        return made_NCHW.reshape(x_BXHW.shape)
+
+    def of_frames(self, embedding_BE: Tensor, frames: int) -> Tensor:
+        """Return the embedding of each frame (B, F, E): they are all the same."""
+        return embedding_BE[:, None].expand(-1, frames, -1)
+
+
+class VideoDenoiser(FrameDenoiser):
+    """A picture's network with layers over time, told which frame is which and their rate; the picture's at first."""
+
+    backbone: ClassVar[type[UNet]] = VideoUNet
+
+    def __init__(self, config: DDPMConfig) -> None:
+        super().__init__(config)
+        embedding = 2 * config.widths[0]
+        self.frame, self.rate = (zeroed(nn.Linear(64, embedding)) for _ in range(2))
+
+    def of_frames(self, embedding_BE: Tensor, frames: int) -> Tensor:
+        """Return the embedding of each frame (B, F, E): its place comes to it."""
+        place_FE = self.frame(sinusoids(torch.arange(frames, device=embedding_BE.device)))
+        told_BFE: Tensor = embedding_BE[:, None] + place_FE
+        return told_BFE
+
+    def of_rate(self, rate_B: Tensor) -> Tensor:
+        """Return what rates, in frames a second, add to the embedding (B, E)."""
+        added: Tensor = self.rate(sinusoids(OCTAVE * rate_B.log2()))
+        return added
+
+
+class Clips(DDPM):
+    """Clips from noise, captions and, where `low_size` is set, their low-resolution copies."""
+
+    Config = ClipsConfig
+    Options = VideoOptions
+    learns: ClassVar[str] = "frames"
+    config: ClipsConfig
+
+    def _network(self) -> Denoiser:
+        return (VideoDenoiser if self.config.temporal else FrameDenoiser)(self.config)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        return replace(super().capabilities, modality="clip")
+
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """Return what it draws from: what a diffusion of pictures does but for these, and a clip that it upscales."""
+        c = self.config
+        ports = {
+            name: port
+            for name, port in super().inputs.items()
+            if port.kind not in {"pixels", "mask"}
+        }
+        if c.low_size:
+            ports["low"] = Port("clip", (c.frames, c.channels, c.low_size, c.low_size))
+        return ports
+
+    @property
+    def rate(self) -> float:
+        """Frames a second of what is drawn."""
+        return self.config.frame_rate / self.config.skips[-1]
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take a picture network's weights, so that clips are its pictures, frame by frame, at first.
+
+        What it does not have, such as layers over time, stays as it is. Where this network sees more beside the picture
+        (frames that are known), its first layer makes nothing of that yet.
+
+        Raises:
+            ValueError: a tensor has another shape, or none is the same.
+        """
+        own = self.state_dict()
+        shared = {name: one for name, one in weights.items() if name in own}
+        if not any(name.startswith("network.unet.") for name in shared):
+            raise ValueError(
+                "these weights are of no network of pictures that clips can start from"
+            )
+        with torch.no_grad():
+            for name, one in shared.items():
+                _begin(name, own[name], one)
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:
+        """Return the loss of Algorithm 1 on clips cut from the batch's `frames` (B, L, C, H, W)."""
+        frames, rate_B = self.cut(batch["frames"])
+        return super().forward({**batch, "frames": frames, "frame_rate": rate_B}, player)
+
+    def cut(self, frames_BLCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return random clips (B, F, C, H, W), of as many frames as are drawn, and their rates (B,).
+
+        Raises:
+            ValueError: the data's clips are shorter.
+        """
+        c, device = self.config, frames_BLCHW.device
+        count, length = frames_BLCHW.shape[:2]
+        if length < c.span:
+            raise ValueError(
+                f"{c.frames} frames with skips {c.skips} reach over {c.span}, and the data's clips have {length}"
+            )
+        skips_K = torch.tensor(c.skips, device=device)
+        skip_B1 = skips_K[torch.randint(len(c.skips), (count, 1), device=device)]
+        room_B1 = length - (c.frames - 1) * skip_B1
+        start_B1 = (torch.rand(count, 1, device=device) * room_B1).long()
+        index_BF = start_B1 + skip_B1 * torch.arange(c.frames, device=device)
+        if c.shuffled:
+            index_BF = index_BF.gather(1, torch.rand(index_BF.shape, device=device).argsort(1))
+        chosen = frames_BLCHW[torch.arange(count, device=device)[:, None], index_BF]
+        return chosen, c.frame_rate / skip_B1.squeeze(1)
+
+    def _of_times(self, times_B3: Tensor, batch: Batch) -> Tensor:
+        return self._at_rate(super()._of_times(times_B3, batch), batch["frame_rate"])
+
+    def _at_rate(self, of_times: Tensor, rate_B: Tensor) -> Tensor:
+        """Return what the network takes from times (..., 3 + E), its embedding told the rate, too."""
+        if not isinstance(self.network, VideoDenoiser):
+            return of_times
+        gains, embedding = of_times[..., :3], of_times[..., 3:]
+        added_BE = self.network.of_rate(rate_B)
+        added = added_BE.reshape(len(added_BE), *[1] * (embedding.dim() - 2), -1)
+        return torch.cat([gains, embedding + added], -1)
+
+    @torch.no_grad()
+    def begin(self, request: Request) -> Rows:
+        """Return rows of pure noise, each told the frame rate that is asked for."""
+        rows = super().begin(request)
+        rate = request.options.get("frame_rate", self.rate)
+        bounds.within("frame_rate", rate, RATES)
+        rate_B = torch.full((len(request.seeds),), float(rate), device=rows["x"].device)
+        return {**rows, "of_times": self._at_rate(rows["of_times"], rate_B)}
+
+    def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:
+        c = self.config
+        if not c.shared_noise:
+            return super()._noise(seeds, draws, device)
+        shape = (c.channels, c.image_size, c.image_size)
+        one = normals(seeds, shape, device, stage=c.low_size or 0, draws=draws)
+        return one.repeat(1, c.frames, 1, 1)
+
+    def _inside(self, picture: Tensor) -> Tensor:
+        """Return clips (B, F, C, H, W) of [0, 1] as (B, F C, H, W) in [-1, 1]."""
+        return super()._inside(picture).flatten(1, 2)
+
+    def _outside(self, picture: Tensor) -> Tensor:
+        """Return clips (B, F, C, H, W) in [0, 1]."""
+        side = picture.shape[-1]
+        return super()._outside(picture).reshape(len(picture), -1, self.config.channels, side, side)
+
+
+def each(clip_BXHW: Tensor, frames: int) -> Tensor:
+    """Return the frames of clips (N, X / F, H, W)."""
+    count, planes, *sides = clip_BXHW.shape
+    return clip_BXHW.reshape(count * frames, planes // frames, *sides)
+
+
+def _begin(name: str, own: Tensor, given: Tensor) -> None:
+    """Copy a tensor; of a convolution that sees more channels the further ones become zeros."""
+    if own.shape == given.shape:
+        own.copy_(given)
+    elif (
+        own.dim() == 4 and own.shape[1] > given.shape[1] and own[:, :1].shape == given[:, :1].shape
+    ):
+        own.zero_()
+        own[:, : given.shape[1]].copy_(given)
+    else:
+        sizes = ["x".join(map(str, one.shape)) for one in (own, given)]
+        raise ValueError(f"{name} is {sizes[0]} here, and {sizes[1]} in what it starts from")

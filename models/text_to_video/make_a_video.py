@@ -1,0 +1,276 @@
+"""Make-A-Video (Singer et al. 2022, arXiv:2209.14792): a caption to a clip, without captioned clips but for few.
+
+    y = SR_h . SR_l . up_F . D . P (x, C_x(x))                                                     eq. 1 of the paper
+
+| in the paper | here |
+|---|---|
+| P, a prior from a caption x and its CLIP embedding C_x(x) to one of a picture | `unclip.Prior`, as it is |
+| D, a decoder of that to 16 frames at a low rate | `VideoDecoder`: unCLIP's, inflated over time |
+| up_F, frames between these, or after | `Interpolation` |
+| SR_l, over space and time | `VideoUpsampler` |
+| SR_h, of one frame, by the same noise for each | `VideoUpsampler` with `temporal: false` and `shared_noise: true` |
+
+Each starts from a network of pictures (`start_from`) and is that, frame by frame, until it has learned from clips how
+things move (`pseudo3d.py`). All are told how fast frames come (section 3.2.3), in training at several rates.
+`frames.py` has what is common to them.
+
+Shape letters: B clips, F frames, L frames of the data, C channels, H and W pixels, E numbers of an embedding, K tasks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.diffusion import schedules, super_resolution
+from models.diffusion.super_resolution import Low
+from models.family import Batch, Losses, Rows
+from models.ports import Port
+from models.request import Request
+from models.text_to_image.unclip import Decoder, DecoderConfig
+from models.text_to_video.frames import Clips, ClipsConfig, Timed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoDecoderConfig(Timed, DecoderConfig):
+    """As of unCLIP's decoder, of clips."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        DecoderConfig.__post_init__(self)
+        Timed.__post_init__(self)
+
+
+class VideoDecoder(Clips, Decoder):
+    """D: clips of which a frame has a CLIP embedding, and perhaps a caption."""
+
+    Config = VideoDecoderConfig  # type: ignore[assignment]  # a ClipsConfig in all but name
+    needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    presets: ClassVar[Mapping[str, VideoDecoderConfig]] = {
+        "tiny": VideoDecoderConfig(
+            image_size=8,
+            frames=3,
+            widths=(16, 24),
+            text_width=16,
+            heads=2,
+            steps=4,
+            embedding=8,
+        ),
+        "base": VideoDecoderConfig(frames=5, skips=(1, 2), guidance=2.0),
+    }
+    config: VideoDecoderConfig  # type: ignore[assignment]
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:
+        """Return the loss of Algorithm 1; of embeddings of all frames (B, L, E) each clip learns from one."""
+        embedding = batch["embedding"]
+        if embedding.dim() == 3:
+            row_B = torch.arange(len(embedding), device=embedding.device)
+            frame_B = torch.randint(embedding.shape[1], row_B.shape, device=embedding.device)
+            embedding = embedding[row_B, frame_B]
+        return super().forward({**batch, "embedding": embedding}, player)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InterpolationConfig(ClipsConfig):
+    """As of clips; `low_noise` is that on the frames that are known, in training."""
+
+    copies: bool = False  # a broken control: what is not known is the frame that is nearest
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail late."""
+        ClipsConfig.__post_init__(self)
+        if self.frames < 5 or self.frames % 4 != 1:
+            raise ValueError(
+                "frames must be one more than a multiple of 4, so that each second or fourth can be known,"
+                f" got {self.frames}"
+            )
+        if self.low_size is not None:
+            raise ValueError(
+                f"low_size: frames come as they are, leave it out, got {self.low_size}"
+            )
+
+    @property
+    def low_shape(self) -> tuple[int, int]:
+        """Channels and side of what is seen beside the noisy frame: it where it is known, and whether it is."""
+        return self.channels + 1, self.image_size
+
+
+TASKS: Final = ("half", "quarter", "first", "start")
+"""What is known: each second frame, each fourth, the first, or the first half and the one in the middle."""
+
+
+def known(frames: int) -> tuple[range, ...]:
+    """Return the places of the frames that each of the TASKS knows."""
+    return range(0, frames, 2), range(0, frames, 4), range(1), range(frames // 2 + 1)
+
+
+def blend(places: range, frames: int, *, nearest: bool = False) -> list[list[float]]:
+    """Return by what weights each of the frames is guessed from each, where those at some places are known.
+
+    On a straight line between the two around it, or as the one that is nearest; beyond the last one, as that.
+    """
+    found = []
+    for frame in range(frames):
+        before = max(place for place in places if place <= frame)
+        after = min((place for place in places if place >= frame), default=before)
+        share = (frame - before) / (after - before) if after > before else 0.0
+        share = float(round(share)) if nearest else share
+        of_each = {after: share, before: 1 - share}
+        found.append([of_each.get(place, 0.0) for place in range(frames)])
+    return found
+
+
+class Interpolation(Clips):
+    """up_F: the frames between known ones, or after them (section 3.3).
+
+    It is D with four channels more, the frames that are known, zeros where none is, and a mask that tells which. Like
+    super-resolution it learns what there is over a simple guess, and forgives what the stage before gets wrong.
+    """
+
+    Config = InterpolationConfig
+    presets: ClassVar[Mapping[str, InterpolationConfig]] = {
+        "tiny": InterpolationConfig(
+            image_size=8, frames=5, widths=(16, 24), text_width=16, heads=2, steps=4
+        ),
+        "base": InterpolationConfig(low_gain=3.0, t_mean=1.0, steps=4, guidance=1.0),
+    }
+    measures: ClassVar[tuple[str, ...]] = ("gain_db",)
+    config: InterpolationConfig
+
+    def __init__(self, config: InterpolationConfig) -> None:
+        super().__init__(config)
+        self.known_KF: Tensor
+        self.blend_KFF: Tensor
+        frames, tasks = config.frames, known(config.frames)
+        guesses = [blend(places, frames, nearest=config.copies) for places in tasks]
+        there = [[place in places for place in range(frames)] for places in tasks]
+        # made from the config, so no version has to hold them
+        self.register_buffer("blend_KFF", torch.tensor(guesses), persistent=False)
+        self.register_buffer("known_KF", torch.tensor(there), persistent=False)
+
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """Return what it draws from: perhaps a text, and one of the TASKS.
+
+        Of a clip to `start` from the last frames become the first ones, as many as that task knows.
+        """
+        c = self.config
+        picture = (c.channels, c.image_size, c.image_size)
+        clips = {"half": (c.frames + 1) // 2, "quarter": (c.frames + 3) // 4, "start": c.frames}
+        ports = {
+            name: Port("clip", (count, *picture), optional=True) for name, count in clips.items()
+        }
+        return {**super().inputs, **ports, "first": Port("pixels", picture, optional=True)}
+
+    def _training_pair(self, picture: Tensor) -> tuple[Tensor, Low]:
+        """Return what clips have over the guess, and the noisy frames that it is learned from."""
+        c, count = self.config, len(picture)
+        task_B = torch.randint(len(TASKS), (count,), device=picture.device)
+        level_B = schedules.with_ends(torch.rand(count, device=picture.device)) * c.low_noise
+        noisy = picture + level_B[:, None, None, None] * torch.randn_like(picture)
+        low, guess = self._guess(noisy, task_B)
+        return super_resolution.residual(picture, guess, c.low_gain), (low, level_B)
+
+    def _guess(self, clip: Tensor, task_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the known frames with their mask (B, F (C + 1), H, W), and all frames guessed (B, F C, H, W)."""
+        side, planes = clip.shape[-1], self.config.channels
+        frames_BFCHW = clip.reshape(len(clip), -1, planes, side, side)
+        known_BF111 = self.known_KF[task_B][:, :, None, None, None].to(clip.dtype)
+        mask_BF1HW = known_BF111.expand_as(frames_BFCHW[:, :, :1])
+        low_BFDHW = torch.cat([frames_BFCHW * known_BF111, mask_BF1HW], 2)
+        guess_BFCHW = torch.einsum("bfg,bgchw->bfchw", self.blend_KFF[task_B], frames_BFCHW)
+        return low_BFDHW.flatten(1, 2), guess_BFCHW.flatten(1, 2)
+
+    def _low_rows(self, request: Request, device: torch.device) -> Rows:
+        """Return the known frames of a request, what is guessed from them, and that they stay as they are.
+
+        Raises:
+            ValueError: not exactly one of the TASKS is given.
+        """
+        names = [name for name in TASKS if name in request.given]
+        if len(names) != 1:
+            got = ", ".join(names) or "none"
+            raise ValueError(
+                f"{names[0] if names else TASKS[0]}: give one of {', '.join(TASKS)}, got {got}"
+            )
+        task, frames = TASKS.index(names[0]), request.given[names[0]].to(device)
+        frames_BGCHW = frames[:, None] if names[0] == "first" else frames
+        known_F = self.known_KF[task]
+        clip_BFCHW = frames.new_zeros(len(frames), self.config.frames, *frames_BGCHW.shape[2:])
+        clip_BFCHW[:, known_F] = frames_BGCHW[:, -int(known_F.sum()) :]
+        clip = self._inside(clip_BFCHW)
+        low, guess = self._guess(clip, torch.full((len(clip),), task, device=device))
+        kept_F = known_F.to(clip.dtype).repeat_interleave(self.config.channels)
+        kept = kept_F[None, :, None, None].expand(len(clip), -1, 1, 1)
+        return {"low": low, "enlarged": guess, "known": clip, "kept": kept}
+
+    def _picture(self, x: Tensor, rows: Rows) -> Tensor:
+        """Return the clips in [-1, 1] that x stands for; known frames stay as they are."""
+        return super()._picture(0 * x if self.config.copies else x, rows)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return the names that `measure` gives: those of what is drawn without a prompt."""
+        able = self.capabilities
+        return self.measures if able.unprompted or able.condition == "none" else ()
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return how much nearer frames between known ones are than a straight line, in dB of their mean error."""
+        if not self.measured:
+            return {}
+        c = self.config
+        real_BFCHW = batch["frames"][:, : c.frames]
+        seeds, given = tuple(range(len(real_BFCHW))), {"half": real_BFCHW[:, ::2]}
+        drawn = self.sample(Request(seeds=seeds, given=given))
+        between = ~self.known_KF[0]
+        line_FF = drawn.new_tensor(blend(known(c.frames)[0], c.frames))
+        line = torch.einsum("fg,bgchw->bfchw", line_FF, real_BFCHW)
+        errors = [
+            (guess - real_BFCHW)[:, between].square().flatten(1).mean(1).clamp(min=1e-8)
+            for guess in (line, drawn)
+        ]
+        return {"gain_db": 10 * (errors[0] / errors[1]).log10()}
+
+
+class VideoUpsampler(Clips):
+    """SR_l, over space and time; or SR_h, frame by frame, where `temporal` is false.
+
+    The latter takes the same noise for every frame, so that what it makes up does not flicker (section 3.2.1).
+    """
+
+    Config = ClipsConfig
+    presets: ClassVar[Mapping[str, ClipsConfig]] = {
+        "tiny": ClipsConfig(
+            image_size=8, low_size=4, frames=3, widths=(16, 24), text_width=16, heads=2, steps=2
+        ),
+        "base": ClipsConfig(
+            image_size=32, low_size=16, text="none", widths=(32, 48), attention=0, t_mean=1, steps=2
+        ),
+        "frame": ClipsConfig(
+            image_size=64,
+            low_size=32,
+            text="none",
+            widths=(32, 48),
+            attention=0,
+            t_mean=1,
+            steps=2,
+            temporal=False,
+            shared_noise=True,
+        ),
+    }
+    measures: ClassVar[tuple[str, ...]] = ("flicker",)
+    config: ClipsConfig
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return how much a clip that stands still changes from frame to frame when it is upscaled, a level of 255."""
+        c = self.config
+        real = batch["frames"]
+        still = F.interpolate(real[:, 0], c.low_size, mode="area")
+        given = {"low": still[:, None].expand(-1, c.frames, -1, -1, -1)}
+        drawn = self.sample(Request(seeds=tuple(range(len(real))), given=given))
+        return {"flicker": 255 * drawn.diff(dim=1).abs().flatten(1).mean(1)}
