@@ -169,24 +169,24 @@ class Clips(DDPM):
         """Frames a second of what is drawn."""
         return self.config.frame_rate / self.config.skips[-1]
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take a picture network's weights, so that clips are its pictures, frame by frame, at first.
+    def start_from(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a picture network's weights, so that clips are its pictures, frame by frame, at first.
 
         What it does not have, such as layers over time, stays as it is. Where this network sees more beside the picture
         (frames that are known), its first layer makes nothing of that yet.
 
         Raises:
-            ValueError: a tensor has another shape, or none is the same.
+            ValueError: a tensor has another shape, or these weights are of no U-Net.
         """
         own = self.state_dict()
-        shared = {name: one for name, one in weights.items() if name in own}
+        shared = {
+            name: _grown(name, one, own[name]) for name, one in weights.items() if name in own
+        }
         if not any(name.startswith("network.unet.") for name in shared):
             raise ValueError(
                 "these weights are of no network of pictures that clips can start from"
             )
-        with torch.no_grad():
-            for name, one in shared.items():
-                _begin(name, own[name], one)
+        return shared
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """Return the loss of Algorithm 1 on clips cut from the batch's `frames` (B, L, C, H, W)."""
@@ -260,15 +260,13 @@ def each(clip_BXHW: Tensor, frames: int) -> Tensor:
     return clip_BXHW.reshape(count * frames, planes // frames, *sides)
 
 
-def _begin(name: str, own: Tensor, given: Tensor) -> None:
-    """Copy a tensor; of a convolution that sees more channels the further ones become zeros."""
+def _grown(name: str, given: Tensor, own: Tensor) -> Tensor:
+    """Return a tensor; of a convolution that sees more channels here those that come to it are zeros."""
     if own.shape == given.shape:
-        own.copy_(given)
-    elif (
-        own.dim() == 4 and own.shape[1] > given.shape[1] and own[:, :1].shape == given[:, :1].shape
-    ):
-        own.zero_()
-        own[:, : given.shape[1]].copy_(given)
-    else:
-        sizes = ["x".join(map(str, one.shape)) for one in (own, given)]
-        raise ValueError(f"{name} is {sizes[0]} here, and {sizes[1]} in what it starts from")
+        return given
+    more = own.shape[1] - given.shape[1] if own.dim() == given.dim() == 4 else 0
+    if more > 0 and own[:, :1].shape == given[:, :1].shape:
+        zeros = torch.zeros_like(given[:, :1]).repeat(1, more, 1, 1)
+        return torch.cat([given, zeros], 1)
+    sizes = ["x".join(map(str, one.shape)) for one in (own, given)]
+    raise ValueError(f"{name} is {sizes[0]} here, and {sizes[1]} in what it starts from")

@@ -32,7 +32,12 @@ def picture_decoder() -> Decoder:
 
 def inflated(picture: Decoder, **changes: Any) -> VideoDecoder:
     made: Any = tiny(FAMILY.format("decoder"), vocabulary=WORDS, **changes)
-    made.start_from(picture.state_dict())
+    return begun(made, picture)
+
+
+def begun(made: Any, other: Any) -> Any:
+    """Return the model with what it takes of another's weights."""
+    made.load_state_dict({**made.state_dict(), **made.start_from(other.state_dict())})
     return made.eval()
 
 
@@ -62,12 +67,12 @@ def test_a_clips_network_is_the_pictures_frame_by_frame_at_first() -> None:
 def test_interpolation_starts_from_the_decoder_and_makes_nothing_of_known_frames_yet() -> None:
     video = inflated(picture_decoder(), frames=5)
     made: Any = tiny(FAMILY.format("interpolation"), vocabulary=WORDS)
-    made.start_from(video.state_dict())
+    begun(made, video)
     with torch.no_grad():
         x, times, context = seen(video)
         of_times = video.network.of_times(times)
         low = torch.randn(2, 20, 8, 8), torch.zeros(2)
-        found = made.eval().network(x, times, context, low, of_times)
+        found = made.network(x, times, context, low, of_times)
         without = video.network(x, times, context, None, of_times)
         told = made.network.level(torch.zeros(2, 64))
     assert told.shape == (2, 32)
