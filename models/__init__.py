@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch takes seconds, and this table is read before anybody 
 FAMILIES: Final[Mapping[str, str]] = {
     "aae": "models.variational.aae:AAE",
     "bert": "models.language.bert:BERT",
+    "causal-lm": "models.language.causal:CausalLM",
     "clip": "models.text_to_image.clip:CLIP",
     "dalle": "models.text_to_image.dalle:DALLE",
     "ddpm": "models.diffusion.ddpm:DDPM",

@@ -101,8 +101,11 @@ def _settings(module: str, name: str) -> tuple[str, ...]:
     for base in reversed(node.bases):  # as dataclasses do: the first one's come last
         if isinstance(base, ast.Name):  # no `words.Captioned`, which has no fields of its own
             found |= dict.fromkeys(_settings(module, base.id))
-    lines = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
-    found |= dict.fromkeys(line.id for line in lines if isinstance(line, ast.Name))
+    lines = (line for line in node.body if isinstance(line, ast.AnnAssign))
+    named = [
+        line.target for line in lines if not ast.unparse(line.annotation).startswith("ClassVar")
+    ]
+    found |= dict.fromkeys(one.id for one in named if isinstance(one, ast.Name))
     return tuple(found)
 
 

@@ -228,7 +228,7 @@ def import_version(
 
 def import_checkpoint(
     source: Annotated[
-        str, typer.Argument(metavar="PATH", help="A folder, as diffusers saves one.")
+        str, typer.Argument(metavar="PATH", help="A folder, as diffusers or transformers save one.")
     ],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What it is called here.")],
     recipe: Annotated[
@@ -241,7 +241,7 @@ def import_checkpoint(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take in a checkpoint of others (Stable Diffusion 1, 2, XL, 3): safetensors, none of its code, nothing fetched."""
+    """Take in a checkpoint of others (Stable Diffusion, GPT-2, Llama): safetensors, no code of its own, not fetched."""
     os.environ["HF_HUB_OFFLINE"] = "0" if download else "1"
     from flows.recipes.loader import load
 

@@ -114,7 +114,7 @@ def pipeline_card(
 CHECKPOINT: Final = """\
 # {{ name }}
 
-A `{{ found.document.config.pipeline }}` of others, taken in as it was: nothing of it was trained here.
+A `{{ found.kind }}` of others, taken in as it was: nothing of it was trained here.
 
 | origin | |
 |---|---|

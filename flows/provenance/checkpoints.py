@@ -66,6 +66,17 @@ class Checkpoint:
     left_out: tuple[str, ...]  # parts that are not used
     files: dict[str, dict[str, Any]]  # every file's bytes and sha256
 
+    @property
+    def family(self) -> str:
+        """Which of ours it is."""
+        return str(self.document["family"])
+
+    @property
+    def kind(self) -> str:
+        """What it is called where it came from."""
+        config = self.document["config"]
+        return str(config.get("pipeline") or config["architecture"])
+
 
 def downloaded(repository: str) -> tuple[Path, str]:
     """Return the folder of a repository of the Hugging Face hub, fetched without pickles and code, and its revision.
@@ -95,8 +106,8 @@ def read(folder: Path, source: str) -> Checkpoint:
     """
     from models import build, describe
 
-    files = _files(folder)
-    index = _document(folder / INDEX)
+    files = files_of(folder, INDEX)
+    index = document_of(folder / INDEX)
     kind, needs = _kind(folder, index)
     networks: dict[str, Any] = {}
     readers: dict[str, Any] = {}
@@ -123,7 +134,7 @@ def read(folder: Path, source: str) -> Checkpoint:
         document=describe(model),
         tensors=tensors,
         source=source,
-        licence=_licence(folder),
+        licence=licence_of(folder),
         left_out=tuple(name for name in UNUSED if (index.get(name) or [None])[0]),
         files=files,
     )
@@ -146,17 +157,15 @@ def publish(found: Checkpoint, name: str, stage: str) -> "Version":
         write_json(directory / SOURCE, {**origin, "files": found.files})
         (directory / "card.md").write_text(checkpoint_card(f"{name}.{stage}", found))
         seal(directory, {"kind": "model", "name": f"{name}.{stage}", "git_commit": git_commit()})
-        tags = {"atelier.family": "diffusers", "atelier.source": found.source[:500]}
+        tags = {"atelier.family": found.family, "atelier.source": found.source[:500]}
         return registry().publish(f"{name}.{stage}", directory, key=key, tags=tags)
 
 
 def recipe_of(name: str, version: "Version", found: Checkpoint) -> Recipe:
     """Return the recipe of a pipeline that nobody judged: one stage, and a gate without a condition."""
     config = found.document["config"]
-    stage = {
-        **{"family": "diffusers", "steps": config["steps"], "guidance": config["guidance"]},
-        "training": {"steps": 1, "from": version.ref},
-    }
+    asked = {name: config[name] for name in ("steps", "guidance") if name in config}
+    stage = {"family": found.family, **asked, "training": {"steps": 1, "from": version.ref}}
     return Recipe.model_validate(
         {
             **{
@@ -197,10 +206,13 @@ def publish_unjudged(recipe: Recipe, version: "Version") -> "Version":
         return registry().publish(recipe.name, Path(making), key=key, tags=tags)
 
 
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
+def files_of(folder: Path, index: str) -> dict[str, dict[str, Any]]:
     """Return every file with its size and sha256, after refusing what could run and what is cut off."""
-    if not (folder / INDEX).is_file():
-        raise CheckpointError(f"{folder} has no {INDEX}: it is no checkpoint of diffusers")
+    if not (folder / index).is_file():
+        raise CheckpointError(
+            f"{folder} has no {index}: it is no checkpoint of diffusers, nor, without a config.json,"
+            " one of transformers"
+        )
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, suffix = path.relative_to(folder).as_posix(), path.suffix.lower()
@@ -211,7 +223,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
             )
         if suffix in CODE:
             raise CheckpointError(f"{path} is code, which is never run: refused")
-        if suffix == ".json" and (odd := _remote(_document(path))):
+        if suffix == ".json" and (odd := _remote(document_of(path))):
             raise CheckpointError(f"{path} asks for {odd}, code of its own: refused")
         if suffix == WEIGHTS:
             check_weights(path)
@@ -240,7 +252,8 @@ def check_weights(path: Path) -> None:
         raise IntegrityError(f"{path} is truncated or no safetensors: {_line(error)}") from None
 
 
-def _document(path: Path) -> Any:
+def document_of(path: Path) -> Any:
+    """Return a JSON file's content, or refuse it in a line."""
     try:
         return read_json(path)
     except OSError as error:
@@ -275,22 +288,31 @@ def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
 
 def _network(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Tensor]"]:
     """Return a network's config and weights, by the names that its class has now."""
+    from flows.training.checkpoints import detached
+    from models.text_to_image.checkpoint_parts import LIBRARIES as HOMES
+
+    config = document_of(folder / "config.json")
+    stems = sorted(path.name for path in folder.glob(f"*{WEIGHTS}"))
+    if not stems:
+        raise CheckpointError(f"{folder} has no weights as {WEIGHTS}")
+    network = loaded(folder, kind, HOMES[kind], variant=_variant(stems))
+    held = detached(network.state_dict())
+    return {name: value for name, value in config.items() if not name.startswith("_")}, held
+
+
+def loaded(folder: Path, kind: str, home: str, *, variant: str | None) -> Any:
+    """Return the network of a folder in fp32, of a class of diffusers' or transformers'.
+
+    Raises:
+        CheckpointError: the files are no such network, or not all of one.
+    """
     from importlib import import_module
 
     import torch
     from transformers.utils import logging
 
-    from flows.training.checkpoints import detached
-    from models.text_to_image.checkpoint_parts import LIBRARIES as HOMES
-
     logging.disable_progress_bar()
-
-    config = _document(folder / "config.json")
-    stems = sorted(path.name for path in folder.glob(f"*{WEIGHTS}"))
-    if not stems:
-        raise CheckpointError(f"{folder} has no weights as {WEIGHTS}")
-    variant = _variant(stems)
-    cls = getattr(import_module(HOMES[kind]), kind)
+    cls = getattr(import_module(home), kind)
     try:
         network, report = cls.from_pretrained(
             folder,
@@ -298,15 +320,14 @@ def _network(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Ten
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **{"dtype" if HOMES[kind] == "transformers" else "torch_dtype": torch.float32},
+            **{"dtype" if home == "transformers" else "torch_dtype": torch.float32},
         )
     except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
         raise CheckpointError(f"{folder} is no {kind}: {_line(error)}") from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if odd := sorted(map(str, report[what])):
             raise CheckpointError(f"{folder}: its weights are not its network's: {what} {odd[0]}")
-    held = detached(network.state_dict())
-    return {name: value for name, value in config.items() if not name.startswith("_")}, held
+    return network
 
 
 def _variant(names: list[str]) -> str | None:
@@ -340,7 +361,7 @@ def _reader(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]
 
 def _scheduler(path: Path, kind: str) -> str:
     """Return scheduler_config.json as the pipeline takes it: Stable Diffusion's corrects two old settings."""
-    document = _document(path)
+    document = document_of(path)
     if kind == "StableDiffusionPipeline":
         corrected = {"steps_offset": 1, "clip_sample": False}
         document |= {name: value for name, value in corrected.items() if name in document}
@@ -356,7 +377,7 @@ def _side(networks: Mapping[str, Any]) -> int:
     return int(size * 2 ** (len(blocks) - 1))
 
 
-def _licence(folder: Path) -> str:
+def licence_of(folder: Path) -> str:
     """Return the licence that the model card names, or that there is a file of one."""
     readme = folder / "README.md"
     if readme.is_file():

@@ -8,7 +8,9 @@ from prefect import flow
 from flows.context import named, registry
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
+from flows.provenance import language_checkpoints
 from flows.provenance.checkpoints import (
+    INDEX,
     STAGE,
     Checkpoint,
     CheckpointError,
@@ -38,9 +40,9 @@ def import_checkpoint(
     Raises:
         CheckpointError, IntegrityError, ValueError: what is wrong with the checkpoint or the recipe, in one line.
     """
+    found = _read(folder, source)
     if recipe is not None:
-        _check(recipe, name)
-    found = read(folder, source)
+        _check(recipe, name, found)
     stage = STAGE if recipe is None else next(iter(recipe.stages))
     version = publish(found, name, stage)
     if recipe is None:
@@ -60,13 +62,21 @@ def _of_the_base(recipe: Recipe, version: "Version") -> Recipe:
     return recipe.model_copy(update={"stages": stages, "gate": gate})
 
 
-def _check(recipe: Recipe, name: str) -> None:
+def _read(folder: Path, source: str) -> Checkpoint:
+    """Read a folder as whoever saved it lays it out: transformers have the config of a network at the top."""
+    if (folder / language_checkpoints.CONFIG).is_file() and not (folder / INDEX).is_file():
+        return language_checkpoints.read(folder, source)
+    return read(folder, source)
+
+
+def _check(recipe: Recipe, name: str, found: Checkpoint) -> None:
     if recipe.name != name:
         raise CheckpointError(f"the recipe is that of {recipe.name}: give --name {recipe.name}")
     families = [stage.family for stage in recipe.stages.values()]
-    if families != ["diffusers"]:
+    if families != [found.family]:
         raise CheckpointError(
-            f"the recipe of a checkpoint has one stage, of family diffusers; got {', '.join(families)}"
+            f"the recipe of this checkpoint has one stage, of family {found.family}; got"
+            f" {', '.join(families)}"
         )
 
 

@@ -106,6 +106,17 @@ class GPT(Family):
         )
 
     @property
+    def size(self) -> int:
+        """Return V."""
+        return tokenizer(self.config.tokenizer).size
+
+    @property
+    def kept(self) -> tuple[int, int, int]:
+        """Return L, H and D of the keys and values that a token leaves."""
+        c = self.config
+        return c.layers, c.heads, c.width // c.heads
+
+    @property
     def reads(self) -> str:
         """Return what names the tokens of its records."""
         return examples.named(self.config.learns, tokenizer(self.config.tokenizer))
@@ -152,7 +163,11 @@ class GPT(Family):
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Return the next token's logits (B, T, V) at every place; T <= context."""
-        return F.linear(self.hidden(tokens_BT), self.tokens.weight)
+        return self.scored(self.hidden(tokens_BT))
+
+    def scored(self, hidden_BTE: Tensor) -> Tensor:
+        """Return the logits (..., V) of the token behind each of these states."""
+        return F.linear(hidden_BTE, self.tokens.weight)
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return the last states (B, T, E) of tokens that begin a row, or that follow on what a cache has read."""
@@ -183,7 +198,7 @@ class GPT(Family):
         Of windows that overlap: of what is new in each, so that the rows of a text add up to the text.
         """
         tokens = batch["tokens"]
-        pieces = min(len(tokens), 1 + tokens.numel() * self.tokens.num_embeddings // LOGITS)
+        pieces = min(len(tokens), 1 + tokens.numel() * self.size // LOGITS)
         found, targets = [], self._targets(batch).chunk(pieces)
         for part, wanted in zip(tokens.chunk(pieces), targets, strict=True):
             log_p_BTV = self.logits(part[:, :-1].clamp(min=0)).float().log_softmax(2)
@@ -278,16 +293,16 @@ class GPT(Family):
             return super().recalled(prompt)
         [tokens] = self._document_starts([prompt])
         self._check_length([tokens])
-        tokens_T = torch.tensor(tokens, device=self.tokens.weight.device)
+        tokens_T = torch.tensor(tokens, device=next(self.parameters()).device)
         logits_TV = self.logits(tokens_T[None, :-1])[0]
         return {"tokens": tokens_T[1:].cpu(), **token_logprobs(logits_TV, tokens_T[1:])}
 
     @torch.no_grad()
     def _begun(self, prompts: Sequence[Sequence[int]], request: Request) -> Rows:
-        c, weight = self.config, self.tokens.weight
+        c = self.config
         self._check_length(prompts)
-        rows = generation.begun(prompts, request, c.context, len(weight))
-        empty_SLHD = weight.new_zeros(generation.slots(rows), c.layers, c.heads, c.width // c.heads)
+        rows = generation.begun(prompts, request, c.context, self.size)
+        empty_SLHD = next(self.parameters()).new_zeros(generation.slots(rows), *self.kept)
         keys, values = decoder.prefill(self.hidden, empty_SLHD, prompts, causal=c.causal)
         return {"keys": keys, "values": values, **rows}
 
@@ -303,7 +318,7 @@ class GPT(Family):
         place_B1 = rows["position"].clamp(max=last)[:, None].to(keys.device)
         cache = KVCache.at(keys, values, place_B1)
         hidden_BE = self.hidden(rows["token"][:, None].to(keys.device), cache)[:, 0]
-        return self._appended(rows, F.linear(hidden_BE, self.tokens.weight))
+        return self._appended(rows, self.scored(hidden_BE))
 
     def _appended(self, rows: Rows, logits_BV: Tensor) -> Rows:
         return generation.appended(rows, logits_BV)

@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from models import FAMILIES, JUDGES, trainable
+from models.language.causal import tiny
 from models.parts.bounds import SHARE, SIZE, WEIGHT, within
 
 Refused = tuple[Mapping[str, Any], str]
@@ -32,6 +33,14 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"width": 100}, "a multiple of heads 12, got 100"),
         ({"max_tokens": 4}, "max_tokens must be at least 5, got 4"),
         ({"masked": 0.0}, r"masked must be in \(0, 1\), got 0.0"),
+    ),
+    "causal-lm": (
+        ({"architecture": "BloomForCausalLM"}, "architecture must be one of GPT2LMHeadModel"),
+        ({"network": {**tiny(), "sliding_window": 8}}, "network.sliding_window: every token sees"),
+        ({"network": {**tiny(), "vocab_size": 9}}, "tokenizer: it has 46 tokens, and .* knows 9"),
+        ({"ends": 47}, "ends must be between 0 and 46, got 47"),
+        ({"context": 0}, "context must be"),
+        ({"stride": 33}, r"stride must be in 1..32 \(context\), got 33"),
     ),
     "clip": (
         ({"vocabulary": ()}, "clip learns pictures with their captions"),
