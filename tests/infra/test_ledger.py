@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 import infra.database
 from infra.database import REVISION, Busy, DatabaseError, open_engine
+from infra.jobs.table import DELIVERIES, ENDPOINTS, JOBS, STAGES
 from infra.keys import Keys
 from infra.ledger.hash_chain import Broken, LedgerError
 from infra.ledger.ledger import METADATA, Conflict, KeyReused, Ledger, Row
@@ -280,7 +281,8 @@ def test_a_locked_database_is_busy_after_a_while_and_well_again(
 def test_the_migrations_make_the_tables_that_the_code_declares(database: Database) -> None:
     assert Keys.__module__ == "infra.keys"
     with database.engine().connect() as connection:
-        for table in (PROMOTIONS, APPROVALS, OBSERVATIONS, VOTES):
+        journals = (PROMOTIONS, APPROVALS, OBSERVATIONS, VOTES)
+        for table in (*journals, JOBS, STAGES, ENDPOINTS, DELIVERIES):
             assert table.name in METADATA.tables
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     config = Config()

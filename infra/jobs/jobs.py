@@ -1,0 +1,382 @@
+"""Jobs: submitted once by key, bounded by owner, claimed by one runner at a time, ended once.
+
+A claim is compare-and-swap: it raises the row's fencing number, and all that its holder writes later names that number.
+A lease that ran out may be claimed by another; whoever held it is then told `LeaseLost` at his next word.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from infra.database import open_engine, reading, writing
+from infra.jobs.ids import new_id
+from infra.jobs.leases import Lease, end, give_back
+from infra.jobs.table import ENDS, JOBS, STAGES, Job, Output, job, outputs
+from infra.ledger.hash_chain import canonical, sha256
+
+LEASE_S: Final = 10.0  # after a kill -9 nobody waits longer than this
+KEPT_S: Final = 24 * 3600.0  # how long what came of a job can be fetched
+REMEMBERED_S: Final = 30 * 24 * 3600.0  # how long it is listed after that
+MOST_TRIES: Final = 3  # attempts at a stage
+MOST_OPEN: Final = 20  # jobs of an owner that have not ended
+MOST_QUEUED: Final = 1000  # jobs that wait, all owners together
+LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
+SUBMIT_LOCK: Final = 0x6A6F6273  # "jobs": on Postgres whoever counts and inserts holds it
+
+
+class JobError(ValueError):
+    """What cannot be done with a job; one line that says why."""
+
+
+class NotFound(JobError):
+    """There is no such job."""
+
+
+class Conflict(JobError):
+    """The idempotency key was used before, for another request."""
+
+
+class Full(JobError):
+    """The owner, or all together, have as many jobs as may be; there should be room after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    jobs: Sequence[Job]
+    has_more: bool
+
+
+class Jobs:
+    """The jobs in one database (SQLite or Postgres, by SQLAlchemy's address).
+
+    Args:
+        url: The database.
+        lease_s: How long a claim holds without a beat.
+        kept_s: How long after its end a job expires.
+        most_open: Jobs of one owner that have not ended.
+        most_queued: Jobs that wait, of all owners together.
+        clock: Unix seconds; those of all who share a database agree within a second or so, or leases end early.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease_s: float = LEASE_S,
+        kept_s: float = KEPT_S,
+        most_open: int = MOST_OPEN,
+        most_queued: int = MOST_QUEUED,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine: Engine = open_engine(url)
+        self._lease_s, self._kept_s = lease_s, kept_s
+        self._most_open, self._most_queued = most_open, most_queued
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; they are reopened when needed."""
+        self._engine.dispose()
+
+    def submit(
+        self,
+        kind: str,
+        request: Mapping[str, Any],
+        *,
+        owner: str,
+        pipeline: str,
+        digests: Mapping[str, str],
+        seed: int,
+        idempotency_key: str | None = None,
+        deadline: float | None = None,
+    ) -> Job:
+        """Write down a job and return it; the same key and request return the job that there is.
+
+        Args:
+            kind: What is made: "video", "image". Begins its id.
+            request: What was asked for; JSON values.
+            owner: Whose it is: only theirs see it, and their quota is charged.
+            pipeline: The version that makes it, as people write it.
+            digests: The versions that it is pinned to, by name.
+            seed: The seed that everything follows from.
+            idempotency_key: Names this attempt of the owner's to submit.
+            deadline: Unix seconds; what is not done by then fails.
+
+        Raises:
+            Full: the owner's quota or the queue is full.
+            Conflict: the key was used for another request.
+        """
+        now = self._clock()
+        asked = canonical({"kind": kind, "request": dict(request)})
+        row = {
+            **{"id": new_id(kind, now), "kind": kind, "owner": owner, "pipeline": pipeline},
+            "digests": canonical(dict(digests)),
+            "request": json.dumps(dict(request), allow_nan=False),
+            "seed": seed,
+            "idempotency_key": idempotency_key,
+            "body": sha256(asked),
+            **{"state": "queued", "cancel": False, "deleted": False, "files": False},
+            **{"progress": 0.0, "attempt": 0, "tries": 0, "causes": "{}", "fence": 0},
+            **{"due": now, "deadline": deadline, "created": now},
+        }
+        with writing(self._engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SUBMIT_LOCK)))
+            if idempotency_key is not None:
+                same = JOBS.c.idempotency_key == idempotency_key
+                earlier = _first(connection, sa.select(JOBS).where(JOBS.c.owner == owner, same))
+                if earlier is not None:
+                    return _repeated(earlier, row)
+            self._make_sure_of_room(connection, owner, now)
+            connection.execute(sa.insert(JOBS), row)
+            return self._get(connection, str(row["id"]))
+
+    def get(self, id: str) -> Job:
+        """Return one job.
+
+        Raises:
+            NotFound: there is none, or it was deleted.
+        """
+        with reading(self._engine) as connection:
+            return self._get(connection, id)
+
+    def stages(self, id: str) -> dict[str, Output]:
+        """Return the outputs of a job's finished stages, by node, in the order they were finished."""
+        with reading(self._engine) as connection:
+            return outputs(connection, id)
+
+    def page(
+        self,
+        owner: str | None = None,
+        kind: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Page:
+        """Return a part of the list of jobs, by when they were made; None: of all owners, of all kinds.
+
+        Raises:
+            NotFound: there is no job `after` which to begin.
+        """
+        query = sa.select(JOBS).where(sa.not_(JOBS.c.deleted))
+        if owner is not None:
+            query = query.where(JOBS.c.owner == owner)
+        if kind is not None:
+            query = query.where(JOBS.c.kind == kind)
+        place = sa.tuple_(JOBS.c.created, JOBS.c.id)
+        up = order == "asc"
+        with reading(self._engine) as connection:
+            if after is not None:
+                last = self._get(connection, after)
+                here = sa.tuple_(sa.literal(last.created), sa.literal(last.id))
+                query = query.where(place > here if up else place < here)
+            columns = (JOBS.c.created, JOBS.c.id)
+            query = query.order_by(*(one.asc() if up else one.desc() for one in columns))
+            rows = connection.execute(query.limit(limit + 1)).mappings().all()
+        return Page([job(dict(row)) for row in rows[:limit]], len(rows) > limit)
+
+    def cancel(self, id: str) -> Job:
+        """Cancel a job: one that waits at once, one under way at its next step boundary. Others stay as they are.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with writing(self._engine) as connection:
+            self._cancel(connection, self._row(connection, id))
+            return self._get(connection, id)
+
+    def delete(self, id: str) -> None:
+        """Cancel a job and forget it; its files go at the next sweep. Its key may be used again.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with writing(self._engine) as connection:
+            row = self._row(connection, id)
+            _set(connection, id, deleted=True, idempotency_key=None)
+            self._cancel(connection, {**row, "deleted": True})
+
+    def retry(self, id: str) -> Job:
+        """Queue a job that failed or was cancelled once more; its finished stages are kept.
+
+        Raises:
+            NotFound: there is none.
+            JobError: it neither failed nor was cancelled, or what it had made is gone.
+        """
+        with writing(self._engine) as connection:
+            row = self._row(connection, id)
+            if row["state"] not in {"failed", "cancelled"}:
+                raise JobError(
+                    f"{id} is {row['state']}: only what failed or was cancelled can be tried again"
+                )
+            again = {"state": "queued", "cancel": False, "tries": 0, "due": self._clock()}
+            none = ("ended", "expires", "error_code", "error_message", "deadline")
+            _set(connection, id, **again, **dict.fromkeys(none))
+            return self._get(connection, id)
+
+    def claim(self, runner: str) -> Lease | None:
+        """Return the job that waits longest, leased to `runner`, or None where none waits.
+
+        On the way there it ends those whose deadline has passed, that are to be cancelled, or whose runners were lost
+        too often.
+        """
+        now = self._clock()
+        waits = sa.select(JOBS).where(JOBS.c.due <= now).order_by(JOBS.c.due, JOBS.c.id).limit(1)
+        with reading(self._engine) as connection:
+            if _first(connection, waits) is None:  # whoever only looks takes no write lock
+                return None
+        while True:
+            with writing(self._engine) as connection:
+                row = _first(connection, waits.with_for_update(skip_locked=True))
+                if row is None:
+                    return None
+                if not self._buried(connection, row, now):
+                    return self._lease(connection, row, runner, now)
+
+    def sweep(self) -> None:
+        """End what is past its deadline, expire what is past its time, forget what expired long ago."""
+        now = self._clock()
+        late = JOBS.c.due.is_not(None) & (JOBS.c.deadline < now)
+        idle = (JOBS.c.state == "queued") | (JOBS.c.due < now)
+        over = JOBS.c.state.in_(ENDS - {"expired"}) & (JOBS.c.expires < now)
+        gone = (JOBS.c.state == "expired") & (JOBS.c.expires < now - REMEMBERED_S)
+        with writing(self._engine) as connection:
+            query = sa.select(JOBS).where(late, idle).with_for_update(skip_locked=True)
+            for row in connection.execute(query).mappings().all():
+                self._buried(connection, dict(row), now)
+            connection.execute(sa.update(JOBS).where(over).values(state="expired", result=None))
+            connection.execute(sa.delete(JOBS).where(gone, sa.not_(JOBS.c.files)))
+
+    def leftovers(self, limit: int = 100) -> list[str]:
+        """Return jobs that nobody can ask for any more and whose files are still to be removed."""
+        gone = JOBS.c.due.is_(None) & (JOBS.c.deleted | (JOBS.c.state == "expired"))
+        with reading(self._engine) as connection:
+            query = sa.select(JOBS.c.id).where(gone, JOBS.c.files | JOBS.c.deleted).limit(limit)
+            return list(connection.scalars(query))
+
+    def cleared(self, id: str) -> None:
+        """Note that a job's files are gone: its stages go, and a deleted job itself."""
+        here = JOBS.c.id == id
+        with writing(self._engine) as connection:
+            connection.execute(sa.delete(STAGES).where(STAGES.c.job == id))
+            connection.execute(sa.update(JOBS).where(here).values(files=False))
+            connection.execute(sa.delete(JOBS).where(here, JOBS.c.deleted))
+
+    def _make_sure_of_room(self, connection: Connection, owner: str, now: float) -> None:
+        count = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.due.is_not(None))
+        mine = connection.scalar(count.where(JOBS.c.owner == owner)) or 0
+        if mine >= self._most_open:
+            wait = self._estimate(connection, mine, now)
+            raise Full(
+                f"{mine} of your jobs have not ended, at most {self._most_open} may; wait for one, or cancel one",
+                wait,
+            )
+        queued = connection.scalar(count.where(JOBS.c.state == "queued")) or 0
+        if queued >= self._most_queued:
+            wait = self._estimate(connection, queued, now)
+            raise Full(f"{queued} jobs wait, at most {self._most_queued} may; try again", wait)
+
+    def _estimate(self, connection: Connection, waiting: int, now: float) -> float:
+        """Return in how many seconds so many jobs should be done, from how long the last ones took."""
+        done = sa.select(JOBS.c.ended - JOBS.c.started).where(JOBS.c.state == "completed")
+        took = list(connection.scalars(done.order_by(JOBS.c.expires.desc()).limit(20)))
+        held = (JOBS.c.state == "in_progress") & (JOBS.c.due > now)
+        runners = connection.scalar(
+            sa.select(sa.func.count(sa.distinct(JOBS.c.holder))).where(held)
+        )
+        each = sum(took) / len(took) if took else 10.0
+        return min(LONGEST_WAIT_S, max(1.0, waiting * each / (runners or 1)))
+
+    def _buried(self, connection: Connection, row: Mapping[str, Any], now: float) -> bool:
+        """End a job that is not to be worked on any more; return whether it was one."""
+        lost = row["state"] == "in_progress"
+        if row["cancel"]:
+            end(connection, row, now, self._kept_s, "cancelled")
+        elif row["deadline"] is not None and row["deadline"] < now:
+            say = f"it was not done by its deadline, {now - row['deadline']:.3g} s ago"
+            end(connection, row, now, self._kept_s, "failed", ("deadline_exceeded", say))
+        elif lost and row["tries"] >= MOST_TRIES:
+            say = f"{row['tries']} runners in a row were lost while they worked on the same stage"
+            end(connection, row, now, self._kept_s, "failed", ("lost", say), cause="lost")
+        else:
+            return False
+        return True
+
+    def _lease(
+        self, connection: Connection, row: Mapping[str, Any], runner: str, now: float
+    ) -> Lease:
+        if row["state"] == "in_progress":  # its lease ran out
+            row = {**row, **give_back(row, "lost")}
+        values = {
+            "state": "in_progress",
+            "holder": runner,
+            "fence": row["fence"] + 1,
+            "attempt": row["attempt"] + 1,
+            "tries": row["tries"] + 1,
+            "causes": row["causes"],
+            "files": True,
+            "due": now + self._lease_s,
+            "started": now if row["started"] is None else row["started"],
+        }
+        _set(connection, row["id"], **values)
+        claimed = job({**row, **values})
+        return Lease(
+            self._engine,
+            claimed,
+            values["fence"],
+            lease_s=self._lease_s,
+            kept_s=self._kept_s,
+            most_tries=MOST_TRIES,
+            clock=self._clock,
+        )
+
+    def _cancel(self, connection: Connection, row: Mapping[str, Any]) -> None:
+        now = self._clock()
+        if row["state"] == "queued":
+            end(connection, row, now, self._kept_s, "cancelled")
+        elif row["state"] == "in_progress":
+            _set(connection, row["id"], cancel=True)
+
+    def _get(self, connection: Connection, id: str) -> Job:
+        return job(self._row(connection, id, lock=False))
+
+    def _row(self, connection: Connection, id: str, *, lock: bool = True) -> dict[str, Any]:
+        query = sa.select(JOBS).where(JOBS.c.id == id, sa.not_(JOBS.c.deleted))
+        row = _first(connection, query.with_for_update() if lock else query)
+        if row is None:
+            raise NotFound(f"there is no job {id!r}, or not any more")
+        return row
+
+
+def _repeated(earlier: Mapping[str, Any], row: Mapping[str, Any]) -> Job:
+    if earlier["body"] != row["body"]:
+        raise Conflict(
+            f"the idempotency key {row['idempotency_key']!r} was used for {earlier['id']}, which asks for "
+            "something else; take a new key"
+        )
+    return job(earlier)
+
+
+def _set(connection: Connection, id: str, **values: Any) -> None:
+    connection.execute(sa.update(JOBS).where(JOBS.c.id == id).values(**values))
+
+
+def _first(connection: Connection, query: sa.Select[Any]) -> dict[str, Any] | None:
+    found = connection.execute(query).mappings().first()
+    return dict(found) if found else None
