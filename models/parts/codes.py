@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.family import Entry, Family
+from models.parts.influence import influence
 from models.parts.spaces import fingerprint
 from models.ports import Port
 
@@ -50,12 +51,32 @@ def uses(index_BP: Tensor, codes: int) -> Tensor:
 
 def perplexity(index_BP: Tensor, codes: int) -> Tensor:
     """Return exp of the entropy of the codes' use, a scalar: K where all are used alike, 1 where one is."""
-    found: Tensor = torch.special.entr(uses(index_BP, codes) / index_BP.numel()).sum().exp()
-    return found
+    return _evenness(uses(index_BP, codes))
+
+
+def perplexity_by_picture(index_BP: Tensor, codes: int) -> Tensor:
+    """Return the perplexity as what each picture contributes to it (B,), by `influence`."""
+    index_BP = index_BP.long()
+    own_BK = torch.zeros(len(index_BP), codes, device=index_BP.device)
+    own_BK.scatter_add_(1, index_BP, torch.ones_like(index_BP, dtype=torch.float32))
+    uses_K = own_BK.sum(0)
+    return influence(_evenness(uses_K), _evenness(uses_K - own_BK))
 
 
 def relative_cost(painted_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
-    """Return the squared error of each picture (B,) as a share of what the batch's mean picture costs on average."""
+    """Return the squared error of pictures over what their mean picture costs, as each one's contribution (B,).
+
+    Their mean is the ratio; by `influence`, since each picture has a part in the mean one.
+    """
+    count = len(pixels_BCHW)
     cost_B = (painted_BCHW - pixels_BCHW).square().flatten(1).sum(1)
     plain_B = (pixels_BCHW.mean(0) - pixels_BCHW).square().flatten(1).sum(1)
-    return cost_B / plain_B.mean()
+    others_B = plain_B.sum() - plain_B * count / max(1, count - 1)  # about the mean of the others
+    return influence(cost_B.sum() / plain_B.sum(), (cost_B.sum() - cost_B) / others_B)
+
+
+def _evenness(uses_K: Tensor) -> Tensor:
+    """Return exp of the entropy of what was counted (..., K)."""
+    share_K = uses_K / uses_K.sum(-1, keepdim=True)
+    found: Tensor = torch.special.entr(share_K).sum(-1).exp()
+    return found

@@ -9,6 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from models.parts.influence import influence
+
 SCALES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # Tolstikhin et al., appendix C
 REPEATS: Final = 50  # pairs of prior batches that say what chance does
 
@@ -50,18 +52,23 @@ def mmd(codes_MZ: Tensor, prior_NZ: Tensor, codes_NZ: Tensor | None = None) -> T
 
 
 def excess(codes_NZ: Tensor) -> Tensor:
-    """Return how many times further the codes lie from N(0, I) than prior batches of N lie from each other, a scalar.
+    """Return how many times further the codes lie from N(0, I) than prior batches of N lie from each other.
 
-    The mean over fixed prior draws of the codes' MMD^2, over the root mean square of that between two draws: the
-    U-statistic's mean on equal distributions is 0, so its spread is the yardstick. Codes that are the prior's come out
-    between -1 and 3 or so; the same codes get the same number each time, and the global generator is left alone.
+    (N,), of which the mean counts and the spread says how sure it is (`influence`). The mean over fixed prior draws of
+    the codes' MMD^2, over the root mean square of that between two draws: the U-statistic's mean on equal distributions
+    is 0, so its spread is the yardstick. Codes that are the prior's come out between -1 and 3 or so; the same codes get
+    the same numbers each time, and the global generator is left alone.
     """
     count = len(codes_NZ)
     draws, apart, chance = _chance(count, codes_NZ.shape[1])
-    own = _apart(codes_NZ)
-    across = [imq(codes_NZ, draw.to(codes_NZ)).mean() for draw in draws]
-    ours = (own + apart.to(own)) / (count - 1) - 2 * torch.stack(across)
-    return ours.mean() / chance
+    beyond = apart.mean().to(codes_NZ) / (count - 1)
+    near_N = _others(codes_NZ)
+    across_N = torch.stack([imq(codes_NZ, draw.to(codes_NZ)).mean(1) for draw in draws]).mean(0)
+    ours = near_N.mean() / (count - 1) + beyond - 2 * across_N.mean()
+    pairs = (count - 1) * max(1, count - 2)
+    near, across = near_N.sum() - 2 * near_N, across_N.sum() - across_N  # without each code
+    without_N = near / pairs + beyond - 2 * across / max(1, count - 1)
+    return influence(ours / chance, without_N / chance)
 
 
 @lru_cache(maxsize=4)
@@ -75,5 +82,10 @@ def _chance(count: int, width: int) -> tuple[Tensor, Tensor, float]:
 
 def _apart(codes_NZ: Tensor) -> Tensor:
     """Return the kernel's mean over codes of its sum over the others, a scalar."""
+    return _others(codes_NZ).mean()
+
+
+def _others(codes_NZ: Tensor) -> Tensor:
+    """Return each code's sum of the kernel over the others (N,)."""
     kernel_NN = imq(codes_NZ, codes_NZ)
-    return (kernel_NN.sum() - kernel_NN.diagonal().sum()) / len(codes_NZ)
+    return kernel_NN.sum(1) - kernel_NN.diagonal()

@@ -28,6 +28,7 @@ from models.diffusion.unet import sinusoids
 from models.family import Batch, Capabilities, Entry, Family, Losses
 from models.parts import bounds
 from models.parts.attention import EncoderLayer
+from models.parts.influence import influence
 from models.parts.noise import normals
 from models.parts.tables import Table
 from models.parts.words import Captioned
@@ -148,7 +149,7 @@ class Prior(Family):
         "tiny": PriorConfig(embedding=8, width=16, layers=1, heads=2, steps=4),
         "base": PriorConfig(),
     }
-    measures: ClassVar[tuple[str, ...]] = ("variance_ratio", "mean_error")
+    measures: ClassVar[tuple[str, ...]] = ("variance_ratio", "squared_error")
     needs: ClassVar[tuple[str, ...]] = ("embedding", "text_embedding")
     config: PriorConfig
 
@@ -289,8 +290,9 @@ class Prior(Family):
         """Return how drawn embeddings are spread and where they lie, against those of real pictures of their captions.
 
         `variance_ratio` is the variance within captions, of drawn over of real ones: 0 where each caption has one
-        embedding. `mean_error` is how far the captions' means are apart, less what so few rows of each leave to chance.
-        Both are of the captions with two rows or more; without any they are nan.
+        embedding. `squared_error` is the squared distance of the captions' means, less what so few rows of each leave
+        to chance, so that it may be below 0. Both are what each caption of two rows or more contributes (C,), by
+        `influence`; without any caption they are nan.
         """
         c, real_BE, text_BE = self.config, batch["embedding"].float(), batch["text_embedding"]
         tokens_BT = self.tokens_of(batch)
@@ -301,12 +303,19 @@ class Prior(Family):
         rows_C = caption_B.bincount().float()
         drawn_CE, drawn_C = _moments(drawn_BE, caption_B, rows_C)
         real_CE, real_C = _moments(real_BE, caption_B, rows_C)
-        weight_C = rows_C * (rows_C > 1)  # one row tells nothing of a spread
         apart_C = (drawn_CE - real_CE).square().sum(1) - (drawn_C + real_C) / rows_C
-        squared = (weight_C * apart_C).sum() / weight_C.sum()
-        free_C = rows_C - 1
-        ratio = (free_C * drawn_C).sum() / (free_C * real_C).sum()
-        return {"variance_ratio": ratio[None], "mean_error": squared.clamp(min=0).sqrt()[None]}
+        told_C = rows_C > 1  # one row tells nothing of a spread
+        rows_C, free_C = rows_C[told_C], rows_C[told_C] - 1
+        return {
+            "variance_ratio": _ratio(free_C * drawn_C[told_C], free_C * real_C[told_C]),
+            "squared_error": _ratio(rows_C * apart_C[told_C], rows_C),
+        }
+
+
+def _ratio(above_C: Tensor, below_C: Tensor) -> Tensor:
+    """Return the ratio of two sums as what each of its terms contributes to it (C,)."""
+    others = (above_C.sum() - above_C) / (below_C.sum() - below_C)
+    return influence(above_C.sum() / below_C.sum(), others)
 
 
 def slerp(start_BE: Tensor, end_BE: Tensor, weight_B: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from models.family import Batch, Capabilities, Losses
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
-from models.parts.codes import Coding, perplexity, recount, relative_cost
+from models.parts.codes import Coding, perplexity, perplexity_by_picture, recount, relative_cost
 from models.parts.noise import places, uniforms
 from models.request import Request
 
@@ -204,7 +204,7 @@ class DVAE(Coding):
         x_BCHW = batch["pixels"]
         best_BP, index_BP = self.log_posterior(x_BCHW).max(2)
         return {
-            "perplexity": perplexity(index_BP, self.config.codes)[None],
+            "perplexity": perplexity_by_picture(index_BP, self.config.codes),
             "relative_cost": relative_cost(self.painted(index_BP), x_BCHW),
             "certainty": best_BP.exp().mean(1),
         }

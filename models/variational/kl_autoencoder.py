@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from models.family import Batch, Capabilities, Entry, Family, Losses
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder, halving
+from models.parts.influence import influence
 from models.parts.noise import normals
 from models.parts.spaces import fingerprint
 from models.ports import Port
@@ -210,10 +211,16 @@ class KLAutoencoder(Family):
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the `psnr` (B,) in dB of pictures that went there and back, and the `deviation` of leaving latents."""
+        """Return the `psnr` (B,) in dB of pictures that went there and back, and the `deviation` of leaving latents.
+
+        The mean of `deviation` (B,) is that of all their numbers together.
+        """
         latent = self.latents(batch["pixels"])
         error_B = (self.decode(latent) - batch["pixels"]).square().flatten(1).mean(1)
-        return {"psnr": -10 * error_B.clamp(min=TINIEST).log10(), "deviation": latent.std()[None]}
+        return {
+            "psnr": -10 * error_B.clamp(min=TINIEST).log10(),
+            "deviation": _deviation(latent.flatten(1)),
+        }
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(z | x), (B, Z, h, w) each, before the scale."""
@@ -223,3 +230,17 @@ class KLAutoencoder(Family):
     def _drawn(self, z: Tensor) -> Tensor:
         x_BCHW: Tensor = self.decoder(z).float().sigmoid()
         return x_BCHW
+
+
+def _deviation(rows_BD: Tensor) -> Tensor:
+    """Return the standard deviation of all numbers as what each row contributes to it (B,)."""
+    rows_BD = rows_BD.double()
+    rows_BD = rows_BD - rows_BD.mean()  # squares of small numbers lose few digits
+    each, sum_B, square_B = rows_BD.shape[1], rows_BD.sum(1), rows_BD.square().sum(1)
+
+    def of(sums: Tensor, squares: Tensor, rows: int) -> Tensor:
+        count = rows * each
+        return ((squares - sums.square() / count) / (count - 1)).clamp(min=0).sqrt()
+
+    others = (sum_B.sum() - sum_B, square_B.sum() - square_B, max(1, len(rows_BD) - 1))
+    return influence(of(sum_B.sum(), square_B.sum(), len(rows_BD)), of(*others))

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from models.family import Batch, Capabilities, Losses
 from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder
-from models.parts.codes import Coding, perplexity, recount, relative_cost, uses
+from models.parts.codes import (
+    Coding,
+    perplexity,
+    perplexity_by_picture,
+    recount,
+    relative_cost,
+    uses,
+)
 from models.parts.noise import places, uniforms
 from models.request import Request
 
@@ -194,7 +201,7 @@ class VQVAE(Coding):
         x_BCHW = batch["pixels"]
         index_BP = self.codes(x_BCHW)
         return {
-            "perplexity": perplexity(index_BP, self.config.codes)[None],
+            "perplexity": perplexity_by_picture(index_BP, self.config.codes),
             "relative_cost": relative_cost(self.painted(index_BP), x_BCHW),
         }
 

@@ -109,7 +109,7 @@ class WAE(Family):
         x_BCHW = batch["pixels"]
         z_BZ = self.latents(x_BCHW)
         cost_B = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1)
-        return {"mmd_excess": excess(z_BZ)[None], "cost": cost_B}
+        return {"mmd_excess": excess(z_BZ), "cost": cost_B}
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return the pictures' codes (B, Z)."""
