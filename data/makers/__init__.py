@@ -95,7 +95,7 @@ class ClipEntry(Entry):
     modality: ClassVar[str] = "clip"
 
     image_size: Annotated[int, Field(ge=8, le=512)] = 32
-    frames: Annotated[int, Field(ge=2, le=256)] = 8  # every clip's
+    frames: Annotated[int, Field(ge=2, le=256)] = 9  # every clip's
     frame_rate: Annotated[float, Field(gt=0, le=120)] = 8  # a second
 
     @property

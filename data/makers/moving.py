@@ -70,7 +70,7 @@ def _samples(config: Config) -> Iterator[Sample]:
 
 
 def draw(
-    caption: str, generator: np.random.Generator, frames: int = 8, side: int = 32
+    caption: str, generator: np.random.Generator, frames: int = 9, side: int = 32
 ) -> npt.NDArray[np.uint8]:
     """Return the frames (F, H, W, 3) of one caption."""
     size, colour, shape, direction = values_of(caption)
