@@ -322,7 +322,7 @@ class Recipe(Strict):
     pipeline: (
         Annotated[
             dict[
-                Literal["generate", "edit", "vary", "blend"],
+                Literal["generate", "edit", "vary", "blend", "animate", "alter", "extend"],
                 Annotated[dict[str, dict[str, str]], Field(min_length=1)],
             ],
             Field(min_length=1),

@@ -186,21 +186,27 @@ class CLIP(Family):
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """Return `text` and `pixels`, both to an embedding."""
+        """Return `text`, `pixels` and the `frames` of a clip, all to an embedding."""
         c, outputs = self.config, self.outputs
         facts = {"embedding": c.embedding, "clip": outputs["embedding"].space}
-        pixels = Port("pixels", (c.channels, c.image_size, c.image_size))
+        picture = (c.channels, c.image_size, c.image_size)
+        pixels, frames = Port("pixels", picture), Port("clip", (None, *picture))
         return {
             "text": Entry({"text": Port("text")}, outputs, facts),
             "pixels": Entry({"pixels": pixels}, outputs, facts),
+            "frames": Entry({"frames": frames}, outputs, facts),
         }
 
     def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
-        """Return the embeddings (B, E) of captions or of pictures."""
+        """Return the embeddings (B, E) of captions, of pictures or, between those of its frames, of a clip."""
         if entry == "text":
             return self.of_text(given["tokens"])
         if entry == "pixels":
             return self.of_pixels(given["pixels"])
+        if entry == "frames":
+            clips, length = given["frames"].shape[:2]
+            each_NE = self.of_pixels(given["frames"].flatten(0, 1))
+            return F.normalize(each_NE.reshape(clips, length, -1).mean(1), dim=1)
         return super().enter(entry, given)
 
     @property
