@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks.sampling import PROMPT, network
+from infra.placement import BATCHES
 from models.diffusion.ddpm import DDPM
 from models.request import Request
 from services.stages.batch_invariance import agreeing
-from services.stages.engine import BUCKETS, Engine
+from services.stages.engine import Engine
 from services.stages.scheduler import Failed, Finished, Result
 
 KINDS: Final = tuple((steps, guidance) for steps in (4, 12, 30) for guidance in (1.0, 3.0))
@@ -44,7 +45,7 @@ class Steps:
     """The step engine."""
 
     def __init__(self, model: DDPM) -> None:
-        self._model, self._buckets = model, agreeing(model, BUCKETS)
+        self._model, self._buckets = model, agreeing(model, BATCHES)
         self._engine = Engine(max_waiting=1_000_000)
 
     def submit(self, request: Request, done: Callable[[], None]) -> None:

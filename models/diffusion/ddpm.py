@@ -247,6 +247,7 @@ class DDPM(Family):
         ),
     }
     learns: ClassVar[str] = "pixels"  # what of a batch
+    call_sizes = ()
     config: DDPMConfig
 
     def __init__(self, config: DDPMConfig) -> None:
@@ -486,16 +487,16 @@ class DDPM(Family):
         """Return eps, v or flow, guided where rows ask for it."""
         x, low = rows["x"], rows.get("low")
 
-        def predict(context: Tensor | None, n: int) -> Tensor:
+        def predict(row_N: Tensor, context: Tensor | None) -> Tensor:
             known = None
             if low is not None:
                 level = self.config.low_noise_sampling
-                known = low.repeat(n, 1, 1, 1), low.new_full((n * len(low),), level)
-            x_now, times, of_times = (torch.cat([one] * n) for one in (x, times_B3, of_times_BK))
+                known = low[row_N], low.new_full((len(row_N),), level)
+            x_now, times, of_times = (one[row_N] for one in (x, times_B3, of_times_BK))
             found: Tensor = self.network(x_now, times, context, known, of_times)
             return found
 
-        return samplers.guided(predict, rows, live_B)
+        return samplers.guided(self, predict, rows, live_B)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""

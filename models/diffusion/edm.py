@@ -180,6 +180,7 @@ class EDM(Family):
         "large": EDMConfig(widths=(128, 256, 256), patch=1, blocks=3, attention=2),
     }
     measures: ClassVar[tuple[str, ...]] = ("bits_per_dim",)
+    call_sizes = ()
     config: EDMConfig
 
     def __init__(self, config: EDMConfig) -> None:
@@ -303,11 +304,11 @@ class EDM(Family):
     def _guided(self, rows: Rows, sigma_B: Tensor, live_B: Tensor) -> Tensor:
         """Return D, guided where rows ask for it."""
 
-        def predict(context: Tensor | None, n: int) -> Tensor:
-            found: Tensor = self.network(rows["x"].repeat(n, 1, 1, 1), sigma_B.repeat(n), context)
+        def predict(row_N: Tensor, context: Tensor | None) -> Tensor:
+            found: Tensor = self.network(rows["x"][row_N], sigma_B[row_N], context)
             return found
 
-        return samplers.guided(predict, rows, live_B)
+        return samplers.guided(self, predict, rows, live_B)
 
     def preview(self, rows: Rows) -> Tensor:
         """Return the current estimate of the clean pictures (B, C, H, W) in [0, 1]."""

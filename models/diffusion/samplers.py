@@ -9,14 +9,13 @@ the end, (1, 0).
 """
 
 from collections.abc import Callable
-from typing import Final
 
 import torch
 from torch import Tensor
 
-from models.family import Rows
-
-FEWEST: Final = 4  # rows of a call: from here on a CPU rounds alike however many there are
+from models.family import Family, Rows
+from models.parts import adapter_rows
+from models.parts.rows import filled
 
 
 def ddpm(alpha: Tensor, variance: str = "small") -> Tensor:
@@ -99,35 +98,36 @@ def advance(
 
 
 def guided(
-    predict: Callable[[Tensor | None, int], Tensor],
+    model: Family,
+    predict: Callable[[Tensor, Tensor | None], Tensor],
     rows: Rows,
     live_B: Tensor,
 ) -> Tensor:
     """Return predictions with classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
 
-    `predict(context, n)` calls the network on all rows n times over. Guided rows take both predictions in one call of
-    twice the rows, and rows at scale 1 theirs in a call of its own: the size of a row's call, and with it the row's
-    bits, does not depend on its neighbours. A call that no row under way needs is not made. Two or three rows at scale
-    1 are called twice over, so that they may be padded to no more than guided ones.
+    `predict(row_N, context)` calls the network on the rows of these numbers (N,). It is called once: for every row, and
+    again for those under way that guidance moves, filled up to one of the model's `call_sizes`. So no row costs more
+    for how its neighbours are guided, and its bits do not depend on that.
     """
-    if "context" not in rows:
-        return predict(None, 1)
-    context_BTD, scale_B = rows["context"], rows["guidance"]
-    count = len(context_BTD)
-    under_way = [
-        scale for scale, live in zip(scale_B.tolist(), live_B.tolist(), strict=True) if live
-    ]
-
-    def alone() -> Tensor:
-        n = 2 if 1 < count < FEWEST else 1
-        return predict(context_BTD.repeat(n, 1, 1), n)[:count]
-
-    if all(scale == 1 for scale in under_way):
-        return alone()
-    both = predict(torch.cat([context_BTD, rows["without"]]), 2)
-    given, without = both.chunk(2)
-    scale = scale_B.to(given.device, non_blocking=True)[:, None, None, None]
-    moved = without + scale * (given - without)
-    if all(scale != 1 for scale in under_way):
-        return moved
-    return torch.where(scale == 1, alone(), moved)
+    context, scale_B = rows.get("context"), rows["guidance"]
+    under_way = zip(scale_B.tolist(), live_B.tolist(), strict=True)
+    moved = [row for row, (scale, live) in enumerate(under_way) if live and scale != 1]
+    moved = [] if context is None else moved
+    count, device = len(live_B), rows["x"].device
+    asked = filled([*range(count), *moved], model.call_sizes)
+    row_N = torch.tensor(asked).to(device, non_blocking=True)
+    if context is not None:
+        without, spare = (
+            rows["without"][row_N[count : count + len(moved)]],
+            len(asked) - count - len(moved),
+        )
+        context = torch.cat([context, without, context[:1].expand(spare, -1, -1)])
+    with adapter_rows.placed(model, asked):
+        found = predict(row_N, context)
+    given = found[:count]
+    if not moved:
+        return given
+    row_M = row_N[count : count + len(moved)]
+    scale = scale_B[moved].to(device, non_blocking=True)[:, None, None, None]
+    without = found[count : count + len(moved)]
+    return given.index_copy(0, row_M, without + scale * (given[row_M] - without))

@@ -8,7 +8,8 @@ Shape letters: B rows, N places of a row, I and O features in and out, R rank.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -43,12 +44,9 @@ class Product:
     up_BOR: Tensor
     scale_B11: Tensor
 
-    def of(self, x_BNI: Tensor, times: int) -> Tensor:
-        """Return what is added (B, N, O); the rows may come `times` over, one after the other."""
-        down, up, scale = (
-            one.repeat(times, 1, 1) for one in (self.down_BRI, self.up_BOR, self.scale_B11)
-        )
-        return torch.bmm(torch.bmm(x_BNI, down.mT), up.mT) * scale
+    def of(self, x_BNI: Tensor) -> Tensor:
+        """Return what is added (B, N, O)."""
+        return torch.bmm(torch.bmm(x_BNI, self.down_BRI.mT), self.up_BOR.mT) * self.scale_B11
 
 
 class Chosen:
@@ -94,7 +92,8 @@ class Bank:
         self._numbers = itertools.count(1)
         self._adapted: WeakValueDictionary[int, Family] = WeakValueDictionary()
         self._last = Chosen({}, [])
-        self.now: ContextVar[Chosen | None] = ContextVar("adapters", default=None)  # of a thread
+        # of the rows of the call under way in this thread, where they have adapters
+        self.now: ContextVar[Sequence[int] | None] = ContextVar("adapters", default=None)
 
     def join(self, adapted: Family, host: Family) -> None:
         """Let the rows of an adapter share the steps of its base."""
@@ -114,7 +113,7 @@ def open_to_adapters(host: Family) -> None:
     bank = Bank()
     host.adapter_place = Place(bank, 0, None)
     for name, layer in layers(host, type(host).adapts).items():
-        layer.register_forward_hook(partial(_added, bank.now, name))
+        layer.register_forward_hook(partial(_added, bank, name))
 
 
 def host_of(model: Family) -> Family:
@@ -143,7 +142,7 @@ def step(model: Family, rows: Rows) -> Rows:
         alone: Rows = stepwise.step(rows)
         return alone
     bank = model.adapter_place.bank
-    token = bank.now.set(bank.chosen(rows[NUMBER].tolist()))
+    token = bank.now.set(rows[NUMBER].tolist())
     try:
         found: Rows = stepwise.step(rows)
     finally:
@@ -151,19 +150,33 @@ def step(model: Family, rows: Rows) -> Rows:
     return found
 
 
+@contextmanager
+def placed(model: Family, asked: Sequence[int]) -> Iterator[None]:
+    """Say which rows of a step a call of the network is made of, where it is not all of them in their order."""
+    bank: Bank | None = None if model.adapter_place is None else model.adapter_place.bank
+    numbers = None if bank is None else bank.now.get()
+    if bank is None or numbers is None:
+        yield
+        return
+    token = bank.now.set([numbers[row] for row in asked])
+    try:
+        yield
+    finally:
+        bank.now.reset(token)
+
+
 def _added(
-    now: ContextVar[Chosen | None],
+    bank: Bank,
     name: str,
     _layer: nn.Module,
     args: tuple[Tensor, ...],
     out: Tensor,
 ) -> Tensor:
-    chosen = now.get()
-    if chosen is None:
+    numbers = bank.now.get()
+    if numbers is None:
         return out
     x = args[0]
     x_BNI = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
-    times = len(x) // len(chosen.numbers)
-    for product in chosen.products(name):
-        out = out + product.of(x_BNI, times).view_as(out)
+    for product in bank.chosen(numbers).products(name):
+        out = out + product.of(x_BNI).view_as(out)
     return out

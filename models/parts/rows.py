@@ -67,6 +67,17 @@ def entered(
     return torch.cat(found)
 
 
+def filled(asked: Sequence[int], sizes: Sequence[int] | None) -> list[int]:
+    """Return the rows of a call, filled up by its first to the least of `sizes` that has room; without one as it is.
+
+    Example:
+        >>> filled([5, 6, 7], (2, 4))
+        [5, 6, 7, 5]
+    """
+    size = next((one for one in sizes or () if one >= len(asked)), len(asked))
+    return [*asked, *[asked[0]] * (size - len(asked))]
+
+
 def take(rows: Rows, index: Sequence[int] | Tensor) -> Rows:
     """Return the rows at `index`, in that order: positions (repeats allowed) or a bool mask."""
     wanted = torch.as_tensor(index, device="cpu")

@@ -12,7 +12,8 @@ Some rows learn with an empty caption, so that the same network draws without an
 arXiv:2207.12598): logits without the caption, moved `guidance` times as far as the caption moves them.
 
 Shape letters: B rows, T words, P places of the grid, K codes, E width, L layers, S tokens read (1 + T + P - 1 at most),
-H heads, D features of a head, G predictions of a row (given the caption and, where it is guided, without), N = B G.
+H heads, D features of a head, G predictions of a row (given the caption and, where it is guided, without), N of a call,
+M guided rows.
 """
 
 import math
@@ -25,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses, Rows
-from models.parts import bounds, decoder
+from models.parts import adapter_rows, bounds, decoder
 from models.parts.decoder import KVCache
 from models.parts.draws import drawn, sampling_rules
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
-from models.parts.rows import join, take
+from models.parts.rows import filled
 from models.parts.tables import Table
 from models.parts.words import Captioned
 from models.ports import Port
@@ -107,6 +108,7 @@ class DALLE(Family):
     }
     measures: ClassVar[tuple[str, ...]] = ("relative_nats", "caption_nats")
     needs: ClassVar[tuple[str, ...]] = ("codes",)
+    call_sizes = ()
     config: DALLEConfig
 
     def __init__(self, config: DALLEConfig) -> None:
@@ -280,33 +282,51 @@ class DALLE(Family):
 
     @torch.no_grad()
     def step(self, rows: Rows) -> Rows:
-        """Return the rows one code further; rows that are done stay.
+        """Return the rows one code further, in one call of the network; rows that are done stay.
 
-        Where guided rows and others share a batch, all take part in both calls: what a call of so many rows does must
-        not depend on a row's neighbours.
+        Guided rows take part in it twice, given their caption and without.
         """
-        guided_B = rows["guidance"] != 1
-        if guided_B.all() or not guided_B.any():
-            return self._further(rows, 2 if guided_B.any() else 1)
-        everyone = torch.arange(len(guided_B))
-        both = [self._further(take(rows, everyone), predictions) for predictions in (1, 2)]
-        return take(join(both), everyone + len(guided_B) * guided_B)
+        guided = (rows["guidance"] != 1).tolist()
+        kinds = rows["keys"].shape[1]
+        asked = [kinds * row + kind for row, two in enumerate(guided) for kind in range(1 + two)]
+        logits_NK = self._read(rows, asked)
+        row_N = torch.tensor(asked) // kinds
+        first_B = torch.searchsorted(row_N, torch.arange(len(guided))).to(logits_NK.device)
+        logits_BK = logits_NK[first_B]
+        if any(guided):
+            which_M = torch.tensor([row for row, two in enumerate(guided) if two])
+            scale_M1 = rows["guidance"][which_M].to(logits_BK.device)[:, None]
+            which_M = which_M.to(logits_BK.device)
+            without_MK = logits_NK[first_B[which_M] + 1]
+            moved_MK = without_MK + scale_M1 * (logits_BK[which_M] - without_MK)
+            logits_BK = logits_BK.index_copy(0, which_M, moved_MK)
+        return self._written(rows, logits_BK)
 
-    def _further(self, rows: Rows, predictions: int) -> Rows:
-        """Return the rows one code further, by one prediction, or guided by two; the caches grow in place."""
+    def _read(self, rows: Rows, asked: Sequence[int]) -> Tensor:
+        """Return the logits (N, K) of some predictions, counted through all rows; the caches grow in place."""
+        device, kinds = rows["codes"].device, rows["keys"].shape[1]
+        call = filled(asked, self.call_sizes)
+        at_N = torch.tensor(call).to(device, non_blocking=True)
+        index_B = rows["count"].clamp(max=self.config.places - 1)
+        place_N = (self.config.words + index_B)[torch.tensor(call) // kinds].to(device)
+        kept = [rows[key].view(-1, *rows[key].shape[2:]) for key in ("keys", "values")]
+        alone = call == list(range(len(kept[0])))
+        keys, values = kept if alone else (kept[0][at_N], kept[1][at_N])
+        token_N = rows["token"].flatten()[at_N]
+        with adapter_rows.placed(self, [one // kinds for one in call]):
+            cache = KVCache.at(keys, values, place_N[:, None])
+            x_NE = self.hidden(token_N[:, None], cache)[:, 0]
+        if not alone:
+            every_N = torch.arange(len(call), device=device)
+            for whole, some in zip(kept, (keys, values), strict=True):
+                whole[at_N, place_N] = some[every_N, place_N]
+        logits_NK: Tensor = self.code_logits(x_NE).float()[: len(asked)]
+        return logits_NK
+
+    def _written(self, rows: Rows, logits_BK: Tensor) -> Rows:
+        """Return the rows with a code that is drawn from these logits."""
         live_B, codes = ~self.done(rows), rows["codes"]
         index_B = rows["count"].clamp(max=self.config.places - 1).to(codes.device)
-        keys, values, token_N = (
-            _flat(rows[key], predictions) for key in ("keys", "values", "token")
-        )
-        place_N1 = (self.config.words + index_B).repeat_interleave(predictions)[:, None]
-        x_NE = self.hidden(token_N[:, None], KVCache.at(keys, values, place_N1))[:, 0]
-        logits_BGK = self.code_logits(x_NE).float().unflatten(0, (-1, predictions))
-        logits_BK = logits_BGK[:, 0]
-        if predictions == 2:
-            without_BK = logits_BGK[:, 1]
-            scale_B1 = rows["guidance"].to(codes.device)[:, None]
-            logits_BK = without_BK + scale_B1 * (logits_BK - without_BK)
         u_B = rows["u"].gather(1, index_B[:, None])[:, 0].double()
         code_B = drawn(logits_BK, u_B, *(rows[name] for name in ("temperature", "top_k", "top_p")))
         here_BP = torch.arange(codes.shape[1], device=codes.device) == index_B[:, None]
@@ -325,11 +345,6 @@ class DALLE(Family):
     def finish(self, rows: Rows) -> Tensor:
         """Return the codes (B, P) int64 of rows that are done."""
         return rows["codes"]
-
-
-def _flat(rows_BG: Tensor, predictions: int) -> Tensor:
-    """Return the first predictions of each row (N, ...), N = B G, as a view: what is written there stays."""
-    return rows_BG[:, :predictions].view(-1, *rows_BG.shape[2:])
 
 
 def _cross_entropy(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ class Diffusers(Family):
         "attn.to_v",
         "attn.to_out.0",
     )
+    call_sizes = ()
     config: DiffusersConfig
     vae: Any
 
@@ -330,11 +331,11 @@ class Diffusers(Family):
         time_B = step_BK[:, 0]
         seen = step_BK[:, 1, None, None, None] * x
 
-        def predict(context: Tensor | None, n: int) -> Tensor:
+        def predict(row_N: Tensor, context: Tensor | None) -> Tensor:
             assert context is not None
-            return self._prediction(seen.repeat(n, 1, 1, 1), time_B.repeat(n), context)
+            return self._prediction(seen[row_N], time_B[row_N], context)
 
-        e = samplers.guided(predict, rows, live_B)
+        e = samplers.guided(self, predict, rows, live_B)
         x0 = step_BK[:, 2, None, None, None] * seen + step_BK[:, 3, None, None, None] * e
         moved, past = solvers.advance(step_BK, x, e, rows["past"])
         if not all(live_B.tolist()):

@@ -1,4 +1,4 @@
-"""Which batch sizes give a row the same bits, found by trying a model out when it is loaded."""
+"""Which sizes of batches and calls give a row the same bits, found by trying a model out when it is loaded."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import torch
 
-from models.family import Family
-from models.parts.adapter_rows import begin, step
+from models.family import Family, Rows
+from models.parts.adapter_rows import begin, host_of, step
 from models.parts.rows import join, take
 from models.request import Request
 
@@ -22,36 +22,63 @@ def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     One batch of each size, two steps far, or all of a sound; a size that differs is left out, for what a kernel does
     depends on the size and not on the numbers. All that the model keeps between steps is compared, since equal
     tokens and levels may come of unequal numbers. A model that draws nothing (it only embeds) keeps all sizes.
+
+    One that fills up its own calls is told the sizes of them that agree, and takes a batch of any size.
     """
-    agreed = list(buckets)
-    for asked in _acceptable(model):
-        largest = _trial(model, asked, buckets[-1])
-        smaller = [size for size in agreed[:-1] if _equal(_trial(model, asked, size), largest)]
-        agreed = [*smaller, buckets[-1]]
-    return tuple(agreed)
+    if model.call_sizes is not None:
+        _fit_calls(host_of(model), model, buckets[-1])
+        return tuple(range(1, buckets[-1] + 1))
+    asked = _acceptable(model)
+    if asked is None:
+        return tuple(buckets)
+    largest = _trial(model, asked, buckets[-1])
+    smaller = [size for size in buckets[:-1] if _equal(_trial(model, asked, size), largest)]
+    return (*smaller, buckets[-1])
 
 
-def _acceptable(model: Family) -> list[Request]:
-    """Return requests of one row that the model takes, one a size of its network's calls; none where it takes none."""
+def _fit_calls(host: Family, model: Family, most: int) -> None:
+    """Tell a model which sizes of calls agree, for up to `most` rows, each of them called once or, where guided, twice.
+
+    An adapter's rows share the calls of its base, which keeps those of its sizes that agree for both.
+    """
+    asked = _acceptable(model)
+    assert asked is not None
+    rows = _begun(model, asked, 2 * most)
+    tried = host.call_sizes or sizes_up_to(2 * most)
+    largest = _kept(_advanced(model, rows))
+    host.call_sizes = tuple(
+        size for size in tried if _equal(_kept(_advanced(model, take(rows, range(size)))), largest)
+    )
+
+
+def sizes_up_to(most: int) -> tuple[int, ...]:
+    """Return sizes up to `most`, four from each to its double: what fills a call up to the next is a fifth at most.
+
+    Example:
+        >>> sizes_up_to(20)
+        (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
+    """
+    sizes = {step * 2**octave for step in range(1, 8) for octave in range(most.bit_length())}
+    return tuple(sorted({most, *(size for size in sizes if size < most)}))
+
+
+def _acceptable(model: Family) -> Request | None:
+    """Return a request of one row that the model takes, and is not guided in; None where it takes none."""
     able = model.capabilities
     if able.modality == "text":
-        return [one for one in _written() if _takes(model, one)][:1]
+        return next((one for one in _written() if _takes(model, one)), None)
     known = getattr(model.config, "vocabulary", ("a",))  # without one it reads free text
     words = known[:1] if able.condition == "text" else ()
     if able.modality == "audio":
-        return [Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)]
+        return Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)
     grey = torch.Generator().manual_seed(0)
     given = {
         name: torch.rand(1, *port.shape, generator=grey)  # type: ignore[arg-type] # no size is open
         for name, port in model.inputs.items()
         if port.kind != "text" and not port.optional
     }
-    asked = Request(seeds=(0,), prompts=tuple(words), given=given)
-    if not (able.stepwise and words):
-        return [asked]
-    return [
-        replace(asked, options={"guidance": scale}) for scale in (1.0, 2.0)
-    ]  # one prediction, and two
+    unguided = {"guidance": 1.0} if "guidance" in model.takes else {}
+    return Request(seeds=(0,), prompts=tuple(words), given=given, options=unguided)
 
 
 def _written() -> Iterator[Request]:
@@ -80,12 +107,25 @@ def _trial(model: Family, asked: Request, size: int) -> list[torch.Tensor]:
     if not model.capabilities.stepwise:
         return [model.sample(_all(asked, range(size)))]
     stepwise: Any = model
-    rows = join([begin(model, replace(asked, seeds=(seed,))) for seed in range(size)])
+    rows = _begun(model, asked, size)
     sound = model.capabilities.modality == "audio"  # its steps are short
-    for _ in range(model.steps_of(asked) if sound else STEPS):
+    rows = _advanced(model, rows, model.steps_of(asked) if sound else STEPS)
+    return [stepwise.preview(rows), *_kept(rows)]
+
+
+def _begun(model: Family, asked: Request, count: int) -> Rows:
+    return join([begin(model, replace(asked, seeds=(seed,))) for seed in range(count)])
+
+
+def _kept(rows: Rows) -> list[torch.Tensor]:
+    return [rows[name] for name in sorted(rows)]
+
+
+@torch.no_grad()
+def _advanced(model: Family, rows: Rows, steps: int = STEPS) -> Rows:
+    for _ in range(steps):
         rows = step(model, rows)
-    rows = take(rows, list(range(size)))
-    return [stepwise.preview(rows), *(rows[name] for name in sorted(rows))]
+    return rows
 
 
 def _all(asked: Request, seeds: Sequence[int]) -> Request:

@@ -199,9 +199,7 @@ def test_rows_of_the_base_and_two_adapters_share_a_batch_and_each_has_the_bits_i
         engine.close()
     for one, other in zip(alone, together, strict=True):
         assert one[0].tobytes() == other.tobytes()
-    assert sizes == [8] * host.config.steps, (
-        "four rows, of whom one is padding, guided: no call more"
-    )
+    assert sizes == [6] * host.config.steps, "three rows, guided, in one call"
     for model, request, picture in zip(
         (adapters.adapted["teal"], adapters.base, adapters.adapted["mint"]),
         asked,

@@ -46,8 +46,8 @@ class Inbox(Queue[Any]):
         return [found[row] for row in range(count)]
 
 
-def order(*seeds: int, steps: int | None = None, prompt: str = "a red circle") -> Request:
-    return Request(seeds=seeds, prompts=(prompt,) * len(seeds), steps=steps)
+def order(*seeds: int, prompt: str = "a red circle", **options: Any) -> Request:
+    return Request(seeds=seeds, prompts=(prompt,) * len(seeds), **options)
 
 
 class Held:
@@ -120,6 +120,8 @@ def test_the_sizes_that_agree_give_a_seed_its_bits_alone_and_among_others(
 
 def test_a_batch_size_that_changes_the_bits_is_left_out(base: Family) -> None:
     class Sensitive(Held):
+        call_sizes = None  # it does not fill up its calls itself
+
         def step(self, rows: Any) -> Any:
             model: Any = self._model
             moved = model.step(rows)
@@ -127,6 +129,41 @@ def test_a_batch_size_that_changes_the_bits_is_left_out(base: Family) -> None:
 
     model: Any = Sensitive(base)
     assert agreeing(model, (4, 8, 16)) == (4, 16)
+
+
+def test_a_call_size_that_changes_the_bits_is_left_out_and_a_batch_may_have_any_size(
+    networks: Callable[..., Family],
+) -> None:
+    model: Any = networks("base")
+    changed = model.network.register_forward_hook(
+        lambda *given: given[2] + 1e-3 * (len(given[2]) == 8)
+    )
+    assert agreeing(model, (1, 8)) == tuple(range(1, 9))
+    changed.remove()
+    assert {4, 6, 16} <= {*model.call_sizes}
+    assert 8 not in model.call_sizes
+
+
+def test_a_row_keeps_its_bits_whoever_is_guided_beside_it_and_joins_when(
+    engine: Engine, networks: Callable[..., Family]
+) -> None:
+    """Alone, and among one to fifteen others whose steps and guidance differ: calls of all sizes."""
+    model = networks("base")
+    sizes = agreeing(model, BATCHES)
+    watched = [order(seed, steps=5, guidance=scale) for seed, scale in ((7, 1.0), (7, 2.0))]
+    for request in watched:
+        found = []
+        for others in (0, 1, 2, 6, 15):
+            inbox, *beside = [Inbox() for _ in range(1 + others)]
+            for seed, one in enumerate(beside):
+                another = order(seed, steps=1 + seed % 6, guidance=1.0 + seed % 3)
+                engine.submit(model, another, one.put, buckets=sizes)
+            engine.submit(model, request, inbox.put, buckets=sizes)
+            found += inbox.pictures(1)
+            for one in beside:
+                one.pictures(1)
+        for picture in found[1:]:
+            np.testing.assert_array_equal(picture, found[0])
 
 
 def test_the_engine_draws_what_the_family_draws(engine: Engine, base: Family) -> None:
