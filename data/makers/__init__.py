@@ -30,10 +30,14 @@ MAKERS: Final[Mapping[str, str]] = {
     "dialogues": "data.makers.dialogues",
     "vowels": "data.makers.vowels",
     "labelled-audio": "data.makers.labelled_audio",
+    "clips": "data.makers.clip_folder",
     "moving": "data.makers.moving",
     "moving-mnist": "data.makers.moving_mnist",
 }
-OWN: Final = ("folder", "webdataset", "parquet", "text", "pairs", "dialogues", "labelled-audio")
+OWN: Final = (
+    *("folder", "webdataset", "parquet", "clips"),
+    *("text", "pairs", "dialogues", "labelled-audio"),
+)
 """Makers that read a user's own files from anywhere."""
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

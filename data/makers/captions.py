@@ -34,17 +34,23 @@ def captioned(
         captions: of all pictures, as they are found.
         pictures: returns the samples, told whether each has its caption as an attribute.
     """
+    classes, vocabulary = told_by(captions, config.pieces)
+    return Made(
+        samples=pictures(bool(classes)),
+        settings={"image_size": config.image_size, "channels": 3},
+        attributes={"caption": classes} if classes else {},
+        vocabulary=vocabulary,
+    )
+
+
+def told_by(captions: Iterable[str], most: int | None) -> tuple[list[str], list[str]]:
+    """Return captions that are classes, none where they are no few, and the vocabulary: words, or `most` pieces."""
     counts = Counter(normal(caption) for caption in captions)
     counts.pop("", None)
     classes = sorted(counts)
     few = 1 < len(classes) <= MAX_CLASSES and median(counts.values()) >= PICTURES_PER_CLASS
     words = sorted({word for caption in classes for word in caption.split()})
-    return Made(
-        samples=pictures(few),
-        settings={"image_size": config.image_size, "channels": 3},
-        attributes={"caption": classes} if few else {},
-        vocabulary=words if config.pieces is None else pieces(counts.elements(), config.pieces),
-    )
+    return classes if few else [], words if most is None else pieces(counts.elements(), most)
 
 
 def sample(file: str, found: tuple[bytes, str], caption: str, *, classed: bool) -> Sample:

@@ -13,8 +13,8 @@ from infra.settings import settings
 
 data_app = typer.Typer(help="Datasets: list, prepare, validate, remove.", no_args_is_help=True)
 NAME_HELP: Final = (
-    "One of `atelier data list`, or with --path what your own files are: folder (of pictures), text,"
-    " pairs, dialogues, labelled-audio."
+    "One of `atelier data list`, or with --path what your own files are: folder (of pictures), clips,"
+    " text, pairs, dialogues, labelled-audio."
 )
 Name = Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=completing.datasets)]
 
@@ -64,7 +64,13 @@ def prepare(
         str, typer.Option("--name", help="What to call your own; the path's name if not given.")
     ] = "",
     image_size: Annotated[
-        int | None, typer.Option(help="Pictures: pixels a side, 8 to 512.")
+        int | None, typer.Option(help="Pictures and clips: pixels a side, 8 to 512.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Clips: frames of each, 2 to 256; longer files are cut.")
+    ] = None,
+    frame_rate: Annotated[
+        float | None, typer.Option(help="Clips: frames a second, 120 at most.")
     ] = None,
     pieces: Annotated[
         int | None,
@@ -96,6 +102,8 @@ def prepare(
     project = settings().project
     chosen = settings_of(
         image_size=image_size,
+        frames=frames,
+        frame_rate=frame_rate,
         pieces=pieces,
         tokenizer=tokenizer,
         source=source,
