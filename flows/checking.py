@@ -205,10 +205,16 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
         except ValueError as error:
             lines.append(str(error))
     wanted, given = {*says.needs}, {*stage.needs}
-    if missing := sorted(wanted - given):
+    missing = sorted(wanted - given)
+    if missing and stage.training.lora is None:
         lines.append(
             f"{stage.family} learns from {missing[0]}: say whose they are, as in"
             f" needs: {{{missing[0]}: STAGE/ENTRY}}"
+        )
+    elif missing and isinstance(stage, TrainingSpec):  # a recipe's stage has not asked its base yet
+        lines.append(
+            f"training.lora: {stage.family} learns from {missing[0]}, and only a pipeline says whose:"
+            " name that as its base, not the stage alone"
         )
     lines += [f"needs.{name}: {stage.family} learns from no such thing" for name in given - wanted]
     if stage.training.cuda_graph and (says.counts or len(says.players) > 1):

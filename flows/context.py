@@ -73,7 +73,7 @@ def training_spec(
     Raises:
         RegistryError, RecipeError: there is no such version as `training.from` names.
     """
-    from flows.provenance.bases import base_of, handed
+    from flows.provenance.bases import base_of, handed, needs_of
 
     chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
     assert chosen is not None
@@ -81,6 +81,9 @@ def training_spec(
     base = base_of(ref, stage) if ref else None
     if chosen.starts_from:
         base = handed((trained or {})[chosen.starts_from])
+    needs = _needed(chosen, trained or {})
+    if chosen.training.lora is not None:
+        needs = needs_of(chosen.training.lora.base, stage)
     return TrainingSpec(
         name=f"{recipe.name}.{stage}",
         family=chosen.family,
@@ -96,30 +99,29 @@ def training_spec(
         code_identity=training_code(chosen.family, modality_of(Path(prepared["path"]))).digest,
         base=base,
         inherits=chosen.starts_from is not None,
-        needs=_needs(chosen, prepared, trained or {}),
+        needs={name: _need(*one, prepared) for name, one in needs.items()},
     )
 
 
-def _needs(
-    stage: Stage, prepared: dict[str, Any], trained: Mapping[str, dict[str, Any]]
-) -> dict[str, Need]:
-    from data.outputs import folder_of
-    from flows.provenance.bases import placed
-
+def _needed(
+    stage: Stage, trained: Mapping[str, dict[str, Any]]
+) -> dict[str, tuple["Version", str]]:
+    """Return what a stage learns from beside the data: by input, a version and its entry."""
     found = {}
     for name, wanted in stage.needs.items():
         source, entry = split(wanted)
         version = trained[source]
-        kept = registry().get(f"{version['name']}:{version['version']}")
-        found[name] = Need(
-            **version,
-            entry=entry,
-            path=placed(kept),
-            made=folder_of(
-                Path(prepared["path"]), prepared["identity"], version["digest"], entry
-            ).resolve(),
-        )
+        found[name] = registry().get(f"{version['name']}:{version['version']}"), entry
     return found
+
+
+def _need(version: "Version", entry: str, prepared: dict[str, Any]) -> Need:
+    from data.outputs import folder_of
+    from flows.provenance.bases import placed
+
+    folder = Path(prepared["path"])
+    made = folder_of(folder, prepared["identity"], version.digest, entry).resolve()
+    return Need(**named(version), entry=entry, path=placed(version), made=made)
 
 
 def modality_of(prepared: Path) -> str:

@@ -208,6 +208,8 @@ class Stage(Strict):
         if self.training.lora and (self.config or self.preset != "base"):
             field = "config" if self.config else "preset"
             raise ValueError(f"{field}: an adapter has the network of its base: leave it out")
+        if self.training.lora and self.needs:
+            raise ValueError("needs: an adapter learns from what its base did: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ def around(recipe: Recipe, stages: Sequence[PinnedStage]) -> Pipeline | None:
                 f"{stage.stage} adapts {adapts}, and {version.ref} pins {before.pin.ref}: train it anew"
             )
         places[stage.stage] = stage.model_copy(
-            update={"options": {**before.options, **stage.options}}
+            update={"options": {**before.options, **stage.options}, "needs": before.needs}
         )
     changed = {
         "endpoint": recipe.name,

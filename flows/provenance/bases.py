@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.context import registry
-from flows.recipe import Recipe
+from flows.recipe import Recipe, split
 from flows.recipes.loader import RecipeError
 from flows.training.spec import Base
 from infra.pipelines import read_pipeline
@@ -36,6 +36,26 @@ def version_of(ref: str, stage: str) -> "Version":
     found = registry().by_digest(chosen.name, chosen.sha256)
     if found is None:
         raise RecipeError(f"{chosen.name} {chosen.sha256[:12]} of {version.ref} is not registered")
+    return found
+
+
+def needs_of(ref: str, stage: str) -> "dict[str, tuple[Version, str]]":
+    """Return what the base of an adapter learned from beside the data: by input, a version and its entry.
+
+    A pipeline says so of its stages; of a stage alone nobody knows.
+
+    Raises:
+        RegistryError, RecipeError: as `version_of`.
+    """
+    version = registry().get(ref)
+    if version.kind != "pipeline":
+        return {}
+    pipeline = read_pipeline(registry().fetch(version))
+    found = {}
+    for one in pipeline.stages:
+        for name, wanted in one.needs.items() if one.stage == stage else ():
+            source, entry = split(wanted)
+            found[name] = version_of(ref, source), entry
     return found
 
 

@@ -2,21 +2,30 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from flows.context import training_spec
 from flows.evaluating.adapters import adapted, around
-from flows.evaluating.pipeline import StageMismatch, load_model
+from flows.evaluating.pipeline import StageMismatch, check_fit, draw, entrance_of, load_model
 from flows.recipe import Recipe
-from infra.pipelines import PinnedStage, read_pipeline
+from flows.train import check_specs
+from flows.training.frozen import make
+from flows.training.ray_train import fit
+from infra.pipelines import PinnedStage, Pipeline, read_pipeline
 from infra.registry.registry import RegistryError, Version
 from infra.storage import seal
-from models import build, describe
+from models import build, configure, describe, trainable
+from models.family import Family
 from models.parts import lora
 from models.parts.lora import LoRA
+from models.variational.vqvae import VQVAE, VQVAEConfig
+from tests.flows.test_travelling import pinned
+from tests.flows.training_kit import prepare
 from tests.flows.versions_kit import NAME, Installation, network
 
 
@@ -70,3 +79,78 @@ def test_an_adapter_that_names_other_bytes_than_the_version_has_is_refused(
     version = publish(here, base, digest="f" * 64)
     with pytest.raises(RegistryError, match=r"toys\.base:1 has digest \w+, but f{12} is pinned"):
         here.registry.weights(here.registry.fetch(version))
+
+
+def coded(here: Installation) -> dict[str, Version]:
+    """DALL-E in production, that knows one word: codes of a VQ-VAE, which paints them, too."""
+    torch.manual_seed(0)
+    codec = VQVAE(VQVAEConfig(image_size=8, channels=3, hidden=(8,), codes=16, width=4)).eval()
+    facts = {**codec.entries["encode"].facts, "vocabulary": ("dark",), "max_words": 1}
+    prior = trainable("dalle")(configure("dalle", "tiny", {}, facts)).eval()
+    assert isinstance(prior, Family)
+    found = {
+        "vqvae": here.publish("coded.vqvae", codec, "vqvae"),
+        "prior": here.publish("coded.prior", prior, "prior"),
+    }
+    pins = {
+        "vqvae": pinned("vqvae", found["vqvae"], codec),
+        "prior": pinned("prior", found["prior"], prior).model_copy(
+            update={"needs": {"codes": "vqvae/encode"}}
+        ),
+    }
+    wires = {"prior": {"text": "request.text"}, "vqvae/decode": {"codes": "prior.codes"}}
+    document = Pipeline(
+        endpoint="coded", abilities=("images",), stages=tuple(pins.values()),
+        entrances={"generate": entrance_of(wires, pins)}, vocabulary=("dark",), image_size=(8, 8),
+    )  # fmt: skip
+    return {**found, "whole": here.publish_wired(document)}
+
+
+def staged(base: str, **more: Any) -> Recipe:
+    rules = {"lora": {"base": base, "rank": 2}, "steps": 8, "batch_size": 8}
+    stage = {"family": "dalle", "training": rules, "resources": {"num_workers": 0}, **more}
+    document = {"name": "coded-light", "data": {"name": "x"}, "stages": {"prior": stage}}
+    return Recipe.model_validate(document)
+
+
+def test_an_adapter_learns_a_word_from_what_its_base_learned_from(
+    here: Installation, tmp_path: Path
+) -> None:
+    """The codes of the base's own VQ-VAE, made of the new pictures; the pipeline around it stays as it is."""
+    published = coded(here)
+    data = {"path": str(prepare(tmp_path / "prepared" / "shades")), "identity": "0" * 32}
+    recipe = staged("coded")
+    spec = training_spec(recipe, "prior", data)
+    assert [(name, one.digest) for name, one in spec.needs.items()] == [
+        ("codes", published["vqvae"].digest)
+    ]
+    check_specs([spec])
+    assert make(spec.needs["codes"], spec.prepared, None, here=True)
+    found = fit(spec, run_id=None, tracking_uri=None, runs=tmp_path / "runs")
+    assert spec.base is not None
+    model = load_model(spec.base.path, found.directory)
+    assert model.config.vocabulary == ("dark", "light")
+    version = here.publish("coded-light.prior", model, "light")
+    whole = around(recipe, [pinned("prior", version, model)])
+    assert whole is not None
+    assert [stage.sha256 for stage in whole.stages] == [published["vqvae"].digest, version.digest]
+    assert whole.stages[1].needs == {"codes": "vqvae/encode"}
+    check_fit(whole)
+    models = [
+        load_model(*here.registry.weights(here.registry.fetch(one)))
+        for one in (published["vqvae"], version)
+    ]
+    assert draw(models, whole, ["light", "dark"], [1, 2]).shape == (2, 3, 8, 8)
+
+
+def test_what_an_adapter_learns_from_is_its_base_s_affair_and_a_stage_alone_does_not_know_it(
+    here: Installation, tmp_path: Path
+) -> None:
+    coded(here)
+    with pytest.raises(ValueError, match="needs: an adapter learns from what its base did"):
+        staged("coded", needs={"codes": "vqvae/encode"})
+    data = {"path": str(prepare(tmp_path / "prepared" / "shades")), "identity": "0" * 32}
+    spec = training_spec(staged("coded.prior"), "prior", data)
+    says = "training.lora: dalle learns from codes, and only a pipeline says whose"
+    with pytest.raises(ValueError, match=says):
+        check_specs([spec])
