@@ -285,6 +285,17 @@ class Family(Trainable):
         able = self.capabilities
         return {"text": Port("text", optional=able.unprompted)} if able.condition == "text" else {}
 
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return inputs, beside texts, that stand for a batch's real samples: what it can be tried on.
+
+        Example:
+            >>> from models import configure, trainable
+            >>> model = trainable("ddpm")(configure("ddpm", "tiny", {"low_size": 4}, {}))
+            >>> model.given_of({"pixels": torch.zeros(2, 3, 8, 8)})["low"].shape
+            torch.Size([2, 3, 4, 4])
+        """
+        return {name: batch[name] for name in self.needs if name in self.inputs}
+
     @property
     def outputs(self) -> Mapping[str, Port]:
         """Return what it gives, by name."""

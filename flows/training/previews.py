@@ -44,38 +44,27 @@ def png_of_samples(model: Trainable, prepared: Path, batch: Mapping[str, Tensor]
 
 
 def _pictures(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
-    kind = model.capabilities
-    count, given = COUNT, {}
-    if kind.upscales:
-        real = batch["pixels"][:COUNT]
-        count, side = len(real), model.config.low_size
-        given["low"] = F.interpolate(real, size=(side, side), mode="area")
-    pixels = model.sample(_asked(model, prepared, batch, count, given))
+    pixels = model.sample(_asked(model, prepared, batch, COUNT))
     return png(grid(pixels.float().cpu(), scale=max(1, round(TILE_PX / pixels.shape[-1]))))
 
 
 def _clips(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
     """Return clips as film strips, one below the other."""
-    frames = model.sample(_asked(model, prepared, batch, CLIPS, {})).float().cpu()
+    frames = model.sample(_asked(model, prepared, batch, CLIPS)).float().cpu()
     scale = max(1, round(TILE_PX / 2 / frames.shape[-1]))
     return png(grid(frames.flatten(0, 1), columns=frames.shape[1], scale=scale))
 
 
-def _asked(
-    model: Family,
-    prepared: Path,
-    batch: Mapping[str, Tensor],
-    count: int,
-    given: Mapping[str, Tensor],
-) -> Request:
-    """Return a request for at most so many samples: of captions, or of what it needs of real samples."""
-    prompts: tuple[str, ...] = ()
-    needed = [name for name in model.needs if name in model.inputs]
-    if needed:  # of real samples, whose captions are not at hand
-        count = min(count, rows_in(batch))
-        given = {**given, **{name: batch[name][:count] for name in needed}}
-    elif model.capabilities.condition == "text":
-        prompts = _captions(prepared, count)
+def _asked(model: Family, prepared: Path, batch: Mapping[str, Tensor], count: int) -> Request:
+    """Return a request for at most so many samples: of captions, or of what it takes of real samples."""
+    given, able = (
+        model.given_of({name: rows[:count] for name, rows in batch.items()}),
+        model.capabilities,
+    )
+    count = min(count, rows_in(batch)) if given else count
+    # the captions of real samples are not at hand
+    asks = able.condition == "text" and not (given and able.unprompted)
+    prompts = _captions(prepared, count) if asks else ()
     return Request(seeds=tuple(range(count)), prompts=prompts, given=given)
 
 

@@ -281,6 +281,13 @@ class DDPM(Family):
             "mask": Port("mask", (1, c.image_size, c.image_size), optional=True),
         }
 
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what was made of real pictures, and the small copies that it upscales."""
+        found, side = super().given_of(batch), self.config.low_size
+        if side:
+            found["low"] = F.interpolate(batch["pixels"], (side, side), mode="area")
+        return found
+
     @property
     def capabilities(self) -> Capabilities:
         """Return what this config can do."""

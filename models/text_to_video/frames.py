@@ -164,6 +164,18 @@ class Clips(DDPM):
             ports["low"] = Port("clip", (c.frames, c.channels, c.low_size, c.low_size))
         return ports
 
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what was made of real clips, and the small copies that it upscales."""
+        real_BFCHW = self.usual(batch)
+        found = super().given_of({**batch, "pixels": real_BFCHW.flatten(0, 1)})
+        if "low" in found:
+            found["low"] = found["low"].reshape(*real_BFCHW.shape[:3], *found["low"].shape[2:])
+        return found
+
+    def usual(self, batch: Batch) -> Tensor:
+        """Return the first frames (B, F, C, H, W) of real clips at the rate of what is drawn."""
+        return batch["frames"][:, :: self.config.skips[-1]][:, : self.config.frames]
+
     @property
     def rate(self) -> float:
         """Frames a second of what is drawn."""

@@ -23,7 +23,6 @@ from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.diffusion import schedules, super_resolution
 from models.diffusion.super_resolution import Low
@@ -62,6 +61,13 @@ class VideoDecoder(Clips, Decoder):
         "base": VideoDecoderConfig(frames=5, skips=(1, 2), guidance=2.0),
     }
     config: VideoDecoderConfig  # type: ignore[assignment]
+
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the embeddings of real clips, of all their frames those in the middle."""
+        found = super().given_of(batch)
+        if (embedding := found["embedding"]).dim() == 3:
+            found["embedding"] = embedding[:, embedding.shape[1] // 2]
+        return found
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """Return the loss of Algorithm 1; of embeddings of all frames (B, L, E) each clip learns from one."""
@@ -211,6 +217,10 @@ class Interpolation(Clips):
         """Return the clips in [-1, 1] that x stands for; known frames stay as they are."""
         return super()._picture(0 * x if self.config.copies else x, rows)
 
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return each second frame of real clips."""
+        return {"half": self.usual(batch)[:, ::2]}
+
     @property
     def measured(self) -> tuple[str, ...]:
         """Return the names that `measure` gives: those of what is drawn without a prompt."""
@@ -222,10 +232,9 @@ class Interpolation(Clips):
         """Return how much nearer frames between known ones are than a straight line, in dB of their mean error."""
         if not self.measured:
             return {}
-        c = self.config
-        real_BFCHW = batch["frames"][:, : c.frames]
-        seeds, given = tuple(range(len(real_BFCHW))), {"half": real_BFCHW[:, ::2]}
-        drawn = self.sample(Request(seeds=seeds, given=given))
+        c, real_BFCHW = self.config, self.usual(batch)
+        seeds = tuple(range(len(real_BFCHW)))
+        drawn = self.sample(Request(seeds=seeds, given=self.given_of(batch)))
         between = ~self.known_KF[0]
         line_FF = drawn.new_tensor(blend(known(c.frames)[0], c.frames))
         line = torch.einsum("fg,bgchw->bfchw", line_FF, real_BFCHW)
@@ -268,9 +277,7 @@ class VideoUpsampler(Clips):
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return how much a clip that stands still changes from frame to frame when it is upscaled, a level of 255."""
-        c = self.config
-        real = batch["frames"]
-        still = F.interpolate(real[:, 0], c.low_size, mode="area")
-        given = {"low": still[:, None].expand(-1, c.frames, -1, -1, -1)}
-        drawn = self.sample(Request(seeds=tuple(range(len(real))), given=given))
+        low_BFChw = self.given_of(batch)["low"]
+        given = {"low": low_BFChw[:, :1].expand_as(low_BFChw)}
+        drawn = self.sample(Request(seeds=tuple(range(len(low_BFChw))), given=given))
         return {"flicker": 255 * drawn.diff(dim=1).abs().flatten(1).mean(1)}

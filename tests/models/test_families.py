@@ -21,8 +21,7 @@ from models import FAMILIES, JUDGES, build, configure, describe, trainable
 from models.declared import declared, of
 from models.family import Family
 from models.outline import outline
-from models.parts.rows import entered, join, take
-from models.ports import Port
+from models.parts.rows import join, take
 from models.request import Request
 from tests.models.families_kit import batch_of, counted, made, prompts, request, shaken, tiny
 
@@ -188,6 +187,16 @@ def test_a_seed_gives_its_sample_alone_or_in_a_batch(name: str) -> None:
             alone, among = alone[alone >= 0], among[among >= 0]
         torch.testing.assert_close(among, alone, rtol=0, atol=1e-4)
     assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_model_takes_of_real_samples_is_what_it_can_be_tried_on(name: str) -> None:
+    model = shaken(name)
+    given = model.given_of(batch_of(model, 3))
+    ports = {key: port for key, port in model.inputs.items() if port.kind != "text"}
+    assert {key for key, port in ports.items() if not port.optional} <= given.keys() <= ports.keys()
+    drawn = model.sample(dataclasses.replace(request(model, (1, 2, 3)), given=given))
+    check_samples(model, drawn, 3)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -474,41 +483,6 @@ def test_samples_follow_how_often_each_place_had_each_code(name: str) -> None:
     prior_PK.zero_()[torch.arange(len(prior_PK)), index_P] = 1.0  # place p has code p
     expected = model.painted(index_P[None]).expand(2, -1, -1, -1)
     torch.testing.assert_close(model.sample(Request(seeds=(1, 2))), expected)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_an_entry_gives_what_its_port_says_in_the_space_of_its_weights(name: str) -> None:
-    """Of rows of any number, and the same bits wherever a row stands."""
-    model = shaken(name)
-    with pytest.raises(NotImplementedError, match="has no entry 'somewhere'"):
-        model.enter("somewhere", {})
-    for entry, ways in model.entries.items():
-        [port] = ways.outputs.values()
-        given = rows_for(model, ways.inputs)
-        found = entered(model, entry, given)
-        assert found.shape == (6, *port.shape)
-        assert torch.equal(found, entered(model, entry, given))
-        last = {key: rows[-1:] for key, rows in given.items()}
-        assert torch.equal(found[-1:], entered(model, entry, last))
-        if port.space:
-            others = tiny(name, seed=1).entries[entry].outputs
-            assert [one.space for one in others.values()] != [port.space]
-
-
-def rows_for(model: Family, inputs: Mapping[str, Port]) -> dict[str, torch.Tensor]:
-    """Return six rows that an entry takes."""
-    generator, found = torch.Generator().manual_seed(0), {}
-    for key, port in inputs.items():
-        shape = [6, *(size or 4 for size in port.shape)]
-        if port.kind == "text":
-            tokens = model.encode(prompts(model, 6))
-            assert tokens is not None
-            found["tokens"] = tokens
-        elif port.kind == "codes":
-            found[key] = torch.randint(model.config.codes, shape, generator=generator)
-        else:
-            found[key] = torch.rand(*shape, generator=generator)
-    return found
 
 
 @pytest.mark.parametrize("name", FAMILIES)
