@@ -14,6 +14,7 @@ from infra.receipts.signing import Signing
 from services.api import (
     edits,
     embeddings,
+    files,
     health,
     images,
     models,
@@ -38,6 +39,7 @@ from services.routing.canary import Arms
 from services.routing.endpoints import Endpoints
 from services.settings import Arguments
 from services.stages.deployment import Stage
+from services.videos import routes as videos
 
 if TYPE_CHECKING:
     from ray import serve
@@ -53,6 +55,7 @@ def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
         health,
         models,
         images,
+        files,
         edits,
         variations,
         text,
@@ -61,6 +64,7 @@ def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
         embeddings,
         scores,
         provenance,
+        videos,
     ):
         app.include(module.routes)
     arguments = parts.arguments
@@ -85,6 +89,7 @@ class Gateway:
     def __init__(
         self, arguments: Mapping[str, Any], pools: "Mapping[str, DeploymentHandle[Any]]"
     ) -> None:
+        from infra.jobs.jobs import Jobs
         from infra.keys import Keys
         from infra.ledger.ledger import Ledger
         from infra.ledger.rollout_metrics import Observations
@@ -109,6 +114,7 @@ class Gateway:
             arms=Arms(Executor(stage_of), observer, given.timeout_s),
             stage_of=stage_of,
             files=Files(given.files, signing),
+            jobs=Jobs(given.database),
             samples=Samples(given.samples),
             signing=signing,
             keys=keys,

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -19,7 +20,7 @@ from infra.pipelines import Pipeline
 from models.ports import Port
 from services.api.answers import Pictures as PictureList
 from services.api.images import PictureAnswer, plan_drawing
-from services.api.requests import TOGETHER, ImageOrder, PictureOrder
+from services.api.requests import TOGETHER, ImageOrder
 from services.api.served import exchange_of, parts_of
 from services.gateway.errors import ApiError, from_validation, invalid
 from services.gateway.openapi import STREAM, Routes
@@ -29,6 +30,7 @@ from services.routing.endpoints import Endpoint
 FORM: Final = "multipart/form-data"
 LARGEST: Final = 4 * 2**20  # bytes of a picture or mask, as OpenAI has it of masks
 MOST_FIELDS: Final = 32
+NESTED: Final = re.compile(r"([a-z_]{1,40})\[([a-z_]{1,40})\]")
 FILES: Final = {"image": True, "mask": False}
 """The files of the form, and whether they must be there."""
 
@@ -89,13 +91,15 @@ def drawn_by(pipeline: Pipeline, entrance: str) -> tuple[int, int]:
     return int(made.shape[2] or 0), int(made.shape[0] or 0)
 
 
-TOrder = TypeVar("TOrder", bound=PictureOrder)
+TOrder = TypeVar("TOrder", bound=BaseModel)
 
 
 async def read_form(
-    request: Request, kind: type[TOrder], wanted: Mapping[str, bool]
+    request: Request, kind: type[TOrder], wanted: Mapping[str, bool], largest: int = LARGEST
 ) -> tuple[TOrder, dict[str, bytes]]:
     """Return what a form asks for, and its files by name; `wanted` says which may and which must be there.
+
+    A field `video[id]` is the field `id` of `video`, as OpenAI's clients write it.
 
     Raises:
         ApiError: 415, no form; 400 that names its first wrong field.
@@ -103,7 +107,7 @@ async def read_form(
     if not request.headers.get("content-type", "").lower().startswith(FORM):
         message = "send the picture as multipart/form-data, in the field `image`"
         raise ApiError(415, message, code="unsupported_media_type", param="image")
-    texts: dict[str, str] = {}
+    texts: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     try:
         async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
@@ -112,27 +116,30 @@ async def read_form(
                 if name in texts or name in files:
                     raise invalid(f"{name}: one is taken, got several", name)
                 if isinstance(value, UploadFile):
-                    files[name] = await value.read(LARGEST + 1)
+                    files[name] = await value.read(largest + 1)
+                elif nested := NESTED.fullmatch(name):
+                    texts.setdefault(nested[1], {})[nested[2]] = value
                 else:
                     texts[name] = value
     except HTTPException as error:  # starlette's, of a broken form
         raise invalid(f"no form: {error.detail}", "body") from None
-    _check_files(files, wanted)
+    _check_files(files, wanted, largest)
     try:
         return kind.model_validate_strings(texts), files
     except ValidationError as error:
         raise from_validation(error) from None
 
 
-def _check_files(files: Mapping[str, bytes], wanted: Mapping[str, bool]) -> None:
+def _check_files(files: Mapping[str, bytes], wanted: Mapping[str, bool], largest: int) -> None:
     if odd := files.keys() - wanted.keys():
         raise invalid(f"unknown parameter {min(odd)!r}", min(odd), "unknown_parameter")
-    if "image" not in files:
-        message = "image: send the picture as a file"
-        raise invalid(message, "image", "missing_required_parameter")
+    for name, must in wanted.items():
+        if must and name not in files:
+            message = f"{name}: send the picture as a file"
+            raise invalid(message, name, "missing_required_parameter")
     for name, content in files.items():
-        if len(content) > LARGEST:
-            raise invalid(f"{name}: at most {LARGEST} bytes are taken", name)
+        if len(content) > largest:
+            raise invalid(f"{name}: at most {largest} bytes are taken", name)
 
 
 def plan_edit(

@@ -22,7 +22,7 @@ from services.api.requests import (
 )
 from services.api.served import exchange_of, parts_of, read_order
 from services.gateway.errors import ApiError, invalid
-from services.gateway.openapi import ANYWHERE, STREAM, Routes, answers
+from services.gateway.openapi import STREAM, Routes
 from services.media.answer_log import Samples
 from services.media.codecs import Sound, png
 from services.media.result_store import Files
@@ -241,18 +241,3 @@ async def generate(request: Request) -> Response:
     parts = parts_of(request)
     answer = PictureAnswer(exchange, order, parts.files, parts.samples)
     return await (answer.stream() if order.stream else answer.whole())
-
-
-@routes.get(
-    "/v1/files/{name}",
-    response_class=Response,
-    response_model=None,
-    responses=answers(None, [*ANYWHERE, 403, 404], {"image/png": {}}),
-)
-async def file(request: Request, name: str, expires: str = "", signature: str = "") -> Response:
-    """Return a picture that was answered by url: the link opens for an hour, without a key."""
-    content, left_s = await asyncio.to_thread(
-        parts_of(request).files.open, name, expires, signature
-    )
-    headers = {"cache-control": f"private, max-age={left_s}, immutable"}
-    return Response(content, media_type="image/png", headers=headers)

@@ -10,6 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from infra.jobs.jobs import Jobs
 from infra.receipts.signing import Signing
 from services.api.requests import Order, whole
 from services.gateway import errors
@@ -37,6 +38,7 @@ class Parts:
     arms: Arms
     stage_of: StageOf
     files: Files
+    jobs: Jobs
     samples: Samples
     signing: Signing
     keys: KeyStore

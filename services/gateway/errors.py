@@ -7,8 +7,10 @@
     │   │       unsupported_capability: the body
     │   │       header, invalid_http, no_websockets: the rest of it
     │   ├── 401 invalid_api_key, 403 link_expired, 421 misdirected_request: the door
-    │   ├── 404 model_not_found, file_not_found, unknown_url, 405 method_not_allowed, http_error: where it went
+    │   ├── 404 model_not_found, file_not_found, video_not_found, unknown_url,
+    │   │       405 method_not_allowed, http_error: where it went
     │   ├── 408 headers_timeout, body_timeout, 413 body_too_large, 431 headers_too_large: how it came
+    │   ├── 409 video_not_completed, 410 video_expired, 416 range_not_satisfiable, 422 idempotency_conflict: jobs
     │   └── 415 unsupported_media_type
     ├── rate_limit_error: the same request later, after `retry-after`
     │   └── 429 queue_full
@@ -100,7 +102,7 @@ def from_validation(error: ValidationError | RequestValidationError) -> ApiError
     """Return the answer that names the first wrong field."""
     first = error.errors()[0]
     kind = str(first["type"])
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    param = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"}) or None
     code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     message = str(first["msg"]).removeprefix("Value error, ")
     named, colon, rest = message.partition(": ")

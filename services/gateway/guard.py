@@ -28,9 +28,13 @@ LARGEST_UPLOADS: Final = {
     "/v1/content_provenance_checks": 8 * 2**20,
     "/v1/images/edits": 9 * 2**20,
     "/v1/embeddings": 9 * 2**20,
+    "/v1/videos": 9 * 2**20,
+    "/v1/videos/edits": 17 * 2**20,
+    "/v1/videos/extensions": 17 * 2**20,
 }
 """Bytes of the bodies that may be larger than others: files as we answer them, a minute of sound at 48 kHz;
-a picture and its mask; pictures as data URLs."""
+a picture and its mask; pictures as data URLs; a clip."""
+ANYBODY: Final = "anybody"  # whose jobs are those that came while there was no key
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds
 
@@ -74,7 +78,7 @@ class Guard:
             behind_proxy  # Serve's: it gives every request its id and answers with it
         )
         self._under_way = 0
-        self._verdicts: dict[str, tuple[float, Admission]] = {}
+        self._verdicts: dict[str, tuple[float, Admission, str]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through to the gateway, or answer why not."""
@@ -117,12 +121,12 @@ class Guard:
         """Return the body, or raise why this request may not come in."""
         if (refused := refusal_of(headers)) is not None:
             raise refused
-        scope["house"] = False
+        scope["house"], scope["owner"] = False, ""
         if scope["path"] in OPEN:
             return b""
         key = _key(headers)
         linked = scope["path"].startswith(LINKED) and b"signature=" in scope["query_string"]
-        admitted = "link" if linked else await self._authorize(key, headers)
+        admitted, scope["owner"] = ("link", "") if linked else await self._authorize(key, headers)
         scope["house"] = admitted == "house"
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
@@ -139,12 +143,13 @@ class Guard:
             )
         return body
 
-    async def _authorize(self, key: str, headers: Headers) -> Admission:
-        admitted = await self._verdict(key)
+    async def _authorize(self, key: str, headers: Headers) -> tuple[Admission, str]:
+        """Return how a request comes in, and whose jobs it may see."""
+        admitted, owner = await self._verdict(key)
         if admitted == "open":
             _check_name(headers.get("host", ""))
         if admitted != "no":
-            return admitted
+            return admitted, owner
         message = (
             "incorrect API key; `atelier keys list` shows which are good"
             if key
@@ -152,13 +157,13 @@ class Guard:
         )
         raise ApiError(401, message, code="invalid_api_key", retry=False)
 
-    async def _verdict(self, key: str) -> Admission:
-        """Return how the request may come in, remembered for a second by the key's hash."""
+    async def _verdict(self, key: str) -> tuple[Admission, str]:
+        """Return how the request may come in and whose it is, remembered for a second by the key's hash."""
         name = _hash(key)
         now = time.monotonic()
         found = self._verdicts.get(name)
         if found is not None and now - found[0] < REMEMBERED_S:
-            return found[1]
+            return found[1:]
         try:
             good = await asyncio.to_thread(self._ask, key)
         except DatabaseError as error:
@@ -166,13 +171,14 @@ class Guard:
             raise ApiError(503, message, code="unavailable", retry_after_s=5) from error
         if len(self._verdicts) >= 1000:
             self._verdicts.clear()
-        self._verdicts[name] = (now, good)
+        self._verdicts[name] = (now, *good)
         return good
 
-    def _ask(self, key: str) -> Admission:
+    def _ask(self, key: str) -> tuple[Admission, str]:
         if key and (known := self._keys.find(key)) is not None:
-            return "house" if known.ours else "key"
-        return "open" if self._host in LOOPBACK and not self._keys.any() else "no"
+            return "house" if known.ours else "key", f"key {known.id}"
+        admitted = self._host in LOOPBACK and not self._keys.any()
+        return ("open", ANYBODY) if admitted else ("no", "")
 
 
 def _key(headers: Headers) -> str:

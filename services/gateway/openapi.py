@@ -23,9 +23,13 @@ REASONS: Final[Mapping[int, str]] = {
     403: "The link has expired.",
     404: "There is no such model, file or url.",
     408: "The request did not arrive in time.",
+    409: "The clip is not there yet, or never will be; `message` says which.",
+    410: "The clip was kept for its time, and is gone.",
     413: "The body is too large.",
     415: "The body is of another type.",
+    416: "The clip has no such bytes.",
     421: "Without a key the gateway answers to localhost alone, and the request named another host.",
+    422: "The idempotency key was used for another request.",
     429: "Too much waits already; `retry-after` says when to come back.",
     500: "The model or the server failed.",
     503: "The model is being loaded, or a part of the server is restarting; ask again.",
@@ -74,16 +78,18 @@ class Routes(APIRouter):
         order: type[BaseModel],
         body: type[BaseModel] | None,
         media: Mapping[str, Any] | None = None,
-        sent: str = "application/json",
+        *sent: str,
+        errors: Iterable[int] = OF_MODELS,
     ) -> Callable[[Route], Route]:
-        """Return the decorator of a POST route: the body that it takes, and what it answers."""
+        """Return the decorator of a POST route: the body that it takes (JSON, or as `sent`), and what it answers."""
         self.orders[path] = order
-        content = {sent: {"schema": {"$ref": SCHEMA.format(model=order.__name__)}}}
+        schema = {"schema": {"$ref": SCHEMA.format(model=order.__name__)}}
+        content = dict.fromkeys(sent or ("application/json",), schema)
         return self.post(
             path,
             response_model=None,
             response_class=Response if body is None else JSONResponse,
-            responses=answers(body, OF_MODELS, media),
+            responses=answers(body, errors, media),
             openapi_extra={"requestBody": {"required": True, "content": content}},
         )
 
@@ -105,7 +111,7 @@ class Api(FastAPI):
         self.orders |= routes.orders
 
     def openapi(self) -> dict[str, Any]:
-        """Return the description, with the orders and the key, and without 422, which is never sent."""
+        """Return the description, with the orders and the key, and without FastAPI's own 422, which is never sent."""
         if self.openapi_schema is None:
             document = super().openapi()
             schemas = document["components"]["schemas"]
@@ -116,7 +122,8 @@ class Api(FastAPI):
             schemas.update(taken["$defs"])
             for operations in document["paths"].values():
                 for operation in operations.values():
-                    operation["responses"].pop("422", None)
+                    if "HTTPValidationError" in str(operation["responses"].get("422")):
+                        del operation["responses"]["422"]
             scheme = {"type": "http", "scheme": "bearer"}
             document["components"]["securitySchemes"] = {"key": scheme}
             document["security"] = [{"key": []}]

@@ -21,6 +21,11 @@ _NAME: Final = re.compile(r"[0-9a-f]{64}\.png")
 _EXPIRES: Final = re.compile(r"[1-9][0-9]{0,11}")
 
 
+def gone() -> ApiError:
+    """Return the answer to a link that opens nothing."""
+    return ApiError(404, "there is no such file, or not any more", code="file_not_found")
+
+
 class Files:
     """PNG files in one folder; the oldest go when there are too many of them or they grow too large."""
 
@@ -50,25 +55,34 @@ class Files:
         expires = str(int(time.time()) + LINK_S)
         return f"/v1/files/{name}?expires={expires}&signature={self._signature(name, expires)}"
 
-    def open(self, name: str, expires: str, signature: str) -> tuple[bytes, int]:
-        """Return a file's bytes and for how many seconds its link still opens.
+    def check(self, name: str, expires: str, signature: str) -> int:
+        """Return for how many seconds a link still opens.
 
         Raises:
-            ApiError: 404, no such link or the file is gone; 403, the link's time is over.
+            ApiError: 404, no such link; 403, its time is over.
         """
-        gone = ApiError(404, "there is no such file, or not any more", code="file_not_found")
-        if not _NAME.fullmatch(name) or not _EXPIRES.fullmatch(expires):
-            raise gone
+        if not _EXPIRES.fullmatch(expires):
+            raise gone()
         if not hmac.compare_digest(self._signature(name, expires).encode(), signature.encode()):
-            raise gone
+            raise gone()
         left_s = int(expires) - int(time.time())
         if left_s <= 0:
             message = f"the link has expired: links open for {LINK_S // 60} minutes; ask again"
             raise ApiError(403, message, code="link_expired")
+        return left_s
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes, whose link was checked.
+
+        Raises:
+            ApiError: 404, it is gone.
+        """
+        if not _NAME.fullmatch(name):
+            raise gone()
         try:
-            return (self._folder / name).read_bytes(), left_s
+            return (self._folder / name).read_bytes()
         except FileNotFoundError:
-            raise gone from None
+            raise gone() from None
 
     def _signature(self, name: str, expires: str) -> str:
         content = f"{name}\n{expires}".encode()

@@ -153,6 +153,15 @@ class Endpoints:
             return Route(endpoint, rollout, chosen=True)
         return Route(endpoint, rollout, True, challenger)
 
+    def pinned(self, ref: str, digest: str) -> Endpoint:
+        """Return a version as it was when work was frozen to it, whatever is served now.
+
+        Raises:
+            ApiError: 503, it cannot be had.
+        """
+        name, _, number = ref.partition(":")
+        return Endpoint(ref, name, int(number), digest, None, 0, 0, self._pipeline(ref, digest))
+
     def everything(self) -> list[Endpoint]:
         """Return what the ledger serves: NAME for production, NAME@staging.
 

@@ -111,40 +111,44 @@ class Exchange:
 
     def receipt(self, step: Step, row: int, made: bytes | str, *, beside: bool = False) -> Receipt:
         """Return the signed receipt of sample `row`: a file that it goes into, one that it lies beside, or a text."""
-        return provenance.sign(self._facts(step, row), made, self.signing, beside=beside)
+        named = facts(step.endpoint, step.spec, row, self.created, self.request_id)
+        return provenance.sign(named, made, self.signing, beside=beside)
 
-    def _facts(self, step: Step, row: int) -> Receipt:
-        endpoint, spec = step.endpoint, step.spec
-        drawn = endpoint.pipeline.options(spec.options)
-        options = {name: value for name, value in drawn.items() if name not in UNSAID}
-        return Receipt(
-            endpoint=endpoint.name,
-            version=endpoint.ref,
-            digest=endpoint.digest,
-            place=endpoint.stage,
-            epoch=endpoint.epoch,
-            stages=tuple(
-                StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
-                for stage in endpoint.pipeline.stages
-            ),
-            prompt=spec.prompts[row] if spec.prompts else "",
-            prompt_tokens=spec.prompt_tokens[row] if spec.prompt_tokens else None,
-            messages=spec.dialogues[row] if spec.dialogues else None,
-            seed=spec.seeds[row],
-            entrance=None if spec.entrance == "generate" else spec.entrance,
-            blend=spec.blend,
-            inputs=dict(spec.uploads) or None,
-            generator=GENERATOR,
-            size=endpoint.pipeline.size,
-            speed=spec.speed,
-            **{name: value for name, value in options.items() if name in OPTIONS},
-            options={k: v for k, v in options.items() if k not in OPTIONS} or None,
-            stop=spec.stop or None,
-            echo=spec.echo or None,
-            sample_rate=endpoint.pipeline.sample_rate,
-            created=self.created,
-            request_id=self.request_id,
-        )
+
+def facts(
+    endpoint: Endpoint, spec: GenerationSpec, row: int, created: datetime, request_id: str
+) -> Receipt:
+    """Return the receipt of sample `row`, not signed yet."""
+    drawn = endpoint.pipeline.options(spec.options)
+    options = {name: value for name, value in drawn.items() if name not in UNSAID}
+    return Receipt(
+        endpoint=endpoint.name,
+        version=endpoint.ref,
+        digest=endpoint.digest,
+        place=endpoint.stage,
+        epoch=endpoint.epoch,
+        stages=tuple(
+            StageReceipt(name=stage.name, version=stage.version, sha256=stage.sha256)
+            for stage in endpoint.pipeline.stages
+        ),
+        prompt=spec.prompts[row] if spec.prompts else "",
+        prompt_tokens=spec.prompt_tokens[row] if spec.prompt_tokens else None,
+        messages=spec.dialogues[row] if spec.dialogues else None,
+        seed=spec.seeds[row],
+        entrance=None if spec.entrance == "generate" else spec.entrance,
+        blend=spec.blend,
+        inputs=dict(spec.uploads) or None,
+        generator=GENERATOR,
+        size=endpoint.pipeline.size,
+        speed=spec.speed,
+        **{name: value for name, value in options.items() if name in OPTIONS},
+        options={k: v for k, v in options.items() if k not in OPTIONS} or None,
+        stop=spec.stop or None,
+        echo=spec.echo or None,
+        sample_rate=endpoint.pipeline.sample_rate,
+        created=created,
+        request_id=request_id,
+    )
 
 
 class Deadline:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flows.evaluating.pipeline import MODALITIES, able_of, entrance_of, output_of, ports_of
+from infra.jobs.jobs import Jobs
 from infra.keys import Keys
 from infra.ledger.ledger import Ledger
 from infra.ledger.rollout_metrics import Observations
@@ -70,6 +71,7 @@ class Workshop:
         self.database = f"sqlite:///{folder / 'atelier.db'}"
         self.ledger = Ledger(self.database)
         self.keys = Keys(self.database)
+        self.jobs = Jobs(self.database)
         self.registry = Registry("http://127.0.0.1:9", self.cache)  # nothing is fetched
         self.observations = Observations(self.database)
         self.numbers: dict[str, int] = {}
@@ -244,6 +246,7 @@ class Workshop:
             arms=self.arms,
             stage_of=stage_of,
             files=Files(given.files, Signing(given.signing)),
+            jobs=self.jobs,
             samples=Samples(given.samples),
             signing=Signing(given.signing),
             keys=keys or self.keys,

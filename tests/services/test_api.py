@@ -28,12 +28,13 @@ from infra.keys import Keys
 from infra.media.pictures import png
 from services.api.requests import whole
 from services.api.samples import MEANINGFUL
+from tests.services.clips_kit import publish_clips
 from tests.services.served_kit import publish_each_modality, with_toys
 
 logger = logging.getLogger(__name__)
 Ask = Callable[..., httpx.Response]
 DOT = f"data:image/png;base64,{base64.b64encode(png(np.full((2, 2, 3), 99, np.uint8))).decode()}"
-REQUESTS = int(os.environ.get("API_REQUESTS", "192"))  # of all operations together, at least
+REQUESTS = int(os.environ.get("API_REQUESTS", "272"))  # of all operations together, at least
 ANSWER: dict[str, list[dict[str, Any]]] = {
     "/v1/images/generations": [
         {"model": "shapes", "prompt": "a small red circle", "size": "16x16", "steps": 2},
@@ -69,6 +70,7 @@ def served(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     key = keys.create("api")
     with with_toys():
         publish_each_modality(workshop)
+        publish_clips(workshop)
         stage = workshop.stage()
         yield workshop.gateway(stage, keys=keys), key
     stage.close()
@@ -151,8 +153,21 @@ OPERATIONS = [
     ("/v1/embeddings", "post"),
     ("/v1/scores", "post"),
     ("/v1/content_provenance_checks", "post"),
+    ("/v1/videos", "post"),
+    ("/v1/videos", "get"),
+    ("/v1/videos/edits", "post"),
+    ("/v1/videos/extensions", "post"),
+    ("/v1/videos/{video_id}", "get"),
+    ("/v1/videos/{video_id}", "delete"),
+    ("/v1/videos/{video_id}/remix", "post"),
+    ("/v1/videos/{video_id}/content", "get"),
+    ("/v1/videos/{video_id}/events", "get"),
 ]
-FORMS = ("/v1/images/edits", "/v1/images/variations", "/v1/content_provenance_checks")
+CLIPS = ("/v1/videos", "/v1/videos/edits", "/v1/videos/extensions")
+FORMS = (
+    *("/v1/images/edits", "/v1/images/variations", "/v1/content_provenance_checks"),
+    *CLIPS,
+)
 TAKE_A_BODY = [path for path, method in OPERATIONS if method == "post"]
 EACH_WAY = math.ceil(REQUESTS / len(TAKE_A_BODY) / 2)
 """Requests as the schema says, for every operation; and as many that are not, where there is a body."""

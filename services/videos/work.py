@@ -1,0 +1,171 @@
+"""What a job for a clip says, in its row; what is drawn for it, and the file that comes of it.
+
+Whoever runs the job reads the row alone: versions by digest, uploads by where they are kept.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import fsspec
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from infra.jobs.table import Job
+from infra.media.clips import Clip, ClipError, ClipFile, decode, encoded
+from infra.media.pictures import PictureError
+from infra.media.pictures import decode as decode_picture
+from infra.pipelines import Pipeline
+from infra.receipts import provenance
+from infra.receipts.receipts import attach
+from infra.receipts.signing import Signing
+from infra.storage import atomic_write
+from services.gateway.errors import invalid
+from services.pipelines.payload import GenerationSpec, Pictures
+from services.routing.endpoints import Endpoint
+from services.routing.request_session import facts
+
+KIND: Final = "video"
+
+
+class Input(BaseModel):
+    """A file that was given, and where it is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    sha256: str
+
+
+class Work(BaseModel):
+    """The request of a job, as its row has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str  # as asked for
+    version: str  # that answers: "moving:3"
+    place: str | None  # of the ledger, and its row there, for the receipt
+    epoch: int
+    prompt: str
+    entrance: str
+    options: dict[str, Any]
+    seconds: float
+    size: str
+    output_format: Literal["mp4", "gif", "webp"]
+    inputs: dict[str, Input] = {}
+    remixed_from: str | None = None
+
+
+def work_of(job: Job) -> Work:
+    """Return what a job asks for."""
+    return Work.model_validate(dict(job.request))
+
+
+def kept(folder: Path, content: bytes) -> Input:
+    """Keep an upload where every replica and runner finds it; equal ones once."""
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / digest
+    if not path.is_file():
+        with atomic_write(path) as file:
+            file.write(content)
+    return Input(uri=str(path), sha256=digest)
+
+
+def spec_of(job: Job, pipeline: Pipeline) -> GenerationSpec:
+    """Return what is to be drawn for a job.
+
+    Raises:
+        ApiError: 400, a file that was given cannot be read.
+    """
+    work = work_of(job)
+    return GenerationSpec(
+        seeds=(job.seed,),
+        prompts=(work.prompt,) if pipeline.reads_text else (),
+        entrance=work.entrance,
+        options=work.options,
+        given={name: _given(name, one, pipeline, work) for name, one in work.inputs.items()},
+        uploads={name: one.sha256 for name, one in work.inputs.items()},
+    )
+
+
+def _given(name: str, given: Input, pipeline: Pipeline, work: Work) -> Pictures:
+    content = read(given.uri)
+    if name == "image":
+        return opened_picture(content, pipeline)[None]
+    last = opened_clip(content, pipeline, work.options).frames[-(pipeline.frames or 0) :]
+    found: Pictures = last.transpose(0, 3, 1, 2)[None].astype(np.float32) / np.float32(255)
+    return found
+
+
+def read(uri: str) -> bytes:
+    """Return a kept file's bytes."""
+    with fsspec.open(uri, "rb") as file:
+        content: bytes = file.read()
+    return content
+
+
+def _shape(pipeline: Pipeline) -> tuple[int, int]:
+    """Return side and channels of the frames that come out."""
+    from models.ports import Port
+
+    entrance = pipeline.entrances["generate"]
+    node, _, port = entrance.output.partition(".")
+    made = Port.parse(pipeline.ports("generate", node).outputs[port])  # (F, C, H, W)
+    return int(made.shape[2] or 0), int(made.shape[1] or 0)
+
+
+def opened_picture(content: bytes, pipeline: Pipeline) -> Pictures:
+    """Return an uploaded picture (C, H, W) in [0, 1] at the size of the frames.
+
+    Raises:
+        ApiError: 400, it cannot be read.
+    """
+    try:
+        pixels = decode_picture(content, *_shape(pipeline)).pixels
+    except PictureError as error:
+        raise invalid(f"input_reference: {error}", "input_reference") from None
+    found: Pictures = pixels.transpose(2, 0, 1).astype(np.float32) / 255
+    return found
+
+
+def opened_clip(content: bytes, pipeline: Pipeline, options: Mapping[str, Any]) -> Clip:
+    """Return a clip that is given, at the size and the rate of the pipeline's.
+
+    Raises:
+        ApiError: 400, it cannot be read, or is shorter than the clips that the pipeline makes.
+    """
+    side, channels = _shape(pipeline)
+    rate = pipeline.rate(options)
+    try:
+        clip = decode(content, image_size=side, channels=channels, frame_rate=rate)
+    except ClipError as error:
+        raise invalid(f"video: {error}", "video") from None
+    if len(clip.frames) < (pipeline.frames or 0):
+        found = f"{len(clip.frames)} frames at {clip.frame_rate:g} a second"
+        message = f"video: {found}, {pipeline.endpoint} takes {pipeline.frames}; give a longer one"
+        raise invalid(message, "video")
+    return clip
+
+
+def finished(job: Job, endpoint: Endpoint, clip: Clip, signing: Signing) -> ClipFile:
+    """Return the file of a job: what was drawn, after the clip that it extends if it does, with its receipt inside."""
+    work, pipeline = work_of(job), endpoint.pipeline
+    if work.entrance == "extend":
+        before = opened_clip(read(work.inputs["clip"].uri), pipeline, work.options)
+        clip = replace(clip, frames=np.concatenate([before.frames, clip.frames]))
+    made = encoded(clip.frames, clip.frame_rate, work.output_format)
+    spec = GenerationSpec(
+        seeds=(job.seed,),
+        prompts=(work.prompt,),
+        entrance=work.entrance,
+        options=work.options,
+        uploads={name: one.sha256 for name, one in work.inputs.items()},
+    )
+    asked = replace(endpoint, stage=work.place, epoch=work.epoch)
+    receipt = facts(asked, spec, 0, datetime.fromtimestamp(job.created, UTC), job.id)
+    told = receipt.model_copy(update={"frames": len(clip.frames), "frame_rate": clip.frame_rate})
+    stamped = attach(made.content, provenance.sign(told, made.content, signing))
+    return ClipFile(stamped, made.media_type)
