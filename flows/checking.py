@@ -16,6 +16,7 @@ from flows.recipe import Judge, Recipe, Stage, drawing, split
 from flows.recipes.loader import RecipeError, control_of, load
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
+from infra.imports import at_rest
 from infra.settings import settings
 from infra.stack.spec import state_folder
 from infra.storage import write_json
@@ -92,7 +93,8 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
     First what needs no torch, so that the usual slips are told within a second; then what the configs themselves say.
     """
     _refuse(_declared(recipe, data))
-    models, lines = _built(recipe, data)
+    with at_rest():  # torch, and each family's
+        models, lines = _built(recipe, data)
     _refuse(lines)
     found = measured(
         data,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from infra.imports import at_rest
 from infra.settings import QUIET
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class Mlflow:
                 for name, value in ENVIRONMENT.items():
                     os.environ.setdefault(name, value)
                 self._probe()
-                from mlflow import MlflowClient
+                with at_rest():
+                    from mlflow import MlflowClient
 
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             return self._client

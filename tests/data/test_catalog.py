@@ -26,6 +26,7 @@ from data.catalog import (
 )
 from data.loaders import everything, facts_of, records
 from data.repro import reason, reproduce, sweep
+from tests.s3_kit import BUCKET, bucket, keys
 
 ROOT = Path(__file__).parents[2]
 OWN = "  # our own\n"
@@ -108,7 +109,9 @@ def test_own_pictures_are_prepared_and_a_second_time_costs_no_stage(
 
 
 @pytest.mark.slow
-def test_own_text_is_prepared_from_a_file_to_a_loader(project: Path, tmp_path: Path) -> None:
+def test_own_text_is_prepared_from_a_file_to_a_loader_and_travels_by_s3(
+    project: Path, tmp_path: Path
+) -> None:
     (tmp_path / "book.txt").write_text("".join(f"line {number}\n" for number in range(9000)))
     settings = {"tokenizer": {"kind": "characters", "size": 100}}
     add_own("text", "book", tmp_path / "book.txt", settings, project)
@@ -118,6 +121,20 @@ def test_own_text_is_prepared_from_a_file_to_a_loader(project: Path, tmp_path: P
     row = next(row for row in datasets(project) if row.name == "book")
     assert (row.modality, row.size) == ("text", "characters, 100 at most")
     assert records(found.path, "train")[0][0][1].startswith("line 0\nline 1\n")
+
+    (project / ".dvc" / "config.local").write_text(
+        f"[core]\n    remote = far\n['remote \"far\"']\n    url = s3://{BUCKET}/data\n"
+    )
+    elsewhere = tmp_path / "elsewhere"  # as git clones it, with the remote's name and nothing made
+    left = shutil.ignore_patterns("made", "prepared", "cache", "tmp")
+    shutil.copytree(project, elsewhere, ignore=left)
+    with bucket() as client:
+        for verb, folder in (("push", project), ("pull", elsewhere)):
+            command = [sys.executable, "-m", "dvc", verb, "--quiet", "shards@book"]
+            subprocess.run(command, cwd=folder, check=True, timeout=120)
+        assert keys(client, "data/files/md5/")
+    assert prepared("book", elsewhere).identity == found.identity
+    assert records(elsewhere / "data/prepared/book", "train") == records(found.path, "train")
 
 
 @pytest.mark.slow

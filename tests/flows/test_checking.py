@@ -242,7 +242,7 @@ print(sorted(heavy & set(sys.modules)))
     def reached(*words: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", code, *words],
-            cwd=ROOT, capture_output=True, text=True, timeout=60,
+            cwd=ROOT, capture_output=True, text=True, timeout=300,
             env={**os.environ, "ATELIER_HOME": str(tmp_path)},
         )  # fmt: skip
         assert not done.returncode, done.stderr

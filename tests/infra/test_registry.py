@@ -21,6 +21,7 @@ import pytest
 from infra.registry.registry import Registry, RegistryError, Unreachable, Version
 from infra.settings import QUIET
 from infra.storage import MANIFEST, IntegrityError, seal, sha256_of
+from tests.s3_kit import BUCKET, bucket, keys
 
 FACTS = {"kind": "model", "data_identity": "d0", "code_identity": "c0", "seed": 3}
 
@@ -56,14 +57,41 @@ def sha256_of_bytes(content: bytes) -> str:
 
 
 def test_a_store_on_s3_without_its_client_is_one_line_with_the_way_out(
-    registry: Registry, uri: str, tmp_path: Path
+    registry: Registry, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
+    monkeypatch.setitem(sys.modules, "boto3", None)  # as where it is not installed
     MlflowClient(uri).create_experiment("bucket", "s3://bucket/artifacts")
     with pytest.raises(RegistryError, match=r"cannot be reached: .*boto3.* AWS_\*") as refusal:
         registry.publish("bucket.base", version_directory(tmp_path), key="k", tags={})
     assert "\n" not in str(refusal.value)
+
+
+def test_a_version_is_published_to_s3_and_fetched_verified_elsewhere(
+    registry: Registry, uri: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(uri).create_experiment("far", f"s3://{BUCKET}/artifacts")
+    made = version_directory(tmp_path)
+    with bucket() as client:
+        version = registry.publish("far.base", made, key="k", tags={})
+        assert registry.place(version) is None, "no folder of this machine holds it"
+        (weights,) = (one for one in keys(client, "artifacts/") if one.endswith(".safetensors"))
+
+        elsewhere = Registry(uri, tmp_path / "elsewhere")
+        found = elsewhere.documents(version, ("config.json",))
+        assert found == {"config.json": {"family": "ddpm"}}
+        fetched = elsewhere.fetch("far.base:1")
+        assert (fetched / "model.safetensors").read_bytes() == b"weights"
+        assert sha256_of(fetched / MANIFEST) == version.digest
+
+        client.put_object(Bucket=BUCKET, Key=weights, Body=b"others")
+        with pytest.raises(IntegrityError, match=r"far\.base:1 is damaged in the store"):
+            Registry(uri, tmp_path / "late").fetch(version)
+        registry.remove(version)
+        assert keys(client, "artifacts/") == []
 
 
 def publish(registry: Registry, folder: Path, name: str, count: int = 1) -> list[Version]:
