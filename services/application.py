@@ -5,7 +5,7 @@ the placement names, in its process (`fused`) or behind handles (`staged`). The 
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import ASGIApp
 
@@ -30,6 +30,9 @@ from services.gateway import errors, sockets
 from services.gateway.guard import Guard, require_key_off_loopback
 from services.gateway.openapi import Api
 from services.gateway.readiness import Readiness
+from services.jobs.runner import Kind, Runner
+from services.jobs.store import Store
+from services.jobs.working import Working
 from services.media.answer_log import Samples
 from services.media.result_store import Files
 from services.pipelines.executor import Executor
@@ -44,6 +47,9 @@ from services.videos import routes as videos
 if TYPE_CHECKING:
     from ray import serve
     from ray.serve.handle import DeploymentHandle
+
+KINDS: Final[Mapping[str, Kind]] = {}
+"""How jobs are made, by their kind."""
 
 
 def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
@@ -109,9 +115,11 @@ class Gateway:
         remote = {name: Remote(handle) for name, handle in pools.items()}
         stage_of = drawn_by(given.placement, self._own or remote)
         observer = Observer(ledger, Observations(given.database))
+        executor, store = Executor(stage_of), Store(given.made)
+        self._runner = Runner(Jobs(given.database), store, endpoints, executor, KINDS)
         self._parts = Parts(
             endpoints=endpoints,
-            arms=Arms(Executor(stage_of), observer, given.timeout_s),
+            arms=Arms(executor, observer, given.timeout_s),
             stage_of=stage_of,
             files=Files(given.files, signing),
             jobs=Jobs(given.database),
@@ -146,7 +154,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this in the replica."""
-        app = create(self._parts, behind_proxy=True)
+        app = Working(create(self._parts, behind_proxy=True), self._runner)
         place = sockets.folder()
         return app if place is None else sockets.Listening(app, place)
 

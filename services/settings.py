@@ -19,6 +19,9 @@ class Arguments(BaseModel):
     tracking_uri: str
     cache: Path  # verified copies of versions
     files: Path  # pictures answered by url
+    artifacts: str | None = (
+        None  # what jobs make: a folder, or an address of fsspec; None: in files
+    )
     samples: Path  # answers kept for the drift check
     public_url: str | None = None  # of links; None: as the request came
     signing: Path  # the key that signs receipts and exports
@@ -27,6 +30,11 @@ class Arguments(BaseModel):
     max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
     unknown_words: Literal["refuse", "map"] = "refuse"  # see services.stages.unknown_words
     placement: Placement = Placement()
+
+    @property
+    def made(self) -> str:
+        """Where jobs keep what they make: a place that every gateway reaches."""
+        return self.artifacts or str(self.files / "jobs")
 
     def for_pool(self, pool: Pool) -> dict[str, Any]:
         """Return what the stage of a pool is built with."""

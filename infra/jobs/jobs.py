@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final, Literal, Self
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ MOST_TRIES: Final = 3  # attempts at a stage
 MOST_OPEN: Final = 20  # jobs of an owner that have not ended
 MOST_QUEUED: Final = 1000  # jobs that wait, all owners together
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
+COSTED: Final = 20  # jobs from which a stage's cost is known
 SUBMIT_LOCK: Final = 0x6A6F6273  # "jobs": on Postgres whoever counts and inserts holds it
 
 
@@ -112,8 +114,8 @@ class Jobs:
             kind: What is made: "video", "image". Begins its id.
             request: What was asked for; JSON values.
             owner: Whose it is: only theirs see it, and their quota is charged.
-            pipeline: The version that makes it, as people write it.
-            digests: The versions that it is pinned to, by name.
+            pipeline: The version that makes it, as people write it: "clips:4".
+            digests: The digest of every version that it is pinned to, by its name: of `pipeline`, and of its stages.
             seed: The seed that everything follows from.
             idempotency_key: Names this attempt of the owner's to submit.
             deadline: Unix seconds; what is not done by then fails.
@@ -160,6 +162,19 @@ class Jobs:
         """Return the outputs of a job's finished stages, by node, in the order they were finished."""
         with reading(self._engine) as connection:
             return outputs(connection, id)
+
+    def costs(self, pipeline: str) -> dict[str, float]:
+        """Return how many seconds each node of a pipeline version took at its latest jobs, in the middle."""
+        newest = sa.select(JOBS.c.id).where(
+            JOBS.c.pipeline == pipeline, JOBS.c.started.is_not(None)
+        )
+        newest = newest.order_by(JOBS.c.created.desc()).limit(COSTED)
+        query = sa.select(STAGES.c.node, STAGES.c.seconds).where(STAGES.c.job.in_(newest))
+        took: dict[str, list[float]] = {}
+        with reading(self._engine) as connection:
+            for node, seconds in connection.execute(query):
+                took.setdefault(node, []).append(seconds)
+        return {node: median(seconds) for node, seconds in took.items()}
 
     def page(
         self,

@@ -15,7 +15,7 @@ from infra.jobs.table import JOBS, STAGES, Job, Output, Result, outputs
 from infra.storage import faultpoint
 
 ALMOST: Final = 99.0  # no more than this before the result is written down
-PAUSE_S: Final = 1.0  # before the second attempt; twice as long before the third
+PAUSE_S: Final = 5.0  # before the second attempt; twice as long before the third
 
 
 class LeaseLost(Exception):
@@ -85,6 +85,7 @@ class Lease:
             connection.execute(sa.delete(STAGES).where(here))
             connection.execute(sa.insert(STAGES), {"job": self.job.id, "node": node, **made})
             faultpoint("jobs.stage")
+        faultpoint("jobs.staged")
         self._until = now + self._lease_s
 
     def finish(self, result: Result) -> None:

@@ -48,6 +48,7 @@ JOBS: Final = sa.Table(
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index(None, "due"),
     sa.Index(None, "owner", "created"),
+    sa.Index(None, "pipeline", "created"),
     sa.Index(None, "state", "expires"),
 )
 STAGES: Final = sa.Table(

@@ -5,6 +5,7 @@ previews, text as it is written) is asked of the first node; the others draw as 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -30,7 +31,7 @@ from services.pipelines.payload import (
     Written,
     named,
 )
-from services.pipelines.request import Complete, Progress, Sketch, StageOf, refusal
+from services.pipelines.request import Complete, Outputs, Progress, Sketch, StageOf, refusal
 
 
 class Executor:
@@ -39,19 +40,34 @@ class Executor:
     def __init__(self, stage_of: StageOf) -> None:
         self._stage_of = stage_of
 
-    async def draw(self, pipeline: Pipeline, spec: GenerationSpec) -> Complete:
-        """Return the samples; errors as in `Maker`. What was lost on the way is drawn once more from the start."""
+    async def draw(
+        self, pipeline: Pipeline, spec: GenerationSpec, kept: Outputs | None = None
+    ) -> Complete:
+        """Return the samples; errors as in `Maker`. What was lost on the way is drawn once more from the start.
+
+        What is `kept` is not drawn again, and what is drawn is kept.
+        """
         try:
-            return await self._drawn(pipeline, spec)
+            return await self._drawn(pipeline, spec, kept)
         except LostError as error:
             if spec.once:
                 raise refusal(Refused("lost", str(error))) from None
-            return await self.draw(pipeline, replace(spec, once=True))
+            return await self.draw(pipeline, replace(spec, once=True), kept)
 
-    async def _drawn(self, pipeline: Pipeline, spec: GenerationSpec) -> Complete:
+    async def _drawn(
+        self, pipeline: Pipeline, spec: GenerationSpec, kept: Outputs | None
+    ) -> Complete:
         run = _Run(pipeline, spec)
         while (call := run.call) is not None:
-            run.take(await self._stage_of(run.stage).draw(run.task(call)))
+            found = await kept.find(call.node) if kept else None
+            if found is not None:
+                run.take(found)
+                continue
+            began = time.monotonic()
+            made = await self._stage_of(run.stage).draw(run.task(call))
+            run.take(made)
+            if kept and not isinstance(made, Refused):
+                await kept.keep(call.node, made, time.monotonic() - began)
         return await self._best(pipeline, spec, run.complete())
 
     async def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:

@@ -26,6 +26,19 @@ Dialogue: TypeAlias = tuple[tuple[str, str], ...]
 """(role, text) in their order."""
 Prompt: TypeAlias = str | tuple[int, ...]
 """A text, or the tokens of one."""
+Fault: TypeAlias = Literal[
+    "full",
+    "invalid",
+    "missing",
+    "failed",
+    "out_of_memory",
+    "not_finite",
+    "stopped",
+    "too_long",
+    "late",
+    "lost",
+]
+"""Why a stage did not draw: see Refused."""
 Reason: TypeAlias = Literal["stop", "length"]
 """Why a text ended: by itself or at a stop string, or for want of room."""
 
@@ -56,6 +69,7 @@ class GenerationSpec:
     previews: int = 0  # estimates of pictures to show on the way, evenly spaced over the steps
     until: float = math.inf  # by time.monotonic of this process, when nobody waits for it any more
     ahead: bool = False  # before all that waits: a version is tried, not used
+    behind: bool = False  # after all that people wait for, a step at a time: a job's
     once: bool = (
         False  # not again on another replica when one is lost: perhaps this work is what killed it
     )
@@ -219,14 +233,13 @@ class Refused:
 
     `full`: try again after `retry_after_s`. `invalid`: the request cannot be drawn by this model, whoever asks.
     `too_long`: nor can it, in the time that there is. `late`: that time is up.
-    `missing`: the version cannot be loaded. `failed`: the model broke while drawing. `not_finite`: it gave numbers that
+    `missing`: the version cannot be loaded. `failed`: the model broke while drawing, `out_of_memory`: for want of that.
+    `not_finite`: it gave numbers that
     are no picture. `stopped`: the replica is going away; another may draw it. `lost`: what it was to start
     from went with the replica that made it.
     """
 
-    kind: Literal[
-        "full", "invalid", "missing", "failed", "not_finite", "stopped", "too_long", "late", "lost"
-    ]
+    kind: Fault
     message: str
     retry_after_s: float = 0.0
     param: str | None = None  # of an invalid request

@@ -74,6 +74,18 @@ class Stages(Protocol):
         ...
 
 
+class Outputs(Protocol):
+    """Where a walk finds what its nodes have made already, and puts what they make."""
+
+    async def find(self, node: str) -> Samples | None:
+        """Return what a node has made; None: it is to be made."""
+        ...
+
+    async def keep(self, node: str, made: Samples, seconds: float) -> None:
+        """Keep what a node has made in so many seconds."""
+        ...
+
+
 StageOf: TypeAlias = Callable[[PinnedStage], Stages]
 """Which pool draws a pinned stage."""
 
@@ -111,6 +123,9 @@ def refusal(refused: Refused) -> ApiError:
         return ApiError(504, f"no answer: {refused.message}", code="timeout", retry=False)
     if refused.kind == "not_finite":
         return ApiError(500, "the model gave numbers that are not finite", code="not_finite")
+    if refused.kind == "out_of_memory":
+        message = "the model ran out of memory while drawing; ask for less"
+        return ApiError(500, message, code="out_of_memory", retry=False)
     if refused.kind == "failed":
         return ApiError(500, "the model failed while drawing", code="model_failed")
     reason = "is not loaded" if refused.kind == "missing" else "is restarting"

@@ -439,6 +439,7 @@ class Stage:
                 buckets=ready.held.buckets,
                 within_s=task.within_s,
                 ahead=spec.ahead,
+                behind=spec.behind,
             )
         except Full as full:
             return Refused("full", str(full), full.retry_after_s)

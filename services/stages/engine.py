@@ -69,6 +69,7 @@ BUCKETS: Final = (4, 8, 16)
 """Batch sizes that give equal bits on every CPU seen; `batch_invariance.agreeing` finds a model's own."""
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
 NOT_FINITE: Final = "the model gave numbers that are not finite"
+NO_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
 LATE: Final = "its time was up"
 BROKEN: Final = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
@@ -84,12 +85,13 @@ class Engine:
     def __init__(self, *, max_waiting: int = 256, threads: int = 1) -> None:
         self._max_waiting = max_waiting
         self._threads = threads
-        self._lanes: dict[int, Lane] = {}
-        self._accounts: WeakKeyDictionary[Family, Account] = WeakKeyDictionary()
+        self._lanes: dict[tuple[int, bool], Lane] = {}
+        # people's and jobs'
+        self._accounts: tuple[WeakKeyDictionary[Family, Account], ...]
+        self._accounts = (WeakKeyDictionary(), WeakKeyDictionary())
         self._questions: deque[Question] = deque()
         self._asking = Account()  # all questions together are one model
         self._clock_s = 0.0  # what the model that takes the next step has had
-        self._waiting = 0
         self._closing = False
         self._changed = threading.Condition()
         self._seconds_a_row = 0.1
@@ -104,8 +106,9 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many rows wait for their first step."""
-        return self._waiting
+        """How many rows wait for their first step, but for those of jobs, which keep nobody out."""
+        with self._changed:
+            return self._in_line
 
     @property
     def drawing(self) -> int:
@@ -125,12 +128,13 @@ class Engine:
         buckets: Sequence[int] = BUCKETS,
         within_s: float = math.inf,
         ahead: bool = False,
+        behind: bool = False,
     ) -> Ticket:
         """Queue a request's rows; `deliver` is called in the worker's thread, once a row that finishes and on failure.
 
         With `pieces` it gets a text as it is written, too. A text ends before the first of `stops`. A request larger
         than the whole queue is taken when the queue is empty. Rows that are not done `within_s` are dropped. With
-        `ahead` the rows go before all that wait, however many do.
+        `ahead` the rows go before all that wait, however many do; `behind` they wait for those that are not.
 
         Raises:
             TooLong: the rows cannot be done `within_s`, whoever else there is.
@@ -141,14 +145,13 @@ class Engine:
         steps = model.steps_of(request)
         rows = rows_of(ticket, model, request, steps, previews=previews, pieces=pieces, stops=stops)
         with self._changed:
-            self._make_sure_of_room(len(rows), 0 if ahead else self._waiting)
-            lane = self._lane(host_of(model), buckets)
+            self._make_sure_of_room(len(rows), 0 if ahead or behind else self._in_line)
+            lane = self._lane(host_of(model), buckets, behind)
             self._make_sure_of_time(lane, rows, within_s)
             if ahead:
                 lane.waiting.extendleft(reversed(rows))
             else:
                 lane.waiting.extend(rows)
-            self._waiting += len(rows)
             self._changed.notify()
         return ticket
 
@@ -182,9 +185,7 @@ class Engine:
             one.over = True
             self._questions = deque(asked for asked in self._questions if not asked.over)
             for lane in self._lanes.values():
-                kept = deque(row for row in lane.waiting if not row.over)
-                self._waiting -= len(lane.waiting) - len(kept)
-                lane.waiting = kept
+                lane.waiting = deque(row for row in lane.waiting if not row.over)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Stop the worker after its step; unfinished tickets fail as `stopped`."""
@@ -192,6 +193,10 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._worker.join(timeout_s)
+
+    @property
+    def _in_line(self) -> int:
+        return sum(len(lane.waiting) for lane in self._lanes.values() if not lane.behind)
 
     def _make_sure_of_room(self, coming: int, waiting: int) -> None:
         if not self.alive:
@@ -225,12 +230,13 @@ class Engine:
                 f"it would take about {whole:.3g} s, at most {within_s:.3g} s may pass", wait
             )
 
-    def _lane(self, model: Family, buckets: Sequence[int]) -> Lane:
+    def _lane(self, model: Family, buckets: Sequence[int], behind: bool) -> Lane:
         """Return the model's lane; one that had nothing to do starts at the clock."""
-        lane = self._lanes.get(id(model))
+        key = (id(model), behind)
+        lane = self._lanes.get(key)
         if lane is None:
-            account = self._accounts.setdefault(model, Account())
-            lane = self._lanes[id(model)] = Lane(model, tuple(sorted(buckets)), account)
+            account = self._accounts[behind].setdefault(model, Account())
+            lane = self._lanes[key] = Lane(model, tuple(sorted(buckets)), account, behind)
         if not lane.busy:
             lane.account.used_s = max(lane.account.used_s, self._clock_s)
         return lane
@@ -273,7 +279,6 @@ class Engine:
             questions = list(self._questions)
             self._lanes.clear()
             self._questions.clear()
-            self._waiting = 0
         for ticket in tickets:
             _fail(ticket, "stopped", "the replica stopped while drawing")
         for question in questions:
@@ -292,7 +297,7 @@ class Engine:
             found = Failed("not_finite", NOT_FINITE)
         except BROKEN as error:
             wrong = isinstance(error, ValueError)  # the input, not the model
-            found = Failed("invalid" if wrong else "failed", _line(error))
+            found = Failed("invalid" if wrong else _fault(error), _line(error))
         self._asking.note(1, time.perf_counter() - began, time.monotonic())
         if found is None:
             with self._changed:
@@ -312,7 +317,6 @@ class Engine:
                 same = (row.alike == lane.waiting[0].alike for row in lane.waiting)
                 alike = sum(takewhile(bool, same))
             count = min(room, alike)
-            self._waiting -= count
             lane.fresh = [lane.waiting.popleft() for _ in range(count)]
 
     def _advance(self, lane: Lane) -> None:
@@ -326,7 +330,7 @@ class Engine:
             for row in (*lane.members, *lane.fresh):
                 if "inf, nan" in str(error) or "nan" in str(error).split():  # torch.multinomial's
                     _fail(row.ticket, "not_finite", NOT_FINITE)
-                _fail(row.ticket, "failed", f"the model broke: {_line(error)}")
+                _fail(row.ticket, _fault(error), f"the model broke: {_line(error)}")
             lane.members, lane.fresh, lane.rows, lane.under_way = [], [], None, None
             return
         passed = time.perf_counter() - began
@@ -336,6 +340,15 @@ class Engine:
         if finished:
             self._seconds_a_row += 0.2 * (self._busy_s / finished - self._seconds_a_row)
             self._busy_s = 0.0
+
+
+def _fault(error: BaseException) -> FailedKind:
+    """Return whether a model broke for want of memory or of itself.
+
+    torch says so of a GPU's by a class of its own, of the host's by a RuntimeError of its allocator.
+    """
+    wanted = isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error)
+    return "out_of_memory" if wanted else "failed"
 
 
 def _had(turn: Lane | Account) -> float:

@@ -13,10 +13,12 @@ from torch import Tensor
 from models.family import Family, Rows
 from models.request import Prompt, Request
 from services.pipelines.payload import Pictures, Sounds, Text, Told
-from services.stages.shares import LONG_COSTS, LONG_S, Account
+from services.stages.shares import BEHIND_COSTS, LONG_COSTS, LONG_S, Account
 from services.stages.text_stream import Reading, Writing
 
-FailedKind: TypeAlias = Literal["invalid", "failed", "not_finite", "stopped", "too_long", "late"]
+FailedKind: TypeAlias = Literal[
+    "invalid", "failed", "out_of_memory", "not_finite", "stopped", "too_long", "late"
+]
 EACH: Final = ("seeds", "prompts", "prompt_tokens", "dialogues", "given")
 """The fields of a Request that have one entry a row; rows that share a call have the others alike."""
 
@@ -134,11 +136,15 @@ class Row:
 
 @dataclass(slots=True)
 class Lane:
-    """One model's rows, and its adapters': those that wait and the batch under way (padded to a bucket)."""
+    """One model's rows, and its adapters': those that wait and the batch under way (padded to a bucket).
+
+    Rows of jobs have a lane of their own, `behind`: a step of theirs is soon over, and then it is people's turn.
+    """
 
     model: Family
     buckets: Sequence[int]
     account: Account
+    behind: bool = False
     waiting: deque[Row] = field(default_factory=deque)
     fresh: list[Row] = field(default_factory=list)  # taken from the queue, not begun
     members: list[Row] = field(default_factory=list)
@@ -164,6 +170,8 @@ class Lane:
 
     def counts(self, rows: Sequence["Row"]) -> float:
         """Return what a second of these rows counts for: more where even the shortest of them is long."""
+        if self.behind:
+            return BEHIND_COSTS
         live = [max(row.steps, row.taken) for row in rows if not row.over]
         if not live:
             return 1.0

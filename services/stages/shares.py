@@ -4,7 +4,9 @@ The model that has had least goes next (start-time fair queuing, Goyal et al. 19
 starts at the clock, which is where the least of the busy ones stands: it has saved up nothing, and owes nothing.
 
 Whoever waits for a picture or a line of chat is not to feel a sound of half a minute: where every row of a model takes
-LONG_S or more, its time counts LONG_COSTS times, so that short rows have three quarters of what the two share.
+LONG_S or more, its time counts LONG_COSTS times, so that short rows have three quarters of what the two share. Jobs,
+for which nobody waits at all, yield to everybody: what they take counts BEHIND_COSTS times, so that they come forward
+even where people never leave off.
 """
 
 import math
@@ -14,6 +16,7 @@ from typing import Final
 
 LONG_S: Final = 1.0  # of the engine's time: a row that takes more is long
 LONG_COSTS: Final = 3.0  # what a second of long rows counts for
+BEHIND_COSTS: Final = 20.0  # what a second of a job's rows counts for
 PIECE_S: Final = 0.1  # of drawing in one go, where fewer rows at a time make it shorter
 KEPT: Final = 15  # durations of each batch size
 TRUSTED: Final = 3  # durations of a size before it has a pace: the first are of a cold start

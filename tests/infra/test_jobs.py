@@ -192,7 +192,7 @@ def test_attempts_that_fail_are_counted_by_cause_and_the_last_one_s_error_stands
 ) -> None:
     made = submit(jobs)
     for code in ("out_of_memory", "failed", "out_of_memory"):
-        clock.now += 5
+        clock.now += 10
         claim(jobs).fail(code, f"{code}!", again=True)
     ended = jobs.get(made.id)
     assert (ended.state, ended.causes) == ("failed", {"out_of_memory": 2, "failed": 1})

@@ -46,7 +46,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_idempotency_key"),
     )
-    for columns in (["due"], ["owner", "created"], ["state", "expires"]):
+    pairs = (["owner", "created"], ["pipeline", "created"], ["state", "expires"])
+    for columns in (["due"], *pairs):
         op.create_index(f"ix_jobs_{'_'.join(columns)}", "jobs", columns)
     op.create_table(
         "job_stages",

@@ -1,0 +1,68 @@
+"""The artifact store: what jobs make, stage by stage, in a folder that every node mounts or in any place fsspec knows.
+
+A file is named by its job and by the fence it was made under, so that a runner that was taken for dead overwrites
+nothing of its successor's. What no row names does not exist, and goes with its job.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from infra.storage import faultpoint, sync_directory
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used, or does not hold what was put there; one line."""
+
+
+class Store:
+    """Files below one address: "/mnt/jobs", "file:///mnt/jobs", "s3://bucket/jobs"."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            self._files, self._root = fsspec.url_to_fs(address)
+        except (ImportError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise StoreError(f"cannot keep what jobs make at {address!r}: {why}") from None
+
+    def put(self, job: str, name: str, content: bytes) -> tuple[str, str]:
+        """Write a file of a job's, durably; return its sha256 and its address."""
+        path = f"{self._root}/{job}/{name}"
+        self._files.makedirs(f"{self._root}/{job}", exist_ok=True)
+        with self._files.open(path, "wb") as file:
+            file.write(content)
+            faultpoint("jobs.put")
+            if isinstance(self._files, LocalFileSystem):
+                file.flush()
+                os.fsync(file.fileno())
+        if isinstance(self._files, LocalFileSystem):
+            sync_directory(Path(path).parent)
+        return hashlib.sha256(content).hexdigest(), str(self._files.unstrip_protocol(path))
+
+    def get(self, uri: str, digest: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            StoreError: it is gone, or not what was put there.
+        """
+        try:
+            content: bytes = self._files.cat_file(uri)
+        except OSError as error:
+            raise StoreError(f"{uri} cannot be read: {error}") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise StoreError(f"{uri} was altered: its sha256 is not {digest[:12]}")
+        return content
+
+    def remove(self, uri: str) -> None:
+        """Remove one file, if it is there."""
+        if self._files.exists(uri):
+            self._files.rm_file(uri)
+
+    def clear(self, job: str) -> None:
+        """Remove all that is there of a job."""
+        folder = f"{self._root}/{job}"
+        if self._files.exists(folder):
+            self._files.rm(folder, recursive=True)
