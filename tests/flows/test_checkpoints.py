@@ -30,7 +30,7 @@ from models.parts.noise import normals
 from models.parts.rows import join, take
 from models.ports import salted
 from models.request import Request
-from models.text_to_image.diffusers_pipeline import Diffusers
+from models.text_to_image.diffusers_pipeline import KEPT_BYTES, Diffusers
 from tests.flows.checkpoint_kit import BUILT, changed, saved, three
 from tests.flows.conftest import Install
 from tests.flows.training_kit import prepare
@@ -153,6 +153,35 @@ def test_a_negative_prompt_that_nothing_leads_away_from_is_refused(models: dict[
     asked = {"negative_prompt": "a cat", "guidance": 1.0}
     with pytest.raises(ValueError, match="negative_prompt: guidance leads away from it"):
         models["sd"].begin(Request(seeds=(1,), prompts=("red",), options=asked))
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_a_prompt_is_read_once_and_anew_by_other_weights(models: dict[str, Any], kind: str) -> None:
+    model, read_by = copy.deepcopy(models[kind]), list[int]()
+    encoder = model.text_encoder
+    encoder.register_forward_hook(lambda *given: read_by.append(len(given[1][0])))
+    asked = Request(seeds=(1, 2), prompts=("a red cat", "a cat"), steps=1)
+    model.load_state_dict(model.state_dict())  # nothing that others had read
+    first = model.sample(asked)
+    read_at_first = len(read_by)
+    again = model.sample(Request(seeds=(2, 1), prompts=("a cat", "a red cat"), steps=1))
+    assert len(read_by) == read_at_first
+    assert torch.equal(again.flip(0), first)
+    weights = {name: 1.5 * tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict(weights)
+    other = model.sample(asked)
+    assert len(read_by) == 2 * read_at_first
+    assert not torch.equal(other, first)
+
+
+def test_no_more_prompts_are_kept_than_their_bytes_allow(models: dict[str, Any]) -> None:
+    model = copy.deepcopy(models["sd"])
+    model.load_state_dict(model.state_dict())
+    one = model.begin(Request(seeds=(1,), prompts=("red",)))["context"].nbytes
+    for number in range(20):
+        model.begin(Request(seeds=(1,), prompts=("a" * (1 + number),)))
+    assert model._kept.currsize <= model._kept.maxsize == KEPT_BYTES
+    assert model._kept.currsize == one * len(model._kept) == one * 22  # with no text at all
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(models: dict[str, Any]) -> None:
