@@ -35,7 +35,7 @@ class VideoOptions(DDPMOptions):
     """What a caller may say of how a clip is drawn."""
 
     frame_rate: float | None = None
-    """Frames a second that the network is told: the fewer, the more happens from one to the next."""
+    """Frames a second of the whole clip, of which D draws some: the fewer, the more happens from one to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +176,6 @@ class Clips(DDPM):
         """Return the first frames (B, F, C, H, W) of real clips at the rate of what is drawn."""
         return batch["frames"][:, :: self.config.skips[-1]][:, : self.config.frames]
 
-    @property
-    def rate(self) -> float:
-        """Frames a second of what is drawn."""
-        return self.config.frame_rate / self.config.skips[-1]
-
     def start_from(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return a picture network's weights, so that clips are its pictures, frame by frame, at first.
 
@@ -243,9 +238,10 @@ class Clips(DDPM):
     def begin(self, request: Request) -> Rows:
         """Return rows of pure noise, each told the frame rate that is asked for."""
         rows = super().begin(request)
-        rate = request.options.get("frame_rate", self.rate)
+        rate = request.options.get("frame_rate", self.config.frame_rate)
         bounds.within("frame_rate", rate, RATES)
-        rate_B = torch.full((len(request.seeds),), float(rate), device=rows["x"].device)
+        told = rate / self.config.skips[-1]
+        rate_B = torch.full((len(request.seeds),), told, device=rows["x"].device)
         return {**rows, "of_times": self._at_rate(rows["of_times"], rate_B)}
 
     def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:

@@ -515,7 +515,7 @@ def _request(held: "Held", spec: GenerationSpec, arrays: "Mapping[str, NDArray[A
 
 
 def _rows(arrays: "Mapping[str, NDArray[Any]]", ports: "Mapping[str, Port]") -> "dict[str, Tensor]":
-    """Return arrays as tensors; pictures and masks are brought to the sizes of their ports."""
+    """Return arrays as tensors; pictures, masks and the frames of clips are brought to the sizes of their ports."""
     import torch
     from torch.nn import functional as F
 
@@ -523,8 +523,10 @@ def _rows(arrays: "Mapping[str, NDArray[Any]]", ports: "Mapping[str, Port]") -> 
     for name, array in arrays.items():
         rows = torch.from_numpy(array.copy())
         port = ports.get(name)
-        if port and port.kind in {"pixels", "mask"} and rows.shape[1:] != port.shape:
-            rows = F.interpolate(rows, [size or 1 for size in port.shape[1:]], mode="area")
+        if port and port.kind in {"pixels", "mask", "clip"} and rows.shape[-2:] != port.shape[-2:]:
+            flat = rows.reshape(-1, *rows.shape[-3:])
+            sized = F.interpolate(flat, [size or 1 for size in port.shape[-2:]], mode="area")
+            rows = sized.reshape(*rows.shape[:-2], *sized.shape[-2:])
         found[name] = rows
     return found
 

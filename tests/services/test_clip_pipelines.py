@@ -64,3 +64,18 @@ def test_the_card_says_how_long_and_how_large_clips_are(
     )
     assert refused.status_code == 400
     assert "clips at /v1/videos" in refused.json()["error"]["message"]
+
+
+def test_a_clip_that_is_given_is_brought_to_the_size_that_a_stage_takes(clips: Any) -> None:
+    pipeline, stage = clips
+    large = np.linspace(0, 1, 6 * 3 * 32 * 32, dtype=np.float32).reshape(1, 6, 3, 32, 32)
+    small = large.reshape(1, 6, 3, 16, 2, 16, 2).mean((4, 6))
+    both = []
+    for frames in (large, small):
+        spec = GenerationSpec(
+            seeds=(1,), prompts=("a red circle",), entrance="extend", given={"clip": frames}
+        )
+        [made] = asyncio.run(Executor(lambda _: stage).draw(pipeline, spec)).made
+        both.append(made.frames.astype(int))
+    assert both[0].max() > 200
+    assert np.abs(both[0] - both[1]).max() <= 1
