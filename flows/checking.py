@@ -92,10 +92,14 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
 
     First what needs no torch, so that the usual slips are told within a second; then what the configs themselves say.
     """
+    from flows.evaluating.pipeline import MODALITIES
+
     _refuse(_declared(recipe, data))
     with at_rest():  # torch, and each family's
         models, lines = _built(recipe, data)
     _refuse(lines)
+    made = MODALITIES[_kind(recipe, models)]
+    _refuse(_misjudged(recipe, made))
     found = measured(
         data,
         {name: Able.surely(model) for name, model in models.items()},
@@ -103,6 +107,7 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
         prompted=any(model.capabilities.condition == "text" for model in models.values()),
         seeds=len(recipe.evaluation.seeds),
         draws=_kind(recipe, models) != "embedding",
+        made=made,
     )
     _refuse([f"gate.metrics: {line}" for line in refusals(tuple(recipe.gate.metrics), found)])
     if recipe.search is not None:
@@ -123,14 +128,16 @@ def _declared(recipe: Recipe, data: Mapping[str, Any] | None) -> list[str]:
     if data is None:
         return lines
     if recipe.judge is not None and not data["attributes"]:
-        pictures = data["modality"] == "image"
-        what = "has no captions that are classes" if pictures else "is no pictures"
+        seen = data["modality"] in {"image", "clip"}
+        what = "has no captions that are classes" if seen else "is no pictures"
         lines.append(f"judge: {data['name']} {what}: leave the judge out")
     if all(stage.family in FAMILIES for stage in recipe.stages.values()):
         able = {name: Able.perhaps(declared(one.family)) for name, one in recipe.stages.items()}
         seeds = len(recipe.evaluation.seeds)
         judged = recipe.judge is not None
         found = measured(data, able, judged=judged, prompted=None, seeds=seeds)
+        if data["modality"] == "clip":  # what comes out may be single frames
+            found |= measured(data, able, judged=judged, prompted=None, seeds=seeds, made="image")
         asked = refusals(tuple(recipe.gate.metrics), found)
         lines += [f"gate.metrics: {line}" for line in asked]
     return lines
@@ -315,6 +322,17 @@ def _kind(recipe: Recipe, models: "Mapping[str, Family]") -> str:
     stage, entry = split([*wires][-1])
     ways = models[stage].entries[entry] if entry else models[stage]
     return next(iter(ways.outputs.values())).kind
+
+
+def _misjudged(recipe: Recipe, made: str) -> list[str]:
+    """Return that a judge sees clips where pictures come out, or the other way round."""
+    if recipe.judge is None or made not in {"image", "clip"}:
+        return []
+    sees = "clip" if "frames" in declared(recipe.judge.family).settings else "image"
+    if sees == made:
+        return []
+    right = {"clip": "clip-judge", "image": "attribute-judge"}[made]
+    return [f"judge: {recipe.judge.family} sees {sees}s, and {made}s come out: take {right}"]
 
 
 def _network(

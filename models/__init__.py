@@ -41,7 +41,8 @@ FAMILIES: Final[Mapping[str, str]] = {
     "wavenet": "models.autoregressive.wavenet:WaveNet",
 }
 JUDGES: Final[Mapping[str, str]] = {
-    "attribute-judge": "models.judges.attribute_judge:AttributeJudge"
+    "attribute-judge": "models.judges.attribute_judge:AttributeJudge",
+    "clip-judge": "models.judges.clip_judge:ClipJudge",
 }
 
 

@@ -137,8 +137,11 @@ class Clip(Modality):
         return {"strip": png(np.concatenate(list(x_FHWC), 1).squeeze())}
 
     def network_facts(self, header: Mapping[str, Any], size: int | None) -> dict[str, Any]:
-        """Return what is said of pictures, and frames and frame_rate."""
-        told = {"frames": header["frames"], "frame_rate": header["frame_rate"]}
+        """Return what is said of pictures, and frames, frame_rate and moving."""
+        told = {
+            **{"frames": header["frames"], "frame_rate": header["frame_rate"]},
+            "moving": tuple(header["moving"]),
+        }
         return {**Image().network_facts(header, size), **told}
 
     def stills(self) -> Modality:

@@ -106,12 +106,13 @@ def load_judge_network(directory: Path) -> Any:
 
 def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
     """Return the judge network and its record: its accuracy is measured here, on the held-out split at its size."""
-    from data.loaders import everything
+    from data.loaders import clips, everything
 
     judge = load_judge_network(directory)
     size = judge.config.image_size
-    pixels, _, attributes = everything(Path(order.judged_on), "validation", image_size=size)
-    accuracy = judge.accuracy(pixels, attributes)["joint"]
+    read = clips if hasattr(judge.config, "frames") else everything
+    shown, _, attributes = read(Path(order.judged_on), "validation", image_size=size)
+    accuracy = judge.accuracy(shown, attributes)["joint"]
     assert order.judge is not None
     return judge, JudgeRecord(
         version=f"{order.judge['name']}:{order.judge['version']}",

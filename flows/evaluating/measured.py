@@ -24,6 +24,8 @@ class Able:
     tokenizes: bool = True
     steps: bool = True  # draws token by token
     ranks: bool = True  # embeds captions and pictures alike
+    between: bool = True  # draws frames between others
+    goes_on: bool = True  # draws frames after others
 
     @classmethod
     def perhaps(cls, declared: Declared) -> "Able":
@@ -34,6 +36,7 @@ class Able:
     def surely(cls, model: "Family") -> "Able":
         """Return what a model has measured."""
         able = model.capabilities
+        clips = {name for name, port in model.inputs.items() if port.kind == "clip"}
         return cls(
             measures=model.measured,
             likelihood=able.likelihood,
@@ -42,6 +45,8 @@ class Able:
             tokenizes=able.tokenizes,
             steps=able.stepwise,
             ranks=model.ranks,
+            between="half" in clips,
+            goes_on="start" in clips,
         )
 
 
@@ -53,6 +58,7 @@ def measured(
     prompted: bool | None,
     seeds: int,
     draws: bool = True,
+    made: str = "",
 ) -> dict[str, str]:
     """Return the metrics by name, each with what keeps it from being measured: nothing where it will be.
 
@@ -63,8 +69,13 @@ def measured(
         prompted: whether the first stage reads captions; None: not known yet.
         seeds: how many of them each prompt is drawn with.
         draws: whether anything is drawn, and not only embedded.
+        made: the modality of what comes out; empty: the data's. Of clips single frames may be drawn.
     """
     few = _few(data)
+    if (made or data["modality"]) == "clip":
+        return _of_clips(data, stages, few, judged=judged, prompted=prompted, seeds=seeds)
+    if data["modality"] == "clip":
+        data = {**data, "modality": "image", "attributes": _shown(data)}
     found, drawn = dict.fromkeys(COSTS, ""), dict[str, str]()
     for name, able in stages.items():
         if able.likelihood:
@@ -93,12 +104,46 @@ def measured(
 
 
 def _few(data: Mapping[str, Any]) -> str:
-    """Return why little can be said of a small test split of pictures."""
-    if "splits" not in data or data["modality"] != "image":
+    """Return why little can be said of a small test split of pictures or clips."""
+    noun = {"image": "pictures", "clip": "clips"}.get(data["modality"])
+    if "splits" not in data or noun is None:
         return ""
     rows = data["splits"]["test"]["rows"]
-    what = f"the test split of {data['name']} has {rows} pictures"
+    what = f"the test split of {data['name']} has {rows} {noun}"
     return f"{what}, and it needs {LEAST_HELD_OUT}" if rows < LEAST_HELD_OUT else ""
+
+
+def _of_clips(
+    data: Mapping[str, Any],
+    stages: Mapping[str, Able],
+    few: str,
+    *,
+    judged: bool,
+    prompted: bool | None,
+    seeds: int,
+) -> dict[str, str]:
+    """Return as `measured`, of clips."""
+    found = dict.fromkeys((*COSTS, "jerk"), "") | {"memorised": few}
+    for name, able in stages.items():
+        found |= {f"{name}_{one}": few for one in able.measures}
+        if able.upscales or able.between:
+            found |= dict.fromkeys((f"{name}_gain_db", f"{name}_gain_ssim"), "")
+        if able.goes_on:
+            short = "" if data["frames"] >= 20 else f"{data['name']} has clips of under 20 frames"
+            found |= dict.fromkeys((f"{name}_prediction_mse", f"{name}_prediction_ssim"), short)
+    no_judge = "" if judged else "the recipe has no judge"
+    told = _judged(data, few if judged else no_judge, prompted)
+    alone = "" if seeds > 1 else "evaluation.seeds has one seed, and it needs two"
+    told["spread"] = no_judge or _unprompted(prompted) or alone
+    told["constancy"], told["frame_alignment"] = no_judge, told["alignment"]
+    for name in ("judge_confidence", "least_class"):
+        told.pop(name)
+    return found | told
+
+
+def _shown(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that single frames show."""
+    return {name: of for name, of in data["attributes"].items() if name not in data["moving"]}
 
 
 def _of_pictures(

@@ -19,6 +19,7 @@ MODULES: Final = {
     "image": "flows.evaluating.pictures",
     "audio": "flows.evaluating.sounds",
     "text": "flows.evaluating.texts",
+    "clip": "flows.evaluating.clips",
     "embedding": "flows.evaluating.embeddings",
 }
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.judges.attribute_judge import AttributeJudge
+    from models.judges.clip_judge import ClipJudge
 
+Judge: TypeAlias = "AttributeJudge | ClipJudge"
 MEASURED: Final = 500  # real pictures of which a family tells by itself, at most
 HELD_OUT: Final = "fd_judge of test and validation"  # until then it was of the test split alone
 PAIRS: Final = 192  # real pictures on which an upsampler is measured
@@ -83,7 +85,7 @@ def score(
     pipeline: Pipeline,
 ) -> Judged:
     """Return every metric with its interval, per-sample outcomes for paired comparison, and the gallery."""
-    facts = read_header(prepared)
+    facts = of_pictures_alone(read_header(prepared))
     pictures = torch.from_numpy(np.concatenate(drawn)).float() / 255
     side = pictures.shape[-1]
     train, learned, _ = everything(prepared, "train", image_size=side)
@@ -97,7 +99,7 @@ def score(
         asked = torch.tensor([prompt not in held_out for prompt in prompts] or [True])
         known = torch.tensor([caption not in held_out for caption in others])
         seen = pictures[asked.expand(len(pictures))]
-        _distribution(scores, judge, seen, test[familiar], validation[known])
+        distribution(scores, judge, seen, test[familiar], validation[known])
     _memorisation(scores, pictures, train, test[familiar])
     by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     for stage in pipeline.stages:
@@ -125,6 +127,13 @@ def score(
             own(scores, model, stage.stage, rated(model, chosen, shown), MEASURED)
     files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files, cut=HELD_OUT)
+
+
+def of_pictures_alone(header: dict[str, Any]) -> dict[str, Any]:
+    """Return dataset.json without the attributes of clips that no single frame shows."""
+    moving = header.get("moving", ())
+    seen = {name: values for name, values in header["attributes"].items() if name not in moving}
+    return {**header, "attributes": seen}
 
 
 def _beside(
@@ -164,14 +173,14 @@ def _by_judge(
     """What the judge makes of drawn pictures one by one, and of those of one prompt."""
     pictures, prompts = drawn
     if prompts and facts["attributes"]:
-        _alignment(scores, judge, pictures, prompts, facts)
+        alignment(scores, judge, pictures, prompts, facts)
     if len(set(prompts)) < len(prompts):
-        _variety(scores, judge, drawn, learned)
+        variety(scores, judge, drawn, learned)
     if len(facts["attributes"]) == 1:
         _classes(scores, judge, pictures, prompts)
 
 
-def wanted_attributes(prompts: Sequence[str], attributes: dict[str, list[str]]) -> Tensor:
+def wanted_attributes(prompts: Sequence[str], attributes: Mapping[str, Sequence[str]]) -> Tensor:
     """Return (N, A) the index of the value that each prompt asks for, attribute by attribute.
 
     Raises:
@@ -195,13 +204,14 @@ def named(prompt: str, values: Sequence[str]) -> int | None:
     return list(values).index(max(within, key=len)) if within else None
 
 
-def _alignment(
+def alignment(
     scores: Scores,
-    judge: "AttributeJudge",
+    judge: Judge,
     pictures: Tensor,
     prompts: Sequence[str],
-    facts: dict[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
+    """Add alignment, with its parts by attribute and by whether captions were learned."""
     with torch.no_grad():
         predicted = judge.predict(pictures)
     wanted = wanted_attributes(prompts, facts["attributes"])
@@ -230,8 +240,8 @@ def _classes(
     scores.add("least_class", found.value, found.low, found.high, len(pictures))
 
 
-def _distribution(
-    scores: Scores, judge: "AttributeJudge", pictures: Tensor, test: Tensor, validation: Tensor
+def distribution(
+    scores: Scores, judge: Judge, pictures: Tensor, test: Tensor, validation: Tensor
 ) -> None:
     """How far the drawn pictures lie from real ones that nobody learned from, and how many of each cover the other.
 
@@ -251,9 +261,9 @@ def _distribution(
     scores.mean("coverage", m.coverage(real, as_many))
 
 
-def _variety(
+def variety(
     scores: Scores,
-    judge: "AttributeJudge",
+    judge: Judge,
     drawn: tuple[Tensor, Sequence[str]],
     real: tuple[Tensor, Sequence[str]],
 ) -> None:

@@ -13,6 +13,7 @@ from models.judges.gallery import EDGE, GAP_PX, INK, PAPER, gallery
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
+FRAME_PX: Final = 48  # of a strip, about
 WAVE_PX: Final = 48  # high
 BANDS: Final = 96  # pixels of a spectrogram, high
 WIDE_PX: Final = 300  # of a sound
@@ -28,6 +29,15 @@ def of_pictures(pictures: Tensor, labels: Sequence[str], count: int) -> bytes:
     """Return a gallery of `count` of the pictures (N, C, H, W) in [0, 1], evenly taken."""
     step = max(1, len(pictures) // count)
     return _png(gallery(pictures[::step][:count], columns=8, labels=list(labels)[::step][:count]))
+
+
+def of_clips(clips: Tensor, labels: Sequence[str], count: int) -> bytes:
+    """Return a gallery of film strips of `count` of the clips (N, F, C, H, W) in [0, 1], evenly taken."""
+    step = max(1, len(clips) // count)
+    scale = max(1, round(FRAME_PX / clips.shape[-1]))
+    strips = clips[::step][:count].permute(0, 2, 3, 1, 4).flatten(3)
+    strips = strips.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return _png(gallery(strips, columns=2, labels=list(labels)[::step][:count]))
 
 
 def of_sounds(sound_NT: Tensor, sample_rate: int, labels: Sequence[str] = ()) -> bytes:

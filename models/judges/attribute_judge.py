@@ -106,7 +106,7 @@ class AttributeJudge(Trainable):
         pixels_BCHW = batch["pixels"]
         if self.training:
             pixels_BCHW = soften(pixels_BCHW)
-        features_BF = self._embed(pixels_BCHW)
+        features_BF = self.embedded(pixels_BCHW)
         total = torch.zeros((), device=features_BF.device)
         parts: dict[str, Tensor] = {}
         for column, (head, (name, _)) in enumerate(
@@ -132,7 +132,7 @@ class AttributeJudge(Trainable):
             )
         device = next(self.parameters()).device
         parts = [pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK)]
-        return torch.cat([self._embed(part.to(device)).float() for part in parts])
+        return torch.cat([self.embedded(part.to(device)).float() for part in parts])
 
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> Tensor:
@@ -155,7 +155,8 @@ class AttributeJudge(Trainable):
         joint = float(right_BA.all(1).double().mean())
         return {**dict(zip(names, shares, strict=True)), "joint": joint}
 
-    def _embed(self, pixels_BCHW: Tensor) -> Tensor:
+    def embedded(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the features (B, F) of one batch, with gradients."""
         x = F.pixel_unshuffle(pixels_BCHW * 2 - 1, self.config.patch)
         features_BF: Tensor = self.body(x.contiguous(memory_format=torch.channels_last))
         return features_BF

@@ -148,7 +148,7 @@ def test_the_frechet_distance_is_of_all_that_is_drawn_and_all_that_nobody_learne
     ends = []
     for few in (40, 400):
         found = scoring.Scores(Evaluation(bootstrap=2))
-        pictures._distribution(found, judge, drawn[:few], test[:few], validation[: 10 * (few - 40)])
+        pictures.distribution(found, judge, drawn[:few], test[:few], validation[: 10 * (few - 40)])
         ends.append(found.metrics["fd_judge"].high)
         assert found.metrics["fd_judge"].count == few
         assert found.metrics["coverage"].count == few
