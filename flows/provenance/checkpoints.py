@@ -173,7 +173,7 @@ def recipe_of(name: str, version: "Version", found: Checkpoint) -> Recipe:
                 "description": f"{found.source}, as it was.",
                 "data": {"name": "none"},
             },
-            **{"stages": {STAGE: stage}, "try_prompts": TRIED},
+            **{"stages": {STAGE: stage}, "try_prompts": TRIED if asked else ()},
         }
     )
 

@@ -59,14 +59,16 @@ def read(folder: Path, source: str) -> Checkpoint:
     network = {name: value for name, value in asked.items() if name not in DROPPED}
     network |= dict.fromkeys(dropout, 0.0)
     ends = _token(folder, asked, words, "eos")
+    reader, unknown = renumbered(words.backend_tokenizer.to_str(), folder)
     document = {
         "family": "causal-lm",
         "config": {
-            "tokenizer": renumbered(words.backend_tokenizer.to_str(), folder),
+            "tokenizer": reader,
             "architecture": architecture,
             "network": network,
             "begins": _token(folder, asked, words, "bos", ends),
             "ends": ends,
+            "unknown": unknown,
             "context": int(asked.get("n_positions") or asked.get("max_position_embeddings") or 0),
         },
     }
@@ -141,8 +143,10 @@ def _token(
     return found
 
 
-def renumbered(document: str, folder: Path) -> str:
+def renumbered(document: str, folder: Path) -> tuple[str, int | None]:
     """Return a tokenizer's document with our control tokens before its own, each of these so many places further on.
+
+    Beside it stands the number of its own token of what it does not know, if it has one.
 
     A name that a control token has, too, becomes another one: `<unk>` stands for what is unknown, and is ours.
 
@@ -166,7 +170,8 @@ def renumbered(document: str, folder: Path) -> str:
     names = {name: f"{name}#{place}" if name in CONTROL else name for name, place in ids.items()}
     model["vocab"] = {name: place for place, name in enumerate(CONTROL)}
     model["vocab"] |= {names[name]: place + further for name, place in ids.items()}
-    model["unk_token"] = "<unk>" if model.get("unk_token") else None
+    unknown = ids.get(model.get("unk_token") or "")
+    model["unk_token"] = None if unknown is None else "<unk>"
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     parsed["added_tokens"] = [
         {"id": place, "content": name, "special": True, **plain}
@@ -177,7 +182,7 @@ def renumbered(document: str, folder: Path) -> str:
     ]
     parsed |= dict.fromkeys(("post_processor", "padding", "truncation"))
     _begin_alike(parsed)
-    return json.dumps(parsed, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(parsed, ensure_ascii=False, separators=(",", ":")), unknown
 
 
 def _begin_alike(parsed: dict[str, Any]) -> None:

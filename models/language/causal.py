@@ -3,7 +3,8 @@
 Radford et al. 2019; Touvron et al. 2023, arXiv:2302.13971; Jiang et al. 2023, arXiv:2310.06825; Yang et al. 2024,
 arXiv:2407.10671. The layers are transformers' own, built from the checkpoint's config. All else (windows, likelihoods,
 rows that write together) is GPT's: our control tokens stand before the checkpoint's tokens, whose numbers are moved up
-by as many, `<eos>` is what it ends a text with or, at a row's first place, begins one with, and no other one can come.
+by as many. `<eos>` is what it ends a text with or, at a row's first place, begins one with; `<unk>` is its own one, and
+never written; the others mean nothing to it.
 
 Shape letters: B rows, T places, E width, V tokens of the vocabulary with the control tokens, W those of the checkpoint.
 """
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from models.language.gpt import GPT, SIGNS
 from models.parts import bounds
 from models.parts.decoder import KVCache
-from models.parts.tokens import CONTROL, EOS, of_signs, tokenizer
+from models.parts.tokens import CONTROL, EOS, UNK, of_signs, tokenizer
 
 TRUNKS: Final[Mapping[str, str]] = {
     "GPT2LMHeadModel": "GPT2Model",
@@ -35,9 +36,9 @@ WINDOWED: Final = ("sliding_window", "use_sliding_window")
 
 
 def tiny() -> dict[str, Any]:
-    """Return the config of a Llama that reads signs: a token of its own, the last, begins and ends a text."""
+    """Return the config of a Llama that reads signs: one further token begins and ends a text, one is unknown."""
     return {
-        **{"vocab_size": len(SIGNS) + 1, "hidden_size": 32, "intermediate_size": 48},
+        **{"vocab_size": len(SIGNS) + 2, "hidden_size": 32, "intermediate_size": 48},
         **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
         **{"max_position_embeddings": 32, "tie_word_embeddings": False},
     }
@@ -54,6 +55,7 @@ class CausalConfig:
     network: Mapping[str, Any] = field(default_factory=tiny)  # config.json
     begins: int = len(SIGNS)  # its token at a text's begin
     ends: int = len(SIGNS)  # and at its end
+    unknown: int | None = len(SIGNS) + 1  # what its tokenizer makes of what it does not know
     context: int = 32  # tokens that are seen at most
     stride: int | None = None  # tokens from one window of the documents to the next; None: context
     learns: ClassVar[str] = "documents"
@@ -77,8 +79,8 @@ class CausalConfig:
         words = self.network.get("vocab_size", 0)
         if (found := tokenizer(self.tokenizer).size - len(CONTROL)) > words:
             raise ValueError(f"tokenizer: it has {found} tokens, and the network knows {words}")
-        for name in ("begins", "ends"):
-            bounds.within(name, getattr(self, name), (0, words - 1))
+        for name in ("begins", "ends", "unknown"):
+            bounds.within(name, getattr(self, name) or 0, (0, words - 1))
 
 
 class Slots:
@@ -103,7 +105,9 @@ class CausalLM(GPT):
         "tiny": CausalConfig(),
         "base": CausalConfig(),  # of a version that training starts from, which brings its own
     }
-    brought: ClassVar[tuple[str, ...]] = ("architecture", "network", "begins", "ends", "context")
+    brought: ClassVar[tuple[str, ...]] = (
+        *("architecture", "network", "begins", "ends", "unknown", "context"),
+    )
     adapts: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
     config: CausalConfig  # type: ignore[assignment]
 
@@ -134,7 +138,9 @@ class CausalLM(GPT):
         from_0_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
         place_BT = from_0_BT if cache is None else cache.place_BT
         c, first = self.config, len(CONTROL)
-        control_BT = torch.where(place_BT == 0, c.begins, c.ends)
+        edge_BT = torch.where(place_BT == 0, c.begins, c.ends)
+        unknown = c.ends if c.unknown is None else c.unknown
+        control_BT = torch.where(tokens_BT == UNK, unknown, edge_BT)
         ids_BT = torch.where(tokens_BT < first, control_BT, tokens_BT - first)
         told: dict[str, Any] = {"use_cache": False}
         if cache is not None:
@@ -145,21 +151,19 @@ class CausalLM(GPT):
         return found
 
     def scored(self, hidden_BTE: Tensor) -> Tensor:
-        """Return the logits (..., V) of the token behind each of these states: of control tokens, of `<eos>` alone."""
+        """Return the logits (..., V) of the next token: of control tokens those of `<eos>` and `<unk>`."""
         if self.head is None:
             theirs_BTW = F.linear(hidden_BTE, self.network.get_input_embeddings().weight)
         else:
             theirs_BTW = self.head(hidden_BTE)
-        ends, first = self.config.ends, len(CONTROL)
-        words = theirs_BTW[..., : self.size - first]
-        is_end_W = torch.arange(words.shape[-1], device=words.device) == ends
-        none = words.new_full((*words.shape[:-1], first), -torch.inf)
-        return torch.cat(
-            [
-                none[..., :EOS],
-                theirs_BTW[..., ends, None],
-                none[..., EOS + 1 :],
-                words.masked_fill(is_end_W, -torch.inf),
-            ],
-            -1,
-        )
+        own = {EOS: self.config.ends, UNK: self.config.unknown}
+        words = theirs_BTW[..., : self.size - len(CONTROL)]
+        none = words.new_full((*words.shape[:-1], 1), -torch.inf)
+        control = [
+            none if (theirs := own.get(place)) is None else theirs_BTW[..., theirs, None]
+            for place in range(len(CONTROL))
+        ]
+        place_W = torch.arange(words.shape[-1], device=words.device)
+        for theirs in own.values():  # they come as ours
+            words = words if theirs is None else words.masked_fill(place_W == theirs, -torch.inf)
+        return torch.cat([*control, words], -1)

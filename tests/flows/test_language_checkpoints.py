@@ -9,25 +9,31 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from flows import context
 from flows.context import registry
 from flows.evaluating.pipeline import load_model
+from flows.provenance.bases import base_of
 from flows.provenance.bundle import export, import_folder
 from flows.provenance.checkpoints import CheckpointError, downloaded
 from flows.provenance.importing import import_checkpoint
 from flows.provenance.language_checkpoints import read
 from flows.recipe import Recipe
+from flows.train import check_specs
+from flows.training.ray_train import fit
 from infra.pipelines import read_pipeline
 from infra.storage import IntegrityError
 from models import build
 from models.parts.rows import join, take
-from models.parts.tokens import CONTROL, EOS, tokenizer
+from models.parts.tokens import CONTROL, EOS, UNK, tokenizer
 from models.request import Request
+from tests.data import prepare_kit
 from tests.flows.checkpoint_kit import changed
 from tests.flows.conftest import Install
 from tests.flows.language_kit import BUILT
 from tests.flows.test_travelling import served
+from tests.flows.training_kit import spec_of
 from tests.flows.versions_kit import Installation
 
 FIRST = len(CONTROL)
@@ -86,12 +92,15 @@ def test_what_it_says_of_a_text_is_what_transformers_says(
         wanted = theirs(torch.tensor([ids])).logits[0]
         found = model.logits(torch.tensor([ours]))[0]
     known, ends = model.size - FIRST, theirs.config.eos_token_id
-    others = [one for one in range(known) if one != ends]
+    own = {EOS: ends} if kind == "gpt2" else {EOS: ends, UNK: 0}
+    others = [one for one in range(known) if one not in own.values()]
     torch.testing.assert_close(
         found[:, [FIRST + one for one in others]], wanted[:, others], rtol=1e-4, atol=1e-4
     )
-    torch.testing.assert_close(found[:, EOS], wanted[:, ends], rtol=1e-4, atol=1e-4)
-    assert not found[:, [*range(EOS), FIRST + ends]].isfinite().any()
+    for our_one, their_one in own.items():
+        torch.testing.assert_close(found[:, our_one], wanted[:, their_one], rtol=1e-4, atol=1e-4)
+    gone = [*({*range(FIRST)} - own.keys()), *(FIRST + one for one in own.values())]
+    assert not found[:, gone].isfinite().any()
 
 
 @pytest.mark.parametrize("kind", BUILT)
@@ -99,6 +108,7 @@ def test_it_writes_what_transformers_writes_alone_and_together_with_others(
     checkpoints: dict[str, tuple[Path, Any]], models: dict[str, Any], kind: str
 ) -> None:
     model, (folder, theirs) = models[kind], checkpoints[kind]
+    unknown = model.config.unknown  # which is never written here
     asked = [
         Request(seeds=(seed,), prompts=(prompt,), max_tokens=6, temperature=0)
         for seed, prompt in enumerate(PROMPTS)
@@ -111,6 +121,7 @@ def test_it_writes_what_transformers_writes_alone_and_together_with_others(
         whole = theirs.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             max_new_tokens=6, do_sample=False, pad_token_id=0,
+                suppress_tokens=None if unknown is None else [unknown],
         )[0, len(ids) :]  # fmt: skip
         wanted = [FIRST + int(token) for token in whole if token != theirs.config.eos_token_id]
         together = model.finish(take(rows, [place]))[0]
@@ -136,6 +147,8 @@ def test_it_is_registered_served_and_taken_elsewhere(
     assert (found.licence, found.kind) == ("mit", type(theirs).__name__)
     card = (registry().fetch(registry().get("foreign.model")) / "card.md").read_text()
     assert f"A `{type(theirs).__name__}` of others" in card
+    pinned = read_pipeline(registry().fetch(version))
+    assert (pinned.modality, pinned.try_prompts) == ("text", ())
     here.promote(version)
     body = {"model": "foreign", "prompt": PROMPTS[0], "max_tokens": 4, "temperature": 0}
     with served(here) as address:
@@ -157,6 +170,31 @@ def test_it_is_registered_served_and_taken_elsewhere(
     model = load_model(registry().fetch(stage.pin.ref, digest=stage.sha256))
     tokens = model.sample(Request(seeds=(0,), prompts=(PROMPTS[0],), max_tokens=4, temperature=0))
     assert model.text_of(tokens[0], PROMPTS[0]) == answer.json()["choices"][0]["text"]
+
+
+def test_an_adapter_learns_texts_beside_a_llama_whose_weights_stay(
+    here: Installation, checkpoints: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """The data's own tokenizer gives way to the checkpoint's."""
+    _, version = import_checkpoint(checkpoints["llama"][0], "a test", "foreign")
+    (tmp_path / "scenes").mkdir()
+    data = prepare_kit.prepare(tmp_path / "scenes", {"maker": "scenes", "count": 600})
+    stage = registry().get("foreign.model")
+    rules = {"lora": {"base": version.ref, "rank": 2}, "steps": 12, "batch_size": 8}
+    rules["optimizers"] = {"model": {"learning_rate": 0.02, "warmup_steps": 0}}
+    spec = spec_of(data, family="causal-lm", **rules).model_copy(
+        update={"preset": "base", "image_size": None, "base": base_of(version.ref, "model")}
+    )
+    check_specs([spec])
+    found = fit(spec, run_id=None, tracking_uri=None, runs=tmp_path / "runs")
+    mine = load_file(found.directory / "model.safetensors")
+    assert {name.split(".")[-3] for name in mine} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    base, model = registry().fetch(stage), load_model(registry().fetch(stage), found.directory)
+    assert model.config == load_model(base).config
+    state = model.state_dict()
+    stored = load_file(base / "model.safetensors")
+    assert all(torch.equal(state[name], one) for name, one in stored.items())
+    assert any(one.abs().max() > 0 for name, one in mine.items() if name.endswith("up"))
 
 
 def test_a_recipe_of_another_family_is_refused(

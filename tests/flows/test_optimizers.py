@@ -31,6 +31,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "dvae": {"vectors.weight"},
     "edm": {"text.words.weight", "text.places", "text.null_1TD"},
     "gan": {"critic.words.weight", "generator.words.weight"},
+    "causal-lm": {"network.embed_tokens.weight"},
     "gpt": {"tokens.weight", "places.weight"},
     "latent-diffusion": {"text.words.weight", "text.places", "text.null_1TD"},
     "transformer": {"embedding.weight"},
