@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -118,8 +118,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Mapping[str, float]]:
+def servers() -> Iterator[ExitStack]:
+    """What runs for this process's tests of the cluster, and ends with the last of them: it works at rest, too."""
+    with ExitStack() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(servers: ExitStack) -> Mapping[str, float]:
     """One Prefect server, one MLflow server and one Ray head for this process's tests; gives their seconds to start."""
+    return servers.enter_context(started())
+
+
+@contextmanager
+def started() -> Iterator[Mapping[str, float]]:
     from infra.stack import stack as local
 
     before = dict(os.environ)
@@ -137,7 +149,9 @@ def stack() -> Iterator[Mapping[str, float]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def apart(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    servers: ExitStack,
 ) -> Iterator[None]:
     """A file that asks for no stack is not drawn to the one that runs in its process for the files before it."""
     from infra.settings import settings
@@ -148,6 +162,8 @@ def apart(
         return
     if (ray := sys.modules.get("ray")) is not None:
         ray.shutdown()  # whoever is joined to a cluster is not asked to join another
+    if lot(request.node.nodeid) is None:
+        servers.close()  # the lots come first: no later file asks for it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATELIER_HOME", str(tmp_path_factory.getbasetemp() / "apart"))
         for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
