@@ -1,9 +1,11 @@
-"""Pictures, sounds and texts through the front door: the `openai` client against the gateway, as any user would."""
+"""What is made through the front door: the `openai` client against the gateway, as any user would."""
 
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +18,7 @@ from infra.storage import atomic_write
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
 
+POLL_S: Final = 0.5  # between two looks at a clip that is being made
 WARNINGS: Final = "x-atelier-warnings"  # the header of a sound's
 
 
@@ -115,6 +118,41 @@ def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> byt
         answer: Any = ours.post("/samples", cast_to=object, body=body)
     _warn(answer)
     return base64.b64decode(answer["data"][0]["b64"])
+
+
+def film(
+    model: str, prompt: str, told: Callable[[Mapping[str, Any]], None], **wishes: Any
+) -> bytes:
+    """Return one clip as a file, with its receipt; `told` hears how far it is, again and again.
+
+    `wishes` are fields of the API: `output_format`, `seed`, `steps`, `guidance`, `seconds`. Whoever does not wait for
+    the end cancels it.
+
+    Raises:
+        Unanswered, NoGateway: as `paint`; the clip failed.
+    """
+    from openai import HttpxBinaryResponseContent
+
+    asked = {"model": model, "prompt": prompt, **wishes}
+    body = {name: value for name, value in asked.items() if value is not None}
+    once: Any = {"headers": {"idempotency-key": uuid.uuid4().hex}}  # the client asks again itself
+    with _asking() as ours:
+        video: Any = ours.post("/videos", cast_to=object, body=body, options=once)
+        place = f"/videos/{video['id']}"
+        try:
+            while video["status"] in {"queued", "in_progress"}:
+                told(video)
+                time.sleep(POLL_S)
+                video = ours.get(place, cast_to=object)
+        except KeyboardInterrupt:
+            ours.delete(place, cast_to=object)
+            raise
+        told(video)
+        if video["status"] != "completed":
+            error = video["error"] or {"code": "unknown", "message": "it failed"}
+            raise Unanswered(f"{video['id']}: {error['message']} ({error['code']})")
+        content: bytes = ours.get(f"{place}/content", cast_to=HttpxBinaryResponseContent).content
+        return content
 
 
 def write(model: str, prompt: str, *, chats: bool, seed: int | None = None) -> Iterator[str]:

@@ -1,13 +1,15 @@
 """`models`, `show`, `generate`: the verbs about versions."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from flows.cli.terminal import (
     AsJson,
     Ref,
+    aside,
     console,
     printable,
     show_json,
@@ -19,6 +21,8 @@ from infra.documents import parse_json, read_json
 
 if TYPE_CHECKING:
     from infra.registry.registry import Version
+
+CLIPS: Final = ("mp4", "gif", "webp")
 
 
 def register(app: typer.Typer) -> None:
@@ -190,15 +194,16 @@ def generate(
         typer.Option(
             "-o",
             "--output",
-            help="Where to write the PNG or WAV; a text, with its receipt if FILE.json.",
+            help="Where to write the PNG or WAV; a clip as .mp4, .gif or .webp; "
+            "a text, with its receipt if FILE.json.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Of a picture.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Of a sound.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture or clip.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Of a picture or clip.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Of a sound or clip.")] = None,
 ) -> None:
-    """Make one picture, sound or text through the served API; text comes as it is written."""
+    """Make one picture, clip, sound or text through the served API; text comes as it is written."""
     from flows.cli import client
     from infra.storage import atomic_write
 
@@ -226,6 +231,9 @@ def generate(
         raise typer.BadParameter(f"{name} makes {modality}: say where to write it with -o FILE")
     elif modality == "audio":
         made = client.speak(name, prompt, seed=seed, seconds=seconds)
+    elif modality == "clip":
+        asked = {"seed": seed, "steps": steps, "guidance": guidance, "seconds": seconds}
+        made = _filmed(name, prompt, output, asked)
     else:
         made = client.paint(name, prompt, seed=seed, steps=steps, guidance=guidance)
     if output is None:
@@ -234,3 +242,22 @@ def generate(
         file.write(made)
     if modality != "text":
         console.print(f"{output}  (where it came from: atelier verify {output})")
+
+
+def _filmed(name: str, prompt: str, output: Path, asked: Mapping[str, Any]) -> bytes:
+    """Return a clip, and say meanwhile how far it is and which stages are done."""
+    from flows.cli import client
+
+    kind = output.suffix.removeprefix(".").lower()
+    if kind not in CLIPS:
+        raise typer.BadParameter(f"{output}: a clip is written as .{', .'.join(CLIPS)}")
+    done: list[str] = []
+    with aside.status(f"{name}: queued") as line:
+
+        def told(video: Mapping[str, Any]) -> None:
+            line.update(f"{name}: {video['status'].replace('_', ' ')}, {video['progress']} %")
+            for stage in video["stages"][len(done) :]:
+                done.append(stage)
+                aside.print(f"  {stage} is done, {video['progress']} %", style="dim")
+
+        return client.film(name, prompt, told, output_format=kind, **asked)
