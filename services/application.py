@@ -5,7 +5,7 @@ the placement names, in its process (`fused`) or behind handles (`staged`). The 
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
@@ -30,7 +30,7 @@ from services.gateway import errors, sockets
 from services.gateway.guard import Guard, require_key_off_loopback
 from services.gateway.openapi import Api
 from services.gateway.readiness import Readiness
-from services.jobs.runner import Kind, Runner
+from services.jobs.runner import Runner
 from services.jobs.store import Store
 from services.jobs.working import Working
 from services.media.answer_log import Samples
@@ -43,13 +43,11 @@ from services.routing.endpoints import Endpoints
 from services.settings import Arguments
 from services.stages.deployment import Stage
 from services.videos import routes as videos
+from services.videos.work import KIND, clips
 
 if TYPE_CHECKING:
     from ray import serve
     from ray.serve.handle import DeploymentHandle
-
-KINDS: Final[Mapping[str, Kind]] = {}
-"""How jobs are made, by their kind."""
 
 
 def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
@@ -115,14 +113,15 @@ class Gateway:
         remote = {name: Remote(handle) for name, handle in pools.items()}
         stage_of = drawn_by(given.placement, self._own or remote)
         observer = Observer(ledger, Observations(given.database))
-        executor, store = Executor(stage_of), Store(given.made)
-        self._runner = Runner(Jobs(given.database), store, endpoints, executor, KINDS)
+        executor, store, jobs = Executor(stage_of), Store(given.made), Jobs(given.database)
+        kinds = {KIND: clips(signing)}
+        self._runner = Runner(jobs, store, endpoints, executor, kinds)
         self._parts = Parts(
             endpoints=endpoints,
             arms=Arms(executor, observer, given.timeout_s),
             stage_of=stage_of,
             files=Files(given.files, signing),
-            jobs=Jobs(given.database),
+            jobs=jobs,
             samples=Samples(given.samples),
             signing=signing,
             keys=keys,

@@ -5,7 +5,6 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from fastapi import Request
@@ -104,17 +103,17 @@ def _planned(
     if isinstance(order, VideoOrder):
         _check_size(order, endpoint)
     inputs: dict[str, Input] = {}
-    folder = parts.arguments.files / "uploads"
+    address = parts.arguments.made
     if isinstance(order, VideoEditOrder):
         endpoint.must("extensions" if entrance == "extend" else "alterations")
-        inputs, before = _clip(folder, files, source, pipeline, options)
+        inputs, before = _clip(address, files, source, pipeline, options)
         length += before if entrance == "extend" else 0
     elif files or (isinstance(order, VideoOrder) and order.input_reference):
         entrance = "animate"
         endpoint.must("animations")
         content = files.get("input_reference") or _within(order)
         opened_picture(content, pipeline)
-        inputs = {"image": kept(folder, content)}
+        inputs = {"image": kept(address, content)}
     return Work(
         model=endpoint.model,
         version=endpoint.ref,
@@ -137,7 +136,7 @@ def _within(order: Sampling) -> bytes:
 
 
 def _clip(
-    folder: Path,
+    address: str,
     files: Mapping[str, bytes],
     source: Job | None,
     pipeline: Pipeline,
@@ -147,14 +146,9 @@ def _clip(
     if ("video" in files) == (source is not None):
         message = "video: send one clip, as a file or by the id of one that was made here"
         raise invalid(message, "video", "missing_required_parameter")
-    if source is not None:
-        result = result_of(source)
-        given, content = Input(uri=result.uri, sha256=result.digest), read(result.uri)
-    else:
-        content = files["video"]
-        given = kept(folder, content)
+    content = files["video"] if source is None else read(result_of(source).uri)
     clip = opened_clip(content, pipeline, options)
-    return {"clip": given}, len(clip.frames) / clip.frame_rate
+    return {"clip": kept(address, content)}, len(clip.frames) / clip.frame_rate
 
 
 def _rate(order: Sampling, endpoint: Endpoint) -> dict[str, Any]:

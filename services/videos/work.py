@@ -4,10 +4,11 @@ Whoever runs the job reads the row alone: versions by digest, uploads by where t
 """
 
 import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import Any, Final, Literal
 
 import fsspec
@@ -15,16 +16,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from infra.jobs.table import Job
-from infra.media.clips import Clip, ClipError, ClipFile, decode, encoded
+from infra.media.clips import Clip, ClipError, decode, encoded
 from infra.media.pictures import PictureError
 from infra.media.pictures import decode as decode_picture
 from infra.pipelines import Pipeline
 from infra.receipts import provenance
 from infra.receipts.receipts import attach
 from infra.receipts.signing import Signing
-from infra.storage import atomic_write
 from services.gateway.errors import invalid
+from services.jobs.runner import File, Kind
 from services.pipelines.payload import GenerationSpec, Pictures
+from services.pipelines.request import Complete
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import facts
 
@@ -64,14 +66,17 @@ def work_of(job: Job) -> Work:
     return Work.model_validate(dict(job.request))
 
 
-def kept(folder: Path, content: bytes) -> Input:
-    """Keep an upload where every replica and runner finds it; equal ones once."""
+def kept(address: str, content: bytes) -> Input:
+    """Keep what is given where every gateway finds it, below an address of fsspec; equal files once."""
     digest = hashlib.sha256(content).hexdigest()
-    path = folder / digest
-    if not path.is_file():
-        with atomic_write(path) as file:
-            file.write(content)
-    return Input(uri=str(path), sha256=digest)
+    files, root = fsspec.url_to_fs(f"{address}/uploads")
+    path = f"{root}/{digest}"
+    if not files.exists(path):
+        files.makedirs(root, exist_ok=True)
+        coming = f"{path}.{secrets.token_hex(4)}"
+        files.pipe_file(coming, content)
+        files.mv(coming, path)
+    return Input(uri=files.unstrip_protocol(path), sha256=digest)
 
 
 def spec_of(job: Job, pipeline: Pipeline) -> GenerationSpec:
@@ -150,9 +155,16 @@ def opened_clip(content: bytes, pipeline: Pipeline, options: Mapping[str, Any]) 
     return clip
 
 
-def finished(job: Job, endpoint: Endpoint, clip: Clip, signing: Signing) -> ClipFile:
+def clips(signing: Signing) -> Kind:
+    """Return how jobs for clips are made: `spec_of`, and then `finished` with this key."""
+    return Kind(spec_of, partial(finished, signing))
+
+
+def finished(signing: Signing, job: Job, endpoint: Endpoint, complete: Complete) -> File:
     """Return the file of a job: what was drawn, after the clip that it extends if it does, with its receipt inside."""
     work, pipeline = work_of(job), endpoint.pipeline
+    [clip] = complete.made
+    assert isinstance(clip, Clip)
     if work.entrance == "extend":
         before = opened_clip(read(work.inputs["clip"].uri), pipeline, work.options)
         clip = replace(clip, frames=np.concatenate([before.frames, clip.frames]))
@@ -168,4 +180,4 @@ def finished(job: Job, endpoint: Endpoint, clip: Clip, signing: Signing) -> Clip
     receipt = facts(asked, spec, 0, datetime.fromtimestamp(job.created, UTC), job.id)
     told = receipt.model_copy(update={"frames": len(clip.frames), "frame_rate": clip.frame_rate})
     stamped = attach(made.content, provenance.sign(told, made.content, signing))
-    return ClipFile(stamped, made.media_type)
+    return File(stamped, made.media_type, work.output_format)

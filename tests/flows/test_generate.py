@@ -15,7 +15,9 @@ import typer
 
 from flows.cli.client import NoGateway, Unanswered, speak
 from flows.cli.version_verbs import generate
+from infra.receipts.receipts import read
 from infra.settings import settings
+from tests.services.clips_kit import publish_clips
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import listening, with_toys
 from tests.services.text_kit import gpt
@@ -170,6 +172,34 @@ def test_what_the_model_did_not_read_is_said_beside_what_it_made(
         assert capsys.readouterr().err == told.err
     generate(name, prompt.replace(unread, "").strip(), tmp_path / "again.json", seed=1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_clip_is_awaited_with_its_stages_and_written_as_its_name_says(
+    private_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop = Workshop(tmp_path / "workshop")
+    workshop.cache.mkdir(parents=True)
+    with with_toys():
+        publish_clips(workshop)
+        stage = workshop.stage()
+        app = workshop.worked(workshop.gateway(stage), stage)
+        with listening(app, settings().gateway_port):
+            for name, kind in (
+                ("clip.mp4", b"ftyp"),
+                ("clip.gif", b"GIF8"),
+                ("clip.webp", b"WEBP"),
+            ):
+                generate("moving", "a red circle", tmp_path / name, seed=1)
+                assert kind in (tmp_path / name).read_bytes()[:12]
+                assert read(tmp_path / name).seed == 1
+                told = capsys.readouterr()
+                assert "base is done, 100 %" in told.err
+                assert "atelier verify" in told.out
+            with pytest.raises(typer.BadParameter, match=r"clip.avi: a clip is written as .mp4"):
+                generate("moving", "a red circle", tmp_path / "clip.avi")
+            with pytest.raises(Unanswered, match=r"seconds: moving makes 6 frames"):
+                generate("moving", "a red circle", tmp_path / "clip.mp4", seconds=4)
+    stage.close()
 
 
 def test_the_gateway_s_own_words_are_told(asked: list[Any]) -> None:

@@ -29,6 +29,9 @@ from models.variational.vae import VAE
 from services.api.served import Parts
 from services.application import create, drawn_by
 from services.gateway.readiness import Readiness
+from services.jobs.runner import Runner
+from services.jobs.store import Store
+from services.jobs.working import Working
 from services.media.answer_log import Samples
 from services.media.result_store import Files
 from services.pipelines.executor import Executor
@@ -37,6 +40,7 @@ from services.routing.endpoints import Endpoints
 from services.routing.observer import Observer
 from services.settings import Arguments
 from services.stages.deployment import Stage
+from services.videos.work import KIND, clips
 from tests.services.toys import described
 
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left")
@@ -254,6 +258,16 @@ class Workshop:
             arguments=given,
         )
         return create(parts)
+
+    def worked(self, app: Any, stage: Stage) -> Any:
+        """Return a gateway with a runner of jobs, over the same stage."""
+        executor = Executor(lambda _: stage)
+        store, endpoints = (
+            Store(str(self.folder / "files" / "jobs")),
+            Endpoints(self.ledger, self.registry),
+        )
+        kinds = {KIND: clips(self.signing())}
+        return Working(app, Runner(self.jobs, store, endpoints, executor, kinds))
 
 
 Ask = Callable[..., httpx.Response]

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from openai import OpenAI
 
-from infra.media.clips import Clip
+from infra.media.clips import Clip, decode, encoded
 from services.pipelines.executor import Executor
 from services.pipelines.payload import GenerationSpec
 from services.routing.observer import look
 from tests.services.clips_kit import publish_clips
-from tests.services.served_kit import with_toys
+from tests.services.served_kit import listening, with_toys
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,33 @@ def test_a_clip_of_one_colour_is_flat_to_a_rollout(clips: Any) -> None:
     [made] = drawn(clips, seeds=(1,), prompts=("a red circle",))
     assert not look(made).flat
     assert look(Clip(np.full_like(made.frames, 9), 8, 16, 16)).flat
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API")
+def test_a_runner_beside_the_gateway_makes_what_is_asked_for(own_workshop: Any, clips: Any) -> None:
+    app = own_workshop.worked(own_workshop.gateway(clips[1]), clips[1])
+    with (
+        listening(app) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        asked = [
+            client.videos.create(model="moving", prompt="a red circle", extra_body={"seed": seed})
+            for seed in (1, 2)
+        ]
+        made = [client.videos.poll(one.id) for one in asked]
+        assert [one.status for one in made] == ["completed"] * 2
+        assert (made[0].model_extra or {})["stages"] == ["base"]
+        shown = [decode(client.videos.download_content(one.id).read()).frames for one in made]
+        broken = client.videos.create(model="moving", prompt="a purple circle")
+        failed = client.videos.poll(broken.id)
+    for seed, frames in zip((1, 2), shown, strict=True):
+        [drawn_now] = drawn(clips, seeds=(seed,), prompts=("a red circle",))
+        again = decode(encoded(drawn_now.frames, 8, "mp4").content).frames
+        assert np.abs(frames.astype(int) - again).mean() < 1
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error.code == "invalid_value"
+    assert "purple" in failed.error.message
 
 
 def test_the_card_says_how_long_and_how_large_clips_are(

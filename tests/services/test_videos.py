@@ -54,8 +54,8 @@ class Hand:
         job = lease.job
         endpoint = self._endpoints.pinned(job.pipeline, job.digests[job.pipeline])
         spec = spec_of(job, endpoint.pipeline)
-        [clip] = asyncio.run(self._executor.draw(endpoint.pipeline, spec)).made
-        file = finished(job, endpoint, clip, self._signing)
+        complete = asyncio.run(self._executor.draw(endpoint.pipeline, spec))
+        file = finished(self._signing, job, endpoint, complete)
         path = self._folder / job.id
         path.write_bytes(file.content)
         lease.finish(Result("ab" * 32, str(path), file.media_type, len(file.content)))
