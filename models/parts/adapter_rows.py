@@ -103,9 +103,11 @@ class Bank:
 
     def chosen(self, numbers: Sequence[int]) -> Chosen:
         """Return the adapters of rows."""
-        if [*numbers] != self._last.numbers:
-            self._last = Chosen({n: self._adapted[n] for n in sorted({*numbers} - {0})}, numbers)
-        return self._last
+        chosen = self._last
+        if [*numbers] != chosen.numbers:
+            adapted = {n: self._adapted[n] for n in sorted({*numbers} - {0})}
+            chosen = self._last = Chosen(adapted, numbers)  # another thread may try one out
+        return chosen
 
 
 def open_to_adapters(host: Family) -> None:

@@ -244,11 +244,12 @@ class Engine:
     def _work(self) -> None:
         torch.set_num_threads(self._threads)  # counts for this thread alone
         try:
-            with torch.no_grad():
-                while (turn := self._next()) is not None:
-                    if isinstance(turn, Lane):
+            while (turn := self._next()) is not None:
+                if isinstance(turn, Lane):
+                    with torch.inference_mode():  # less to do at each operation than without grad
                         self._advance(turn)
-                    else:
+                else:
+                    with torch.no_grad():  # a likelihood may need gradients
                         self._answer()
         finally:
             self._stop()
