@@ -3,14 +3,16 @@
 `python -m benchmarks.traffic` sends the same arrivals, of pictures with mixed steps and guidance, to three ways of
 drawing with one network in one process: the step engine, a batcher that takes what waits and is alike (as bare servers
 do: one call has one number of steps and one guidance), and one request after the other. Rates are shares of what the
-step engine draws when its queue never empties. One thread draws; a table row a rate and way.
+step engine draws when its queue never empties, measured anew in each round, in which all ways take turns; medians of
+the rounds, and of their ratios. One thread draws; a table row a rate and way.
 """
 
 import argparse
 import random
+import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final, Protocol
@@ -117,6 +119,10 @@ class Run:
         """Pictures a second, until the last was drawn."""
         return len(self.latencies_s) / self.seconds
 
+    def quantile(self, share: float) -> float:
+        """Seconds that so large a share of the requests took at most."""
+        return float(np.quantile(self.latencies_s, share))
+
 
 def arrivals(rate: float, count: int, seed: int) -> list[tuple[float, Request]]:
     """Return when requests come, in seconds from the first, and what they ask for."""
@@ -160,37 +166,56 @@ def capacity(model: DDPM, count: int) -> float:
         way.close()
 
 
+WAYS: Final[Mapping[str, Callable[[DDPM], Way]]] = {
+    "steps": Steps,
+    "whole requests": Whole,
+    "one by one": lambda model: Whole(model, most=1),
+}
+
+
+def measured(model: DDPM, share: float, count: int, seed: int) -> dict[str, Run]:
+    """Return each way under the same arrivals, at a share of what the step engine draws just now."""
+    coming = arrivals(share * capacity(model, count), count, seed)
+    runs = {}
+    for name in list(WAYS) if seed % 2 else reversed(WAYS):
+        way = WAYS[name](model)
+        try:
+            runs[name] = send(way, coming)
+        finally:
+            way.close()
+    return runs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="base")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.8, 1.2])
-    parser.add_argument("--requests", type=int, default=300, help="of one way at one rate")
+    parser.add_argument("--requests", type=int, default=300, help="of one way in one round")
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = network(given.preset)
-    most = capacity(model, given.requests)
-    print(f"{given.preset}: {most:.1f} pictures/s at most, of {KINDS} (steps, guidance)\n")
-    print("| share of that | way | pictures/s | p50 s | p99 s | p99 / whole requests' |")
-    print("|---|---|---|---|---|---|")
-    ways: dict[str, Callable[[], Way]] = {
-        "steps": lambda: Steps(model),
-        "whole requests": lambda: Whole(model),
-        "one by one": lambda: Whole(model, most=1),
-    }
-    for number, share in enumerate(given.shares):
-        coming = arrivals(share * most, given.requests, number)
-        runs = {}
-        for name, make in ways.items():
-            way = make()
-            try:
-                runs[name] = send(way, coming)
-            finally:
-                way.close()
-        usual = float(np.quantile(runs["whole requests"].latencies_s, 0.99))
-        for name, run in runs.items():
-            p50, p99 = (float(np.quantile(run.latencies_s, q)) for q in (0.5, 0.99))
+    print("| share | way | pictures/s | of whole requests' | p50 s | p99 s | of whole requests' |")
+    print("|---|---|---|---|---|---|---|")
+    for share in given.shares:
+        rounds = [measured(model, share, given.requests, number) for number in range(given.rounds)]
+        for name in WAYS:
+            runs = [one[name] for one in rounds]
+            beside = [one["whole requests"] for one in rounds]
+            pairs = list(zip(runs, beside, strict=True))
+            rate, more, p50, p99, longer = (
+                statistics.median(values)
+                for values in (
+                    [run.rate for run in runs],
+                    [run.rate / other.rate for run, other in pairs],
+                    [run.quantile(0.5) for run in runs],
+                    [run.quantile(0.99) for run in runs],
+                    [run.quantile(0.99) / other.quantile(0.99) for run, other in pairs],
+                )
+            )
             print(
-                f"| {share:.0%} | {name} | {run.rate:.2f} | {p50:.3f} | {p99:.3f} | {p99 / usual:.2f} |"
+                f"| {share:.0%} | {name} | {rate:.2f} | {more:.2f} | {p50:.3f} | {p99:.3f} | {longer:.2f} |",
+                flush=True,
             )
 
 
