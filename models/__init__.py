@@ -17,6 +17,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "dalle": "models.text_to_image.dalle:DALLE",
     "ddpm": "models.diffusion.ddpm:DDPM",
     "diffusers": "models.text_to_image.diffusers_pipeline:Diffusers",
+    "diffusers-clips": "models.text_to_video.diffusers_clips:DiffusersClips",
     "dvae": "models.variational.dvae:DVAE",
     "edm": "models.diffusion.edm:EDM",
     "gan": "models.adversarial.gan:GAN",

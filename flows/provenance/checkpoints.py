@@ -33,8 +33,12 @@ PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", "
 CODE: Final = frozenset({".py", ".pyc", ".so", ".pyd", ".dll", ".ipynb", ".sh"})
 WEIGHTS: Final = ".safetensors"
 LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion"})
-UNUSED: Final = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a pipeline that no picture is drawn by."""
+UNUSED: Final = ("safety_checker", "feature_extractor", "image_encoder", "motion_adapter")
+"""Parts of a pipeline that nothing is drawn by; the U-Net has the motion adapter's layers itself."""
+READ: Final = ("tokenizer", "scheduler")
+UNLIKE: Final = ("expand_timesteps", "boundary_ratio")
+"""Settings of an index that have a pipeline draw in another way than is done here."""
+WAN_SIDE: Final = 480  # pixels: its transformer names no size
 TOKENIZERS: Final = {
     **dict.fromkeys(("CLIPTokenizer", "CLIPTokenizerFast"), "CLIPTokenizer"),
     **dict.fromkeys(("T5Tokenizer", "T5TokenizerFast"), "T5Tokenizer"),
@@ -44,6 +48,8 @@ DRAWN: Final[Mapping[str, Mapping[str, float]]] = {
     "StableDiffusionPipeline": {"steps": 50, "guidance": 7.5},
     "StableDiffusionXLPipeline": {"steps": 50, "guidance": 5.0},
     "StableDiffusion3Pipeline": {"steps": 28, "guidance": 7.0},
+    "AnimateDiffPipeline": {"steps": 50, "guidance": 7.5, "frames": 16, "frame_rate": 8.0},
+    "WanPipeline": {"steps": 50, "guidance": 5.0, "frames": 81, "frame_rate": 16.0},
 }
 """How each kind of pipeline draws in diffusers where nobody says."""
 STAGE: Final = "model"  # of a pipeline without a recipe
@@ -105,6 +111,7 @@ def read(folder: Path, source: str) -> Checkpoint:
         ValueError: a config that the family refuses.
     """
     from models import build, describe
+    from models.text_to_image.checkpoint_parts import CLIPS
 
     files = files_of(folder, INDEX)
     index = document_of(folder / INDEX)
@@ -125,11 +132,12 @@ def read(folder: Path, source: str) -> Checkpoint:
         "scheduler": _scheduler(folder / "scheduler" / "scheduler_config.json", kind),
         "zeros_unprompted": kind.endswith("XLPipeline")
         and bool(index.get("force_zeros_for_empty_prompt", True)),
-        "image_size": _side(networks),
+        "image_size": _side(networks, kind),
         "channels": networks["vae"].get("out_channels", 3),
         **DRAWN[kind],
     }
-    model = build({"family": "diffusers", "config": config})
+    family = "diffusers-clips" if kind in CLIPS else "diffusers"
+    model = build({"family": family, "config": config})
     return Checkpoint(
         document=describe(model),
         tensors=tensors,
@@ -280,6 +288,12 @@ def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
             )
         if wanted is not None and pair[1] != wanted:
             raise CheckpointError(f"{folder / INDEX}: {part} is a {pair[1]}, not a {wanted}")
+        if wanted is None and part not in UNUSED and not part.startswith(READ):
+            raise CheckpointError(
+                f"{folder / INDEX} has {part}, a {pair[1]}, which no {kind} here draws with: refused"
+            )
+    if odd := [name for name in UNLIKE if index.get(name)]:
+        raise CheckpointError(f"{folder / INDEX}: {odd[0]} is {index[odd[0]]}: no such {kind} here")
     there = {part: of for part, of in NEEDS[kind].items() if (index.get(part) or [None])[0]}
     if missing := sorted(NEEDS[kind].keys() - there.keys() - OPTIONAL):
         raise CheckpointError(f"{folder / INDEX} has no {missing[0]}, which a {kind} needs")
@@ -341,8 +355,6 @@ def _reader(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]
     """Return a tokenizer as one JSON document, with the length of its prompts and what pads them."""
     import transformers
 
-    from models.text_to_image.checkpoint_parts import LONGEST
-
     pair = index.get(part) or [None, None]
     if pair[1] not in TOKENIZERS:
         known = ", ".join(sorted(TOKENIZERS))
@@ -354,9 +366,18 @@ def _reader(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]
         raise CheckpointError(f"{folder / part} is no {pair[1]}: {_line(error)}") from None
     return {
         "document": found.backend_tokenizer.to_str(),
-        "length": LONGEST if cls.__name__ == "T5Tokenizer" else int(found.model_max_length),
+        "length": _longest(index, cls) or int(found.model_max_length),
         "pad": int(found.pad_token_id),
     }
+
+
+def _longest(index: Mapping[str, Any], cls: type) -> int | None:
+    """Return how many tokens a pipeline reads of a prompt, where its tokenizer does not say."""
+    from models.text_to_image.checkpoint_parts import CLIPS, LONGEST
+
+    if cls.__name__ != "T5Tokenizer":
+        return None
+    return 2 * LONGEST if index["_class_name"] in CLIPS else LONGEST
 
 
 def _scheduler(path: Path, kind: str) -> str:
@@ -368,8 +389,10 @@ def _scheduler(path: Path, kind: str) -> str:
     return json.dumps(document, sort_keys=True)
 
 
-def _side(networks: Mapping[str, Any]) -> int:
+def _side(networks: Mapping[str, Any], kind: str) -> int:
     """Return the pixels a side that the pipeline draws where nobody says."""
+    if kind == "WanPipeline":
+        return WAN_SIDE
     part = "unet" if "unet" in networks else "transformer"
     size, blocks = networks[part].get("sample_size"), networks["vae"]["block_out_channels"]
     if not isinstance(size, int):

@@ -12,12 +12,14 @@ LIBRARIES: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("UNet2DConditionModel", "SD3Transformer2DModel", "AutoencoderKL"), "diffusers"
     ),
+    **dict.fromkeys(("UNetMotionModel", "WanTransformer3DModel", "AutoencoderKLWan"), "diffusers"),
     **dict.fromkeys(
-        ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"), "transformers"
+        ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
+        "transformers",
     ),
 }
 """The networks that a checkpoint may have, and whose they are: no other class is ever looked up."""
-NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
+PICTURES: Final[Mapping[str, Mapping[str, str]]] = {
     "StableDiffusionPipeline": {
         "text_encoder": "CLIPTextModel",
         "unet": "UNet2DConditionModel",
@@ -37,9 +39,22 @@ NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
         "vae": "AutoencoderKL",
     },
 }
+CLIPS: Final[Mapping[str, Mapping[str, str]]] = {
+    "AnimateDiffPipeline": {
+        "text_encoder": "CLIPTextModel",
+        "unet": "UNetMotionModel",
+        "vae": "AutoencoderKL",
+    },
+    "WanPipeline": {
+        "text_encoder": "UMT5EncoderModel",
+        "transformer": "WanTransformer3DModel",
+        "vae": "AutoencoderKLWan",
+    },
+}
+NEEDS: Final = {**PICTURES, **CLIPS}
 """The parts of each kind of pipeline, with their classes, in the order in which they are used."""
 OPTIONAL: Final = frozenset({"text_encoder_3"})  # zeros are read in its place
-LONGEST: Final = 256  # tokens that it reads
+LONGEST: Final = 256  # tokens that T5 reads of a prompt for a picture; for a clip, twice as many
 
 
 class Reader:

@@ -28,7 +28,7 @@ from models.parts import bounds
 from models.parts.noise import normals
 from models.request import DiffusionOptions, Request
 from models.text_to_image import solvers, tiny_checkpoint
-from models.text_to_image.checkpoint_parts import LONGEST, NEEDS, OPTIONAL, Reader, network
+from models.text_to_image.checkpoint_parts import LONGEST, OPTIONAL, PICTURES, Reader, network
 
 DENOISERS: Final = ("unet", "transformer")
 KEPT_BYTES: Final = 64 * 2**20
@@ -68,13 +68,15 @@ class DiffusersConfig:
     steps: int = 50
     guidance: float = 7.5
     prompt_drop: float = 0.1  # share of captions that training leaves out
+    kinds: ClassVar[Mapping[str, Mapping[str, str]]] = PICTURES
 
     def __post_init__(self) -> None:
         """Refuse what would fail late, and classes that are not a pipeline's own."""
         bounds.check(self, BOUNDS)
-        needs = NEEDS.get(self.pipeline)
+        needs = self.kinds.get(self.pipeline)
         if needs is None:
-            raise ValueError(f"pipeline must be one of {', '.join(NEEDS)}, got {self.pipeline!r}")
+            known = ", ".join(self.kinds)
+            raise ValueError(f"pipeline must be one of {known}, got {self.pipeline!r}")
         if self.networks.keys() | OPTIONAL != needs.keys() | OPTIONAL:
             raise ValueError(
                 f"networks: a {self.pipeline} has {', '.join(needs)}, got {', '.join(self.networks)}"
@@ -97,7 +99,7 @@ class DiffusersConfig:
 class Diffusers(Family):
     """Pictures from prompts, by another's checkpoint."""
 
-    Config = DiffusersConfig
+    Config: ClassVar[type[Any]] = DiffusersConfig
     Options = DiffusersOptions
     presets: ClassVar[Mapping[str, DiffusersConfig]] = {
         "tiny": DiffusersConfig(steps=4, guidance=3.0),
@@ -129,11 +131,11 @@ class Diffusers(Family):
     def __init__(self, config: DiffusersConfig) -> None:
         super().__init__()
         self.config = config
-        for name, kind in NEEDS[config.pipeline].items():
+        for name, kind in config.kinds[config.pipeline].items():
             if name in config.networks:
                 self.add_module(name, network(kind, config.networks[name]))
         for name, parameter in self.named_parameters():
-            parameter.requires_grad = name.startswith(DENOISERS)
+            parameter.requires_grad = name.startswith(DENOISERS) and self.learns(name)
         with torch.device("cpu"):
             self._readers = [Reader(**config.readers[name]) for name in self.texts]
             nothing_T = self.tokens([""])[0]
@@ -148,6 +150,10 @@ class Diffusers(Family):
         self._predicts = solvers.predicts(solver)
         self._kept: LRUCache[Any, Tensor] = LRUCache(KEPT_BYTES, getsizeof=_bytes)
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+
+    def learns(self, name: str) -> bool:  # noqa: ARG002 - all of it
+        """Return whether a parameter of what denoises learns."""
+        return True
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of what denoises: what does not learn, as T5, drops nothing out either."""
@@ -164,7 +170,9 @@ class Diffusers(Family):
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """Return the names of the text encoders."""
-        return tuple(name for name in NEEDS[self.config.pipeline] if name in self.config.readers)
+        return tuple(
+            name for name in self.config.kinds[self.config.pipeline] if name in self.config.readers
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -185,11 +193,10 @@ class Diffusers(Family):
 
     def embedded(self, tokens_BT: Tensor) -> Tensor:
         """Return what the U-Net knows of prompts (B, T, D): a row a token; XL has that of the whole behind them."""
+        if self.config.pipeline == "StableDiffusionPipeline":
+            return self._hidden(tokens_BT)
         parts = torch.split(tokens_BT, [reader.length for reader in self._readers], 1)
         encoders: list[Any] = [self.get_submodule(name) for name in self.texts]
-        if self.config.pipeline == "StableDiffusionPipeline":
-            found: Tensor = encoders[0](parts[0]).last_hidden_state
-            return found
         made = [
             one(ids, output_hidden_states=True)
             for one, ids in zip(encoders[:2], parts[:2], strict=True)
@@ -203,6 +210,11 @@ class Diffusers(Family):
             width = self.denoiser.config.joint_attention_dim
             long_BTD = context_BTD.new_zeros(len(tokens_BT), LONGEST, width)
         return _packed([context_BTD, long_BTD], torch.cat([one.text_embeds for one in made], -1))
+
+    def _hidden(self, tokens_BT: Tensor) -> Tensor:
+        encoder: Any = self.get_submodule("text_encoder")
+        found: Tensor = encoder(tokens_BT).last_hidden_state
+        return found
 
     def _prediction(self, x: Tensor, time_B: Tensor, context_BTD: Tensor) -> Tensor:
         """Return what the network says of noisy latents at their times, given what is known of their prompts."""
@@ -237,7 +249,7 @@ class Diffusers(Family):
             context_BTD = self.embedded(read_BT)
             if self.config.zeros_unprompted:
                 context_BTD = torch.where(dropped_B[:, None, None], 0, context_BTD)
-            x0 = self._latents(batch["pixels"])
+            x0 = self._latents(batch)
         index_B = (schedules.spread(count, device) * len(self.levels_N3)).long()
         time_B, alpha_B, sigma_B = self.levels_N3[index_B].unbind(1)
         alpha, sigma = (one[:, None, None, None] for one in (alpha_B, sigma_B))
@@ -273,8 +285,7 @@ class Diffusers(Family):
         guidance = request.options.get("guidance", c.guidance) if request.prompts else 1.0
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         table_SK, first = self._table(request)
-        device, side = next(self.parameters()).device, c.image_size // c.shrink
-        shape = (int(self.denoiser.config.in_channels), side, side)
+        device, shape = next(self.parameters()).device, self._shape()
         x = first * normals(request.seeds, shape, device)
         without_BTD = self._without(request, guidance, device)
         context_BTD = (
@@ -297,9 +308,17 @@ class Diffusers(Family):
     def _table(self, request: Request) -> tuple[Tensor, float]:
         steps = request.options.get("steps", self.config.steps)
         bounds.within("steps", steps, BOUNDS["steps"])
+        return solvers.table(self.config.scheduler, steps, self._places())
+
+    def _places(self) -> int:
+        """Return how many places a transformer attends to."""
         c = self.config
-        places = (c.image_size // c.shrink // (self.denoiser.config.get("patch_size") or 1)) ** 2
-        return solvers.table(c.scheduler, steps, places)
+        return int((c.image_size // c.shrink // (self.denoiser.config.get("patch_size") or 1)) ** 2)
+
+    def _shape(self) -> tuple[int, int, int]:
+        """Return the sizes of one row's latent."""
+        side = self.config.image_size // self.config.shrink
+        return int(self.denoiser.config.in_channels), side, side
 
     def _read(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """Return what is known of prompts, each read alone, so that its bits do not depend on the others."""
@@ -367,9 +386,10 @@ class Diffusers(Family):
         pixels: Tensor = self.vae.decode(latents / scale + shift).sample
         return (pixels / 2 + 0.5).clamp(0, 1)
 
-    def _latents(self, pixels: Tensor) -> Tensor:
+    def _latents(self, batch: Batch) -> Tensor:
         scale, shift = self._scale()
-        found: Tensor = (self.vae.encode(2 * pixels - 1).latent_dist.sample() - shift) * scale
+        known = self.vae.encode(2 * batch["pixels"] - 1).latent_dist
+        found: Tensor = (known.sample() - shift) * scale
         return found
 
     def _scale(self) -> tuple[float, float]:

@@ -120,20 +120,29 @@ def _seen(solver: Any, row: list[float]) -> tuple[float, float, float, float]:
 
 def predicts(solver: Any) -> str:
     """Return what the network says: "epsilon", "v_prediction", "sample" or "flow", the noise less the picture."""
-    return str(solver.config.prediction_type) if hasattr(solver, "alphas_cumprod") else "flow"
+    return "flow" if _flows(solver) else str(solver.config.prediction_type)
+
+
+def _flows(solver: Any) -> bool:
+    """Return whether picture and noise are mixed as (1 - time) and time: some schedulers do on request."""
+    return not hasattr(solver, "alphas_cumprod") or bool(solver.config.get("use_flow_sigmas"))
 
 
 def trained(solver: Any) -> Tensor:
     """Return (N, 3) the times at which a network is trained, and the shares of picture and noise there."""
-    times = range(solver.config.num_train_timesteps)
-    if predicts(solver) == "flow":  # shifted towards noise, as it is sampled
+    count = solver.config.num_train_timesteps
+    times = range(count)
+    if not hasattr(solver, "alphas_cumprod"):  # shifted towards noise, as it is sampled
         times = solver.timesteps.flip(0).tolist()
+    elif _flows(solver):
+        even, shift = torch.arange(1, count + 1) / count, solver.config.flow_shift
+        times = (count * shift * even / (1 + (shift - 1) * even)).tolist()
     return torch.tensor([[time, *_levels(solver, time)] for time in times])
 
 
 def _levels(solver: Any, time: float) -> tuple[float, float]:
     """Return the share of the picture and of the noise in what the network sees at a time."""
-    if not hasattr(solver, "alphas_cumprod"):
+    if _flows(solver):
         sigma = time / solver.config.num_train_timesteps
         return 1 - sigma, sigma
     bar = np.interp(time, np.arange(len(solver.alphas_cumprod)), solver.alphas_cumprod.numpy())

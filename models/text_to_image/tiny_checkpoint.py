@@ -39,6 +39,18 @@ def networks() -> dict[str, dict[str, Any]]:
     return {"text_encoder": text, "unet": unet, "vae": vae}
 
 
+def animated() -> dict[str, dict[str, Any]]:
+    """Return config.json of each network of an AnimateDiff: the same, with motion modules."""
+    found = networks()
+    unet = {name: value for name, value in found["unet"].items() if name != "attention_head_dim"}
+    unet |= {
+        **{"num_attention_heads": 2, "motion_num_attention_heads": 2, "motion_max_seq_length": 32},
+        "down_block_types": ["CrossAttnDownBlockMotion", "DownBlockMotion"],
+        "up_block_types": ["UpBlockMotion", "CrossAttnUpBlockMotion"],
+    }
+    return {**found, "unet": unet}
+
+
 def readers() -> dict[str, dict[str, Any]]:
     """Return the one tokenizer: letters and digits, as CLIP's has them, without merges."""
     names = [*SIGNS, *(f"{sign}</w>" for sign in SIGNS), "<|startoftext|>", "<|endoftext|>"]

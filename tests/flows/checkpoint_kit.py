@@ -1,4 +1,4 @@
-"""Tiny checkpoints as diffusers saves them, built from configs: a Stable Diffusion and one of XL's shape."""
+"""Tiny checkpoints as diffusers saves them, built from configs: pipelines of pictures, and of clips."""
 
 import json
 from pathlib import Path
@@ -161,11 +161,82 @@ def three(*, long: bool = True) -> Any:
     )
 
 
-def _t5() -> tuple[Any, Any]:
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+def animated() -> Any:
+    """Return an AnimateDiff: the U-Net of pictures, and motion modules that are not at their start."""
+    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
+    from transformers import CLIPTextModel
+
+    words = tokenizer()
+    torch.manual_seed(3)
+    motion = MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        motion_max_seq_length=16,
+        use_motion_mid_block=False,
+    )
+    for parameter in motion.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return AnimateDiffPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config(words)),
+        tokenizer=words,
+        unet=unet(),
+        motion_adapter=motion,
+        scheduler=DDIMScheduler(
+            **{**LINEAR, "beta_schedule": "linear"},
+            clip_sample=False,
+            timestep_spacing="linspace",
+            steps_offset=1,
+        ),
+    )
+
+
+def wan() -> Any:
+    """Return a pipeline of Wan 2.1's shape: a transformer over space and time, UMT5, an autoencoder of clips."""
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(4)
+    pieces = _pieces()
+    config = UMT5Config(
+        vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    return WanPipeline(
+        tokenizer=pieces,
+        text_encoder=UMT5EncoderModel(config).eval(),
+        vae=AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+        transformer=WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            text_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=32,
+        ),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+def _pieces() -> Any:
+    from transformers import T5Tokenizer
 
     names = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
-    pieces = T5Tokenizer(vocab=[(name, -1.0) for name in names], extra_ids=0)
+    return T5Tokenizer(vocab=[(name, -1.0) for name in names], extra_ids=0)
+
+
+def _t5() -> tuple[Any, Any]:
+    from transformers import T5Config, T5EncoderModel
+
+    pieces = _pieces()
     config = T5Config(
         vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
     )
@@ -173,11 +244,12 @@ def _t5() -> tuple[Any, Any]:
 
 
 BUILT: Final = {"sd": stable_diffusion, "xl": xl, "sd3": three}
+CLIPS: Final = {"animatediff": animated, "wan": wan}
 
 
 def saved(kind: str, folder: Path) -> Any:
     """Save a tiny checkpoint with a model card; return its pipeline."""
-    pipeline = BUILT[kind]()
+    pipeline = {**BUILT, **CLIPS}[kind]()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: openrail\n---\n# tiny\n")
