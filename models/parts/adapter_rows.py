@@ -45,8 +45,13 @@ class Product:
     scale_B11: Tensor
 
     def of(self, x_BNI: Tensor) -> Tensor:
-        """Return what is added (B, N, O)."""
-        return torch.bmm(torch.bmm(x_BNI, self.down_BRI.mT), self.up_BOR.mT) * self.scale_B11
+        """Return what is added (B, N, O); a clip's frames, or its places, may be rows one after the other."""
+        parts = len(x_BNI) // len(self.down_BRI)
+        down, up, scale = (
+            one.repeat_interleave(parts, 0) if parts > 1 else one
+            for one in (self.down_BRI, self.up_BOR, self.scale_B11)
+        )
+        return torch.bmm(torch.bmm(x_BNI, down.mT), up.mT) * scale
 
 
 class Chosen:

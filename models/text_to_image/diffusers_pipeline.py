@@ -150,6 +150,7 @@ class Diffusers(Family):
         self._predicts = solvers.predicts(solver)
         self._kept: LRUCache[Any, Tensor] = LRUCache(KEPT_BYTES, getsizeof=_bytes)
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        self.train()  # what does not learn comes out of its constructor as if it did
 
     def learns(self, name: str) -> bool:  # noqa: ARG002 - all of it
         """Return whether a parameter of what denoises learns."""

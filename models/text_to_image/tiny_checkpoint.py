@@ -1,4 +1,4 @@
-"""The configs of a Stable Diffusion that a CPU trains in a second: letters for tokens, 16 pixels."""
+"""The configs of a Stable Diffusion, and of a Wan, that a CPU trains in a second: letters for tokens, 16 pixels."""
 
 import json
 from typing import Any, Final
@@ -12,6 +12,14 @@ SCHEDULER: Final = json.dumps(
         "_class_name": "DDIMScheduler",
         **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
         **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+    }
+)
+
+
+FLOW: Final = json.dumps(
+    {
+        "_class_name": "UniPCMultistepScheduler",
+        **{"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
     }
 )
 
@@ -39,16 +47,23 @@ def networks() -> dict[str, dict[str, Any]]:
     return {"text_encoder": text, "unet": unet, "vae": vae}
 
 
-def animated() -> dict[str, dict[str, Any]]:
-    """Return config.json of each network of an AnimateDiff: the same, with motion modules."""
-    found = networks()
-    unet = {name: value for name, value in found["unet"].items() if name != "attention_head_dim"}
-    unet |= {
-        **{"num_attention_heads": 2, "motion_num_attention_heads": 2, "motion_max_seq_length": 32},
-        "down_block_types": ["CrossAttnDownBlockMotion", "DownBlockMotion"],
-        "up_block_types": ["UpBlockMotion", "CrossAttnUpBlockMotion"],
+def of_clips() -> dict[str, dict[str, Any]]:
+    """Return config.json of each network of a Wan whose latent has half the side, and half the frames."""
+    text = {
+        **{"vocab_size": 2 * len(SIGNS) + 2, "d_model": 16, "d_kv": 8, "d_ff": 32},
+        **{"num_layers": 1, "num_heads": 2},
     }
-    return {**found, "unet": unet}
+    transformer = {
+        **{"patch_size": [1, 2, 2], "in_channels": 4, "out_channels": 4, "text_dim": 16},
+        **{"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 48, "num_layers": 1},
+        "rope_max_seq_len": 32,
+    }
+    vae = {
+        **{"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1},
+        **{"temperal_downsample": [True], "scale_factor_temporal": 2, "scale_factor_spatial": 2},
+        **{"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+    }
+    return {"text_encoder": text, "transformer": transformer, "vae": vae}
 
 
 def readers() -> dict[str, dict[str, Any]]:

@@ -28,10 +28,11 @@ from models.text_to_image.diffusers_pipeline import Diffusers, DiffusersConfig
 class DiffusersClipsConfig(DiffusersConfig):
     """A checkpoint's own settings, and how long its clips are."""
 
-    pipeline: Literal["AnimateDiffPipeline", "WanPipeline"] = "AnimateDiffPipeline"  # type: ignore[assignment]
-    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.animated)
-    frames: int = 16
-    frame_rate: float = 8.0  # frames a second
+    pipeline: Literal["AnimateDiffPipeline", "WanPipeline"] = "WanPipeline"  # type: ignore[assignment]
+    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.of_clips)
+    scheduler: str = tiny_checkpoint.FLOW
+    frames: int = 5
+    frame_rate: float = 16.0  # frames a second
     kinds: ClassVar[Mapping[str, Mapping[str, str]]] = CLIPS
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class DiffusersClips(Diffusers):
 
     Config: ClassVar[type[Any]] = DiffusersClipsConfig
     presets: ClassVar[Mapping[str, DiffusersClipsConfig]] = {
-        "tiny": DiffusersClipsConfig(steps=4, guidance=3.0, frames=4),
+        "tiny": DiffusersClipsConfig(steps=4, guidance=3.0),
         "base": DiffusersClipsConfig(),  # of a version that training starts from, which brings its own
     }
     config: DiffusersClipsConfig

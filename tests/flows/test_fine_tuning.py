@@ -22,6 +22,7 @@ from flows.recipe import Recipe
 from flows.recipes.loader import RecipeError, load
 from flows.train import check_specs, publish, work_of
 from flows.training import starting
+from flows.training.checkpoints import detached
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
 from flows.training.spec import Base, TrainingSpec
@@ -47,7 +48,7 @@ def stored(model: Family, folder: Path) -> Base:
     """Seal a model's weights as a version's."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(describe(model)))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")  # fmt: skip
+    save_file(detached(model.state_dict()), folder / "model.safetensors")
     digest = seal(folder, {"kind": "model"})
     return Base(name="toys.base", version=3, digest=digest, path=folder)
 

@@ -28,6 +28,10 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "diffusers": {
         f"text_encoder.embeddings.{kind}_embedding.weight" for kind in ("token", "position")
     },
+    "diffusers-clips": {
+        "text_encoder.shared.weight",
+        "text_encoder.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    },
     "dvae": {"vectors.weight"},
     "edm": {"text.words.weight", "text.places", "text.null_1TD"},
     "gan": {"critic.words.weight", "generator.words.weight"},

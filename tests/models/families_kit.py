@@ -114,7 +114,11 @@ def rolling(model: Family, count: int) -> dict[str, Tensor]:
     """Clips of black and white rows that move down by one a frame."""
     c = model.config
     pictures = stripes(model, count)["pixels"]
-    return {"frames": torch.stack([pictures.roll(place, 2) for place in range(c.span)], 1)}
+    return {
+        "frames": torch.stack(
+            [pictures.roll(place, 2) for place in range(getattr(c, "span", c.frames))], 1
+        )
+    }
 
 
 def tones(model: Family, count: int) -> dict[str, Tensor]:

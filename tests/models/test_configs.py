@@ -102,6 +102,12 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"prompt_drop": 1.5}, "prompt_drop must be between 0 and 1, got 1.5"),
     ),
+    "diffusers-clips": (
+        ({"frames": 4}, "frames must be a multiple of 2 and one more, got 4"),
+        ({"image_size": 18}, "image_size must be a multiple of 4, got 18"),
+        ({"frame_rate": 0}, "frame_rate must be between 0.1 and 1000, got 0"),
+        ({"pipeline": "StableDiffusionPipeline"}, "pipeline must be one of AnimateDiffPipeline"),
+    ),
     "dvae": (
         ({"codes": 1}, "codes must be at least 2, got 1"),
         ({"cold": 2.0}, "temperatures must fall and be above 0, got warm 1.0, cold 2.0"),

@@ -28,7 +28,7 @@ def denoises(name: str) -> bool:
 
 
 DENOISING = [name for name in FAMILIES if denoises(name)]
-OURS = [name for name in DENOISING if name != "diffusers"]  # its networks are trained by others
+OURS = [name for name in DENOISING if "diffusers" not in name]  # others trained its networks
 PRESETS = [(name, preset) for name in OURS for preset in trainable(name).presets]
 DDPMS: list[tuple[str, dict[str, Any]]] = [
     ("ddpm", {"objective": "v", "sampler": "ddim"}),
