@@ -13,6 +13,7 @@ from models.outline import outline
 from models.parts.rows import join
 from models.request import Request
 from models.text_to_image.diffusers_pipeline import Diffusers
+from services.stages.batch_invariance import agreeing
 from tests.models.families_kit import batch_of, clips, embeddings
 
 WORDS = ("red", "green")
@@ -163,6 +164,7 @@ def test_guidance_0_is_no_caption_1_the_caption_and_more_goes_on_along_the_line(
 @pytest.mark.parametrize("name", DENOISING)
 def test_a_row_s_bits_do_not_depend_on_how_its_neighbours_are_guided(name: str) -> None:
     model = reader(name)
+    agreeing(model, (4,))  # a replica tells it the sizes of calls whose bits agree on this machine
     scales = (1.0, 2.0, 0.0, 3.0)
     apart = [model.begin(asked(model, (7,), "red", steps=3, guidance=scale)) for scale in scales]
     alike = [join([one] * 4) for one in apart]
