@@ -71,14 +71,25 @@ def _acceptable(model: Family) -> Request | None:
     words = known[:1] if able.condition == "text" else ()
     if able.modality == "audio":
         return Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)
+    unguided = {"guidance": 1.0} if "guidance" in model.takes else {}
+    tried = [
+        Request(seeds=(0,), prompts=tuple(words), given=given, options=unguided)
+        for given in _given(model)
+    ]
+    return tried[0] if len(tried) == 1 else next(one for one in tried if _takes(model, one))
+
+
+def _given(model: Family) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield what a model may be given beside a text: what it needs, and that with one more input each."""
     grey = torch.Generator().manual_seed(0)
-    given = {
+    made = {
         name: torch.rand(1, *port.shape, generator=grey)  # type: ignore[arg-type] # no size is open
         for name, port in model.inputs.items()
-        if port.kind != "text" and not port.optional
+        if port.kind != "text"
     }
-    unguided = {"guidance": 1.0} if "guidance" in model.takes else {}
-    return Request(seeds=(0,), prompts=tuple(words), given=given, options=unguided)
+    needed = {name: one for name, one in made.items() if not model.inputs[name].optional}
+    yield needed
+    yield from ({**needed, name: one} for name, one in made.items() if name not in needed)
 
 
 def _written() -> Iterator[Request]:
