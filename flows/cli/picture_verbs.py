@@ -1,7 +1,7 @@
 """`edit`, `vary`: a picture from a picture; `sheet`, `gallery`: what a pipeline draws by stages, and every family."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -11,13 +11,22 @@ from infra.settings import settings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from infra.media.clips import Kind
+
 ROWS: Final = 8
+RATE: Final = 8.0  # frames a second, of clips that do not say
 Picture = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")]
-Drawn = Annotated[Path, typer.Option("-o", "--output", help="Where to write the PNG.")]
+Drawn = Annotated[
+    Path,
+    typer.Option("-o", "--output", help="Where to: a PNG; of clips a WebP, GIF or MP4."),
+]
 Seed = Annotated[int | None, typer.Option(min=0)]
 Steps = Annotated[int | None, typer.Option(min=1)]
 Guidance = Annotated[float | None, typer.Option(min=0)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the PNG.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Where to write the PNG; of clips a WebP, GIF or MP4."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -86,16 +95,17 @@ def sheet(
     seed: Annotated[int, typer.Option(min=0, help="Of the first column; the others follow.")] = 0,
     output: Output = None,
 ) -> None:
-    """Draw a pipeline stage by stage: a column a prompt, a row a stage that shows something."""
+    """Draw a pipeline stage by stage: a column a prompt, a row a stage that shows something; of clips an animation."""
     use_stack()
     from flows.comparing.compare import Incomparable, side
     from flows.comparing.gallery import drawn, prompts_of
-    from flows.reports.stages import by_stages
+    from flows.reports.stages import by_stages, moving
+    from infra.media.clips import encoded
 
     one = side(ref)
-    if one.pipeline.modality != "image":
+    if one.pipeline.modality not in {"image", "clip"}:
         raise Incomparable(
-            f"{one.version.ref} gives {one.pipeline.modality}: a sheet is of pictures"
+            f"{one.version.ref} gives {one.pipeline.modality}: a sheet is of pictures or clips"
         )
     if prompt and not one.pipeline.reads_text:
         raise Incomparable(f"{one.version.ref} reads no text: leave --prompt out")
@@ -103,10 +113,17 @@ def sheet(
     if one.pipeline.reads_text and not prompts:
         raise Incomparable(f"{one.version.ref} has no prompts to try: give some by --prompt")
     seeds = [seed + row for row in range(len(prompts) or ROWS)]
-    made = drawn(one, prompts, seeds)
     labels = prompts or [f"seed {number}" for number in seeds]
-    name = one.version.ref.replace(":", "-")
-    _write(by_stages(one.pipeline, labels, made), output, f"{name}-stages.png")
+    moves = one.pipeline.modality == "clip"
+    name = f"{one.version.ref.replace(':', '-')}-stages.{'webp' if moves else 'png'}"
+    path = output or settings().state / "pages" / name
+    kind = animated(path) if moves else None
+    made = drawn(one, prompts, seeds)
+    if kind is None:
+        _write(by_stages(one.pipeline, labels, made), path)
+        return
+    frames = moving(one.pipeline, labels, made)
+    _store(encoded(frames, one.pipeline.rate({}) or RATE, kind).content, path)
 
 
 def gallery(
@@ -122,23 +139,42 @@ def gallery(
     rows = []
     for family, one in by_family().items():
         made = drawn(one, prompts_of(one, columns), range(columns))
-        rows.append(Row(f"{family}\n{one.version.ref}", list([*made.values()][-1])))
+        last = [*made.values()][-1]
+        pictures = last[:, last.shape[1] // 2] if one.pipeline.modality == "clip" else last
+        rows.append(Row(f"{family}\n{one.version.ref}", list(pictures)))
         console.print(f"{family}: {one.version.ref}")
     if not rows:
         raise Incomparable(
             "no version draws pictures yet: make one, `atelier run flows/recipes/shapes.yaml`"
         )
-    _write(table(rows), output, "gallery.png")
+    _write(table(rows), output or settings().state / "pages" / "gallery.png")
 
 
-def _write(image: "Image", output: Path | None, name: str) -> None:
+def animated(path: Path) -> "Kind":
+    """Return of which kind an animation is, by its file's name.
+
+    Raises:
+        Incomparable: it is none that can be written.
+    """
+    from flows.comparing.compare import Incomparable
+
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in {"webp", "gif", "mp4"}:
+        raise Incomparable(f"--output {path}: clips are drawn, so it ends in .webp, .gif or .mp4")
+    return cast("Kind", kind)
+
+
+def _write(image: "Image", path: Path) -> None:
     import io
 
-    from infra.storage import atomic_write
-
-    path = output or settings().state / "pages" / name
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
+    _store(buffer.getvalue(), path)
+
+
+def _store(content: bytes, path: Path) -> None:
+    from infra.storage import atomic_write
+
     with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+        file.write(content)
     console.print(f"written: {path}")

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from infra.pipelines import Pipeline
 from models.judges.gallery import EDGE, GAP_PX, INK, PAPER, TILE_PX, to_image, wrap
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 HEAD_PX: Final = 52  # above the columns
@@ -60,27 +62,42 @@ def table(rows: Sequence[Row], heads: Sequence[str] = ()) -> Image.Image:
 
 
 def by_stages(
-    pipeline: Pipeline, prompts: Sequence[str], made: "Mapping[str, Tensor]"
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    made: "Mapping[str, Tensor]",
+    moment: float = 0.5,
 ) -> Image.Image:
     """Return a column a prompt, a row a node that makes what can be seen: what each adds.
 
     Args:
         pipeline: whose nodes they are.
         prompts: what the columns were asked for.
-        made: by node, one a prompt: pictures, codes or latents; embeddings are left out.
+        made: by node, one a prompt: pictures, clips, codes or latents; embeddings are left out.
+        moment: of clips, from 0 at their begin to 1 at their end.
     """
     seen = {}
     for name, tensor in made.items():
         output = next(iter(pipeline.ports("generate", name).outputs.values()))
-        look = LOOKS.get(output.partition(" ")[0])
-        if look is not None:
-            seen[name] = look(tensor)
+        kind = output.partition(" ")[0]
+        if kind == "clip":
+            seen[name] = tensor[:, round(moment * (tensor.shape[1] - 1))]
+        elif kind in LOOKS:
+            seen[name] = LOOKS[kind](tensor)
     nodes = pipeline.entrances["generate"].nodes
     rows = [
         Row(f"{name}\n{pipeline.stage(nodes[name].stage).pin.ref}", list(pictures))
         for name, pictures in seen.items()
     ]
     return table(rows, prompts)
+
+
+def moving(
+    pipeline: Pipeline, prompts: Sequence[str], made: "Mapping[str, Tensor]"
+) -> "NDArray[np.uint8]":
+    """Return the sheet of a pipeline that draws clips, at the moment of each of their frames, (F, H, W, 3)."""
+    count = [*made.values()][-1].shape[1]
+    moments = (place / max(1, count - 1) for place in range(count))
+    return np.stack([np.asarray(by_stages(pipeline, prompts, made, moment)) for moment in moments])
 
 
 def _of_codes(codes_NP: "Tensor") -> "Tensor":

@@ -1,13 +1,16 @@
 """Sheets of a pipeline's stages and of all families: what stands on them, and whose it is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from flows import context
-from flows.comparing.compare import side
+from flows.cli.picture_verbs import animated
+from flows.comparing.compare import Incomparable, side
 from flows.comparing.gallery import by_family, drawn, prompts_of
 from flows.evaluating.pipeline import draw, load_model
-from flows.reports.stages import Row, by_stages, table
+from flows.reports.stages import Row, by_stages, moving, table
 from infra.pipelines import Pipeline
 from tests.flows.versions_kit import NAME, PROMPT, Installation
 
@@ -71,3 +74,41 @@ def test_a_gallery_needs_something_to_show() -> None:
     one, two = (table([Row("x", [torch.rand(1, 8, 8)] * count)]) for count in (1, 2))
     assert one.height == two.height
     assert one.width < two.width
+
+
+def test_a_sheet_of_clips_moves_and_keeps_pictures_still() -> None:
+    stage = {"version": 1, "sha256": "0" * 64, "family": "x"}
+    outputs = {"a": "pixels 3x8x8", "b": "clip 3x3x8x8", "c": "clip 5x3x8x8"}
+    pipeline = Pipeline.model_validate(
+        {
+            "endpoint": "x",
+            "modality": "clip",
+            "stages": [
+                {"stage": name, "name": f"x.{name}", "outputs": {"out": port}, **stage}
+                for name, port in outputs.items()
+            ],
+            "entrances": {
+                "generate": {
+                    "nodes": {name: {"stage": name, "wires": {}} for name in outputs},
+                    "output": "c.out",
+                }
+            },
+        }
+    )
+    grey = torch.linspace(0, 1, 5)[None, :, None, None, None].expand(1, 5, 3, 8, 8)
+    made = {"a": torch.rand(1, 3, 8, 8), "b": grey[:, ::2], "c": grey}
+    frames = moving(pipeline, ["one"], made)
+    assert len(frames) == 5
+    left, step = frames.shape[2] - 60, (frames.shape[1] - 52) // 3
+    middles = [52 + step // 2 + row * step for row in range(3)]
+    assert len({frames[place, middles[0], left].tobytes() for place in range(5)}) == 1
+    assert [int(frames[place, middles[1], left, 0]) for place in (0, 2, 4)] == [0, 128, 255]
+    assert [int(frames[place, middles[2], left, 0]) for place in range(5)] == [0, 64, 128, 191, 255]
+
+
+def test_an_animation_is_of_the_kind_that_its_name_says() -> None:
+    assert animated(Path("x/y.WEBP")) == "webp"
+    with pytest.raises(
+        Incomparable, match=r"--output a\.png: clips are drawn, so it ends in \.webp"
+    ):
+        animated(Path("a.png"))
