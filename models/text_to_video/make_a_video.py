@@ -143,7 +143,6 @@ class Interpolation(Clips):
         ),
         "base": InterpolationConfig(low_gain=3.0, t_mean=1.0, steps=4, guidance=1.0),
     }
-    measures: ClassVar[tuple[str, ...]] = ("gain_db",)
     config: InterpolationConfig
 
     def __init__(self, config: InterpolationConfig) -> None:
@@ -220,29 +219,6 @@ class Interpolation(Clips):
     def given_of(self, batch: Batch) -> dict[str, Tensor]:
         """Return each second frame of real clips."""
         return {"half": self.usual(batch)[:, ::2]}
-
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """Return the names that `measure` gives: those of what is drawn without a prompt."""
-        able = self.capabilities
-        return self.measures if able.unprompted or able.condition == "none" else ()
-
-    @torch.no_grad()
-    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return how much nearer frames between known ones are than a straight line, in dB of their mean error."""
-        if not self.measured:
-            return {}
-        c, real_BFCHW = self.config, self.usual(batch)
-        seeds = tuple(range(len(real_BFCHW)))
-        drawn = self.sample(Request(seeds=seeds, given=self.given_of(batch)))
-        between = ~self.known_KF[0]
-        line_FF = drawn.new_tensor(blend(known(c.frames)[0], c.frames))
-        line = torch.einsum("fg,bgchw->bfchw", line_FF, real_BFCHW)
-        errors = [
-            (guess - real_BFCHW)[:, between].square().flatten(1).mean(1).clamp(min=1e-8)
-            for guess in (line, drawn)
-        ]
-        return {"gain_db": 10 * (errors[0] / errors[1]).log10()}
 
 
 class VideoUpsampler(Clips):

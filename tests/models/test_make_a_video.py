@@ -202,14 +202,13 @@ def test_a_guess_is_a_straight_line_between_known_frames_and_the_last_one_beyond
     assert all(sum(row) == 1 for places in (range(0, 9, 2), range(1)) for row in blend(places, 9))
 
 
-def test_interpolation_that_copies_a_neighbour_gains_nothing_over_a_line() -> None:
+def test_interpolation_that_copies_a_neighbour_draws_nothing() -> None:
     model: Any = shaken(FAMILY.format("interpolation"))
     copies = Interpolation(dataclasses.replace(model.config, copies=True)).eval()
     copies.load_state_dict(model.state_dict())
     ramp = torch.linspace(0, 1, 5)[None, :, None, None, None].expand(2, 5, 3, 8, 8)
     drawn = copies.sample(Request((1, 2), given={"half": ramp[:, ::2]}))
     assert torch.equal(drawn[:, 1], drawn[:, 0])
-    assert (copies.measure({"frames": ramp})["gain_db"] < -20).all()
 
 
 def test_the_same_noise_for_every_frame_makes_nothing_flicker() -> None:
