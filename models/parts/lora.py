@@ -121,7 +121,9 @@ def check(model: Trainable, targets: Sequence[str]) -> None:
     """
     there = adaptable(model)
     if not there:
-        raise ValueError("no layer of this network takes an adapter: it has no attention")
+        names = ", ".join(type(model).adapts)
+        why = f"no linear one is called {names}" if names else "it has no attention"
+        raise ValueError(f"no layer of this network takes an adapter: {why}")
     if odd := [target for target in targets if target not in there]:
         raise ValueError(f"targets: there is no {odd[0]!r}; choose from {', '.join(there)}")
 

@@ -25,6 +25,7 @@ from flows.training.ray_train import fit
 from infra.pipelines import read_pipeline
 from infra.storage import IntegrityError
 from models import build
+from models.parts import lora
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, UNK, tokenizer
 from models.request import Request
@@ -170,6 +171,11 @@ def test_it_is_registered_served_and_taken_elsewhere(
     model = load_model(registry().fetch(stage.pin.ref, digest=stage.sha256))
     tokens = model.sample(Request(seeds=(0,), prompts=(PROMPTS[0],), max_tokens=4, temperature=0))
     assert model.text_of(tokens[0], PROMPTS[0]) == answer.json()["choices"][0]["text"]
+
+
+def test_a_gpt_2_whose_layers_are_no_linear_ones_takes_no_adapter(models: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no linear one is called q_proj, k_proj, v_proj, o_proj"):
+        lora.check(models["gpt2"], ())
 
 
 def test_an_adapter_learns_texts_beside_a_llama_whose_weights_stay(
