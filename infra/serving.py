@@ -262,6 +262,7 @@ def application(
         "signing": str(settings.state / "exchange"),
         "public_url": settings.public_url,
         "unknown_words": settings.unknown_words,
+        "private_webhooks": settings.private_webhooks,
     }
     if settings.ray_address is not None:
         # folders that its nodes mount, the host that they open, and the address that leads there

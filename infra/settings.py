@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     unknown_words: Literal["refuse", "map"] = (
         "refuse"  # of prompts; mapped ones are said in the answer
     )
+    private_webhooks: bool = False  # webhooks may go to private networks, and without TLS
     mlflow_port: int = 5000
     prefect_port: int = 4200
     ray_port: int = 6379

@@ -32,6 +32,7 @@ from services.gateway.openapi import Api
 from services.gateway.readiness import Readiness
 from services.jobs.runner import Runner
 from services.jobs.store import Store
+from services.jobs.webhooks import Courier
 from services.jobs.working import Working
 from services.media.answer_log import Samples
 from services.media.result_store import Files
@@ -94,6 +95,7 @@ class Gateway:
         self, arguments: Mapping[str, Any], pools: "Mapping[str, DeploymentHandle[Any]]"
     ) -> None:
         from infra.jobs.jobs import Jobs
+        from infra.jobs.webhooks import Webhooks
         from infra.keys import Keys
         from infra.ledger.ledger import Ledger
         from infra.ledger.rollout_metrics import Observations
@@ -116,6 +118,8 @@ class Gateway:
         executor, store, jobs = Executor(stage_of), Store(given.made), Jobs(given.database)
         kinds = {KIND: clips(signing)}
         self._runner = Runner(jobs, store, endpoints, executor, kinds)
+        webhooks, private = Webhooks(given.database), given.private_webhooks
+        self._courier = Courier(webhooks, signing, private=private)
         self._parts = Parts(
             endpoints=endpoints,
             arms=Arms(executor, observer, given.timeout_s),
@@ -153,7 +157,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this in the replica."""
-        app = Working(create(self._parts, behind_proxy=True), self._runner)
+        app = Working(create(self._parts, behind_proxy=True), self._runner, self._courier)
         place = sockets.folder()
         return app if place is None else sockets.Listening(app, place)
 

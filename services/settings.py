@@ -29,6 +29,7 @@ class Arguments(BaseModel):
     max_body: int = Field(default=2**20, ge=1)  # bytes
     max_under_way: int = Field(default=512, ge=1)  # requests in the gateway
     unknown_words: Literal["refuse", "map"] = "refuse"  # see services.stages.unknown_words
+    private_webhooks: bool = False  # may go to private networks, and without TLS
     placement: Placement = Placement()
 
     @property

@@ -1,18 +1,30 @@
-"""The runner's place in a gateway: it works between the start and the end of the server around it."""
+"""The place of what works beside the requests of a gateway: between the start and the end of the server around it."""
+
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.jobs.runner import Runner
+
+class Beside(Protocol):
+    """Works from start to stop, in the event loop that these are called in: a runner, a courier."""
+
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    async def stop(self) -> None:
+        """End, and give back what it works on."""
+        ...
 
 
 class Working:
-    """ASGI middleware around the gateway: it starts the runner, and at the end has it give back what it works on."""
+    """ASGI middleware around the gateway, which starts and stops what works beside it."""
 
-    def __init__(self, app: ASGIApp, runner: Runner) -> None:
-        self._app, self._runner = app, runner
+    def __init__(self, app: ASGIApp, *beside: Beside) -> None:
+        self._app, self._beside = app, beside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Start and stop the runner as the server that runs the gateway starts and ends."""
+        """Start and stop them as the server that runs the gateway starts and ends."""
         if scope["type"] != "lifespan":
             await self._app(scope, receive, send)
             return
@@ -20,9 +32,11 @@ class Working:
         async def heard() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._runner.start()
+                for one in self._beside:
+                    one.start()
             elif message["type"] == "lifespan.shutdown":
-                await self._runner.stop()
+                for one in self._beside:
+                    await one.stop()
             return message
 
         await self._app(scope, heard, send)

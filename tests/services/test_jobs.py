@@ -42,15 +42,22 @@ class House:
         (folder / "versions").symlink_to(workshop.cache)
         self.folder, self.database = folder, database
         self.later_s, self.ledger = 0.0, Ledger(database)
-        self.jobs = Jobs(database, most_open=1000, clock=lambda: time.time() + self.later_s)
+        self.jobs = Jobs(database, most_open=1000, clock=self.now)
         self._ref = f"{version['name']}:{version['number']}"
         self._digests = {self._ref: version["digest"]}
 
-    def submit(self, seed: int, **request: Any) -> Job:
+    def now(self) -> float:
+        """Return Unix seconds, later than they are."""
+        return time.time() + self.later_s
+
+    def submit(self, seed: int, *, deadline: float | None = None, **request: Any) -> Job:
         asked = {"prompt": "a small red circle", **request}
-        return self.jobs.submit(
-            "image", asked, owner="anna", pipeline=self._ref, digests=self._digests, seed=seed
-        )
+        given: dict[str, Any] = {
+            "pipeline": self._ref,
+            "digests": self._digests,
+            "deadline": deadline,
+        }
+        return self.jobs.submit("image", asked, owner="anna", seed=seed, **given)
 
     def runner(self, stage_of: Any = None) -> Runner:
         return runner(self.jobs, self.ledger, self.folder, stage_of or counted(self.folder))

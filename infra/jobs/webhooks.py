@@ -1,0 +1,193 @@
+"""Who wants to be told of events, and what is still to be told: the outbox's other side.
+
+A delivery is claimed by moving its time ahead, so that of several couriers one has it, and one that is killed loses
+nothing: it is due again a minute later. Whoever is told may so be told twice, under the same id.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from infra.database import open_engine, reading, writing
+from infra.documents import parse_json
+from infra.jobs.ids import new_id
+from infra.jobs.outbox import post
+from infra.jobs.table import DELIVERIES, ENDPOINTS
+
+MOST_TRIES: Final = 5
+CLAIM_S: Final = 60.0  # how long a courier may take over one delivery
+PAUSE_S: Final = 5.0  # before the second try; four times as long before each further one
+BOTH_S: Final = 24 * 3600.0  # how long an old secret that is kept signs, too
+KEPT_S: Final = 7 * 24 * 3600.0  # how long a delivery that ended can be looked at
+
+
+class WebhookError(ValueError):
+    """There is no such endpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookEndpoint:
+    """An address that wants to be told of events; its secret is derived from `id` and a generation."""
+
+    id: str
+    owner: str
+    name: str
+    url: str
+    events: tuple[str, ...]
+    generation: int
+    both_until: float | None  # Unix s: until then the secret before this one signs, too
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event for one endpoint, claimed to be told."""
+
+    id: str
+    body: str
+    endpoint: WebhookEndpoint
+
+
+class Webhooks:
+    """Endpoints and their deliveries in one database."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self._clock = open_engine(url), clock
+
+    def close(self) -> None:
+        """Close the connections; they are reopened when needed."""
+        self._engine.dispose()
+
+    def create(self, owner: str, name: str, url: str, events: Sequence[str]) -> WebhookEndpoint:
+        """Tell an address of these events of an owner's from now on."""
+        now = self._clock()
+        row = {"owner": owner, "name": name, "url": url, "events": json.dumps(list(events))}
+        id = new_id("we", now)
+        with writing(self._engine) as connection:
+            both = {"generation": 1, "created": now, "updated": now}
+            connection.execute(sa.insert(ENDPOINTS), {"id": id, **row, **both})
+            return _get(connection, id, owner)
+
+    def list(self, owner: str) -> Sequence[WebhookEndpoint]:
+        """Return an owner's endpoints, oldest first."""
+        order = (ENDPOINTS.c.created, ENDPOINTS.c.id)
+        query = sa.select(ENDPOINTS).where(ENDPOINTS.c.owner == owner).order_by(*order)
+        with reading(self._engine) as connection:
+            return [_endpoint(dict(row)) for row in connection.execute(query).mappings()]
+
+    def get(self, id: str, owner: str) -> WebhookEndpoint:
+        """Return one endpoint of an owner's.
+
+        Raises:
+            WebhookError: there is none.
+        """
+        with reading(self._engine) as connection:
+            return _get(connection, id, owner)
+
+    def update(
+        self,
+        id: str,
+        owner: str,
+        *,
+        name: str | None = None,
+        url: str | None = None,
+        events: Sequence[str] | None = None,
+    ) -> WebhookEndpoint:
+        """Change what is given; errors as in `get`."""
+        given = {"name": name, "url": url, "events": events and json.dumps(list(events))}
+        changed = {key: value for key, value in given.items() if value is not None}
+        return self._set(id, owner, **changed)
+
+    def rotate(self, id: str, owner: str, *, keep_old: bool) -> WebhookEndpoint:
+        """Give an endpoint another secret; with `keep_old` the one before signs for a day, too. Errors as in `get`."""
+        both = self._clock() + BOTH_S if keep_old else None
+        return self._set(id, owner, generation=ENDPOINTS.c.generation + 1, both_until=both)
+
+    def delete(self, id: str, owner: str) -> None:
+        """Tell an address of nothing more; errors as in `get`."""
+        with writing(self._engine) as connection:
+            _get(connection, id, owner)
+            connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.endpoint == id))
+            connection.execute(sa.delete(ENDPOINTS).where(ENDPOINTS.c.id == id))
+
+    def test(self, id: str, owner: str, event: str, data: Mapping[str, Any]) -> str:
+        """Send one event to an endpoint, whether it listens for it or not; return its id. Errors as in `get`."""
+        with writing(self._engine) as connection:
+            _get(connection, id, owner)
+            return post(connection, id, event, data, self._clock())
+
+    def claim(self) -> Delivery | None:
+        """Return what has waited longest to be told, for a minute, or None where nothing is due."""
+        now = self._clock()
+        waits = sa.select(DELIVERIES).where(DELIVERIES.c.due <= now)
+        waits = waits.order_by(DELIVERIES.c.due, DELIVERIES.c.id).limit(1)
+        with reading(self._engine) as connection:
+            if connection.execute(waits).first() is None:
+                return None
+        with writing(self._engine) as connection:
+            row = connection.execute(waits.with_for_update(skip_locked=True)).mappings().first()
+            if row is None:
+                return None
+            here = DELIVERIES.c.id == row["id"]
+            # a courier that is killed over it has tried it, too
+            claimed = {"due": now + CLAIM_S, "tries": row["tries"] + 1}
+            connection.execute(sa.update(DELIVERIES).where(here).values(**claimed))
+            query = sa.select(ENDPOINTS).where(ENDPOINTS.c.id == row["endpoint"])
+            endpoint = connection.execute(query).mappings().one()
+            return Delivery(row["id"], row["body"], _endpoint(dict(endpoint)))
+
+    def delivered(self, id: str) -> None:
+        """Note that an event was taken."""
+        self._end(id, None)
+
+    def failed(self, id: str, error: str) -> None:
+        """Note why an event was not taken: it is tried again 5, 20, 80 and 320 s later, and then given up."""
+        with reading(self._engine) as connection:
+            tries = connection.scalar(sa.select(DELIVERIES.c.tries).where(DELIVERIES.c.id == id))
+        if tries is None:  # its endpoint was deleted meanwhile
+            return
+        if tries >= MOST_TRIES:
+            self._end(id, error)
+            return
+        due = self._clock() + PAUSE_S * 4 ** (tries - 1)
+        with writing(self._engine) as connection:
+            here = sa.update(DELIVERIES).where(DELIVERIES.c.id == id)
+            connection.execute(here.values(due=due, error=error))
+
+    def sweep(self) -> None:
+        """Forget deliveries that ended a week ago."""
+        old = DELIVERIES.c.due.is_(None) & (DELIVERIES.c.ended < self._clock() - KEPT_S)
+        with writing(self._engine) as connection:
+            connection.execute(sa.delete(DELIVERIES).where(old))
+
+    def _end(self, id: str, error: str | None) -> None:
+        with writing(self._engine) as connection:
+            here = sa.update(DELIVERIES).where(DELIVERIES.c.id == id)
+            connection.execute(here.values(due=None, ended=self._clock(), error=error))
+
+    def _set(self, id: str, owner: str, **values: Any) -> WebhookEndpoint:
+        with writing(self._engine) as connection:
+            _get(connection, id, owner)
+            here = sa.update(ENDPOINTS).where(ENDPOINTS.c.id == id)
+            if values:
+                connection.execute(here.values(**values, updated=self._clock()))
+            return _get(connection, id, owner)
+
+
+def _get(connection: Connection, id: str, owner: str) -> WebhookEndpoint:
+    here = (ENDPOINTS.c.id == id) & (ENDPOINTS.c.owner == owner)
+    row = connection.execute(sa.select(ENDPOINTS).where(here)).mappings().first()
+    if row is None:
+        raise WebhookError(f"there is no webhook endpoint {id!r}, or not any more")
+    return _endpoint(dict(row))
+
+
+def _endpoint(row: Mapping[str, Any]) -> WebhookEndpoint:
+    events = tuple(parse_json(row["events"], "an endpoint's events"))
+    return WebhookEndpoint(**{**row, "events": events})

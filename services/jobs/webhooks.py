@@ -1,0 +1,151 @@
+"""Webhooks leave from here: signed as Standard Webhooks has it, so that `client.webhooks.unwrap` verifies them.
+
+An endpoint's secret is derived from this installation's key, as links are signed: every gateway computes it, and the
+database holds none. Addresses of private networks are refused, also where a public name leads there: what was looked up
+and checked is what is connected to.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import ipaddress
+import logging
+import socket
+import time
+from typing import Final
+
+import httpx
+
+from infra.database import DatabaseError
+from infra.jobs.webhooks import Delivery, WebhookEndpoint, Webhooks
+from infra.receipts.signing import Signing
+
+logger = logging.getLogger("ray.serve")
+
+ANSWER_S: Final = 10.0
+LOOK_S: Final = 1.0  # between two looks into the outbox
+SWEEP_S: Final = 3600.0
+
+
+class Unwelcome(ValueError):
+    """An address that is not to be called; one line that says why."""
+
+
+def secret_of(signing: Signing, endpoint: WebhookEndpoint, back: int = 0) -> str:
+    """Return an endpoint's secret as its owner is told it, or one that it had before."""
+    content = signing.secret(f"webhook {endpoint.id} {endpoint.generation - back}")
+    return f"whsec_{base64.b64encode(content).decode()}"
+
+
+def signatures(signing: Signing, delivery: Delivery, now: float) -> str:
+    """Return the header of a delivery: one signature a secret that holds."""
+    endpoint = delivery.endpoint
+    held = [0]
+    if endpoint.both_until is not None and now < endpoint.both_until:
+        held.append(1)
+    signed = f"{delivery.id}.{int(now)}.{delivery.body}".encode()
+    found = []
+    for back in held:
+        key = base64.b64decode(secret_of(signing, endpoint, back).removeprefix("whsec_"))
+        digest = hmac.digest(key, signed, hashlib.sha256)
+        found.append(f"v1,{base64.b64encode(digest).decode()}")
+    return " ".join(found)
+
+
+async def address_of(url: httpx.URL, *, private: bool) -> str:
+    """Return the address that a URL is to be called at.
+
+    Raises:
+        Unwelcome: no http(s) address, one without TLS or of a private network where these are not allowed, or none.
+    """
+    if url.scheme not in ({"https", "http"} if private else {"https"}) or not url.host:
+        raise Unwelcome(f"a webhook goes to https://..., got {str(url)!r}")
+    if url.userinfo:
+        raise Unwelcome("a webhook's address holds no password")
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Unwelcome(f"{url.host} cannot be found: {error.strerror}") from None
+    addresses = [str(one[4][0]) for one in found]
+    closed = [one for one in addresses if not ipaddress.ip_address(one).is_global]
+    if closed and not private:
+        raise Unwelcome(
+            f"{url.host} is {closed[0]}, of a private network: webhooks go there only where the operator allows it"
+        )
+    return addresses[0]
+
+
+class Courier:
+    """Tells endpoints of what the outbox holds, as long as it runs."""
+
+    def __init__(self, webhooks: Webhooks, signing: Signing, *, private: bool) -> None:
+        self._webhooks, self._signing = webhooks, signing
+        self._private = private  # networks may be called, and without TLS
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to deliver, in the event loop that runs now."""
+        self._task = self._task or asyncio.create_task(self._delivering())
+
+    async def stop(self) -> None:
+        """Deliver no more; what is under way is due again a minute later."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    async def _delivering(self) -> None:
+        swept = 0.0
+        while True:
+            try:
+                if time.monotonic() - swept > SWEEP_S:
+                    swept = time.monotonic()
+                    await asyncio.to_thread(self._webhooks.sweep)
+                told = await self.deliver()
+            except DatabaseError as error:
+                logger.warning("no webhook can be delivered: %s", error)
+                told = False
+            if not told:
+                await asyncio.sleep(LOOK_S)
+
+    async def deliver(self) -> bool:
+        """Deliver one event that is due; return whether there was one."""
+        delivery = await asyncio.to_thread(self._webhooks.claim)
+        if delivery is None:
+            return False
+        try:
+            await self._post(delivery)
+        except (httpx.HTTPError, Unwelcome) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("webhook %s to %s: %s", delivery.id, delivery.endpoint.id, why)
+            await asyncio.to_thread(self._webhooks.failed, delivery.id, why[:500])
+        else:
+            await asyncio.to_thread(self._webhooks.delivered, delivery.id)
+        return True
+
+    async def _post(self, delivery: Delivery) -> None:
+        url = httpx.URL(delivery.endpoint.url)
+        address = await address_of(url, private=self._private)
+        now = time.time()
+        headers = {
+            "host": url.netloc.decode(),
+            "content-type": "application/json",
+            "user-agent": "atelier-webhooks",
+            "webhook-id": delivery.id,
+            "webhook-timestamp": str(int(now)),
+            "webhook-signature": signatures(self._signing, delivery, now),
+        }
+        async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
+            request = client.build_request(
+                "POST",
+                url.copy_with(host=address),
+                content=delivery.body.encode(),
+                headers=headers,
+                extensions={"sni_hostname": url.host},  # the certificate is the name's
+            )
+            answer = await client.send(request, stream=True)  # what it says besides is not read
+            await answer.aclose()
+        if not answer.is_success:
+            raise Unwelcome(f"the endpoint answered {answer.status_code}")

@@ -1,0 +1,210 @@
+"""Webhooks leave from the outbox until they are taken or given up, signed as OpenAI's client verifies it."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import InvalidWebhookSignatureError, OpenAI
+
+from infra.jobs.jobs import Jobs
+from infra.jobs.table import Result
+from infra.jobs.webhooks import BOTH_S, CLAIM_S, MOST_TRIES, WebhookEndpoint, WebhookError, Webhooks
+from infra.receipts.signing import Signing
+from services.jobs.webhooks import Courier, Unwelcome, address_of, secret_of
+from tests.databases_kit import Database
+
+EVENTS = ["video.completed", "video.failed"]
+
+
+class Told:
+    """A receiver: what it was told, and what it answers."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.answers: list[int] = []
+        self.url = ""
+
+
+@contextmanager
+def receiving() -> Iterator[Told]:
+    told = Told()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            told.got.append((dict(self.headers.items()), body))
+            self.send_response(told.answers.pop(0) if told.answers else 204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    told.url = f"http://127.0.0.1:{server.server_port}/hooks?a=b"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield told
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Post:
+    """Jobs and webhooks of one database, under one clock."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        import time
+
+        self.now = time.time()
+        self.signing = Signing(folder)
+        self.jobs = Jobs(url, clock=lambda: self.now)
+        self.webhooks = Webhooks(url, clock=lambda: self.now)
+
+    def courier(self, *, private: bool = True) -> Courier:
+        return Courier(self.webhooks, self.signing, private=private)
+
+    def deliver(self, *, private: bool = True) -> bool:
+        return asyncio.run(self.courier(private=private).deliver())
+
+    def listen(self, url: str, owner: str = "anna", events: Any = EVENTS) -> WebhookEndpoint:
+        return self.webhooks.create(owner, "mine", url, events)
+
+    def end(self, owner: str = "anna", *, well: bool = True) -> str:
+        given = {"pipeline": "clips:1", "digests": {}, "seed": 1}
+        made = self.jobs.submit("video", {}, owner=owner, **given)  # type: ignore[arg-type]
+        self.now += 1  # the next is later
+        lease = self.jobs.claim("runner")
+        assert lease is not None
+        if well:
+            lease.finish(Result("d" * 64, "file:///x", "video/mp4", 1))
+        else:
+            lease.fail("failed", "broken", again=False)
+        return made.id
+
+
+@pytest.fixture
+def post(database: Database, tmp_path: Path) -> Iterator[Post]:
+    made = Post(database.url, tmp_path)
+    yield made
+    made.jobs.close()
+    made.webhooks.close()
+
+
+def unwrapped(secret: str, headers: dict[str, str], body: bytes) -> Any:
+    client = OpenAI(api_key="none", base_url="http://127.0.0.1:9")
+    return client.webhooks.unwrap(body, headers, secret=secret)
+
+
+def test_the_end_of_a_job_is_told_to_its_owner_s_endpoints_and_verified(post: Post) -> None:
+    with receiving() as told:
+        mine = post.listen(told.url)
+        post.listen(told.url, owner="berta")
+        post.listen(told.url, events=["batch.completed"])
+        done, failed = post.end(), post.end(well=False)
+        while post.deliver():
+            pass
+    secret = secret_of(post.signing, mine)
+    events = [unwrapped(secret, headers, body) for headers, body in told.got]
+    assert [(one.type, one.data.id) for one in events] == [
+        ("video.completed", done),
+        ("video.failed", failed),
+    ]
+    headers, body = told.got[0]
+    assert headers["webhook-id"] == events[0].id
+    with pytest.raises(InvalidWebhookSignatureError):
+        unwrapped(secret, headers, body.replace(b"completed", b"failed!!!"))
+
+
+def test_what_is_not_taken_is_tried_five_times_ever_later_under_one_id(post: Post) -> None:
+    with receiving() as told:
+        post.listen(told.url)
+        post.end()
+        told.answers = [500] * MOST_TRIES
+        for pause_s in (5, 20, 80, 320):
+            assert post.deliver()
+            post.now += pause_s - 1
+            assert not post.deliver()
+            post.now += 1
+        assert post.deliver()
+        post.now += 100_000
+        assert not post.deliver()
+    assert len(told.got) == MOST_TRIES
+    assert len({headers["webhook-id"] for headers, _ in told.got}) == 1
+
+
+def test_a_delivery_whose_courier_was_killed_is_another_s_a_minute_later(post: Post) -> None:
+    with receiving() as told:
+        post.listen(told.url)
+        post.end()
+        assert post.webhooks.claim() is not None  # and nothing more is heard of it
+        assert not post.deliver()
+        post.now += CLAIM_S
+        assert post.deliver()
+        assert not post.deliver()
+    assert len(told.got) == 1
+
+
+def test_a_rotated_secret_signs_alone_or_for_a_day_beside_the_old_one(post: Post) -> None:
+    with receiving() as told:
+        first = post.listen(told.url)
+        both = post.webhooks.rotate(first.id, "anna", keep_old=True)
+        post.webhooks.test(first.id, "anna", "video.completed", {"id": "video_test"})
+        assert post.deliver()
+        alone = post.webhooks.rotate(first.id, "anna", keep_old=False)
+        post.webhooks.test(first.id, "anna", "video.completed", {"id": "video_test"})
+        assert post.deliver()
+    assert both.both_until == post.now + BOTH_S
+    secrets = [secret_of(post.signing, one) for one in (first, both, alone)]
+    assert len(set(secrets)) == 3
+    for secret in secrets[:2]:
+        assert unwrapped(secret, *told.got[0]).data.id == "video_test"
+    unwrapped(secrets[2], *told.got[1])
+    for secret in secrets[:2]:
+        with pytest.raises(InvalidWebhookSignatureError):
+            unwrapped(secret, *told.got[1])
+
+
+def test_endpoints_are_changed_and_deleted_by_their_owner_alone(post: Post) -> None:
+    made = post.listen("https://example.org/hooks")
+    changed = post.webhooks.update(made.id, "anna", name="other", events=["batch.failed"])
+    assert (changed.name, changed.url, changed.events) == ("other", made.url, ("batch.failed",))
+    for act in (post.webhooks.get, post.webhooks.delete):
+        with pytest.raises(WebhookError, match=made.id):
+            act(made.id, "berta")
+    post.webhooks.test(made.id, "anna", "video.completed", {})
+    post.webhooks.delete(made.id, "anna")
+    assert not post.webhooks.list("anna")
+    assert not post.deliver()  # nor is what was still to be told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://127.0.0.1/", "https://localhost/", "https://[::1]/", "https://10.1.2.3/"),
+        *("https://169.254.169.254/latest", "https://[::ffff:127.0.0.1]/", "https://0.0.0.0/"),
+        *("http://1.1.1.1/", "ftp://1.1.1.1/", "https://user:word@1.1.1.1/", "https:///x"),
+    ],
+)
+def test_private_addresses_and_open_lines_are_refused(url: str) -> None:
+    with pytest.raises(Unwelcome):
+        asyncio.run(address_of(httpx.URL(url), private=False))
+
+
+def test_a_public_address_is_called_and_a_private_one_where_it_is_allowed() -> None:
+    assert asyncio.run(address_of(httpx.URL("https://1.1.1.1/x"), private=False)) == "1.1.1.1"
+    assert asyncio.run(address_of(httpx.URL("http://127.0.0.1:9/"), private=True)) == "127.0.0.1"
+
+
+def test_what_may_not_be_called_is_a_failed_try_and_nothing_is_sent(post: Post) -> None:
+    with receiving() as told:
+        post.listen(told.url)
+        post.end()
+        assert post.deliver(private=False)
+    assert not told.got
