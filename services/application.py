@@ -24,6 +24,7 @@ from services.api import (
     speech,
     text,
     variations,
+    webhooks,
 )
 from services.api.served import Parts
 from services.gateway import errors, sockets
@@ -70,6 +71,7 @@ def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
         scores,
         provenance,
         videos,
+        webhooks,
     ):
         app.include(module.routes)
     arguments = parts.arguments
@@ -126,6 +128,7 @@ class Gateway:
             stage_of=stage_of,
             files=Files(given.files, signing),
             jobs=jobs,
+            webhooks=webhooks,
             samples=Samples(given.samples),
             signing=signing,
             keys=keys,

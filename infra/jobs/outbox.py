@@ -21,12 +21,18 @@ def announce(connection: Connection, row: Mapping[str, Any], state: str, now: fl
             post(connection, endpoint, event, {"id": row["id"]}, now)
 
 
+def written(event: str, data: Mapping[str, Any], now: float) -> tuple[str, str]:
+    """Return the id of an event and what is sent for it."""
+    id = new_id("evt", now)
+    body = {"id": id, "object": "event", "created_at": int(now), "type": event, "data": dict(data)}
+    return id, json.dumps(body)
+
+
 def post(
     connection: Connection, endpoint: str, event: str, data: Mapping[str, Any], now: float
 ) -> str:
     """Put one event for one endpoint into the outbox, to be delivered at once; return its id."""
-    id = new_id("evt", now)
-    body = {"id": id, "object": "event", "created_at": int(now), "type": event, "data": dict(data)}
-    values = {"id": id, "endpoint": endpoint, "body": json.dumps(body), "tries": 0}
+    id, body = written(event, data, now)
+    values = {"id": id, "endpoint": endpoint, "body": body, "tries": 0}
     connection.execute(sa.insert(DELIVERIES), {**values, "due": now, "created": now})
     return id

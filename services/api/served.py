@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from infra.jobs.jobs import Jobs
+from infra.jobs.webhooks import Webhooks
 from infra.receipts.signing import Signing
 from services.api.requests import Order, whole
 from services.gateway import errors
@@ -39,6 +40,7 @@ class Parts:
     stage_of: StageOf
     files: Files
     jobs: Jobs
+    webhooks: Webhooks
     samples: Samples
     signing: Signing
     keys: KeyStore

@@ -13,11 +13,13 @@ import ipaddress
 import logging
 import socket
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import httpx
 
 from infra.database import DatabaseError
+from infra.jobs.outbox import written
 from infra.jobs.webhooks import Delivery, WebhookEndpoint, Webhooks
 from infra.receipts.signing import Signing
 
@@ -126,26 +128,48 @@ class Courier:
         return True
 
     async def _post(self, delivery: Delivery) -> None:
-        url = httpx.URL(delivery.endpoint.url)
-        address = await address_of(url, private=self._private)
-        now = time.time()
-        headers = {
-            "host": url.netloc.decode(),
-            "content-type": "application/json",
-            "user-agent": "atelier-webhooks",
-            "webhook-id": delivery.id,
-            "webhook-timestamp": str(int(now)),
-            "webhook-signature": signatures(self._signing, delivery, now),
-        }
-        async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
-            request = client.build_request(
-                "POST",
-                url.copy_with(host=address),
-                content=delivery.body.encode(),
-                headers=headers,
-                extensions={"sni_hostname": url.host},  # the certificate is the name's
-            )
-            answer = await client.send(request, stream=True)  # what it says besides is not read
-            await answer.aclose()
-        if not answer.is_success:
-            raise Unwelcome(f"the endpoint answered {answer.status_code}")
+        status = await _sent(self._signing, delivery, private=self._private)
+        if not 200 <= status < 300:
+            raise Unwelcome(f"the endpoint answered {status}")
+
+
+async def tell(
+    signing: Signing,
+    endpoint: WebhookEndpoint,
+    event: str,
+    data: Mapping[str, str],
+    *,
+    private: bool,
+) -> int:
+    """Send one event to an endpoint now, past the outbox and once; return the status that it answers.
+
+    Raises:
+        Unwelcome, httpx.HTTPError: it is not to be called, or cannot be.
+    """
+    id, body = written(event, data, time.time())
+    return await _sent(signing, Delivery(id, body, endpoint), private=private)
+
+
+async def _sent(signing: Signing, delivery: Delivery, *, private: bool) -> int:
+    url = httpx.URL(delivery.endpoint.url)
+    address = await address_of(url, private=private)
+    now = time.time()
+    headers = {
+        "host": url.netloc.decode(),
+        "content-type": "application/json",
+        "user-agent": "atelier-webhooks",
+        "webhook-id": delivery.id,
+        "webhook-timestamp": str(int(now)),
+        "webhook-signature": signatures(signing, delivery, now),
+    }
+    async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
+        request = client.build_request(
+            "POST",
+            url.copy_with(host=address),
+            content=delivery.body.encode(),
+            headers=headers,
+            extensions={"sni_hostname": url.host},  # the certificate is the name's
+        )
+        answer = await client.send(request, stream=True)  # what it says besides is not read
+        await answer.aclose()
+    return answer.status_code

@@ -14,6 +14,7 @@ import torch
 
 from flows.evaluating.pipeline import MODALITIES, able_of, entrance_of, output_of, ports_of
 from infra.jobs.jobs import Jobs
+from infra.jobs.webhooks import Webhooks
 from infra.keys import Keys
 from infra.ledger.ledger import Ledger
 from infra.ledger.rollout_metrics import Observations
@@ -31,6 +32,7 @@ from services.application import create, drawn_by
 from services.gateway.readiness import Readiness
 from services.jobs.runner import Runner
 from services.jobs.store import Store
+from services.jobs.webhooks import Courier
 from services.jobs.working import Working
 from services.media.answer_log import Samples
 from services.media.result_store import Files
@@ -76,6 +78,7 @@ class Workshop:
         self.ledger = Ledger(self.database)
         self.keys = Keys(self.database)
         self.jobs = Jobs(self.database)
+        self.webhooks = Webhooks(self.database)
         self.registry = Registry("http://127.0.0.1:9", self.cache)  # nothing is fetched
         self.observations = Observations(self.database)
         self.numbers: dict[str, int] = {}
@@ -251,6 +254,7 @@ class Workshop:
             stage_of=stage_of,
             files=Files(given.files, Signing(given.signing)),
             jobs=self.jobs,
+            webhooks=self.webhooks,
             samples=Samples(given.samples),
             signing=Signing(given.signing),
             keys=keys or self.keys,
@@ -267,7 +271,8 @@ class Workshop:
             Endpoints(self.ledger, self.registry),
         )
         kinds = {KIND: clips(self.signing())}
-        return Working(app, Runner(self.jobs, store, endpoints, executor, kinds))
+        courier = Courier(self.webhooks, self.signing(), private=True)
+        return Working(app, Runner(self.jobs, store, endpoints, executor, kinds), courier)
 
 
 Ask = Callable[..., httpx.Response]

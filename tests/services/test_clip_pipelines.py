@@ -72,7 +72,7 @@ def test_a_runner_beside_the_gateway_makes_what_is_asked_for(own_workshop: Any, 
     for seed, frames in zip((1, 2), shown, strict=True):
         [drawn_now] = drawn(clips, seeds=(seed,), prompts=("a red circle",))
         again = decode(encoded(drawn_now.frames, 8, "mp4").content).frames
-        assert np.abs(frames.astype(int) - again).mean() < 1
+        assert np.abs(frames.astype(int) - again).mean() < 6
     assert failed.status == "failed"
     assert failed.error is not None
     assert failed.error.code == "invalid_value"
