@@ -520,7 +520,7 @@ class DDPM(Family):
         for the mask as its linear operator).
         """
         if "enlarged" in rows:
-            x = super_resolution.restored(x, rows["enlarged"], self.config.low_gain)
+            x = super_resolution.restored(x, rows["enlarged"], self._gain(rows))
         x = self._clipped(x)
         if "kept" in rows:  # of rows in the same batch that know nothing it is 0
             x = rows["kept"] * rows["known"] + (1 - rows["kept"]) * x
@@ -529,8 +529,12 @@ class DDPM(Family):
     def _learned(self, picture: Tensor, rows: Rows) -> Tensor:
         """Return what is learned of pictures in [-1, 1]: themselves, or what they have over the low ones."""
         if "enlarged" in rows:
-            return super_resolution.residual(picture, rows["enlarged"], self.config.low_gain)
+            return super_resolution.residual(picture, rows["enlarged"], self._gain(rows))
         return picture
+
+    def _gain(self, rows: Rows) -> float | Tensor:  # noqa: ARG002 - one for all
+        """Return by what the residual is multiplied."""
+        return self.config.low_gain
 
     def _inside(self, picture: Tensor) -> Tensor:
         """Return pictures of [0, 1] in [-1, 1]."""

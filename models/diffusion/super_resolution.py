@@ -55,11 +55,11 @@ def enlarged(low: Tensor, side: int) -> Tensor:
     return F.interpolate(low, (side, side), mode="bicubic").clamp(-1, 1)
 
 
-def residual(picture: Tensor, enlarged_BCHW: Tensor, gain: float) -> Tensor:
+def residual(picture: Tensor, enlarged_BCHW: Tensor, gain: float | Tensor) -> Tensor:
     """Return what the picture has over the enlarged low one, times `gain`."""
     return gain * (picture - enlarged_BCHW)
 
 
-def restored(residual_BCHW: Tensor, enlarged_BCHW: Tensor, gain: float) -> Tensor:
+def restored(residual_BCHW: Tensor, enlarged_BCHW: Tensor, gain: float | Tensor) -> Tensor:
     """Return the picture that a residual stands for."""
     return enlarged_BCHW + residual_BCHW / gain

@@ -106,6 +106,8 @@ class InterpolationConfig(ClipsConfig):
 
 TASKS: Final = ("half", "quarter", "first", "start")
 """What is known: each second frame, each fourth, the first, or the first half and the one in the middle."""
+GAINS: Final = (1, 1 / 2, 1 / 6, 1 / 3)
+"""Of `low_gain`, for each of these: the less is known, the more there is over a guess."""
 
 
 def known(frames: int) -> tuple[range, ...]:
@@ -141,7 +143,7 @@ class Interpolation(Clips):
         "tiny": InterpolationConfig(
             image_size=8, frames=5, widths=(16, 24), text_width=16, heads=2, steps=4
         ),
-        "base": InterpolationConfig(low_gain=3.0, t_mean=1.0, steps=4, guidance=1.0),
+        "base": InterpolationConfig(t_mean=1.0, steps=2, guidance=1.0),
     }
     config: InterpolationConfig
 
@@ -149,12 +151,15 @@ class Interpolation(Clips):
         super().__init__(config)
         self.known_KF: Tensor
         self.blend_KFF: Tensor
+        self.gain_K: Tensor
         frames, tasks = config.frames, known(config.frames)
         guesses = [blend(places, frames, nearest=config.copies) for places in tasks]
         there = [[place in places for place in range(frames)] for places in tasks]
         # made from the config, so no version has to hold them
         self.register_buffer("blend_KFF", torch.tensor(guesses), persistent=False)
         self.register_buffer("known_KF", torch.tensor(there), persistent=False)
+        gain_K = config.low_gain * torch.tensor(GAINS)
+        self.register_buffer("gain_K", gain_K, persistent=False)
 
     @property
     def inputs(self) -> Mapping[str, Port]:
@@ -177,7 +182,8 @@ class Interpolation(Clips):
         level_B = schedules.with_ends(torch.rand(count, device=picture.device)) * c.low_noise
         noisy = picture + level_B[:, None, None, None] * torch.randn_like(picture)
         low, guess = self._guess(noisy, task_B)
-        return super_resolution.residual(picture, guess, c.low_gain), (low, level_B)
+        gain_B111 = self.gain_K[task_B][:, None, None, None]
+        return super_resolution.residual(picture, guess, gain_B111), (low, level_B)
 
     def _guess(self, clip: Tensor, task_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the known frames with their mask (B, F (C + 1), H, W), and all frames guessed (B, F C, H, W)."""
@@ -207,10 +213,15 @@ class Interpolation(Clips):
         clip_BFCHW = frames.new_zeros(len(frames), self.config.frames, *frames_BGCHW.shape[2:])
         clip_BFCHW[:, known_F] = frames_BGCHW[:, -int(known_F.sum()) :]
         clip = self._inside(clip_BFCHW)
-        low, guess = self._guess(clip, torch.full((len(clip),), task, device=device))
+        task_B = torch.full((len(clip),), task, device=device)
+        low, guess = self._guess(clip, task_B)
         kept_F = known_F.to(clip.dtype).repeat_interleave(self.config.channels)
         kept = kept_F[None, :, None, None].expand(len(clip), -1, 1, 1)
-        return {"low": low, "enlarged": guess, "known": clip, "kept": kept}
+        gain_B = self.gain_K[task_B]
+        return {"low": low, "enlarged": guess, "gain": gain_B, "known": clip, "kept": kept}
+
+    def _gain(self, rows: Rows) -> Tensor:
+        return rows["gain"][:, None, None, None]
 
     def _picture(self, x: Tensor, rows: Rows) -> Tensor:
         """Return the clips in [-1, 1] that x stands for; known frames stay as they are."""

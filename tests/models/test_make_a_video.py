@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models import trainable
+from models.parts.rows import join
 from models.request import Request
 from models.text_to_image.unclip import Decoder
 from models.text_to_video.frames import Clips
@@ -184,6 +185,21 @@ def test_known_frames_stay_as_they_are_and_the_others_are_drawn(
     others = [place for place in range(5) if place not in places]
     again = model.sample(Request((3, 4), given={given: value}))
     assert (drawn[:, others] - again[:, others]).abs().max() > 1e-3
+
+
+def test_rows_that_know_other_frames_share_a_batch_each_with_its_own_gain() -> None:
+    model: Any = shaken(FAMILY.format("interpolation"))
+    clip = torch.rand(1, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = [
+        Request((1,), given={"half": clip[:, ::2]}),
+        Request((2,), given={"first": clip[:, 0]}),
+    ]
+    rows = join([model.begin(one) for one in asked])
+    assert rows["gain"].tolist() == pytest.approx([8, 8 / 6])
+    while not model.done(rows).all():
+        rows = model.step(rows)
+    for made, one in zip(model.finish(rows), asked, strict=True):
+        torch.testing.assert_close(made, model.sample(one)[0], rtol=0, atol=1e-4)
 
 
 def test_what_is_known_is_one_thing() -> None:
