@@ -49,6 +49,9 @@ class DrawsOfTheWhole(TorchFunctionMode):
             shape = args[0] if args and isinstance(args[0], Sequence) else args
             kind = "rand" if func is torch.rand else "randn"
             return self._drawn(kind, tuple(shape)).to(named.get("device"))
+        if func is torch.randint and len(args) == 2 and named.get("generator") is None:
+            high, size = args  # one of so many, for each row
+            return (self._drawn("rand", tuple(size)) * high).long().to(named.get("device"))
         if func is torch.Tensor.random_:  # the bits of a dropout's mask
             return args[0].copy_(self._drawn("bits", tuple(args[0].shape)))
         if func is F.scaled_dot_product_attention and named.get("dropout_p"):
@@ -71,12 +74,13 @@ class DrawsOfTheWhole(TorchFunctionMode):
         generator = torch.Generator().manual_seed(1000 * self.seed + self.calls)
         if not shape:
             return (torch.rand((), generator=generator) + self.first / ROWS) % 1
+        each = max(1, shape[0] * self.stride // ROWS)  # of a clip there is a row for each frame
         shape = (shape[0] * self.stride, *shape[1:])
         if kind == "bits":
             whole = torch.empty(shape, dtype=torch.int64).random_(generator=generator)
         else:
             whole = getattr(torch, kind)(*shape, generator=generator)
-        rows: Tensor = whole[self.first :: self.stride]
+        rows: Tensor = whole.unflatten(0, (-1, each))[self.first :: self.stride].flatten(0, 1)
         return rows
 
 
