@@ -3,13 +3,16 @@
 python -m benchmarks.jobs                    # submit to first step, a finished job's writes, at 10 and 10,000 jobs
 python -m benchmarks.jobs --url postgresql://user@host/empty
 python -m benchmarks.jobs --fire 200         # two runners on one database, killed at random, until all is done
+    python -m benchmarks.jobs --beside 40        # a person's pictures alone, and beside a job that never ends
 """
 
 import argparse
 import asyncio
 import collections
+import dataclasses
 import json
 import os
+import queue
 import random
 import statistics
 import subprocess
@@ -204,14 +207,54 @@ def _runner(address: str, folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, env=environment)
 
 
+def beside(requests: int) -> None:
+    """Print how long a picture of 12 steps takes alone, beside a job's rows and beside another person's, in turns."""
+    import torch
+
+    from models.diffusion.ddpm import DDPM
+    from models.request import Request
+    from services.stages.engine import Engine
+    from services.stages.scheduler import Finished
+
+    torch.manual_seed(0)
+    tiny = dataclasses.replace(DDPM.presets["base"], vocabulary=("a", "red", "circle"))
+    person, other, engine = DDPM(tiny).eval(), DDPM(tiny).eval(), Engine()
+    picture = Request(seeds=(1,), prompts=("a red circle",), options={"steps": 12})
+    long = Request(seeds=(2, 3, 4, 5), prompts=("a red circle",) * 4, options={"steps": 250})
+    took: dict[str, list[float]] = {"alone": [], "a job": [], "a person": []}
+
+    def one() -> float:
+        inbox: queue.Queue[Any] = queue.Queue()
+        began = time.perf_counter()
+        engine.submit(person, picture, inbox.put)
+        assert isinstance(found := inbox.get(), Finished), found
+        return time.perf_counter() - began
+
+    for _ in range(5):
+        one()
+    for _ in range(requests):
+        took["alone"].append(one())
+        for who in ("a job", "a person"):
+            ticket = engine.submit(other, long, lambda _: None, behind=who == "a job")
+            time.sleep(0.05)  # it has begun
+            took[who].append(one())
+            engine.cancel(ticket)
+    engine.close()
+    for who, seconds in took.items():
+        print(f"{who if who == 'alone' else f'beside {who}'}: {_told(seconds)}")
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="", help="an empty database; SQLite in a temporary folder")
     parser.add_argument("--jobs", type=int, nargs="+", default=[10, 10_000])
     parser.add_argument("--fire", type=int, default=0, metavar="JOBS")
+    parser.add_argument("--beside", type=int, default=0, metavar="REQUESTS")
     asked = parser.parse_args()
-    if asked.fire:
+    if asked.beside:
+        beside(asked.beside)
+    elif asked.fire:
         fire(asked.url, asked.fire)
     else:
         overhead(asked.url, asked.jobs)
