@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from infra import serving
+from infra.jobs.jobs import Jobs
 from infra.keys import Keys
 from infra.ledger.ledger import Ledger
 from infra.receipts import receipts
@@ -97,6 +98,16 @@ def test_the_client_draws_four_pictures_with_a_seed(house: House) -> None:
     assert pixels(answer.data[0]).shape == (16, 16, 3)
     assert receipt(answer.data[3]).version == f"{NAME}:1"
     assert receipt(answer.data[3]).request_id == answer._request_id
+
+
+def test_the_gateway_of_a_cluster_works_on_jobs(house: House) -> None:
+    with Jobs(house.settings.database) as jobs:
+        given: dict[str, Any] = {"pipeline": f"{NAME}:1", "digests": {}, "seed": 1}
+        made = jobs.submit("nothing", {}, owner="tests", **given)
+        wait_for("end", lambda: jobs.get(made.id).over, 30)
+        error = jobs.get(made.id).error
+    assert error is not None
+    assert error.code == "unknown_kind"
 
 
 def test_a_seed_gives_the_same_bytes_alone_and_in_a_crowd(house: House) -> None:
