@@ -48,7 +48,7 @@ ASKED: Final[Mapping[str, tuple[str, ...]]] = {
     "blend": ("text", "other", "weight"),
     "animate": ("image",),
     "alter": ("clip",),
-    "extend": ("clip",),  # whose end is gone on from: what comes out follows it
+    "extend": ("clip",),  # whose last frame is the first one of what comes out
 }
 """What a request gives at an entrance, and must reach a stage; beside a text, which it may give anywhere."""
 EDITED: Final = ("image", "mask")

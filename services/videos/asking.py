@@ -97,16 +97,17 @@ def _planned(
     endpoint.must("videos")
     options = {**order.options, **_rate(order, endpoint)}
     prompt = "".join(caption(order.prompt, (seed,), endpoint))
-    length = pipeline.seconds(options) or 0.0
+    frames = (pipeline.frames or 0) - (entrance == "extend")  # of which the first one is given
+    length = frames / (pipeline.rate(options) or 1)
     if isinstance(order, VideoOrder | VideoExtensionOrder):
-        _check_length(order, endpoint, length)
+        _check_length(order, endpoint, frames, length)
     if isinstance(order, VideoOrder):
         _check_size(order, endpoint)
     inputs: dict[str, Input] = {}
     address = parts.arguments.made
     if isinstance(order, VideoEditOrder):
         endpoint.must("extensions" if entrance == "extend" else "alterations")
-        inputs, before = _clip(address, files, source, pipeline, options)
+        inputs, before = _clip(address, files, source, pipeline, entrance, options)
         length += before if entrance == "extend" else 0
     elif files or (isinstance(order, VideoOrder) and order.input_reference):
         entrance = "animate"
@@ -140,6 +141,7 @@ def _clip(
     files: Mapping[str, bytes],
     source: Job | None,
     pipeline: Pipeline,
+    entrance: str,
     options: Mapping[str, Any],
 ) -> tuple[dict[str, Input], float]:
     """Return the clip that is given, and how long it is in seconds."""
@@ -147,7 +149,7 @@ def _clip(
         message = "video: send one clip, as a file or by the id of one that was made here"
         raise invalid(message, "video", "missing_required_parameter")
     content = files["video"] if source is None else read(result_of(source).uri)
-    clip = opened_clip(content, pipeline, options)
+    clip = opened_clip(content, pipeline, entrance, options)
     return {"clip": kept(address, content)}, len(clip.frames) / clip.frame_rate
 
 
@@ -165,10 +167,9 @@ def _rate(order: Sampling, endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _check_length(
-    order: VideoOrder | VideoExtensionOrder, endpoint: Endpoint, length: float
+    order: VideoOrder | VideoExtensionOrder, endpoint: Endpoint, frames: int, length: float
 ) -> None:
-    pipeline = endpoint.pipeline
-    frames, rate = pipeline.frames, pipeline.rate(_rate(order, endpoint))
+    rate = endpoint.pipeline.rate(_rate(order, endpoint))
     makes = f"{endpoint.name} makes {frames} frames at {rate:g} a second, {length:g} s"
     if order.seconds is not None and abs(float(order.seconds) - length) > CLOSE:
         raise invalid(f"seconds: {makes}, got {order.seconds}; leave it out", "seconds")

@@ -23,6 +23,7 @@ from infra.pipelines import Pipeline
 from infra.receipts import provenance
 from infra.receipts.receipts import attach
 from infra.receipts.signing import Signing
+from models.ports import Port
 from services.gateway.errors import invalid
 from services.jobs.runner import File, Kind
 from services.pipelines.payload import GenerationSpec, Pictures
@@ -100,7 +101,9 @@ def _given(name: str, given: Input, pipeline: Pipeline, work: Work) -> Pictures:
     content = read(given.uri)
     if name == "image":
         return opened_picture(content, pipeline)[None]
-    last = opened_clip(content, pipeline, work.options).frames[-(pipeline.frames or 0) :]
+    count = taken(pipeline, work.entrance, "clip").shape[0]
+    frames = opened_clip(content, pipeline, work.entrance, work.options).frames
+    last = frames if count is None else frames[-count:]
     found: Pictures = last.transpose(0, 3, 1, 2)[None].astype(np.float32) / np.float32(255)
     return found
 
@@ -112,47 +115,55 @@ def read(uri: str) -> bytes:
     return content
 
 
-def _shape(pipeline: Pipeline) -> tuple[int, int]:
-    """Return side and channels of the frames that come out."""
-    from models.ports import Port
-
-    entrance = pipeline.entrances["generate"]
-    node, _, port = entrance.output.partition(".")
-    made = Port.parse(pipeline.ports("generate", node).outputs[port])  # (F, C, H, W)
-    return int(made.shape[2] or 0), int(made.shape[1] or 0)
+def taken(pipeline: Pipeline, entrance: str, name: str) -> Port:
+    """Return the port that takes what a request gives at an entrance under this name."""
+    for called, node in pipeline.entrances[entrance].nodes.items():
+        for port, wire in node.wires.items():
+            if wire == f"request.{name}":
+                return Port.parse(pipeline.ports(entrance, called).inputs[port])
+    raise LookupError(f"{entrance}: nothing takes request.{name}")  # no such pipeline is published
 
 
 def opened_picture(content: bytes, pipeline: Pipeline) -> Pictures:
-    """Return an uploaded picture (C, H, W) in [0, 1] at the size of the frames.
+    """Return an uploaded picture (C, H, W) in [0, 1] as a pipeline takes it.
 
     Raises:
         ApiError: 400, it cannot be read.
     """
+    channels, side, _ = taken(pipeline, "animate", "image").shape
     try:
-        pixels = decode_picture(content, *_shape(pipeline)).pixels
+        pixels = decode_picture(content, side or 0, channels or 0).pixels
     except PictureError as error:
         raise invalid(f"input_reference: {error}", "input_reference") from None
     found: Pictures = pixels.transpose(2, 0, 1).astype(np.float32) / 255
     return found
 
 
-def opened_clip(content: bytes, pipeline: Pipeline, options: Mapping[str, Any]) -> Clip:
-    """Return a clip that is given, at the size and the rate of the pipeline's.
+def opened_clip(
+    content: bytes, pipeline: Pipeline, entrance: str, options: Mapping[str, Any]
+) -> Clip:
+    """Return a clip that is given, at the size that an entrance takes and the rate of what it makes.
 
     Raises:
-        ApiError: 400, it cannot be read, or is shorter than the clips that the pipeline makes.
+        ApiError: 400, it cannot be read, or is shorter than what the entrance takes.
     """
-    side, channels = _shape(pipeline)
-    rate = pipeline.rate(options)
-    try:
-        clip = decode(content, image_size=side, channels=channels, frame_rate=rate)
-    except ClipError as error:
-        raise invalid(f"video: {error}", "video") from None
-    if len(clip.frames) < (pipeline.frames or 0):
+    count, channels, side, _ = taken(pipeline, entrance, "clip").shape
+    clip = _decoded(content, pipeline, options, side or 0, channels or 0)
+    if len(clip.frames) < (count or 1):
         found = f"{len(clip.frames)} frames at {clip.frame_rate:g} a second"
-        message = f"video: {found}, {pipeline.endpoint} takes {pipeline.frames}; give a longer one"
+        message = f"video: {found}, {pipeline.endpoint} takes {count}; give a longer one"
         raise invalid(message, "video")
     return clip
+
+
+def _decoded(
+    content: bytes, pipeline: Pipeline, options: Mapping[str, Any], side: int, channels: int
+) -> Clip:
+    try:
+        rate = pipeline.rate(options)
+        return decode(content, image_size=side, channels=channels, frame_rate=rate)
+    except ClipError as error:
+        raise invalid(f"video: {error}", "video") from None
 
 
 def clips(signing: Signing) -> Kind:
@@ -166,8 +177,9 @@ def finished(signing: Signing, job: Job, endpoint: Endpoint, complete: Complete)
     [clip] = complete.made
     assert isinstance(clip, Clip)
     if work.entrance == "extend":
-        before = opened_clip(read(work.inputs["clip"].uri), pipeline, work.options)
-        clip = replace(clip, frames=np.concatenate([before.frames, clip.frames]))
+        source, (side, _, channels) = read(work.inputs["clip"].uri), clip.frames.shape[1:]
+        before = _decoded(source, pipeline, work.options, side, channels)
+        clip = replace(clip, frames=np.concatenate([before.frames, clip.frames[1:]]))
     made = encoded(clip.frames, clip.frame_rate, work.output_format)
     spec = GenerationSpec(
         seeds=(job.seed,),
