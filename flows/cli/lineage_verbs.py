@@ -242,11 +242,11 @@ def import_checkpoint(
     as_json: AsJson = False,
 ) -> None:
     """Take in a checkpoint of others (Stable Diffusion, GPT-2, Llama): safetensors, no code of its own, not fetched."""
-    os.environ["HF_HUB_OFFLINE"] = "0" if download else "1"
     from flows.recipes.loader import load
 
     asked = load(recipe) if recipe is not None else None
     use_stack() if asked is None else ready()
+    os.environ["HF_HUB_OFFLINE"] = "0" if download else "1"  # the stack's own processes ask nobody
     from flows.provenance.checkpoints import downloaded
     from flows.provenance.importing import import_checkpoint as take_in
 

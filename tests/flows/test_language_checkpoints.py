@@ -1,6 +1,7 @@
 """Language models of others: what is read writes what transformers writes, and what is not taken is refused by name."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from models.parts import lora
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, UNK, tokenizer
 from models.request import Request
+from tests.command_kit import commands
+from tests.conftest import free_ports
 from tests.data import prepare_kit
 from tests.flows.checkpoint_kit import changed
 from tests.flows.conftest import Install
@@ -278,13 +281,27 @@ def test_what_is_not_taken_is_refused_by_name_and_nothing_is_published(
     assert registry().names() == []
 
 
+def test_a_download_asks_the_hub_and_what_is_wrong_there_is_told_in_a_line(
+    here: Installation, tmp_path: Path
+) -> None:
+    [nobody_s] = free_ports(1)
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{nobody_s}", "HF_HOME": str(tmp_path / "hub")}
+    words = ("import-checkpoint", "nobody/nothing", "--name", "x", "--download")
+    done = commands.run(*words, env={**os.environ, **hub})
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "error: nobody/nothing cannot be fetched: " in said
+    assert "traffic has been disabled" not in said, "it was asked"
+    assert "Traceback" not in said
+
+
 def test_what_is_to_be_fetched_and_cannot_be_is_refused_in_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for name, says in (
         ("sd15", "'sd15' is no repository of the hub, like OWNER/NAME"),
         ("../../etc/passwd", "is no repository of the hub"),
