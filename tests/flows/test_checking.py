@@ -15,7 +15,15 @@ from infra.settings import settings
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "flows/recipes"
-AT_HAND = ("shapes", "digits", "scenes", "numbers", "chat", "vowels")  # data that are made up
+AT_HAND = (
+    "shapes",
+    "digits",
+    "scenes",
+    "numbers",
+    "chat",
+    "vowels",
+    "moving-64",
+)  # data that are made up
 
 
 @pytest.mark.parametrize(
