@@ -26,6 +26,7 @@ from data.reading import read_header
 from flows.__main__ import app as command_line
 from flows.cli import data_verbs
 from flows.recipes.loader import load
+from infra.media.clips import encoded
 from infra.receipts import receipts
 from tests.data.prepare_kit import sound_file
 from tests.services.conftest import Workshop, network
@@ -147,6 +148,16 @@ def photos(folder: Path, _: dict[str, Any]) -> None:
     (folder / "metadata.csv").write_text("\n".join(lines))
 
 
+def filmed(folder: Path, given: dict[str, Any]) -> None:
+    folder.mkdir()
+    lines, frames, rate = [], int(given["frames"]), float(given["frame_rate"])
+    for number in range(40):
+        seen = np.random.default_rng(number).integers(0, 256, (frames, 64, 64, 3), np.uint8)
+        (folder / f"{number}.webp").write_bytes(encoded(seen, rate, "webp").content)
+        lines.append(f"{number}.webp\ta {('red', 'blue')[number % 2]} flower\n")
+    (folder / "captions.tsv").write_text("".join(lines))
+
+
 def book(path: Path, _: dict[str, Any]) -> None:
     lines = (f"and on day {number} it rained , or it did not .\n" for number in range(3000))
     path.write_text("".join(lines))
@@ -201,6 +212,7 @@ FILES: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "folder": photos,
     "webdataset": shards,
     "parquet": table,
+    "clips": filmed,
     "text": book,
     "pairs": translations,
     "dialogues": chats,

@@ -45,7 +45,7 @@ def jerk(frames: Tensor) -> Tensor:
         >>> place = torch.tensor([0, 1, 2, 3, 4])
         >>> even = torch.nn.functional.one_hot(place, 8).float().view(1, 5, 1, 1, 8)
         >>> jerk(even).item(), round(jerk(even[:, [3, 0, 4, 1, 2]]).item(), 3)
-        (0.0, 0.667)
+        (0.0, 0.75)
     """
     if frames.shape[1] < 3:
         return frames.new_zeros(len(frames))

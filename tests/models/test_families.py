@@ -55,6 +55,7 @@ def test_training_lowers_the_loss(name: str) -> None:
             optimizer.zero_grad()
             found = model(batch, player)
             found.total.backward()
+            torch.nn.utils.clip_grad_norm_(model.player_parameters(player), 1.0)  # as training does
             optimizer.step()
             if found.seen:
                 model.follow(found.seen, torch.ones(()))
