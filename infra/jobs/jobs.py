@@ -105,7 +105,9 @@ class Jobs:
         pipeline: str,
         digests: Mapping[str, str],
         seed: int,
+        id: str | None = None,
         idempotency_key: str | None = None,
+        asked: Mapping[str, Any] | None = None,
         deadline: float | None = None,
     ) -> Job:
         """Write down a job and return it; the same key and request return the job that there is.
@@ -117,7 +119,9 @@ class Jobs:
             pipeline: The version that makes it, as people write it: "clips:4".
             digests: The digest of every version that it is pinned to, by its name: of `pipeline`, and of its stages.
             seed: The seed that everything follows from.
+            id: Of `new_id`, where files were kept for the job already; they go with it.
             idempotency_key: Names this attempt of the owner's to submit.
+            asked: The owner's own words, by which a repeated key is compared; None: the request.
             deadline: Unix seconds; what is not done by then fails.
 
         Raises:
@@ -125,29 +129,39 @@ class Jobs:
             Conflict: the key was used for another request.
         """
         now = self._clock()
-        asked = canonical({"kind": kind, "request": dict(request)})
+        body = _body(kind, request if asked is None else asked)
         row = {
-            **{"id": new_id(kind, now), "kind": kind, "owner": owner, "pipeline": pipeline},
+            **{"id": id or new_id(kind, now), "kind": kind, "owner": owner, "pipeline": pipeline},
             "digests": canonical(dict(digests)),
             "request": json.dumps(dict(request), allow_nan=False),
             "seed": seed,
             "idempotency_key": idempotency_key,
-            "body": sha256(asked),
-            **{"state": "queued", "cancel": False, "deleted": False, "files": False},
+            "body": body,
+            **{"state": "queued", "cancel": False, "deleted": False, "files": id is not None},
             **{"progress": 0.0, "attempt": 0, "tries": 0, "causes": "{}", "fence": 0},
             **{"due": now, "deadline": deadline, "created": now},
         }
         with writing(self._engine) as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SUBMIT_LOCK)))
-            if idempotency_key is not None:
-                same = JOBS.c.idempotency_key == idempotency_key
-                earlier = _first(connection, sa.select(JOBS).where(JOBS.c.owner == owner, same))
-                if earlier is not None:
-                    return _repeated(earlier, row)
+            earlier = _under(connection, owner, idempotency_key)
+            if earlier is not None:
+                return _repeated(earlier, body)
             self._make_sure_of_room(connection, owner, now)
             connection.execute(sa.insert(JOBS), row)
             return self._get(connection, str(row["id"]))
+
+    def earlier(
+        self, kind: str, asked: Mapping[str, Any], *, owner: str, idempotency_key: str | None
+    ) -> Job | None:
+        """Return the job that was submitted under a key in these words, whatever would be made of them today.
+
+        Raises:
+            Conflict: the key was used for another request.
+        """
+        with reading(self._engine) as connection:
+            found = _under(connection, owner, idempotency_key)
+        return None if found is None else _repeated(found, _body(kind, asked))
 
     def get(self, id: str) -> Job:
         """Return one job.
@@ -379,10 +393,22 @@ class Jobs:
         return row
 
 
-def _repeated(earlier: Mapping[str, Any], row: Mapping[str, Any]) -> Job:
-    if earlier["body"] != row["body"]:
+def _body(kind: str, asked: Mapping[str, Any]) -> str:
+    return sha256(canonical({"kind": kind, "request": dict(asked)}))
+
+
+def _under(connection: Connection, owner: str, key: str | None) -> dict[str, Any] | None:
+    """Return the owner's job of an idempotency key."""
+    if key is None:
+        return None
+    same = (JOBS.c.owner == owner) & (JOBS.c.idempotency_key == key)
+    return _first(connection, sa.select(JOBS).where(same))
+
+
+def _repeated(earlier: Mapping[str, Any], body: str) -> Job:
+    if earlier["body"] != body:
         raise Conflict(
-            f"the idempotency key {row['idempotency_key']!r} was used for {earlier['id']}, which asks for "
+            f"the idempotency key {earlier['idempotency_key']!r} was used for {earlier['id']}, which asks for "
             "something else; take a new key"
         )
     return job(earlier)

@@ -54,6 +54,31 @@ class Executor:
                 raise refusal(Refused("lost", str(error))) from None
             return await self.draw(pipeline, replace(spec, once=True), kept)
 
+    async def check(self, pipeline: Pipeline, spec: GenerationSpec) -> None:
+        """Refuse now what the stages that read a request would refuse later: words, options and their values.
+
+        Raises:
+            ApiError: 400 that names the parameter. A stage that cannot be asked refuses nothing.
+        """
+        entrance, lead = pipeline.entrances[spec.entrance], pipeline.lead_of(spec.entrance)
+        for name, node in entrance.nodes.items():
+            reads = node.wires.get("text") == f"{REQUEST}.text"
+            if not reads and name != lead:
+                continue
+            stage = pipeline.stage(node.stage)
+            asked = {**stage.options, **(spec.options if name == lead else {})}
+            mine = replace(
+                spec,
+                given={},
+                options={} if node.entry else asked,
+                prompts=spec.prompts if reads else (),
+            )
+            task = StageTask(pin=stage.pin, spec=mine, entry=node.entry)
+            refused = await self._stage_of(stage).check(task)
+            if refused is not None and refused.kind == "invalid":
+                param = refused.param or named(refused.message) or "prompt"
+                raise refusal(replace(refused, param=param))
+
     async def _drawn(
         self, pipeline: Pipeline, spec: GenerationSpec, kept: Outputs | None
     ) -> Complete:

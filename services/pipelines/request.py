@@ -61,6 +61,10 @@ class Stages(Protocol):
         """Return all samples of `task`, or why there are none."""
         ...
 
+    async def check(self, task: StageTask) -> Refused | None:
+        """Return why a task would be refused, whatever the stages before it made; None where it would not be."""
+        ...
+
     def watch(self, task: StageTask) -> AsyncGenerator[Event]:
         """Yield previews, then the samples or why there are none."""
         ...

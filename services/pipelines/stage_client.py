@@ -44,6 +44,11 @@ class Remote:
         answer: Made | Refused = await self._ask("draw", lifted, once=task.spec.once)
         return answer
 
+    async def check(self, task: StageTask) -> Refused | None:
+        """Return why a task would be refused, whatever the stages before it made; None where it would not be."""
+        answer: Refused | None = await self._ask("check", task)
+        return answer
+
     async def embed(self, work: EmbedWork) -> Embedded | Refused:
         """Return an embedding an input, or why there is none."""
         answer: Embedded | Refused = await self._ask("embed", work)

@@ -19,7 +19,6 @@ from infra.pipelines import Pin
 from infra.placement import BATCHES
 from services.pipelines.by_reference import LostError, fetched, stored
 from services.pipelines.payload import (
-    LONGEST_S,
     Drawn,
     Embedded,
     EmbedWork,
@@ -38,13 +37,10 @@ from services.pipelines.payload import (
     Written,
     named,
 )
+from services.stages.asked import blank, letters, recalls, request_of, rows_of, unfit
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
     from infra.registry.registry import Registry
-    from models.ports import Port
     from models.request import Request
     from services.stages.loader import Held
     from services.stages.scheduler import Failed, Result, Ticket
@@ -129,6 +125,20 @@ class Stage:
             return ready
         return await self._handed_on(task, ready.with_warnings(await self._drawn(ready)))
 
+    async def check(self, task: StageTask) -> Refused | None:
+        """Return why a task would be refused, whatever the stages before it made; None where it would not be."""
+        held = await self._load(task.pin)
+        if held is None:
+            return self._missing(task.pin)
+        from services.stages.unknown_words import understood
+
+        known = await asyncio.to_thread(understood, held.model, task, self._unknown_words)
+        if isinstance(known, Refused) or task.entry:
+            return known if isinstance(known, Refused) else None
+        task, _ = known
+        given = blank(held.model.inputs, len(task.spec.seeds))
+        return unfit(held, task, request_of(held, task.spec, given))
+
     async def watch(self, task: StageTask) -> AsyncGenerator[Event]:
         """Yield previews or pieces of text as they come, then the samples or why there are none."""
         ready = await self._ready(task)
@@ -160,7 +170,7 @@ class Stage:
         except LostError as error:
             return Refused("lost", str(error))
         ports = held.model.entries[task.entry].inputs
-        rows = _rows(given, ports)
+        rows = rows_of(given, ports)
         call = partial(enter, held.model, task.entry, rows, task.spec.prompts)
         found = await self._ask(call, task.spec.ahead)
         return found if isinstance(found, Refused) else Drawn(found, warnings)
@@ -183,19 +193,19 @@ class Stage:
         from services.stages.unknown_words import understood
 
         read = partial(understood, held.model, task, self._unknown_words)
-        known = read() if _letters(task.spec) <= SHORT else await asyncio.to_thread(read)
+        known = read() if letters(task.spec) <= SHORT else await asyncio.to_thread(read)
         if isinstance(known, Refused):
             return known
         task, warnings = known
         try:
             given = {name: await fetched(array) for name, array in task.spec.given.items()}
-            request = _request(held, task.spec, given)
+            request = request_of(held, task.spec, given)
         except LostError as error:
             return Refused("lost", str(error))
         except ValueError as error:
             return Refused("invalid", str(error), param=named(str(error)))
-        if refused := _check(held, task, request):
-            return refused
+        if wrong := unfit(held, task, request):
+            return wrong
         echoes = await self._echoed(held, task.spec)
         if isinstance(echoes, Refused):
             return echoes
@@ -209,7 +219,7 @@ class Stage:
         prompts: tuple[Prompt, ...] = spec.prompts or spec.prompt_tokens
         logprobs = spec.options.get("logprobs")
         recalled: dict[Prompt, Any] = {}
-        if _recalls(spec):
+        if recalls(spec):
             known = tuple(dict.fromkeys(prompts))
             rows = await self._ask(partial(next, recall(held.model, known)), spec.ahead)
             if isinstance(rows, Refused):
@@ -498,77 +508,6 @@ def _on_the_way(result: "Result") -> Preview | Piece:
         return Piece(result.row, result.text, result.logprobs)
     assert isinstance(result, Shown)
     return Preview(row=result.row, index=result.index, picture=result.picture)
-
-
-def _request(held: "Held", spec: GenerationSpec, arrays: "Mapping[str, NDArray[Any]]") -> "Request":
-    """Return what the model is asked."""
-    from models.request import Request
-
-    return Request(
-        seeds=spec.seeds,
-        prompts=spec.prompts,
-        prompt_tokens=spec.prompt_tokens,
-        dialogues=spec.dialogues,
-        given=_rows(arrays, held.model.inputs),
-        options=spec.options,
-    )
-
-
-def _rows(arrays: "Mapping[str, NDArray[Any]]", ports: "Mapping[str, Port]") -> "dict[str, Tensor]":
-    """Return arrays as tensors; pictures, masks and the frames of clips are brought to the sizes of their ports."""
-    import torch
-    from torch.nn import functional as F
-
-    found = {}
-    for name, array in arrays.items():
-        rows = torch.from_numpy(array.copy())
-        port = ports.get(name)
-        if port and port.kind in {"pixels", "mask", "clip"} and rows.shape[-2:] != port.shape[-2:]:
-            flat = rows.reshape(-1, *rows.shape[-3:])
-            sized = F.interpolate(flat, [size or 1 for size in port.shape[-2:]], mode="area")
-            rows = sized.reshape(*rows.shape[:-2], *sized.shape[-2:])
-        found[name] = rows
-    return found
-
-
-def _letters(spec: GenerationSpec) -> int:
-    """Return how many characters there are to read."""
-    texts = {*spec.prompts, *(text for dialogue in spec.dialogues for _, text in dialogue)}
-    return sum(map(len, texts))
-
-
-def _recalls(spec: GenerationSpec) -> bool:
-    """Return whether the prompt itself is to be rated, or to be read and nothing else."""
-    options = spec.options
-    return options.get("max_tokens") == 0 or (spec.echo and "logprobs" in options)
-
-
-def _check(held: "Held", task: StageTask, request: "Request") -> Refused | None:
-    """Refuse what the model cannot draw before it waits in the queue."""
-    able, spec = held.model.capabilities, task.spec
-    if not held.finite:
-        return Refused("not_finite", f"{task.pin.ref} has weights that are not finite")
-    try:
-        held.model.check(request)
-    except ValueError as error:
-        return Refused("invalid", str(error), param=named(str(error)))
-    if _recalls(spec) and not able.recalls:
-        why = "this model's text does not go on from its prompt, whose tokens have no likelihood"
-        if spec.options.get("max_tokens") == 0:
-            return Refused("invalid", f"max_tokens: {why}; ask for 1 at least", param="max_tokens")
-        return Refused("invalid", f"logprobs: {why}; leave echo out", param="logprobs")
-    seconds = spec.options.get("seconds", getattr(held.model.config, "seconds", None))
-    if able.modality == "audio" and seconds and len(spec.seeds) * seconds > LONGEST_S:
-        message = (
-            f"seconds: n x seconds is at most {LONGEST_S:g}, got {len(spec.seeds)} x {seconds:g}"
-        )
-        return Refused("invalid", message, param="seconds")
-    if spec.prompts and able.modality != "text":
-        try:
-            held.model.encode(spec.prompts)
-        except ValueError as error:
-            return Refused("invalid", str(error), param="prompt")
-    return None
 
 
 def _together(held: "Held", spec: GenerationSpec, made: Sequence[Any]) -> Made:

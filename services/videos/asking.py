@@ -3,24 +3,31 @@
 import asyncio
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import Request
 
+from infra.jobs.ids import new_id
 from infra.jobs.jobs import Conflict, Full, NotFound
 from infra.jobs.table import Job
 from infra.pipelines import Pipeline
+from services.api.edits import digests
 from services.api.images import caption
 from services.api.served import Parts, parts_of
 from services.gateway.errors import ApiError, invalid
+from services.jobs.store import Store
+from services.pipelines.executor import Executor
+from services.pipelines.payload import GenerationSpec
 from services.routing.endpoints import Endpoint
 from services.videos.content import result_of
 from services.videos.requests import Sampling, VideoEditOrder, VideoExtensionOrder, VideoOrder
-from services.videos.work import KIND, Input, Work, kept, opened_clip, opened_picture, read, work_of
+from services.videos.work import KIND, Input, Work, opened_clip, opened_picture, read, work_of
 
 KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
+LONGEST_S: Final = 24 * 3600  # until a deadline
 CLOSE: Final = 0.005  # s or frames a second by which what is asked for may miss what is made
 
 
@@ -58,16 +65,32 @@ async def ask(
     Raises:
         ApiError: 400 that names the parameter; as `submit`.
     """
+    said = {
+        "entrance": entrance,
+        **order.model_dump(mode="json", exclude_defaults=True),
+        "files": digests(files),
+    }
+    if (earlier := await _earlier(request, said)) is not None:
+        return earlier
     parts, seed = parts_of(request), order.seed
     seed = secrets.randbelow(2**32) if seed is None else seed
     source = await _source(request, order)
     route = await asyncio.to_thread(
         parts.endpoints.route, order.model or _model(source), order.user or order.prompt
     )
-    work = await asyncio.to_thread(
-        _planned, parts, route.endpoint, order, files, entrance, seed, source
+    work, given = await asyncio.to_thread(
+        _planned, route.endpoint, order, files, entrance, seed, source
     )
-    return await submit(request, work, route.endpoint, seed)
+    await _check(parts, work, route.endpoint)
+    return await submit(request, work, given, route.endpoint, seed, said)
+
+
+async def _check(parts: Parts, work: Work, endpoint: Endpoint) -> None:
+    """Refuse what a stage would refuse once the job is under way."""
+    pipeline = endpoint.pipeline
+    prompts = (work.prompt,) if pipeline.reads_text else ()
+    spec = GenerationSpec(seeds=(0,), prompts=prompts, entrance=work.entrance, options=work.options)
+    await Executor(parts.stage_of).check(pipeline, spec)
 
 
 async def _source(request: Request, order: Sampling) -> Job | None:
@@ -84,15 +107,14 @@ def _model(source: Job | None) -> str | None:
 
 
 def _planned(
-    parts: Parts,
     endpoint: Endpoint,
     order: Sampling,
     files: Mapping[str, bytes],
     entrance: str,
     seed: int,
     source: Job | None,
-) -> Work:
-    """Return what is to be made."""
+) -> tuple[Work, dict[str, bytes]]:
+    """Return what is to be made, and of which files."""
     pipeline = endpoint.pipeline
     endpoint.must("videos")
     options = {**order.options, **_rate(order, endpoint)}
@@ -103,19 +125,18 @@ def _planned(
         _check_length(order, endpoint, frames, length)
     if isinstance(order, VideoOrder):
         _check_size(order, endpoint)
-    inputs: dict[str, Input] = {}
-    address = parts.arguments.made
+    given: dict[str, bytes] = {}
     if isinstance(order, VideoEditOrder):
         endpoint.must("extensions" if entrance == "extend" else "alterations")
-        inputs, before = _clip(address, files, source, pipeline, entrance, options)
+        given["clip"], before = _clip(files, source, pipeline, entrance, options)
         length += before if entrance == "extend" else 0
     elif files or (isinstance(order, VideoOrder) and order.input_reference):
         entrance = "animate"
         endpoint.must("animations")
         content = files.get("input_reference") or _within(order)
         opened_picture(content, pipeline)
-        inputs = {"image": kept(address, content)}
-    return Work(
+        given["image"] = content
+    work = Work(
         model=endpoint.model,
         version=endpoint.ref,
         place=endpoint.stage,
@@ -126,8 +147,8 @@ def _planned(
         seconds=length,
         size=pipeline.size or "",
         output_format=order.output_format or "mp4",
-        inputs=inputs,
     )
+    return work, given
 
 
 def _within(order: Sampling) -> bytes:
@@ -137,20 +158,19 @@ def _within(order: Sampling) -> bytes:
 
 
 def _clip(
-    address: str,
     files: Mapping[str, bytes],
     source: Job | None,
     pipeline: Pipeline,
     entrance: str,
     options: Mapping[str, Any],
-) -> tuple[dict[str, Input], float]:
+) -> tuple[bytes, float]:
     """Return the clip that is given, and how long it is in seconds."""
     if ("video" in files) == (source is not None):
         message = "video: send one clip, as a file or by the id of one that was made here"
         raise invalid(message, "video", "missing_required_parameter")
     content = files["video"] if source is None else read(result_of(source).uri)
     clip = opened_clip(content, pipeline, entrance, options)
-    return {"clip": kept(address, content)}, len(clip.frames) / clip.frame_rate
+    return content, len(clip.frames) / clip.frame_rate
 
 
 def _rate(order: Sampling, endpoint: Endpoint) -> dict[str, Any]:
@@ -189,44 +209,119 @@ async def again(request: Request, source: Job, prompt: str) -> Job:
     """Write down a job like another one, of another prompt: by the same version, from the same noise.
 
     Raises:
-        ApiError: as `submit`; 503, its version cannot be had.
+        ApiError: as `submit`; 503, its version cannot be had; 410, nor can the file that it was made of.
     """
+    asked = {"remix": source.id, "prompt": prompt}
+    if (earlier := await _earlier(request, asked)) is not None:
+        return earlier
     parts, work = parts_of(request), work_of(source)
     digest = source.digests[source.pipeline]
     endpoint = await asyncio.to_thread(parts.endpoints.pinned, source.pipeline, digest)
-    asked = replace(endpoint, model=work.model)
-    said = "".join(caption(prompt, (source.seed,), asked))
+    endpoint = replace(endpoint, model=work.model)
+    said = "".join(caption(prompt, (source.seed,), endpoint))
     remix = work.model_copy(update={"prompt": said, "remixed_from": source.id})
-    return await submit(request, remix, asked, source.seed)
+    await _check(parts, remix, endpoint)
+    try:
+        given = {name: await asyncio.to_thread(read, one.uri) for name, one in work.inputs.items()}
+    except OSError:
+        message = (
+            f"{source.id} was made of a file that is not kept any more; ask anew with the file"
+        )
+        raise ApiError(410, message, code="video_expired", retry=False) from None
+    return await submit(request, remix, given, endpoint, source.seed, asked)
 
 
-async def submit(request: Request, work: Work, endpoint: Endpoint, seed: int) -> Job:
-    """Write a job down; the same idempotency key and request give the same one.
+async def _earlier(request: Request, asked: Mapping[str, Any]) -> Job | None:
+    """Return the job that this request was answered with before, whatever has been promoted since.
+
+    Raises:
+        ApiError: 400, no idempotency key; 422, it names another request.
+    """
+    try:
+        return await asyncio.to_thread(
+            parts_of(request).jobs.earlier,
+            KIND,
+            asked,
+            owner=owner_of(request),
+            idempotency_key=_key(request),
+        )
+    except Conflict as error:
+        raise _conflict(error) from None
+
+
+async def submit(
+    request: Request,
+    work: Work,
+    given: Mapping[str, bytes],
+    endpoint: Endpoint,
+    seed: int,
+    asked: Mapping[str, Any],
+) -> Job:
+    """Write a job down, with the files that it is made of; the same idempotency key and request give the same one.
 
     Raises:
         ApiError: 429, the key's quota or the queue is full; 422, the idempotency key names another request.
     """
-    key = request.headers.get("idempotency-key")
-    if key is not None and not KEY.fullmatch(key):
-        message = f"idempotency-key: 1 to 200 visible ASCII characters, got {len(key)}"
-        raise ApiError(400, message, code="header", param="idempotency-key")
     digests = {endpoint.ref: endpoint.digest}
     digests |= {one.pin.ref: one.sha256 for one in endpoint.pipeline.stages}
+    id = new_id(KIND, time.time())
+    facts = {
+        "id": id if given else None,
+        "owner": owner_of(request),
+        "pipeline": endpoint.ref,
+        "digests": digests,
+        "seed": seed,
+        "idempotency_key": _key(request),
+        "asked": asked,
+        "deadline": _deadline(request),
+    }
     try:
-        return await asyncio.to_thread(
-            parts_of(request).jobs.submit,
-            KIND,
-            work.model_dump(mode="json"),
-            owner=owner_of(request),
-            pipeline=endpoint.ref,
-            digests=digests,
-            seed=seed,
-            idempotency_key=key,
-        )
+        return await asyncio.to_thread(_submitted, parts_of(request), work, given, id, facts)
     except Full as error:
         raise ApiError(
             429, str(error), code="queue_full", retry_after_s=error.retry_after_s
         ) from None
     except Conflict as error:
-        message = str(error)
-        raise ApiError(422, message, code="idempotency_conflict", param="idempotency-key") from None
+        raise _conflict(error) from None
+
+
+def _submitted(
+    parts: Parts, work: Work, given: Mapping[str, bytes], id: str, facts: Mapping[str, Any]
+) -> Job:
+    """Keep a job's files under its id, where they go with it, and write it down."""
+    if not given:
+        return parts.jobs.submit(KIND, work.model_dump(mode="json"), **facts)
+    store, inputs, job = Store(parts.arguments.made), {}, None
+    try:
+        for name, content in given.items():
+            digest, uri = store.put(id, f"given-{name}", content)
+            inputs[name] = Input(uri=uri, sha256=digest)
+        whole = work.model_copy(update={"inputs": inputs})
+        job = parts.jobs.submit(KIND, whole.model_dump(mode="json"), **facts)
+        return job
+    finally:
+        if job is None or job.id != id:  # refused, or the same key was faster
+            store.clear(id)
+
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not KEY.fullmatch(key):
+        message = f"idempotency-key: 1 to 200 visible ASCII characters, got {len(key)}"
+        raise ApiError(400, message, code="header", param="idempotency-key")
+    return key
+
+
+def _deadline(request: Request) -> float | None:
+    """Return when a job is not wanted any more, in Unix seconds, as the header Cancel-After says."""
+    said = request.headers.get("cancel-after")
+    if said is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", said) or not 1 <= int(said) <= LONGEST_S:
+        message = f"cancel-after: whole seconds, 1 to {LONGEST_S}, got {said[:40]!r}"
+        raise ApiError(400, message, code="header", param="cancel-after")
+    return time.time() + int(said)
+
+
+def _conflict(error: Conflict) -> ApiError:
+    return ApiError(422, str(error), code="idempotency_conflict", param="idempotency-key")

@@ -3,8 +3,6 @@
 Whoever runs the job reads the row alone: versions by digest, uploads by where they are kept.
 """
 
-import hashlib
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -65,19 +63,6 @@ class Work(BaseModel):
 def work_of(job: Job) -> Work:
     """Return what a job asks for."""
     return Work.model_validate(dict(job.request))
-
-
-def kept(address: str, content: bytes) -> Input:
-    """Keep what is given where every gateway finds it, below an address of fsspec; equal files once."""
-    digest = hashlib.sha256(content).hexdigest()
-    files, root = fsspec.url_to_fs(f"{address}/uploads")
-    path = f"{root}/{digest}"
-    if not files.exists(path):
-        files.makedirs(root, exist_ok=True)
-        coming = f"{path}.{secrets.token_hex(4)}"
-        files.pipe_file(coming, content)
-        files.mv(coming, path)
-    return Input(uri=files.unstrip_protocol(path), sha256=digest)
 
 
 def spec_of(job: Job, pipeline: Pipeline) -> GenerationSpec:

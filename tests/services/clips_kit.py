@@ -34,7 +34,10 @@ class MovingConfig:
 
 
 class Moving(Family):
-    """Clips whose square moves a pixel a frame, to the left where the caption says so; or a picture that moves."""
+    """Clips whose square moves a pixel a frame, to the left where the caption says so.
+
+    Or a picture that moves, or a clip's negative.
+    """
 
     Config = MovingConfig
     Options = MovingOptions
@@ -57,6 +60,7 @@ class Moving(Family):
             "text": Port("text"),
             "image": Port("pixels", size, optional=True),
             "clip": Port("clip", (self.config.frames, *size), optional=True),
+            "negative": Port("clip", (self.config.frames, *size), optional=True),
         }
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - learns nothing
@@ -68,6 +72,8 @@ class Moving(Family):
     def sample(self, request: Request) -> Tensor:
         self.check(request)
         c = self.config
+        if "negative" in request.given:
+            return 1 - request.given["negative"]
         size = (c.channels, c.image_size, c.image_size)
         first_BCHW = 0.2 + 0.05 * normals(request.seeds, size, self.loudness.device)
         if "image" in request.given:
@@ -84,11 +90,16 @@ class Moving(Family):
         return torch.stack(rows).clamp(0, 1)
 
 
-def publish_clips(workshop: Any, name: str = "moving") -> Pipeline:
-    """Put a pipeline of clips in production, with entrances for pictures and for clips to go on from."""
+def publish_clips(workshop: Any, name: str = "moving", *, alters: bool = False) -> Pipeline:
+    """Put a pipeline of clips in production, with entrances for pictures and for clips to go on from or to change."""
     model = Moving(Moving.presets["tiny"]).eval()
     version = workshop.publish(f"{name}.base", {}, model)
-    ports = {"text": "text", "image": "pixels? 3x16x16", "clip": "clip? 6x3x16x16"}
+    ports = {
+        "text": "text",
+        "image": "pixels? 3x16x16",
+        "clip": "clip? 6x3x16x16",
+        "negative": "clip? 6x3x16x16",
+    }
     stage = PinnedStage(
         stage="base",
         name=version["name"],
@@ -103,16 +114,18 @@ def publish_clips(workshop: Any, name: str = "moving") -> Pipeline:
         node = {"stage": "base", "wires": {"text": "request.text", **wires}}
         return {"nodes": {"base": node}, "output": "base.frames"}
 
+    ways = ("alterations",) if alters else ()
     pipeline = Pipeline.model_validate(
         {
             "endpoint": name,
             "modality": "clip",
-            "abilities": ("videos", "extensions", "animations"),
+            "abilities": ("videos", "extensions", "animations", *ways),
             "stages": (stage,),
             "entrances": {
                 "generate": entrance(),
                 "extend": entrance(clip="request.clip"),
                 "animate": entrance(image="request.image"),
+                **({"alter": entrance(negative="request.clip")} if alters else {}),
             },
             "vocabulary": WORDS,
             "image_size": (16, 16),

@@ -66,6 +66,9 @@ class Counted:
     async def watch(self, task: StageTask) -> AsyncGenerator[Event]:
         yield await self.draw(task)
 
+    async def check(self, _task: StageTask) -> None:
+        return None
+
     async def embed(self, _work: Any) -> Any:
         raise NotImplementedError
 

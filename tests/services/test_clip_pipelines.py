@@ -67,16 +67,10 @@ def test_a_runner_beside_the_gateway_makes_what_is_asked_for(own_workshop: Any, 
         assert [one.status for one in made] == ["completed"] * 2
         assert (made[0].model_extra or {})["stages"] == ["base"]
         shown = [decode(client.videos.download_content(one.id).read()).frames for one in made]
-        broken = client.videos.create(model="moving", prompt="a purple circle")
-        failed = client.videos.poll(broken.id)
     for seed, frames in zip((1, 2), shown, strict=True):
         [drawn_now] = drawn(clips, seeds=(seed,), prompts=("a red circle",))
         again = decode(encoded(drawn_now.frames, 8, "mp4").content).frames
         assert np.abs(frames.astype(int) - again).mean() < 6
-    assert failed.status == "failed"
-    assert failed.error is not None
-    assert failed.error.code == "invalid_value"
-    assert "purple" in failed.error.message
 
 
 def test_the_card_says_how_long_and_how_large_clips_are(

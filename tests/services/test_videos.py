@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from infra.media.clips import decode, encoded
 from infra.media.pictures import png
 from infra.receipts.provenance import check
 from infra.receipts.receipts import read
+from services.jobs.runner import Runner
+from services.jobs.store import Store
 from services.pipelines.executor import Executor
 from services.routing.endpoints import Endpoints
 from services.videos.work import finished, spec_of
@@ -69,6 +72,7 @@ def house(own_workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     keys = Keys(own_workshop.database)
     with with_toys():
         publish_clips(own_workshop)
+        publish_clips(own_workshop, "changing", alters=True)
         stage = own_workshop.stage()
         app = own_workshop.gateway(stage)
         first, second = keys.create("first"), keys.create("second")
@@ -247,6 +251,29 @@ def test_an_extension_goes_on_from_where_a_clip_ends(house: Any, client: OpenAI,
         assert np.abs(clip.frames[:6].astype(int) - source.frames).mean() < 6
         moved = np.roll(source.frames[5], -1, axis=1)
         assert np.abs(clip.frames[6].astype(int) - moved).mean() < 6
+        steps = np.abs(np.diff(clip.frames.astype(int), axis=0)).mean((1, 2, 3))
+        assert steps[5] > steps.max() / 2  # no frame is shown twice where they meet
+
+
+def test_an_edit_shows_something_else_for_as_long(house: Any, client: OpenAI, made: Any) -> None:
+    source = decode(client.videos.download_content(made.id).read())
+    file = client.videos.edit(
+        prompt=PROMPT, video=encoded(source.frames, 8, "mp4").content,  # type: ignore[arg-type]
+        extra_body={"model": "changing"},
+    )  # fmt: skip
+    body = {"prompt": PROMPT, "video": {"id": made.id}, "model": "changing"}
+    named: Any = client.post("/videos/edits", body=body, cast_to=object)
+    for id in (file.id, named["id"]):
+        house.hand.work()
+        edited = client.videos.retrieve(id)
+        assert (edited.status, edited.seconds, edited.model) == ("completed", "0.75", "changing")
+        content = client.videos.download_content(id).read()
+        clip = decode(content)
+        assert clip.frames.shape == source.frames.shape
+        assert np.abs(clip.frames + source.frames.astype(int) - 255).mean() < 6
+        receipt, checks = check(content, house.workshop.signing())
+        assert list(receipt.inputs or ()) == ["clip"]
+        assert all(one.passed for one in checks)
 
 
 def test_a_picture_begins_to_move(house: Any, client: OpenAI) -> None:
@@ -298,6 +325,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model": "nobody"}, r"the model 'nobody' does not exist"),
     ({"output_format": "avi"}, r"output_format"),
+    ({"prompt": "a rad circle"}, r"unknown word 'rad'; did you mean 'red'\?"),
+    ({"prompt": "a circle " * 9}, r"the caption has 18 words, the model reads 8"),
+    ({"negative_prompt": "a square"}, r"negative_prompt: "),
 ]
 
 
@@ -337,6 +367,53 @@ def test_a_key_names_one_job_and_one_alone(client: OpenAI) -> None:
         client.videos.create(model="moving", prompt="a circle", extra_headers=headers)
     assert caught.value.code == "idempotency_conflict"
     client.videos.delete(first.id)
+
+
+def test_a_key_names_its_job_after_a_promotion_too(house: Any, client: OpenAI) -> None:
+    publish_clips(house.workshop, "newer")
+    asked: Any = {"model": "newer", "prompt": PROMPT, "extra_headers": {"idempotency-key": "then"}}
+    first = client.videos.create(**asked)
+    publish_clips(house.workshop, "newer", alters=True)
+    again = client.videos.create(**asked)
+    assert again.id == first.id
+    assert (again.model_extra or {})["version"] == "newer:1"
+    with pytest.raises(openai.UnprocessableEntityError, match="was used for video_"):
+        client.videos.create(**asked, extra_body={"seed": 5})
+    client.videos.delete(first.id)
+
+
+def test_what_a_clip_was_made_of_goes_with_it(house: Any, client: OpenAI, made: Any) -> None:
+    kept = house.workshop.folder / "files" / "jobs"
+    asked = {"prompt": PROMPT, "video": {"id": made.id}, "model": "moving"}
+    video: Any = client.post("/videos/extensions", body=asked, cast_to=object)
+    remix = client.videos.remix(video["id"], prompt="a red circle moving right")
+    endpoints, store = Endpoints(house.workshop.ledger, house.workshop.registry), Store(str(kept))
+    sweeper = Runner(house.workshop.jobs, store, endpoints, Executor(lambda _: None), {})
+    assert [one.name for one in (kept / video["id"]).iterdir()] == ["given-clip"]
+    client.videos.delete(video["id"])
+    sweeper.sweep()
+    assert not (kept / video["id"]).exists()
+    assert (kept / remix.id).exists()
+    client.videos.delete(remix.id)
+    sweeper.sweep()
+    assert not (kept / remix.id).exists()
+
+
+def test_a_clip_that_is_not_there_in_time_is_not_made(house: Any, client: OpenAI) -> None:
+    for wrong in ("0", "1m", "86401", "-1"):
+        with pytest.raises(openai.BadRequestError, match="cancel-after: whole seconds, 1 to 86400"):
+            client.videos.create(
+                model="moving", prompt=PROMPT, extra_headers={"cancel-after": wrong}
+            )
+    video = client.videos.create(
+        model="moving", prompt=PROMPT, extra_headers={"cancel-after": "60"}
+    )
+    with Jobs(house.workshop.database, clock=lambda: time.time() + 61) as later:
+        later.sweep()
+    late = client.videos.retrieve(video.id)
+    assert late.status == "failed"
+    assert late.error is not None
+    assert late.error.code == "deadline_exceeded"
 
 
 def test_a_wait_ends_with_the_clip_or_in_time(house: Any, client: OpenAI) -> None:
