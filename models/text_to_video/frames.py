@@ -27,6 +27,7 @@ from models.request import Request
 from models.text_to_video.pseudo3d import FrameUNet, VideoUNet
 
 RATES: Final[bounds.Range] = (0.1, 240)
+PER_FRAME: Final = ("frames", "embedding")  # of a batch
 OCTAVE: Final = 100  # of frame rates, on the scale on which networks are told times
 
 
@@ -121,12 +122,17 @@ class VideoDenoiser(FrameDenoiser):
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__(config)
         embedding = 2 * config.widths[0]
-        self.frame, self.rate = (zeroed(nn.Linear(64, embedding)) for _ in range(2))
+        self.frame, self.said = nn.Linear(64, embedding), nn.Linear(embedding, embedding)
+        self.moment, self.rate = (zeroed(nn.Linear(n, embedding)) for n in (embedding, 64))
 
     def of_frames(self, embedding_BE: Tensor, frames: int) -> Tensor:
-        """Return the embedding of each frame (B, F, E): its place comes to it."""
+        """Return the embedding of each frame (B, F, E): what is said of the clip means for its place comes to it.
+
+        Both meet before a nonlinearity: where "left" is at the third frame is no sum of what "left" and "third" are.
+        """
         place_FE = self.frame(sinusoids(torch.arange(frames, device=embedding_BE.device)))
-        told_BFE: Tensor = embedding_BE[:, None] + place_FE
+        met_BFE = F.silu(place_FE + self.said(F.silu(embedding_BE))[:, None])
+        told_BFE: Tensor = embedding_BE[:, None] + self.moment(met_BFE)
         return told_BFE
 
     def of_rate(self, rate_B: Tensor) -> Tensor:
@@ -197,17 +203,18 @@ class Clips(DDPM):
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """Return the loss of Algorithm 1 on clips cut from the batch's `frames` (B, L, C, H, W)."""
-        frames, rate_B = self.cut(batch["frames"])
-        return super().forward({**batch, "frames": frames, "frame_rate": rate_B}, player)
+        return super().forward(self.cut(batch), player)
 
-    def cut(self, frames_BLCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return random clips (B, F, C, H, W), of as many frames as are drawn, and their rates (B,).
+    def cut(self, batch: Batch) -> Batch:
+        """Return the batch with random clips (B, F, C, H, W) in it, of as many frames as are drawn, and their rates.
+
+        Of an embedding of each of the data's frames, those of the clip's stay.
 
         Raises:
             ValueError: the data's clips are shorter.
         """
-        c, device = self.config, frames_BLCHW.device
-        count, length = frames_BLCHW.shape[:2]
+        c, device = self.config, batch["frames"].device
+        count, length = batch["frames"].shape[:2]
         if length < c.span:
             raise ValueError(
                 f"{c.frames} frames with skips {c.skips} reach over {c.span}, and the data's clips have {length}"
@@ -219,8 +226,13 @@ class Clips(DDPM):
         index_BF = start_B1 + skip_B1 * torch.arange(c.frames, device=device)
         if c.shuffled:
             index_BF = index_BF.gather(1, torch.rand(index_BF.shape, device=device).argsort(1))
-        chosen = frames_BLCHW[torch.arange(count, device=device)[:, None], index_BF]
-        return chosen, c.frame_rate / skip_B1.squeeze(1)
+        row_B1 = torch.arange(count, device=device)[:, None]
+        chosen = {
+            name: batch[name][row_B1, index_BF]
+            for name in PER_FRAME
+            if name in batch and batch[name].dim() > 2
+        }
+        return {**batch, **chosen, "frame_rate": c.frame_rate / skip_B1.squeeze(1)}
 
     def _of_times(self, times_B3: Tensor, batch: Batch) -> Tensor:
         return self._at_rate(super()._of_times(times_B3, batch), batch["frame_rate"])

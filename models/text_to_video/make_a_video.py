@@ -26,7 +26,7 @@ from torch import Tensor
 
 from models.diffusion import schedules, super_resolution
 from models.diffusion.super_resolution import Low
-from models.family import Batch, Losses, Rows
+from models.family import Batch, Rows
 from models.ports import Port
 from models.request import Request
 from models.text_to_image.unclip import Decoder, DecoderConfig
@@ -69,14 +69,15 @@ class VideoDecoder(Clips, Decoder):
             found["embedding"] = embedding[:, embedding.shape[1] // 2]
         return found
 
-    def forward(self, batch: Batch, player: str = "model") -> Losses:
-        """Return the loss of Algorithm 1; of embeddings of all frames (B, L, E) each clip learns from one."""
-        embedding = batch["embedding"]
-        if embedding.dim() == 3:
-            row_B = torch.arange(len(embedding), device=embedding.device)
-            frame_B = torch.randint(embedding.shape[1], row_B.shape, device=embedding.device)
-            embedding = embedding[row_B, frame_B]
-        return super().forward({**batch, "embedding": embedding}, player)
+    def cut(self, batch: Batch) -> Batch:
+        """Return the batch with random clips in it; of embeddings of all their frames those in the middle.
+
+        So that it says when, and not only where: what is drawn lies as far before that place as after it.
+        """
+        found = super().cut(batch)
+        if (embedding := found["embedding"]).dim() == 3:
+            return {**found, "embedding": embedding[:, self.config.frames // 2]}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +101,7 @@ class InterpolationConfig(ClipsConfig):
 
     @property
     def low_shape(self) -> tuple[int, int]:
-        """Channels and side of what is seen beside the noisy frame: it where it is known, and whether it is."""
+        """Channels and side of what is seen beside the noisy frame: its guess, and whether it is known."""
         return self.channels + 1, self.image_size
 
 
@@ -134,8 +135,9 @@ def blend(places: range, frames: int, *, nearest: bool = False) -> list[list[flo
 class Interpolation(Clips):
     """up_F: the frames between known ones, or after them (section 3.3).
 
-    It is D with four channels more, the frames that are known, zeros where none is, and a mask that tells which. Like
-    super-resolution it learns what there is over a simple guess, and forgives what the stage before gets wrong.
+    It is D with four channels more, the frames that are known and a mask that tells which. Like super-resolution it
+    learns what there is over a simple guess, and forgives what the stage before gets wrong; so that guess, not zeros as
+    in the paper, stands where a frame is not known.
     """
 
     Config = InterpolationConfig
@@ -186,13 +188,13 @@ class Interpolation(Clips):
         return super_resolution.residual(picture, guess, gain_B111), (low, level_B)
 
     def _guess(self, clip: Tensor, task_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the known frames with their mask (B, F (C + 1), H, W), and all frames guessed (B, F C, H, W)."""
+        """Return all frames guessed with the mask of what is known (B, F (C + 1), H, W), and without (B, F C, H, W)."""
         side, planes = clip.shape[-1], self.config.channels
         frames_BFCHW = clip.reshape(len(clip), -1, planes, side, side)
+        guess_BFCHW = torch.einsum("bfg,bgchw->bfchw", self.blend_KFF[task_B], frames_BFCHW)
         known_BF111 = self.known_KF[task_B][:, :, None, None, None].to(clip.dtype)
         mask_BF1HW = known_BF111.expand_as(frames_BFCHW[:, :, :1])
-        low_BFDHW = torch.cat([frames_BFCHW * known_BF111, mask_BF1HW], 2)
-        guess_BFCHW = torch.einsum("bfg,bgchw->bfchw", self.blend_KFF[task_B], frames_BFCHW)
+        low_BFDHW = torch.cat([guess_BFCHW, mask_BF1HW], 2)
         return low_BFDHW.flatten(1, 2), guess_BFCHW.flatten(1, 2)
 
     def _low_rows(self, request: Request, device: torch.device) -> Rows:

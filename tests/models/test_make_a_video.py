@@ -103,6 +103,29 @@ def test_only_layers_over_time_let_a_frame_know_of_the_others(temporal: bool) ->
     assert ((after - before)[:, 6:].abs().max() > 1e-4) == temporal
 
 
+def test_what_is_said_of_a_clip_means_another_thing_in_each_frame() -> None:
+    """No sum of what is said and of when: "left" moves the first frame the other way than the last."""
+    network: Any = tiny(FAMILY.format("decoder")).network
+    torch.manual_seed(0)
+    said = torch.randn(2, 32)
+    with torch.no_grad():
+        assert torch.equal(network.of_frames(said, 3), said[:, None].expand(2, 3, 32)), "at first"
+        network.moment.weight.normal_()
+        told = network.of_frames(said, 3) - said[:, None]
+    apart = told[0] - told[1]
+    assert (apart[0] - apart[2]).abs().max() > 1e-2
+
+
+def test_the_guess_stands_where_a_frame_is_not_known() -> None:
+    model: Any = tiny(FAMILY.format("interpolation"))
+    ramp = torch.linspace(-1, 1, 5).repeat_interleave(3)[None, :, None, None].expand(1, 15, 8, 8)
+    low, guess = model._guess(ramp, torch.tensor([1]))
+    seen = low.reshape(1, 5, 4, 8, 8)
+    torch.testing.assert_close(guess, ramp)
+    torch.testing.assert_close(seen[:, :, :3].flatten(1, 2), guess)
+    assert seen[0, :, 3, 0, 0].tolist() == [1, 0, 0, 0, 1]
+
+
 def test_a_convolution_over_time_is_torch_s_own_of_each_place() -> None:
     torch.manual_seed(0)
     mixed = TimeConv(8)
@@ -134,21 +157,24 @@ def test_clips_are_cut_at_several_rates_and_told_theirs() -> None:
     model: Any = tiny(FAMILY.format("decoder"), skips=(1, 2, 4), frame_rate=8.0)
     torch.manual_seed(0)
     place = torch.arange(9.0)[None, :, None, None, None].expand(200, 9, 3, 8, 8)
-    frames, rate = model.cut(place)
+    cut = model.cut({"frames": place, "embedding": place[..., 0, 0]})
+    frames, rate = cut["frames"], cut["frame_rate"]
     first, second, third = frames[:, :, 0, 0, 0].unbind(1)
     assert torch.equal(second - first, third - second)
     assert torch.equal(8 / (second - first), rate)
     assert sorted(set(rate.tolist())) == [2, 4, 8]
     assert set(first[rate == 8].tolist()) == set(range(7))
+    assert torch.equal(cut["embedding"][:, 0], second), "of the frame in the middle"
     with pytest.raises(ValueError, match=r"reach over 9, and the data's clips have 8"):
-        model.cut(place[:, :8])
+        model.cut({"frames": place[:, :8]})
 
 
 def test_the_control_learns_frames_in_any_order() -> None:
     model: Any = tiny(FAMILY.format("decoder"), shuffled=True)
     torch.manual_seed(0)
     place = torch.arange(3.0)[None, :, None, None, None].expand(50, 3, 3, 8, 8)
-    orders = {tuple(one) for one in model.cut(place)[0][:, :, 0, 0, 0].tolist()}
+    batch = {"frames": place, "embedding": place[..., 0, 0]}
+    orders = {tuple(one) for one in model.cut(batch)["frames"][:, :, 0, 0, 0].tolist()}
     assert len(orders) == 6
 
 
