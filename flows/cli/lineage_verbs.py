@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 Picture = Annotated[
     Path,
-    typer.Argument(metavar="FILE", help="A picture, a sound or a text's answer, with a receipt."),
+    typer.Argument(
+        metavar="FILE", help="A picture, a clip, a sound or a text's answer, with a receipt."
+    ),
 ]
 
 Trust = Annotated[
@@ -92,7 +94,7 @@ def replay(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a picture, sound or text again from its receipt and compare; exit code 1 when more than rounding differs."""
+    """Make a picture, clip, sound or text again from its receipt; exit code 1 when more than rounding differs."""
     use_stack()
     from flows.provenance import tracing
     from infra.storage import atomic_write
@@ -110,6 +112,7 @@ def replay(
                 "pixels": compared.pixels,
                 "differing": compared.differing,
                 "most": compared.most,
+                "worst_frame": compared.worst,
                 "notes": list(compared.notes),
                 "ledger": found.says,
             }
@@ -139,6 +142,8 @@ def _again(file: Path, found: "Trace") -> "Replay":
         more = {name: getattr(asked, name) for name in knobs}
         again = speak(ref, asked.prompt, seed=asked.seed, **more)
         return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
+    if found.pipeline.modality == "clip":
+        return _filmed_again(file.read_bytes(), found)
     where = through
     mixed = asked.blend and dict(zip(("prompt", "weight"), asked.blend, strict=True))
     try:
@@ -147,6 +152,26 @@ def _again(file: Path, found: "Trace") -> "Replay":
         again = tracing.redraw(found)
         where = "in this process on the CPU, since no gateway answers"
     return tracing.compare_pixels(found, file.read_bytes(), again, where=where)
+
+
+def _filmed_again(first: bytes, found: "Trace") -> "Replay":
+    """Make a clip once more, in a file of the same kind: what packing loses of both is the same."""
+    from flows.cli.client import NoGateway, film
+    from flows.provenance import tracing
+    from infra.media.clips import kind_of
+
+    kind, sampling = kind_of(first), dict(found.receipt.sampling)
+    sampling["fps"] = sampling.pop("frame_rate", None)
+    where = "through the gateway"
+    try:
+        again = film(
+            found.version.ref, found.receipt.prompt, lambda _: None, output_format=kind,
+            seed=found.receipt.seed, **sampling,
+        )  # fmt: skip
+    except NoGateway:
+        again = tracing.redraw(found, kind)
+        where = "in this process on the CPU, since no gateway answers"
+    return tracing.compare_clips(found, first, again, where=where)
 
 
 def lineage(

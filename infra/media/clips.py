@@ -187,7 +187,7 @@ def frames_of(content: bytes) -> Iterator[_Shown]:
     """
     if len(content) > MOST_BYTES:
         raise ClipError(f"{len(content)} bytes, at most {MOST_BYTES} are read")
-    kind = _kind(content)
+    kind = kind_of(content)
     source = _of_pictures(content, kind) if kind in PICTURES else _of_video(content, kind)
     for number, one in enumerate(source):
         if max(one.image.size) > MAX_SIDE:
@@ -201,7 +201,12 @@ def frames_of(content: bytes) -> Iterator[_Shown]:
         yield one
 
 
-def _kind(content: bytes) -> str:
+def kind_of(content: bytes) -> str:
+    """Return what a file is by its first bytes: "mp4", "webm", "avi", "gif" or "webp".
+
+    Raises:
+        ClipError: nothing of these.
+    """
     if content[4:8] in {b"ftyp", b"moov", b"wide", b"mdat", b"free"}:
         return "mp4"
     if content[:4] == b"\x1aE\xdf\xa3":
