@@ -27,6 +27,8 @@ from services.api import (
     webhooks,
 )
 from services.api.served import Parts
+from services.batches import routes as batches
+from services.batches.batcher import Batcher
 from services.gateway import errors, sockets
 from services.gateway.guard import Guard, require_key_off_loopback
 from services.gateway.openapi import Api
@@ -54,6 +56,11 @@ if TYPE_CHECKING:
 
 def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
     """Return the whole gateway as an ASGI application; `behind_proxy` is Serve's."""
+    return guarded(inside(parts), parts, behind_proxy=behind_proxy)
+
+
+def inside(parts: Parts) -> Api:
+    """Return the gateway without its door."""
     app = Api()
     errors.install(app)
     app.state.parts = parts
@@ -72,8 +79,14 @@ def create(parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
         provenance,
         videos,
         webhooks,
+        batches,
     ):
         app.include(module.routes)
+    return app
+
+
+def guarded(app: Api, parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
+    """Return the gateway behind its door."""
     arguments = parts.arguments
     return Guard(
         app,
@@ -160,9 +173,12 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this in the replica."""
-        app = Working(create(self._parts, behind_proxy=True), self._runner, self._courier)
+        app, parts = inside(self._parts), self._parts
+        batcher = Batcher(parts.jobs, Store(parts.arguments.made), app)
+        door = guarded(app, parts, behind_proxy=True)
+        whole = Working(door, self._runner, self._courier, batcher)
         place = sockets.folder()
-        return app if place is None else sockets.Listening(app, place)
+        return whole if place is None else sockets.Listening(whole, place)
 
 
 def build(args: dict[str, Any]) -> "serve.Application":

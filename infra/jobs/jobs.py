@@ -7,7 +7,7 @@ A lease that ran out may be claimed by another; whoever held it is then told `Le
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Final, Literal, Self
 
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from infra.database import open_engine, reading, writing
 from infra.jobs.ids import new_id
 from infra.jobs.leases import Lease, end, give_back
-from infra.jobs.table import ENDS, JOBS, STAGES, Job, Output, job, outputs
+from infra.jobs.table import ENDS, JOBS, STAGES, Job, Output, Result, job, outputs
 from infra.ledger.hash_chain import canonical, sha256
 
 LEASE_S: Final = 10.0  # after a kill -9 nobody waits longer than this
@@ -259,14 +259,45 @@ class Jobs:
             _set(connection, id, **again, **dict.fromkeys(none))
             return self._get(connection, id)
 
-    def claim(self, runner: str) -> Lease | None:
+    def record(
+        self,
+        kind: str,
+        request: Mapping[str, Any],
+        *,
+        id: str,
+        owner: str,
+        result: Result,
+        kept_s: float,
+    ) -> Job:
+        """Write down what is there already as a job that is completed, to be kept for so long; once for an id."""
+        now = self._clock()
+        row = {
+            **{"id": id, "kind": kind, "owner": owner, "pipeline": "", "digests": "{}", "seed": 0},
+            **{"request": json.dumps(dict(request)), "body": _body(kind, request)},
+            **{"state": "completed", "cancel": False, "deleted": False, "files": True},
+            **{"progress": 100.0, "attempt": 0, "tries": 0, "causes": "{}", "fence": 0},
+            **{"created": now, "ended": now, "expires": now + kept_s},
+            "result": json.dumps(asdict(result)),
+        }
+        with writing(self._engine) as connection:
+            if _first(connection, sa.select(JOBS).where(JOBS.c.id == id)) is None:
+                connection.execute(sa.insert(JOBS), row)
+            return self._get(connection, id)
+
+    def claim(
+        self, runner: str, *, kind: str | None = None, but: str | None = None
+    ) -> Lease | None:
         """Return the job that waits longest, leased to `runner`, or None where none waits.
+
+        Those of one `kind` alone, or all `but` those of one.
 
         On the way there it ends those whose deadline has passed, that are to be cancelled, or whose runners were lost
         too often.
         """
         now = self._clock()
         waits = sa.select(JOBS).where(JOBS.c.due <= now).order_by(JOBS.c.due, JOBS.c.id).limit(1)
+        waits = waits if kind is None else waits.where(JOBS.c.kind == kind)
+        waits = waits if but is None else waits.where(JOBS.c.kind != but)
         with reading(self._engine) as connection:
             if _first(connection, waits) is None:  # whoever only looks takes no write lock
                 return None

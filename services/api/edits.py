@@ -135,7 +135,7 @@ def _check_files(files: Mapping[str, bytes], wanted: Mapping[str, bool], largest
         raise invalid(f"unknown parameter {min(odd)!r}", min(odd), "unknown_parameter")
     for name, must in wanted.items():
         if must and name not in files:
-            message = f"{name}: send the picture as a file"
+            message = f"{name}: send it as a file"
             raise invalid(message, name, "missing_required_parameter")
     for name, content in files.items():
         if len(content) > largest:

@@ -1,15 +1,28 @@
-"""GET /v1/files/NAME: a picture that was answered by url, or what came of a job; by a signed link, from any replica."""
+"""/v1/files: what is uploaded for batches, and what they make; and what a signed link opens, from any replica.
+
+A link's name is that of a picture that was answered by url, or of what came of a job.
+"""
 
 import asyncio
 import re
-from typing import Final
+import time
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import Request
-from fastapi.responses import Response
+from fastapi import Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ConfigDict
 
+from infra.jobs.ids import new_id
 from infra.jobs.jobs import NotFound
+from services.api.edits import FORM, read_form
+from services.api.requests import Strict
 from services.api.served import parts_of
+from services.batches import files
+from services.batches.files import JSONL, KIND, LARGEST, MOST, FileDeleted, FileList, FileObject
+from services.batches.routes import listing
+from services.gateway.errors import invalid
 from services.gateway.openapi import ANYWHERE, Routes, answers
+from services.jobs.store import Store
 from services.media.result_store import gone
 from services.videos.content import content
 
@@ -20,15 +33,93 @@ KINDS: Final = ("image/png", "image/gif", "image/webp", "video/mp4")
 routes = Routes()
 
 
+FOUND: Final = (*ANYWHERE, 404)
+
+
+def _with_file(schema: dict[str, Any]) -> None:
+    schema["properties"] |= {"file": BINARY["schema"]}
+    schema["required"] = [*schema.get("required", ()), "file"]
+
+
+class FileOrder(Strict):
+    """A file of requests, one a line."""
+
+    model_config = ConfigDict(json_schema_extra=_with_file)
+
+    purpose: Literal["batch"]
+
+
+@routes.takes("/v1/files", FileOrder, FileObject, None, FORM, errors=(*ANYWHERE, 415))
+async def upload(request: Request) -> Response:
+    """Keep a file for thirty days, for batches."""
+    _, sent = await read_form(request, FileOrder, {"file": True}, LARGEST)
+    name = str(getattr((await request.form()).get("file"), "filename", None) or "batch.jsonl")
+    parts, owner = parts_of(request), str(request.scope["owner"])
+    page = await asyncio.to_thread(parts.jobs.page, owner, KIND, None, MOST)
+    if len(page.jobs) >= MOST:
+        raise invalid(f"file: {MOST} files of this key are kept, no more; delete one", "file")
+    kept = await asyncio.to_thread(
+        files.keep, parts.jobs, Store(parts.arguments.made), [sent["file"]],
+        id=new_id(KIND, time.time()), owner=owner, name=name[:200], purpose="batch",
+    )  # fmt: skip
+    return JSONResponse(files.shown(kept))
+
+
+@routes.get("/v1/files", response_model=None, responses=answers(FileList, FOUND))
+async def listed(
+    request: Request,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> Response:
+    """List the files of this key that are kept, the newest first unless asked otherwise."""
+    parts, owner = parts_of(request), str(request.scope["owner"])
+    if after is not None:
+        await asyncio.to_thread(files.file_of, parts.jobs, owner, after, "after")
+    page = await asyncio.to_thread(parts.jobs.page, owner, KIND, after, limit, order)
+    data = [files.shown(job) for job in page.jobs if job.result is not None]
+    data = [one for one in data if purpose in {None, one["purpose"]}]
+    return JSONResponse(listing(data, page.has_more))
+
+
+@routes.get(
+    "/v1/files/{name}/content",
+    response_class=Response,
+    response_model=None,
+    responses=answers(None, [*FOUND, 416], {JSONL: BINARY}),
+)
+async def download(request: Request, name: str) -> Response:
+    """Return what is in a file of this key, by whole or by range."""
+    parts, owner = parts_of(request), str(request.scope["owner"])
+    return await content(request, await asyncio.to_thread(files.file_of, parts.jobs, owner, name))
+
+
+@routes.delete("/v1/files/{name}", response_model=None, responses=answers(FileDeleted, FOUND))
+async def delete(request: Request, name: str) -> Response:
+    """Remove a file of this key."""
+    parts, owner = parts_of(request), str(request.scope["owner"])
+    job = await asyncio.to_thread(files.file_of, parts.jobs, owner, name)
+    await asyncio.to_thread(parts.jobs.delete, job.id)
+    return JSONResponse({"id": job.id, "object": "file", "deleted": True})
+
+
 @routes.get(
     "/v1/files/{name}",
     response_class=Response,
     response_model=None,
-    responses=answers(None, [*ANYWHERE, 403, 404, 409, 410, 416], dict.fromkeys(KINDS, BINARY)),
+    responses=answers(
+        FileObject, [*ANYWHERE, 403, 404, 409, 410, 416], dict.fromkeys(KINDS, BINARY)
+    ),
 )
 async def file(request: Request, name: str, expires: str = "", signature: str = "") -> Response:
-    """Return a file: its link opens for an hour, without a key."""
+    """Say what a file of this key is; or return what a link opens, for an hour and without a key."""
     parts = parts_of(request)
+    if name.startswith(f"{KIND}_") and not signature:
+        owner = str(request.scope["owner"])
+        return JSONResponse(
+            files.shown(await asyncio.to_thread(files.file_of, parts.jobs, owner, name))
+        )
     left_s = parts.files.check(name, expires, signature)
     if (found := OF_A_JOB.fullmatch(name)) is not None:
         try:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import httpx
 from fastapi import Query, Request
@@ -17,8 +17,10 @@ from services.gateway.errors import ApiError, invalid
 from services.gateway.openapi import ANYWHERE, Routes, answers
 from services.jobs.webhooks import Unwelcome, address_of, secret_of, tell
 
-Event = Literal["video.completed", "video.failed"]
-EVENTS: Final = ("video.completed", "video.failed")
+Event = Literal[
+    "video.completed", "video.failed", "batch.completed", "batch.failed", "batch.cancelled"
+]
+EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 FOUND: Final = (*ANYWHERE, 404)
 TAKEN: Final = (*ANYWHERE, 404, 415)
 TESTED: Final = {"id": "video_00000000000000000000000000"}  # of no job

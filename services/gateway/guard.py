@@ -31,9 +31,10 @@ LARGEST_UPLOADS: Final = {
     "/v1/videos": 9 * 2**20,
     "/v1/videos/edits": 17 * 2**20,
     "/v1/videos/extensions": 17 * 2**20,
+    "/v1/files": 33 * 2**20,
 }
 """Bytes of the bodies that may be larger than others: files as we answer them, a minute of sound at 48 kHz;
-a picture and its mask; pictures as data URLs; a clip."""
+a picture and its mask; pictures as data URLs; a clip; the requests of a batch."""
 ANYBODY: Final = "anybody"  # whose jobs are those that came while there was no key
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds

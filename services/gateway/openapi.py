@@ -27,7 +27,7 @@ REASONS: Final[Mapping[int, str]] = {
     410: "The clip was kept for its time, and is gone.",
     413: "The body is too large.",
     415: "The body is of another type.",
-    416: "The clip has no such bytes.",
+    416: "There are no such bytes.",
     421: "Without a key the gateway answers to localhost alone, and the request named another host.",
     422: "The idempotency key was used for another request.",
     429: "Too much waits already; `retry-after` says when to come back.",

@@ -34,6 +34,7 @@ from services.routing.endpoints import Endpoint, Endpoints
 
 logger = logging.getLogger("ray.serve")
 
+BATCHES: Final = "batch"  # the kind that a batcher makes (services.batches), of requests
 AT_ONCE: Final = 2  # jobs of one runner: while one is encoded or moved, another has the engine
 LOOK_S: Final = 0.2  # between two looks for a job
 BEAT_S: Final = 0.1  # between two looks for a cancel
@@ -105,7 +106,7 @@ class Runner:
             await self._free.acquire()
             lease = None
             try:
-                lease = await asyncio.to_thread(self._jobs.claim, self._name)
+                lease = await asyncio.to_thread(self._jobs.claim, self._name, but=BATCHES)
             except DatabaseError as error:
                 logger.warning("no job can be claimed: %s", error)
             if lease is not None:

@@ -6,6 +6,7 @@ nothing of its successor's. What no row names does not exist, and goes with its 
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import fsspec
@@ -30,17 +31,25 @@ class Store:
 
     def put(self, job: str, name: str, content: bytes) -> tuple[str, str]:
         """Write a file of a job's, durably; return its sha256 and its address."""
-        path = f"{self._root}/{job}/{name}"
+        digest, uri, _ = self.put_blocks(job, name, [content])
+        return digest, uri
+
+    def put_blocks(self, job: str, name: str, blocks: Iterable[bytes]) -> tuple[str, str, int]:
+        """Write a file block by block, as `put` does; return how many bytes it has, too."""
+        path, digest, count = f"{self._root}/{job}/{name}", hashlib.sha256(), 0
         self._files.makedirs(f"{self._root}/{job}", exist_ok=True)
         with self._files.open(path, "wb") as file:
-            file.write(content)
+            for block in blocks:
+                file.write(block)
+                digest.update(block)
+                count += len(block)
             faultpoint("jobs.put")
             if isinstance(self._files, LocalFileSystem):
                 file.flush()
                 os.fsync(file.fileno())
         if isinstance(self._files, LocalFileSystem):
             sync_directory(Path(path).parent)
-        return hashlib.sha256(content).hexdigest(), str(self._files.unstrip_protocol(path))
+        return digest.hexdigest(), str(self._files.unstrip_protocol(path)), count
 
     def get(self, uri: str, digest: str) -> bytes:
         """Return a file's bytes.

@@ -59,7 +59,8 @@ class Exchange:
     def _planned(self, endpoint: Endpoint) -> GenerationSpec:
         """Return what the request wants of a version, by when, and whether it goes before others."""
         until, ahead = self.began + self.timeout_s, from_the_house(self.request)
-        return replace(self.planning(endpoint), until=until, ahead=ahead)
+        behind = bool(self.request.scope.get("behind"))  # a batch's
+        return replace(self.planning(endpoint), until=until, ahead=ahead, behind=behind)
 
     async def stream(
         self,

@@ -89,9 +89,7 @@ def _span(asked: str, size: int) -> tuple[int, int] | None:
     else:
         start, end = max(0, size - int(found[2])), size
     if start >= size or end <= start:
-        error = ApiError(
-            416, f"the clip has {size} bytes, got {asked}", code="range_not_satisfiable"
-        )
+        error = ApiError(416, f"there are {size} bytes, got {asked}", code="range_not_satisfiable")
         error.headers["content-range"] = f"bytes */{size}"
         raise error
     return start, end

@@ -29,6 +29,7 @@ from models.parts.lora import own
 from models.variational.vae import VAE
 from services.api.served import Parts
 from services.application import create, drawn_by
+from services.batches.batcher import Batcher
 from services.gateway.readiness import Readiness
 from services.jobs.runner import Runner
 from services.jobs.store import Store
@@ -272,7 +273,8 @@ class Workshop:
         )
         kinds = {KIND: clips(self.signing())}
         courier = Courier(self.webhooks, self.signing(), private=True)
-        return Working(app, Runner(self.jobs, store, endpoints, executor, kinds), courier)
+        runner = Runner(self.jobs, store, endpoints, executor, kinds)
+        return Working(app, runner, courier, Batcher(self.jobs, store, app._app))
 
 
 Ask = Callable[..., httpx.Response]

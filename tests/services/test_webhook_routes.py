@@ -106,7 +106,10 @@ def test_endpoints_are_listed_changed_and_forgotten(client: OpenAI, ear: Any) ->
     changed = client.webhooks.update(hooks[0].id, name="nightly", event_types=["video.failed"])
     assert (changed.name, changed.event_types) == ("nightly", ["video.failed"])
     assert not hasattr(changed, "signing_secret")
-    assert client.webhooks.event_types.list().data == ["video.completed", "video.failed"]
+    assert client.webhooks.event_types.list().data == [
+        *("video.completed", "video.failed"),
+        *("batch.completed", "batch.failed", "batch.cancelled"),
+    ]
     for one in hooks:
         assert client.webhooks.delete(one.id).deleted
     with pytest.raises(openai.NotFoundError, match="no webhook endpoint"):

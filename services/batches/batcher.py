@@ -1,0 +1,224 @@
+"""The batcher: sends the requests of batches to the gateway that it runs in, beside what people ask.
+
+A batch is a job. Its requests are sent some at a time, after all that people wait for; what a part of them was
+answered is sealed and committed like a stage, so that whoever goes on after a kill sends only the last part again. A
+clip is asked for under a key that is its line's, so that it is made once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Final
+
+import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from infra.database import DatabaseError
+from infra.documents import parse_json
+from infra.jobs.jobs import Jobs
+from infra.jobs.leases import Lease, LeaseLost
+from infra.jobs.table import Job, Output
+from infra.ledger.leases import new_holder
+from services.batches import files, lines
+from services.batches.lines import Answer, Line
+from services.batches.work import KIND, Work, file_id, node, parts, work_of
+from services.gateway.errors import ApiError
+from services.jobs.runner import BROKEN
+from services.jobs.store import Store, StoreError
+
+logger = logging.getLogger("ray.serve")
+
+TOGETHER: Final = 8  # requests that are sent at a time
+PART: Final = 32  # that are committed together
+BEAT_S: Final = 0.2
+LOOK_S: Final = 0.5
+LATER: Final = frozenset({429, 503, 504})  # what is asked again
+MOST_LATE: Final = 3  # of answers that were not there in time
+LONGEST_PAUSE_S: Final = 30.0
+
+
+class Batcher:
+    """Works on the batches of one database, one at a time, as long as it runs."""
+
+    def __init__(self, jobs: Jobs, store: Store, app: ASGIApp) -> None:
+        self._jobs, self._store, self._app = jobs, store, app
+        self._name = new_holder()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work, in the event loop that runs now."""
+        self._task = self._task or asyncio.create_task(self._working())
+
+    async def stop(self) -> None:
+        """Work no more; what is under way is given back."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    async def _working(self) -> None:
+        while True:
+            lease = None
+            try:
+                lease = await asyncio.to_thread(self._jobs.claim, self._name, kind=KIND)
+                if lease is not None:
+                    await self.work(lease)
+            except LeaseLost as lost:
+                logger.warning("a batch is given up: %s", lost)
+            except DatabaseError as error:
+                logger.warning("batches wait: %s", error)
+            if lease is None:
+                await asyncio.sleep(LOOK_S)
+
+    async def work(self, lease: Lease) -> None:
+        """Send a batch's requests, all that are not answered yet, and write its files."""
+        clips: set[str] = set()  # that are being made for it
+        sending = asyncio.create_task(self._sent(lease, clips))
+        try:
+            why = await self._watched(lease, sending)
+            if why is not None:
+                await _ended(sending)
+                for clip in clips:
+                    await asyncio.to_thread(self._jobs.cancel, clip)
+            await asyncio.to_thread(self._close, lease, why)
+        except (ApiError, StoreError) as error:
+            code = error.code if isinstance(error, ApiError) else "file_not_found"
+            await asyncio.to_thread(lease.fail, code, str(error), False)
+        except (LeaseLost, DatabaseError):
+            raise
+        except BROKEN as error:
+            logger.error("batch %s failed", lease.job.id, exc_info=error)
+            message = "the server failed while answering it"
+            await asyncio.to_thread(lease.fail, "internal_error", message, True)
+        except asyncio.CancelledError:  # the gateway ends
+            with suppress(LeaseLost, DatabaseError):
+                await asyncio.to_thread(lease.release)
+            raise
+        finally:
+            await _ended(sending)
+
+    async def _watched(self, lease: Lease, sending: "asyncio.Task[None]") -> str | None:
+        """Keep the lease while requests are sent; return why no more are to be, None where all were."""
+        while not sending.done():
+            await asyncio.wait({sending}, timeout=BEAT_S)
+            if sending.done():
+                break
+            if await asyncio.to_thread(lease.beat, lease.job.progress):
+                return "cancelled"
+            if lease.job.deadline is not None and time.time() > lease.job.deadline:
+                return "deadline_exceeded"
+        sending.result()
+        return None
+
+    async def _sent(self, lease: Lease, clips: set[str]) -> None:
+        """Send what is not answered yet, a part after the other."""
+        work = work_of(lease.job)
+        asked = await asyncio.to_thread(self._asked, lease, work)
+        done = parts(await asyncio.to_thread(lease.stages))
+        gate = asyncio.Semaphore(TOGETHER)
+        transport = httpx.ASGITransport(_As(self._app, lease.job.owner), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            for start in range(0, len(asked), PART):
+                if start in done:
+                    continue
+                tasks = [
+                    asyncio.create_task(self._one(client, gate, lease, start + place, line, clips))
+                    for place, line in enumerate(asked[start : start + PART])
+                ]
+                try:
+                    answers = await asyncio.gather(*tasks)
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                await asyncio.to_thread(self._commit, lease, start, answers)
+
+    def _asked(self, lease: Lease, work: Work) -> list[Line]:
+        file = files.file_of(self._jobs, lease.job.owner, work.input_file_id, "input_file_id")
+        return lines.read(files.content_of(self._store, file), work.endpoint)
+
+    async def _one(
+        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, lease: Lease, number: int, line: Line,
+        clips: set[str],
+    ) -> Answer:  # fmt: skip
+        """Return what one request is answered with, when there is room for it."""
+        batch, late = lease.job.id, 0
+        headers = {"idempotency-key": f"{batch}/{number}"}
+        async with gate:
+            told = await client.post(line.url, json=line.body, headers=headers, timeout=None)
+            while told.status_code in LATER and late < MOST_LATE:
+                late += told.status_code == 504
+                pause = float(told.headers.get("retry-after", 1))
+                await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
+                told = await client.post(line.url, json=line.body, headers=headers, timeout=None)
+            body = parse_json(told.text, "an answer")
+            while told.status_code == 200 and body.get("status") in {"queued", "in_progress"}:
+                clips.add(body["id"])
+                await asyncio.sleep(LOOK_S)
+                told = await client.get(f"{line.url}/{body['id']}")
+                body = parse_json(told.text, "an answer")
+            clips.discard(str(body.get("id")))
+        identity = f"{batch}-{number}"
+        return lines.answer(batch, number, line, told.status_code, identity, body)
+
+    def _commit(self, lease: Lease, start: int, answers: Sequence[Answer]) -> None:
+        """Seal what a part was answered with."""
+        right = sum(one.right for one in answers)
+        name = node(start, right, len(answers) - right)
+        content = lines.written([{"right": one.right, **one.document} for one in answers])
+        digest, uri = self._store.put(lease.job.id, f"{start}-{lease.fence}.jsonl", content)
+        try:
+            lease.stage_done(name, digest, uri)
+        except LeaseLost:
+            self._store.remove(uri)
+            raise
+
+    def _close(self, lease: Lease, why: str | None) -> None:
+        """Write the files of what was answered, and end the batch."""
+        sealed = lease.stages()
+        counts = parts(sealed)
+        ordered = [sealed[node(start, *counts[start])] for start in sorted(counts)]
+        kept: dict[bool, Job] = {}
+        for right, which in ((True, "output"), (False, "errors")):
+            if sum(one[not right] for one in counts.values()):
+                id = file_id(lease.job.id, "output" if right else "errors")
+                kept[right] = files.keep(
+                    self._jobs, self._store, self._rows(ordered, right), id=id, owner=lease.job.owner,
+                    name=f"{lease.job.id}_{which}.jsonl", purpose="batch_output",
+                )  # fmt: skip
+        if why == "cancelled":
+            lease.cancelled()
+        elif why is not None:
+            lease.fail(why, "it was not done by its deadline", False)
+        else:
+            result = next(iter(kept.values())).result  # a batch has a request at least
+            assert result is not None
+            lease.finish(result)
+
+    def _rows(self, sealed: Sequence[Output], right: bool) -> Iterator[bytes]:
+        """Yield the lines of what went right, or wrong, a part at a time."""
+        for output in sealed:
+            rows = self._store.get(output.uri, output.digest).decode().splitlines()
+            answers = [dict(parse_json(row, "an answer")) for row in rows]
+            yield lines.written([one for one in answers if one.pop("right") == right])
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    """Cancel a task and wait until it has gone."""
+    task.cancel()
+    await asyncio.wait({task})
+
+
+class _As:
+    """The gateway behind its door, as somebody who came in: his requests wait for everybody else's."""
+
+    def __init__(self, app: ASGIApp, owner: str) -> None:
+        self._app, self._owner = app, owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a request on."""
+        headers = dict(scope["headers"])
+        identity = headers.get(b"idempotency-key", b"").decode().replace("/", "-")
+        of = {"owner": self._owner, "house": False, "behind": True, "request_id": identity}
+        await self._app({**scope, **of}, receive, send)

@@ -1,0 +1,104 @@
+"""Files that are uploaded, or that batches make: finished jobs of the kind "file", whose result they are.
+
+So they lie in the artifact store, belong to a key, are listed and paged, expire and are swept as any job.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal
+
+from infra.jobs.jobs import Jobs, NotFound
+from infra.jobs.table import Job, Result
+from services.api.answers import Body
+from services.gateway.errors import ApiError
+from services.jobs.store import Store
+
+KIND: Final = "file"
+KEPT_S: Final = 30 * 24 * 3600.0  # as OpenAI keeps those of batches
+LARGEST: Final = 32 * 2**20  # bytes; OpenAI takes 200 MB
+MOST: Final = 200  # of one key
+JSONL: Final = "application/jsonl"
+
+
+class FileObject(Body):
+    """A file, in OpenAI's words."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+
+
+class FileList(Body):
+    """A part of the files of one key."""
+
+    object: Literal["list"]
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(Body):
+    """That a file is gone."""
+
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
+def keep(
+    jobs: Jobs,
+    store: Store,
+    blocks: Iterable[bytes],
+    *,
+    id: str,
+    owner: str,
+    name: str,
+    purpose: str,
+) -> Job:
+    """Keep a file for its time; once for an id."""
+    digest, uri, count = store.put_blocks(id, "content", blocks)
+    asked = {"filename": name, "purpose": purpose}
+    result = Result(digest, uri, JSONL, count)
+    return jobs.record(KIND, asked, id=id, owner=owner, result=result, kept_s=KEPT_S)
+
+
+def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:
+    """Return a file of an owner.
+
+    Raises:
+        ApiError: 404, there is none, it is another key's, or its time is over.
+    """
+    try:
+        job = jobs.get(id)
+    except NotFound:
+        job = None
+    if job is None or job.owner != owner or job.kind != KIND or job.result is None:
+        message = f"there is no file {id[:60]!r} of this key, or not any more"
+        raise ApiError(404, message, code="file_not_found", param=param)
+    return job
+
+
+def content_of(store: Store, job: Job) -> bytes:
+    """Return a file's bytes, as they were kept."""
+    assert job.result is not None
+    return store.get(job.result.uri, job.result.digest)
+
+
+def shown(job: Job) -> dict[str, Any]:
+    """Return a file as OpenAI's clients know it."""
+    assert job.result is not None
+    return {
+        "id": job.id,
+        "object": "file",
+        "bytes": job.result.bytes,
+        "created_at": int(job.created),
+        "expires_at": int(job.expires) if job.expires else None,
+        "filename": job.request["filename"],
+        "purpose": job.request["purpose"],
+        "status": "processed",
+    }

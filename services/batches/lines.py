@@ -1,0 +1,86 @@
+"""The lines of a batch: requests of one endpoint, each under a name of its own, and what is answered to each."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from infra.documents import parse_json
+from services.gateway.errors import ApiError, from_validation, invalid
+
+MOST: Final = 50_000  # requests of a batch
+ENDPOINTS: Final = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
+    *("/v1/images/generations", "/v1/videos"),
+)
+
+
+class Line(BaseModel):
+    """One request of a batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    custom_id: Annotated[str, Field(min_length=1, max_length=512)]
+    method: Literal["POST"] = "POST"
+    url: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request was answered with."""
+
+    right: bool
+    document: Mapping[str, Any]
+
+
+def read(content: bytes, endpoint: str) -> list[Line]:
+    """Return the requests in a file.
+
+    Raises:
+        ApiError: 400 that names the first line that cannot be sent to the endpoint, and why.
+    """
+    rows = [row for row in content.split(b"\n") if row.strip()]
+    if not 1 <= len(rows) <= MOST:
+        raise _wrong(f"a batch has 1 to {MOST} requests, one a line, got {len(rows)}")
+    lines, names = [], set[str]()
+    for number, row in enumerate(rows, 1):
+        line = _line(number, row)
+        if line.url != endpoint:
+            raise _wrong(f"line {number}: url: this batch is for {endpoint}, got {line.url[:80]!r}")
+        if line.body.get("stream"):
+            raise _wrong(f"line {number}: body.stream: nobody listens; leave it out")
+        if line.custom_id in names:
+            raise _wrong(f"line {number}: custom_id: {line.custom_id[:80]!r} is taken by another")
+        names.add(line.custom_id)
+        lines.append(line)
+    return lines
+
+
+def _line(number: int, row: bytes) -> Line:
+    try:
+        return Line.model_validate(parse_json(row.decode(), "a request"))
+    except ValidationError as error:
+        told = from_validation(error)
+        raise _wrong(f"line {number}: {told.param}: {told.message}") from None
+    except ValueError as error:
+        raise _wrong(f"line {number}: no JSON: {error}") from None
+
+
+def _wrong(message: str) -> ApiError:
+    return invalid(f"input_file_id: {message}", "input_file_id")
+
+
+def answer(batch: str, number: int, line: Line, status: int, identity: str, body: Any) -> Answer:
+    """Return what stands in the output file for a request, or in that of errors."""
+    response = {"status_code": status, "request_id": identity, "body": body}
+    named = {"id": f"batch_req_{batch.partition('_')[2]}_{number}", "custom_id": line.custom_id}
+    failed = status != 200 or (body.get("object") == "video" and body.get("status") == "failed")
+    return Answer(not failed, {**named, "response": response, "error": None})
+
+
+def written(answers: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return answers as a file."""
+    return "".join(f"{json.dumps(one)}\n" for one in answers).encode()

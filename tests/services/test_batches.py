@@ -1,0 +1,275 @@
+"""The real `openai` client has files of requests answered: pictures, texts and clips, by jobs that outlive kills."""
+
+import asyncio
+import base64
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from infra.jobs.jobs import Jobs
+from infra.keys import Keys
+from services.batches import batcher as batching
+from services.batches.batcher import Batcher
+from services.jobs.store import Store
+from tests.services.clips_kit import publish_clips
+from tests.services.conftest import network
+from tests.services.served_kit import listening, publish_each_modality, with_toys
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")
+CHAT, IMAGES, VIDEOS = "/v1/chat/completions", "/v1/images/generations", "/v1/videos"
+
+
+@pytest.fixture(scope="module")
+def house(own_workshop: Any) -> Iterator[Any]:
+    """A gateway whose batches are worked on, and one where none are; of the same database."""
+    keys = Keys(own_workshop.database)
+    with with_toys():
+        publish_clips(own_workshop)
+        publish_each_modality(own_workshop)
+        shapes = own_workshop.publish_pipeline("shapes", network("base"), network("upscaler"))
+        own_workshop.promote(shapes)
+        stage = own_workshop.stage()
+        found = [keys.create("first"), keys.create("second")]
+        app = own_workshop.gateway(stage)
+        yield SimpleNamespace(
+            app=app, keys=found, workshop=own_workshop, worked=own_workshop.worked(app, stage)
+        )
+    stage.close()
+
+
+@pytest.fixture
+def clients(house: Any) -> Iterator[Any]:
+    """Clients of both keys, of a gateway that works."""
+    with listening(house.worked) as address:
+        base = f"{address}/v1"
+        both = [OpenAI(base_url=base, api_key=key, max_retries=0) for key in house.keys]
+        yield both
+        for one in both:
+            one.close()
+
+
+@pytest.fixture
+def idle(house: Any) -> Iterator[OpenAI]:
+    """A client of a gateway where nobody works on batches."""
+    with (
+        listening(house.app) as address,
+        OpenAI(base_url=f"{address}/v1", api_key=house.keys[0], max_retries=0) as client,
+    ):
+        yield client
+
+
+def requests(endpoint: str, *bodies: Any) -> bytes:
+    lines = [
+        {"custom_id": f"r{number}", "method": "POST", "url": endpoint, "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    return "\n".join(map(json.dumps, lines)).encode()
+
+
+def sent(client: OpenAI, content: bytes) -> Any:
+    return client.files.create(file=("asked.jsonl", content), purpose="batch")
+
+
+def batch_of(client: OpenAI, endpoint: str, *bodies: Any, **more: Any) -> Any:
+    file = sent(client, requests(endpoint, *bodies))
+    asked: Any = {"endpoint": endpoint, "completion_window": "24h", **more}
+    return client.batches.create(input_file_id=file.id, **asked)
+
+
+def ended(client: OpenAI, id: str) -> Any:
+    until = time.monotonic() + 60
+    while (found := client.batches.retrieve(id)).status in {
+        "validating",
+        "in_progress",
+        "cancelling",
+    }:
+        assert time.monotonic() < until, found
+        time.sleep(0.05)
+    return found
+
+
+def answers(client: OpenAI, file: str) -> dict[str, Any]:
+    rows = client.files.content(file).text.splitlines()
+    return {one["custom_id"]: one for one in map(json.loads, rows)}
+
+
+def pixels(b64: Any) -> Any:
+    with Image.open(io.BytesIO(base64.b64decode(b64))) as image:
+        return np.asarray(image)
+
+
+def turn(said: str) -> dict[str, Any]:
+    return {
+        "model": "talker",
+        "messages": [{"role": "user", "content": said}],
+        "seed": 1,
+        "max_tokens": 4,
+    }
+
+
+def test_pictures_texts_and_clips_are_answered_in_files(clients: Any) -> None:
+    client = clients[0]
+    picture = {"model": "shapes", "prompt": "a small red circle", "seed": 3, "steps": 2}
+    picture["response_format"] = "b64_json"
+    clip = {"model": "moving", "prompt": "a red circle", "seed": 4}
+    made = [
+        batch_of(client, IMAGES, picture, {**picture, "prompt": "a smal circle"}, metadata={"a": "b"}),
+        batch_of(client, CHAT, turn("a"), turn("b")),
+        batch_of(client, VIDEOS, clip),
+    ]  # fmt: skip
+    done = [ended(client, one.id) for one in made]
+    counts = [
+        (one.request_counts.total, one.request_counts.completed, one.request_counts.failed)
+        for one in done
+    ]
+    assert [one.status for one in done] == ["completed"] * 3
+    assert counts == [(2, 1, 1), (2, 2, 0), (1, 1, 0)]
+    assert done[0].metadata == {"a": "b"}
+    right = answers(client, done[0].output_file_id)
+    direct = client.images.generate(**{k: v for k, v in picture.items() if k in {"model", "prompt"}},
+        response_format="b64_json", extra_body={"seed": 3, "steps": 2})  # fmt: skip
+    body = right["r0"]["response"]["body"]
+    assert right["r0"]["response"]["status_code"] == 200
+    assert direct.data is not None
+    assert (pixels(body["data"][0]["b64_json"]) == pixels(direct.data[0].b64_json)).all()
+    wrong = answers(client, done[0].error_file_id)
+    assert wrong["r1"]["response"]["status_code"] == 400
+    assert "unknown word 'smal'" in wrong["r1"]["response"]["body"]["error"]["message"]
+    assert done[1].error_file_id is None
+    said = answers(client, done[1].output_file_id)
+    assert list(said) == ["r0", "r1"]
+    video = answers(client, done[2].output_file_id)["r0"]["response"]["body"]
+    assert (video["status"], video["seed"]) == ("completed", 4)
+    assert client.videos.download_content(video["id"]).read()
+    assert [one.id for one in client.batches.list(limit=2)][:3] == [one.id for one in made[::-1]]
+
+
+def test_files_are_listed_described_and_removed(clients: Any) -> None:
+    first, second = clients
+    content = requests(CHAT, turn("a"))
+    file = sent(first, content)
+    assert (file.bytes, file.filename, file.purpose) == (len(content), "asked.jsonl", "batch")
+    assert file.expires_at == file.created_at + 30 * 24 * 3600
+    assert first.files.retrieve(file.id) == file
+    assert first.files.content(file.id).content == content
+    assert file.id in [one.id for one in first.files.list(purpose="batch")]
+    for asking in (second.files.retrieve, second.files.content, second.files.delete):
+        with pytest.raises(openai.NotFoundError, match=r"no file .* of this key"):
+            asking(file.id)
+    assert file.id not in [one.id for one in second.files.list()]
+    assert first.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        first.files.retrieve(file.id)
+
+
+GOOD = requests(CHAT, turn("a"))
+WRONG = [
+    (b"", r"a batch has 1 to 50000 requests, one a line, got 0"),
+    (b"{}", r"line 1: custom_id: "),
+    (b"nothing", r"line 1: no JSON"),
+    (requests(IMAGES, {}), r"line 1: url: this batch is for /v1/chat/completions, got '/v1/images"),
+    (GOOD + b"\n" + GOOD, r"line 2: custom_id: 'r0' is taken"),
+    (requests(CHAT, {**turn("a"), "stream": True}), r"line 1: body.stream"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG)
+def test_a_line_that_cannot_be_sent_is_refused_by_number(
+    idle: OpenAI, content: bytes, message: str
+) -> None:
+    file = sent(idle, content)
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        idle.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    assert caught.value.param == "input_file_id"
+
+
+def test_what_is_too_large_or_of_another_endpoint_is_refused(idle: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="file: at most 33554432 bytes are taken"):
+        sent(idle, bytes(2**25 + 1))
+    asked: Any = {"endpoint": "/v1/moderations", "completion_window": "24h"}
+    with pytest.raises(openai.BadRequestError, match="/v1/chat/completions"):
+        idle.batches.create(input_file_id="file_1", **asked)
+    with pytest.raises(openai.NotFoundError, match="no file"):
+        idle.batches.create(input_file_id="file_1", endpoint=CHAT, completion_window="24h")
+
+
+def test_a_batch_that_waits_is_cancelled_or_expires(house: Any, idle: OpenAI) -> None:
+    batch = batch_of(idle, CHAT, turn("a"))
+    assert (batch.status, batch.expires_at) == ("validating", batch.created_at + 24 * 3600)
+    cancelled = idle.batches.cancel(batch.id)
+    assert cancelled.status == "cancelled"
+    assert cancelled.cancelled_at is not None
+    late = batch_of(idle, CHAT, turn("a"))
+    with Jobs(house.workshop.database, clock=lambda: time.time() + 24 * 3600 + 1) as later:
+        later.sweep()
+    assert idle.batches.retrieve(late.id).status == "expired"
+
+
+def test_clips_of_a_cancelled_or_late_batch_are_cancelled_with_it(house: Any, idle: OpenAI) -> None:
+    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
+    clip = {"model": "moving", "prompt": "a red circle"}
+
+    async def until_asked(lease: Any, cancelled: bool) -> Any:
+        working = asyncio.create_task(Batcher(jobs, store, house.app._app).work(lease))
+        while not (found := jobs.page(lease.job.owner, "video", limit=1).jobs) or found[0].over:
+            await asyncio.sleep(0.01)
+        if cancelled:
+            jobs.cancel(lease.job.id)
+        else:
+            lease.job = dataclasses.replace(lease.job, deadline=time.time())
+        await asyncio.wait({working})
+        return found[0].id
+
+    for end in ("cancelled", "expired"):
+        batch = batch_of(idle, VIDEOS, clip)
+        lease = jobs.claim("one", kind="batch")
+        video = asyncio.run(until_asked(lease, end == "cancelled"))
+        assert idle.batches.retrieve(batch.id).status == end
+        assert jobs.get(video).state == "cancelled"
+
+
+def test_who_goes_on_sends_nothing_again_and_a_cancel_keeps_what_is_there(
+    house: Any, idle: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "PART", 1)
+    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
+    sent_on: list[str] = []
+
+    def app_until(count: int) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if len(sent_on) == count:
+                await asyncio.Event().wait()  # for ever, as far as this one knows
+            sent_on.append(scope["request_id"])
+            await house.app._app(scope, receive, send)
+
+        return app
+
+    async def until(count: int, then: Any) -> None:
+        lease = jobs.claim("one", kind="batch")
+        working = asyncio.create_task(Batcher(jobs, store, app_until(count)).work(lease))
+        while len(jobs.stages(lease.job.id)) < count:
+            await asyncio.sleep(0.01)
+        then(lease, working)
+        await asyncio.wait({working})
+
+    batch = batch_of(idle, CHAT, *(turn(one) for one in "abab"))
+    asyncio.run(until(1, lambda _, working: working.cancel()))
+    counts = idle.batches.retrieve(batch.id).request_counts
+    assert counts is not None
+    assert (counts.total, counts.completed) == (4, 1)
+    asyncio.run(until(3, lambda lease, _: jobs.cancel(lease.job.id)))
+    assert sent_on == [f"{batch.id}-{number}" for number in range(3)]
+    over = idle.batches.retrieve(batch.id)
+    assert over.status == "cancelled"
+    assert over.output_file_id is not None
+    assert list(answers(idle, over.output_file_id)) == ["r0", "r1", "r2"]
