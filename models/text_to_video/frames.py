@@ -29,6 +29,7 @@ from models.text_to_video.pseudo3d import FrameUNet, VideoUNet
 RATES: Final[bounds.Range] = (0.1, 240)
 PER_FRAME: Final = ("frames", "embedding")  # of a batch
 OCTAVE: Final = 100  # of frame rates, on the scale on which networks are told times
+APART: Final = 100  # frames, on that scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,12 +127,13 @@ class VideoDenoiser(FrameDenoiser):
         self.moment, self.rate = (zeroed(nn.Linear(n, embedding)) for n in (embedding, 64))
 
     def of_frames(self, embedding_BE: Tensor, frames: int) -> Tensor:
-        """Return the embedding of each frame (B, F, E): what is said of the clip means for its place comes to it.
+        """Return the embedding of each frame (B, F, E): what is said of the clip times its place comes to it.
 
-        Both meet before a nonlinearity: where "left" is at the third frame is no sum of what "left" and "third" are.
+        Where "left" is in the third frame is no sum of what "left" and "third" are, and a product from the start.
         """
-        place_FE = self.frame(sinusoids(torch.arange(frames, device=embedding_BE.device)))
-        met_BFE = F.silu(place_FE + self.said(F.silu(embedding_BE))[:, None])
+        places_F = torch.arange(frames, device=embedding_BE.device)
+        place_FE = self.frame(sinusoids(APART * places_F))
+        met_BFE = place_FE * (1 + self.said(F.silu(embedding_BE)))[:, None]
         told_BFE: Tensor = embedding_BE[:, None] + self.moment(met_BFE)
         return told_BFE
 

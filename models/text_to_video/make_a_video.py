@@ -109,6 +109,8 @@ TASKS: Final = ("half", "quarter", "first", "start")
 """What is known: each second frame, each fourth, the first, or the first half and the one in the middle."""
 GAINS: Final = (1, 1 / 2, 1 / 6, 1 / 3)
 """Of `low_gain`, for each of these: the less is known, the more there is over a guess."""
+SHARES: Final = (0.4, 0.2, 0.2, 0.2)
+"""Of the clips of training, for each of these: what a caption's clip needs is learned most."""
 
 
 def known(frames: int) -> tuple[range, ...]:
@@ -178,14 +180,17 @@ class Interpolation(Clips):
         return {**super().inputs, **ports, "first": Port("pixels", picture, optional=True)}
 
     def _training_pair(self, picture: Tensor) -> tuple[Tensor, Low]:
-        """Return what clips have over the guess, and the noisy frames that it is learned from."""
+        """Return what clips have over the guess, 0 where they are known, and the noisy frames it is learned from."""
         c, count = self.config, len(picture)
-        task_B = torch.randint(len(TASKS), (count,), device=picture.device)
+        shares_K = torch.tensor(SHARES, device=picture.device)
+        task_B = shares_K.multinomial(count, replacement=True)
         level_B = schedules.with_ends(torch.rand(count, device=picture.device)) * c.low_noise
         noisy = picture + level_B[:, None, None, None] * torch.randn_like(picture)
         low, guess = self._guess(noisy, task_B)
         gain_B111 = self.gain_K[task_B][:, None, None, None]
-        return super_resolution.residual(picture, guess, gain_B111), (low, level_B)
+        over = super_resolution.residual(picture, guess, gain_B111)
+        known_BX = self.known_KF[task_B].repeat_interleave(c.channels, 1)
+        return over.masked_fill(known_BX[:, :, None, None], 0), (low, level_B)
 
     def _guess(self, clip: Tensor, task_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return all frames guessed with the mask of what is known (B, F (C + 1), H, W), and without (B, F C, H, W)."""

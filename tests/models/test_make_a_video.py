@@ -126,6 +126,20 @@ def test_the_guess_stands_where_a_frame_is_not_known() -> None:
     assert seen[0, :, 3, 0, 0].tolist() == [1, 0, 0, 0, 1]
 
 
+def test_nothing_is_to_be_learned_of_known_frames() -> None:
+    """Drawing keeps them, so that a network never sees there what noise on them would leave over."""
+    model: Any = tiny(FAMILY.format("interpolation"))
+    torch.manual_seed(0)
+    over, (low, level) = model._training_pair(torch.rand(200, 15, 8, 8) * 2 - 1)
+    over = over.reshape(200, 5, 3, 8, 8)
+    known = low.reshape(200, 5, 4, 8, 8)[:, :, 3, 0, 0] == 1
+    assert level.max() > 0
+    assert not over[known].any()
+    assert (over[~known].abs().flatten(1).mean(1) > 0.1).all()
+    half = (known.sum(1) == 3) & known[:, 4]
+    assert 0.3 < half.float().mean() < 0.5, "most clips know each second frame"
+
+
 def test_a_convolution_over_time_is_torch_s_own_of_each_place() -> None:
     torch.manual_seed(0)
     mixed = TimeConv(8)
