@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from httpx import HTTPError
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
@@ -19,7 +20,13 @@ from infra.documents import read_json
 from infra.pipelines import SAMPLING
 from infra.storage import MANIFEST
 
-FAILURES: Final = (ValueError, OSError, RuntimeError, LookupError)
+FAILURES: Final = (
+    ValueError,
+    OSError,
+    RuntimeError,
+    LookupError,
+    HTTPError,
+)  # Prefect's is httpx's
 
 
 class Side(BaseModel):

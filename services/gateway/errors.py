@@ -11,11 +11,12 @@
     │   │       unknown_url, 405 method_not_allowed, http_error: where it went
     │   ├── 408 headers_timeout, body_timeout, 413 body_too_large, 431 headers_too_large: how it came
     │   ├── 409 video_not_completed, 410 video_expired, 416 range_not_satisfiable, 422 idempotency_conflict: jobs
-    │   └── 415 unsupported_media_type
+    │   ├── 415 unsupported_media_type
+    │   └── unknown_kind: a job that no gateway here makes
     ├── rate_limit_error: the same request later, after `retry-after`
     │   └── 429 queue_full
     └── server_error
-        ├── 500 model_failed, not_finite, internal_error
+        ├── 500 model_failed, not_finite, out_of_memory, internal_error
         ├── 503 unavailable, interrupted: the same request later
         └── 504 timeout
 

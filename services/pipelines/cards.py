@@ -64,7 +64,7 @@ def card(pipeline: Pipeline) -> dict[str, Any]:
         found["seconds"] = options.get("seconds")
         found["response_formats"] = ["mp3", "opus", "aac", "flac", "wav", "pcm"]
     if pipeline.modality == "embedding":
-        found["embeds"] = sorted(pipeline.lead.entries)
+        found["embeds"] = sorted({"text", "pixels"} & {*pipeline.lead.entries})
     if pipeline.modality == "text":
         found["max_tokens"] = options.get("max_tokens")
         found["temperature"] = options.get("temperature")

@@ -20,10 +20,11 @@ from models.parts.tables import Table
 from tests.models.test_families import reader
 
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
+IN_CAPTIONS = {"text.words.weight", "text.places", "text.null_1TD"}
 LOOKED_UP: Mapping[str, set[str]] = {
     "bert": {"token.weight", "place.weight", "segment.weight"},
     "clip": {"text.word.weight", "text.place_TW"},
-    "ddpm": {"text.words.weight", "text.places", "text.null_1TD"},
+    "ddpm": IN_CAPTIONS,
     "dalle": {"tokens.weight", "begin_SE", "rows_RE", "columns_CE"},
     "diffusers": {
         f"text_encoder.embeddings.{kind}_embedding.weight" for kind in ("token", "position")
@@ -33,13 +34,16 @@ LOOKED_UP: Mapping[str, set[str]] = {
         "text_encoder.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     },
     "dvae": {"vectors.weight"},
-    "edm": {"text.words.weight", "text.places", "text.null_1TD"},
+    "edm": IN_CAPTIONS,
     "gan": {"critic.words.weight", "generator.words.weight"},
     "causal-lm": {"network.embed_tokens.weight"},
     "gpt": {"tokens.weight", "places.weight"},
-    "latent-diffusion": {"text.words.weight", "text.places", "text.null_1TD"},
+    "latent-diffusion": IN_CAPTIONS,
+    "make-a-video-decoder": {*IN_CAPTIONS, "null_1KD"},
+    "make-a-video-interpolation": IN_CAPTIONS,
+    "make-a-video-upsampler": IN_CAPTIONS,
     "transformer": {"embedding.weight"},
-    "unclip-decoder": {"text.words.weight", "text.places", "text.null_1TD", "null_1KD"},
+    "unclip-decoder": {*IN_CAPTIONS, "null_1KD"},
     "unclip-prior": {"network.words.weight", "network.places_LW", "network.null_1LW"},
     "wavenet": {"one_hot.weight"},
 }

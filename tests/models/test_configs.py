@@ -22,6 +22,11 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"adversary": -1.0}, "adversary must be at least 0, got -1.0"),
         (THREE_HALVINGS, "multiple of 8 for 3 convolutions, got 28"),
     ),
+    "clip-judge": (
+        ({"attributes": (("direction", ("left",)),)}, "'direction' needs at least 2 values"),
+        ({"width": 12}, "multiple of 8, got 12"),
+        ({"image_size": 33}, "a multiple of 2, got 33"),
+    ),
     "attribute-judge": (
         ({"attributes": ()}, "attributes is empty"),
         ({"attributes": (("digit", ("one",)),)}, "'digit' needs at least 2 values"),

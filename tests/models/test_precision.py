@@ -75,10 +75,17 @@ class Fixed(nn.Module):
         return self.found
 
 
-def test_a_judge_s_loss_is_fp32_too() -> None:
-    (name,) = JUDGES
-    judge = trainable(name)(trainable(name).presets["tiny"]).eval()
-    batch = {"pixels": torch.rand(16, 1, 8, 8), "attributes": torch.arange(16)[:, None] % 10}
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_s_loss_is_fp32_too(name: str) -> None:
+    config = trainable(name).presets["tiny"]
+    judge = trainable(name)(config).eval()
+    shape = (16, config.channels, config.image_size, config.image_size)
+    frames = getattr(config, "frames", None)
+    shown = {"pixels": torch.rand(shape)}
+    if frames is not None:
+        shown = {"frames": torch.rand(16, frames, *shape[1:])}
+    values = [len(known) for _, known in config.attributes]
+    batch = {**shown, "attributes": torch.arange(16)[:, None] % torch.tensor(values)}
     exact = judge(batch).total
     with half():
         rounded = judge(batch).total
