@@ -1,55 +1,20 @@
 """Make-A-Video's recipe: its graph from a caption, a picture and a clip, drawn by networks that know nothing."""
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import torch
 
 from data.makers.moving import CAPTIONS
-from flows.evaluating.pipeline import check_fit, draw, entrances_of, ports_of
-from flows.recipe import drawing
-from flows.recipes.loader import load
-from infra.pipelines import PinnedStage, Pipeline
-from models import configure, trainable
+from flows.evaluating.pipeline import draw
+from infra.pipelines import Pipeline
 from models.family import Family
-
-RECIPE: Final = load(Path(__file__).parents[2] / "flows/recipes/moving-shapes.yaml")
-SMALL: Final = {"widths": (16, 24), "text_width": 16, "heads": 2, "width": 16, "hidden": (8, 8)}
+from tests.flows.moving_kit import small_cascade
 
 
 @pytest.fixture(scope="module")
 def cascade() -> tuple[list[Family], Pipeline]:
-    """The recipe's stages, small and untrained, in their graph."""
-    torch.manual_seed(0)
-    vocabulary = tuple(sorted({word for caption in CAPTIONS for word in caption.split()}))
-    facts: dict[str, Any] = {"vocabulary": vocabulary, "max_words": 6, "channels": 3}
-    facts |= {"frames": 9, "frame_rate": 8.0}
-    models: dict[str, Family] = {}
-    for name, stage in drawing(RECIPE).items():
-        cls = trainable(stage.family)
-        known = {key: value for key, value in SMALL.items() if hasattr(cls.presets["base"], key)}
-        told = {**facts, "image_size": stage.image_size or 64}
-        for need in stage.needs.values():
-            source, _, entry = need.partition("/")
-            told |= models[source].entries[entry].facts
-        model = cls(configure(stage.family, stage.preset, {**known, **stage.config}, told)).eval()
-        assert isinstance(model, Family)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        models[name] = model
-    stages = [
-        PinnedStage(
-            **{"stage": name, "name": name, "version": 0, "sha256": "", "family": ""},
-            options={"steps": 2} if "steps" in model.takes else {},
-            **ports_of(model),
-        )
-        for name, model in models.items()
-    ]
-    pipeline = Pipeline(endpoint=RECIPE.name, stages=stages, entrances=entrances_of(RECIPE, stages))
-    check_fit(pipeline)
-    return list(models.values()), pipeline
+    return small_cascade()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""Make-A-Video's graph behind /v1/videos, of small networks that know nothing: every entrance gives a clip."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+
+from data.makers.moving import CAPTIONS
+from infra.media.clips import decode, encoded
+from infra.media.pictures import png
+from infra.receipts.receipts import read
+from models import describe
+from tests.flows.moving_kit import small_cascade
+from tests.services.served_kit import listening
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")
+
+
+@pytest.fixture(scope="module")
+def client(own_workshop: Any) -> Iterator[OpenAI]:
+    models, graph = small_cascade()
+    stages = []
+    for model, pinned in zip(models, graph.stages, strict=True):
+        version = own_workshop.publish(f"moving-shapes.{pinned.stage}", {}, model)
+        here = {"name": version["name"], "version": version["number"], "sha256": version["digest"]}
+        stages.append(pinned.model_copy(update={**here, "family": describe(model)["family"]}))
+    told = {"modality": "clip", "image_size": (64, 64), "frames": 9, "frame_rate": 8.0}
+    told["abilities"] = ("videos", "animations", "alterations", "extensions")
+    document = graph.model_copy(update={**told, "stages": tuple(stages)}).model_dump(mode="json")
+    own_workshop.promote(own_workshop.publish("moving-shapes", {"pipeline.json": document}))
+    stage = own_workshop.stage(buckets=(1,))
+    app = own_workshop.worked(own_workshop.gateway(stage), stage)
+    with (
+        listening(app) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as found,
+    ):
+        yield found
+    stage.close()
+
+
+def ways() -> dict[str, Any]:
+    """How each entrance is asked, with how many frames come out."""
+    frames = np.random.default_rng(0).integers(0, 256, (9, 40, 48, 3)).astype(np.uint8)
+    clip, picture = encoded(frames, 8.0, "mp4").content, png(frames[0])
+    return {
+        "generate": SimpleNamespace(path="/videos", files=[], frames=9),
+        "animate": SimpleNamespace(
+            path="/videos", files=[("input_reference", ("a.png", picture))], frames=9
+        ),
+        "alter": SimpleNamespace(
+            path="/videos/edits", files=[("video", ("a.mp4", clip))], frames=9
+        ),
+        "extend": SimpleNamespace(
+            path="/videos/extensions", files=[("video", ("a.mp4", clip))], frames=17
+        ),
+    }
+
+
+def asked(client: OpenAI, way: Any, **more: str) -> Any:
+    form: Any = {"headers": {"Content-Type": "multipart/form-data", "Prefer": "wait=60"}}
+    body = {"model": "moving-shapes", "prompt": CAPTIONS[0], "seed": "3", **more}
+    return client.post(way.path, body=body, files=way.files, options=form, cast_to=object)
+
+
+@pytest.mark.parametrize("entrance", ["generate", "animate", "alter", "extend"])
+def test_every_entrance_gives_a_clip_of_the_last_stage(client: OpenAI, entrance: str) -> None:
+    way = ways()[entrance]
+    made = asked(client, way)
+    assert made["status"] == "completed", made["error"]
+    assert float(made["seconds"]) == way.frames / 8
+    content = client.videos.download_content(made["id"]).read()
+    assert decode(content).frames.shape == (way.frames, 64, 64, 3)
+    assert (read(content).entrance or "generate") == entrance
+
+
+@pytest.mark.parametrize("entrance", ["generate", "animate", "alter", "extend"])
+def test_what_a_stage_would_refuse_is_refused_at_every_entrance(
+    client: OpenAI, entrance: str
+) -> None:
+    for wrong, says in (
+        ({"prompt": "a zebra"}, "unknown word 'zebra'"),
+        ({"steps": "9999"}, "steps"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says) as caught:
+            asked(client, ways()[entrance], **wrong)
+        assert caught.value.param in {"prompt", "steps"}
