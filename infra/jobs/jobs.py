@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from infra.database import open_engine, reading, writing
 from infra.jobs.ids import new_id
 from infra.jobs.leases import Lease, end, give_back
-from infra.jobs.table import ENDS, JOBS, STAGES, Job, Output, Result, job, outputs
+from infra.jobs.table import ENDS, FILE, JOBS, STAGES, Job, Output, Result, job, outputs
 from infra.ledger.hash_chain import canonical, sha256
 
 LEASE_S: Final = 10.0  # after a kill -9 nobody waits longer than this
@@ -198,7 +198,7 @@ class Jobs:
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> Page:
-        """Return a part of the list of jobs, by when they were made; None: of all owners, of all kinds.
+        """Return a part of the list of jobs, by when they were made; None: of all owners, of all kinds but files.
 
         Raises:
             NotFound: there is no job `after` which to begin.
@@ -206,8 +206,7 @@ class Jobs:
         query = sa.select(JOBS).where(sa.not_(JOBS.c.deleted))
         if owner is not None:
             query = query.where(JOBS.c.owner == owner)
-        if kind is not None:
-            query = query.where(JOBS.c.kind == kind)
+        query = query.where(JOBS.c.kind != FILE if kind is None else JOBS.c.kind == kind)
         place = sa.tuple_(JOBS.c.created, JOBS.c.id)
         up = order == "asc"
         with reading(self._engine) as connection:
@@ -260,28 +259,21 @@ class Jobs:
             return self._get(connection, id)
 
     def record(
-        self,
-        kind: str,
-        request: Mapping[str, Any],
-        *,
-        id: str,
-        owner: str,
-        result: Result,
-        kept_s: float,
+        self, request: Mapping[str, Any], *, id: str, owner: str, result: Result, kept_s: float
     ) -> Job:
-        """Write down what is there already as a job that is completed, to be kept for so long; once for an id."""
+        """Write down a file that is there as a job that is completed, to be kept for so long; the newest of an id."""
         now = self._clock()
         row = {
-            **{"id": id, "kind": kind, "owner": owner, "pipeline": "", "digests": "{}", "seed": 0},
-            **{"request": json.dumps(dict(request)), "body": _body(kind, request)},
+            **{"id": id, "kind": FILE, "owner": owner, "pipeline": "", "digests": "{}", "seed": 0},
+            **{"request": json.dumps(dict(request)), "body": _body(FILE, request)},
             **{"state": "completed", "cancel": False, "deleted": False, "files": True},
             **{"progress": 100.0, "attempt": 0, "tries": 0, "causes": "{}", "fence": 0},
             **{"created": now, "ended": now, "expires": now + kept_s},
             "result": json.dumps(asdict(result)),
         }
         with writing(self._engine) as connection:
-            if _first(connection, sa.select(JOBS).where(JOBS.c.id == id)) is None:
-                connection.execute(sa.insert(JOBS), row)
+            connection.execute(sa.delete(JOBS).where(JOBS.c.id == id, JOBS.c.kind == FILE))
+            connection.execute(sa.insert(JOBS), row)
             return self._get(connection, id)
 
     def claim(

@@ -11,6 +11,7 @@ from infra.database import METADATA
 from infra.documents import parse_json
 
 State: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
+FILE: Final = "file"  # the kind of what is only kept, by the same rules
 ENDS: Final = frozenset({"completed", "failed", "cancelled", "expired"})
 
 JOBS: Final = sa.Table(

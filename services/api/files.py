@@ -14,11 +14,12 @@ from pydantic import ConfigDict
 
 from infra.jobs.ids import new_id
 from infra.jobs.jobs import NotFound
+from infra.jobs.table import FILE
 from services.api.edits import FORM, read_form
 from services.api.requests import Strict
 from services.api.served import parts_of
 from services.batches import files
-from services.batches.files import JSONL, KIND, LARGEST, MOST, FileDeleted, FileList, FileObject
+from services.batches.files import JSONL, LARGEST, MOST, FileDeleted, FileList, FileObject
 from services.batches.routes import listing
 from services.gateway.errors import invalid
 from services.gateway.openapi import ANYWHERE, Routes, answers
@@ -55,12 +56,12 @@ async def upload(request: Request) -> Response:
     _, sent = await read_form(request, FileOrder, {"file": True}, LARGEST)
     name = str(getattr((await request.form()).get("file"), "filename", None) or "batch.jsonl")
     parts, owner = parts_of(request), str(request.scope["owner"])
-    page = await asyncio.to_thread(parts.jobs.page, owner, KIND, None, MOST)
+    page = await asyncio.to_thread(parts.jobs.page, owner, FILE, None, MOST)
     if len(page.jobs) >= MOST:
         raise invalid(f"file: {MOST} files of this key are kept, no more; delete one", "file")
     kept = await asyncio.to_thread(
         files.keep, parts.jobs, Store(parts.arguments.made), [sent["file"]],
-        id=new_id(KIND, time.time()), owner=owner, name=name[:200], purpose="batch",
+        id=new_id(FILE, time.time()), owner=owner, name=name[:200], purpose="batch",
     )  # fmt: skip
     return JSONResponse(files.shown(kept))
 
@@ -77,7 +78,7 @@ async def listed(
     parts, owner = parts_of(request), str(request.scope["owner"])
     if after is not None:
         await asyncio.to_thread(files.file_of, parts.jobs, owner, after, "after")
-    page = await asyncio.to_thread(parts.jobs.page, owner, KIND, after, limit, order)
+    page = await asyncio.to_thread(parts.jobs.page, owner, FILE, after, limit, order)
     data = [files.shown(job) for job in page.jobs if job.result is not None]
     data = [one for one in data if purpose in {None, one["purpose"]}]
     return JSONResponse(listing(data, page.has_more))
@@ -115,7 +116,7 @@ async def delete(request: Request, name: str) -> Response:
 async def file(request: Request, name: str, expires: str = "", signature: str = "") -> Response:
     """Say what a file of this key is; or return what a link opens, for an hour and without a key."""
     parts = parts_of(request)
-    if name.startswith(f"{KIND}_") and not signature:
+    if name.startswith(f"{FILE}_") and not signature:
         owner = str(request.scope["owner"])
         return JSONResponse(
             files.shown(await asyncio.to_thread(files.file_of, parts.jobs, owner, name))

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 from infra.jobs.jobs import Jobs, NotFound
-from infra.jobs.table import Job, Result
+from infra.jobs.table import FILE, Job, Result
 from services.api.answers import Body
 from services.gateway.errors import ApiError
 from services.jobs.store import Store
 
-KIND: Final = "file"
 KEPT_S: Final = 30 * 24 * 3600.0  # as OpenAI keeps those of batches
 LARGEST: Final = 32 * 2**20  # bytes; OpenAI takes 200 MB
 MOST: Final = 200  # of one key
@@ -64,7 +63,7 @@ def keep(
     digest, uri, count = store.put_blocks(id, "content", blocks)
     asked = {"filename": name, "purpose": purpose}
     result = Result(digest, uri, JSONL, count)
-    return jobs.record(KIND, asked, id=id, owner=owner, result=result, kept_s=KEPT_S)
+    return jobs.record(asked, id=id, owner=owner, result=result, kept_s=KEPT_S)
 
 
 def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:
@@ -77,7 +76,7 @@ def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:
         job = jobs.get(id)
     except NotFound:
         job = None
-    if job is None or job.owner != owner or job.kind != KIND or job.result is None:
+    if job is None or job.owner != owner or job.kind != FILE or job.result is None:
         message = f"there is no file {id[:60]!r} of this key, or not any more"
         raise ApiError(404, message, code="file_not_found", param=param)
     return job

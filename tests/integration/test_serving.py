@@ -1,6 +1,7 @@
 """The served application: the real client, promotions and lost replicas under load."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -108,6 +109,21 @@ def test_the_gateway_of_a_cluster_works_on_jobs(house: House) -> None:
         error = jobs.get(made.id).error
     assert error is not None
     assert error.code == "unknown_kind"
+
+
+def test_the_gateway_of_a_cluster_answers_batches(house: House) -> None:
+    url, body = "/v1/images/generations", {"model": NAME, "prompt": PROMPT, "seed": 40}
+    line = {"custom_id": "one", "method": "POST", "url": url, "body": body}
+    client = house.client
+    file = client.files.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch")
+    asked = {"endpoint": url, "completion_window": "24h"}
+    batch = client.batches.create(input_file_id=file.id, **asked)  # type: ignore[arg-type]
+    wait_for("end", lambda: client.batches.retrieve(batch.id).status == "completed", 30)
+    made = client.batches.retrieve(batch.id).output_file_id
+    assert made is not None
+    answer = json.loads(client.files.content(made).content)
+    assert answer["custom_id"] == "one"
+    assert answer["response"]["body"]["model"] == f"{NAME}:1"
 
 
 def test_a_seed_gives_the_same_bytes_alone_and_in_a_crowd(house: House) -> None:
