@@ -27,6 +27,7 @@ MOST_TRIES: Final = 3  # attempts at a stage
 MOST_OPEN: Final = 20  # jobs of an owner that have not ended
 MOST_QUEUED: Final = 1000  # jobs that wait, all owners together
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
+ASKED: Final = 500  # ids in one question
 COSTED: Final = 20  # jobs from which a stage's cost is known
 SUBMIT_LOCK: Final = 0x6A6F6273  # "jobs": on Postgres whoever counts and inserts holds it
 
@@ -321,6 +322,15 @@ class Jobs:
         with reading(self._engine) as connection:
             query = sa.select(JOBS.c.id).where(gone, JOBS.c.files | JOBS.c.deleted).limit(limit)
             return list(connection.scalars(query))
+
+    def unknown(self, ids: Sequence[str]) -> list[str]:
+        """Return those of the ids that no job has."""
+        known: set[str] = set()
+        with reading(self._engine) as connection:
+            for start in range(0, len(ids), ASKED):
+                some = JOBS.c.id.in_(ids[start : start + ASKED])
+                known.update(connection.scalars(sa.select(JOBS.c.id).where(some)))
+        return [one for one in ids if one not in known]
 
     def cleared(self, id: str) -> None:
         """Note that a job's files are gone: its stages go, and a deleted job itself."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from infra.database import DatabaseError
+from infra.jobs.ids import made_at
 from infra.jobs.jobs import Jobs
 from infra.jobs.leases import Lease, LeaseLost
 from infra.jobs.table import Job, Output, Result
@@ -39,6 +40,7 @@ AT_ONCE: Final = 2  # jobs of one runner: while one is encoded or moved, another
 LOOK_S: Final = 0.2  # between two looks for a job
 BEAT_S: Final = 0.1  # between two looks for a cancel
 SWEEP_S: Final = 30.0
+STRAY_S: Final = 3600.0  # after which a folder without a job is nobody's; and between two looks
 BROKEN: Final = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
     *(ArithmeticError, AssertionError, OSError, EOFError),
@@ -80,6 +82,7 @@ class Runner:
         self._endpoints, self._executor = endpoints, executor
         self._kinds = kinds
         self._name = new_holder()
+        self._strayed: float | None = None  # when it last looked for what no job has
         self._free = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -129,6 +132,16 @@ class Runner:
         for id in self._jobs.leftovers():
             self._store.clear(id)
             self._jobs.cleared(id)
+        if self._strayed is None or time.monotonic() - self._strayed > STRAY_S:
+            self._strayed = time.monotonic()
+            self._clear_strays()
+
+    def _clear_strays(self) -> None:
+        """Remove what was kept for jobs that nobody wrote down after all: the gateway was killed in between."""
+        made = {id: made_at(id) for id in self._store.jobs()}
+        old = [id for id, at in made.items() if at is not None and at < time.time() - STRAY_S]
+        for id in self._jobs.unknown(old):
+            self._store.clear(id)
 
     async def _worked(self, lease: Lease) -> None:
         try:

@@ -70,6 +70,13 @@ class Store:
         if self._files.exists(uri):
             self._files.rm_file(uri)
 
+    def jobs(self) -> list[str]:
+        """Return the names of the jobs that something is there of."""
+        if not self._files.exists(self._root):
+            return []
+        paths = self._files.ls(self._root, detail=False)
+        return [str(path).rstrip("/").rpartition("/")[2] for path in paths]
+
     def clear(self, job: str) -> None:
         """Remove all that is there of a job."""
         folder = f"{self._root}/{job}"

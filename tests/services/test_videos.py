@@ -19,6 +19,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+from infra.jobs.ids import made_at, new_id
 from infra.jobs.jobs import Jobs
 from infra.jobs.leases import Lease
 from infra.jobs.table import Result
@@ -397,6 +398,21 @@ def test_what_a_clip_was_made_of_goes_with_it(house: Any, client: OpenAI, made: 
     client.videos.delete(remix.id)
     sweeper.sweep()
     assert not (kept / remix.id).exists()
+
+
+def test_a_file_whose_job_was_never_written_down_goes_when_it_is_old(
+    house: Any, client: OpenAI, made: Any
+) -> None:
+    kept = house.workshop.folder / "files" / "jobs"
+    store, now = Store(str(kept)), time.time()
+    old, young = new_id("video", now - 7200), new_id("video", now)
+    assert abs((made_at(old) or 0) - (now - 7200)) < 0.01
+    for id in (old, young, made.id, "another-s"):
+        store.put(id, "given-clip", b"clip")
+    endpoints = Endpoints(house.workshop.ledger, house.workshop.registry)
+    Runner(house.workshop.jobs, store, endpoints, Executor(lambda _: None), {}).sweep()
+    assert not (kept / old).exists()
+    assert all((kept / id).exists() for id in (young, made.id, "another-s"))
 
 
 def test_a_clip_that_is_not_there_in_time_is_not_made(house: Any, client: OpenAI) -> None:
