@@ -167,12 +167,14 @@ def _together(rows: Tensor, frames: Tensor) -> Tensor:
 def beside(
     stage: PinnedStage, models: Mapping[str, Family], real: Tensor, said: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return clips, or to a family of pictures the frame in their middle, with what other stages make of them.
+    """Return clips, or to a family of pictures a frame of each, with what other stages make of them.
 
-    To a family of clips what is made of pictures is made of every frame.
+    Another from clip to clip, as it learned them: in the middle they vary less. To a family of clips what is made of
+    pictures is made of every frame.
     """
     learns_clips = hasattr(models[stage.stage].config, "frames")
-    shown = real if learns_clips else real[:, real.shape[1] // 2]
+    row_N = torch.arange(len(real))
+    shown = real if learns_clips else real[row_N, row_N % real.shape[1]]
     found = {"frames" if learns_clips else "pixels": shown}
     for name, wanted in stage.needs.items():
         source, entry = split(wanted)

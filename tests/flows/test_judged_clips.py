@@ -24,6 +24,7 @@ from models.family import Family
 from models.judges.clip_judge import ClipJudge
 from models.text_to_video.make_a_video import Interpolation, VideoUpsampler
 from tests.data.prepare_kit import prepare
+from tests.models.families_kit import tiny
 
 ROOT = Path(__file__).parents[2]
 SIDE, FRAMES = 16, 5
@@ -204,3 +205,12 @@ def test_a_judge_of_pictures_is_refused_where_clips_come_out() -> None:
         RecipeError, match="attribute-judge sees images, and clips come out: take clip-judge"
     ):
         check(load(path, [asked]), ROOT)
+
+
+def test_a_family_of_pictures_is_measured_on_frames_from_the_whole_of_clips() -> None:
+    """It learned any of them, and those in the middle lie nearer to one another."""
+    model: Any = tiny("unclip-decoder")
+    stage = PinnedStage(stage="pictures", name="p", version=0, sha256="", family="unclip-decoder")
+    real = torch.arange(4.0)[None, :, None, None, None].expand(6, 4, 3, 8, 8)
+    shown = judging.beside(stage, {"pictures": model}, real, ())["pixels"]
+    assert shown[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 0, 1]
