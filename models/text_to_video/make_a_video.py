@@ -182,8 +182,8 @@ class Interpolation(Clips):
     def _training_pair(self, picture: Tensor) -> tuple[Tensor, Low]:
         """Return what clips have over the guess, 0 where they are known, and the noisy frames it is learned from."""
         c, count = self.config, len(picture)
-        shares_K = torch.tensor(SHARES, device=picture.device)
-        task_B = shares_K.multinomial(count, replacement=True)
+        ends_K = torch.tensor(SHARES[:-1], device=picture.device).cumsum(0)
+        task_B = (torch.rand(count, 1, device=picture.device) > ends_K).sum(1)
         level_B = schedules.with_ends(torch.rand(count, device=picture.device)) * c.low_noise
         noisy = picture + level_B[:, None, None, None] * torch.randn_like(picture)
         low, guess = self._guess(noisy, task_B)

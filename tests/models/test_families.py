@@ -34,6 +34,7 @@ def test_training_lowers_the_loss(name: str) -> None:
     model = tiny(name)
     batch = batch_of(model)
     steps = 60 if len(model.players) == 1 else 200
+    rate = 3e-3 if made(model).kind == "clip" else 1e-2  # layers over time take no larger steps
     if model.counts:  # a mixture of both stripes is no structure to pixels that are independent
         batch = {"pixels": batch["pixels"][[0] * 15 + [1]]}
         before = model(batch).total
@@ -43,7 +44,7 @@ def test_training_lowers_the_loss(name: str) -> None:
         (
             player,
             torch.optim.Adam(
-                model.player_parameters(player), lr=1e-2, betas=(0.5, 0.99), fused=True
+                model.player_parameters(player), lr=rate, betas=(0.5, 0.99), fused=True
             ),
         )
         for player in model.players
