@@ -171,7 +171,36 @@ class Adapter(Strict):
     name: Annotated[str, ADAPTER]
 
 
-class PictureOrder(Order):
+class Guided(Strict):
+    """How steps are taken, by our names or by other servers'; whatever is left out is as pinned."""
+
+    steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
+    negative_prompt: (
+        Annotated[str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)] | None
+    ) = None  # what guidance leads away from; an empty one asks for nothing
+
+    @model_validator(mode="after")
+    def _steps_and_guidance_have_one_name(self) -> Self:
+        for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
+            if getattr(self, short) is not None and getattr(self, long) is not None:
+                raise ValueError(f"{short}: give {short} or {long}, not both")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it asks of the first stage, by the names of the family's options."""
+        asked = {
+            "steps": self.num_inference_steps if self.steps is None else self.steps,
+            "guidance": self.guidance_scale if self.guidance is None else self.guidance,
+            "negative_prompt": self.negative_prompt or None,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+class PictureOrder(Guided, Order):
     """A request for pictures, in OpenAI's words; `seed`, `steps`, `guidance` and how values are drawn are ours."""
 
     model_config = ConfigDict(json_schema_extra=TOGETHER)
@@ -183,13 +212,6 @@ class PictureOrder(Order):
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
 
     lora: Adapter | Annotated[str, ADAPTER] | None = None  # of the model: shapes+teal
-    steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
-    negative_prompt: (
-        Annotated[str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)] | None
-    ) = None  # what guidance leads away from; an empty one asks for nothing
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None  # of codes' draws, as are these:
     top_k: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -214,12 +236,9 @@ class PictureOrder(Order):
         return f"{name}+{self.lora if isinstance(self.lora, str) else self.lora.name}{sign}{place}"
 
     @model_validator(mode="after")
-    def _one_name_each(self) -> Self:
+    def _what_goes_together(self) -> Self:
         if self.lora is not None and (self.model is None or "+" in self.model):
             raise ValueError("lora: say in `model` which one it adapts, without a + of its own")
-        for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
-            if getattr(self, short) is not None and getattr(self, long) is not None:
-                raise ValueError(f"{short}: give {short} or {long}, not both")
         if self.partial_images and not self.stream:
             raise ValueError("partial_images: it needs stream: true")
         return self
@@ -227,13 +246,8 @@ class PictureOrder(Order):
     @property
     def options(self) -> dict[str, Any]:
         """What it asks of the first stage, by the names of the family's options; the rest is as pinned."""
-        asked = {
-            "steps": self.num_inference_steps if self.steps is None else self.steps,
-            "guidance": self.guidance_scale if self.guidance is None else self.guidance,
-            "negative_prompt": self.negative_prompt or None,
-            **{name: getattr(self, name) for name in ("temperature", "top_k", "top_p")},
-        }
-        return {name: value for name, value in asked.items() if value is not None}
+        own = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
+        return super().options | {name: one for name, one in own.items() if one is not None}
 
     @property
     def session(self) -> str:

@@ -2,22 +2,18 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from services.api.requests import (
-    LARGEST_GUIDANCE,
-    LARGEST_STEPS,
-    LONGEST_PROMPT,
-    ONE_LINE,
     Caption,
+    Guided,
     Label,
     Seed,
     Strict,
     apart,
-    one_line,
 )
 from services.gateway.errors import invalid
 
@@ -60,7 +56,7 @@ class VideoRemix(Strict):
     prompt: Caption
 
 
-class Sampling(Strict):
+class Sampling(Guided):
     """How a clip is drawn and written; whatever is left out is as its pipeline pins it."""
 
     model_config = ConfigDict(json_schema_extra=TOGETHER)
@@ -68,33 +64,9 @@ class Sampling(Strict):
     prompt: Caption
     model: Annotated[str, Field(max_length=100)] | None = None  # None: the only one in production
     seed: Seed | None = None
-    steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=LARGEST_STEPS)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)] | None = None
-    negative_prompt: (
-        Annotated[str, ONE_LINE, Field(max_length=LONGEST_PROMPT), AfterValidator(one_line)] | None
-    ) = None
     fps: Annotated[float, Field(gt=0, le=240)] | None = None
     output_format: Literal["mp4", "gif", "webp"] | None = "mp4"
     user: Label | None = None
-
-    @model_validator(mode="after")
-    def _one_name_each(self) -> Self:
-        for short, long in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
-            if getattr(self, short) is not None and getattr(self, long) is not None:
-                raise ValueError(f"{short}: give {short} or {long}, not both")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What it asks of the lead stage, by the names of the family's options."""
-        asked = {
-            "steps": self.num_inference_steps if self.steps is None else self.steps,
-            "guidance": self.guidance_scale if self.guidance is None else self.guidance,
-            "negative_prompt": self.negative_prompt or None,
-        }
-        return {name: value for name, value in asked.items() if value is not None}
 
 
 class VideoOrder(Sampling):
