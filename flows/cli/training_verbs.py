@@ -3,9 +3,9 @@
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -23,11 +23,17 @@ from flows.cli.terminal import (
     use_stack,
 )
 from infra.documents import read_json
+from infra.pipelines import Modality
 from infra.settings import settings
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
 
+INTO: Final[Mapping[Modality, str]] = {
+    **{"image": " -o picture.png", "audio": " -o sound.wav", "clip": " -o clip.mp4"},
+    **{"text": "", "embedding": ""},
+}
+"""Where `atelier generate` is told to write what a model makes."""
 RecipeFile = Annotated[
     Path,
     typer.Argument(
@@ -212,8 +218,7 @@ def _asking(ref: str, prompt: str) -> str:
         body = json.dumps({"model": version.name, "input": prompt})
         url = f"{address(settings())}/v1/embeddings"
         return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
-    into = {"image": " -o picture.png", "audio": " -o sound.wav", "text": ""}[made]
-    return f'atelier generate {version.name} "{prompt}"{into}'
+    return f'atelier generate {version.name} "{prompt}"{INTO[made]}'
 
 
 def _metrics_table(ref: str, evaluation: dict[str, Any]) -> None:

@@ -93,6 +93,9 @@ def draw_both(first: Side, second: Side, count: int = PICTURES) -> Pictures | Te
     if kinds[0] == "audio":
         a, b = (_spectrograms(rows) for rows in drawn)
         what = "sounds, as their spectrograms show"
+    elif kinds[0] == "clip":
+        a, b = (rows.clamp(0, 1).permute(0, 2, 3, 1, 4).flatten(3) for rows in drawn)
+        what = "clips, their frames side by side"
     else:
         a, b = (rows.clamp(0, 1) for rows in drawn)
         what = "pictures"

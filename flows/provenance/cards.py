@@ -1,5 +1,6 @@
 """Model cards: what a version is, what it was made of, how it was judged; Markdown, from the facts alone."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, StrictUndefined
@@ -7,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from flows.evaluating.gate import Evaluation, GateReport
 from flows.recipe import Recipe
 from flows.training.spec import TrainingSpec
-from infra.pipelines import Pipeline
+from infra.pipelines import Modality, Pipeline
 
 if TYPE_CHECKING:
     from flows.provenance.checkpoints import Checkpoint
@@ -38,7 +39,10 @@ A `{{ spec.family }}` ({{ spec.preset }}) trained on `{{ spec.dataset }}`\
 {% endfor %}
 """
 
-MADE: Final = {"image": "pictures", "audio": "sound", "text": "text", "embedding": "embeddings"}
+MADE: Final[Mapping[Modality, str]] = {
+    **{"image": "pictures", "audio": "sound", "text": "text"},
+    **{"embedding": "embeddings", "clip": "clips"},
+}
 
 PIPELINE: Final = """\
 # {{ recipe.name }}

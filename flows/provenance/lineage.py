@@ -1,7 +1,7 @@
 """The graph from data over runs, versions and the pipeline to what was served, and to one answer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +11,7 @@ from flows.evaluating.gate import Evaluation
 from flows.provenance import tracing
 from flows.recipe import Recipe
 from flows.tuning.space import Found
-from infra.pipelines import read_pipeline
+from infra.pipelines import Modality, read_pipeline
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from infra.registry.registry import Version
 
 COLUMNS: Final = ("data", "run", "version", "pipeline", "endpoint", "receipt")
+NOUNS: Final[Mapping[Modality, str]] = {
+    **{"image": "picture", "audio": "sound", "text": "text", "clip": "clip"},
+    "embedding": "embedding",
+}
 MOST_ENDPOINTS: Final = 8  # rows of the ledger drawn; `atelier history` has all
 
 
@@ -75,7 +79,7 @@ def graph_of(what: str) -> Graph:
             re.sub(r"[^A-Za-z0-9_-]", "-", path.stem)[:60], f"Where {path.name} comes from"
         )
         _pipeline(graph, found.version)
-        noun = {"image": "picture", "audio": "sound", "text": "text"}[found.pipeline.modality]
+        noun = NOUNS[found.pipeline.modality]
         _receipt(graph, found.receipt, found.version, found.says, noun)
         wrong = [one.says for one in checked.checks if one.passed is False and one.name != "ledger"]
         graph.note = "; ".join([graph.note, *wrong])

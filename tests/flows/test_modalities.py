@@ -1,14 +1,18 @@
 """Pipelines of sound and text beside those of pictures: what they say of themselves, and what fits together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from flows.cli import training_verbs
+from flows.evaluating import modalities
 from flows.evaluating.pipeline import (
     MODALITIES,
+    SILENCE,
     StageMismatch,
     abilities,
     asked,
@@ -17,8 +21,9 @@ from flows.evaluating.pipeline import (
     interface_hash,
     joined,
 )
+from flows.provenance import cards, lineage
 from flows.recipe import Stage
-from infra.pipelines import PinnedStage, Pipeline
+from infra.pipelines import Modality, PinnedStage, Pipeline
 from models import FAMILIES, trainable
 
 OLD = {  # as it was written before there were other modalities
@@ -131,3 +136,10 @@ def test_texts_of_several_batches_end_where_each_ends() -> None:
 def test_a_recipe_asks_for_no_sampling_that_there_is_not(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         Stage.model_validate({"family": "gpt", "training": {"steps": 1}, **setting})
+
+
+@pytest.mark.parametrize(
+    "table", [cards.MADE, training_verbs.INTO, lineage.NOUNS, SILENCE, modalities.MODULES]
+)
+def test_what_is_said_of_each_modality_is_said_of_all(table: Mapping[str, Any]) -> None:
+    assert {*table} == {*get_args(Modality)}
