@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ANSWERS: Final = 4
 LONGEST_S: Final = 30.0  # of one answer, a full queue's waits included
+LONGEST_JOB_S: Final = 600.0  # of one clip
 ROUNDS: Final = 3  # of measuring, before a version is called slow
 
 
@@ -135,11 +136,27 @@ def _ask(http: "httpx.Client", one: Candidate, number: int) -> Any:
     if answer.status_code != 200:
         raise SmokeFailed(f"{one.ref} answered {answer.status_code}: {_message(answer)}")
     try:
-        return how.read(answer.json())
+        return how.read(_made(http, one, answer.json()["id"]) if how.job else answer.json())
     except MALFORMED as error:
         article = "an" if how.noun[0] in "aeiou" else "a"
         without = f"{one.ref} answered 200 without {article} {how.noun}"
         raise SmokeFailed(f"{without}: {error!r}") from None
+
+
+def _made(http: "httpx.Client", one: Candidate, job: str) -> bytes:
+    """Return the file that a job makes, and forget the job."""
+    deadline = time.monotonic() + LONGEST_JOB_S
+    path = f"/v1/videos/{job}"
+    try:
+        while (found := http.get(path).json())["status"] in {"queued", "in_progress"}:
+            if time.monotonic() > deadline:
+                raise SmokeFailed(f"{one.ref} was not done within {LONGEST_JOB_S:g} s")
+            time.sleep(0.05)
+        if found["status"] != "completed":
+            raise SmokeFailed(f"{one.ref} failed: {found['error']['message']}")
+        return http.get(f"{path}/content").content
+    finally:
+        http.delete(path)
 
 
 def _message(answer: "httpx.Response") -> str:

@@ -48,6 +48,7 @@ class Tryout:
     body: Callable[[Candidate, int], dict[str, Any]]
     read: Callable[[Any], Any]  # of the answer's JSON; raises what MALFORMED lists
     check: Callable[[Candidate, Sequence[Any]], str]  # returns what is good, in words
+    job: bool = False  # the answer is a job; `read` takes the bytes of what it made
 
 
 MALFORMED: Final = (
@@ -68,6 +69,8 @@ def tryout(pipeline: Pipeline) -> Tryout:
         return PICTURES
     if pipeline.modality == "audio":
         return SOUNDS
+    if pipeline.modality == "clip":
+        return CLIPS
     for ability, found in (("chat", TURNS), ("embeddings", VECTORS), ("completions", TEXT)):
         if ability in pipeline.abilities:
             return found
@@ -131,6 +134,29 @@ def _sounds(new: Candidate, made: Sequence[Any]) -> str:
     return f"{len(made)} sounds made at {rate} Hz, none silent, all different"
 
 
+def _clip(content: bytes) -> Any:
+    """Return frames (F, H, W, 3)."""
+    from infra.media.clips import decode
+
+    return decode(content).frames
+
+
+def _clips(new: Candidate, made: Sequence[Any]) -> str:
+    """Refuse clips of another length or size, flat ones, and the same one for different prompts and seeds."""
+    assert new.pipeline.image_size is not None
+    width, height = new.pipeline.image_size
+    for number, frames in enumerate(made):
+        asked = new.asked(number)
+        if frames.shape[:3] != (new.pipeline.frames, height, width):
+            got = f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}"
+            wanted = f"{new.pipeline.frames} of {width}x{height}"
+            raise SmokeFailed(f"{asked}: the clip has {got}, not {wanted}")
+        if (spread := contrast(frames)) < FLAT:
+            raise SmokeFailed(f"{asked}: the clip is flat, {spread} levels from dark to bright")
+        _differs(new, made, number, "clip")
+    return f"{len(made)} clips of {new.pipeline.frames} frames drawn, none flat, all different"
+
+
 def _text(answer: Any) -> str:
     choice = (answer.get("choices") or answer["data"])[0]
     found = choice["text"] if "text" in choice else choice["message"]["content"]
@@ -167,6 +193,14 @@ def _prompted(new: Candidate, number: int, **more: Any) -> dict[str, Any]:
 
 
 PICTURES: Final = Tryout("/v1/images/generations", "picture", _prompted, _picture, _pictures)
+CLIPS: Final = Tryout(
+    "/v1/videos",
+    "clip",
+    lambda n, i: _prompted(n, i, output_format="webp"),  # which keeps every level
+    _clip,
+    _clips,
+    job=True,
+)
 SOUNDS: Final = Tryout("/v1/samples", "sound", _prompted, _sound, _sounds)
 TEXT: Final = Tryout(
     "/v1/completions", "text", lambda n, i: _prompted(n, i, max_tokens=TOKENS), _text, _texts

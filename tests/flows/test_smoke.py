@@ -16,6 +16,7 @@ from PIL import Image
 from flows.promotion.smoke import draws_once, own_key, smoke
 from flows.promotion.smoke_checks import Candidate, SmokeFailed
 from infra.keys import Keys
+from infra.media.clips import encoded
 from infra.pipelines import PinnedStage, Pipeline
 from infra.settings import settings
 
@@ -77,16 +78,44 @@ def noise(asked: dict[str, Any], side: int = SIDE) -> tuple[int, Any]:
     return drawn(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
+def filmed(frames: Any) -> tuple[int, Any]:
+    """A job that is not done when it is asked for once, and then its file."""
+    file = encoded(frames, 8, "webp").content
+    return 200, [{"status": "in_progress"}, {"status": "completed"}, file]
+
+
+def moving(asked: dict[str, Any], frames: int = 5, side: int = SIDE) -> tuple[int, Any]:
+    draw = np.random.default_rng(asked["seed"])
+    return filmed(draw.integers(0, 256, (frames, side, side, 3), dtype=np.uint8))
+
+
 @pytest.fixture
 def answers(private_home: Path) -> Iterator[dict[str, Answer]]:
     """What the gateway answers, by model."""
     given: dict[str, Answer] = {}
+    jobs: dict[str, list[Any]] = {}  # by path: what it still says, and at last its file
 
     class Gateway(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             status, document = given[asked["model"]](asked)
-            body = json.dumps(document).encode()
+            if isinstance(document, list):
+                job = f"video_{len(jobs)}"
+                jobs[f"{self.path}/{job}"] = document
+                document = {"id": job, "status": "queued"}
+            self._say(status, json.dumps(document).encode())
+
+        def do_GET(self) -> None:
+            if self.path.endswith("/content"):
+                self._say(200, jobs[self.path.removesuffix("/content")][-1])
+                return
+            self._say(200, json.dumps(jobs[self.path].pop(0)).encode())
+
+        def do_DELETE(self) -> None:
+            jobs[self.path] = []
+            self._say(200, b"{}")
+
+        def _say(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -151,6 +180,34 @@ def test_what_is_no_good_sound_fails(answers: dict[str, Answer], answer: Answer,
     answers["toy:2"] = answer
     with pytest.raises(SmokeFailed, match=says):
         smoke(SOUND, None, max_slowdown=1.5)
+
+
+FLAT_CLIP = np.stack([np.full((SIDE, SIDE, 3), 90 + place // 2, np.uint8) for place in range(5)])
+FAILED = [{"status": "failed", "error": {"message": "no memory"}}]
+
+
+def test_clips_are_waited_for_and_the_report_says_what_they_are(answers: dict[str, Answer]) -> None:
+    answers["toy:2"] = moving
+    film = trying("clip", image_size=(SIDE, SIDE), frames=5, frame_rate=8)
+    (found,) = smoke(film, None, 1.5)
+    assert found.says == "4 clips of 5 frames drawn, none flat, all different"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda asked: moving(asked, frames=4), f"has 4 frames of {SIDE}x{SIDE}, not 5 of"),
+        (lambda asked: moving(asked, side=16), "has 5 frames of 16x16, not 5 of"),
+        (lambda _: filmed(FLAT_CLIP), "the clip is flat, 2 levels from dark to bright"),
+        (lambda _: moving({"seed": 1}), "the same clip as with seed 0"),
+        (lambda _: (200, list(FAILED)), "toy:2 failed: no memory"),
+        (lambda _: (200, [{"status": "completed"}, b"none"]), "answered 200 without a clip"),
+    ],
+)
+def test_what_is_no_good_clip_fails(answers: dict[str, Answer], answer: Answer, says: str) -> None:
+    answers["toy:2"] = answer
+    with pytest.raises(SmokeFailed, match=says):
+        smoke(trying("clip", image_size=(SIDE, SIDE), frames=5, frame_rate=8), None, 1.5)
 
 
 def said(text: str) -> tuple[int, Any]:
