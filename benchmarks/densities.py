@@ -17,12 +17,12 @@ from typing import Any, Final
 import torch
 
 from data.loaders import everything, read_header
-from flows.context import training_spec
 from flows.evaluating.pipeline import load_model
 from flows.identity.code import ROOT
 from flows.recipe import Recipe, Resources
 from flows.recipes.loader import load
 from flows.training.ray_train import fit
+from flows.training.specifying import training_spec
 from models.family import Family
 
 PUBLISHED: Final = {"nade": 88.33, "pixelcnn": 81.30, "pixelrnn": 79.20, "vae": 86.76}

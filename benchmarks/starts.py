@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import psutil
 
-from flows.training.controllers import RAY_TRAIN_SETTINGS, Order, Running
+from flows.training.controllers import Running
+from flows.training.orders import RAY_TRAIN_SETTINGS, Order
 
 MARK: Final = 77  # bytes of memory, by which the placement group is known
 

@@ -3,15 +3,12 @@
 import os
 import pwd
 import subprocess
-from collections.abc import Mapping
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.identity.code import ROOT, training_code
-from flows.recipe import Recipe, Stage, split
-from flows.training.spec import Need, TrainingSpec
+from flows.identity.code import ROOT
 from infra.documents import MOST_OF_OURS, read_json
 from infra.settings import settings
 
@@ -57,71 +54,6 @@ def signing() -> "Signing":
 def named(version: "Version") -> dict[str, Any]:
     """Return how a version passes from step to step: its name, number and digest."""
     return {"name": version.name, "version": version.number, "digest": version.digest}
-
-
-def training_spec(
-    recipe: Recipe,
-    stage: str,
-    prepared: dict[str, Any],
-    trained: Mapping[str, dict[str, Any]] | None = None,
-) -> TrainingSpec:
-    """Return all that fixes the outcome of training `stage` ("judge" is the recipe's judge).
-
-    `prepared` is its own dataset, and `trained` has the versions of the stages that it needs or starts from, as `named`
-    gives them.
-
-    Raises:
-        RegistryError, RecipeError: there is no such version as `training.from` names.
-    """
-    from flows.provenance.bases import base_of, handed, needs_of
-
-    chosen: Stage | None = recipe.judge if stage == "judge" else recipe.stages[stage]
-    assert chosen is not None
-    ref = chosen.training.start
-    base = base_of(ref, stage) if ref else None
-    if chosen.starts_from:
-        base = handed((trained or {})[chosen.starts_from])
-    needs = _needed(chosen, trained or {})
-    if chosen.training.lora is not None:
-        needs = needs_of(chosen.training.lora.base, stage)
-    return TrainingSpec(
-        name=f"{recipe.name}.{stage}",
-        family=chosen.family,
-        preset=chosen.preset,
-        config=chosen.config,
-        image_size=chosen.image_size,
-        seed=recipe.seed,
-        training=chosen.training,
-        resources=chosen.resources,
-        dataset=(recipe.judged_by if stage == "judge" else recipe.data).name,
-        prepared=Path(prepared["path"]),
-        data_identity=prepared["identity"],
-        code_identity=training_code(chosen.family, modality_of(Path(prepared["path"]))).digest,
-        base=base,
-        inherits=chosen.starts_from is not None,
-        needs={name: _need(*one, prepared) for name, one in needs.items()},
-    )
-
-
-def _needed(
-    stage: Stage, trained: Mapping[str, dict[str, Any]]
-) -> dict[str, tuple["Version", str]]:
-    """Return what a stage learns from beside the data: by input, a version and its entry."""
-    found = {}
-    for name, wanted in stage.needs.items():
-        source, entry = split(wanted)
-        version = trained[source]
-        found[name] = registry().get(f"{version['name']}:{version['version']}"), entry
-    return found
-
-
-def _need(version: "Version", entry: str, prepared: dict[str, Any]) -> Need:
-    from data.outputs import folder_of
-    from flows.provenance.bases import placed
-
-    folder = Path(prepared["path"])
-    made = folder_of(folder, prepared["identity"], version.digest, entry).resolve()
-    return Need(**named(version), entry=entry, path=placed(version), made=made)
 
 
 def modality_of(prepared: Path) -> str:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict
 
 from flows.context import ledger, registry
 from flows.evaluating.gate import Evaluation
 from flows.evaluating.pictures import fixed_requests, named, wanted_attributes
 from flows.evaluating.pipeline import draw, load_model
 from flows.recipe import Recipe
-from flows.reports.drift import write_page
+from flows.reports.drift import DriftReport, Finding, write_page
 from infra.ledger.intervals import wilson
 from infra.pipelines import PinnedStage, read_pipeline
 from infra.receipts.receipts import read
@@ -36,37 +35,6 @@ FRESH_SEED: Final = 2**40  # above what evaluations and most users ask for
 
 class TooFew(ValueError):
     """There are not enough kept answers to say anything."""
-
-
-class Finding(BaseModel):
-    """One question, its answer in numbers, and whether that is drift."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    about: str
-    value: float
-    limit: str
-    drifted: bool
-    says: str
-    expected: dict[str, int] = {}
-    found: dict[str, int] = {}
-
-
-class DriftReport(BaseModel):
-    """What the kept answers of one version show, beside its baseline."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    version: str
-    digest: str
-    answers: int
-    findings: list[Finding]
-
-    @property
-    def drifted(self) -> bool:
-        """Whether any finding is drift."""
-        return any(finding.drifted for finding in self.findings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from flows import progress
 from flows.checking import unsuited
-from flows.context import environment, git_commit, modality_of, named, registry, training_spec
+from flows.context import environment, git_commit, modality_of, named, registry
 from flows.identity.code import training_code
 from flows.identity.why import CODE, reason, training_work
 from flows.prepare import prepare_dataset
@@ -22,6 +22,7 @@ from flows.scheduling.concurrency import training_slots
 from flows.training.halting import ends_with_the_caller
 from flows.training.room import lined_up
 from flows.training.spec import Need, TrainingSpec
+from flows.training.specifying import training_spec
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
 

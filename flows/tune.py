@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow, task
 
 from flows import progress
-from flows.context import registry, training_spec
+from flows.context import registry
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.promotion.release import project_aliases
@@ -14,6 +14,7 @@ from flows.recipes.loader import searched_stage
 from flows.scheduling.concurrency import training_slots
 from flows.train import train_stages
 from flows.training.journal import Progress
+from flows.training.specifying import training_spec
 from flows.tuning.plan import Plan, found, plan, trial_recipe, values_of
 from flows.tuning.search import document, search
 from infra.settings import settings

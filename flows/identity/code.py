@@ -40,7 +40,7 @@ def judging_code(families: Iterable[str], modality: str) -> Code:
 def training_entries(sources: Sources, family: str, modality: str) -> tuple[str, ...]:
     """Return where the training of a family begins."""
     readers = sources.table("data.modalities:MODALITIES")
-    return ("flows.training.loop:train", _families(sources)[family], readers[modality])
+    return ("flows.training.attempt:train", _families(sources)[family], readers[modality])
 
 
 def judging_entries(sources: Sources, families: Iterable[str], modality: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Model cards: what a version is, what it was made of, how it was judged; Markdown, from the facts alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, StrictUndefined
@@ -11,7 +11,6 @@ from flows.training.spec import TrainingSpec
 from infra.pipelines import Modality, Pipeline
 
 if TYPE_CHECKING:
-    from flows.provenance.checkpoints import Checkpoint
     from infra.registry.registry import Version
 
 MODEL: Final = """\
@@ -118,21 +117,30 @@ def pipeline_card(
 CHECKPOINT: Final = """\
 # {{ name }}
 
-A `{{ found.kind }}` of others, taken in as it was: nothing of it was trained here.
+A `{{ kind }}` of others, taken in as it was: nothing of it was trained here.
 
 | origin | |
 |---|---|
-| source | {{ plain(found.source) }} |
-| licence | {{ plain(found.licence) }} |
-| files | {{ found.files|length }}, listed with their sha256 in checkpoint.json |
-{% if found.left_out -%}
-| not taken in | {{ found.left_out|join(", ") }} |
+| source | {{ plain(source) }} |
+| licence | {{ plain(licence) }} |
+| files | {{ files }}, listed with their sha256 in checkpoint.json |
+{% if left_out -%}
+| not taken in | {{ left_out|join(", ") }} |
 {% endif %}"""
 
 
-def checkpoint_card(name: str, found: "Checkpoint") -> str:
+def checkpoint_card(
+    name: str, *, kind: str, source: str, licence: str, files: int, left_out: Sequence[str]
+) -> str:
     """Return card.md of a checkpoint that was taken in."""
-    return _render(CHECKPOINT, name=name, found=found, plain=_plain)
+    facts = {
+        "kind": kind,
+        "source": source,
+        "licence": licence,
+        "files": files,
+        "left_out": left_out,
+    }
+    return _render(CHECKPOINT, name=name, **facts, plain=_plain)
 
 
 def _render(template: str, **values: Any) -> str:

@@ -163,7 +163,11 @@ def publish(found: Checkpoint, name: str, stage: str) -> "Version":
         save_file(dict(found.tensors), directory / "model.safetensors")
         origin = {"source": found.source, "licence": found.licence, "left_out": found.left_out}
         write_json(directory / SOURCE, {**origin, "files": found.files})
-        (directory / "card.md").write_text(checkpoint_card(f"{name}.{stage}", found))
+        card = checkpoint_card(
+            f"{name}.{stage}", kind=found.kind, source=found.source, licence=found.licence,
+            files=len(found.files), left_out=found.left_out,
+        )  # fmt: skip
+        (directory / "card.md").write_text(card)
         seal(directory, {"kind": "model", "name": f"{name}.{stage}", "git_commit": git_commit()})
         tags = {"atelier.family": found.family, "atelier.source": found.source[:500]}
         return registry().publish(f"{name}.{stage}", directory, key=key, tags=tags)

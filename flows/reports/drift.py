@@ -1,14 +1,13 @@
 """The drift page: one line a question, and for what was asked for the shares then and now as bars."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
 
 from infra.pages import STYLE, environment
 from infra.settings import settings
 from infra.storage import atomic_write
-
-if TYPE_CHECKING:
-    from flows.drift import DriftReport
 
 PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -44,7 +43,38 @@ STEP: Final = 30  # px a value
 WIDEST: Final = 190  # px of a bar
 
 
-def write_page(report: "DriftReport") -> Path:
+class Finding(BaseModel):
+    """One question, its answer in numbers, and whether that is drift."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    about: str
+    value: float
+    limit: str
+    drifted: bool
+    says: str
+    expected: dict[str, int] = {}
+    found: dict[str, int] = {}
+
+
+class DriftReport(BaseModel):
+    """What the kept answers of one version show, beside its baseline."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    digest: str
+    answers: int
+    findings: list[Finding]
+
+    @property
+    def drifted(self) -> bool:
+        """Whether any finding is drift."""
+        return any(finding.drifted for finding in self.findings)
+
+
+def write_page(report: DriftReport) -> Path:
     """Write the page of a report below the state folder; returns where."""
     charts = []
     for finding in report.findings:

@@ -27,8 +27,8 @@ from ray.train.v2._internal.execution.worker_group import worker_group as ray_wo
 from ray.train.v2._internal.util import ObjectRefWrapper, construct_train_func
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flows.training.controllers import Order, train_settings
 from flows.training.nobody import Nobody
+from flows.training.orders import Order, train_settings
 from flows.training.rendezvous import Rendezvous
 
 

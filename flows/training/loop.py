@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -24,7 +23,6 @@ from flows.training.best import Best
 from flows.training.captured import Captured
 from flows.training.checkpoints import State, all_generators, detached, seed_generators
 from flows.training.gradients import Gradients
-from flows.training.hearts import beating
 from flows.training.journal import Journal, repeated_steps, sign_in
 from flows.training.optimizers import AdamW, Average, clip, rate_at
 from flows.training.ranks import Ranks
@@ -53,36 +51,6 @@ PERMANENT: Final = (
     ValueError,
 )
 """What would happen again: no worker is started anew for these."""
-
-
-def train(
-    spec: TrainingSpec,
-    folder: RunFolder,
-    ranks: Ranks,
-    *,
-    lease: str,
-    seconds: Mapping[str, float] = MappingProxyType({}),
-    on_validation: OnValidation | None = None,
-) -> None:
-    """Train to the end from the newest good checkpoint, and publish the result in `folder.final`.
-
-    `on_validation(step, loss)` is called on rank 0 between two steps; what it raises ends the training there.
-
-    Raises:
-        Diverged: the gradient was NaN or infinite at `training.max_skipped` steps in a row; says at which step and
-            which checkpoint is good.
-        flows.training.run_folder.Fenced: a newer attempt has taken over.
-        infra.storage.IntegrityError: there were checkpoints and all of them are damaged.
-    """
-    from flows.training.counting import CountingLoop  # which is a Loop
-
-    kind = CountingLoop if trainable(spec.family).counts else Loop
-    loop = kind(spec, folder, ranks, lease, seconds, on_validation)
-    try:
-        with beating(folder.journal, loop.attempt, ranks.rank):
-            loop.run()
-    finally:
-        loop.close()
 
 
 class Loop:

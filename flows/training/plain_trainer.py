@@ -11,7 +11,7 @@ from ray.train import TrainingFailedError
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from flows.training.controllers import Order, last_words, train_settings
+from flows.training.orders import Order, last_words, train_settings
 from flows.training.rendezvous import RendezvousBackend
 
 

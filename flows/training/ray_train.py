@@ -106,8 +106,8 @@ def _here(
 ) -> None:
     import torch
 
+    from flows.training.attempt import train
     from flows.training.checkpoints import generators, set_generators
-    from flows.training.loop import train
     from flows.training.ranks import Ranks
 
     wants_gpu = spec.resources.gpus_per_worker != 0 and torch.cuda.is_available()

@@ -16,7 +16,8 @@ from infra.settings import settings
 from infra.stack.cluster import capacity, connect
 
 if TYPE_CHECKING:
-    from flows.training.controllers import Order, Running
+    from flows.training.controllers import Running
+    from flows.training.orders import Order
 
 WORKER_FAILURES: Final = 3
 CONTROLLER_FAILURES: Final = 3
@@ -45,7 +46,7 @@ def train_on_ray(
         flows.training.nodes.Unfit: a node lacks the run's folder, the data or this code.
         TrainingFailed: workers or controllers died more often than the budgets allow.
         flows.training.loop.Diverged, flows.training.run_folder.Fenced, infra.storage.IntegrityError, ValueError:
-            as in `flows.training.loop.train`.
+            as in `flows.training.attempt.train`.
     """
     began = time.monotonic()
     connect(url)
@@ -137,7 +138,8 @@ def _check(folder: RunFolder, lease: str) -> None:
 def _order(spec: TrainingSpec, folder: RunFolder, request: Request, lease: str) -> "Order":
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from flows.training.controllers import Order, mark
+    from flows.training.controllers import mark
+    from flows.training.orders import Order
     from flows.training.worker import work
 
     resources = {"CPU": request.cpus, **({"GPU": request.gpus} if request.gpus else {})}

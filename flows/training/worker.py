@@ -22,7 +22,8 @@ def work(config: dict[str, Any]) -> None:
     gc.disable()  # imports make a million objects and no garbage
     import torch
 
-    from flows.training.loop import PERMANENT, train
+    from flows.training.attempt import train
+    from flows.training.loop import PERMANENT
     from flows.training.run_folder import RunFolder
     from flows.training.spec import TrainingSpec
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flows.context import training_spec
 from flows.evaluating.adapters import adapted, around
 from flows.evaluating.pipeline import StageMismatch, check_fit, draw, entrance_of, load_model
 from flows.recipe import Recipe
 from flows.train import check_specs
 from flows.training.frozen import make
 from flows.training.ray_train import fit
+from flows.training.specifying import training_spec
 from infra.pipelines import PinnedStage, Pipeline, read_pipeline
 from infra.registry.registry import RegistryError, Version
 from infra.storage import seal

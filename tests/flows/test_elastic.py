@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import models
 from flows.recipe import Resources
-from flows.training.loop import train
+from flows.training.attempt import train
 from flows.training.nodes import Thing, inspect, things
 from flows.training.ranks import Ranks
 from flows.training.run_folder import RunFolder

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from flows import context
 from flows.checking import check_for
-from flows.context import training_spec
 from flows.evaluating.pipeline import load_model
 from flows.provenance.bases import base_of, version_of
 from flows.provenance.lineage import graph_of
@@ -26,6 +25,7 @@ from flows.training.checkpoints import detached
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
 from flows.training.spec import Base, TrainingSpec
+from flows.training.specifying import training_spec
 from infra.registry.registry import RegistryError, Version
 from infra.settings import settings
 from infra.storage import seal, verify

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from flows.identity.code import ROOT, judging_entries, training_entries
 from flows.identity.meaning import READ, Key, Sources
 from flows.identity.reach import Code, code_of
-from flows.training.loop import train
+from flows.training.attempt import train
 from flows.training.ranks import Ranks
 from flows.training.run_folder import RunFolder
 from tests.flows.modalities_kit import prose, text_folder

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import models
 from flows.checking import check
-from flows.context import training_spec
 from flows.evaluation import pin
 from flows.recipe import Recipe, drawing
 from flows.recipes.loader import RecipeError, load
@@ -22,6 +21,7 @@ from flows.train import check_specs, needed
 from flows.training import starting
 from flows.training.ray_train import fit
 from flows.training.spec import Base, TrainingSpec
+from flows.training.specifying import training_spec
 from infra.storage import IntegrityError, seal
 from models import build, configure, describe, trainable
 from models.family import Batch, Losses, Trainable

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.context import training_spec
 from flows.recipe import Recipe
 from flows.train import check_specs
+from flows.training.specifying import training_spec
 from tests.flows.modalities_kit import prose, text_folder
 from tests.flows.training_kit import prepare
 

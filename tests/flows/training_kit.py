@@ -206,7 +206,7 @@ def train_without_ray(spec: TrainingSpec, runs: Path, *, succeeds: bool = True) 
 
 
 def _rank(document: Path, folder: Path, rank: int, world: int, store: Path) -> None:
-    from flows.training.loop import train
+    from flows.training.attempt import train
     from flows.training.ranks import Ranks
     from flows.training.run_folder import RunFolder
 
