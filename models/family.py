@@ -506,6 +506,7 @@ class Family(Trainable):
         """Return what the model itself can tell of samples that it never learned, beside the judge's metrics.
 
         Values (N,) by name, of `measured`; evaluation reports their mean as STAGE_NAME, and a gate may ask for it.
+        What is right or wrong is told as booleans: a share's interval keeps its width where all rows agree.
         What is no mean of rows is told as what each row contributes, by `parts.influence`: its interval is over rows.
 
         Example:

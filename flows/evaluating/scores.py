@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flows.evaluating.gate import Interval
 from flows.recipe import Evaluation as EvaluationSpec
+from infra.ledger.intervals import wilson
 from models.family import Family
 from models.judges import metrics as m
 
@@ -37,13 +38,20 @@ class Scores:
     def mean(
         self, name: str, values: Tensor, *, over: Sequence[str] = (), keep: bool = False
     ) -> None:
-        """Add a mean of values (N,); those of one prompt (`over`, one a value) are resampled together."""
-        count = len(values)
-        values = by_prompt(values.float(), over) if over else values.float()
-        found = m.bootstrap(values, count=self.resamples, seed=0)
-        self.add(name, found.value, found.low, found.high, count)
+        """Add a mean of values (N,); those of one prompt (`over`, one a value) are resampled together.
+
+        A share (of booleans) that is 0 or 1 has no spread to resample, however few were counted: its interval is
+        Wilson's, of N alike. How alike samples of one prompt are cannot be seen there, so it may still be too narrow.
+        """
+        count, whole = len(values), values.float()
+        rows = by_prompt(whole, over) if over else whole
+        found = m.bootstrap(rows, count=self.resamples, seed=0)
+        low, high = found.low, found.high
+        if values.dtype == torch.bool and int(values.sum()) in (0, count):
+            low, high = wilson(int(values.sum()), count)
+        self.add(name, found.value, low, high, count)
         if keep:
-            self.outcomes[name] = [round(float(value), 4) for value in values]
+            self.outcomes[name] = [round(float(value), 4) for value in rows]
 
     def add(self, name: str, value: float, low: float, high: float, count: int) -> None:
         """Add a metric with its interval."""

@@ -198,7 +198,7 @@ class BERT(Family):
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `mlm_accuracy`, a row's share of selected tokens found, and `nsp_accuracy`, 0 or 1; both (N,).
+        """Return `mlm_accuracy`, a row's share of selected tokens found, and `nsp_accuracy`, true or false; both (N,).
 
         Masks and exchanged sentences are always the same for the same batch.
         """
@@ -208,7 +208,7 @@ class BERT(Family):
         selected_B = masked.valid_BM.sum(1)
         return {
             "mlm_accuracy": (right_BM & masked.valid_BM).sum(1) / selected_B.clamp(min=1),
-            "nsp_accuracy": (nsp_B2.argmax(1) == masked.is_random_B).float(),
+            "nsp_accuracy": nsp_B2.argmax(1) == masked.is_random_B,
         }
 
     def masked(

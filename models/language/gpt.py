@@ -209,13 +209,13 @@ class GPT(Family):
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return `nats_per_token` (N,); of dialogues, of the answers' tokens, and `exact_match` (N,).
 
-        That is 1 where the last answer, written token by token by the likeliest, is the reference with its end. It is
-        really written: a model that sees the future would guess each token of a reference that it is shown.
+        True where the last answer, written token by token by the likeliest, is the reference with its end. It is really
+        written: a model that sees the future would guess each token of a reference that it is shown.
         """
         nats = -self.log_prob(batch) / self._targets(batch).sum(1).clamp(min=1)
         if self.config.learns == "documents":
             return {"nats_per_token": nats}
-        right: list[float] = []
+        right: list[bool] = []
         for start in range(0, len(nats), ANSWERS):
             some = batch["tokens"][start : start + ANSWERS].tolist()
             rows = [[t for t in row if t >= 0] for row in some]
@@ -225,8 +225,8 @@ class GPT(Family):
             request = Request(seeds=(0,) * len(rows), temperature=0, max_tokens=longest)
             answers = self._generated(self._begun(prompts, request)).tolist()
             for row, end, answer in zip(rows, ends, answers, strict=True):
-                right.append(float([*(t for t in answer if t >= 0), EOS] == row[end:]))
-        return {"nats_per_token": nats, "exact_match": nats.new_tensor(right)}
+                right.append([*(t for t in answer if t >= 0), EOS] == row[end:])
+        return {"nats_per_token": nats, "exact_match": torch.tensor(right, device=nats.device)}
 
     @property
     def measured(self) -> tuple[str, ...]:

@@ -212,7 +212,7 @@ class Transformer(Family):
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `exact_match`, 1 where what is written is the target, and `nats_per_token`, both (N,)."""
+        """Return `exact_match`, true where what is written is the target, and `nats_per_token`, both (N,)."""
         source, label_NT = batch["source"], batch["target"][:, 1:]
         length_N = (label_NT != PAD).sum(1)
         wanted = label_NT.masked_fill((label_NT == PAD) | (label_NT == EOS), -1)
@@ -220,7 +220,7 @@ class Transformer(Family):
         width = max(wanted.shape[1], written.shape[1])
         wanted, written = (F.pad(x, (0, width - x.shape[1]), value=-1) for x in (wanted, written))
         return {
-            "exact_match": (wanted == written).all(1).float(),
+            "exact_match": (wanted == written).all(1),
             "nats_per_token": -self.log_prob(batch) / length_N,
         }
 

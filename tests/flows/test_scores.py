@@ -168,6 +168,25 @@ def test_the_pictures_that_are_compared_come_from_every_prompt() -> None:
     assert scoring.evenly(prompts, 10).tolist() == list(range(10))
 
 
+@pytest.mark.parametrize(("right", "low", "high"), [(True, 0.722467, 1.0), (False, 0.0, 0.277533)])
+def test_a_share_of_all_or_none_is_no_surer_than_so_few_can_be(
+    right: bool, low: float, high: float
+) -> None:
+    found = scoring.Scores(Evaluation(bootstrap=20))
+    for count in (10, 40):
+        found.mean(f"of {count}", torch.full((count,), right), over=[f"{n}" for n in range(count)])
+    few, more = found.metrics.values()
+    assert (few.low, few.high) == pytest.approx((low, high), abs=1e-6)
+    assert few.value == more.value == right
+    assert more.high - more.low == pytest.approx(3.841459 / 43.841459, abs=1e-5)
+
+
+def test_values_that_are_no_shares_keep_the_interval_of_their_own() -> None:
+    found = scoring.Scores(Evaluation(bootstrap=20))
+    found.mean("flicker", torch.zeros(10))
+    assert (found.metrics["flicker"].low, found.metrics["flicker"].high) == (0, 0)
+
+
 def test_pictures_of_one_prompt_are_resampled_together() -> None:
     """60 prompts of which half always succeed: ten seeds of each tell no more about the prompts than one."""
     prompts = [f"prompt {number}" for number in range(60)]

@@ -313,7 +313,7 @@ def test_a_little_training_fills_blanks_and_brings_like_sentences_together() -> 
     fit(model, scene_pairs(model, 4000), steps=350, rows=64, rate=2e-3, seed=0)
     found = model.measure(scene_pairs(model, 400, seed=1))
     assert found["mlm_accuracy"].mean() > 0.65
-    assert found["nsp_accuracy"].mean() > 0.7
+    assert found["nsp_accuracy"].float().mean() > 0.7
     texts = (
         "fay drew a small [MASK] circle on the left .",
         "the [MASK] is red and small says fay .",

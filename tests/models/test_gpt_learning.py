@@ -146,11 +146,11 @@ def test_exact_match_rises_to_one_and_only_for_a_model_that_cannot_peek() -> Non
     found = {}
     for causal in (True, False):
         model = gpt(scale=1, learns="dialogues", context=24, causal=causal)
-        before = model.measure(model.examples(CHAT))["exact_match"].mean()
+        before = model.measure(model.examples(CHAT))["exact_match"].float().mean()
         assert before < 0.1
         fitted(model, CHAT, 200, 1e-2)
         after = model.measure(model.examples(CHAT))
-        found[causal] = {name: float(values.mean()) for name, values in after.items()}
+        found[causal] = {name: float(values.double().mean()) for name, values in after.items()}
     assert found[True]["exact_match"] == 1
     assert found[False]["exact_match"] < 0.5
     assert found[False]["nats_per_token"] < 0.3
