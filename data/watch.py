@@ -6,20 +6,29 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from data.params import entry
 
 
-def glance(name: str, project: Path) -> str:
-    """Return a hash of the dataset's entry in params.yaml and of its files' names, sizes and times; reads no file.
+class Glance(NamedTuple):
+    """What a look at a dataset's files saw without reading them."""
+
+    digest: str
+    files: int
+
+
+def glance(name: str, project: Path) -> Glance:
+    """Return a hash of the dataset's entry in params.yaml and of its files' names, sizes and times, and their number.
 
     Raises:
         data.params.CatalogError: the dataset is unknown, or its entry cannot be used.
     """
-    digest = _entry(name, project)
+    digest, files = _entry(name, project), 0
     for label, path in _files(project / entry(name, project).path):
         digest.update(f"{label}\0{_facts(path)}\0".encode())
-    return digest.hexdigest()
+        files += 1
+    return Glance(digest.hexdigest(), files)
 
 
 def content(name: str, project: Path) -> str:
