@@ -17,7 +17,6 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.parts import bounds
+from models.ports import Port
 
 FLOOR: Final = 1e-5  # of a mel's magnitude
 MOMENTUM: Final = 0.99  # of Griffin-Lim
@@ -84,6 +84,21 @@ class Mel:
             raise ValueError(f"mel has no setting {odd[0]!r}; it has {', '.join(known)}")
         return cls(**value)
 
+    def must_hear(self, sample_rate: int) -> None:
+        """Refuse sound of another rate (Hz).
+
+        Raises:
+            ValueError: says both.
+        """
+        if sample_rate != self.sample_rate:
+            heard = self.sample_rate
+            raise ValueError(f"mel is of sound of {heard} Hz, and sample_rate is {sample_rate} Hz")
+
+    @property
+    def port(self) -> Port:
+        """What passes between an acoustic model and a vocoder of these settings."""
+        return Port("mel", (self.mels, None), self.space)
+
     @property
     def space(self) -> str:
         """Whose numbers these mels are: 12 hex digits, equal where all settings are."""
@@ -109,9 +124,14 @@ class Mel:
         """Return the rows with so many frames of silence after them."""
         return F.pad(mel_BMF, (0, frames), value=self.floor)
 
+    def silenced(self, sound_BT: Tensor, mel_BMF: Tensor) -> Tensor:
+        """Return the sound of such mels, without what comes after each row's last frame."""
+        end_B1 = self.lengths(mel_BMF)[:, None] * self.hop
+        return sound_BT * (torch.arange(sound_BT.shape[1], device=sound_BT.device) < end_B1)
+
     def filters(self) -> Tensor:
         """Return the triangular filters (M, K), float32."""
-        return _filters(self)
+        return _filters(self, torch.device("cpu"))
 
     def log_mel(self, sound_BT: Tensor, length_B: Tensor | None = None) -> Tensor:
         """Return log-mel spectrograms (B, M, F) of sound in [-1, 1]; frames after a row's `length_B` are silent."""
@@ -147,29 +167,34 @@ class Mel:
         weight_T = _overlapped(self, window_N.square().expand(1, frames_BFN.shape[1], -1))
         return _overlapped(self, frames_BFN) / weight_T.clamp(min=1e-8)
 
-    def magnitudes(self, mel_BMF: Tensor) -> Tensor:
+    def magnitudes(self, mel_BMF: Tensor, usual_K: Tensor | None = None) -> Tensor:
         """Return magnitudes (B, K, F), at least 0, with these mels: least squares, by multiplicative updates.
 
-        Lee and Seung 2001, the Euclidean distance; silence is 0.
+        Lee and Seung 2001, the Euclidean distance, from magnitudes as they usually are: flat, where nobody says more.
+        Silence is 0.
         """
         filters_MK = _filters(self, mel_BMF.device)
+        usual_K = filters_MK.new_ones(filters_MK.shape[1]) if usual_K is None else usual_K.float()
         heard_B1F = (mel_BMF > self.floor + 1e-3).any(1, keepdim=True)
-        wanted_BKF = filters_MK.T @ (mel_BMF.float().exp() * heard_B1F)
-        magnitude_BKF = wanted_BKF / (filters_MK.T @ filters_MK.sum(1, True)).clamp(min=1e-9)
+        power_BMF = mel_BMF.float().exp() * heard_B1F
+        wanted_BKF = filters_MK.T @ power_BMF
+        louder_BMF = power_BMF / (filters_MK @ usual_K)[:, None].clamp(min=1e-9)
+        magnitude_BKF = usual_K[:, None] * (filters_MK.T @ louder_BMF)
         for _ in range(FITS):
             found_BKF = filters_MK.T @ (filters_MK @ magnitude_BKF)
             magnitude_BKF = magnitude_BKF * (wanted_BKF / found_BKF.clamp(min=1e-9))
         return magnitude_BKF
 
     @torch.no_grad()
-    def griffin_lim(self, mel_BMF: Tensor, steps: int) -> Tensor:
+    def griffin_lim(self, mel_BMF: Tensor, steps: int, usual_K: Tensor | None = None) -> Tensor:
         """Return sound (B, F hop) in [-1, 1] with such mels; the same rows give the same sound, in any batch.
 
         Args:
             mel_BMF: natural log of mel magnitudes; frames of silence at the end are silent.
             steps: times that the phases are made to agree, 32 for most.
+            usual_K: see `magnitudes`.
         """
-        magnitude_BKF = self.magnitudes(self.padded(mel_BMF, -(-self.n_fft // self.hop)))
+        magnitude_BKF = self.magnitudes(self.padded(mel_BMF, -(-self.n_fft // self.hop)), usual_K)
         # first phases of a fixed seed, frame after frame: longer neighbours change no row's
         frames, bins = magnitude_BKF.shape[2], magnitude_BKF.shape[1]
         turns_FK = torch.rand(frames, bins, generator=torch.Generator().manual_seed(0))
@@ -195,28 +220,24 @@ def _overlapped(mel: Mel, frames_BFN: Tensor) -> Tensor:
     return sum_BFH.flatten(1)[:, side : side + count * mel.hop]
 
 
-@lru_cache
-@torch.inference_mode(mode=False)  # what is kept may be learned through later
 def _window(mel: Mel, device: torch.device) -> Tensor:
     """Return the periodic Hann window (N,), with zeros around it where the transform is longer."""
     missing = mel.n_fft - mel.window
-    window_N = torch.hann_window(mel.window, device="cpu")
-    return F.pad(window_N, (missing // 2, missing - missing // 2)).to(device)
+    window_N = torch.hann_window(mel.window, device=device)
+    return F.pad(window_N, (missing // 2, missing - missing // 2))
 
 
-@lru_cache
-@torch.inference_mode(mode=False)
-def _filters(mel: Mel, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008 - a constant
-    low, high = _mels_of(mel.low_hz), _mels_of(mel.high_hz)
-    edges = torch.linspace(low, high, mel.mels + 2, dtype=torch.float64, device="cpu")
+def _filters(mel: Mel, device: torch.device) -> Tensor:
+    """Return the filters (M, K), made on the device: nothing waits for it."""
+    exact: Any = {"dtype": torch.float64, "device": device}
+    edges = torch.linspace(_mels_of(mel.low_hz), _mels_of(mel.high_hz), mel.mels + 2, **exact)
     linear, knee = edges * LINEAR_HZ, KNEE_HZ / LINEAR_HZ
     edge_hz = torch.where(edges < knee, linear, KNEE_HZ * ((edges - knee) * OCTAVES).exp())
-    bin_hz = torch.arange(mel.n_fft // 2 + 1, dtype=torch.float64, device="cpu")
-    bin_hz = bin_hz * (mel.sample_rate / mel.n_fft)
+    bin_hz = torch.arange(mel.n_fft // 2 + 1, **exact) * (mel.sample_rate / mel.n_fft)
     width, slope = edge_hz.diff(), edge_hz[:, None] - bin_hz
     rising, falling = -slope[:-2] / width[:-1, None], slope[2:] / width[1:, None]
     area = 2 / (edge_hz[2:] - edge_hz[:-2])
-    return (torch.minimum(rising, falling).clamp(min=0) * area[:, None]).float().to(device)
+    return (torch.minimum(rising, falling).clamp(min=0) * area[:, None]).float()
 
 
 def _mels_of(hz: float) -> float:
@@ -226,8 +247,9 @@ def _mels_of(hz: float) -> float:
 
 
 PRESETS: Final[Mapping[str, Mel]] = {
+    "tiny": Mel(n_fft=64, hop=16, window=64, mels=8),
     "8khz": Mel(),
     "16khz": Mel(16000, 1024, 256, 1024, 80, 0.0, 8000.0),
     "22khz": Mel(22050, 1024, 256, 1024, 80, 0.0, 8000.0),
 }
-"""Settings by name; 22khz is HiFi-GAN's and Tacotron 2's."""
+"""Settings by name; tiny is for tests, 22khz is HiFi-GAN's and Tacotron 2's."""

@@ -168,11 +168,20 @@ def request(model: Family, seeds: tuple[int, ...]) -> Request:
         seeds=seeds,
         prompts=() if able.chats else asked,
         dialogues=tuple((("user", one),) for one in asked) if able.chats else (),
-        given={**embeddings(model, model.inputs, len(seeds)), **clips(model, len(seeds))},
-        seconds=0.02 if able.modality == "audio" else None,
+        given={
+            **embeddings(model, model.inputs, len(seeds)),
+            **clips(model, len(seeds)),
+            **mels(model, len(seeds)),
+        },
+        seconds=0.02 if "seconds" in model.takes else None,
         temperature=1.0 if text else None,
         max_tokens=8 if text else None,
     )
+
+
+def mels(model: Family, count: int) -> dict[str, Tensor]:
+    """Return what a vocoder makes sound of: the mels of tones."""
+    return model.given_of(tones(model, count)) if "mel" in model.inputs else {}
 
 
 def clips(model: Family, count: int) -> dict[str, Tensor]:

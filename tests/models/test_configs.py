@@ -146,6 +146,19 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"shrinkage": amount}, "shrinkage must be 0 to 1 or 'ledoit-wolf'")
         for amount in (-0.1, 1.1, "auto", math.nan)
     ),
+    "griffin-lim": (
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"sample_rate": 16000}, "mel is of sound of 8000 Hz, and sample_rate is 16000 Hz"),
+        ({"mel": "9khz"}, "mel has no preset '9khz'"),
+    ),
+    "hifi-gan": (
+        ({"rates": (5, 4)}, "rates must multiply to the mel's hop 80, got 20"),
+        ({"width": 12}, "width must be a multiple of 8, got 12"),
+        ({"kernels": (3, 4)}, "each of kernels must be odd, got 4"),
+        ({"mel": "22khz"}, "mel is of sound of 22050 Hz, and sample_rate is 8000 Hz"),
+        ({"scales": 9}, "scales must be between 1 and 8, got 9"),
+        ({"adversary": -1.0}, "adversary must be at least 0, got -1.0"),
+    ),
     "kl-autoencoder": (
         ({"image_size": 30}, "multiple of 4 for 2 convolutions, got 30"),
         (
@@ -204,6 +217,11 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
         ({"hidden": ()}, "each of hidden must be at least 1"),
         ({"latent": 0}, "latent must be at least 1, got 0"),
+    ),
+    "vocos": (
+        ({"segment": 0}, "segment must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"mel": {"hop": 300}}, "window must be between 300 and 256, got 256"),
     ),
     "vqvae": (
         ({"image_size": 10}, "multiple of 4 for 2 convolutions, got 10"),

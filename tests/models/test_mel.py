@@ -118,7 +118,7 @@ def test_settings_are_told_apart_by_their_space() -> None:
         ({"low_hz": 4000.0}, "low_hz must be between 0"),
         ({"mels": 400}, "400 are too many for n_fft 256"),
         ({"hopp": 64}, "mel has no setting 'hopp'"),
-        ("9khz", "mel has no preset '9khz'; choose one of 8khz"),
+        ("9khz", "mel has no preset '9khz'; choose one of tiny, 8khz"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(asked: object, refused: str) -> None:
