@@ -36,6 +36,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
     "pixelrnn": "models.autoregressive.pixelrnn:PixelRNN",
     "transformer": "models.language.transformer:Transformer",
+    "unit-selection": "models.text_to_speech.unit_selection:UnitSelection",
     "unclip-decoder": "models.text_to_image.unclip:Decoder",
     "unclip-prior": "models.text_to_image.unclip:Prior",
     "vae": "models.variational.vae:VAE",

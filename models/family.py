@@ -106,7 +106,7 @@ class Trainable(nn.Module, ABC):
     step does so on one part of the batch after the other.
 
     A family that `counts` has no parameters: the loop shows every training row to `absorb` once a pass, adds up
-    `sums` over the workers and calls `settle`; `forward` only measures.
+    `sums` over the workers, puts what it `gathers` together and calls `settle`; `forward` only measures.
     """
 
     Config: ClassVar[type[Any]]  # a frozen dataclass that round-trips through JSON
@@ -164,6 +164,15 @@ class Trainable(nn.Module, ABC):
     def sums(self) -> tuple[tuple[str, ...], ...]:
         """Return the names of the buffers that `absorb` adds to, one tuple a pass over the rows."""
         return ()
+
+    @property
+    def gathers(self) -> tuple[tuple[str, ...], ...]:
+        """Return the names of buffers that `absorb` adds rows to, as many as it likes, one tuple a pass over the rows.
+
+        The loop puts those of all workers behind one another. What `settle` makes of them must not depend on who
+        brought which, nor on their order.
+        """
+        return ((),) * len(self.sums)
 
     def absorb(self, batch: Batch, number: int = 0) -> None:
         """Add a batch's sufficient statistics to the sums of pass 0, 1, ..."""
@@ -378,6 +387,13 @@ class Family(Trainable):
             if found is not None and not port.takes(Port(port.kind, found, port.space)):
                 got = "x".join(map(str, found))
                 raise ValueError(f"{name}: this model takes {port}, got {got}")
+
+    def sources(self, request: Request) -> Sequence[Sequence[Mapping[str, Any]]]:
+        """Return what each sample of a request is made of, where it is parts of what was learned; a list a seed.
+
+        A part is named as JSON: for a receipt. A family that draws its samples has none.
+        """
+        return [[] for _ in request.seeds]
 
     def useless(self, asked: Mapping[str, Any]) -> list[str]:
         """Return why it has no use for options, by name; values that ask for nothing are no reason."""

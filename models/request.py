@@ -18,7 +18,7 @@ UNTAKEN: Final[Mapping[str, str]] = {
     "prompt_tokens": "this model reads no tokens",
     "dialogues": "this model does not chat",
     "steps": "this model draws in one go and takes none",
-    "seconds": "this model makes no sound",
+    "seconds": "this model makes no sound of a length to choose",
     "max_tokens": "this model writes no text",
     **dict.fromkeys(
         ("temperature", "top_k", "top_p"), "this model draws every value as often as it is likely"
@@ -27,7 +27,7 @@ UNTAKEN: Final[Mapping[str, str]] = {
 }
 """Why a field of a Request, or an option, is refused by a model that has no use for it; of others: it has none."""
 
-NEUTRAL: Final[Mapping[str, float]] = {"guidance": 1, "temperature": 1, "top_p": 1}
+NEUTRAL: Final[Mapping[str, float]] = {"guidance": 1, "temperature": 1, "top_p": 1, "speed": 1}
 """Values that ask for nothing."""
 
 
@@ -49,6 +49,14 @@ class SoundOptions(Options):
     """Of families that make sound."""
 
     seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechOptions(Options):
+    """Of families that speak a text."""
+
+    voice: str | None = None  # a speaker's name; None: the first
+    speed: float | None = None  # of speech; 1 is the speaker's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

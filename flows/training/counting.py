@@ -48,7 +48,7 @@ class CountingLoop(Loop):
         self._finish()
 
     def _pass(self, number: int) -> None:
-        """Absorb this rank's rows, add up the pass's sums over ranks, settle."""
+        """Absorb this rank's rows, add up the pass's sums over ranks, put gathered rows together, settle."""
         model = self.state.model
         for batch in self.loader.once():
             halting.check()
@@ -56,6 +56,9 @@ class CountingLoop(Loop):
         for name in model.sums[number]:
             own = model.get_buffer(name)
             own.copy_(self.ranks.summed(own))
+        for name in model.gathers[number]:
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, self.ranks.collected(model.get_buffer(name)))
         model.settle(number)
 
     def _measure(self, rate: float) -> None:

@@ -69,6 +69,18 @@ class Ranks:
             dist.all_reduce(total, group=self.control)
         return total.to(values.device)
 
+    def collected(self, rows: Tensor) -> Tensor:
+        """Return every rank's rows, in the order of ranks, the same on each; each rank has as many as it likes."""
+        if self.world == 1:
+            return rows
+        counts = [int(count) for count in self.gathered(torch.tensor([len(rows)]))]
+        padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype)
+        padded[: len(rows)] = rows
+        flat = padded.flatten().view(torch.uint8)  # gloo has no 16-bit integers
+        parts = [part.view(rows.dtype).view_as(padded) for part in self.gathered(flat)]
+        whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        return whole.to(rows.device)
+
     def told(self, values: Sequence[int]) -> list[int]:
         """Return rank 0's integers on every rank; waits for it."""
         message = torch.tensor(values, dtype=torch.int64)

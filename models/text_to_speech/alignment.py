@@ -4,7 +4,8 @@
 path through given scores. `FlatStart` has scores of its own: two Gaussian states a token, first of equal parts of each
 recording, then by Viterbi training (Juang & Rabiner 1990), counted in closed form, so that workers' sums add up.
 
-Shape letters: B rows, S tokens, N = 2 S states, F frames, M mel bands, K symbols, G = 2 K Gaussians.
+Shape letters: B rows, S tokens, N = 2 S states, F frames, M mel bands, C cepstra, K symbols, G = 2 K Gaussians, X
+features.
 """
 
 import math
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 STATES: Final = 2  # a token, so that its onset and its end may differ
 SKIP: Final = STATES + 1  # states from the end of a token to the beginning of the next but one
 LEAST_SHARE: Final = 0.01  # of the variance of all frames that a state has at least
+CEPSTRA: Final = 13  # of a frame: the shape of its spectrum, without the pitch's ripples
+SLOPE: Final = 2  # frames on either side that say where a cepstrum moves
 
 
 def monotonic_path(log_p_BSF: Tensor, token_length_B: Tensor, frames_B: Tensor) -> Tensor:
@@ -102,28 +105,49 @@ def _walked_back(jump_FBN: Tensor, end_B: Tensor, found_B: Tensor, frames_B: Ten
     return torch.stack(states[::-1], 1)
 
 
+def cepstra(mel_BMF: Tensor, frames_B: Tensor) -> Tensor:
+    """Return cepstra less their mean over the recording, and their slopes (Furui 1986), (B, 2 CEPSTRA, F).
+
+    Neighbouring mel bands rise and fall together; cepstra hardly do, as Gaussians of a diagonal covariance have it.
+    """
+    bands, frames = mel_BMF.shape[1:]
+    middle_M = (torch.arange(bands, device=mel_BMF.device) + 0.5) * (torch.pi / bands)
+    waves_CM = (torch.arange(CEPSTRA, device=mel_BMF.device)[:, None] * middle_M).cos()
+    inside_BF = torch.arange(frames, device=mel_BMF.device) < frames_B[:, None]
+    cepstra_BCF = (waves_CM * (2 / bands) ** 0.5) @ mel_BMF * inside_BF[:, None]
+    cepstra_BCF = cepstra_BCF - cepstra_BCF.sum(2, keepdim=True) / frames_B[:, None, None]
+    # beyond its ends a recording is as at them
+    far = torch.arange(-SLOPE, SLOPE + 1, device=mel_BMF.device)
+    place_BFN = (torch.arange(frames, device=mel_BMF.device)[:, None] + far).clamp(min=0)
+    place_BFN = place_BFN.expand(len(frames_B), -1, -1).minimum(frames_B[:, None, None] - 1)
+    index_BCX = place_BFN.flatten(1)[:, None].expand(-1, CEPSTRA, -1)
+    around_BCFN = cepstra_BCF.gather(2, index_BCX).unflatten(2, (frames, len(far)))
+    slope_BCF = (around_BCFN * far).sum(3) / far.square().sum()
+    return torch.cat([cepstra_BCF, slope_BCF], 1)
+
+
 class FlatStart(nn.Module):
-    """Two Gaussians a symbol, of independent mel bands, that recordings and their tokens alone bring forth.
+    """Two Gaussians a symbol, of independent features, that recordings and their tokens alone bring forth.
 
     Pass 0 gives every token of a recording equally many frames; each later one aligns by what the one before found.
     A symbol that is `optional` (a pause) may be left out.
     """
 
     count_G: Tensor
-    sum_GM: Tensor
-    square_GM: Tensor
-    mean_GM: Tensor
-    precision_GM: Tensor
+    sum_GX: Tensor
+    square_GX: Tensor
+    mean_GX: Tensor
+    precision_GX: Tensor
     log_scale_G: Tensor
     optional_K: Tensor
 
-    def __init__(self, symbols: int, mels: int, optional: tuple[int, ...] = ()) -> None:
+    def __init__(self, symbols: int, features: int, optional: tuple[int, ...] = ()) -> None:
         super().__init__()
         gaussians = STATES * symbols
         self.register_buffer("count_G", torch.zeros(gaussians, dtype=torch.float64))
-        for name in ("sum_GM", "square_GM", "mean_GM"):
-            self.register_buffer(name, torch.zeros(gaussians, mels, dtype=torch.float64))
-        self.register_buffer("precision_GM", torch.ones(gaussians, mels, dtype=torch.float64))
+        for name in ("sum_GX", "square_GX", "mean_GX"):
+            self.register_buffer(name, torch.zeros(gaussians, features, dtype=torch.float64))
+        self.register_buffer("precision_GX", torch.ones(gaussians, features, dtype=torch.float64))
         self.register_buffer("log_scale_G", torch.zeros(gaussians, dtype=torch.float64))
         optional_K = torch.zeros(symbols, dtype=torch.bool)
         optional_K[list(optional)] = True
@@ -132,12 +156,12 @@ class FlatStart(nn.Module):
     @property
     def sums(self) -> tuple[str, ...]:
         """The names of the buffers that `absorb` adds to."""
-        return ("count_G", "sum_GM", "square_GM")
+        return ("count_G", "sum_GX", "square_GX")
 
     @torch.no_grad()
     def absorb(
         self,
-        mel_BMF: Tensor,
+        x_BXF: Tensor,
         frames_B: Tensor,
         tokens_BS: Tensor,
         token_length_B: Tensor,
@@ -146,13 +170,13 @@ class FlatStart(nn.Module):
     ) -> None:
         """Add the frames to the Gaussian that each is of: where `flat` by equal parts, else by Viterbi."""
         find = self._equal_parts if flat else self._states
-        state_BF = find(mel_BMF, frames_B, tokens_BS, token_length_B)
+        state_BF = find(x_BXF, frames_B, tokens_BS, token_length_B)
         found_BF = state_BF >= 0
         gaussian_BF = self._gaussians(tokens_BS).gather(1, state_BF.clamp(min=0))
-        frame_XM, index_X = mel_BMF.mT[found_BF].double(), gaussian_BF[found_BF]
-        self.count_G.index_add_(0, index_X, torch.ones_like(frame_XM[:, 0]))
-        self.sum_GM.index_add_(0, index_X, frame_XM)
-        self.square_GM.index_add_(0, index_X, frame_XM.square())
+        frame_NX, index_N = x_BXF.mT[found_BF].double(), gaussian_BF[found_BF]
+        self.count_G.index_add_(0, index_N, torch.ones_like(frame_NX[:, 0]))
+        self.sum_GX.index_add_(0, index_N, frame_NX)
+        self.square_GX.index_add_(0, index_N, frame_NX.square())
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -168,27 +192,27 @@ class FlatStart(nn.Module):
             raise ValueError(
                 f"no recording has {STATES} frames a phone: its texts are of other sounds, or its frames too long"
             )
-        whole_M = self.sum_GM.sum(0) / count
-        spread_M = (self.square_GM.sum(0) / count - whole_M.square()).clamp(min=1e-6)
+        whole_X = self.sum_GX.sum(0) / count
+        spread_X = (self.square_GX.sum(0) / count - whole_X.square()).clamp(min=1e-6)
         seen_G1 = (self.count_G > 0)[:, None]
         each_G1 = self.count_G.clamp(min=1)[:, None]
-        mean_GM = torch.where(seen_G1, self.sum_GM / each_G1, whole_M)
-        variance_GM = torch.where(seen_G1, self.square_GM / each_G1 - mean_GM.square(), spread_M)
-        variance_GM = variance_GM.maximum(LEAST_SHARE * spread_M)
-        self.mean_GM.copy_(mean_GM)
-        self.precision_GM.copy_(1 / variance_GM)
-        self.log_scale_G.copy_(-variance_GM.log().sum(1) / 2)
+        mean_GX = torch.where(seen_G1, self.sum_GX / each_G1, whole_X)
+        variance_GX = torch.where(seen_G1, self.square_GX / each_G1 - mean_GX.square(), spread_X)
+        variance_GX = variance_GX.maximum(LEAST_SHARE * spread_X)
+        self.mean_GX.copy_(mean_GX)
+        self.precision_GX.copy_(1 / variance_GX)
+        self.log_scale_G.copy_(-variance_GX.log().sum(1) / 2)
         for name in self.sums:
             self.get_buffer(name).zero_()
 
     def bounds(
-        self, mel_BMF: Tensor, frames_B: Tensor, tokens_BS: Tensor, token_length_B: Tensor
+        self, x_BXF: Tensor, frames_B: Tensor, tokens_BS: Tensor, token_length_B: Tensor
     ) -> Tensor:
         """Return where tokens begin, in frames, and the last one's end, (B, S + 1); -1 throughout where nothing fits.
 
         An optional token that was left out ends where it begins, as does what lies behind a row's length.
         """
-        state_BF = self._states(mel_BMF, frames_B, tokens_BS, token_length_B)
+        state_BF = self._states(x_BXF, frames_B, tokens_BS, token_length_B)
         found_BF, tokens = state_BF >= 0, tokens_BS.shape[1]
         of_BF = torch.where(found_BF, state_BF // STATES, tokens)
         length_BS = torch.zeros(len(of_BF), tokens + 1, dtype=torch.long, device=of_BF.device)
@@ -196,12 +220,22 @@ class FlatStart(nn.Module):
         end_BS = nn.functional.pad(length_BS[:, :tokens].cumsum(1), (1, 0))
         return torch.where(found_BF.any(1)[:, None], end_BS, -1)
 
+    def nats(
+        self, x_BXF: Tensor, frames_B: Tensor, tokens_BS: Tensor, token_length_B: Tensor
+    ) -> Tensor:
+        """Return -log p of each row's features on the likeliest way, in nats (B,); infinite where nothing fits."""
+        log_p_BNF, skip_BN = self._scores(x_BXF, tokens_BS)
+        state_BF = best_states(log_p_BNF, STATES * token_length_B, frames_B, skip_BN)
+        found_BF = state_BF >= 0
+        log_p_BF = log_p_BNF.gather(1, state_BF.clamp(min=0)[:, None])[:, 0] * found_BF
+        return torch.where(found_BF.any(1), -log_p_BF.sum(1), math.inf)
+
     def _gaussians(self, tokens_BS: Tensor) -> Tensor:
         part_2 = torch.arange(STATES, device=tokens_BS.device)
         return (tokens_BS[..., None] * STATES + part_2).flatten(1)
 
     def _equal_parts(
-        self, mel_BMF: Tensor, frames_B: Tensor, tokens_BS: Tensor, token_length_B: Tensor
+        self, x_BXF: Tensor, frames_B: Tensor, tokens_BS: Tensor, token_length_B: Tensor
     ) -> Tensor:
         """Return each frame's state where all have equally many, (B, F); optional tokens have none."""
         place_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
@@ -209,25 +243,29 @@ class FlatStart(nn.Module):
         nth_BS = torch.where(said_BS, said_BS.cumsum(1) - 1, len(place_S))
         order_BS = nth_BS.argsort(dim=1, stable=True)  # tokens that are said, then the others
         states_B = STATES * said_BS.sum(1)
-        frame_F = torch.arange(mel_BMF.shape[2], device=tokens_BS.device)
+        frame_F = torch.arange(x_BXF.shape[2], device=tokens_BS.device)
         nth_BF = frame_F * states_B[:, None] // frames_B[:, None].clamp(min=1)
         place_BF = order_BS.gather(1, (nth_BF // STATES).clamp(max=len(place_S) - 1))
         fits_BF = (frame_F < frames_B[:, None]) & (states_B <= frames_B)[:, None]
         return torch.where(fits_BF, place_BF * STATES + nth_BF % STATES, -1)
 
     def _states(
-        self, mel_BMF: Tensor, frames_B: Tensor, tokens_BS: Tensor, token_length_B: Tensor
+        self, x_BXF: Tensor, frames_B: Tensor, tokens_BS: Tensor, token_length_B: Tensor
     ) -> Tensor:
         """Return the likeliest state of each frame, (B, F)."""
-        x_BFM = mel_BMF.mT.double()
-        log_p_BFG = x_BFM @ (self.precision_GM * self.mean_GM).T
-        log_p_BFG -= x_BFM.square() @ self.precision_GM.T / 2
-        log_p_BFG += self.log_scale_G - (self.precision_GM * self.mean_GM.square()).sum(1) / 2
-        index_BFN = self._gaussians(tokens_BS)[:, None].expand(-1, x_BFM.shape[1], -1)
+        log_p_BNF, skip_BN = self._scores(x_BXF, tokens_BS)
+        return best_states(log_p_BNF, STATES * token_length_B, frames_B, skip_BN)
+
+    def _scores(self, x_BXF: Tensor, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p of each frame in each state (B, N, F), and where a state may be skipped to, (B, N + 1)."""
+        x_BFX = x_BXF.mT.double()
+        log_p_BFG = x_BFX @ (self.precision_GX * self.mean_GX).T
+        log_p_BFG -= x_BFX.square() @ self.precision_GX.T / 2
+        constant_G = self.log_scale_G - (self.precision_GX * self.mean_GX.square()).sum(1) / 2
+        log_p_BFG += constant_G - math.log(2 * math.pi) * x_BFX.shape[2] / 2
+        index_BFN = self._gaussians(tokens_BS)[:, None].expand(-1, x_BFX.shape[1], -1)
         log_p_BNF = log_p_BFG.gather(2, index_BFN).mT
         between_BS = nn.functional.pad(self.optional_K[tokens_BS], (1, 0))  # the token before
-        skip_BN = torch.zeros(
-            len(log_p_BNF), log_p_BNF.shape[1] + 1, dtype=torch.bool, device=log_p_BNF.device
-        )
+        skip_BN = between_BS.new_zeros(len(log_p_BNF), log_p_BNF.shape[1] + 1)
         skip_BN[:, ::STATES] = between_BS
-        return best_states(log_p_BNF, STATES * token_length_B, frames_B, skip_BN)
+        return log_p_BNF, skip_BN

@@ -67,6 +67,9 @@ def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
         tokens = model.encode(prompts(model, count))
         assert tokens is not None
         batch["tokens"] = tokens
+        if hasattr(model.config, "speakers"):
+            batch["token_length"] = (tokens > 0).sum(1)
+            batch["speaker"] = torch.arange(count) % max(1, len(model.config.speakers))
     return batch
 
 
@@ -150,6 +153,8 @@ def prompts(model: Family, count: int) -> tuple[str, ...]:
 
 @cache
 def _readable(kind: type[Family]) -> Sequence[str]:
+    if kind.counts:  # before it has seen any rows it draws nothing
+        return SAID
     model = kind(kind.presets["tiny"]).eval()
     brief = {"max_tokens": 1} if model.capabilities.modality == "text" else {"steps": 1}
     try:

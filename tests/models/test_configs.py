@@ -211,6 +211,16 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"candidates": 0}, "candidates must be between 1 and 64, got 0"),
         ({"caption_drop": -1.0}, "caption_drop must be between 0 and 1, got -1.0"),
     ),
+    "unit-selection": (
+        ({"minutes": 0.0}, "minutes must be between 0.01 and 100000.0, got 0.0"),
+        ({"passes": 1}, "passes must be between 2 and 100, got 1"),
+        ({"candidates": 0}, "candidates must be at least 1, got 0"),
+        ({"costs": "none"}, "costs must be 'target-join' or 'random', got 'none'"),
+        ({"sample_rate": 16000}, "mel.sample_rate must be 16000, the sounds', got 8000"),
+        ({"mel": "9khz"}, "mel has no preset '9khz'"),
+        ({"front_end": "none 1"}, "this model reads text by 'none 1'"),
+        ({"speakers": ("a", "a")}, "speakers: one is there twice in a, a"),
+    ),
     "vae": (
         (THREE_HALVINGS, "multiple of 8 for 3 convolutions, got 28"),
         ({"likelihood": "gaussian"}, "needs binarize 'none'"),

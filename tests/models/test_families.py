@@ -79,8 +79,7 @@ def test_what_a_family_measures_is_what_it_said_it_would(name: str) -> None:
         model = trainable(name)(trainable(name).presets[preset]).eval()
         assert isinstance(model, Family)
         if model.counts:
-            assert model.measured == ()
-            continue
+            counted(model, batch_of(model))
         with torch.no_grad():
             assert tuple(model.measure(batch_of(model, 4))) == model.measured
         assert set(model.measured) <= set(model.measures)
@@ -191,6 +190,9 @@ def test_a_seed_gives_its_sample_alone_or_in_a_batch(name: str) -> None:
         alone, among = model.sample(one)[0], together[row]
         if model.capabilities.modality == "text":
             alone, among = alone[alone >= 0], among[among >= 0]
+        if made(model).kind == "sound":  # silence follows what others are longer by
+            assert not among[len(alone) :].any()
+            among = among[: len(alone)]
         torch.testing.assert_close(among, alone, rtol=0, atol=1e-4)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
