@@ -15,8 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -302,40 +302,45 @@ async def soak(house: House, other: str) -> bool:
     return well
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+@contextmanager
+def own_stack(placement: str = "layout: staged") -> Iterator[tuple[House, Path]]:
+    """Start a private stack, on ports and in a folder of its own, with stages apart; gives that and room for files."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the stack is taken down all the same
-    began, well = time.monotonic(), False
-    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "placement.yaml").write_text(placement)
         os.environ |= {
-            "ATELIER_HOME": folder,
-            "ATELIER_LAYOUT": "staged",  # a stage's replica is killed by itself, too
+            "ATELIER_HOME": name,
+            "ATELIER_PLACEMENT": str(folder / "placement.yaml"),
             "OMP_NUM_THREADS": "1",
             "PREFECT_LOGGING_LEVEL": "ERROR",
         }
-        for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
-            os.environ[f"ATELIER_{name}_PORT"] = str(port)
+        for part, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
+            os.environ[f"ATELIER_{part}_PORT"] = str(port)
         os.environ |= stack.environment()
         try:
             stack.up(lambda event: print(event, file=sys.stderr))
-            settings = Settings(layout="staged")
-            keys = Keys(settings.database)
-            house = House(
-                settings,
-                keys.create("users"),
-                Ledger(settings.database),
-                Registry(settings.mlflow_uri, settings.state / "versions"),
-            )
-            made = Path(folder) / "made"
-            made.mkdir()
-            publish(house, made, 1)
-            house.promote(1)
-            left = LIMIT_S - (time.monotonic() - began)
-            well = asyncio.run(asyncio.wait_for(soak(house, keys.create("other")), left))
-        except TimeoutError:
-            print(f"\nnot done in {LIMIT_S:.0f} s: the rest was not run")
+            settings = Settings()
+            key = Keys(settings.database).create("users")
+            registry = Registry(settings.mlflow_uri, settings.state / "versions")
+            (made := folder / "made").mkdir()
+            yield House(settings, key, Ledger(settings.database), registry), made
         finally:
             stack.down()
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    began, well = time.monotonic(), False
+    with own_stack() as (house, folder):
+        other = Keys(house.settings.database).create("other")
+        publish(house, folder, 1)
+        house.promote(1)
+        left = LIMIT_S - (time.monotonic() - began)
+        try:
+            well = asyncio.run(asyncio.wait_for(soak(house, other), left))
+        except TimeoutError:
+            print(f"\nnot done in {LIMIT_S:.0f} s: the rest was not run")
     print(f"\n{'all well' if well else 'NOT WELL'} after {time.monotonic() - began:.0f} s")
     sys.exit(0 if well else 1)
 

@@ -84,15 +84,19 @@ class VideoDecoder(Clips, Decoder):
 class InterpolationConfig(ClipsConfig):
     """As of clips; `low_noise` is that on the frames that are known, in training."""
 
+    tasks: tuple[str, ...] = ("half", "quarter", "first", "start")  # of TASKS, those it learns
     copies: bool = False  # a broken control: what is not known is the frame that is nearest
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         ClipsConfig.__post_init__(self)
-        if self.frames < 5 or self.frames % 4 != 1:
+        if not self.tasks or len({*self.tasks} & {*TASKS}) < len(self.tasks):
+            raise ValueError(f"tasks must be some of {', '.join(TASKS)}, got {list(self.tasks)}")
+        apart = 4 if "quarter" in self.tasks else 2
+        if self.frames <= apart or self.frames % apart != 1:
             raise ValueError(
-                "frames must be one more than a multiple of 4, so that each second or fourth can be known,"
-                f" got {self.frames}"
+                f"frames must be one more than a multiple of {apart}, of which each second"
+                f"{' or fourth' * (apart == 4)} can be known, got {self.frames}"
             )
         if self.low_size is not None:
             raise ValueError(
@@ -105,24 +109,30 @@ class InterpolationConfig(ClipsConfig):
         return self.channels + 1, self.image_size
 
 
-TASKS: Final = ("half", "quarter", "first", "start")
-"""What is known: each second frame, each fourth, the first, or the first half and the one in the middle."""
+TASKS: Final = ("half", "quarter", "first", "start", "nothing")
+"""What is known: each second frame, each fourth, the first, the first half and the one in the middle, or none."""
 GAINS: Final = (1, 1 / 2, 1 / 6, 1 / 3)
-"""Of `low_gain`, for each of these: the less is known, the more there is over a guess."""
-SHARES: Final = (0.4, 0.2, 0.2, 0.2)
-"""Of the clips of training, for each of these: what a caption's clip needs is learned most."""
+"""Of `low_gain`, for each of these but the last: the less is known, the more there is over a guess."""
+SHARES: Final = (0.4, 0.2, 0.2, 0.2, 0.02)
+"""Of the clips of training, by weight: what a caption's clip needs is learned most."""
 
 
 def known(frames: int) -> tuple[range, ...]:
     """Return the places of the frames that each of the TASKS knows."""
-    return range(0, frames, 2), range(0, frames, 4), range(1), range(frames // 2 + 1)
+    return (
+        *(range(0, frames, 2), range(0, frames, 4), range(1)),
+        *(range(frames // 2 + 1), range(0)),
+    )
 
 
 def blend(places: range, frames: int, *, nearest: bool = False) -> list[list[float]]:
     """Return by what weights each of the frames is guessed from each, where those at some places are known.
 
-    On a straight line between the two around it, or as the one that is nearest; beyond the last one, as that.
+    On a straight line between the two around it, or as the one that is nearest; beyond the last one, as that; in the
+    middle between black and white where none is known.
     """
+    if not places:
+        return [[0.0] * frames] * frames
     found = []
     for frame in range(frames):
         before = max(place for place in places if place <= frame)
@@ -162,12 +172,15 @@ class Interpolation(Clips):
         # made from the config, so no version has to hold them
         self.register_buffer("blend_KFF", torch.tensor(guesses), persistent=False)
         self.register_buffer("known_KF", torch.tensor(there), persistent=False)
-        gain_K = config.low_gain * torch.tensor(GAINS)
+        gain_K = torch.cat([config.low_gain * torch.tensor(GAINS), torch.ones(1)])
         self.register_buffer("gain_K", gain_K, persistent=False)
+        learned = torch.tensor([TASKS.index(name) for name in config.tasks])
+        self.learned_J: Tensor
+        self.register_buffer("learned_J", learned, persistent=False)
 
     @property
     def inputs(self) -> Mapping[str, Port]:
-        """Return what it draws from: perhaps a text, and one of the TASKS.
+        """Return what it draws from: perhaps a text, and one of the tasks; where it learned "nothing", perhaps none.
 
         Of a clip to `start` from the last frames become the first ones, as many as that task knows.
         """
@@ -177,13 +190,15 @@ class Interpolation(Clips):
         ports = {
             name: Port("clip", (count, *picture), optional=True) for name, count in clips.items()
         }
-        return {**super().inputs, **ports, "first": Port("pixels", picture, optional=True)}
+        ports["first"] = Port("pixels", picture, optional=True)
+        return {**super().inputs, **{name: ports[name] for name in ports if name in c.tasks}}
 
     def _training_pair(self, picture: Tensor) -> tuple[Tensor, Low]:
         """Return what clips have over the guess, 0 where they are known, and the noisy frames it is learned from."""
         c, count = self.config, len(picture)
-        ends_K = torch.tensor(SHARES[:-1], device=picture.device).cumsum(0)
-        task_B = (torch.rand(count, 1, device=picture.device) > ends_K).sum(1)
+        share_J = torch.tensor(SHARES, device=picture.device)[self.learned_J]
+        ends_J = (share_J / share_J.sum())[:-1].cumsum(0)
+        task_B = self.learned_J[(torch.rand(count, 1, device=picture.device) > ends_J).sum(1)]
         level_B = schedules.with_ends(torch.rand(count, device=picture.device)) * c.low_noise
         noisy = picture + level_B[:, None, None, None] * torch.randn_like(picture)
         low, guess = self._guess(noisy, task_B)
@@ -206,19 +221,24 @@ class Interpolation(Clips):
         """Return the known frames of a request, what is guessed from them, and that they stay as they are.
 
         Raises:
-            ValueError: not exactly one of the TASKS is given.
+            ValueError: more than one of the tasks is given, or none where it did not learn "nothing".
         """
         names = [name for name in TASKS if name in request.given]
-        if len(names) != 1:
+        allowed = [name for name in self.config.tasks if name != "nothing"]
+        if len(names) > 1 or (not names and "nothing" not in self.config.tasks):
             got = ", ".join(names) or "none"
             raise ValueError(
-                f"{names[0] if names else TASKS[0]}: give one of {', '.join(TASKS)}, got {got}"
+                f"{(names or allowed)[0]}: give one of {', '.join(allowed)}, got {got}"
             )
-        task, frames = TASKS.index(names[0]), request.given[names[0]].to(device)
-        frames_BGCHW = frames[:, None] if names[0] == "first" else frames
+        [task] = [TASKS.index(name) for name in names or ["nothing"]]
         known_F = self.known_KF[task]
-        clip_BFCHW = frames.new_zeros(len(frames), self.config.frames, *frames_BGCHW.shape[2:])
-        clip_BFCHW[:, known_F] = frames_BGCHW[:, -int(known_F.sum()) :]
+        c = self.config
+        size = (c.frames, c.channels, c.image_size, c.image_size)
+        clip_BFCHW = torch.zeros(len(request.seeds), *size, device=device)
+        for name in names:
+            frames = request.given[name].to(device)
+            frames_BGCHW = frames[:, None] if name == "first" else frames
+            clip_BFCHW[:, known_F] = frames_BGCHW[:, -int(known_F.sum()) :]
         clip = self._inside(clip_BFCHW)
         task_B = torch.full((len(clip),), task, device=device)
         low, guess = self._guess(clip, task_B)
@@ -235,8 +255,10 @@ class Interpolation(Clips):
         return super()._picture(0 * x if self.config.copies else x, rows)
 
     def given_of(self, batch: Batch) -> dict[str, Tensor]:
-        """Return each second frame of real clips."""
-        return {"half": self.usual(batch)[:, ::2]}
+        """Return what is known of real clips in the first of its tasks."""
+        real, task = self.usual(batch), self.config.tasks[0]
+        given = {"half": real[:, ::2], "quarter": real[:, ::4], "first": real[:, 0], "start": real}
+        return {task: given[task]} if task in given else {}
 
 
 class VideoUpsampler(Clips):

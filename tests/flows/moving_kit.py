@@ -1,5 +1,6 @@
 """Make-A-Video's recipe as a graph of networks that are small and know nothing."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +18,10 @@ RECIPE: Final = load(Path(__file__).parents[2] / "flows/recipes/moving-shapes.ya
 SMALL: Final = {"widths": (16, 24), "text_width": 16, "heads": 2, "width": 16, "hidden": (8, 8)}
 
 
-def small_cascade() -> tuple[list[Family], Pipeline]:
-    """The recipe's stages, small and untrained, in their graph."""
+def small_cascade(
+    sizes: Mapping[str, Any] = SMALL, steps: int | None = 2
+) -> tuple[list[Family], Pipeline]:
+    """The recipe's stages, untrained, in their graph: small and of few steps, or as it says where told {} and None."""
     torch.manual_seed(0)
     vocabulary = tuple(sorted({word for caption in CAPTIONS for word in caption.split()}))
     facts: dict[str, Any] = {"vocabulary": vocabulary, "max_words": 6, "channels": 3}
@@ -26,7 +29,7 @@ def small_cascade() -> tuple[list[Family], Pipeline]:
     models: dict[str, Family] = {}
     for name, stage in drawing(RECIPE).items():
         cls = trainable(stage.family)
-        known = {key: value for key, value in SMALL.items() if hasattr(cls.presets["base"], key)}
+        known = {key: value for key, value in sizes.items() if hasattr(cls.presets["base"], key)}
         told = {**facts, "image_size": stage.image_size or 64}
         for need in stage.needs.values():
             source, _, entry = need.partition("/")
@@ -37,10 +40,16 @@ def small_cascade() -> tuple[list[Family], Pipeline]:
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         models[name] = model
+
+    def options(name: str, model: Family) -> dict[str, Any]:
+        if steps is None:
+            return RECIPE.stages[name].sampling
+        return {"steps": steps} if "steps" in model.takes else {}
+
     stages = [
         PinnedStage(
             **{"stage": name, "name": name, "version": 0, "sha256": "", "family": ""},
-            options={"steps": 2} if "steps" in model.takes else {},
+            options=options(name, model),
             **ports_of(model),
         )
         for name, model in models.items()

@@ -32,9 +32,9 @@ def tiny(name: str, seed: int = 0, preset: str = "tiny", **changes: Any) -> Fami
     return model
 
 
-def shaken(name: str, preset: str = "tiny") -> Family:
+def shaken(name: str, preset: str = "tiny", **changes: Any) -> Family:
     """A tiny model with no weight at zero, so that every part takes part in what it makes."""
-    model = tiny(name, preset=preset)
+    model = tiny(name, preset=preset, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -258,6 +258,30 @@ def test_a_guess_is_a_straight_line_between_known_frames_and_the_last_one_beyond
     assert all(sum(row) == 1 for places in (range(0, 9, 2), range(1)) for row in blend(places, 9))
 
 
+def test_one_that_learns_to_go_on_knows_nothing_else_and_may_begin_from_nothing() -> None:
+    shape: Any = {"frames": 7, "tasks": ("start", "nothing"), "channels": 1, "text": "none"}
+    model: Any = shaken(FAMILY.format("interpolation"), **shape)
+    assert {name for name, port in model.inputs.items() if port.kind != "text"} == {"start"}
+    torch.manual_seed(0)
+    over, (low, _) = model._training_pair(torch.rand(400, 7, 8, 8) * 2 - 1)
+    known = low.reshape(400, 7, 2, 8, 8)[:, :, 1, 0, 0] == 1
+    assert set(known.sum(1).tolist()) == {0, 4}
+    assert 0.8 < known[:, 0].float().mean() < 1, "little is learned of what begins from nothing"
+    assert not over[known].any()
+    clip = torch.rand(2, 7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = model.sample(Request((1, 2), given={"start": clip}))
+    torch.testing.assert_close(drawn[:, :4], clip[:, 3:], rtol=0, atol=1e-6)
+    free = model.sample(Request((1, 2)))
+    assert (free[0] - free[1]).abs().max() > 1e-2
+    asked = [Request((1,)), Request((2,), given={"start": clip[1:]})]
+    rows = join([model.begin(one) for one in asked])
+    while not model.done(rows).all():
+        rows = model.step(rows)
+    torch.testing.assert_close(
+        model.finish(rows), torch.stack([free[0], drawn[1]]), rtol=0, atol=1e-4
+    )
+
+
 def test_interpolation_that_copies_a_neighbour_draws_nothing() -> None:
     model: Any = shaken(FAMILY.format("interpolation"))
     copies = Interpolation(dataclasses.replace(model.config, copies=True)).eval()

@@ -136,3 +136,16 @@ def publish_clips(workshop: Any, name: str = "moving", *, alters: bool = False) 
     document = {"pipeline.json": pipeline.model_dump(mode="json")}
     workshop.promote(workshop.publish(name, document))
     return pipeline
+
+
+def publish_cascade(workshop: Any, models: Sequence[Family], graph: Pipeline) -> None:
+    """Put Make-A-Video's graph of these models in production, as "moving-shapes"."""
+    stages = []
+    for model, pinned in zip(models, graph.stages, strict=True):
+        version = workshop.publish(f"moving-shapes.{pinned.stage}", {}, model)
+        here = {"name": version["name"], "version": version["number"], "sha256": version["digest"]}
+        stages.append(pinned.model_copy(update={**here, "family": describe(model)["family"]}))
+    told = {"modality": "clip", "image_size": (64, 64), "frames": 9, "frame_rate": 8.0}
+    told["abilities"] = ("videos", "animations", "alterations", "extensions")
+    document = graph.model_copy(update={**told, "stages": tuple(stages)}).model_dump(mode="json")
+    workshop.promote(workshop.publish("moving-shapes", {"pipeline.json": document}))

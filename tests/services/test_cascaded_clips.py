@@ -13,8 +13,8 @@ from data.makers.moving import CAPTIONS
 from infra.media.clips import decode, encoded
 from infra.media.pictures import png
 from infra.receipts.receipts import read
-from models import describe
 from tests.flows.moving_kit import small_cascade
+from tests.services.clips_kit import publish_cascade
 from tests.services.served_kit import listening
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")
@@ -22,16 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")
 
 @pytest.fixture(scope="module")
 def client(own_workshop: Any) -> Iterator[OpenAI]:
-    models, graph = small_cascade()
-    stages = []
-    for model, pinned in zip(models, graph.stages, strict=True):
-        version = own_workshop.publish(f"moving-shapes.{pinned.stage}", {}, model)
-        here = {"name": version["name"], "version": version["number"], "sha256": version["digest"]}
-        stages.append(pinned.model_copy(update={**here, "family": describe(model)["family"]}))
-    told = {"modality": "clip", "image_size": (64, 64), "frames": 9, "frame_rate": 8.0}
-    told["abilities"] = ("videos", "animations", "alterations", "extensions")
-    document = graph.model_copy(update={**told, "stages": tuple(stages)}).model_dump(mode="json")
-    own_workshop.promote(own_workshop.publish("moving-shapes", {"pipeline.json": document}))
+    publish_cascade(own_workshop, *small_cascade())
     stage = own_workshop.stage(buckets=(1,))
     app = own_workshop.worked(own_workshop.gateway(stage), stage)
     with (
