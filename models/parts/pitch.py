@@ -81,9 +81,10 @@ def _left_over(frame_BFN: Tensor, size: int) -> Tensor:
     x_BFN = frame_BFN.double()  # differences of sums: single precision would lose quiet ones
     count = x_BFN.shape[2]
     lags = count - size
-    spectrum = torch.fft.rfft(x_BFN, n=2 * count)
-    first = torch.fft.rfft(x_BFN[..., :size], n=2 * count)
-    shared_BFL = torch.fft.irfft(spectrum * first.conj(), n=2 * count)[..., : lags + 1]
+    points = 1 << (count - 1).bit_length()  # no lag that is looked at wraps around
+    spectrum = torch.fft.rfft(x_BFN, n=points)
+    first = torch.fft.rfft(x_BFN[..., :size], n=points)
+    shared_BFL = torch.fft.irfft(spectrum * first.conj(), n=points)[..., : lags + 1]
     power_BFN = F.pad(x_BFN.square().cumsum(2), (1, 0))
     later_BFL = power_BFN[..., size:] - power_BFN[..., : lags + 1]
     left_BFL: Tensor = later_BFL[..., :1] + later_BFL - 2 * shared_BFL

@@ -42,6 +42,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "make-a-video-decoder": {*IN_CAPTIONS, "null_1KD"},
     "make-a-video-interpolation": IN_CAPTIONS,
     "make-a-video-upsampler": IN_CAPTIONS,
+    "matcha": {"encoder.phonemes.weight", "encoder.speakers.weight"},
     "transformer": {"embedding.weight"},
     "unclip-decoder": {*IN_CAPTIONS, "null_1KD"},
     "unclip-prior": {"network.words.weight", "network.places_LW", "network.null_1LW"},

@@ -60,7 +60,14 @@ def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
         rows = model.examples(records_for(model))
         index = torch.arange(count) % len(next(iter(rows.values())))
         return {name: tensor[index] for name, tensor in rows.items()}
-    makers = {"pixels": stripes, "sound": tones, "codes": grids, "latent": ridges, "clip": rolling}
+    makers = {
+        "pixels": stripes,
+        "sound": tones,
+        "mel": spoken,
+        "codes": grids,
+        "latent": ridges,
+        "clip": rolling,
+    }
     batch = makers[kind](model, count) if kind in makers else {}
     batch |= embeddings(model, {**model.inputs, **model.outputs}, count)
     if model.capabilities.condition == "text":
@@ -132,6 +139,13 @@ def tones(model: Family, count: int) -> dict[str, Tensor]:
     ends = length - length // 4
     sound[:, ends:] = 0
     return {"sound": sound, "length": torch.full((count,), ends)}
+
+
+def spoken(model: Family, count: int) -> dict[str, Tensor]:
+    """Tones as above, three times as long, each with whose it is."""
+    found = tones(model, count)
+    found = {"sound": found["sound"].repeat_interleave(3, 1), "length": 3 * found["length"]}
+    return {**found, "speaker": torch.arange(count) % max(1, len(model.config.speakers))}
 
 
 def records_for(model: Family) -> Sequence[Record]:

@@ -182,6 +182,14 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"image_size": 1}, "at least 2 bits, got 1"),
         ({"hidden": (8, 0)}, r"each of hidden must be at least 1, got \(8, 0\)"),
     ),
+    "matcha": (
+        ({"width": 50, "heads": 4}, "width 50 must be divisible by heads, got 4"),
+        ({"sample_rate": 16000}, "mel is of sound of 8000 Hz, and sample_rate is 16000 Hz"),
+        ({"mel": "9khz"}, "mel has no preset '9khz'; choose one of tiny, 8khz"),
+        ({"dilations": ()}, "each of dilations must be between 1 and 1024"),
+        ({"temperature": -1.0}, "temperature must be between 0 and 2, got -1.0"),
+        ({"front_end": "none 1"}, "front_end: this model reads text by 'none 1'"),
+    ),
     "nade": (({"hidden": 0}, "hidden must be at least 1, got 0"),),
     "naive-bayes": (
         ({"alpha": 0.0}, UNLIKELY),

@@ -145,6 +145,11 @@ def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
         assert samples.isfinite().all()
         assert samples.shape[1:] == made(model).shape
         return
+    if kind == "mel":
+        assert samples.isfinite().all()
+        assert samples.shape[1] == config.mel.mels
+        assert samples.min() >= config.mel.floor
+        return
     if kind == "text":
         assert samples.dtype == torch.int64
         ended = samples < 0
@@ -193,6 +198,9 @@ def test_a_seed_gives_its_sample_alone_or_in_a_batch(name: str) -> None:
         if made(model).kind == "sound":  # silence follows what others are longer by
             assert not among[len(alone) :].any()
             among = among[: len(alone)]
+        if made(model).kind == "mel":  # silence follows what others are longer by
+            assert (among[:, alone.shape[1] :] == model.config.mel.floor).all()
+            among = among[:, : alone.shape[1]]
         torch.testing.assert_close(among, alone, rtol=0, atol=1e-4)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
