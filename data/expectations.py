@@ -96,7 +96,7 @@ def rules(made: Mapping[str, Any]) -> list[Rule]:
             Rule("caption short enough", *between("words", None, MAX_WORDS), _wordy),
             Rule("caption in vocabulary", *among("unknown_words", ""), _unknown),
         ]
-    if made["attributes"]:
+    if made["captioned"] and made["attributes"]:
         found.append(Rule("classes in balance", *between("share", 0.1, 10), _imbalance))
     return found
 

@@ -189,17 +189,16 @@ def _duplicate_of(row: Mapping[str, Any], first: dict[Any, str], kept: Mapping[s
 def _split(
     rows: list[dict[str, Any]], held_out: frozenset[str], validation_rows: int | None
 ) -> None:
-    own = all(row["split"] for row in rows)
-    for row in rows:
-        if not row["split"]:
-            kept = row["caption"] in held_out or not row["digest"]
-            row["split"] = "test" if kept else split_of(row["digest"])
+    free = [row for row in rows if not row["split"]]
+    for row in free:
+        kept = row["caption"] in held_out or not row["digest"]
+        row["split"] = "test" if kept else split_of(row["digest"])
     if validation_rows is not None:
         training = [row for row in rows if row["split"] == "train" and row["digest"]]
         for row in sorted(training, key=lambda row: row["digest"])[:validation_rows]:
             row["split"] = "validation"
-    if not own:
-        _fill(rows)
+    if free:
+        _fill(rows, {row["digest"] for row in free})
 
 
 def split_of(digest: str) -> str:
@@ -210,12 +209,15 @@ def split_of(digest: str) -> str:
     return "validation" if place < SHARES["train"] + SHARES["validation"] else "test"
 
 
-def _fill(rows: list[dict[str, Any]]) -> None:
-    """Give an empty split the training sample nearest to it, so that small sources have all three."""
+def _fill(rows: list[dict[str, Any]], free: set[str]) -> None:
+    """Give an empty split the training sample nearest to it, so that small sources have all three.
+
+    `free` are the digests of those that the source left to us.
+    """
     for split in ("test", "validation"):
         if any(row["split"] == split and row["digest"] for row in rows):
             continue
-        training = {row["digest"] for row in rows if row["split"] == "train"}
+        training = free & {row["digest"] for row in rows if row["split"] == "train"}
         if len(training) < 2:
             return
         last = max(training)

@@ -26,6 +26,7 @@ from data.reading import (
     open_split,
     read_header,
 )
+from data.utterances import Utterances
 
 __all__ = [
     "DatasetError",
@@ -41,8 +42,10 @@ __all__ = [
     "records",
     "rows_in",
     "sounds",
+    "utterances",
 ]
 
+POOL: Final = 16  # batches whose rows are shared out by their lengths
 WINDOW_BYTES: Final = 1 << 30  # of rows shuffled together; a larger split is read window by window
 
 
@@ -119,7 +122,8 @@ class Loader:
         """What a network must know.
 
         image: image_size, channels, vocabulary, max_words, attributes. audio: sample_rate, clip_samples instead of the
-        first two. text: tokenizer. clip: those of image, frames, frame_rate.
+        first two. text: tokenizer. clip: those of image, frames, frame_rate. speech: sample_rate, most_seconds,
+        speakers, attributes.
         """
         return self._source.facts
 
@@ -134,7 +138,8 @@ class Loader:
         image, and the frames of clips: `pixels` (B, C, H, W) float32 in [0, 1]. clip: `frames` (B, F, C, H, W) in the
         same units. audio: `sound` (B, T) float32 in [-1, 1] and `length` (B,) int64. All: `tokens` (B, T) int64 where
         `encode` gave some; `attributes` (B, A) int64 where the dataset has any; what `beside` names. text: rows of what
-        `examples` gave.
+        `examples` gave. speech: as audio, T samples and symbols of the longest row, and `token_length` (B,) and
+        `speaker` (B,) int64; rows of a batch have similar lengths.
         """
         places = self.places(step)
         return self._rows(places.start, places.stop)
@@ -199,7 +204,41 @@ class Loader:
             np.arange(ends[shard] - self._source.sizes[shard], ends[shard], dtype=kind)
             for shard in found.shards
         ]
-        return np.concatenate(rows)[generator.permutation(found.rows)]
+        order = np.concatenate(rows)[generator.permutation(found.rows)]
+        if (lengths := self._source.lengths) is None:
+            return order
+        before = sum(one.rows for one in self._windows(epoch)[:window])
+        size = self._batch_size * self._world
+        return bucketed(order, lengths[order], size, epoch * self.rows + before, generator)
+
+
+def bucketed(
+    order: Array, lengths: Array, size: int, first: int, generator: np.random.Generator
+) -> Array:
+    """Return rows in an order in which those of a batch are of similar lengths.
+
+    Of so many rows as POOL batches have, drawn at random, the shortest make a batch, the next ones another, and so on;
+    the batches come in random order. Rows that share a batch with another epoch's or window's stay as they are.
+
+    Args:
+        order: the rows, at random.
+        lengths: of these.
+        size: rows of a batch, of all ranks.
+        first: the place of the first row in the order of all epochs, in which batches begin at multiples of `size`.
+        generator: draws the order of the batches.
+    """
+    head = min(-first % size, len(order))
+    whole = (len(order) - head) // size
+    pools = [
+        range(head + start * size, head + min(start + POOL, whole) * size)
+        for start in range(0, whole, POOL)
+    ]
+    places = [pool.start + lengths[pool.start : pool.stop].argsort(kind="stable") for pool in pools]
+    batches = [part.reshape(-1, size) for part in places]
+    if batches:
+        inner = np.concatenate(batches)[generator.permutation(whole)].reshape(-1)
+        order[head : head + whole * size] = order[inner]
+    return order
 
 
 def rows_in(batch: Mapping[str, Tensor]) -> int:
@@ -219,7 +258,7 @@ def facts_of(
 
 
 def modality_of(prepared: Path) -> str:
-    """Return image, text, audio or clip.
+    """Return image, text, audio, clip or speech.
 
     Raises:
         DatasetError: never prepared, or written by a newer version.
@@ -263,6 +302,23 @@ def sounds(prepared: Path, split: str) -> tuple[Tensor, Tensor, list[str], Tenso
     """
     rows, captions = _captioned(prepared, split, "audio", None)
     return rows["sound"], rows["length"], captions, rows["attributes"]
+
+
+def utterances(prepared: Path, split: str) -> Iterator[tuple[Tensor, str, str]]:
+    """Yield a whole split of speech as stored: sound (T,) in [-1, 1], what is said, and the speaker.
+
+    Raises:
+        DatasetError: no such folder or split, or no speech.
+        IntegrityError: a shard is not the one that was prepared.
+    """
+    found = _split_of(prepared, split, "speech")
+    source = Utterances(found.modality, found, Options())
+    speakers = source.facts["speakers"]
+    for place in range(found.rows):
+        rows = source.rows(np.array([place]))
+        learned = source.learned(rows)
+        speaker = speakers[int(learned["speaker"])]
+        yield learned["sound"][0], source.captions[int(rows["codes"])], speaker
 
 
 def records(prepared: Path, split: str) -> list[Record]:

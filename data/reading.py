@@ -74,6 +74,10 @@ class Source(Protocol):
     facts: Mapping[str, Any]
     sizes: Sequence[int]  # rows of each shard
 
+    @property
+    def lengths(self) -> Array | None:
+        """How long every row is, (N,), where similar ones belong into a batch; None where all are as good."""
+
     def bytes_of(self, shard: int) -> int:
         """Return what a shard's rows take where they are read from."""
 
@@ -188,6 +192,11 @@ class Captioned:
             for name, folder in options.beside.items()
         }
 
+    @property
+    def lengths(self) -> Array | None:
+        """None: rows are of one size."""
+        return None
+
     def bytes_of(self, shard: int) -> int:
         """Return what a shard's rows take where they are read from."""
         row = self._kind.row_bytes(self._split.header, self._options.image_size)
@@ -285,6 +294,11 @@ class Examples:
         for table in self._split.tables():
             for text in table[self._column]:
                 yield record_of(text.as_py().encode())
+
+    @property
+    def lengths(self) -> Array | None:
+        """None: the family says how long its rows are."""
+        return None
 
     def bytes_of(self, shard: int) -> int:  # noqa: ARG002 - there is one
         """Return nothing: all rows are shuffled together."""

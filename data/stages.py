@@ -97,7 +97,7 @@ def facts(name: str, project: Path) -> None:
         classed=bool(made["attributes"]),
         tolerant=kind.repeats > 0,
     )
-    found = kind.relate(related, partial(_column, folder, "content"), made)
+    found = kind.relate(related, partial(_column, folder), made)
     for column, values in found.items():
         place = related.schema.get_field_index(column)
         field = related.schema.field(place)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LEARNED: Final = {
     **{"image": "image_size", "clip": "image_size"},
-    **{"audio": "sample_rate", "text": "tokenizer"},
+    **{"audio": "sample_rate", "speech": "sample_rate", "text": "tokenizer"},
 }
 """The fact of a dataset without which a network cannot learn its modality."""
 SIDES: Final = {"left", "right", "clockwise", "counterclockwise"}
@@ -208,6 +208,11 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
     kind, name = data["modality"], data["name"]
     if LEARNED[kind] not in says.settings and not says.needs:
         lines.append(f"{stage.family} learns no {kind}, and {name} is {kind}")
+    elif kind == "audio" and "front_end" in says.settings:
+        lines.append(
+            f"{stage.family} learns speech, texts and who says them, and {name} is {kind}: prepare its"
+            " files by `atelier data prepare speech`"
+        )
     else:
         try:
             modality(kind).network_facts(data, stage.image_size)
@@ -229,6 +234,8 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
     if stage.training.cuda_graph and (says.counts or len(says.players) > 1):
         what = "counts" if says.counts else f"has {len(says.players)} players"
         lines.append(f"training.cuda_graph holds the step of one player, and {stage.family} {what}")
+    if stage.training.cuda_graph and kind == "speech":
+        lines.append("training.cuda_graph holds a step of one shape, and rows of speech have many")
     if stage.training.keep == "best" and says.counts:
         lines.append(f"training.keep: {stage.family} counts, and what it ends with is all there is")
     if stage.training.start is not None and says.counts:

@@ -25,7 +25,8 @@ Batch: TypeAlias = Mapping[str, Tensor]
 
 image: `pixels` (B, C, H, W) in [0, 1]; where training changed them by EDM's pipe, how, as `augmentation` (B, 9).
 clip: `frames` (B, F, C, H, W) in [0, 1]; a family whose Config has no `frames` learns clips by their single frames, as
-pictures. audio: `sound` (B, T) in [-1, 1] and `length` (B,) int64, after which there is silence. All: `tokens` (B, T)
+pictures. audio: `sound` (B, T) in [-1, 1] and `length` (B,) int64, after which there is silence; of speech, rows of
+similar lengths, also `token_length` (B,) of the text's tokens and `speaker` (B,) int64. All: `tokens` (B, T)
 int64 where captions are learned; `attributes` (B, A) int64, one column an attribute of the caption, where the dataset
 names any. text: what the family's own `examples` made of the records.
 """

@@ -32,11 +32,12 @@ MAKERS: Final[Mapping[str, str]] = {
     "labelled-audio": "data.makers.labelled_audio",
     "clips": "data.makers.clip_folder",
     "moving": "data.makers.moving",
+    "speech": "data.makers.speech",
     "moving-mnist": "data.makers.moving_mnist",
 }
 OWN: Final = (
     *("folder", "webdataset", "parquet", "clips"),
-    *("text", "pairs", "dialogues", "labelled-audio"),
+    *("text", "pairs", "dialogues", "labelled-audio", "speech"),
 )
 """Makers that read a user's own files from anywhere."""
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -112,7 +113,8 @@ class ClipEntry(Entry):
 class Sample:
     """One sample as found: its bytes (empty: could not be read) and what it shows.
 
-    image and audio: an encoded file. clip and text: what `clip_bytes` and `record_bytes` of `data.modalities` write.
+    image, audio and speech: an encoded file. clip and text: what `clip_bytes` and `record_bytes` of `data.modalities`
+    write.
     """
 
     file: str

@@ -26,11 +26,6 @@ from data.makers.words import normal
 LIST: Final = "labels.csv"
 ENDINGS: Final = (".wav", ".flac", ".ogg")
 LJSPEECH: Final = "metadata.csv"
-TO_LABELS: Final = (
-    """awk -F'|' 'BEGIN {print "file_name,text"} {gsub(/"/, "\"\"", $NF);"""
-    """ print "wavs/" $1 ".wav,\\"" $NF "\\""}' metadata.csv > labels.csv"""
-)
-"""The normalised text, which is the last, of every line."""
 KNOWN: Final = ("file_name", "text", "split")
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 VALIDATION: Final = 0.05  # of what a source does not test on
@@ -79,7 +74,7 @@ def made(config: Config, project: Path) -> Made:
         labelled = list(_listed(folder / LIST))
         check_there(folder, (one.file for one in labelled))
     else:
-        labelled = list(_named(folder, config.pattern, config.test))
+        labelled = list(named(folder, config.pattern, config.test))
     tested = any(one.split == "test" for one in labelled)
     validated = any(one.split == "validation" for one in labelled)
     training = sum(one.split == "train" for one in labelled)
@@ -101,9 +96,8 @@ def _listed(path: Path) -> Iterator[Labelled]:
     except FileNotFoundError:
         if (path.parent / LJSPEECH).is_file():
             raise MakerError(
-                f"{path.parent} is laid out as LJSpeech, with {LJSPEECH} of id|text|normalised: write its"
-                f" labels by `cd {shlex.quote(str(path.parent))} && {TO_LABELS}`, then prepare again with"
-                " --sample-rate and --clip-samples of its sounds (22050 and 223000 of LJSpeech's own)"
+                f"{path.parent} is laid out as LJSpeech, which is sentences: `atelier data prepare speech --path"
+                f" {shlex.quote(str(path.parent))}` reads it as it is"
             ) from None
         raise MakerError(
             f"{path.parent} has no {LIST}: list every file with its text there, or give a --pattern"
@@ -143,8 +137,12 @@ def _line(path: Path, number: int, row: Mapping[str | None, str | None]) -> Labe
     return Labelled(values["file_name"], normal(values["text"]), attributes, split)
 
 
-def _named(folder: Path, pattern: str, test: Mapping[str, Sequence[str]]) -> Iterator[Labelled]:
-    """Yield the folder's sounds, their labels by their names."""
+def named(folder: Path, pattern: str, test: Mapping[str, Sequence[str]]) -> Iterator[Labelled]:
+    """Yield the folder's sounds, their labels by their names.
+
+    Raises:
+        MakerError: a pattern without fields, no sound, or one of another name.
+    """
     expression, fields = _expression(pattern)
     if unknown := sorted(set(test) - set(fields)):
         raise MakerError(f"the pattern {pattern!r} has no field {unknown[0]!r} to test by")

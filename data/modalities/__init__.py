@@ -23,6 +23,7 @@ MODALITIES: Final[Mapping[str, str]] = {
     "text": "data.modalities.text:Text",
     "audio": "data.modalities.audio:Audio",
     "clip": "data.modalities.clip:Clip",
+    "speech": "data.modalities.speech:Speech",
 }
 
 
@@ -31,7 +32,7 @@ class SampleError(ValueError):
 
 
 class Modality(ABC):
-    """What is particular to pictures, to text, to sound or to clips.
+    """What is particular to pictures, to text, to sound, to clips or to speech.
 
     `made` is what a maker said of the dataset (made.json) and `header` what dataset.json says; both hold the
     modality's settings.
@@ -58,10 +59,16 @@ class Modality(ABC):
     def relate(
         self,
         rows: pa.Table,  # noqa: ARG002 - nothing in most
-        contents: Callable[[], list[bytes]],  # noqa: ARG002
+        column: Callable[[str], list[Any]],  # noqa: ARG002
         made: Mapping[str, Any],  # noqa: ARG002
     ) -> dict[str, list[Any]]:
-        """Return the facts that need all samples, by column, once the rows' splits are known."""
+        """Return the facts that need all samples, by column, once the rows' splits are known.
+
+        Args:
+            rows: the facts so far.
+            column: gives a column of the samples as they were made: `content`, `attributes`.
+            made: what their maker said.
+        """
         return {}
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Sound: WAV, FLAC or Ogg files, mixed to mono, resampled, as 16-bit samples; captions are words beside them.
+"""Sound: WAV, FLAC, Ogg or MP3 files, mixed to mono, resampled, as 16-bit samples; captions are words beside them.
 
 Shape letters: N rows, B rows of a batch, T samples in time.
 """
@@ -18,7 +18,7 @@ from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, among, between
 from infra.media.sounds import CutShort, wav, whole_sound
 
-FORMATS: Final = ("WAV", "FLAC", "OGG")
+FORMATS: Final = ("WAV", "FLAC", "OGG", "MP3")
 LEAST_RATE_HZ: Final = 4_000
 MOST_RATE_HZ: Final = 192_000
 MOST_SECONDS: Final = 600.0  # decoded at all
@@ -61,7 +61,10 @@ class Audio(Modality):
 
     def look(self, content: bytes, made: Mapping[str, Any]) -> dict[str, Any]:
         """Return rate and length as found, loudness as prepared, and the sha256 of the samples."""
-        found = decode(content, made["sample_rate"])
+        return self.told(decode(content, made["sample_rate"]))
+
+    def told(self, found: Sound) -> dict[str, Any]:
+        """Return the facts of a decoded sound."""
         x_T = found.wave / FULL_SCALE
         peak = float(np.abs(x_T).max(initial=0))
         return {
@@ -208,6 +211,8 @@ def _kind(content: bytes) -> str:
         return "FLAC"
     if content[:4] == b"OggS":
         return "OGG"
+    if content[:3] == b"ID3" or (len(content) > 1 and content[0] == 0xFF and content[1] >= 0xE0):
+        return "MP3"
     raise SampleError(f"not a sound that can be read ({', '.join(FORMATS)})")
 
 

@@ -67,12 +67,14 @@ class Text(Modality):
     def relate(
         self,
         rows: pa.Table,
-        contents: Callable[[], list[bytes]],
+        column: Callable[[str], list[Any]],
         made: Mapping[str, Any],
     ) -> dict[str, list[Any]]:
         """Return the share of unknown tokens, by the tokenizer of the training split; None for what is no text."""
         all_rows = zip(
-            rows.select(["decodes", "split", "left_out"]).to_pylist(), contents(), strict=True
+            rows.select(["decodes", "split", "left_out"]).to_pylist(),
+            column("content"),
+            strict=True,
         )
         found = [
             (row, _texts(record_of(content)) if row["decodes"] else None)

@@ -14,7 +14,7 @@ from infra.settings import settings
 data_app = typer.Typer(help="Datasets: list, prepare, validate, remove.", no_args_is_help=True)
 NAME_HELP: Final = (
     "One of `atelier data list`, or with --path what your own files are: folder (of pictures), clips,"
-    " text, pairs, dialogues, labelled-audio."
+    " text, pairs, dialogues, labelled-audio, speech."
 )
 Name = Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=completing.datasets)]
 
@@ -81,10 +81,26 @@ def prepare(
     ] = None,
     source: Annotated[str | None, typer.Option(help="Pairs: how source files end, en.")] = None,
     target: Annotated[str | None, typer.Option(help="Pairs: how target files end, de.")] = None,
-    sample_rate: Annotated[int | None, typer.Option(help="Sounds: Hz, 4000 to 48000.")] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(help="Sounds: Hz, 4000 to 48000; of speech the files' own if not given."),
+    ] = None,
     clip_samples: Annotated[
         int | None,
         typer.Option(help="Sounds: how long every one is made; longer ones are refused."),
+    ] = None,
+    most_seconds: Annotated[
+        float | None, typer.Option(help="Speech: longer sounds are refused; 30 if not given.")
+    ] = None,
+    loudness: Annotated[
+        float | None,
+        typer.Option(
+            help="Speech: make all as loud, in dB of full scale (-23), peaks under -1 dB."
+        ),
+    ] = None,
+    trim: Annotated[
+        float | None,
+        typer.Option(help="Speech: cut what is so many dB below the loudest (40) at both ends."),
     ] = None,
     pattern: Annotated[
         str | None, typer.Option(help="Sounds: names as labels, {word}_{speaker}_{index}.wav.")
@@ -110,6 +126,9 @@ def prepare(
         target=target,
         sample_rate=sample_rate,
         clip_samples=clip_samples,
+        most_seconds=most_seconds,
+        loudness=loudness,
+        trim=trim,
         pattern=pattern,
         test=test,
     )

@@ -48,7 +48,7 @@ def _drafts(
     data: Mapping[str, Any], roles: Sequence[str]
 ) -> dict[str, Callable[[str, Mapping[str, Any]], str]]:
     """Return the drafts that suit the data, the first of them first."""
-    if data["modality"] == "audio":
+    if data["modality"] in {"audio", "speech"}:
         return {"wavenet": _wavenet}
     if data["modality"] == "text":
         if "source" in roles:

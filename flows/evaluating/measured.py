@@ -88,7 +88,7 @@ def measured(
             found |= _of_pictures(name, able, data, judged=judged, prompted=prompted)
             if able.ranks:
                 drawn[f"{name}_score"] = _unprompted(prompted)
-    if data["modality"] == "audio":
+    if data["modality"] in {"audio", "speech"}:
         drawn |= _heard(data, prompted)
     else:
         drawn["memorised"] = few

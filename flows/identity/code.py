@@ -50,7 +50,7 @@ def judging_entries(sources: Sources, families: Iterable[str], modality: str) ->
     return (
         *("flows.evaluating.evaluate:evaluate_on_ray", "flows.evaluating.gate:check"),
         *((judges["embedding"],) if modality == "image" else ()),  # of pictures, too
-        *(judges[modality], readers[modality]),
+        *(judges.get(modality, judges["audio"]), readers[modality]),  # speech is heard as sound
         *(known[family] for family in sorted(set(families))),
     )
 
