@@ -39,6 +39,11 @@ Rows: TypeAlias = dict[str, Tensor]
 """Samples under way: every tensor has one row a sample, so rows join and part by `cat` and index."""
 
 
+Source: TypeAlias = tuple[str, float, float]
+"""A part of a training row that a sample has: the row's name, and where the part begins and ends in it, of sound in
+seconds."""
+
+
 class Examples(ABC):
     """Rows that a family learns from tokens."""
 
@@ -389,10 +394,10 @@ class Family(Trainable):
                 got = "x".join(map(str, found))
                 raise ValueError(f"{name}: this model takes {port}, got {got}")
 
-    def sources(self, request: Request) -> Sequence[Sequence[Mapping[str, Any]]]:
-        """Return what each sample of a request is made of, where it is parts of what was learned; a list a seed.
+    def sources(self, request: Request) -> Sequence[Sequence[Source]]:
+        """Return what each sample of a request is made of, where it is parts of training rows; a list a seed.
 
-        A part is named as JSON: for a receipt. A family that draws its samples has none.
+        A family that draws its samples has none.
         """
         return [[] for _ in request.seeds]
 

@@ -11,13 +11,13 @@ half-phones. Sound is in [-1, 1].
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses
+from models.family import Batch, Capabilities, Family, Losses, Source
 from models.parts import bounds, pitch, wsola
 from models.parts.mel import PRESETS, Mel
 from models.parts.noise import uniforms
@@ -33,7 +33,6 @@ from models.text_to_speech.units import (
     END,
     FULL,
     SAMPLES,
-    SPEAKER,
     TABLES,
     Inventory,
     Recording,
@@ -207,21 +206,14 @@ class UnitSelection(Family):
         return torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True).clamp(-1, 1)
 
     @torch.no_grad()
-    def sources(self, request: Request) -> list[list[dict[str, Any]]]:
-        """Return the recordings that each sample of a request is made of, piece by piece in seconds of them."""
-        rate, rows_RX = self.config.sample_rate, self.inventory.recording_RX
+    def sources(self, request: Request) -> list[list[Source]]:
+        """Return the recordings that each sample of a request is made of, and from when to when, in seconds."""
+        rate, digest_R = self.config.sample_rate, self.inventory.recording_RX[:, DIGEST]
         return [
             [
-                {
-                    "recording": f"{int(rows_RX[piece.recording, DIGEST]):016x}",
-                    "voice": (self.config.speakers or ("",))[
-                        int(rows_RX[piece.recording, SPEAKER])
-                    ],
-                    "begin_s": round(piece.begin / rate, 4),
-                    "end_s": round(piece.end / rate, 4),
-                }
-                for piece in pieces
-                if piece.recording is not None
+                (f"{int(digest_R[row]):016x}", round(begin / rate, 4), round(end / rate, 4))
+                for row, begin, end in map(dataclasses.astuple, pieces)
+                if row is not None
             ]
             for pieces in self._chosen(request)
         ]
