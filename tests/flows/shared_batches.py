@@ -89,9 +89,13 @@ def learned_by_gradients() -> list[str]:
 
 
 def shared_in() -> list[str]:
-    """Return what `Shared` takes: every family learned by gradients, those with dropout also with some."""
-    names = learned_by_gradients()
-    return names + [name + DROPPED for name in names if "dropout" in declared(name).settings]
+    """Return what `Shared` takes: every family learned by gradients, with dropout where it has any.
+
+    What is shared with dropout is shared without, too: nothing is drawn then for the places that are dropped.
+    """
+    return [
+        name + DROPPED * ("dropout" in declared(name).settings) for name in learned_by_gradients()
+    ]
 
 
 def uneven(model: Family) -> dict[str, Tensor]:
@@ -156,16 +160,21 @@ class Shared:
         flat = torch.cat([one.flatten() for one in turn.gradients]) * turn.share
         return flat.clone(), turn
 
-    def step(self, rate: float = 0.05) -> None:
-        """Take a step of plain gradient descent with every player, so that nothing but the family differs."""
+    def step(self, rate: float = 0.05) -> dict[str, tuple[Tensor, turns.Turn]]:
+        """Take a step of plain gradient descent with every player, so that nothing but the family differs.
+
+        Returns each one's gradient and turn, which it had after those before it.
+        """
+        taken = {}
         for player in self.model.players:
-            flat, turn = self.gradient(player)
+            flat, turn = taken[player] = self.gradient(player)
             for parameter in self.model.player_parameters(player):
                 own, flat = flat[: parameter.numel()], flat[parameter.numel() :]
                 parameter.data -= rate * own.view_as(parameter)
             if turn.seen:
                 self.model.follow(turn.seen, torch.ones((), device=self.ranks.device))
         self.model.steps_taken += 1
+        return taken
 
     def state(self) -> dict[str, Tensor]:
         return {key: value.clone().contiguous() for key, value in self.model.state_dict().items()}

@@ -12,7 +12,6 @@ from tests.flows.shared_batches import Shared, shared_in
 from tests.flows.two_workers import PARTS, stepped
 
 ROOT = Path(__file__).parents[2]
-PLAYERS = [(name, one) for name in shared_in() for one in Shared(name).model.players]
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +19,8 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]
     """What each of two workers ended with, by family, parts and name."""
     folder = tmp_path_factory.mktemp("workers")
     script = Path(__file__).with_name("two_workers.py")
-    results = [folder / f"{rank}.safetensors" for rank in range(2)]
-    ranks = [(str(rank), str(folder / "store"), str(result)) for rank, result in enumerate(results)]
-    assert commands.together(script, *ranks) == [0, 0]
-    return [load_file(result) for result in results]
+    assert commands.together(script, [str(folder)]) == [0]
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -31,21 +28,21 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / one.norm())
 
 
-@pytest.mark.parametrize(("name", "player"), PLAYERS)
+@pytest.mark.parametrize("name", shared_in())
 def test_parts_and_workers_give_the_gradient_of_the_whole_batch(
-    workers: list[dict[str, Tensor]], name: str, player: str
+    workers: list[dict[str, Tensor]], name: str
 ) -> None:
     """Rows have unequally many tokens; what is drawn for a row is the same wherever the row goes."""
-    whole, turn = Shared(name).gradient(player)
-    assert whole.norm() > 0
-    for parts in (2, 4):
-        found, shared = Shared(name, parts=parts).gradient(player)
+    in_parts = Shared(name, parts=4).step()
+    for player, (whole, turn) in Shared(name).step().items():
+        assert whole.norm() > 0
+        found, shared = in_parts[player]
         assert apart(whole, found) < 1e-5
         torch.testing.assert_close(shared.scalars["loss"], turn.scalars["loss"])
-    for parts in PARTS:
-        for worker in workers:
-            found = worker[f"{name}/{parts}/gradient of {player}"]
-            assert apart(whole, found) < 1e-5
+        for parts in PARTS:
+            for worker in workers:
+                found = worker[f"{name}/{parts}/gradient of {player}"]
+                assert apart(whole, found) < 1e-5
 
 
 @pytest.mark.parametrize("name", shared_in())

@@ -1,7 +1,8 @@
-"""One of two workers that take every family's first steps together: `two_workers.py RANK STORE_FILE RESULT`."""
+"""Two workers that take every family's first steps together: `two_workers.py FOLDER`, where each leaves its results."""
 
 import sys
 from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from flows.training.ranks import Ranks
 from tests.flows.shared_batches import Shared, shared_in
 
-STEPS: Final = 3
+STEPS: Final = 2  # the second one's gradient is of what the first has changed
 PARTS: Final = (1, 2)  # of each worker's rows
 
 
@@ -25,21 +26,32 @@ def stepped(name: str, ranks: Ranks | None = None, parts: int = 1) -> dict[str, 
     return shared.state()
 
 
-def main(rank: int, store: str, result: Path) -> None:
-    torch.set_num_threads(1)
+def work(rank: int, folder: Path) -> None:
     limit = timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{store}", limit, rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{folder / 'store'}", limit, rank=rank, world_size=2)
     ranks, found = Ranks.joined(torch.device("cpu")), dict[str, Tensor]()
     for name in shared_in():
         for parts in PARTS:
-            for player in Shared(name).model.players:
-                gradient, _ = Shared(name, ranks, parts).gradient(player)
+            shared = Shared(name, ranks, parts)
+            steps = [shared.step() for _ in range(STEPS)]
+            for player, (gradient, _) in steps[0].items():
                 found[f"{name}/{parts}/gradient of {player}"] = gradient
-            for key, value in stepped(name, ranks, parts).items():
+            for key, value in shared.state().items():
                 found[f"{name}/{parts}/{key}"] = value
-    save_file(found, result)
+    save_file(found, folder / f"{rank}.safetensors")
     dist.destroy_process_group()
 
 
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for name in shared_in():
+        Shared(name)  # what networks of others import is imported once
+    second = get_context("fork").Process(target=work, args=(1, folder))
+    second.start()
+    work(0, folder)
+    second.join()
+    sys.exit(second.exitcode)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]))
