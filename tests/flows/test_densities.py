@@ -124,10 +124,12 @@ def learning(rate: float, rows: int = 32) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("recipe", "stage", "steps", "changes", "nothing_learned"),
     [
-        ("digits-made", "made", (1500, 1000), (), 25.3),
+        ("digits-made", "made", (800, 350), learning(0.02, 64), 25.3),
         ("digits-nade", "nade", (500, 200), learning(0.015, 64), 25.3),
         pytest.param(
-            "digits-pixelrnn", "pixelrnn", (250, 50), learning(0.012), 25.3, marks=pytest.mark.slow
+            *("digits-pixelrnn", "pixelrnn", (250, 20), (*learning(0.015), "config.state=24")),
+            25.3,
+            marks=pytest.mark.slow,
         ),
         ("digits-pixelcnn", "digits", (200, 120), (*learning(0.01), *SMALLER), 107.8),
     ],

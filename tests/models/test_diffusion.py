@@ -59,14 +59,22 @@ def painter(name: str, config: dict[str, Any]) -> Any:
 
 
 def watch_levels(model: Any, seen: list[Tensor]) -> None:
-    """Keep the noise levels that the network is given: its own and, where there is one, the low picture's."""
+    """Keep the noise levels that the network is given: its own and, where there is one, the low picture's.
 
-    def keep(_: Any, given: tuple[Any, ...]) -> None:
+    They do not hang on what it answers: a call of so many rows is answered as the first one was.
+    """
+    network, answers = model.network.forward, dict[int, Tensor]()
+
+    def keep(*given: Any) -> Tensor:
+        rows = len(given[0])
         levels = given[1].view(len(given[1]), -1)[:, -1:]
         low = given[3][1][:, None] if len(given) > 3 and given[3] is not None else levels
         seen.append(torch.cat([levels, low], 1).detach())
+        if rows not in answers:
+            answers[rows] = network(*given)
+        return answers[rows].clone()
 
-    model.network.register_forward_pre_hook(keep)
+    model.network.forward = keep
 
 
 @pytest.mark.parametrize(("name", "config"), CONFIGS)

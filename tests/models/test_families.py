@@ -33,8 +33,9 @@ def test_training_lowers_the_loss(name: str) -> None:
     """Players that work against one another have no loss that falls: what they draw comes nearer to the pictures."""
     model = tiny(name)
     batch = batch_of(model)
-    steps = 60 if len(model.players) == 1 else 200
-    rate = 3e-3 if made(model).kind == "clip" else 1e-2  # layers over time take no larger steps
+    steps, rate = (40 if len(model.players) == 1 else 200), 1e-2
+    if made(model).kind == "clip":  # layers over time take no larger steps
+        steps, rate = 60, 3e-3
     if model.counts:  # a mixture of both stripes is no structure to pixels that are independent
         batch = {key: rows[[0] * 15 + [1]] for key, rows in batch.items()}
         before = model(batch).total
@@ -169,13 +170,13 @@ def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=10, deadline=None)
-@given(seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5))
-def test_samples_are_what_they_should_be_and_repeat_for_a_seed(name: str, seeds: list[int]) -> None:
+def test_samples_are_what_they_should_be_and_repeat_for_a_seed(name: str) -> None:
+    """Of one seed, and of five: the least, the largest and a repeated one among them."""
     model = shaken(name)
-    first, second = (model.sample(request(model, tuple(seeds))) for _ in range(2))
-    check_samples(model, first, len(seeds))
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    for seeds in ((2**32 + 1,), (0, 2**63 - 1, 7, 7, 1)):
+        first, second = (model.sample(request(model, seeds)) for _ in range(2))
+        check_samples(model, first, len(seeds))
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
