@@ -1,7 +1,9 @@
 """The executor of a pipeline's graph: one stage after the other, each where `stage_of` says.
 
-The walk is `models.ports.walk`, as it is where a version is judged. What a request asks for beside its inputs (options,
-previews, text as it is written) is asked of the first node; the others draw as the pipeline pins them.
+The walk is `models.ports.walk`, as it is where a version is judged. A pool apart that holds all the stages walks by
+itself, so that a pipeline costs one hop and not one a stage; the gateway walks where something is kept or watched.
+What a request asks for beside its inputs (options, previews, text as it is written) is asked of the first node; the
+others draw as the pipeline pins them.
 """
 
 import asyncio
@@ -24,6 +26,8 @@ from services.pipelines.payload import (
     GenerationSpec,
     Made,
     Pictures,
+    Piece,
+    PipelineTask,
     Preview,
     Refused,
     Sounded,
@@ -32,6 +36,7 @@ from services.pipelines.payload import (
     named,
 )
 from services.pipelines.request import Complete, Outputs, Progress, Sketch, StageOf, refusal
+from services.pipelines.stage_client import Remote
 
 
 class Executor:
@@ -82,18 +87,22 @@ class Executor:
     async def _drawn(
         self, pipeline: Pipeline, spec: GenerationSpec, kept: Outputs | None
     ) -> Complete:
-        run = _Run(pipeline, spec)
-        while (call := run.call) is not None:
-            found = await kept.find(call.node) if kept else None
-            if found is not None:
-                run.take(found)
-                continue
-            began = time.monotonic()
-            made = await self._stage_of(run.stage).draw(run.task(call))
-            run.take(made)
-            if kept and not isinstance(made, Refused):
-                await kept.keep(call.node, made, time.monotonic() - began)
-        return await self._best(pipeline, spec, run.complete())
+        pool = None if kept else self._pool(pipeline, spec)
+        if pool is None:
+            made = await walked(self._stage_of, pipeline, spec, kept)
+        else:
+            task = PipelineTask(pipeline=pipeline, spec=spec, within_s=spec.within_s)
+            made = await pool.draw_through(task)
+        if isinstance(made, Refused):
+            raise _raised(made)
+        return await self._best(pipeline, spec, made)
+
+    def _pool(self, pipeline: Pipeline, spec: GenerationSpec) -> Remote | None:
+        """Return the pool apart that holds all of several stages, so that one hop is enough; None where none does."""
+        nodes = pipeline.entrances[spec.entrance].nodes
+        first, *others = (self._stage_of(pipeline.stage(node.stage)) for node in nodes.values())
+        together = others and all(other is first for other in others)
+        return first if together and isinstance(first, Remote) else None
 
     async def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `Maker`."""
@@ -108,17 +117,20 @@ class Executor:
         run = _Run(pipeline, spec)
         while (call := run.call) is not None:
             stages, task = self._stage_of(run.stage), run.task(call, watched=True)
+            made: Event | None = None
             if not run.leads:
-                run.take(await stages.draw(task))
-                continue
-            async with aclosing(stages.watch(task)) as events:
-                async for event in events:
-                    if isinstance(event, Preview):
-                        yield run.sketch(event, await self._decoded(run, event))
-                    elif isinstance(event, Made | Refused):
-                        run.take(event)
-                    else:
-                        yield event
+                made = await stages.draw(task)
+            else:
+                async with aclosing(stages.watch(task)) as events:
+                    async for made in events:
+                        if isinstance(made, Preview):
+                            yield run.sketch(made, await self._decoded(run, made))
+                        elif isinstance(made, Piece):
+                            yield made
+            if isinstance(made, Refused):
+                raise _raised(run.refused(made))
+            assert isinstance(made, Made)
+            run.take(made)
         yield await self._best(pipeline, spec, run.complete())
 
     async def _best(self, pipeline: Pipeline, spec: GenerationSpec, made: Complete) -> Complete:
@@ -153,11 +165,38 @@ class Executor:
             return end.value
 
 
+async def walked(
+    stage_of: StageOf,
+    pipeline: Pipeline,
+    spec: GenerationSpec,
+    kept: Outputs | None = None,
+    *,
+    apart: bool = True,
+) -> Complete | Refused:
+    """Return what a pipeline's nodes make, one after the other, or why there is nothing.
+
+    What is `kept` is not drawn again, and what is drawn is kept. Unless the stages may be `apart`, no array between
+    them goes by reference.
+    """
+    run = _Run(pipeline, spec, apart=apart)
+    while (call := run.call) is not None:
+        made: Made | Refused | None = await kept.find(call.node) if kept else None
+        if made is None:
+            began = time.monotonic()
+            made = await stage_of(run.stage).draw(run.task(call))
+            if kept and not isinstance(made, Refused):
+                await kept.keep(call.node, made, time.monotonic() - began)
+        if isinstance(made, Refused):
+            return run.refused(made)
+        run.take(made)
+    return run.complete()
+
+
 class _Run:
     """One request on its way through a graph; `call` is what is to be run next, None at the end."""
 
-    def __init__(self, pipeline: Pipeline, spec: GenerationSpec) -> None:
-        self._pipeline, self._spec = pipeline, spec
+    def __init__(self, pipeline: Pipeline, spec: GenerationSpec, *, apart: bool = True) -> None:
+        self._pipeline, self._spec, self._apart = pipeline, spec, apart
         self._entrance = pipeline.entrances[spec.entrance]
         given: dict[str, Any] = {**spec.given, **({"text": spec.texts} if spec.texts else {})}
         if spec.blend is not None:
@@ -206,21 +245,16 @@ class _Run:
             spec=mine,
             entry=node.entry,
             pieces=watched and leads and self._pipeline.modality == "text",
-            onward=call.node != self._entrance.output.partition(".")[0],
+            onward=self._apart and call.node != self._entrance.output.partition(".")[0],
             within_s=spec.within_s,
         )
 
-    def take(self, event: Event) -> None:
+    def take(self, made: Made) -> None:
         """Take what the next node made, and go on."""
         assert self.call is not None
-        if isinstance(event, Refused) and event.kind == "lost":
-            raise LostError(event.message)
-        if isinstance(event, Refused):
-            raise refusal(self._param(event))
-        assert isinstance(event, Made)
-        self._made[self.call.node] = event
+        self._made[self.call.node] = made
         try:
-            self.call = self._walk.send({self._output(self.call.node): _value(event)})
+            self.call = self._walk.send({self._output(self.call.node): _value(made)})
         except StopIteration:
             self.call = None
 
@@ -248,8 +282,8 @@ class _Run:
             except StopIteration as end:
                 return end.value
 
-    def _param(self, refused: Refused) -> Refused:
-        """Return the refusal with the parameter of the request that is why."""
+    def refused(self, refused: Refused) -> Refused:
+        """Return the next node's refusal with the parameter of the request that is why."""
         if refused.kind != "invalid":
             return refused
         texts = "messages" if self._spec.dialogues else "prompt"
@@ -290,6 +324,11 @@ class _Run:
             assert rate is not None
             return Complete([clip(one, rate) for one in made.pictures], warnings=warnings)
         return Complete([bitmap(picture) for picture in made.pictures], warnings=warnings)
+
+
+def _raised(refused: Refused) -> LostError | ApiError:
+    """Return what a refusal is raised as."""
+    return LostError(refused.message) if refused.kind == "lost" else refusal(refused)
 
 
 def _seen(pictures: Sequence[Any], takes: Port) -> Pictures:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.pipelines import Pin
+from infra.pipelines import Pin, Pipeline
 from services.pipelines.by_reference import Reference
 
 Pictures: TypeAlias = NDArray[np.float32]
@@ -112,6 +112,20 @@ class StageTask:
     pieces: bool = False  # text as it is written
     onward: bool = False  # what is made goes to another stage, by reference where it is large
     within_s: float = math.inf  # what is not done by then is nobody's any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineTask:
+    """What one pool is to make of a request with a pipeline all of whose stages are its own."""
+
+    pipeline: Pipeline
+    spec: GenerationSpec
+    within_s: float = math.inf  # as of a StageTask
+
+    @property
+    def here(self) -> GenerationSpec:
+        """What is asked for, by the clock of this process."""
+        return replace(self.spec, until=time.monotonic() + self.within_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

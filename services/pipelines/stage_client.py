@@ -5,7 +5,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from services.gateway.errors import ApiError
 from services.pipelines.by_reference import stored
@@ -14,11 +14,13 @@ from services.pipelines.payload import (
     EmbedWork,
     Event,
     Made,
+    PipelineTask,
     Refused,
     Scored,
     ScoreWork,
     StageTask,
 )
+from services.pipelines.request import Complete
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 ATTEMPTS: Final = 6  # one for work that is not to be done again
+TTask = TypeVar("TTask", StageTask, PipelineTask)
 
 
 class Remote:
@@ -42,6 +45,12 @@ class Remote:
         """Return all samples of `task`, or why there are none; a lost replica's work is done again."""
         lifted = await _lifted(task)
         answer: Made | Refused = await self._ask("draw", lifted, once=task.spec.once)
+        return answer
+
+    async def draw_through(self, task: PipelineTask) -> Complete | Refused:
+        """Return all samples of a pipeline whose stages this pool holds, in one hop; otherwise as `draw`."""
+        lifted = await _lifted(task)
+        answer: Complete | Refused = await self._ask("draw_through", lifted, once=task.spec.once)
         return answer
 
     async def check(self, task: StageTask) -> Refused | None:
@@ -145,7 +154,7 @@ def _full(error: Any) -> Refused:
     return Refused("full", "too many requests wait for a replica", error.retry_after_s or 1.0)
 
 
-async def _lifted(task: StageTask) -> StageTask:
+async def _lifted(task: TTask) -> TTask:
     """Return a task with large inputs (an uploaded picture) by reference."""
     if not task.spec.given:
         return task

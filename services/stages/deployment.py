@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.pipelines import Pin
 from infra.placement import BATCHES
 from services.pipelines.by_reference import LostError, fetched, stored
+from services.pipelines.executor import walked
 from services.pipelines.payload import (
     Drawn,
     Embedded,
@@ -26,6 +27,7 @@ from services.pipelines.payload import (
     GenerationSpec,
     Made,
     Piece,
+    PipelineTask,
     Preview,
     Prompt,
     Refused,
@@ -37,6 +39,7 @@ from services.pipelines.payload import (
     Written,
     named,
 )
+from services.pipelines.request import Complete
 from services.stages.asked import blank, letters, recalls, request_of, rows_of, unfit
 
 if TYPE_CHECKING:
@@ -124,6 +127,10 @@ class Stage:
         if isinstance(ready, Refused):
             return ready
         return await self._handed_on(task, ready.with_warnings(await self._drawn(ready)))
+
+    async def draw_through(self, task: PipelineTask) -> Complete | Refused:
+        """Return the samples of a pipeline all of whose stages are held here, or why there are none."""
+        return await walked(lambda _: self, task.pipeline, task.here, apart=False)
 
     async def check(self, task: StageTask) -> Refused | None:
         """Return why a task would be refused, whatever the stages before it made; None where it would not be."""

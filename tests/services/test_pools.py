@@ -3,15 +3,25 @@
 import asyncio
 import base64
 import io
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from infra.pipelines import read_pipeline
 from infra.placement import Placement, Pool
 from services.application import Gateway
+from services.gateway.errors import ApiError
+from services.pipelines.executor import Executor
+from services.pipelines.payload import GenerationSpec
+from services.pipelines.stage_client import Remote
 from services.settings import Arguments
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using extra keyword arguments on `Field` is deprecated"  # Serve's, at its import
+)
 APART = Placement(
     layout="staged",
     pools=(
@@ -20,6 +30,24 @@ APART = Placement(
         Pool(name="bases"),
     ),
 )
+
+
+class Hopping:
+    """A deployment handle to a stage that is really in this process; it notes what is called."""
+
+    def __init__(self, stage: Any) -> None:
+        self._stage = stage
+        self.calls: list[str] = []
+
+    def options(self, **_options: Any) -> "Hopping":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        def remote(work: Any) -> Any:
+            self.calls.append(name)
+            return asyncio.ensure_future(getattr(self._stage, name)(work))
+
+        return SimpleNamespace(remote=remote)
 
 
 class Nobody:
@@ -51,6 +79,39 @@ def test_each_pool_draws_its_own_stages_and_the_pictures_are_those_of_one_pool(
     upscaler, base = (asyncio.run(pool.status())["loaded"] for pool in (pools[0], pools[2]))
     assert len(upscaler) == len(base) == 1
     assert upscaler != base
+
+
+def made(pipeline: Any, spec: GenerationSpec, *handles: Any) -> list[Any]:
+    """Return what is drawn by pools behind handles: of all stages, or of the base's and the rest's."""
+    remotes = [Remote(handle) for handle in handles]
+
+    def stage_of(pinned: Any) -> Any:
+        return remotes[0] if pinned.stage == pipeline.stages[0].stage else remotes[-1]
+
+    return list(asyncio.run(Executor(stage_of).draw(pipeline, spec)).made)
+
+
+def test_stages_that_one_pool_holds_cost_one_hop_and_draw_what_two_pools_draw(
+    workshop: Any, networks: Any, pools: Any
+) -> None:
+    version = workshop.publish_pipeline("shapes", networks("base"), networks("upscaler"))
+    pipeline = read_pipeline(workshop.cache / version["digest"])
+    spec = GenerationSpec(seeds=(1, 2), prompts=("a small red circle",) * 2)
+    alone: Any = Hopping(pools[2])
+    base, upscaler = handles = Hopping(pools[2]), Hopping(pools[0])
+    np.testing.assert_array_equal(made(pipeline, spec, alone), made(pipeline, spec, *handles))
+    assert alone.calls == ["draw_through"]
+    assert base.calls == upscaler.calls == ["draw"]
+
+
+def test_what_a_pool_refuses_on_its_walk_names_the_parameter(
+    workshop: Any, networks: Any, pools: Any
+) -> None:
+    version = workshop.publish_pipeline("shapes", networks("base"), networks("upscaler"))
+    pipeline = read_pipeline(workshop.cache / version["digest"])
+    with pytest.raises(ApiError, match="unknown word 'blorp'") as raised:
+        made(pipeline, GenerationSpec(seeds=(1,), prompts=("a blorp",)), Hopping(pools[2]))
+    assert (raised.value.status, raised.value.param) == (400, "prompt")
 
 
 def test_the_gateway_is_ready_when_each_pool_holds_its_own_and_one_may_sleep(
