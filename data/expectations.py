@@ -19,6 +19,7 @@ import pyarrow as pa
 from data.modalities import modality
 from data.rules import Row, Rule, among, between, contains, counts
 from data.shards import SPLITS
+from infra.imports import at_rest
 from infra.storage import atomic_write
 
 MAX_WORDS: Final = 64
@@ -137,7 +138,8 @@ def write_quarantine(path: Path, verdict: Verdict) -> None:
 
 def _run(name: str, frame: Any, table: Sequence[Rule]) -> list[tuple[bool, dict[str, Any]]]:
     """Return whether each rule is met and its result, failing rows by position."""
-    with warnings.catch_warnings():  # its optional imports warn of packages that nobody needs
+    # its optional imports warn of packages that nobody needs
+    with warnings.catch_warnings(), at_rest():
         warnings.simplefilter("ignore")
         import great_expectations as gx
         from great_expectations.data_context.types.base import ProgressBarsConfig

@@ -31,6 +31,7 @@ MEANS: Final = {
 """Means on the report, where the modality has the column: what it is called, the column, its unit."""
 PROTECTED: Final = ("test", "validation", "train")
 """Of repeated samples that are left out, the one in the first of these splits is kept."""
+LITTLE: Final = 8 << 20  # bytes of samples
 
 
 def columns(kind: Modality) -> pa.Schema:
@@ -108,20 +109,23 @@ def _gather_by_ray(
         yield ray.get(reference).cast(columns(modality(made["modality"])))
 
 
-def cluster() -> str | None:
+def cluster(parts: Sequence[Path]) -> str | None:
     """Return the address of the Ray cluster at hand: the one that is set, else our own local one if it runs, else none.
 
-    Somebody else's Ray that happens to hold the local port is left alone.
+    None, too, where the parts are so small that they are looked at here before Ray's workers had started. Somebody
+    else's Ray that happens to hold the local port is left alone.
     """
+    if sum(part.stat().st_size for part in parts) <= LITTLE:
+        return None
     now = settings()
     if now.ray_address is not None:
         return now.ray_address
-    from infra.stack.spec import environment, parts
+    from infra.stack import spec
 
-    ours = next(part for part in parts() if part.name == "ray")
+    ours = next(part for part in spec.parts() if part.name == "ray")
     if ours.daemon is None or not ours.probe():
         return None
-    for key, value in environment().items():
+    for key, value in spec.environment().items():
         os.environ.setdefault(key, value)
     return ours.address
 

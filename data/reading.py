@@ -14,8 +14,6 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -125,6 +123,8 @@ class Split:
         Raises:
             IntegrityError: a shard is not the one that was prepared.
         """
+        import pyarrow.parquet as pq
+
         for shard in self.shards:
             with self._reading(shard) as path:
                 content = path.read_bytes()
@@ -253,6 +253,8 @@ class Captioned:
         return np.concatenate(found)
 
     def _arrays(self, table: pa.Table) -> dict[str, Array]:
+        import pyarrow.compute as pc
+
         header = self._split.header
         codes = pc.index_in(table["caption"], pa.array(self.captions, pa.string()))
         attributes = np.zeros((len(table), len(header["attributes"])), np.int16)

@@ -89,7 +89,8 @@ def facts(name: str, project: Path) -> None:
     folder = _made(name, project)
     made = _read_made(folder)
     kind = modality(made["modality"])
-    looked = gather(_samples(folder), cluster(), made)
+    parts = _samples(folder)
+    looked = gather(parts, cluster(parts), made)
     related = relate(
         looked,
         made["held_out"],

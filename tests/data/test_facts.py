@@ -1,3 +1,4 @@
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from data.facts import SHARES, columns, gather, look, relate, split_of
+from data.facts import LITTLE, SHARES, cluster, columns, gather, look, relate, split_of
 from data.modalities import modality
 from data.stages import SCHEMA
 from infra.media.pictures import png
+from infra.settings import settings
 
 COLUMNS = columns(modality("image"))
 MADE = {"modality": "image", "image_size": 8, "channels": 1, "vocabulary": ["zero", "one"]}
@@ -146,6 +148,21 @@ def test_parts_are_gathered_in_their_order(tmp_path: Path) -> None:
     assert found.equals(look(table, MADE).sort_by("index"))
 
 
+@pytest.mark.usefixtures("private_home")
+def test_little_is_looked_at_here_whatever_cluster_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATELIER_RAY_ADDRESS", "10.0.0.5:6379")
+    settings.cache_clear()
+    paths = [tmp_path / f"part-{i}.parquet" for i in range(2)]
+    for path in paths:
+        path.touch()
+        os.truncate(path, LITTLE // 2)
+    assert cluster(paths) is None
+    os.truncate(paths[1], LITTLE // 2 + 1)
+    assert cluster(paths) == "10.0.0.5:6379"
+
+
 @pytest.mark.cluster
 @pytest.mark.filterwarnings(
     r"ignore:`use_\w+` is deprecated:DeprecationWarning"
@@ -154,7 +171,6 @@ def test_ray_data_finds_the_same_facts(stack: Mapping[str, float], tmp_path: Pat
     import ray
 
     from data.shards import write_table
-    from infra.settings import settings
 
     table = raw([*noise(30), b"<html>"])
     paths = [tmp_path / f"part-{i}.parquet" for i in range(4)]
