@@ -136,6 +136,8 @@ class PinnedStage(_Part):
     options: dict[str, Any] = Field(
         default_factory=dict
     )  # of the family's Options, none of them null
+    takes: tuple[str, ...] = ()  # names of the family's Options; empty: nobody said
+    speakers: tuple[str, ...] = ()  # in whose voices it speaks, the default first
     adapts: Pinned | None = None  # the stage whose weights it adds to, where it is an adapter
 
     @model_validator(mode="before")
@@ -264,6 +266,11 @@ class Pipeline(_Part):
     def stage(self, name: str) -> PinnedStage:
         """Return a stage by what the pipeline calls it."""
         return next(stage for stage in self.stages if stage.stage == name)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it says sentences, in a voice, and does not draw one of the sounds that it learned labels of."""
+        return self.modality == "audio" and "voice" in self.lead.takes
 
     @property
     def ranker(self) -> PinnedStage | None:

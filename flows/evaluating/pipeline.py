@@ -50,9 +50,10 @@ class StageMismatch(ValueError):
 
 
 def ports_of(model: "Family") -> dict[str, Any]:
-    """Return a model's inputs, outputs and entries, as pipeline.json has them in a PinnedStage."""
+    """Return a model's inputs, outputs, entries, options and voices, as pipeline.json has them in a PinnedStage."""
     entries = {name: _written(one.inputs, one.outputs) for name, one in model.entries.items()}
-    return {**_written(model.inputs, model.outputs), "entries": entries}
+    told = {"takes": model.takes, "speakers": tuple(getattr(model.config, "speakers", ()))}
+    return {**_written(model.inputs, model.outputs), "entries": entries, **told}
 
 
 def _written(
@@ -94,7 +95,9 @@ def able_of(generate: Entrance, models: "Mapping[str, Family]") -> tuple[Ability
     """
     last = [*generate.nodes.values()][-1]
     if not last.entry:
-        return abilities(models[last.stage])
+        found, model = abilities(models[last.stage]), models[last.stage]
+        says = "text" in generate.asks and model.capabilities.modality == "audio"
+        return found if "speech" in found or not says else ("speech", *found)
     return ("images", "samples")
 
 
@@ -124,6 +127,7 @@ def interface_hash(model: "Family", *, entries: bool = True) -> str:
     Pins of before there were entries are told `entries` False.
     """
     ports = ports_of(model)
+    del ports["takes"], ports["speakers"]  # what a request may say, and no neighbour
     if not entries or not ports["entries"]:
         ports.pop("entries")
     document = {

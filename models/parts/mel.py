@@ -167,6 +167,13 @@ class Mel:
         weight_T = _overlapped(self, window_N.square().expand(1, frames_BFN.shape[1], -1))
         return _overlapped(self, frames_BFN) / weight_T.clamp(min=1e-8)
 
+    def envelope(self, mel_BMF: Tensor) -> Tensor:
+        """Return a first guess at magnitudes (B, K, F): flat within each mel."""
+        filters_MK = _filters(self, mel_BMF.device)
+        level_BMF = mel_BMF.float().exp() / filters_MK.sum(1, keepdim=True)
+        share_MK = filters_MK / filters_MK.sum(0).clamp(min=1e-9)
+        return share_MK.T @ level_BMF
+
     def magnitudes(self, mel_BMF: Tensor, usual_K: Tensor | None = None) -> Tensor:
         """Return magnitudes (B, K, F), at least 0, with these mels: least squares, by multiplicative updates.
 

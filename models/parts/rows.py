@@ -1,6 +1,7 @@
 """Joining and parting rows of stepwise samplers: requests at different steps share a batch."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -9,10 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.family import Family, Rows
+from models.parts.mel import FLOOR
+from models.ports import Port
 
 TOGETHER: Final = 4  # rows of a call of an entry
 SPARSE: Final = frozenset({"known", "kept", "adapter"})
 """Tensors that some rows of a model have and others do not, for whom they would be zeros."""
+AFTER: Final[Mapping[str, float]] = {"sound": 0.0, "mel": math.log(FLOOR)}
+"""What stands after a row's end in kinds that last as long as they last, along the last dimension."""
 
 
 def join(parts: Sequence[Rows]) -> Rows:
@@ -84,6 +89,36 @@ def take(rows: Rows, index: Sequence[int] | Tensor) -> Rows:
     if wanted.dtype != torch.bool:
         wanted = wanted.long()
     return {key: value[wanted.to(value.device)] for key, value in rows.items()}
+
+
+def lasting(tensors: Sequence[Tensor], kind: str) -> Tensor:
+    """Return all rows of tensors of one kind, the shorter ones with silence behind.
+
+    Example:
+        >>> lasting([torch.ones(1, 1), torch.ones(1, 2)], "sound").tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
+    """
+    if kind not in AFTER:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[-1] for tensor in tensors)
+    return torch.cat(
+        [F.pad(one, (0, longest - one.shape[-1]), value=AFTER[kind]) for one in tensors]
+    )
+
+
+def ended(row: Tensor, port: Port) -> Tensor:
+    """Return one row without the silence that longer ones beside it left behind it.
+
+    Example:
+        >>> ended(torch.tensor([0.0, 1.0, 0.0]), Port("sound", (None,))).tolist()
+        [0.0, 1.0]
+    """
+    if port.kind not in AFTER or port.shape[-1] is not None:
+        return row
+    heard = (row > AFTER[port.kind] + 1e-3) if port.kind == "mel" else row != 0
+    heard_T = heard.any(0) if row.dim() > 1 else heard
+    places_T = torch.arange(1, len(heard_T) + 1, device=row.device)
+    return row[..., : max(1, int((heard_T * places_T).max()))]
 
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:

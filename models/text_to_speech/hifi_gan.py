@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.parts import bounds
 from models.parts.mel import PRESETS
-from models.text_to_speech.vocoder import SLOPE, Vocoder, VocoderConfig, widths_of
+from models.text_to_speech.vocoder import SLOPE, Vocoder, VocoderConfig, near_0, widths_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +78,9 @@ class Generator(nn.Module):
             self.fuse.append(nn.ModuleList(blocks))
         self.last = nn.Conv1d(widths[-1], 1, 7, padding=3)
 
-    def forward(self, x_BMF: Tensor) -> Tensor:
+    def forward(self, mel_BMF: Tensor) -> Tensor:
         """Return sound (B, T) in [-1, 1]."""
-        x_BCT = self.first(x_BMF)
+        x_BCT = self.first(near_0(mel_BMF))
         for grow, fuse in zip(self.grow, self.fuse, strict=True):
             assert isinstance(fuse, nn.ModuleList)
             x_BCT = grow(F.leaky_relu(x_BCT, SLOPE))

@@ -119,7 +119,7 @@ class Vocoder(Family):
     players: ClassVar[tuple[str, ...]] = ("critic", "generator")
     measures: ClassVar[tuple[str, ...]] = ("mel_error",)
     config: Any
-    generator: nn.Module  # log mels (B, M, F), brought near 0, to sound (B, F hop) about [-1, 1]
+    generator: nn.Module  # log mels (B, M, F) to sound (B, F hop) about [-1, 1]
 
     def __init__(self, config: VocoderConfig, generator: nn.Module) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Vocoder(Family):
         return self._generator_losses(sound_BT, self._made(mel_BMF) * inside_BT, frames_B)
 
     def _made(self, mel_BMF: Tensor) -> Tensor:
-        sound_BT: Tensor = self.generator(mel_BMF / 4 + 1)
+        sound_BT: Tensor = self.generator(mel_BMF)
         return sound_BT.float()
 
     def _segments(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,6 +266,11 @@ def _mean(value: Tensor, share_B: Tensor, dim: int = 2) -> Tensor:
 def _weighed(value_B: Tensor, frames_B: Tensor) -> Tensor:
     """Return the mean of rows, each weighed by its frames."""
     return (value_B * frames_B).sum() / frames_B.sum().clamp(min=1)
+
+
+def near_0(mel_BMF: Tensor) -> Tensor:
+    """Return log mels as a network takes them: silence is -1.9, and nothing much above 1."""
+    return mel_BMF / 4 + 1
 
 
 def widths_of(first: int, stages: Sequence[int]) -> list[int]:

@@ -74,6 +74,22 @@ class Models(Body):
     data: list[Model]
 
 
+class Voice(Body):
+    """One voice of a model."""
+
+    id: str
+    name: str
+    object: Literal["voice"]
+    model: str
+
+
+class Voices(Body):
+    """In whose voices models speak."""
+
+    object: Literal["list"]
+    data: list[Voice]
+
+
 class Picture(Body):
     """A picture with its receipt inside."""
 

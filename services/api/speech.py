@@ -13,15 +13,18 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from infra.media.sounds import flac, wav
 from infra.receipts.receipts import Receipt, attach
+from services.api.answers import Voices
 from services.api.images import caption
 from services.api.requests import Absent, Label, Order, one_line
-from services.api.served import exchange_of, read_order
+from services.api.served import exchange_of, parts_of, read_order
 from services.gateway.errors import ApiError
-from services.gateway.openapi import STREAM, Routes
+from services.gateway.openapi import ANYWHERE, STREAM, Routes, answers
 from services.media.codecs import Sound
-from services.media.encoders import Levels, encoded, pcm, stretched
+from services.media.encoders import Levels, encoded, pcm
+from services.media.sound_stream import Writer, writer
+from services.media.speech import sentences
 from services.pipelines.payload import LONGEST_S, GenerationSpec
-from services.pipelines.request import Complete, One
+from services.pipelines.request import Complete, One, Said
 from services.routing.canary import Step
 from services.routing.endpoints import Endpoint
 from services.routing.request_session import Exchange, event
@@ -36,6 +39,8 @@ WRITERS: Final[Mapping[str, tuple[str, Callable[[Levels, int], bytes]]]] = {
 }
 """Content type and writer of each format; the first is what a client gets that names none."""
 DEFAULT: Final = "mp3"
+ANYBODY: Final = ("default", "alloy")
+"""Names of the first voice, whatever a version calls it: the client insists on one."""
 BARE: Final = ("opus", "pcm")
 """Formats without a place for a receipt."""
 RECEIPT: Final = "x-atelier-receipt"
@@ -90,16 +95,33 @@ def plan_speech(order: SpeechOrder, seeds: tuple[int, ...], endpoint: Endpoint) 
     pipeline = endpoint.pipeline
     if pipeline.modality != "audio":
         endpoint.must("speech")
-    voices = {None, "", "default", "alloy"}  # the SDK insists on one
-    if order.voice not in voices:
-        message = f"voice: {endpoint.name} has one voice, `default`; got {order.voice!r}"
+    lead = pipeline.lead
+    known = voices(endpoint)
+    if order.voice not in {None, "", *ANYBODY, *known}:
+        which = ", ".join(known)
+        message = f"voice: {endpoint.name} speaks as {which}; got {order.voice!r}"
         raise ApiError(400, message, code="invalid_value", param="voice")
+    speed = None if order.speed == 1 else order.speed
+    paces = speed is not None and "speed" in lead.takes  # the model itself speaks faster
+    asked = {
+        "seconds": order.seconds,
+        "temperature": order.temperature,
+        "voice": order.voice if order.voice in lead.speakers else None,
+        "speed": speed if paces else None,
+    }
+    parts = sentences(order.input) if pipeline.speaks else ()
     return GenerationSpec(
         prompts=caption(order.input, seeds, endpoint, "input", LONGEST_INPUT),
         seeds=seeds,
-        options=pipeline.options({"seconds": order.seconds, "temperature": order.temperature}),
-        speed=None if order.speed == 1 else order.speed,
+        options=pipeline.options(asked),
+        speed=None if paces else speed,
+        parts=parts if len(parts) > 1 else (),
     )
+
+
+def voices(endpoint: Endpoint) -> tuple[str, ...]:
+    """Return in whose voices a version speaks, the default first."""
+    return endpoint.pipeline.lead.speakers or ("default",)
 
 
 class SpeechAnswer:
@@ -108,6 +130,8 @@ class SpeechAnswer:
     def __init__(self, exchange: Exchange, order: SpeechOrder) -> None:
         self._exchange = exchange
         self._order = order
+        self._writer: Writer | None = None  # of a file that is sent while it is made
+        self._sent = bytearray()
 
     async def whole(self) -> Response:
         """Return the sound file."""
@@ -135,13 +159,56 @@ class SpeechAnswer:
         except ApiError as error:
             raise _of_input(error) from None
 
+    async def sent(self) -> Response:
+        """Return the file in the parts in which it is made: nobody waits for the last sentence to hear the first."""
+        content_type, _ = WRITERS[self._order.kind]
+        try:
+            return await self._exchange.stream(
+                self._bytes, _broken, media_type=content_type, told=self._told
+            )
+        except ApiError as error:
+            raise _of_input(error) from None
+
+    def _told(self, first: Step) -> dict[str, str]:
+        """Return the headers of a file that is sent while it is made."""
+        says = "this sound was sent while it was made and holds no receipt: stream_format sse ends with one"
+        return {
+            "x-sample-rate": str(first.endpoint.pipeline.sample_rate),
+            "x-atelier-seed": str(first.spec.seeds[0]),
+            "x-atelier-warnings": json.dumps([says]),
+        }
+
+    def _bytes(self, step: Step) -> Iterator[bytes]:
+        """Yield what a step adds to the file."""
+        progress = step.progress
+        if isinstance(progress, Said):
+            if self._writer is None:
+                self._writer = writer(self._order.kind, progress.sound.sample_rate)
+            yield self._writer.push(progress.sound.levels)
+        elif self._writer is not None:  # all was said
+            yield self._writer.close()
+        else:  # by a version that makes all of it at once
+            assert isinstance(progress, Complete)
+            yield self._file(step, progress)[0]
+
     def _events(self, step: Step) -> Iterator[bytes]:
-        complete = step.progress
-        assert isinstance(complete, Complete)
-        file, receipt = self._file(step, complete)
-        for start in range(0, len(file), PART_BYTES):
-            part = base64.b64encode(file[start : start + PART_BYTES]).decode()
+        """Yield the events of a step: parts of the file, and when it is whole what made it."""
+        complete, receipt = step.progress, None
+        if isinstance(complete, Said) or self._writer is not None:
+            content = b"".join(self._bytes(step))
+            self._sent += content
+        else:
+            assert isinstance(complete, Complete)
+            content, receipt = self._file(step, complete)
+        for start in range(0, len(content), PART_BYTES):
+            part = base64.b64encode(content[start : start + PART_BYTES]).decode()
             yield event({"type": "speech.audio.delta", "audio": part}, "speech.audio.delta")
+        if isinstance(complete, Complete):
+            receipt = receipt or self._exchange.receipt(step, 0, bytes(self._sent), beside=True)
+            yield self._done(complete, receipt)
+
+    def _done(self, complete: Complete, receipt: Receipt) -> bytes:
+        """Return the last event."""
         sound = complete.made[0]
         assert isinstance(sound, Sound)
         words, samples = len(self._order.input.split()), len(sound.levels)
@@ -152,15 +219,15 @@ class SpeechAnswer:
         }
         told = receipt.model_dump(mode="json", exclude_none=True)
         body = {"type": "speech.audio.done", "usage": usage, "receipt": told, **complete.said}
-        yield event(body, "speech.audio.done")
+        return event(body, "speech.audio.done")
 
     def _file(self, step: Step, complete: Complete) -> tuple[bytes, Receipt]:
         """Return the file, with its receipt inside where it has a place for one, and the receipt."""
         made, bare = complete.made[0], self._order.kind in BARE
         assert isinstance(made, Sound)
         rate = made.sample_rate
-        _, writer = WRITERS[self._order.kind]
-        file = writer(stretched(made.levels, rate, self._order.speed or 1), rate)
+        _, write = WRITERS[self._order.kind]
+        file = write(made.levels, rate)
         receipt = self._exchange.receipt(step, 0, file, beside=bare)
         return file if bare else attach(file, receipt), receipt
 
@@ -183,6 +250,11 @@ def _failed(error: ApiError) -> bytes:
     return event(error.body, "error")
 
 
+def _broken(error: ApiError) -> bytes:
+    """Break the connection off: a file has no place for an error, and must not look whole."""
+    raise ConnectionAbortedError(str(error))
+
+
 routes = Routes()
 
 
@@ -193,5 +265,27 @@ sounds: dict[str, Any] = {kind: {} for kind, _ in WRITERS.values()}
 async def speech(request: Request) -> Response:
     """Say something."""
     order = await read_order(request, SpeechOrder)
-    answer = SpeechAnswer(await exchange_of(request, order, plan_speech), order)
-    return await (answer.stream() if order.stream_format == "sse" else answer.whole())
+    exchange = await exchange_of(request, order, plan_speech)
+    answer = SpeechAnswer(exchange, order)
+    if order.stream_format == "sse":
+        return await answer.stream()
+    many = exchange.route.endpoint.pipeline.speaks and len(sentences(order.input)) > 1
+    return await (answer.sent() if many else answer.whole())
+
+
+@routes.get("/v1/audio/voices", response_model=None, responses=answers(Voices, ANYWHERE))
+async def list_voices(request: Request, model: str | None = None) -> dict[str, Any]:
+    """Return in whose voices the models that give sound speak, or one of them does."""
+    endpoints = parts_of(request).endpoints
+    if model is None:
+        found = await asyncio.to_thread(endpoints.everything)
+    else:
+        found = [await asyncio.to_thread(endpoints.resolve, model)]
+        found[0].must("speech")
+    speaking = [one for one in found if "speech" in one.pipeline.able]
+    data = [
+        {"id": name, "name": name, "object": "voice", "model": one.model}
+        for one in speaking
+        for name in voices(one)
+    ]
+    return {"object": "list", "data": data}

@@ -75,7 +75,7 @@ async def packed(made: Made) -> bytes:
         facts["prompt_tokens"] = made.prompt_tokens
     elif isinstance(made, Sounded):
         arrays["sounds"] = await fetched(made.sounds)
-        facts["sample_rate"] = made.sample_rate
+        facts |= {"sample_rate": made.sample_rate, "lengths": made.lengths}
     else:
         arrays["pictures"] = await fetched(made.pictures)
     return await asyncio.to_thread(save, arrays, {"made": json.dumps(facts)})
@@ -90,7 +90,8 @@ def unpacked(content: bytes) -> Made:
         texts = tuple(Text(*one) for one in facts["texts"])
         return Written(texts, tuple(facts["prompt_tokens"]), warnings=warnings)
     if "sounds" in arrays:
-        return Sounded(arrays["sounds"], facts["sample_rate"], warnings)
+        lengths = tuple(facts.get("lengths", ()))  # those of before lasted all as long
+        return Sounded(arrays["sounds"], facts["sample_rate"], warnings, lengths)
     return Drawn(arrays["pictures"], warnings)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ import numpy as np
 from infra.pipelines import PinnedStage, Pipeline
 from models.ports import REQUEST, Call, Port, salted, walk
 from services.gateway.errors import ApiError
-from services.media.codecs import bitmap, clip, enlarged, sound
+from services.media.codecs import Sound, bitmap, clip, enlarged, sound
+from services.media.speech import at_speed, growing, joined, parted
 from services.pipelines.by_reference import LostError, Reference
 from services.pipelines.payload import (
     EmbedWork,
@@ -35,7 +37,15 @@ from services.pipelines.payload import (
     Written,
     named,
 )
-from services.pipelines.request import Complete, Outputs, Progress, Sketch, StageOf, refusal
+from services.pipelines.request import (
+    Complete,
+    Outputs,
+    Progress,
+    Said,
+    Sketch,
+    StageOf,
+    refusal,
+)
 from services.pipelines.stage_client import Remote
 
 
@@ -87,6 +97,8 @@ class Executor:
     async def _drawn(
         self, pipeline: Pipeline, spec: GenerationSpec, kept: Outputs | None
     ) -> Complete:
+        if spec.parts:
+            return await self._whole(pipeline, spec, kept)
         pool = None if kept else self._pool(pipeline, spec)
         if pool is None:
             made = await walked(self._stage_of, pipeline, spec, kept)
@@ -95,7 +107,12 @@ class Executor:
             made = await pool.draw_through(task)
         if isinstance(made, Refused):
             raise _raised(made)
-        return await self._best(pipeline, spec, made)
+        whole = await self._best(pipeline, spec, made)
+        if spec.speed is None:
+            return whole
+        sounds = [one for one in whole.made if isinstance(one, Sound)]
+        paced = await asyncio.to_thread(lambda: [at_speed(one, spec.speed) for one in sounds])
+        return replace(whole, made=paced)
 
     def _pool(self, pipeline: Pipeline, spec: GenerationSpec) -> Remote | None:
         """Return the pool apart that holds all of several stages, so that one hop is enough; None where none does."""
@@ -103,6 +120,37 @@ class Executor:
         first, *others = (self._stage_of(pipeline.stage(node.stage)) for node in nodes.values())
         together = others and all(other is first for other in others)
         return first if together and isinstance(first, Remote) else None
+
+    async def _whole(
+        self, pipeline: Pipeline, spec: GenerationSpec, kept: Outputs | None
+    ) -> Complete:
+        """Return the parts of a sound as one, all drawn together."""
+        made = await self._drawn(pipeline, spec.saying(0, len(spec.parts)), kept)
+        return replace(made, made=[joined([one for one in made.made if isinstance(one, Sound)])])
+
+    async def _spoken(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
+        """Yield the parts of a sound in their order, each as soon as it is made, and then the whole.
+
+        The first is made alone, and more and more at a time after it, while those before are heard.
+        """
+        groups = growing(len(spec.parts))
+        draws = [partial(self.draw, pipeline, spec.saying(*group)) for group in groups]
+        made: list[Sound] = []
+        warnings: dict[str, None] = {}
+        under_way = asyncio.create_task(draws[0]())
+        try:
+            for number in range(len(groups)):
+                found = await under_way
+                if number + 1 < len(groups):
+                    under_way = asyncio.create_task(draws[number + 1]())
+                warnings |= dict.fromkeys(found.warnings)
+                for one in found.made:
+                    assert isinstance(one, Sound)
+                    made.append(one)
+                    yield Said(parted(one, len(made) - 1, len(spec.parts)))
+        finally:
+            under_way.cancel()
+        yield Complete([joined(made)], warnings=tuple(warnings))
 
     async def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `Maker`."""
@@ -114,6 +162,14 @@ class Executor:
             yield await self.draw(pipeline, replace(spec, once=True))
 
     async def _watched(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
+        if spec.speed is not None and not spec.parts:
+            yield await self._drawn(pipeline, spec, None)
+            return
+        if spec.parts:
+            async with aclosing(self._spoken(pipeline, spec)) as parts:
+                async for part in parts:
+                    yield part
+            return
         run = _Run(pipeline, spec)
         while (call := run.call) is not None:
             stages, task = self._stage_of(run.stage), run.task(call, watched=True)
@@ -310,8 +366,13 @@ class _Run:
             return Complete(made.texts, made.prompt_tokens, made.echoes, warnings)
         if isinstance(made, Sounded):
             assert not isinstance(made.sounds, Reference)  # nothing comes after it
+            lengths = made.lengths or [made.sounds.shape[1]] * len(made.sounds)
             return Complete(
-                [sound(one, made.sample_rate) for one in made.sounds], warnings=warnings
+                [
+                    sound(one[:length], made.sample_rate)
+                    for one, length in zip(made.sounds, lengths, strict=True)
+                ],
+                warnings=warnings,
             )
         size = self._pipeline.image_size
         assert not isinstance(made.pictures, Reference)

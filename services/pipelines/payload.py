@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.pipelines import Pin, Pipeline
+from models.ports import salted
 from services.pipelines.by_reference import Reference
 
 Pictures: TypeAlias = NDArray[np.float32]
@@ -61,6 +62,7 @@ class GenerationSpec:
     uploads: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files among them
     options: Mapping[str, Any] = field(default_factory=dict)  # of the family, by name; none is None
     speed: float | None = None  # of sound, once it is made
+    parts: tuple[str, ...] = ()  # of the one prompt, to be said one after the other as one sound
     stop: tuple[str, ...] = ()  # strings that end a text and are not part of it
     echo: bool = False  # the prompt before its text, with the logprobs of its tokens where they are asked for
     best_of: int = (
@@ -92,6 +94,12 @@ class GenerationSpec:
             for name, value in {"seeds": self.seeds, **self.texts}.items()
         }
         return replace(self, **take)
+
+    def saying(self, first: int, end: int) -> "GenerationSpec":
+        """Return what is asked for by some of the `parts`, a row each: every one has a seed of its own."""
+        (seed,) = self.seeds
+        seeds = tuple(salted(seed, f"part {n}" if n else "") for n in range(first, end))
+        return replace(self, seeds=seeds, prompts=self.parts[first:end], parts=())
 
     def asked(self, row: int) -> str:
         """Return what row `row` was asked for, in words."""
@@ -178,9 +186,10 @@ class Drawn:
 class Sounded:
     """All sounds of a StageTask, in the order of its seeds."""
 
-    sounds: Sounds | Reference
+    sounds: Sounds | Reference  # or mels, onward (N, M, F); shorter ones end in silence
     sample_rate: int  # Hz
     warnings: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()  # samples of each, or frames; empty: all
 
 
 @dataclass(frozen=True, slots=True)

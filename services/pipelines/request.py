@@ -36,6 +36,13 @@ class Sketch:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """The next part of one sound, ready to be heard: put behind one another, all of them are the sound."""
+
+    sound: Sound
+
+
+@dataclass(frozen=True, slots=True)
 class Complete:
     """All samples, in the order of their seeds."""
 
@@ -51,7 +58,7 @@ class Complete:
         return {"warnings": list(self.warnings)} if self.warnings else {}
 
 
-Progress: TypeAlias = Sketch | Piece | Complete
+Progress: TypeAlias = Sketch | Piece | Said | Complete
 
 
 class Stages(Protocol):

@@ -18,7 +18,7 @@ from infra.media.clips import Clip
 from services.gateway.errors import ApiError, logger
 from services.media.codecs import Bitmap, Sound
 from services.pipelines.payload import GenerationSpec, Piece, Text
-from services.pipelines.request import Complete, Maker, One, Progress
+from services.pipelines.request import Complete, Maker, One, Progress, Said
 from services.routing.endpoints import Endpoint, Rollout, Route
 from services.routing.observer import Observer, asked, look
 
@@ -103,7 +103,7 @@ class Arms:
     ) -> AsyncGenerator[Step]:
         """Yield what the challenger draws or, where it fails, what the champion does.
 
-        Text is not shown before all of it was seen to be good: what was read cannot be taken back.
+        Text and speech are not shown before all of it was seen to be good: what was read cannot be taken back.
         """
         sketched, refusal = False, None
         written: list[Step] = []
@@ -112,7 +112,7 @@ class Arms:
                 self._challenger(rollout, route.challenger, planning, whole)
             ) as steps:
                 async for step in steps:
-                    if isinstance(step.progress, Piece):
+                    if isinstance(step.progress, Piece | Said):
                         written.append(step)
                         continue
                     for piece in written:

@@ -16,7 +16,7 @@ from infra.receipts.receipts import GENERATOR, OPTIONS, Receipt, StageReceipt
 from infra.receipts.signing import Signing
 from services.gateway.errors import ApiError, logger
 from services.pipelines.payload import GenerationSpec
-from services.pipelines.request import Complete
+from services.pipelines.request import Complete, Said
 from services.routing.canary import Arms, Planning, Step
 from services.routing.endpoints import Endpoint, Route
 
@@ -67,20 +67,26 @@ class Exchange:
         events: Callable[[Step], Iterable[bytes]],
         failed: Callable[[ApiError], bytes],
         end: bytes = b"",
+        *,
+        media_type: str = "text/event-stream",
+        told: Callable[[Step], Mapping[str, str]] = lambda _: {},
     ) -> Response:
-        """Return server-sent events; what fails before the first one is still an ordinary error.
+        """Return server-sent events, or parts of a file; what fails before the first one is still an ordinary error.
 
         Args:
             events: What is sent for a step.
-            failed: What is sent when it breaks off; nothing comes after it.
+            failed: What is sent when it breaks off; nothing comes after it. A file that cannot say so raises: the
+                connection then breaks off, too.
             end: What is sent when all went well.
+            media_type: What all of it is.
+            told: Headers, by the first step.
         """
         steps = self.arms.watch(self.route, self._planned)
         async with self._deadline():
             first = await anext(steps)
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **told(first)}
         lines = self._lines(first, steps, events, failed, end)
-        return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(lines, media_type=media_type, headers=headers)
 
     async def _lines(
         self,
@@ -91,7 +97,8 @@ class Exchange:
         end: bytes,
     ) -> AsyncIterator[bytes]:
         async def made(step: Step) -> list[bytes]:
-            whole = isinstance(step.progress, Complete)  # files to write: not in the event loop
+            # files to write: not in the event loop
+            whole = isinstance(step.progress, Complete | Said)
             return await asyncio.to_thread(lambda: list(events(step))) if whole else [*events(step)]
 
         try:

@@ -13,6 +13,7 @@ from models.request import Request
 
 STEPS: Final = 2  # of a stepwise model
 SECONDS: Final = 0.004  # of sound, drawn to its end: two steps at 8 kHz
+OPEN: Final = 16  # frames of what lasts as long as it lasts
 TOKENS: Final = 8  # of text by a model without steps
 
 
@@ -69,7 +70,7 @@ def _acceptable(model: Family) -> Request | None:
         return next((one for one in _written() if _takes(model, one)), None)
     known = getattr(model.config, "vocabulary", ("a",))  # without one it reads free text
     words = known[:1] if able.condition == "text" else ()
-    if able.modality == "audio":
+    if "seconds" in model.takes:
         return Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)
     unguided = {"guidance": 1.0} if "guidance" in model.takes else {}
     tried = [
@@ -83,7 +84,7 @@ def _given(model: Family) -> Iterator[dict[str, torch.Tensor]]:
     """Yield what a model may be given beside a text: what it needs, and that with one more input each."""
     grey = torch.Generator().manual_seed(0)
     made = {
-        name: torch.rand(1, *port.shape, generator=grey)  # type: ignore[arg-type] # no size is open
+        name: torch.rand(1, *(size or OPEN for size in port.shape), generator=grey)
         for name, port in model.inputs.items()
         if port.kind != "text"
     }

@@ -517,6 +517,18 @@ def _on_the_way(result: "Result") -> Preview | Piece:
     return Preview(row=result.row, index=result.index, picture=result.picture)
 
 
+def _sounded(held: "Held", made: Sequence[Any]) -> Sounded:
+    """Return sounds, or mels, that last as long as they last: together, the shorter ones with silence behind."""
+    import torch
+
+    from models.parts.rows import lasting
+
+    (port,) = held.model.outputs.values()
+    rows = lasting([torch.from_numpy(one)[None] for one in made], port.kind).numpy()
+    lengths = tuple(one.shape[-1] for one in made)
+    return Sounded(rows, held.model.config.sample_rate, lengths=lengths)
+
+
 def _together(held: "Held", spec: GenerationSpec, made: Sequence[Any]) -> Made:
     """Return a request's finished rows as one answer."""
     import numpy as np
@@ -527,7 +539,7 @@ def _together(held: "Held", spec: GenerationSpec, made: Sequence[Any]) -> Made:
     if modality in {"image", "clip"}:
         return Drawn(np.stack(made))
     if modality == "audio":
-        return Sounded(np.stack(made), held.model.config.sample_rate)
+        return _sounded(held, made)
     texts: list[Text] = list(made)
     asked: list[tuple[Prompt, ...]] = [(prompt,) for prompt in spec.prompts or spec.prompt_tokens]
     asked += [tuple(text for _, text in dialogue) for dialogue in spec.dialogues]

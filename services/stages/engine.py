@@ -41,7 +41,7 @@ from torch import Tensor
 
 from models.family import Family
 from models.parts.adapter_rows import begin, host_of, step
-from models.parts.rows import join, take
+from models.parts.rows import ended, join, take
 from models.request import Request
 from services.pipelines.payload import Pictures, Reason, Text
 from services.stages.scheduler import (
@@ -492,7 +492,7 @@ def _sample(lane: Lane) -> tuple[int, int]:
     if lane.under_way is None:
         lane.members, lane.fresh = [row for row in lane.fresh if not row.over], []
         if lane.members:
-            asked = together([row.request for row in lane.members], lane.buckets)
+            asked = together(lane.model, [row.request for row in lane.members], lane.buckets)
             lane.under_way = lane.model.drawing(asked)
     members = lane.members
     if lane.under_way is None or all(row.over for row in members):
@@ -510,9 +510,11 @@ def _sample(lane: Lane) -> tuple[int, int]:
     size = bucket(len(members), lane.buckets)
     if found is None:
         return size, 0
+    (port,) = lane.model.outputs.values()
+    timed = "seconds" in lane.model.takes  # it lasts as long as it was asked to
     for place, row in enumerate(members):
         if not row.over:
-            _finish(row, lane, place, found[place])
+            _finish(row, lane, place, found[place] if timed else ended(found[place], port))
     lane.members, lane.under_way = [], None
     return size, len(members)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from models.family import Family, Rows
+from models.parts.rows import lasting
 from models.request import Prompt, Request
 from services.pipelines.payload import Pictures, Sounds, Text, Told
 from services.stages.shares import BEHIND_COSTS, LONG_COSTS, LONG_S, Account
@@ -235,8 +235,9 @@ def one(request: Request, number: int) -> Request:
     )
 
 
-def together(requests: Sequence[Request], buckets: Sequence[int]) -> Request:
+def together(model: Family, requests: Sequence[Request], buckets: Sequence[int]) -> Request:
     """Return one request of all these rows, padded to a bucket by copies of the first."""
+    ports = model.inputs
     padded = [*requests, *[requests[0]] * (bucket(len(requests), buckets) - len(requests))]
     return replace(
         requests[0],
@@ -244,7 +245,10 @@ def together(requests: Sequence[Request], buckets: Sequence[int]) -> Request:
         prompts=tuple(prompt for request in padded for prompt in request.prompts),
         prompt_tokens=tuple(tokens for request in padded for tokens in request.prompt_tokens),
         dialogues=tuple(record for request in padded for record in request.dialogues),
-        given={name: torch.cat([one.given[name] for one in padded]) for name in requests[0].given},
+        given={
+            name: lasting([one.given[name] for one in padded], ports[name].kind)
+            for name in requests[0].given
+        },
     )
 
 

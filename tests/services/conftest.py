@@ -190,6 +190,7 @@ class Workshop:
             entrances=entrances,
             vocabulary=WORDS,
             image_size=(made.shape[2], made.shape[1]) if made.kind == "pixels" else None,
+            sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
             sample=1.0,
         )
         self.promote(self.publish(name, {"pipeline.json": pipeline.model_dump(mode="json")}))

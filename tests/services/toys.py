@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from models.diffusion.ddpm import DDPM
 from models.family import Batch, Capabilities, Entry, Family, Losses
 from models.parts import words
+from models.parts.mel import PRESETS, Mel
 from models.parts.noise import normals
+from models.parts.rows import lasting
 from models.parts.tokens import of_signs, tokenizer
 from models.ports import Port
-from models.request import Prompt, Record, Request, SoundOptions, TextOptions
+from models.request import Prompt, Record, Request, SoundOptions, SpeechOptions, TextOptions
+from models.text_to_speech.front_end import Spoken
 
 SIGNS = "abcdefghijklmnopqrstuvwxyz "
 
@@ -59,6 +62,54 @@ class Voice(Family):
         tone_BT = torch.sin(2 * torch.pi * pitch_B[:, None] * time_T)
         noise_BT = normals(request.seeds, (count,), self.loudness.device)
         return self.loudness * (tone_BT + 0.05 * noise_BT).clamp(-1, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeakerConfig(Spoken):
+    mel: Mel = PRESETS["tiny"]
+    sample_rate: int = 8000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mel", Mel.of(self.mel))
+
+
+class Speaker(Family):
+    """Says every letter as a tone of eight frames, a bit higher or lower by the voice, under noise of the seed."""
+
+    Config = SpeakerConfig
+    Options = SpeechOptions
+    presets = {"tiny": SpeakerConfig(speakers=("ann", "bob"))}  # noqa: RUF012
+    config: SpeakerConfig
+
+    def __init__(self, config: SpeakerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.loudness = nn.Parameter(torch.tensor(0.0))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(modality="audio", condition="text")
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        return {"mel": self.config.mel.port}
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
+        return Losses(self.loudness.square(), len(batch["sound"]))
+
+    def sample(self, request: Request) -> Tensor:
+        self.check(request)
+        mel, voice = self.config.mel, request.options.get("voice", "")
+        (shift,) = self.config.encode_voices([voice]).tolist()
+        frames = round(8 / request.options.get("speed", 1.0))
+        rows = []
+        for seed, prompt in zip(request.seeds, request.prompts, strict=True):
+            heights = torch.tensor([ord(letter) % 4 + 2 * shift for letter in prompt])
+            row_MF = torch.full((mel.mels, len(prompt) * frames), -6.0)
+            row_MF[heights.repeat_interleave(frames), torch.arange(row_MF.shape[1])] = -1.0
+            noise_1MF = normals((seed,), tuple(row_MF.shape), self.loudness.device)
+            rows.append((row_MF + 0.1 * noise_1MF[0])[None])
+        return lasting(rows, "mel")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +214,7 @@ TOYS: dict[str, str] = {
     "toy-negative": f"{__name__}:Negative",
     "toy-blind": f"{__name__}:Blind",
     "toy-inverting": f"{__name__}:Inverting",
+    "toy-speaker": "tests.services.toys:Speaker",
     "toy-moving": "tests.services.clips_kit:Moving",
 }
 
