@@ -99,7 +99,7 @@ def card(model: str) -> dict[str, Any]:
 
 
 def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> bytes:
-    """Return one sound as WAV, with its receipt; `more` are `seconds`, `temperature` and `speed`.
+    """Return one sound as WAV, with its receipt; `more` are `seconds`, `temperature`, `speed` and `voice`.
 
     Raises:
         Unanswered, NoGateway: as `paint`.
@@ -107,10 +107,11 @@ def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> byt
     wishes = {"model": model, "prompt": text, "seed": seed, **more}
     body = {name: value for name, value in wishes.items() if value is not None}
     with _asking() as ours:
-        if "speed" in body:
-            more = {name: body[name] for name in body if name not in {"model", "prompt"}}
+        if body.keys() & {"speed", "voice"}:
+            more = {name: body[name] for name in body if name not in {"model", "prompt", "voice"}}
+            voice = body.get("voice", "default")
             spoken = ours.audio.speech.create(
-                model=model, input=text, voice="default", response_format="wav", extra_body=more
+                model=model, input=text, voice=voice, response_format="wav", extra_body=more
             )
             said = spoken.response.headers.get(WARNINGS, "[]")
             _warn({"warnings": parse_json(said, WARNINGS)})

@@ -140,6 +140,9 @@ def _again(file: Path, found: "Trace") -> "Replay":
     if found.pipeline.modality == "audio":
         knobs = ("seconds", "speed", "temperature", "top_k", "top_p")
         more = {name: getattr(asked, name) for name in knobs}
+        if found.pipeline.speaks:  # sentence by sentence, in a voice
+            own = asked.options or {}
+            more |= {"voice": own.get("voice", "default"), "speed": own.get("speed", asked.speed)}
         again = speak(ref, asked.prompt, seed=asked.seed, **more)
         return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
     if found.pipeline.modality == "clip":

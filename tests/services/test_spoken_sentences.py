@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from infra.receipts import receipts
 from models.text_to_speech.griffin_lim import GriffinLim
+from models.text_to_speech.matcha import Matcha
+from models.text_to_speech.vocos import Vocos
 from services.media.codecs import Sound
 from services.media.sound_stream import writer
 from services.media.speech import FADE_S, LONG, PAUSE_S, growing, joined, parted, sentences
@@ -44,6 +46,11 @@ def client(own_workshop: Any) -> Iterator[Run]:
             "vocoder": GriffinLim(GriffinLim.presets["tiny"]),
         }
         own_workshop.publish_wired("story", models)
+        networks = {
+            "acoustic": Matcha(Matcha.presets["tiny"]).eval(),
+            "vocoder": Vocos(Vocos.presets["tiny"]).eval(),
+        }
+        own_workshop.publish_wired("networks", networks)
         stage = own_workshop.stage()
         app = own_workshop.gateway(stage)
 
@@ -152,6 +159,19 @@ def test_who_speaks_and_how_fast_is_the_models_affair(client: Run) -> None:
     assert len(said(speed=2.0)) == pytest.approx(len(bob) / 2, abs=32)
 
 
+def test_networks_speak_and_a_seed_says_the_same_again(client: Run) -> None:
+    def said(seed: int, **change: Any) -> Any:
+        asked = {**ASKED, "model": "networks", "voice": "alloy", "response_format": "pcm", **change}
+        asked["extra_body"] = {"seed": seed}
+        return heard(client(lambda c: c.audio.speech.create(**asked)).content, "pcm")
+
+    first = said(3)
+    assert len(first) > 2 * PAUSE_S * RATE
+    np.testing.assert_array_equal(said(3), first)
+    assert not np.array_equal(said(4), first)
+    assert len(said(3, speed=0.5)) > len(first) > len(said(3, speed=2.0))
+
+
 def test_an_unknown_voice_and_instructions_are_refused_by_name(client: Run) -> None:
     async def call(ours: openai.AsyncOpenAI, **change: Any) -> str:
         with pytest.raises(openai.BadRequestError) as refused:
@@ -176,11 +196,9 @@ def test_voices_are_listed_with_the_model_that_has_them(client: Run) -> None:
         return await ours.get(path, cast_to=object)
 
     found = client(lambda c: call(c, "/audio/voices"))
-    assert [(one["id"], one["model"]) for one in found["data"]] == [
-        ("ann", "story"),
-        ("bob", "story"),
-    ]
-    assert client(lambda c: call(c, "/audio/voices?model=story")) == found
+    named = [(one["id"], one["model"]) for one in found["data"]]
+    assert named == [("default", "networks"), ("ann", "story"), ("bob", "story")]
+    assert client(lambda c: call(c, "/audio/voices?model=story"))["data"] == found["data"][1:]
     with pytest.raises(openai.NotFoundError):
         client(lambda c: call(c, "/audio/voices?model=nobody"))
 
