@@ -23,6 +23,7 @@ from flows.cli.terminal import (
     use_stack,
 )
 from infra.documents import read_json
+from infra.imports import at_rest
 from infra.pipelines import Modality
 from infra.settings import settings
 
@@ -63,8 +64,9 @@ def checked(recipe: Path, overrides: Sequence[str]) -> "Recipe":
 
 
 def _looked_at(recipe: Path, overrides: Sequence[str]) -> "tuple[Recipe, dict[str, str]]":
-    from flows.checking import checked as look
-    from flows.recipes.loader import load
+    with at_rest():
+        from flows.checking import checked as look
+        from flows.recipes.loader import load
 
     if load(recipe, overrides).bases:
         use_stack()
