@@ -85,7 +85,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
                 f"{path}:{number}: `file_name` and `text` must be text, got {row!r:.80}"
             )
         if "text" not in row and "caption" not in row:
-            raise MakerError(f"{path}:{number}: no column `text` or `caption`")
+            columns = ", ".join(filter(None, row))  # what is beyond them has None for a name
+            raise MakerError(f"{path}:{number}: no column `text` or `caption`; it has {columns}")
         yield number, file, caption or ""
 
 
@@ -93,8 +94,9 @@ def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
-            if "file_name" not in (reader.fieldnames or ()):
-                raise MakerError(f"{path}:1: no column `file_name`")
+            columns = reader.fieldnames or ()
+            if "file_name" not in columns:
+                raise MakerError(f"{path}:1: no column `file_name`; it has {', '.join(columns)}")
             for row in reader:
                 yield reader.line_num, row
         except csv.Error as error:

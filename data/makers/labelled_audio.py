@@ -108,9 +108,10 @@ def _listed(path: Path) -> Iterator[Labelled]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     found = 0
     try:
+        columns = reader.fieldnames or ()
         for name in KNOWN[:2]:
-            if name not in (reader.fieldnames or ()):
-                raise MakerError(f"{path}:1: no column `{name}`")
+            if name not in columns:
+                raise MakerError(f"{path}:1: no column `{name}`; it has {', '.join(columns)}")
         for row in reader:
             found += 1
             yield _line(path, reader.line_num, row)

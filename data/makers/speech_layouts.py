@@ -190,7 +190,10 @@ def _table(path: Path, before: str, split: Split | None) -> Iterator[Said]:
     )
     for column, names in ((file, FILES), (text, TEXTS)):
         if not column:
-            raise MakerError(f"{path}:{rows[0][0]}: no column of {', '.join(names)}")
+            found = ", ".join(rows[0][1])
+            raise MakerError(
+                f"{path}:{rows[0][0]}: no column of {', '.join(names)}; it has {found}"
+            )
     short = _shortened(row.get(speaker) for _, row in rows)
     for number, row in rows:
         told = row.get("split") or ""

@@ -259,11 +259,15 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        ("metadata.csv", "name,text\na,b\n", r"metadata.csv:1: no column `file_name`"),
         (
             "metadata.csv",
-            "file_name,title\na,b\n",
-            r"metadata.csv:2: no column `text` or `caption`",
+            "name,text\na,b\n",
+            r"metadata.csv:1: no column `file_name`; it has name, text",
+        ),
+        (
+            "metadata.csv",
+            "file_name,title\na,b,c\n",
+            r"metadata.csv:2: no column `text` or `caption`; it has file_name, title",
         ),
         (
             "metadata.jsonl",

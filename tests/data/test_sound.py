@@ -318,7 +318,7 @@ def test_labels_in_names_are_read_however_their_accents_are_composed(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,text\n", r"labels.csv:1: no column `file_name`"),
+        ("name,text\n", r"labels.csv:1: no column `file_name`; it has name, text"),
         ("file_name,text\n", r"labels.csv lists no sound"),
         ("file_name,text\na.wav\n", r"labels.csv:2: not as many values as columns"),
         ("file_name,text\n../a.wav,x\n", r"labels.csv:2: '../a.wav' does not stay inside"),
