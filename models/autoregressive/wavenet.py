@@ -2,12 +2,13 @@
 
 A sample of sound is a softmax over K companded levels (section 2.2) given all samples before it: the input, shifted by
 one, goes through gated layers (eq. 2) of dilated causal convolutions whose sums of skip connections make the logits
-(figure 4). The words of a caption, such as a digit or a speaker, bias every gate (eq. 3, global conditioning).
-Generation computes each layer's output once a sample, from a queue of its inputs (arXiv:1611.09482).
+(figure 4). The words of a caption, such as a digit or a speaker, bias every gate (eq. 3, global conditioning), and so
+do the frames of a mel spectrogram where there is one, each for the samples of its hop (section 2.5, local
+conditioning). Generation computes each layer's output once a sample, from a queue of its inputs (arXiv:1611.09482).
 
-Shape letters: B sounds, T samples (of tokens: words), K levels, R residual and S skip features, G = 2 R of the gate, L
-layers, Q samples in the caches of all layers. Sound is in [-1, 1]; likelihoods are exact sums over a sound's
-samples up to its length, in nats a sound; the loss is in nats a sample.
+Shape letters: B sounds, T samples (of tokens: words), F frames, M mels, K levels, R residual and S skip features, G = 2
+R of the gate, L layers, Q samples in the caches of all layers. Sound is in [-1, 1]; likelihoods are exact sums over a
+sound's samples up to its length, in nats a sound, given its mels where it is told them; the loss is in nats a sample.
 """
 
 import math
@@ -22,8 +23,10 @@ from torch.nn import functional as F
 from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.levels import drawn, levels_of, sound_of
+from models.parts.mel import PRESETS, Mel
 from models.parts.noise import uniforms
 from models.parts.words import Captioned
+from models.ports import Port
 from models.request import Request, SoundOptions
 
 LONGEST_S: Final = 60.0  # of a drawn sound
@@ -42,6 +45,7 @@ class WaveNetConfig(Captioned):
     vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
     max_words: int = 8
     text: Literal["caption", "none"] = "caption"  # none: the vocabulary is not used
+    mel: Mel | None = None  # of what it says; None: it is told none
     dilations: tuple[int, ...] = DILATIONS[:8]  # of one stack, in samples
     stacks: int = 2
     residual: int = 32  # features between the layers
@@ -57,6 +61,9 @@ class WaveNetConfig(Captioned):
             raise ValueError(f"dilations must be at least 1, and at least one: {self.dilations}")
         sizes = ("sample_rate", "max_words", "stacks", "residual", "skip", "block")
         bounds.check(self, dict.fromkeys(sizes, bounds.SIZE))
+        if self.mel is not None:
+            object.__setattr__(self, "mel", Mel.of(self.mel))
+            self.mel.must_hear(self.sample_rate)
         if not 0 < self.seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0, at most {LONGEST_S}, got {self.seconds}")
         if self.window <= self.receptive_field:
@@ -76,6 +83,14 @@ class WaveNetConfig(Captioned):
         return self.stacks * sum(self.dilations) + 1
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Mels that samples are told of."""
+
+    mel_BFM: Tensor
+    place_BT: Tensor  # the frame of each sample
+
+
 class DilatedLayer(nn.Module):
     """One layer of figure 4: a causal convolution of width 2, of a sample and of the one `dilation` before it."""
 
@@ -86,11 +101,19 @@ class DilatedLayer(nn.Module):
         self.out = nn.Linear(config.residual, config.residual + config.skip)
         wide, known = 2 * config.residual, known_words + 1
         self.caption = nn.Embedding(known, wide, padding_idx=0) if known_words else None
+        mels = config.mel.mels if config.mel else 0
+        self.told = nn.Linear(mels, wide, bias=False) if mels else None
 
-    def forward(self, x_BTR: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BTR: Tensor, tokens: Tensor | None, heard: Heard | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the next layer's input (B, T, R) and the skip connection (B, T, S)."""
         past_BTR = F.pad(x_BTR, (0, 0, self.dilation, 0))[:, : x_BTR.shape[1]]
         gate_BTG = self.gate(torch.cat([past_BTR, x_BTR], 2)) + self.conditioning(tokens)
+        if self.told is not None and heard is not None:
+            told_BFG = self.told(heard.mel_BFM)
+            place_BT1 = heard.place_BT[..., None].expand(-1, -1, told_BFG.shape[2])
+            gate_BTG = gate_BTG + told_BFG.gather(1, place_BT1)
         out_BTX = self.out(gated(gate_BTG))
         return x_BTR + out_BTX[..., : self.size], out_BTX[..., self.size :]
 
@@ -121,6 +144,7 @@ class WaveNet(Family):
         "base": WaveNetConfig(
             sample_rate=16000, dilations=DILATIONS, stacks=3, residual=128, skip=256, window=16000
         ),
+        "vocoder": WaveNetConfig(text="none", mel=PRESETS["8khz"]),
     }
     measures: ClassVar[tuple[str, ...]] = ("bits_per_sample",)
     gone: ClassVar[tuple[str, ...]] = ("features", "hop")
@@ -146,6 +170,30 @@ class WaveNet(Family):
             modality="audio", condition="text" if text else "none", likelihood=True, stepwise=True
         )
 
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """Return what it draws from: a text where it reads any, and mels where it is told them."""
+        mel = self.config.mel
+        return {**super().inputs, **({"mel": mel.port} if mel else {})}
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Return the names of its options: mels say how long they are."""
+        return () if self.config.mel else super().takes
+
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the mels of real sounds, where it is told any."""
+        mel = self.config.mel
+        return {"mel": mel.log_mel(batch["sound"], batch.get("length"))} if mel else {}
+
+    def _heard(self, mel_BMF: Tensor | None, index_BT: Tensor) -> Heard | None:
+        """Return what samples at these places are told; behind the last frame that goes on."""
+        mel = self.config.mel
+        if mel is None or mel_BMF is None:
+            return None
+        place_BT = (index_BT // mel.hop).clamp(max=mel_BMF.shape[2] - 1)
+        return Heard(mel_BMF.mT / 4 + 1, place_BT)  # near 0
+
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean nats of a sample, over a random window of each row, inside its length.
 
@@ -158,7 +206,8 @@ class WaveNet(Family):
         last_B = (length_B - window).clamp(min=0) + field
         start_B = (torch.rand_like(last_B.float()) * (last_B + 1)).long().sub(field).clamp(min=0)
         index_BT = start_B[:, None] + time_T
-        nats_BT = self._nats(level_BT.gather(1, index_BT), self.tokens_of(batch))
+        heard = self._heard(self.given_of(batch).get("mel"), index_BT)
+        nats_BT = self._nats(level_BT.gather(1, index_BT), self.tokens_of(batch), heard)
         counted_BT = ((start_B == 0)[:, None] | (time_T >= field)) & (index_BT < length_B[:, None])
         count = counted_BT.sum()
         return Losses((nats_BT * counted_BT).sum() / count.clamp(min=1), count)
@@ -183,21 +232,25 @@ class WaveNet(Family):
         """Score CHUNK samples after another up to the longest length, and yield after each chunk."""
         level_BT, length_B = self._levels(batch)
         tokens, samples = self.tokens_of(batch), int(length_B.max())
+        mel_BMF = self.given_of(batch).get("mel")
         level_BT = level_BT[:, :samples]
         chunks = []
         for start in range(
             0, samples, CHUNK
         ):  # with the receptive field before it, all it depends on
             first = max(0, start - self.config.receptive_field)
-            nats_BT = self._nats(level_BT[:, first : start + CHUNK], tokens)
+            level_BC = level_BT[:, first : start + CHUNK]
+            place_BC = first + torch.arange(level_BC.shape[1], device=level_BC.device)
+            heard = self._heard(mel_BMF, place_BC.expand(len(level_BC), -1))
+            nats_BT = self._nats(level_BC, tokens, heard)
             chunks.append(nats_BT[:, start - first :])
             if start + CHUNK < samples:
                 yield None
         time_T = torch.arange(samples, device=level_BT.device)
         yield -(torch.cat(chunks, 1) * (time_T < length_B[:, None])).sum(1)
 
-    def _nats(self, level_BT: Tensor, tokens: Tensor | None) -> Tensor:
-        logits_BTK = self.logits(level_BT, tokens)
+    def _nats(self, level_BT: Tensor, tokens: Tensor | None, heard: Heard | None) -> Tensor:
+        logits_BTK = self.logits(level_BT, tokens, heard)
         return F.cross_entropy(logits_BTK.mT.float(), level_BT, reduction="none")
 
     @torch.no_grad()
@@ -207,14 +260,16 @@ class WaveNet(Family):
         bits_B = -self.log_prob(batch) / math.log(2)
         return {"bits_per_sample": bits_B / length_B.clamp(min=1)}
 
-    def logits(self, level_BT: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def logits(
+        self, level_BT: Tensor, tokens: Tensor | None = None, heard: Heard | None = None
+    ) -> Tensor:
         """Return every sample's logits (B, T, K) given the levels before it, all at once."""
         # level 0 is a level: the 0 that is shifted in says that no sample came before
         input_BT = F.pad(level_BT + 1, (1, 0))[:, :-1] if self.config.shift else level_BT + 1
         x_BTR = self.embedded(input_BT)
         total_BTS: Tensor | float = 0.0
         for layer in self.dilated_layers():
-            x_BTR, skip_BTS = layer(x_BTR, tokens)
+            x_BTR, skip_BTS = layer(x_BTR, tokens, heard)
             total_BTS = total_BTS + skip_BTS
         assert isinstance(total_BTS, Tensor)
         return self._head(total_BTS)
@@ -270,30 +325,44 @@ class WaveNet(Family):
         seconds = request.options.get("seconds", config.seconds)
         if not 0 < seconds <= LONGEST_S:
             raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, got {seconds}")
-        samples, size = self._samples(request), config.step
-        steps, device = -(-samples // size), self.head2.weight.device
+        size, device = config.step, self.head2.weight.device
+        samples_B = self._samples(request)
+        steps_B = (samples_B + size - 1) // size
+        steps = int(steps_B.max())
         tokens = self.encode(request.prompts)
         tokens = None if tokens is None else tokens.to(device)
         cond = [layer.conditioning(tokens)[:, 0] for layer in self.dilated_layers()]
         cached = config.receptive_field - 1
+        told = {}
+        if config.mel:  # of all layers, once a frame
+            mel_BMF = config.mel.padded(request.given["mel"].to(device).float(), 1)
+            heard = self._heard(mel_BMF, torch.zeros(count, 1, dtype=torch.long, device=device))
+            assert heard is not None
+            layers = [layer.told for layer in self.dilated_layers()]
+            told = {"told": torch.stack([one(heard.mel_BFM) for one in layers if one], 2)}
         return {
+            **told,
             "u": uniforms(request.seeds, (steps * size,), device),
             "level": torch.zeros(count, steps * size, dtype=torch.long, device=device),
             "input": torch.zeros(count, dtype=torch.long, device=device),
             "cache": torch.zeros(count, cached, config.residual, device=device),
             "cond": torch.stack(cond, 1).expand(count, -1, -1),
             "index": torch.zeros(count, dtype=torch.long),
-            "count": torch.full((count,), steps),
-            "samples": torch.full((count,), samples),
+            "count": steps_B,
+            "samples": samples_B,
         }
 
-    def _samples(self, request: Request) -> int:
+    def _samples(self, request: Request) -> Tensor:
+        """Return how many samples (B,) each row has: those of its mels, or of the seconds asked for."""
+        mel, count = self.config.mel, len(request.seeds)
+        if mel:
+            return (mel.lengths(request.given["mel"]) * mel.hop).clamp(min=1).cpu()
         seconds: float = request.options.get("seconds", self.config.seconds)
-        return max(1, round(seconds * self.config.sample_rate))
+        return torch.full((count,), max(1, round(seconds * self.config.sample_rate)))
 
     def steps_of(self, request: Request) -> int:
         """Return how many steps of `config.step` samples the sound takes."""
-        return -(-self._samples(request) // self.config.step)
+        return -(-int(self._samples(request).max()) // self.config.step)
 
     def done(self, rows: Rows) -> Tensor:
         """Return (B,) bool: the rows whose samples are all drawn."""
@@ -307,7 +376,7 @@ class WaveNet(Family):
         active = active_B.to(device)
         index_BT = (rows["index"].minimum(rows["count"] - 1) * size).to(device)[:, None]
         index_BT = index_BT + torch.arange(size, device=device)
-        layers = CachedLayers(self, rows, size)
+        layers = CachedLayers(self, rows, size, index_BT)
         u_BT = rows["u"].gather(1, index_BT)
         input_B, levels = rows["input"], []
         for t in range(size):
@@ -344,7 +413,7 @@ class CachedLayers:
     samples, and one product for the skip connections of all layers.
     """
 
-    def __init__(self, model: WaveNet, rows: Rows, size: int) -> None:
+    def __init__(self, model: WaveNet, rows: Rows, size: int, index_BT: Tensor) -> None:
         layers, device = list(model.dilated_layers()), rows["cache"].device
         self.dilations, self.width = [layer.dilation for layer in layers], model.config.residual
         self.embedding_KR = model.embedded(torch.arange(model.config.levels + 1, device=device))
@@ -354,6 +423,12 @@ class CachedLayers:
         for depth, (layer, cache_BQR) in enumerate(zip(layers, caches, strict=True)):
             self.inputs.append(F.pad(cache_BQR, (0, 0, 0, size)).transpose(0, 1).contiguous())
             self.cond.append(rows["cond"][:, depth] + layer.gate.bias)
+        self.told_BTLG: Tensor | None = None
+        if model.config.mel:
+            last = rows["told"].shape[1] - 1
+            place_BT = (index_BT // model.config.mel.hop).clamp(max=last)
+            row_B1 = torch.arange(len(place_BT), device=device)[:, None]
+            self.told_BTLG = rows["told"][row_B1, place_BT]
         self.gates = [layer.gate.weight.T.contiguous() for layer in layers]
         self.outs = [layer.out.weight[: self.width].T.contiguous() for layer in layers]
         self.biases = [layer.out.bias[: self.width] for layer in layers]
@@ -367,7 +442,10 @@ class CachedLayers:
             inputs = self.inputs[depth]
             inputs[dilation + t] = x_BR
             both = torch.cat([inputs[t], x_BR], 1)  # what came a dilation before, and now
-            gates.append(gated(torch.addmm(self.cond[depth], both, self.gates[depth])))
+            bias = self.cond[depth]
+            if self.told_BTLG is not None:
+                bias = bias + self.told_BTLG[:, t, depth]
+            gates.append(gated(torch.addmm(bias, both, self.gates[depth])))
             x_BR = x_BR + torch.addmm(self.biases[depth], gates[-1], self.outs[depth])
         return torch.addmm(self.skip_bias, torch.cat(gates, 1), self.skip)
 

@@ -13,7 +13,7 @@ from models.request import Request
 
 STEPS: Final = 2  # of a stepwise model
 SECONDS: Final = 0.004  # of sound, drawn to its end: two steps at 8 kHz
-OPEN: Final = 16  # frames of what lasts as long as it lasts
+OPEN: Final = 4  # frames of what lasts as long as it lasts
 TOKENS: Final = 8  # of text by a model without steps
 
 

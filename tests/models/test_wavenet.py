@@ -13,7 +13,8 @@ from torch import Tensor
 from models import build, describe
 from models.autoregressive.wavenet import CHUNK, WaveNet
 from models.family import Rows
-from models.parts.levels import levels_of, sound_of
+from models.parts.levels import drawn, levels_of, sound_of
+from models.parts.mel import PRESETS
 from models.parts.rows import join, take
 from models.request import Request
 from tests.models.densities_kit import WORDS, sharp
@@ -200,3 +201,72 @@ def test_a_version_from_when_there_were_frames_can_still_be_built() -> None:
     document = describe(sharp("wavenet"))
     older = {**document, "config": {**document["config"], "features": 0, "hop": 80}}
     assert describe(build(older)) == document
+
+
+def vocoder(**changes: object) -> WaveNet:
+    """Return a tiny WaveNet that is told mels, with every weight at work."""
+    return sharp("wavenet", text="none", mel=PRESETS["tiny"], levels=16, **changes)
+
+
+def mels(*frames: int) -> Tensor:
+    """Return mels of so many frames a row, silence behind them."""
+    mel = PRESETS["tiny"]
+    generator = torch.Generator().manual_seed(2)
+    found = torch.randn(len(frames), mel.mels, max(frames), generator=generator) - 4
+    inside = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
+    return torch.where(inside[:, None], found, mel.floor)
+
+
+def test_a_sample_is_told_the_frame_of_its_hop_and_no_other() -> None:
+    model, hop = vocoder(), PRESETS["tiny"].hop
+    level = torch.randint(0, 16, (1, 4 * hop), generator=torch.Generator().manual_seed(0))
+    frames = mels(4).requires_grad_()
+    heard = model._heard(frames, torch.arange(4 * hop)[None])
+    for place in (hop - 1, hop, 3 * hop):
+        (slope,) = torch.autograd.grad(
+            model.logits(level, None, heard)[0, place].square().sum(), frames, retain_graph=True
+        )
+        told = slope[0].abs().sum(0) > 0
+        first = max(0, place - model.config.receptive_field + 1) // hop
+        assert told.tolist() == [first <= frame <= place // hop for frame in range(4)]
+
+
+def test_what_is_drawn_of_mels_is_what_the_logits_say_of_it_all_at_once() -> None:
+    """From caches, sample after sample, beside a row of another length: the same levels."""
+    model, frames = vocoder(), mels(7, 4)
+    rows = model.begin(Request(seeds=(1, 2), given={"mel": frames}))
+    while not model.done(rows).all():
+        rows = model.step(rows)
+    hop = PRESETS["tiny"].hop
+    for row, count in enumerate((7 * hop, 4 * hop)):
+        level = rows["level"][row : row + 1, :count]
+        heard = model._heard(frames[row : row + 1], torch.arange(count)[None])
+        logits = model.logits(level, None, heard)[0]
+        assert torch.equal(drawn(logits, rows["u"][row, :count]).long(), level[0])
+    made = model.finish(rows)
+    assert made.shape == (2, 7 * hop)
+    assert not made[1, 4 * hop :].any()
+
+
+def test_a_wavenet_of_mels_lasts_as_long_as_they_do_and_takes_no_seconds() -> None:
+    model = vocoder()
+    assert str(model.inputs["mel"]) == f"mel 8x* of {PRESETS['tiny'].space}"
+    with pytest.raises(ValueError, match=r"^seconds: this model makes no sound of a length"):
+        model.sample(Request(seeds=(1,), given={"mel": mels(2)}, seconds=1.0))
+    with pytest.raises(ValueError, match=r"^mel: this model needs mel 8x"):
+        model.sample(Request(seeds=(1,)))
+    again = build(describe(model))
+    assert again.config == model.config
+
+
+def test_a_sound_that_is_rated_in_parts_is_told_its_mels_at_their_places() -> None:
+    model = vocoder()
+    sound = torch.rand(1, CHUNK + 300, generator=torch.Generator().manual_seed(0)) - 0.5
+    level = levels_of(sound, 16)
+    heard = model._heard(PRESETS["tiny"].log_mel(sound), torch.arange(sound.shape[1])[None])
+    with torch.no_grad():
+        logits = model.logits(level, None, heard)
+    nats = torch.nn.functional.cross_entropy(logits.mT, level, reduction="none").double().sum(1)
+    found = model.log_prob({"sound": sound}).double()
+    torch.testing.assert_close(found, -nats, rtol=1e-5, atol=0)
+    assert model({"sound": sound, "length": torch.tensor([CHUNK])}).total.isfinite()
