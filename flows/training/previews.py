@@ -68,10 +68,9 @@ def _asked(model: Family, prepared: Path, batch: Mapping[str, Tensor], count: in
     return Request(seeds=tuple(range(count)), prompts=prompts, given=given)
 
 
-def _sounds(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:  # noqa: ARG001
-    prompts = _captions(prepared, SOUNDS) if model.capabilities.condition == "text" else ()
-    sound = model.sample(Request(seeds=tuple(range(SOUNDS)), prompts=prompts))
-    return of_sounds(sound, model.config.sample_rate, prompts)
+def _sounds(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
+    asked = _asked(model, prepared, batch, SOUNDS)
+    return of_sounds(model.sample(asked), model.config.sample_rate, asked.prompts)
 
 
 def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes | None:  # noqa: ARG001
