@@ -3,12 +3,12 @@
 python -m benchmarks.clip_faults                     # every fault
 python -m benchmarks.clip_faults --only everything   # some
 
-Two gateways, each with a runner in its process, a stage replica apart from them, and Make-A-Video's six stages,
-untrained and small, with enough steps that a clip takes some seconds. Jobs of one seed are disturbed: the stage replica
-is killed, the gateway whose runner has the job, the other gateway, Serve's proxy, and every process of the stack at
-once, each while D works (two stages are finished) and while SR_h does (five are). Exit code 1 where a job did not
-complete, a finished stage was made again, a stage's sealed output or the WebP differs from the undisturbed one's, a job
-is missing in the list or an idempotency key forgotten, or a cancelled job's replica goes on.
+A gateway with its runner, a stage replica apart from it, and Make-A-Video's six stages, untrained and small, with
+enough steps that a clip takes some seconds. Jobs of one seed are disturbed while D works (two stages are finished) or
+while SR_h does (five are): the stage replica, the gateway with the runner in its process, Serve's proxy, and every
+process of the stack at once are killed, after which the stack is started as a user does. Exit code 1 where a job did
+not complete, a finished stage was made again, a stage's sealed output or the WebP differs from the undisturbed one's,
+a job is missing in the list or an idempotency key forgotten, or a cancelled job's replica goes on.
 """
 
 import argparse
@@ -24,23 +24,23 @@ import openai
 import psutil
 
 from benchmarks.soak import TITLES, own_stack, row, running
+from infra import serving
 from infra.stack import stack
-from tests.integration.cascade_kit import Seen, asked, frames_of, hold, publish_clips, seen
+from tests.integration.cascade_kit import Seen, asked, frames_of, publish_clips, seen
 from tests.integration.serving_kit import House, wait_for
 
-PLACEMENT: Final = "{layout: staged, gateway: {replicas: {min: 2, max: 2}}}"
 STEPS: Final = {"decoder": 40, "interpolation": 12, "upsampler": 12, "frames": 30}
 SEED: Final = 7
 KEY: Final = "the-first"
-MOMENTS: Final = {2: "D", 5: "SR_h"}  # finished stages, and who works then
+WORKS: Final = {2: "D", 5: "SR_h"}  # by the number of finished stages
 INTO_S: Final = 0.3  # how long it has worked
-LIMIT_S: Final = 240.0  # of a job
+LIMIT_S: Final = 600.0  # of a job, or a start of the stack
 HEAD: Final = (
     *("kill -9 of", "while", "ended", "s after", "claims", "attempts ended by"),
-    *("finished, made again", "sealed outputs equal", "WebP equal"),
+    *("finished, made again", "sealed outputs equal", "WebP equal", "list and key kept"),
 )
 WINDOW_S: Final = 0.1
-IDLE: Final = 0.5  # of a core in a window: less is no step of the network
+IDLE_S: Final = 0.02  # of CPU time in a window: no step of the network
 
 
 def all_processes() -> list[psutil.Process]:
@@ -49,23 +49,13 @@ def all_processes() -> list[psutil.Process]:
     return [one for daemon in daemons if daemon for one in daemon.offspring()]
 
 
-def victims(name: str, job: Seen) -> list[psutil.Process]:
-    """Return whom to kill."""
-    if name == "everything":
-        return all_processes()
-    if name in TITLES:
-        return running(TITLES[name])
-    gateways = running(TITLES["gateway replica"])
-    return [one for one in gateways if (one.pid == job.pid) == (name == "its gateway and runner")]
-
-
-VICTIMS: Final = (
-    "stage replica",
-    "its gateway and runner",
-    "the other gateway",
-    "Serve proxy",
-    "everything",
-)
+VICTIMS: Final = {
+    "stage replica": 2,
+    "gateway replica": 5,
+    "Serve proxy": 2,
+    "everything": 5,
+}
+"""How many stages are finished then."""
 
 
 def killed(found: list[psutil.Process]) -> None:
@@ -88,13 +78,14 @@ def ended(house: House, job: str) -> Seen:
 
 
 def up() -> None:
-    """Start the stack again, as a user does."""
-    atelier = Path(sys.executable).with_name("atelier")
-    subprocess.run([atelier, "up"], check=True, timeout=LIMIT_S, stdout=subprocess.DEVNULL)
+    """Start the stack again, as a user does, who tries again where a busy machine was too slow."""
+    atelier, ends = Path(sys.executable).with_name("atelier"), time.monotonic() + LIMIT_S
+    while subprocess.run([atelier, "up"], stdout=subprocess.DEVNULL, check=False).returncode:
+        assert time.monotonic() < ends, f"`atelier up` fails for {LIMIT_S:.0f} s"
 
 
 def whole(house: House) -> None:
-    """Wait until both gateways and the stages answer."""
+    """Wait until the gateway and the stages answer."""
 
     def look() -> bool:
         try:
@@ -102,7 +93,7 @@ def whole(house: House) -> None:
         except openai.OpenAIError:
             return False
         counts = [len(running(TITLES[name])) for name in ("gateway replica", "stage replica")]
-        return counts == [2, 1]
+        return counts == [1, 1]
 
     wait_for("stack that is whole", look, LIMIT_S)
 
@@ -119,7 +110,7 @@ def disturbed(house: House, name: str, finished: int) -> tuple[str, Seen, Seen, 
     wait_for(f"{finished} finished stages", look, LIMIT_S)
     time.sleep(INTO_S)
     before = seen(house, job)
-    found = victims(name, before)
+    found = all_processes() if name == "everything" else running(TITLES[name])
     assert found, f"nobody to kill: {name}"
     began = time.monotonic()
     killed(found)
@@ -128,12 +119,8 @@ def disturbed(house: House, name: str, finished: int) -> tuple[str, Seen, Seen, 
     return job, before, ended(house, job), time.monotonic() - began
 
 
-def cancelled(house: House) -> tuple[float, float, bool]:
-    """Cancel a clip in the middle of D; returns the seconds until its row says so, and until the replica rests.
-
-    And whether it is the same replica still.
-    """
-    whole(house)
+def cancelled(house: House, step_s: float) -> bool:
+    """Cancel a clip in the middle of D and print when its row says so, and when the replica, the same one, rests."""
     [replica] = running(TITLES["stage replica"])
     job = asked(house, SEED + 1)
     wait_for("two finished stages", lambda: len(seen(house, job).stages) == 2, LIMIT_S)
@@ -141,14 +128,21 @@ def cancelled(house: House) -> tuple[float, float, bool]:
     began = time.monotonic()
     house.client.videos.delete(job)
     obeyed, rests = None, None
-    while (obeyed is None or rests is None) and time.monotonic() - began < 10:
+    while (obeyed is None or rests is None) and time.monotonic() - began < LIMIT_S:
         used, at = sum(replica.cpu_times()[:2]), time.monotonic()
         time.sleep(WINDOW_S)
         if obeyed is None and seen(house, job).state == "cancelled":
             obeyed = time.monotonic() - began
-        share = (sum(replica.cpu_times()[:2]) - used) / (time.monotonic() - at)
-        rests = at - began if share < IDLE and rests is None else rests
-    return obeyed or -1, rests or -1, running(TITLES["stage replica"]) == [replica]
+        if rests is None and sum(replica.cpu_times()[:2]) - used < IDLE_S:
+            rests = at - began
+    left = "decoder" not in seen(house, job).stages
+    alive = running(TITLES["stage replica"]) == [replica]
+    print(
+        f"cancelled in D: its row says so after {1000 * (obeyed or -1):.0f} ms, the replica rests after"
+        f" {1000 * (rests or -1):.0f} ms, a step takes {1000 * step_s:.0f} ms;"
+        f" D was left unfinished: {left}, the same replica: {alive}\n"
+    )
+    return alive and left
 
 
 def told(found: Seen) -> str:
@@ -166,42 +160,27 @@ def under_fire(house: House, names: list[str]) -> bool:
     print(
         f"\nundisturbed: {took:.1f} s, {len(plain.stages)} stages, load {os.getloadavg()[0]:.1f}\n"
     )
+    well = cancelled(house, step_of(house, first))
     row(*HEAD)
     row(*["---"] * len(HEAD))
-    well = True
     for name in names:
-        for finished, who in MOMENTS.items():
-            job, before, after, seconds = disturbed(house, name, finished)
-            jobs.append(job)
-            whole(house)
-            same = sum(plain.digests[node] == digest for node, digest in after.digests.items())
-            equal = after.state == "completed" and frames_of(house, job) == webp
-            again = after.again(before)
-            well &= equal and again == 0 and same == len(plain.stages)
-            made = f"{len(before.stages)}, {again}"
-            sealed = f"{same} of {len(plain.stages)}"
-            row(
-                name,
-                who,
-                after.state,
-                f"{seconds:.1f}",
-                after.attempt,
-                told(after),
-                made,
-                sealed,
-                equal,
-            )
-    listed = [one.id for one in house.client.videos.list(limit=100, order="asc")]
-    same = asked(house, SEED, KEY) == first
-    print(f"\nthe list: {len(listed)} of {len(jobs)} jobs, in their order: {listed == jobs}")
-    print(f"the first one's idempotency key names it still: {same}")
-    obeyed, rests, alive = cancelled(house)
-    step = 1000 * step_of(house, first)
-    print(
-        f"cancelled: its row after {1000 * obeyed:.0f} ms, the replica rests after {1000 * rests:.0f} ms,"
-        f" a step of D takes {step:.0f} ms, the same replica: {alive}"
-    )
-    return bool(well and listed == jobs and same and alive and 0 <= rests < 1)
+        job, before, after, seconds = disturbed(house, name, VICTIMS[name])
+        jobs.append(job)
+        whole(house)
+        same = sum(plain.digests[node] == digest for node, digest in after.digests.items())
+        equal = after.state == "completed" and frames_of(house, job) == webp
+        again, kept = after.again(before), listed(house, jobs)
+        well &= equal and again == 0 and same == len(plain.stages) and kept
+        how = (WORKS[VICTIMS[name]], after.state, f"{seconds:.1f}", after.attempt, told(after))
+        made, sealed = f"{len(before.stages)}, {again}", f"{same} of {len(plain.stages)}"
+        row(name, *how, made, sealed, equal, kept)
+    return bool(well)
+
+
+def listed(house: House, jobs: list[str]) -> bool:
+    """Whether the list has these jobs in their order, and the first one's idempotency key names it still."""
+    found = [one.id for one in house.client.videos.list(limit=100, order="asc")]
+    return found == jobs and asked(house, SEED, KEY) == jobs[0]
 
 
 def step_of(house: House, job: str) -> float:
@@ -218,8 +197,8 @@ def main() -> None:
     parser.add_argument("--only", choices=VICTIMS, nargs="+", default=list(VICTIMS))
     only = parser.parse_args().only
     began, well = time.monotonic(), False
-    with own_stack(PLACEMENT) as (house, folder):
-        hold(house, publish_clips(house, folder, STEPS))
+    with own_stack() as (house, folder):
+        serving.deploy(house.settings, publish_clips(house, folder, STEPS), LIMIT_S)
         well = under_fire(house, only)
     print(f"\n{'all well' if well else 'NOT WELL'} after {time.monotonic() - began:.0f} s")
     sys.exit(0 if well else 1)

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from safetensors.torch import save_file
 
 from data.makers.moving import CAPTIONS
-from infra import serving
 from infra.database import open_engine, reading
 from infra.jobs.table import JOBS, STAGES
 from infra.receipts.clip_receipts import rest_sha256
@@ -60,27 +59,14 @@ def publish_clips(house: House, folder: Path, steps: Mapping[str, int]) -> list[
     return pins
 
 
-def hold(house: House, pins: list[dict[str, Any]]) -> None:
-    """Have every replica hold these stages beside those of the house's newest version."""
-    serving.deploy(
-        house.settings, [*(house.stages[max(house.stages)] if house.stages else []), *pins]
-    )
-
-
 @dataclass(frozen=True)
 class Seen:
     """A job as its rows say: by node, the finished stages' digests and under which fence and when they were made."""
 
     state: str
-    holder: str | None
     attempt: int
     causes: dict[str, int]
     stages: dict[str, tuple[str, int, float]]
-
-    @property
-    def pid(self) -> int | None:
-        """The process of the gateway whose runner has it."""
-        return int(self.holder.split("/")[1]) if self.holder else None
 
     @property
     def digests(self) -> dict[str, str]:
@@ -101,7 +87,7 @@ def seen(house: House, job: str) -> Seen:
         stages = {one.node: (one.digest, one.fence, one.at) for one in connection.execute(query)}
     engine.dispose()
     causes = json.loads(row["causes"])
-    return Seen(row["state"], row["holder"], row["attempt"], causes, stages)
+    return Seen(row["state"], row["attempt"], causes, stages)
 
 
 def asked(house: House, seed: int, key: str | None = None) -> str:
