@@ -88,9 +88,9 @@ def test_what_it_has_right_is_asked_of_many_draws_whatever_the_number_of_picture
 
 
 def test_codes_without_an_adversary_leave_the_prior_and_are_seen() -> None:
-    """Measured accuracy .44 against 1, MMD 7.7 against 796 times chance; the broken one reconstructs better."""
+    """Measured accuracy .45 against 1, MMD 8.3 against 734 times chance; the broken one reconstructs better."""
     honest, loose = aae(1.0), aae(0.0)
-    ours, theirs = found(fitted(honest, 800, 1e-3)), found(fitted(loose, 800, 1e-3))
+    ours, theirs = found(fitted(honest, 300, 3e-3)), found(fitted(loose, 300, 3e-3))
     assert 0.4 <= ours["discriminator_accuracy"] <= 0.68
     assert ours["mmd_excess"] < 20
     assert theirs["discriminator_accuracy"] > 0.95

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -190,6 +191,11 @@ def joined(models: Sequence[Family], which: Sequence[int], steps: int, size: int
     return batch
 
 
+@cache
+def alone(name: str, number: int) -> Rows:
+    return joined(_opened(name), [number], steps=3, size=4)
+
+
 @pytest.mark.parametrize("name", STEPWISE)
 @settings(max_examples=8, deadline=None)
 @given(which=st.lists(st.integers(0, 3), min_size=1, max_size=4))
@@ -197,11 +203,9 @@ def test_each_row_of_a_mixed_step_batch_has_the_bits_that_it_has_alone(
     name: str, which: list[int]
 ) -> None:
     """The base, two adapters of one rank and one of another; every tensor that rows keep is compared."""
-    models = _opened(name)
-    together = joined(models, which, steps=3, size=4)
+    together = joined(_opened(name), which, steps=3, size=4)
     for place, number in enumerate(which):
-        alone = joined(models, [number], steps=3, size=4)
-        for key, tensor in alone.items():
+        for key, tensor in alone(name, number).items():
             mine = together[key][place] if key in together else None
             if key == adapter_rows.NUMBER or mine is None:
                 continue

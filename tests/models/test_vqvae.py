@@ -106,12 +106,12 @@ def test_a_step_that_is_not_taken_moves_no_code() -> None:
 
 
 def test_a_codebook_without_revival_is_seen() -> None:
-    """Measured 48 codes against 1 in use, cost .35 of the mean picture's against 1.00."""
+    """Measured 47 codes against 1 in use, cost .32 of the mean picture's against 1.01."""
     config = VQVAE.presets["digits"]
     torch.manual_seed(0)
-    ours = found(fitted(VQVAE(config), 400))
+    ours = found(fitted(VQVAE(config), 250, 4e-3))
     torch.manual_seed(0)
-    theirs = found(fitted(VQVAE(dataclasses.replace(config, revive_below=0.0)), 100))
+    theirs = found(fitted(VQVAE(dataclasses.replace(config, revive_below=0.0)), 60, 4e-3))
     assert ours["perplexity"] > 40
     assert ours["relative_cost"] < 0.42
     assert theirs["perplexity"] < 30

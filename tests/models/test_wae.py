@@ -94,12 +94,12 @@ def test_the_gradient_of_the_penalty_draws_equal_codes_apart() -> None:
 def wae(penalty: float) -> WAE:
     torch.manual_seed(0)
     model = WAE(WAEConfig(image_size=8, hidden=(100,), latent=6, penalty=penalty))
-    assert fitted(model, 500) is model
+    assert fitted(model, 300, 4e-3) is model
     return model
 
 
 def test_codes_that_nothing_draws_to_the_prior_are_seen() -> None:
-    """Measured 3.8 against 744 times chance, mean picture .019 off against .22; the broken one reconstructs better."""
+    """Measured 3.8 against 684 times chance, mean picture .026 off against .20; the broken one reconstructs better."""
     honest, loose = wae(20.0), wae(0.0)
     ours, theirs = found(honest), found(loose)
     assert ours["mmd_excess"] < 10
