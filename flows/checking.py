@@ -12,7 +12,7 @@ from data.modalities import modality
 from flows.context import environment, registry
 from flows.evaluating.measured import Able, measured, refusals
 from flows.identity.code import stamp
-from flows.recipe import Judge, Recipe, Stage, drawing, split
+from flows.recipe import Judge, Recipe, Stage, drawing, last_of, split
 from flows.recipes.loader import RecipeError, control_of, load
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
@@ -98,7 +98,13 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
     with at_rest():  # torch, and each family's
         models, lines = _built(recipe, data)
     _refuse(lines)
-    made = MODALITIES[_kind(recipe, models)]
+    kind = _kind(recipe, models)
+    if kind not in MODALITIES:
+        given = "what another stage makes of it: pictures, clips, sound or text"
+        _refuse(
+            [f"stages: {kind} comes out of {last_of(recipe)}, and can only be given as {given}"]
+        )
+    made = MODALITIES[kind]
     _refuse(_misjudged(recipe, made))
     found = measured(
         data,
@@ -106,7 +112,7 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
         judged=recipe.judge is not None,
         prompted=any(model.capabilities.condition == "text" for model in models.values()),
         seeds=len(recipe.evaluation.seeds),
-        draws=_kind(recipe, models) != "embedding",
+        draws=kind != "embedding",
         made=made,
     )
     _refuse([f"gate.metrics: {line}" for line in refusals(tuple(recipe.gate.metrics), found)])

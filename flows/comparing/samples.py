@@ -185,7 +185,8 @@ def _fixed(one: Side) -> tuple[list[str], list[int]] | None:
         return None
     if ready.identity != one.facts.get("data_identity"):
         return None
-    return judging(one.pipeline.modality).requests(one.pipeline, ready.path, recipe.evaluation)
+    judges = judging(one.pipeline.modality, ready.path)
+    return judges.requests(one.pipeline, ready.path, recipe.evaluation)
 
 
 def _reads(model: "Family", prompt: str) -> bool:

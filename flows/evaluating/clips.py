@@ -39,6 +39,7 @@ GIVEN: Final = 10  # frames that a prediction has, and as many that it gives
 
 requests = pictures.requests
 packed = pictures.packed
+drawn = pictures.drawn
 
 
 def score(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data.loaders import everything, read_header
+from flows.evaluating.pipeline import as_asked
 from flows.evaluating.scores import Judged, Scores, device_of, evenly, own, parts_of, rated
 from flows.evaluating.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MOST: Final = 2000  # held-out pictures that captions look among
 TOGETHER: Final = 64  # rows of a call
+
+
+drawn = as_asked
 
 
 def requests(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.evaluating.gate import Evaluation, JudgeRecord
 from flows.evaluating.modalities import judging
-from flows.evaluating.pipeline import draw, load_model
+from flows.evaluating.pipeline import load_model
 from flows.evaluating.speed import cost_per_sample
 from flows.recipe import Evaluation as EvaluationSpec
 from infra.documents import read_json
@@ -56,8 +56,9 @@ def evaluation_set(
 def draw_part(order: Order, prompts: list[str], seeds: list[int]) -> "NDArray[Any]":
     """Return this part's samples as they travel, a row a seed; runs as a Ray task."""
     pipeline = Pipeline.model_validate(order.pipeline)
-    drawn = draw(_models(order, pipeline), pipeline, prompts, seeds)
-    return judging(pipeline.modality).packed(drawn)
+    prepared = Path(order.prepared)
+    judges = judging(pipeline.modality, prepared)
+    return judges.packed(judges.drawn(_models(order, pipeline), pipeline, prompts, seeds, prepared))
 
 
 def score_all(
@@ -74,7 +75,7 @@ def score_all(
         directory = registry.fetch(pinned, digest=order.judge["digest"])
         judge, record = load_judge(directory, order)
     models = _models(order, pipeline)
-    judged = judging(pipeline.modality).score(
+    judged = judging(pipeline.modality, Path(order.prepared)).score(
         parts,
         prompts,
         judge=judge,
@@ -127,7 +128,8 @@ def evaluate_on_ray(order: Order) -> tuple[Evaluation, dict[str, bytes]]:
 
     pipeline = Pipeline.model_validate(order.pipeline)
     spec = EvaluationSpec.model_validate(order.spec)
-    prompts, seeds = judging(pipeline.modality).requests(pipeline, Path(order.prepared), spec)
+    prepared = Path(order.prepared)
+    prompts, seeds = judging(pipeline.modality, prepared).requests(pipeline, prepared, spec)
     cluster: Mapping[str, float] = ray.cluster_resources()
     workers = cluster.get("GPU" if order.num_gpus else "CPU", 1)
     size = max(32, -(-len(seeds) // max(1, min(16, int(workers)))))

@@ -88,8 +88,10 @@ def measured(
             found |= _of_pictures(name, able, data, judged=judged, prompted=prompted)
             if able.ranks:
                 drawn[f"{name}_score"] = _unprompted(prompted)
-    if data["modality"] in {"audio", "speech"}:
+    if data["modality"] == "audio":
         drawn |= _heard(data, prompted)
+    elif data["modality"] == "speech":
+        drawn |= _spoken(data, prompted)
     else:
         drawn["memorised"] = few
     if data["modality"] == "image":
@@ -190,6 +192,15 @@ def _heard(data: Mapping[str, Any], prompted: bool | None) -> dict[str, str]:
     why = _unclassed(data) or _unprompted(prompted)
     names = ("recognised", "alignment", *(f"alignment_{name}" for name in data["attributes"]))
     return dict.fromkeys(names, why)
+
+
+def _spoken(data: Mapping[str, Any], prompted: bool | None) -> dict[str, str]:
+    """Return what the judge of speech says of what is spoken."""
+    mute = "no stage reads texts" if prompted is False else ""
+    open_ = "" if "text" in data["attributes"] else f"the texts of {data['name']} are no classes"
+    words = dict.fromkeys(("recognised_words", "word_accuracy"), mute or open_)
+    names = ("recognised_speakers", "speaker_accuracy", "real_time_factor")
+    return words | dict.fromkeys(names, mute)
 
 
 def _unprompted(prompted: bool | None) -> str:

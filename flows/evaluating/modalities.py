@@ -22,6 +22,8 @@ MODULES: Final = {
     "clip": "flows.evaluating.clips",
     "embedding": "flows.evaluating.embeddings",
 }
+SPEECH: Final = "flows.evaluating.speech"
+"""Of sound that was learned from utterances: words and voices."""
 
 
 class Judging(Protocol):
@@ -34,6 +36,16 @@ class Judging(Protocol):
 
     def packed(self, drawn: "Tensor") -> "npt.NDArray[Any]":
         """Return samples as they travel between workers, a row each."""
+
+    def drawn(
+        self,
+        models: "Sequence[Family]",
+        pipeline: Pipeline,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        prepared: Path,
+    ) -> "Tensor":
+        """Return what the pipeline makes of some of these requests, a row a seed."""
 
     def score(
         self,
@@ -49,6 +61,11 @@ class Judging(Protocol):
         """Return metrics, outcomes and the gallery of the drawn samples, in parts as they were packed."""
 
 
-def judging(modality: Modality) -> Judging:
-    """Return the module that judges a modality."""
-    return cast(Judging, import_module(MODULES[modality]))
+def judging(modality: Modality, prepared: Path) -> Judging:
+    """Return the module that judges what a pipeline gives: sound by what it learned, words or sounds."""
+    found = MODULES[modality]
+    if modality == "audio":
+        from data.loaders import modality_of
+
+        found = SPEECH if modality_of(prepared) == "speech" else found
+    return cast(Judging, import_module(found))

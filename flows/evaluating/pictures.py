@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from data.loaders import everything, read_header
 from flows.evaluating.embeddings import agreement, retrieval
+from flows.evaluating.pipeline import as_asked
 from flows.evaluating.scores import (
     Judged,
     Scores,
@@ -45,6 +46,9 @@ Judge: TypeAlias = "AttributeJudge | ClipJudge"
 MEASURED: Final = 500  # real pictures of which a family tells by itself, at most
 HELD_OUT: Final = "fd_judge of test and validation"  # until then it was of the test split alone
 PAIRS: Final = 192  # real pictures on which an upsampler is measured
+
+
+drawn = as_asked
 
 
 def requests(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,7 +78,7 @@ def abilities(model: "Family") -> tuple[Ability, ...]:
     found: list[tuple[Ability, bool]] = [
         ("images", "pixels" in kinds),
         ("videos", "clip" in kinds),
-        ("speech", able.modality == "audio" and able.condition == "text"),
+        ("speech", "sound" in kinds and able.condition == "text"),
         ("completions", able.modality == "text" and able.condition == "text"),
         ("chat", able.chats),
         ("embeddings", able.embeds),
@@ -260,20 +260,36 @@ def draw(
     *,
     called: str = "generate",
     beside: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> "Tensor":
     """Return what a pipeline generates, a row a seed, as `Family.sample` does: pictures, sound or tokens.
 
     `models` are in the order of its stages. Sound and text that end early are silent to the longest one's end.
-    Another entrance is `called` by its name; what it asks for beside a text, a row a seed, is `beside`.
+    Another entrance is `called` by its name; what it asks for beside a text, a row a seed, is `beside`. `options` are
+    for the stages that take them.
     """
     drawn = []
     for start in range(0, len(seeds), rows_at_once):
         part = slice(start, start + rows_at_once)
         given = {name: rows[part] for name, rows in (beside or {}).items()}
         request = (prompts[part], seeds[part])
-        *_, (_, last) = made_by_nodes(models, pipeline, *request, called=called, beside=given)
+        made = made_by_nodes(
+            models, pipeline, *request, called=called, beside=given, options=options
+        )
+        *_, (_, last) = made
         drawn.append(last)
     return joined(drawn, SILENCE[pipeline.modality])
+
+
+def as_asked(
+    models: Sequence["Family"],
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    prepared: Path,  # noqa: ARG001 - nothing of it is asked for beside
+) -> "Tensor":
+    """Return what a pipeline generates of its prompts alone: how most modalities are judged."""
+    return draw(models, pipeline, prompts, seeds)
 
 
 def made_by_nodes(
@@ -284,6 +300,7 @@ def made_by_nodes(
     *,
     called: str = "generate",
     beside: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> "Iterator[tuple[str, Tensor]]":
     """Yield every node of an entrance with what it makes of these requests, a row a seed; the last comes out."""
     entrance = pipeline.entrances[called]
@@ -293,7 +310,9 @@ def made_by_nodes(
     call: graph.Call | None = next(walk)
     while call is not None:
         node = entrance.nodes[call.node]
-        made = _made(by_stage[node.stage], pipeline, node, call.given, seeds)
+        model = by_stage[node.stage]
+        asks = {name: one for name, one in (options or {}).items() if name in model.takes}
+        made = _made(model, pipeline, node, call.given, seeds, asks)
         yield call.node, made
         output = next(iter(pipeline.ports(called, call.node).outputs))
         try:
@@ -303,7 +322,12 @@ def made_by_nodes(
 
 
 def _made(
-    model: "Family", pipeline: Pipeline, node: Node, given: Mapping[str, Any], seeds: Sequence[int]
+    model: "Family",
+    pipeline: Pipeline,
+    node: Node,
+    given: Mapping[str, Any],
+    seeds: Sequence[int],
+    options: Mapping[str, Any],
 ) -> "Tensor":
     """Return what one node makes of its inputs, on the CPU."""
     import torch
@@ -316,7 +340,9 @@ def _made(
             return entered(model, node.entry, tensors, given.get("text", ())).cpu()
         salted = [graph.salted(seed, node.salt) for seed in seeds]
         stage = pipeline.stage(node.stage)
-        return model.sample(asked(model, stage, given.get("text", ()), salted, tensors)).cpu()
+        request = asked(model, stage, given.get("text", ()), salted, tensors)
+        request = replace(request, options={**request.options, **options})
+        return model.sample(request).cpu()
 
 
 def asked(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data import loaders
 from flows.evaluating.pictures import wanted_attributes
-from flows.evaluating.pipeline import joined
+from flows.evaluating.pipeline import as_asked, joined
 from flows.evaluating.scores import (
     Judged,
     Scores,
@@ -32,6 +32,9 @@ from models.judges.recogniser import Recogniser
 ROWS: Final = 512  # held-out sounds that are rated, at most
 AT_ONCE: Final = 16  # sounds of a forward pass
 LEARNED: Final = 2000  # real sounds that the recogniser is fitted to, about
+
+
+drawn = as_asked
 
 
 def requests(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data import loaders
-from flows.evaluating.pipeline import joined
+from flows.evaluating.pipeline import as_asked, joined
 from flows.evaluating.scores import Judged, Scores, likelihood, own, taken
 from flows.evaluating.sheets import of_texts
 from flows.evaluating.written import (
@@ -35,6 +35,9 @@ ROWS: Final = 2048  # of held-out text that are rated, at most
 AT_ONCE: Final = 32  # rows of a forward pass
 COPIED: Final = 100  # characters of a text that are looked for in the training split
 USUAL: Final = 0.95  # of held-out texts copy no more than this quantile
+
+
+drawn = as_asked
 
 
 def requests(

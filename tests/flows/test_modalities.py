@@ -65,7 +65,12 @@ def test_every_family_says_what_it_gives_and_can_be_asked_for(name: str) -> None
     [port] = model.outputs.values()
     assert MODALITIES.get(port.kind, able.modality) in {able.modality, "embedding"}
     found = set(abilities(model))
-    onward = port.kind in {"codes", "embedding", "latent"}  # which another stage reads or decodes
+    onward = port.kind in {
+        "codes",
+        "embedding",
+        "latent",
+        "mel",
+    }  # which another stage reads or decodes
     assert found or onward, "a family that can be asked for nothing cannot be served"
     assert ("images" in found) == (port.kind == "pixels")
     assert ("scores" in found) == able.likelihood
