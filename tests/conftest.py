@@ -41,6 +41,9 @@ LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 
 TRAININGS: Final = {"test_lifecycle", "test_schedules", "test_tune"}
 LONG: Final = {"test_densities", "test_nodes"}  # the latter has a cluster of its own
+SERVERS_S: Final = (
+    1800  # a test that takes three minutes here, on a machine of a tenth of the speed
+)
 LOTS: Final = ("trainings", "servers", "long")
 """They begin first, each in a process of its own, or the run would wait for one of them in the end."""
 
@@ -66,7 +69,10 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the lots first."""
+    """Put the lots first; what waits for servers may take long where the machine is slow."""
+    for item in items:
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.timeout(SERVERS_S))
     places = {one: place for place, one in enumerate((*LOTS, None))}
     known = {file: places[lot(file)] for file in {one.nodeid.partition("::")[0] for one in items}}
     items.sort(key=lambda item: known[item.nodeid.partition("::")[0]])

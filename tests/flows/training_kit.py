@@ -181,8 +181,8 @@ def weights_of(directory: Path) -> str:
     return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """Return the condition's first true value; fail after `seconds`."""
+def wait_until(condition: Callable[[], Any], seconds: float = 600) -> Any:
+    """Return the condition's first true value; fail after `seconds`, many more than it takes on a slow machine."""
     end, pause = time.monotonic() + seconds, threading.Event()
     while not (found := condition()):
         assert time.monotonic() < end, f"not within {seconds} s"

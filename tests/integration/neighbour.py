@@ -10,6 +10,7 @@ import httpx
 from infra.serving import ROUTE
 from infra.settings import Settings
 from infra.stack.spec import token_file
+from tests.integration.serving_kit import PATIENCE_S
 
 NAME = "neighbour"
 CODE = """
@@ -44,7 +45,7 @@ class Neighbour:
 
     def pids(self) -> list[int]:
         """The processes of its replicas, once it runs."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while (found := self.applications()[NAME])["status"] != "RUNNING":
             assert time.monotonic() < deadline, found
             time.sleep(0.1)

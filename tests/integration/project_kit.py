@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,10 @@ def make_project(folder: Path, dvc_cache: Path) -> None:
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
-    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
-    subprocess.run(dvc, cwd=folder, check=True, timeout=120)
-    with (folder / ".dvc" / "config").open("a") as config:
-        config.write(f"[cache]\n    dir = {dvc_cache}\n")
+    (folder / ".dvc").mkdir()  # as `dvc init --no-scm` makes it, in two seconds
+    (folder / ".dvc" / "config").write_text(
+        f"[core]\n    no_scm = True\n[cache]\n    dir = {dvc_cache}\n"
+    )
 
 
 @dataclass(frozen=True)

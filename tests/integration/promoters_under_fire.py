@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 RECONCILE_EVERY_S = 2.0
-LONGEST_S = 120.0
+LONGEST_S = 600.0
 
 
 def forked(work: Callable[[], None]) -> int:

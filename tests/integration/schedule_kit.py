@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from infra.registry.registry import Registry
 from tests.command_kit import commands
 from tests.integration.project_kit import make_project
 from tests.integration.serving_kit import wait_for
@@ -59,6 +61,30 @@ class ScheduledHouse:
         return json.loads(printed[printed.index(starts[0]) :])
 
     @contextmanager
+    def schedule(self, *words: str) -> Iterator[str]:
+        """Add a schedule; gives its name. Where the block fails it goes with its runs, and the next test meets none."""
+        name = self.json("schedule", "add", RECIPE, *words)["name"]
+        passed = False
+        try:
+            yield name
+            passed = True
+        finally:
+            if not passed:
+                self._clear(name)
+
+    def _clear(self, schedule: str) -> None:
+        if self.tried("-m", "flows", "schedule", "pause", schedule).returncode:
+            return  # it is gone already
+        runs = self.runs(schedule)
+        with self.client() as client:
+            for run in runs:
+                if run.infrastructure_pid and not run.state.is_final():
+                    with suppress(psutil.NoSuchProcess):
+                        psutil.Process(int(run.infrastructure_pid)).kill()
+                client.delete_flow_run(run.id)
+        self.run("schedule", "rm", schedule)
+
+    @contextmanager
     def client(self) -> "Iterator[SyncPrefectClient]":
         from prefect import get_client, settings
 
@@ -79,6 +105,32 @@ class ScheduledHouse:
         with self.client() as client:
             return begun(client, _find(client, schedule).id, 50)
 
+    def first_due(self, schedule: str) -> Any:
+        """Give the run of the schedule that was due first, begun or not."""
+        from prefect.client.schemas.objects import StateType
+
+        from flows.scheduling.schedule_runs import runs_of
+        from flows.scheduling.schedules import _find
+
+        with self.client() as client:
+            found = _find(client, schedule).id
+            return runs_of(client, found, [*StateType], 1, newest=False)[0].id
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.environment["ATELIER_TRACKING_URI"], self.folder / "fetched")
+
+    def versions(self, stage: str) -> list[int]:
+        """Give the numbers of a stage's versions."""
+        name = f"{NAME}.{stage}"
+        known = self.registry.names()
+        return [one.number for one in self.registry.versions(name)] if name in known else []
+
+    def states(self, run_id: Any) -> list[str]:
+        """Give the names of all states that a run was in."""
+        with self.client() as client:
+            return [state.name or "" for state in client.read_flow_run_states(run_id)]
+
     def state(self, run_id: Any) -> str:
         with self.client() as client:
             return client.read_flow_run(run_id).state_name or ""
@@ -87,7 +139,7 @@ class ScheduledHouse:
         """Give the process that takes runs, below its supervisor."""
         record = self.folder / ".atelier" / "run" / "worker.json"
         supervisor = psutil.Process(json.loads(record.read_text())["pid"])
-        return wait_for("worker", lambda: next(iter(supervisor.children()), None), 30)
+        return wait_for("worker", lambda: next(iter(supervisor.children()), None))
 
     def log(self, part: str) -> str:
         return (self.folder / ".atelier" / "logs" / f"{part}.log").read_text()
@@ -116,7 +168,7 @@ def scheduled_house(folder: Path, prefect_port: int, dvc_cache: Path) -> Iterato
     try:
         environment |= json.loads(house.python("-c", UP))  # its own Prefect has its own credential
         beat = folder / ".atelier" / "run" / "worker.beat"
-        wait_for("worker", beat.exists, 60)
+        wait_for("worker", beat.exists)
         yield house
     finally:
         house.run("down")
