@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import psutil
@@ -51,6 +51,8 @@ KINDS = {
     "ServeController": "controller",
 }
 """What our processes are, by a part of their titles, the first that fits; others are Ray's own."""
+Pins: TypeAlias = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""The versions of stages that are held, and those of the pipelines that are made of them."""
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left", "right")
 
 
@@ -61,6 +63,8 @@ class Server:
     name: str
     url: str
     process: "subprocess.Popen[bytes]"
+    ray: str = ""  # its address, where it has one,
+    token: Path | None = None  # and what it asks for
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes of the server."""
@@ -121,7 +125,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def publish(cache: Path, preset: str, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def publish(cache: Path, preset: str, steps: int) -> Pins:
     """Put a network with random weights and a pipeline of it into the cache; returns both versions."""
     from safetensors.torch import save_file
 
@@ -160,7 +164,7 @@ def publish(cache: Path, preset: str, steps: int) -> tuple[dict[str, Any], dict[
     (making / "pipeline.json").write_text(json.dumps(document))
     digest = seal(making, {"kind": "pipeline", "name": "bench"})
     making.rename(cache / digest)
-    return stage, {"name": "bench", "number": 1, "digest": digest}
+    return [stage], [{"name": "bench", "number": 1, "digest": digest}]
 
 
 def start(name: str, command: list[str], log: Path, **variables: str) -> "subprocess.Popen[bytes]":
@@ -192,7 +196,9 @@ def start_ours(name: str, settings: Settings, folder: str, **variables: str) -> 
         **{**spec.SERVE, spec.SOCKETS: f"{folder}/gateway", **variables},
     )
     wait(lambda: probes.ray_answers(f"http://127.0.0.1:{settings.dashboard_port}", token), process)
-    return Server(name, f"http://127.0.0.1:{settings.gateway_port}", process)
+    return Server(
+        name, f"http://127.0.0.1:{settings.gateway_port}", process, settings.ray_url, token
+    )
 
 
 def start_peer(kind: str, directory: Path, log: Path) -> Server:
@@ -212,14 +218,16 @@ def wait(ready: Any, process: "subprocess.Popen[bytes]", seconds: float = 180) -
         time.sleep(0.2)
 
 
-async def load(server: Server, requests: int, users: int) -> list[tuple[float, int]]:
+async def load(
+    server: Server, requests: int, users: int, model: str = "bench"
+) -> list[tuple[float, int]]:
     """Send `requests` from `users` that each wait for their answer; returns (seconds, status) of each."""
     results: list[tuple[float, int]] = []
     numbers = iter(range(requests))
 
     async def user(client: httpx.AsyncClient) -> None:
         for number in numbers:
-            body = {"model": "bench", "prompt": "a small red circle", "seed": number}
+            body = {"model": model, "prompt": "a small red circle", "seed": number}
             began = time.perf_counter()
             answer = await client.post(f"{server.url}/v1/images/generations", json=body)
             results.append((time.perf_counter() - began, answer.status_code))
@@ -268,12 +276,12 @@ def show(users: int, found: Mapping[str, Round]) -> None:
 
 
 @contextmanager
-def ours(one: str, folder: Path, pins: tuple[dict[str, Any], dict[str, Any]]) -> Iterator[Server]:
+def ours(one: str, folder: Path, pins: Pins) -> Iterator[Server]:
     """Yield a server of ours: NAME,VARIABLE=VALUE,..."""
     name, *pairs = one.split(",")
     variables = dict(pair.split("=", 1) for pair in pairs)
     os.environ.update(variables)  # Settings reads them
-    stage, pipeline = pins
+    stages, pipelines = pins
     settings = Settings(
         project=folder,
         tracking_uri="http://127.0.0.1:9",  # everything is in the cache
@@ -284,25 +292,26 @@ def ours(one: str, folder: Path, pins: tuple[dict[str, Any], dict[str, Any]]) ->
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
         server = start_ours(name, settings, short, **variables)
         try:
-            serving.deploy(settings, [stage])
-            promote(settings, pipeline)
+            serving.deploy(settings, stages)
+            for pipeline in pipelines:
+                promote(settings, pipeline)
             yield server
         finally:
             server.stop()
             for variable in variables:
-                del os.environ[variable]
+                os.environ.pop(variable, None)
 
 
 def promote(settings: Settings, pipeline: Mapping[str, Any]) -> None:
     ledger = Ledger(settings.database)
-    if not ledger.standing("bench"):
+    if not ledger.standing(pipeline["name"]):
         ledger.transition(
-            name="bench",
+            name=pipeline["name"],
             stage="production",
             to_version=1,
             to_digest=pipeline["digest"],
             expected_epoch=0,
-            key="bench",
+            key=pipeline["name"],
             actor="benchmark",
         )
 
@@ -327,7 +336,7 @@ def main() -> None:
         pins = publish(state / "versions", given.preset, given.steps)
         try:
             for kind in given.peers:
-                weights = state / "versions" / pins[0]["digest"]
+                weights = state / "versions" / pins[0][0]["digest"]
                 peers.append(start_peer(kind, weights, state / f"{kind}.log"))
             for one in given.ours:
                 with ours(one, Path(folder), pins) as server:
