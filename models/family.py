@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.ports import Port
+from models.ports import Port, Source
 from models.request import NEUTRAL, UNTAKEN, Options, Prompt, Record, Request
 
 Modality: TypeAlias = Literal["image", "audio", "text", "clip"]
@@ -37,11 +37,6 @@ other. `texts` (N + 1,) are the places where they begin, and the last's end; `re
 
 Rows: TypeAlias = dict[str, Tensor]
 """Samples under way: every tensor has one row a sample, so rows join and part by `cat` and index."""
-
-
-Source: TypeAlias = tuple[str, float, float]
-"""A part of a training row that a sample has: the row's name, and where the part begins and ends in it, of sound in
-seconds."""
 
 
 class Examples(ABC):

@@ -34,6 +34,9 @@ Kind: TypeAlias = Literal[
     "number",
 ]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
+Source: TypeAlias = tuple[str, float, float]
+"""A part of a training row that a sample has: the row's name, and where in it that begins and ends; of sound in
+seconds."""
 REQUEST: Final = "request"
 """What a wire names that comes from the caller."""
 _WRITTEN: Final = re.compile(

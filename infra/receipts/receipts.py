@@ -82,6 +82,8 @@ class Receipt(Strict):
     size: Annotated[str, Field(pattern=r"^[0-9]+x[0-9]+$")] | None = None  # width x height, pixels
     seconds: float | None = None  # of sound, as asked for
     speed: float | None = None  # of sound, stretched after it was made
+    sources: tuple[tuple[str, float, float], ...] | None = None
+    """Of sound put together from recordings: which, and from when to when in each, in seconds."""
     messages: tuple[tuple[str, str], ...] | None = None  # (role, text), in place of a prompt
     max_tokens: int | None = None
     temperature: float | None = None

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.family import Batch, Capabilities, Family, Losses, Source
+from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds, pitch, wsola
 from models.parts.mel import PRESETS, Mel
 from models.parts.noise import uniforms
+from models.ports import Source
 from models.request import Request, SpeechOptions
 from models.text_to_speech.alignment import CEPSTRA, FlatStart, cepstra
 from models.text_to_speech.front_end import MARKS, SYMBOLS, Spoken

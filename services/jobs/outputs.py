@@ -76,6 +76,7 @@ async def packed(made: Made) -> bytes:
     elif isinstance(made, Sounded):
         arrays["sounds"] = await fetched(made.sounds)
         facts |= {"sample_rate": made.sample_rate, "lengths": made.lengths}
+        facts["sources"] = made.sources
     else:
         arrays["pictures"] = await fetched(made.pictures)
     return await asyncio.to_thread(save, arrays, {"made": json.dumps(facts)})
@@ -91,7 +92,11 @@ def unpacked(content: bytes) -> Made:
         return Written(texts, tuple(facts["prompt_tokens"]), warnings=warnings)
     if "sounds" in arrays:
         lengths = tuple(facts.get("lengths", ()))  # those of before lasted all as long
-        return Sounded(arrays["sounds"], facts["sample_rate"], warnings, lengths)
+        sources = tuple(
+            tuple((name, begin, end) for name, begin, end in row)
+            for row in facts.get("sources", ())
+        )
+        return Sounded(arrays["sounds"], facts["sample_rate"], warnings, lengths, sources)
     return Drawn(arrays["pictures"], warnings)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from infra.pipelines import PinnedStage, Pipeline
-from models.ports import REQUEST, Call, Port, salted, walk
+from models.ports import REQUEST, Call, Port, Source, salted, walk
 from services.gateway.errors import ApiError
 from services.media.codecs import Sound, bitmap, clip, enlarged, sound
 from services.media.speech import at_speed, growing, joined, parted
@@ -126,7 +126,8 @@ class Executor:
     ) -> Complete:
         """Return the parts of a sound as one, all drawn together."""
         made = await self._drawn(pipeline, spec.saying(0, len(spec.parts)), kept)
-        return replace(made, made=[joined([one for one in made.made if isinstance(one, Sound)])])
+        sounds = [one for one in made.made if isinstance(one, Sound)]
+        return replace(made, made=[joined(sounds)], sources=_one(made.sources))
 
     async def _spoken(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         """Yield the parts of a sound in their order, each as soon as it is made, and then the whole.
@@ -136,6 +137,7 @@ class Executor:
         groups = growing(len(spec.parts))
         draws = [partial(self.draw, pipeline, spec.saying(*group)) for group in groups]
         made: list[Sound] = []
+        sources: list[tuple[Source, ...]] = []
         warnings: dict[str, None] = {}
         under_way = asyncio.create_task(draws[0]())
         try:
@@ -144,13 +146,14 @@ class Executor:
                 if number + 1 < len(groups):
                     under_way = asyncio.create_task(draws[number + 1]())
                 warnings |= dict.fromkeys(found.warnings)
+                sources += found.sources
                 for one in found.made:
                     assert isinstance(one, Sound)
                     made.append(one)
                     yield Said(parted(one, len(made) - 1, len(spec.parts)))
         finally:
             under_way.cancel()
-        yield Complete([joined(made)], warnings=tuple(warnings))
+        yield Complete([joined(made)], warnings=tuple(warnings), sources=_one(sources))
 
     async def watch(self, pipeline: Pipeline, spec: GenerationSpec) -> AsyncGenerator[Progress]:
         """Yield what is seen on the way, then the samples; errors as in `Maker`."""
@@ -373,6 +376,7 @@ class _Run:
                     for one, length in zip(made.sounds, lengths, strict=True)
                 ],
                 warnings=warnings,
+                sources=made.sources,
             )
         size = self._pipeline.image_size
         assert not isinstance(made.pictures, Reference)
@@ -385,6 +389,11 @@ class _Run:
             assert rate is not None
             return Complete([clip(one, rate) for one in made.pictures], warnings=warnings)
         return Complete([bitmap(picture) for picture in made.pictures], warnings=warnings)
+
+
+def _one(sources: Sequence[tuple[Source, ...]]) -> tuple[tuple[Source, ...], ...]:
+    """Return what parts are made of as what their whole is."""
+    return (tuple(source for part in sources for source in part),) if sources else ()
 
 
 def _raised(refused: Refused) -> LostError | ApiError:

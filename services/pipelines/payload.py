@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.pipelines import Pin, Pipeline
-from models.ports import salted
+from models.ports import Source, salted
 from services.pipelines.by_reference import Reference
 
 Pictures: TypeAlias = NDArray[np.float32]
@@ -190,6 +190,7 @@ class Sounded:
     sample_rate: int  # Hz
     warnings: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()  # samples of each, or frames; empty: all
+    sources: tuple[tuple[Source, ...], ...] = ()  # what each is made of; empty: nobody can tell
 
 
 @dataclass(frozen=True, slots=True)

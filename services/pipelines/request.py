@@ -6,6 +6,7 @@ from typing import Protocol, TypeAlias
 
 from infra.media.clips import Clip
 from infra.pipelines import PinnedStage, Pipeline
+from models.ports import Source
 from services.gateway.errors import ApiError, invalid
 from services.media.codecs import Bitmap, Sound
 from services.pipelines.payload import (
@@ -51,6 +52,7 @@ class Complete:
     echoes: tuple[Piece, ...] = ()  # of texts: the prompts before them, where they are asked for
     warnings: tuple[str, ...] = ()  # what of the request was not read
     rows: tuple[int, ...] | None = None  # those that were kept of the candidates; None: all
+    sources: tuple[tuple[Source, ...], ...] = ()  # of sounds: the recordings that each is made of
 
     @property
     def said(self) -> dict[str, list[str]]:

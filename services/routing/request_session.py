@@ -120,6 +120,8 @@ class Exchange:
     def receipt(self, step: Step, row: int, made: bytes | str, *, beside: bool = False) -> Receipt:
         """Return the signed receipt of sample `row`: a file that it goes into, one that it lies beside, or a text."""
         named = facts(step.endpoint, step.spec, row, self.created, self.request_id)
+        if isinstance(step.progress, Complete) and step.progress.sources:
+            named = named.model_copy(update={"sources": step.progress.sources[row]})
         return provenance.sign(named, made, self.signing, beside=beside)
 
 

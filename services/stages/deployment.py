@@ -126,7 +126,8 @@ class Stage:
         ready = await self._ready(task)
         if isinstance(ready, Refused):
             return ready
-        return await self._handed_on(task, ready.with_warnings(await self._drawn(ready)))
+        made = await self._told(ready, await self._drawn(ready))
+        return await self._handed_on(task, ready.with_warnings(made))
 
     async def draw_through(self, task: PipelineTask) -> Complete | Refused:
         """Return the samples of a pipeline all of whose stages are held here, or why there are none."""
@@ -158,7 +159,8 @@ class Stage:
         events = self._follow(ready)
         async with aclosing(events):  # at once when the client goes
             async for event in events:
-                yield await self._handed_on(task, ready.with_warnings(event))
+                told = await self._told(ready, event)
+                yield await self._handed_on(task, ready.with_warnings(told))
 
     async def _entered(self, task: StageTask) -> Drawn | Refused:
         """Return what an entry of a model makes of its inputs, between two sampler steps."""
@@ -181,6 +183,18 @@ class Stage:
         call = partial(enter, held.model, task.entry, rows, task.spec.prompts)
         found = await self._ask(call, task.spec.ahead)
         return found if isinstance(found, Refused) else Drawn(found, warnings)
+
+    async def _told(self, ready: "_Ready", event: TEvent) -> TEvent | Refused:
+        """Return sounds with the recordings that they are made of, where their family puts any together."""
+        from models.family import Family
+
+        model = ready.held.model
+        if not isinstance(event, Sounded) or type(model).sources is Family.sources:
+            return event
+        found = await self._ask(partial(model.sources, ready.request), ready.task.spec.ahead)
+        if isinstance(found, Refused):
+            return found
+        return replace(event, sources=tuple(map(tuple, found)))
 
     async def _handed_on(self, task: StageTask, event: TEvent) -> TEvent:
         """Return what goes to another pool by reference, where it is large."""

@@ -15,6 +15,8 @@ from flows.training.spec import TrainingSpec
 from infra.storage import verify
 from models import build
 from models.classical.naive_bayes import NaiveBayes
+from tests.data.prepare_kit import prepare as prepare_speech
+from tests.data.speech_kit import digits
 from tests.flows.training_kit import prepare, spec_of, train_without_ray, weights_of
 
 ROWS = 61  # neither one worker's batches nor two workers' come out even
@@ -132,3 +134,30 @@ def test_the_search_is_told_the_validation_nats(prepared: Path, tmp_path: Path) 
     wanted = spec(prepared, KINDS[0], validate_every=1)
     trained = count(wanted, tmp_path, on_validation=lambda *found: told.append(found))
     assert told == [(1, trained.metrics["validation_loss"])]
+
+
+def speech(folder: Path) -> Path:
+    """Write and prepare spoken digits of two voices: tones of their own length, 18 of them."""
+    digits(folder / "files", of=3)
+    entry = {
+        "maker": "speech",
+        "path": "files/recordings",
+        "pattern": "{text}_{speaker}_{index}.wav",
+    }
+    return prepare_speech(folder, {**entry, "test": {"index": ["2"]}})
+
+
+def test_two_workers_keep_the_recordings_that_one_keeps(tmp_path: Path) -> None:
+    """They are gathered as rows, each worker's own: what comes of them has one order."""
+    prepared = speech(tmp_path)
+    weights = []
+    for workers in (0, 2):
+        wanted = spec_of(prepared, family="unit-selection", workers=workers, steps=4)
+        wanted = wanted.model_copy(update={"image_size": None})
+        if workers:
+            weights.append(train_without_ray(wanted, tmp_path / "runs"))
+        else:
+            weights.append(count(wanted, tmp_path / "runs").directory)
+    alone, together = (load_file(one / "model.safetensors") for one in weights)
+    assert len(alone["inventory.recording_RX"]) > 6
+    torch.testing.assert_close(alone, together, rtol=1e-6, atol=1e-6)

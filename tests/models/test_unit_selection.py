@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import configure, trainable
-from models.family import Source
 from models.parts.wsola import spliced, stretched
+from models.ports import Source
 from models.request import Request
 from models.text_to_speech.front_end import SYMBOLS, phonemes
 from models.text_to_speech.phones import distance

@@ -166,6 +166,7 @@ def test_a_sealed_output_that_was_altered_is_made_anew(house: House) -> None:
     [
         Drawn(np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3), ("'x' was not read",)),
         Sounded(np.linspace(-1, 1, 5, dtype=np.float32)[None], 8000),
+        Sounded(np.zeros((1, 5), np.float32), 8000, (), (4,), ((("a", 0.0, 0.5),),)),
         Written((Text("na\u00efve", 3, "stop"),), (2,)),
     ],
 )

@@ -23,6 +23,7 @@ from models.text_to_speech.vocos import Vocos
 from services.media.codecs import Sound
 from services.media.sound_stream import writer
 from services.media.speech import FADE_S, LONG, PAUSE_S, growing, joined, parted, sentences
+from tests.models.families_kit import batch_of, counted, tiny
 from tests.services.served_kit import with_toys
 from tests.services.toys import Speaker
 
@@ -53,6 +54,8 @@ def client(own_workshop: Any) -> Iterator[Run]:
             "vocoder": Vocos(Vocos.presets["tiny"]).eval(),
         }
         own_workshop.publish_wired("networks", networks)
+        pieces = tiny("unit-selection", speakers=("ann", "bob"))
+        own_workshop.publish_wired("pieces", {"speech": counted(pieces, batch_of(pieces)).eval()})
         stage = own_workshop.stage()
         app = own_workshop.gateway(stage)
 
@@ -102,6 +105,16 @@ async def events(ours: openai.AsyncOpenAI, **asked: Any) -> list[dict[str, Any]]
     async with create(**{**ASKED, **asked}, stream_format="sse") as answer:
         lines = [line async for line in answer.iter_lines()]
     return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+
+
+def test_a_receipt_names_the_recordings_that_sentences_are_put_together_from(client: Run) -> None:
+    told, plain = (
+        client(lambda c, model=model: events(c, model=model, response_format="pcm"))[-1]["receipt"]
+        for model in ("pieces", "story")
+    )
+    assert len(told["sources"]) >= len(sentences(TEXT))
+    assert all(len(name) == 16 and begin < end for name, begin, end in told["sources"])
+    assert "sources" not in plain
 
 
 def test_events_say_each_sentence_and_end_with_a_receipt_of_all(client: Run) -> None:
