@@ -4,6 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -158,7 +159,9 @@ def demo(overrides: Overrides = None) -> None:
     """From nothing to a served picture: the shapes recipe, then eight prompts through the HTTP API."""
     began = time.monotonic()
     wanted = checked(settings().project / "flows/recipes/shapes.yaml", overrides or [])
-    ready()
+    with ThreadPoolExecutor(1) as beside:  # the data need no server; what is wrong the flow says
+        beside.submit(_prepared, wanted.data.name)
+        ready()
     found = _walk(wanted)
     ref = f"{found['version']['name']}:{found['version']['version']}"
     _show_metrics(ref)
@@ -189,6 +192,16 @@ def demo(overrides: Overrides = None) -> None:
     console.print(f"  .venv/bin/atelier history {wanted.name}")
     console.print("  .venv/bin/atelier open mlflow  # or prefect, or ray: its page, signed in")
     console.print("  .venv/bin/atelier down")
+
+
+def _prepared(dataset: str) -> None:
+    """Prepare a dataset that is not."""
+    from data.catalog import CatalogError, prepare, prepared
+
+    try:
+        prepared(dataset, settings().project)
+    except CatalogError:
+        prepare(dataset, settings().project)
 
 
 def _walk(wanted: Any) -> dict[str, Any]:
