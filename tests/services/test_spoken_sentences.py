@@ -4,7 +4,10 @@ import asyncio
 import base64
 import io
 import json
+import queue
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import av
@@ -17,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.receipts import receipts
+from models.request import Request
 from models.text_to_speech.griffin_lim import GriffinLim
 from models.text_to_speech.matcha import Matcha
 from models.text_to_speech.vocos import Vocos
 from services.media.codecs import Sound
 from services.media.sound_stream import writer
 from services.media.speech import FADE_S, LONG, PAUSE_S, growing, joined, parted, sentences
+from services.stages.engine import Engine
 from tests.models.families_kit import batch_of, counted, tiny
 from tests.services.served_kit import with_toys
 from tests.services.toys import Speaker
@@ -274,3 +279,34 @@ def test_a_file_that_is_written_as_it_is_made_has_every_sample(kind: str) -> Non
     assert 20_000 <= len(samples) <= 20_000 + 0.4 * RATE
     if kind in {"flac", "wav", "pcm"}:
         np.testing.assert_array_equal((samples * 32768).round(), tone)
+
+
+def test_mels_of_many_requests_share_a_call_and_each_sound_ends_with_its_own() -> None:
+    calls: list[int] = []
+
+    class Counted(Vocos):
+        def drawing(self, request: Request) -> Iterator[torch.Tensor | None]:
+            calls.append(len(request.seeds))
+            return super().drawing(request)
+
+    torch.manual_seed(0)
+    model = Counted(Vocos.presets["tiny"]).eval()
+    mels = [torch.randn(1, 8, frames) - 4 for frames in (5, 9, 2)]
+    engine, free = Engine(), threading.Event()
+    found: queue.Queue[tuple[int, Any]] = queue.Queue()
+
+    def deliver(place: int, result: Any) -> None:
+        found.put((place, result.made))
+
+    engine.ask(free.wait, lambda _: None)  # all three come while it is busy
+    for place, mel in enumerate(mels):
+        asked = Request(seeds=(place,), given={"mel": mel})
+        engine.submit(model, asked, partial(deliver, place), buckets=(4,))
+    free.set()
+    made = dict(found.get(timeout=60) for _ in mels)
+    engine.close()
+    assert calls == [4], "three and one to fill the batch"
+    for place, mel in enumerate(mels):
+        alone = model.sample(Request(seeds=(place,), given={"mel": mel}))[0].numpy()
+        assert len(made[place]) == mel.shape[2] * model.config.mel.hop
+        np.testing.assert_allclose(made[place], alone, atol=1e-5)
