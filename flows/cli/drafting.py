@@ -15,7 +15,11 @@ LEVELS: Final = 256  # of a pixel's number, of a sample of sound
 INNER: Final = 16  # places a side on which a network of pictures works, at most
 PROMPTS: Final = 6
 HALF_LIFE: Final = 69  # steps, of averaged weights
-STEPS: Final = {"edm": 1000, "ddpm": 1000, "gpt": 1000, "transformer": 1000, "wavenet": 500}
+STEPS: Final = {
+    **{"edm": 1000, "ddpm": 1000, "gpt": 1000, "transformer": 1000},
+    **{"wavenet": 500, "matcha": 1000},
+}
+NARROW_HZ: Final = 12_000  # a sample rate below which 40 mels, of 10 ms frames, are enough
 
 
 class DraftError(ValueError):
@@ -48,8 +52,10 @@ def _drafts(
     data: Mapping[str, Any], roles: Sequence[str]
 ) -> dict[str, Callable[[str, Mapping[str, Any]], str]]:
     """Return the drafts that suit the data, the first of them first."""
-    if data["modality"] in {"audio", "speech"}:
+    if data["modality"] == "audio":
         return {"wavenet": _wavenet}
+    if data["modality"] == "speech":
+        return {"matcha": _speech}
     if data["modality"] == "text":
         if "source" in roles:
             return {"transformer": _transformer}
@@ -169,6 +175,40 @@ def _wavenet(name: str, data: Mapping[str, Any]) -> str:
             "control: # a sample sees itself",
             "  set: {stages.wavenet.config.shift: false}",
             "  refused_by: [wavenet_bits_per_sample]",
+            *_prompts(data["captions"]),
+            "",
+        ]
+    )
+
+
+def _speech(name: str, data: Mapping[str, Any]) -> str:
+    """Return a recipe of two stages; words are judged, and a control lies about them, where texts are classes."""
+    rate = data["sample_rate"]
+    hop = rate // 100 if rate < NARROW_HZ else 256
+    size, mels = (2 ** (3 * hop).bit_length(), 40) if rate < NARROW_HZ else (1024, 80)
+    hop -= hop % 2
+    mel = f"{{sample_rate: {rate}, n_fft: {size}, hop: {hop}, window: {size}, mels: {mels}, low_hz: 0, "
+    mel += f"high_hz: {min(8000, rate / 2):g}}}"
+    bounds = {"acoustic_mel_l1": "{at_most: 1.5} # of real recordings' mels, in nats"}
+    control: list[str] = []
+    if "text" in data["attributes"]:
+        bounds |= {"word_accuracy": "{at_least: 0.5} # a recogniser hears what was asked for"}
+        control += ["", "control: # recordings learn other recordings' texts"]
+        control += ["  set: {stages.acoustic.training.shuffle_captions: true}"]
+        control += ["  refused_by: [word_accuracy]"]
+    acoustic = _stage("matcha", "base", f"{{mel: {mel}}}", batch=24, rate=0.003)
+    acoustic[1] = "  acoustic:"
+    return "\n".join(
+        [
+            *_head(name, data, f"Speech of {rate} Hz, from text by way of mel spectrograms"),
+            *acoustic,
+            "  vocoder: # without a network; hifi-gan and vocos learn to do better",
+            "    family: griffin-lim",
+            "    preset: small",
+            f"    config: {{mel: {mel}}}",
+            "    training: {steps: 1, batch_size: 64}",
+            *_gate(bounds),
+            *control,
             *_prompts(data["captions"]),
             "",
         ]

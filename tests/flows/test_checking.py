@@ -170,6 +170,11 @@ def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() ->
             "stages.gpt.training.augment.flip=0.5",
             "training.augment: only pictures are changed, and chat is text; leave it out",
         ),
+        (
+            "fsdd-speech",
+            "data.name=vowels",
+            "stages.acoustic: matcha learns speech, texts and who says them, and vowels is audio: prepare",
+        ),
         ("digits-lda", "stages.lda.training.augment.flip=0.5", "lda counts every picture as it is"),
         (
             "digits-ddpm",
@@ -189,6 +194,12 @@ def test_what_would_fail_later_is_told_in_a_line_that_names_the_field(
     with pytest.raises(RecipeError) as refused:
         check(load(RECIPES / f"{recipe}.yaml", [override]), ROOT)
     assert message in str(refused.value)
+
+
+def test_a_step_of_speech_has_no_one_shape_for_a_graph() -> None:
+    changes = ["data.name=spoken", "stages.acoustic.training.cuda_graph=true"]
+    with pytest.raises(RecipeError, match="cuda_graph holds a step of one shape, and rows of spee"):
+        check(load(RECIPES / "fsdd-speech.yaml", changes), ROOT)
 
 
 @pytest.mark.parametrize(

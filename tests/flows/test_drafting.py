@@ -36,6 +36,13 @@ def pictures(side: int = 32, *, classes: bool = False, **changes: Any) -> dict[s
 
 
 SOUNDS = {**pictures(), "modality": "audio", "sample_rate": 8000, "clip_samples": 8000}
+SPEECH = {
+    **pictures(),
+    "modality": "speech",
+    **{"sample_rate": 8000, "most_seconds": 30.0, "loudness": None, "trim": None},
+    "attributes": {"text": WORDS, "speaker": ["ann", "bob"]},
+    "vocabulary": [],
+}
 TEXT = {
     "name": "book",
     "modality": "text",
@@ -84,6 +91,19 @@ def test_a_draft_asks_for_what_its_data_let_one_measure_and_breaks_it_in_a_contr
 def test_a_draft_fits_pictures_of_any_size(side: int) -> None:
     data = pictures(side)
     check_for(written(data), data)
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 22_050, 44_100])
+def test_a_draft_speaks_at_any_rate_and_is_broken_where_words_are_judged(rate: int) -> None:
+    words = {**SPEECH, "sample_rate": rate}
+    recipe = written(words)
+    found = check_for(recipe, words)
+    assert list(recipe.gate.metrics) == ["acoustic_mel_l1", "word_accuracy"]
+    assert not [name for name in recipe.gate.metrics if found[name]]
+    assert recipe.control[0].refused_by == ("word_accuracy",)
+    sentences = {**words, "attributes": {"speaker": ["ann", "bob"]}}
+    assert list(written(sentences).gate.metrics) == ["acoustic_mel_l1"]
+    check_for(written(sentences), sentences)
 
 
 def test_prompts_to_try_are_the_datas_own_captions_whatever_yaml_makes_of_such_words() -> None:
