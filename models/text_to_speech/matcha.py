@@ -62,7 +62,7 @@ class MatchaConfig(Spoken):
     sample_rate: int = 8000  # Hz
     mel: Mel = PRESETS["8khz"]
     steps: int = 8
-    temperature: float = 0.5  # of the noise that a flow begins with, as a deviation
+    temperature: float = 0.2  # of the noise that a flow begins with, as a deviation
     spread: float = 0.6  # deviation of mels around the encoder's means
     alignment: Literal["learned", "uniform"] = "learned"  # uniform is the broken control
 
