@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -196,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=VICTIMS, nargs="+", default=list(VICTIMS))
     only = parser.parse_args().only
+    warnings.filterwarnings("ignore", "The Sora API")  # of the client, whose maker ends its own
     began, well = time.monotonic(), False
     with own_stack() as (house, folder):
         serving.deploy(house.settings, publish_clips(house, folder, STEPS), LIMIT_S)
