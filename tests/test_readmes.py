@@ -29,6 +29,7 @@ from flows.recipes.loader import load
 from infra.media.clips import encoded
 from infra.receipts import receipts
 from tests.data.prepare_kit import sound_file
+from tests.data.speech_kit import ljspeech
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import listening
 
@@ -189,6 +190,10 @@ def recordings(folder: Path, given: dict[str, Any]) -> None:
         (folder / "labels.csv").write_text("\n".join(lines))
 
 
+def sentences(folder: Path, _: dict[str, Any]) -> None:
+    ljspeech(folder)
+
+
 def shards(folder: Path, given: dict[str, Any]) -> None:
     photos(folder, given)
     _, *lines = (folder / "metadata.csv").read_text().splitlines()
@@ -217,6 +222,7 @@ FILES: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "pairs": translations,
     "dialogues": chats,
     "labelled-audio": recordings,
+    "speech": sentences,
 }
 """What a user has, as data/README.md says that it lies there, by what reads it."""
 OWN = [one for one in TYPED if one[1].startswith("atelier data prepare") and "--path" in one[1]]
