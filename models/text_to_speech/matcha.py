@@ -39,6 +39,7 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
     "pitch": (-12, 12),
 }
 LONGEST: Final = 3000  # frames of a drawn row
+BLOCK: Final = 32  # frames whose noise is drawn at once
 USUAL_HZ: Final = 150.0  # of a voice
 USUAL_ENERGY: Final = (-3.5, 1.0)  # mean and deviation, log of a share of full scale
 USUAL_MEL: Final = (-6.0, 2.0)  # mean and deviation before any was seen
@@ -179,8 +180,11 @@ class Matcha(Family):
         times_B3 = flow.training_times(len(left_BMF), 0.0, left_BMF.device)
         alpha, sigma = times_B3[:, 1, None, None], times_B3[:, 2, None, None]
         rows, mels, frames = left_BMF.shape
-        # frame after frame, so that none depends on how many follow
-        eps = torch.randn(frames, rows, mels, device=left_BMF.device).permute(1, 2, 0)
+        # some frames after others, so that none depends on how many follow, and a row's on none but itself
+        some = [
+            torch.randn(rows, BLOCK, mels, device=left_BMF.device) for _ in range(0, frames, BLOCK)
+        ]
+        eps = torch.cat(some, 1)[:, :frames].mT
         x_BMF = (alpha * left_BMF + sigma * eps) * inside_B1F
         velocity = self.decoder(x_BMF, times_B3, said_BCF, inside_B1F)
         loss: Tensor = ((velocity - (eps - left_BMF)).square() * inside_B1F).sum()
