@@ -273,7 +273,7 @@ async def speech(request: Request) -> Response:
     return await (answer.sent() if many else answer.whole())
 
 
-@routes.get("/v1/audio/voices", response_model=None, responses=answers(Voices, ANYWHERE))
+@routes.get("/v1/audio/voices", response_model=None, responses=answers(Voices, [*ANYWHERE, 404]))
 async def list_voices(request: Request, model: str | None = None) -> dict[str, Any]:
     """Return in whose voices the models that give sound speak, or one of them does."""
     endpoints = parts_of(request).endpoints

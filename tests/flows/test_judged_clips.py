@@ -195,7 +195,7 @@ def test_a_prediction_goes_on_until_there_are_ten_frames_more(tmp_path: Path) ->
 
 
 def test_clips_are_judged_by_their_own_module() -> None:
-    assert module_of("clip") is judging
+    assert module_of("clip", ROOT) is judging
 
 
 def test_a_judge_of_pictures_is_refused_where_clips_come_out() -> None:

@@ -59,7 +59,7 @@ def pipeline_of(model: Family, **changes: Any) -> Pipeline:
 
 def judged(model: Family, prepared: Path, **changes: Any) -> Judged:
     pipeline = pipeline_of(model, **changes)
-    module = judging(pipeline.modality)
+    module = judging(pipeline.modality, prepared)
     prompts, seeds = module.requests(pipeline, prepared, SPEC)
     parts = [
         module.packed(draw([model], pipeline, prompts[part], seeds[part]))

@@ -25,7 +25,9 @@ SMALL = {
 
 def denoises(name: str) -> bool:
     model = outline(trainable(name), trainable(name).presets["tiny"])
-    return isinstance(model, Family) and model.capabilities.stepwise and "steps" in model.takes
+    if not isinstance(model, Family) or model.capabilities.modality == "audio":  # test_matcha.py
+        return False
+    return model.capabilities.stepwise and "steps" in model.takes
 
 
 DENOISING = [name for name in FAMILIES if denoises(name)]

@@ -13,7 +13,7 @@ from models.ports import Misfit, Node, Port, check
 from models.request import Request
 from models.text_to_speech.front_end import phonemes
 from models.text_to_speech.matcha import Matcha, MatchaConfig
-from tests.models.families_kit import shaken, tiny
+from tests.models.families_kit import batch_of, shaken, tiny
 
 HERTZ = {"IY": 400.0, "UW": 1200.0}
 TWO = MatchaConfig(width=32, layers=1, dilations=(1, 2), dropout=0.0, speakers=("ann", "bob"))
@@ -133,6 +133,22 @@ def test_twice_the_speed_is_half_as_long_and_seconds_are_those_of_what_was_learn
     assert frames[1.0] == pytest.approx(34, abs=8)  # two vowels of 15 on average, and silence
     assert frames[0.5] == pytest.approx(2 * frames[1.0], abs=3)
     assert frames[2.0] == pytest.approx(frames[1.0] / 2, abs=3)
+
+
+def test_the_levels_that_a_sampler_visits_lie_within_those_trained() -> None:
+    model, seen = shaken("matcha"), list[Tensor]()
+    model.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    batch = batch_of(model, 50)
+    with torch.no_grad():
+        for _ in range(80):
+            model.train()(batch)
+    trained = torch.cat(seen)
+    for steps in (1, 2, 18, 100):
+        seen.clear()
+        model.eval().sample(asked(steps=steps))
+        visited = torch.cat(seen)
+        assert (visited <= trained.amax(0) * (1 + 1e-5)).all()
+        assert (visited >= trained.amin(0) * (1 - 1e-5)).all()
 
 
 def test_voices_and_pitch_are_heeded_and_a_voice_nobody_has_is_refused() -> None:

@@ -157,6 +157,7 @@ OPERATIONS = [
     ("/v1/completions", "post"),
     ("/v1/chat/completions", "post"),
     ("/v1/audio/speech", "post"),
+    ("/v1/audio/voices", "get"),
     ("/v1/samples", "post"),
     ("/v1/embeddings", "post"),
     ("/v1/scores", "post"),
