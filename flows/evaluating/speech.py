@@ -137,7 +137,7 @@ def _judged(
     ):
         alike = (judge.heard(sounds_N), texts), (judge.known(sounds_N), speakers)
         for name, (found, wanted) in zip(names, alike, strict=True):
-            right = [float(one == other) for one, other in zip(found, wanted, strict=True)]
+            right = [one == other for one, other in zip(found, wanted, strict=True)]
             if name.endswith(("words", "word_accuracy")) and "text" not in facts["attributes"]:
                 continue  # texts that are no classes: nothing that a judge of classes could hear
             scores.mean(name, torch.tensor(right), keep=name.endswith("accuracy"))

@@ -11,7 +11,7 @@ from flows.training import halting
 from flows.training.journal import Reporter
 from infra.stack.cluster import TooSmall, capacity, require, too_small
 
-NOTE_EVERY_S: Final = 10.0
+NOTE_EVERY_S: Final = 30.0
 POLL_S: Final = 0.5
 TURN_S: Final = 5.0
 """How long a training waits at most for those before it to ask: one may fail, or find no room, before it does."""
