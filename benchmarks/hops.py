@@ -145,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         pins = versions(Settings(project=Path(folder)).state / "versions", given.most)
         fused, staged = (stack.enter_context(ours(one, Path(folder), pins)) for one in LAYOUTS)
-        caller = bare(staged)
+        caller = bare(staged, stack)
         print(
             "| users | stages | fused, CPU-ms | staged | a hop | a hop over a bare call | a bare call |"
         )
@@ -154,7 +154,7 @@ def main() -> None:
             compare(fused, staged, caller, users, given)
 
 
-def bare(server: Server) -> Any:
+def bare(server: Server, stack: ExitStack) -> Any:
     """Start the two deployments of a bare call in a server's Ray; returns the handle of the first."""
     os.environ |= {
         "RAY_AUTH_MODE": "token",
@@ -166,6 +166,7 @@ def bare(server: Server) -> Any:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(address=server.ray, log_to_driver=False, logging_level="error")
+    stack.callback(ray.shutdown)  # before its cluster ends
     options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 1000}
     callee = serve.deployment(**options)(Callee).bind()
     return serve.run(

@@ -175,6 +175,7 @@ def start(name: str, command: list[str], log: Path, **variables: str) -> "subpro
         MARK: name,
         "OMP_NUM_THREADS": "1",
     }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends then, too
     with log.open("wb") as file:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
