@@ -28,6 +28,10 @@ ENVIRONMENT: Final = {
 """What MLflow's client reads; values that are set already stay."""
 
 PROBE_S: Final = 3.0
+CREDENTIAL: Final = (
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are to be set wherever it is asked, also where the nodes "
+    "of a Ray cluster are started"
+)
 KEY: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,200}")
 
 
@@ -77,6 +81,8 @@ class Mlflow:
             text = " ".join(str(error.message).split())
             if "failed with exception" in text or "failed with error code 50" in text:
                 raise self._unreachable(text) from error
+            if "failed with error code 401" in text:
+                text = f"it takes no credential of this process (401); {CREDENTIAL}"
             raise RegistryError(f"MLflow at {self._shown()}: {text}") from error
         except (RequestException, ConnectionError) as error:
             raise self._unreachable(" ".join(str(error).split())) from error

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -308,6 +308,29 @@ def test_a_server_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
     ):
         Registry("http://user:secret@127.0.0.1:1", tmp_path).names()
     assert time.process_time() - started < 5
+
+
+class Closed(BaseHTTPRequestHandler):
+    """A server that lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def test_where_a_credential_is_missing_is_said(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Closed)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(RegistryError, match=r"401.*MLFLOW_TRACKING_USERNAME .* Ray cluster"):
+            Registry(f"http://127.0.0.1:{server.server_port}", tmp_path).names()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_equal_work_is_one_run_until_it_is_finished(registry: Registry) -> None:
