@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.family import Batch, Capabilities, Family, Losses
+from models.family import Batch, Losses
 from models.parts import bounds
 from models.parts.mel import PRESETS, Mel
-from models.ports import Port
 from models.request import Request
+from models.text_to_speech.vocoder import OfMels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class GriffinLimConfig:
         bounds.within("steps", self.steps, (1, 1000))
 
 
-class GriffinLim(Family):
+class GriffinLim(OfMels):
     """A vocoder of counts."""
 
     Config = GriffinLimConfig
@@ -58,20 +58,6 @@ class GriffinLim(Family):
         self.register_buffer("frames", torch.zeros((), dtype=torch.float64))
         self.register_buffer("sum_K", torch.zeros(bins, dtype=torch.float64))
         self.register_buffer("usual_K", torch.ones(bins, dtype=torch.float64))
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Return what this config can do."""
-        return Capabilities(modality="audio")
-
-    @property
-    def inputs(self) -> Mapping[str, Port]:
-        """Return the mels that it makes sound of."""
-        return {"mel": self.config.mel.port}
-
-    def given_of(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mels of real sounds."""
-        return {"mel": self.config.mel.log_mel(batch["sound"], batch["length"])}
 
     @property
     def sums(self) -> tuple[tuple[str, ...], ...]:

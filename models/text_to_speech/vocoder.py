@@ -113,12 +113,31 @@ def _features(x: Tensor, layers: nn.ModuleList, head: nn.Module) -> list[Tensor]
     return [*found, head(x)]
 
 
-class Vocoder(Family):
+class OfMels(Family):
+    """What makes sound of log mels, learned or not."""
+
+    config: Any  # with `mel`
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what this config can do."""
+        return Capabilities(modality="audio")
+
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """Return the mels that it makes sound of."""
+        return {"mel": self.config.mel.port}
+
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the mels of real sounds."""
+        return {"mel": self.config.mel.log_mel(batch["sound"], batch["length"])}
+
+
+class Vocoder(OfMels):
     """A generator of sound from mels, and the critics that it learns from; a subclass brings the generator."""
 
     players: ClassVar[tuple[str, ...]] = ("critic", "generator")
     measures: ClassVar[tuple[str, ...]] = ("mel_error",)
-    config: Any
     generator: nn.Module  # log mels (B, M, F) to sound (B, F hop) about [-1, 1]
 
     def __init__(self, config: VocoderConfig, generator: nn.Module) -> None:
@@ -134,20 +153,6 @@ class Vocoder(Family):
     def context(self) -> int:
         """How many frames after it a frame's sound may depend on."""
         raise NotImplementedError
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Return what this config can do."""
-        return Capabilities(modality="audio")
-
-    @property
-    def inputs(self) -> Mapping[str, Port]:
-        """Return the mels that it makes sound of."""
-        return {"mel": self.config.mel.port}
-
-    def given_of(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mels of real sounds."""
-        return {"mel": self.config.mel.log_mel(batch["sound"], batch["length"])}
 
     def player_parameters(self, player: str) -> list[nn.Parameter]:
         """Return the parameters of "critic", all of them together, or "generator"."""
