@@ -263,13 +263,17 @@ def import_checkpoint(
         Path | None,
         typer.Option(metavar="RECIPE", help="By whose data, judge and gate it is judged."),
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Pixels a side that it draws; its own size where not given."),
+    ] = None,
     download: Annotated[
         bool,
         typer.Option("--download", help="PATH is OWNER/NAME of the Hugging Face hub: fetch it."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take in a checkpoint of others (Stable Diffusion, GPT-2, Llama): safetensors, no code of its own, not fetched."""
+    """Take in a checkpoint of others (Stable Diffusion, Flux, Llama): safetensors, no code of its own, not fetched."""
     from flows.recipes.loader import load
 
     asked = load(recipe) if recipe is not None else None
@@ -280,7 +284,7 @@ def import_checkpoint(
 
     folder, origin = downloaded(source) if download else (Path(source), str(Path(source).resolve()))
     with training_progress():
-        found, version = take_in(folder, origin, name, asked)
+        found, version = take_in(folder, origin, name, asked, image_size)
     gate = version.tags.get("atelier.gate", "unknown")
     if as_json:
         said = {"ref": version.ref, "digest": version.digest, "gate": gate}

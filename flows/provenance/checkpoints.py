@@ -38,7 +38,7 @@ UNUSED: Final = ("safety_checker", "feature_extractor", "image_encoder", "motion
 READ: Final = ("tokenizer", "scheduler")
 UNLIKE: Final = ("expand_timesteps", "boundary_ratio")
 """Settings of an index that have a pipeline draw in another way than is done here."""
-WAN_SIDE: Final = 480  # pixels: its transformer names no size
+SIDES: Final = {"WanPipeline": 480, "FluxPipeline": 1024}  # pixels: their transformers name no size
 TOKENIZERS: Final = {
     **dict.fromkeys(("CLIPTokenizer", "CLIPTokenizerFast"), "CLIPTokenizer"),
     **dict.fromkeys(("T5Tokenizer", "T5TokenizerFast"), "T5Tokenizer"),
@@ -48,6 +48,7 @@ DRAWN: Final[Mapping[str, Mapping[str, float]]] = {
     "StableDiffusionPipeline": {"steps": 50, "guidance": 7.5},
     "StableDiffusionXLPipeline": {"steps": 50, "guidance": 5.0},
     "StableDiffusion3Pipeline": {"steps": 28, "guidance": 7.0},
+    "FluxPipeline": {"steps": 28, "guidance": 3.5},
     "AnimateDiffPipeline": {"steps": 50, "guidance": 7.5, "frames": 16, "frame_rate": 8.0},
     "WanPipeline": {"steps": 50, "guidance": 5.0, "frames": 81, "frame_rate": 16.0},
 }
@@ -102,8 +103,10 @@ def downloaded(repository: str) -> tuple[Path, str]:
     return found, f"{repository}@{found.name}"
 
 
-def read(folder: Path, source: str) -> Checkpoint:
+def read(folder: Path, source: str, image_size: int | None = None) -> Checkpoint:
     """Return a checkpoint's config and weights, after checking every file of it.
+
+    It draws at `image_size` pixels a side, or at its own size.
 
     Raises:
         CheckpointError: a pickle, code, a class that is not the pipeline's own, or a part that is missing or unknown.
@@ -132,9 +135,9 @@ def read(folder: Path, source: str) -> Checkpoint:
         "scheduler": _scheduler(folder / "scheduler" / "scheduler_config.json", kind),
         "zeros_unprompted": kind.endswith("XLPipeline")
         and bool(index.get("force_zeros_for_empty_prompt", True)),
-        "image_size": _side(networks, kind),
+        "image_size": image_size or _side(networks, kind),
         "channels": networks["vae"].get("out_channels", 3),
-        **DRAWN[kind],
+        **_drawn(kind, networks),
     }
     family = "diffusers-clips" if kind in CLIPS else "diffusers"
     model = build({"family": family, "config": config})
@@ -148,11 +151,20 @@ def read(folder: Path, source: str) -> Checkpoint:
     )
 
 
+def _drawn(kind: str, networks: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return how it draws where nobody says; a Flux that is told no guidance was distilled to few steps."""
+    from models.text_to_image.checkpoint_denoisers import tells
+
+    if kind == "FluxPipeline" and not tells(networks):
+        return {"steps": 4, "guidance": 1.0}
+    return DRAWN[kind]
+
+
 def publish(found: Checkpoint, name: str, stage: str) -> "Version":
     """Register a checkpoint as a stage's version; the same files again are the same version."""
     from safetensors.torch import save_file
 
-    listed = json.dumps(found.files, sort_keys=True)
+    listed = json.dumps([found.files, found.document["config"].get("image_size")], sort_keys=True)
     key = f"checkpoint/{hashlib.sha256(listed.encode()).hexdigest()}"
     known = registry().find(f"{name}.{stage}", key)
     if known is not None:
@@ -381,7 +393,7 @@ def _longest(index: Mapping[str, Any], cls: type) -> int | None:
 
     if cls.__name__ != "T5Tokenizer":
         return None
-    return 2 * LONGEST if index["_class_name"] in CLIPS else LONGEST
+    return 2 * LONGEST if index["_class_name"] in {"FluxPipeline", *CLIPS} else LONGEST
 
 
 def _scheduler(path: Path, kind: str) -> str:
@@ -395,8 +407,8 @@ def _scheduler(path: Path, kind: str) -> str:
 
 def _side(networks: Mapping[str, Any], kind: str) -> int:
     """Return the pixels a side that the pipeline draws where nobody says."""
-    if kind == "WanPipeline":
-        return WAN_SIDE
+    if kind in SIDES:
+        return SIDES[kind]
     part = "unet" if "unet" in networks else "transformer"
     size, blocks = networks[part].get("sample_size"), networks["vae"]["block_out_channels"]
     if not isinstance(size, int):

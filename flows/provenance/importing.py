@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(
-    folder: Path, source: str, name: str, recipe: Recipe | None = None
+    folder: Path,
+    source: str,
+    name: str,
+    recipe: Recipe | None = None,
+    image_size: int | None = None,
 ) -> "tuple[Checkpoint, Version]":
     """Return what was read, and the pipeline version that was made of it; nothing is published of what is refused.
 
@@ -36,11 +40,12 @@ def import_checkpoint(
         source: What its card says it came from.
         name: Of the model here.
         recipe: By whose data, judge and gate it is judged; it has one stage. None: it is not judged.
+        image_size: Pixels a side of what it draws. None: its own.
 
     Raises:
         CheckpointError, IntegrityError, ValueError: what is wrong with the checkpoint or the recipe, in one line.
     """
-    found = _read(folder, source)
+    found = _read(folder, source, image_size)
     if recipe is not None:
         _check(recipe, name, found)
     stage = STAGE if recipe is None else next(iter(recipe.stages))
@@ -62,11 +67,13 @@ def _of_the_base(recipe: Recipe, version: "Version") -> Recipe:
     return recipe.model_copy(update={"stages": stages, "gate": gate})
 
 
-def _read(folder: Path, source: str) -> Checkpoint:
+def _read(folder: Path, source: str, image_size: int | None) -> Checkpoint:
     """Read a folder as whoever saved it lays it out: transformers have the config of a network at the top."""
     if (folder / language_checkpoints.CONFIG).is_file() and not (folder / INDEX).is_file():
+        if image_size is not None:
+            raise CheckpointError(f"{folder} is a language model, of no image size: leave it out")
         return language_checkpoints.read(folder, source)
-    return read(folder, source)
+    return read(folder, source, image_size)
 
 
 def _check(recipe: Recipe, name: str, found: Checkpoint) -> None:

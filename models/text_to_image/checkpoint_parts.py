@@ -1,18 +1,17 @@
-"""What a pipeline of diffusers is made of: which networks, of which classes, and the tokenizers before them."""
+"""What a pipeline of diffusers is made of: which networks, and of which classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
 LIBRARIES: Final[Mapping[str, str]] = {
     **dict.fromkeys(
-        ("UNet2DConditionModel", "SD3Transformer2DModel", "AutoencoderKL"), "diffusers"
+        ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"), "diffusers"
     ),
-    **dict.fromkeys(("UNetMotionModel", "WanTransformer3DModel", "AutoencoderKLWan"), "diffusers"),
+    **dict.fromkeys(("UNetMotionModel", "WanTransformer3DModel"), "diffusers"),
+    **dict.fromkeys(("AutoencoderKL", "AutoencoderKLWan"), "diffusers"),
     **dict.fromkeys(
         ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
         "transformers",
@@ -38,6 +37,12 @@ PICTURES: Final[Mapping[str, Mapping[str, str]]] = {
         "transformer": "SD3Transformer2DModel",
         "vae": "AutoencoderKL",
     },
+    "FluxPipeline": {
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+        "transformer": "FluxTransformer2DModel",
+        "vae": "AutoencoderKL",
+    },
 }
 CLIPS: Final[Mapping[str, Mapping[str, str]]] = {
     "AnimateDiffPipeline": {
@@ -54,31 +59,9 @@ CLIPS: Final[Mapping[str, Mapping[str, str]]] = {
 NEEDS: Final = {**PICTURES, **CLIPS}
 """The parts of each kind of pipeline, with their classes, in the order in which they are used."""
 OPTIONAL: Final = frozenset({"text_encoder_3"})  # zeros are read in its place
-LONGEST: Final = 256  # tokens that T5 reads of a prompt for a picture; for a clip, twice as many
-
-
-class Reader:
-    """Prompts as one text encoder's tokens, all of one length."""
-
-    def __init__(self, document: str, length: int, pad: int) -> None:
-        self.length, self._pad = length, pad
-        self._tokenizer = Tokenizer.from_str(document)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return (B, T) int64, with what begins and ends a prompt.
-
-        Raises:
-            ValueError: a prompt has more tokens than the encoder reads.
-        """
-        found = [one.ids for one in self._tokenizer.encode_batch(list(prompts))]
-        if longest := max((len(ids) for ids in found if len(ids) > self.length), default=0):
-            raise ValueError(
-                f"a prompt of {longest} tokens, and this model reads {self.length} at most, with its"
-                " beginning and end: shorten it"
-            )
-        return torch.tensor([ids + [self._pad] * (self.length - len(ids)) for ids in found])
+LONGEST: Final = (
+    256  # tokens that T5 reads of a prompt for SD3; for Flux and for clips, twice as many
+)
 
 
 def network(kind: str, config: Mapping[str, Any]) -> nn.Module:

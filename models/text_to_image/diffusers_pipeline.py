@@ -1,10 +1,11 @@
-"""Pipelines of Hugging Face's diffusers as one family: Stable Diffusion 1 and 2, XL and 3.
+"""Pipelines of Hugging Face's diffusers as one family: Stable Diffusion 1 and 2, XL and 3, and Flux.
 
-Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952; Esser et al. 2024, arXiv:2403.03206. The
-networks are diffusers' and transformers' own, built from the checkpoint's configs, and named as a pipeline names its
-parts: `text_encoder`, `unet` or `transformer`, `vae`. What a pipeline's `__call__` does with them is done here row by
-row, so that rows at different steps, of different requests, share a call: reading a prompt (`embedded`), one step of
-the sampler (`step`, by `solvers`), and decoding (`finish`). Only what denoises learns, as it was trained (`forward`).
+Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952; Esser et al. 2024, arXiv:2403.03206; Black
+Forest Labs 2024. The networks are diffusers' and transformers' own, built from the checkpoint's configs, and named as a
+pipeline names its parts: `text_encoder`, `unet` or `transformer`, `vae`. What a pipeline's `__call__` does with them is
+done here row by row, so that rows at different steps, of different requests, share a call: reading a prompt
+(`embedded`), one step of the sampler (`step`, by `solvers`), and decoding (`finish`). Only what denoises learns, as it
+was trained (`forward`). A distilled Flux is told the guidance as a number, at one prediction a step.
 
 Shape letters: B rows, C channels of the latent, H and W its places, T prompt tokens, D embedding width, S calls.
 """
@@ -27,8 +28,9 @@ from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
 from models.request import DiffusionOptions, Request
-from models.text_to_image import solvers, tiny_checkpoint
-from models.text_to_image.checkpoint_parts import LONGEST, OPTIONAL, PICTURES, Reader, network
+from models.text_to_image import checkpoint_denoisers as denoisers
+from models.text_to_image import checkpoint_texts, solvers, tiny_checkpoint
+from models.text_to_image.checkpoint_parts import OPTIONAL, PICTURES, network
 
 DENOISERS: Final = ("unet", "transformer")
 KEPT_BYTES: Final = 64 * 2**20
@@ -55,7 +57,10 @@ class DiffusersConfig:
     """A checkpoint's own settings, as its folders have them, and how it is sampled where nobody says."""
 
     pipeline: Literal[
-        "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
     ] = "StableDiffusionPipeline"
     networks: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.networks)
     """config.json of each network, by its part of the pipeline."""
@@ -84,9 +89,14 @@ class DiffusersConfig:
         texts = [name for name in self.networks if name.startswith("text_encoder")]
         if sorted(self.readers) != sorted(texts):
             raise ValueError(f"readers: one for each of {', '.join(texts)} is needed")
-        if self.image_size % self.shrink:
+        step = self.shrink * self.patch
+        if self.image_size % step:
+            raise ValueError(f"image_size must be a multiple of {step}, got {self.image_size}")
+        places = self.networks.get("transformer", {}).get("pos_embed_max_size")
+        if places and self.image_size > places * step:
             raise ValueError(
-                f"image_size must be a multiple of {self.shrink}, got {self.image_size}"
+                f"image_size must be at most {places * step}, of which the transformer knows the places, got"
+                f" {self.image_size}"
             )
 
     @property
@@ -94,6 +104,12 @@ class DiffusersConfig:
         """How many pixels a side one place of the latent stands for."""
         blocks = self.networks["vae"].get("block_out_channels", (64,))
         return int(2 ** (len(blocks) - 1))
+
+    @property
+    def patch(self) -> int:
+        """How many places of the latent a side are one to the network."""
+        named = next(one for name, one in self.networks.items() if name in DENOISERS)
+        return denoisers.patch_of(self.pipeline, named)
 
 
 class Diffusers(Family):
@@ -123,6 +139,11 @@ class Diffusers(Family):
         "attn.to_k",
         "attn.to_v",
         "attn.to_out.0",
+        # and, of one that has them apart, among the prompt's tokens
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
     )
     call_sizes = ()
     config: DiffusersConfig
@@ -137,7 +158,7 @@ class Diffusers(Family):
         for name, parameter in self.named_parameters():
             parameter.requires_grad = name.startswith(DENOISERS) and self.learns(name)
         with torch.device("cpu"):
-            self._readers = [Reader(**config.readers[name]) for name in self.texts]
+            self._readers = [checkpoint_texts.Reader(**config.readers[name]) for name in self.texts]
             nothing_T = self.tokens([""])[0]
             solver = solvers.scheduler(json.loads(config.scheduler))
             levels_N3 = solvers.trained(solver)
@@ -180,6 +201,12 @@ class Diffusers(Family):
         """Return what it can do."""
         return Capabilities(condition="text", unprompted=True, stepwise=True)
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Return the names of its options; nothing leads a distilled network away from a text."""
+        useless = {"negative_prompt"} if denoisers.tells(self.config.networks) else set()
+        return tuple(name for name in super().takes if name not in useless)
+
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Return (B, T) int64, the tokens of every text encoder one after the other.
 
@@ -193,51 +220,19 @@ class Diffusers(Family):
         return torch.cat([reader.encode(prompts) for reader in self._readers], 1)
 
     def embedded(self, tokens_BT: Tensor) -> Tensor:
-        """Return what the U-Net knows of prompts (B, T, D): a row a token; XL has that of the whole behind them."""
-        if self.config.pipeline == "StableDiffusionPipeline":
-            return self._hidden(tokens_BT)
+        """Return what is known of prompts (B, T, D), as `checkpoint_texts.embedded`."""
         parts = torch.split(tokens_BT, [reader.length for reader in self._readers], 1)
         encoders: list[Any] = [self.get_submodule(name) for name in self.texts]
-        made = [
-            one(ids, output_hidden_states=True)
-            for one, ids in zip(encoders[:2], parts[:2], strict=True)
-        ]
-        context_BTD = torch.cat([one.hidden_states[-2] for one in made], -1)
-        if self.config.pipeline == "StableDiffusionXLPipeline":
-            return _packed([context_BTD], made[-1].text_embeds)
-        if "text_encoder_3" in self.texts:
-            long_BTD = encoders[2](parts[2]).last_hidden_state
-        else:
-            width = self.denoiser.config.joint_attention_dim
-            long_BTD = context_BTD.new_zeros(len(tokens_BT), LONGEST, width)
-        return _packed([context_BTD, long_BTD], torch.cat([one.text_embeds for one in made], -1))
+        width = int(self.denoiser.config.get("joint_attention_dim") or 0)
+        return checkpoint_texts.embedded(self.config.pipeline, encoders, parts, width)
 
-    def _hidden(self, tokens_BT: Tensor) -> Tensor:
-        encoder: Any = self.get_submodule("text_encoder")
-        found: Tensor = encoder(tokens_BT).last_hidden_state
-        return found
-
-    def _prediction(self, x: Tensor, time_B: Tensor, context_BTD: Tensor) -> Tensor:
+    def _prediction(
+        self, x: Tensor, time_B: Tensor, context_BTD: Tensor, told_B: Tensor | None
+    ) -> Tensor:
         """Return what the network says of noisy latents at their times, given what is known of their prompts."""
-        c, denoiser = self.config, self.denoiser
-        if c.pipeline == "StableDiffusionPipeline":
-            found: Tensor = denoiser(x, time_B, encoder_hidden_states=context_BTD).sample
-            return found.float()
-        rows_BTD, whole_BD = context_BTD[:, :-1], context_BTD[:, -1]
-        if c.pipeline == "StableDiffusion3Pipeline":
-            sizes = denoiser.config.joint_attention_dim, denoiser.config.pooled_projection_dim
-            found = denoiser(x, rows_BTD[..., : sizes[0]], whole_BD[:, : sizes[1]], time_B).sample
-            return found.float()
-        side = float(c.image_size)
-        shown_B6 = x.new_tensor([side, side, 0.0, 0.0, side, side]).expand(len(x), -1)
-        width = c.networks["text_encoder_2"]["projection_dim"]
-        found = denoiser(
-            x,
-            time_B,
-            encoder_hidden_states=rows_BTD[..., : denoiser.config.cross_attention_dim],
-            added_cond_kwargs={"text_embeds": whole_BD[:, :width], "time_ids": shown_B6},
-        ).sample
-        return found.float()
+        c = self.config
+        known = (c.pipeline, self.denoiser, x, time_B, context_BTD)
+        return denoisers.predicted(*known, side=c.image_size, told_B=told_B)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean squared error of the U-Net's prediction at random times, as it was trained."""
@@ -255,7 +250,8 @@ class Diffusers(Family):
         time_B, alpha_B, sigma_B = self.levels_N3[index_B].unbind(1)
         alpha, sigma = (one[:, None, None, None] for one in (alpha_B, sigma_B))
         eps = torch.randn_like(x0)
-        found = self._prediction(alpha * x0 + sigma * eps, time_B, context_BTD)
+        told_B = self._told(self.config.guidance, count)
+        found = self._prediction(alpha * x0 + sigma * eps, time_B, context_BTD, told_B)
         targets = {
             **{"epsilon": eps, "v_prediction": alpha * eps - sigma * x0},
             **{"sample": x0, "flow": eps - x0},
@@ -285,6 +281,8 @@ class Diffusers(Family):
         c, count = self.config, len(request.seeds)
         guidance = request.options.get("guidance", c.guidance) if request.prompts else 1.0
         bounds.within("guidance", guidance, BOUNDS["guidance"])
+        told_B = self._told(guidance, count)
+        guidance = guidance if told_B is None else 1.0
         table_SK, first = self._table(request)
         device, shape = next(self.parameters()).device, self._shape()
         x = first * normals(request.seeds, shape, device)
@@ -304,22 +302,30 @@ class Diffusers(Family):
             ),  # 0 is no prompt, at no second pass
             "context": context_BTD,
             "without": without_BTD,
+            **({} if told_B is None else {"told": told_B}),
         }
+
+    def _told(self, guidance: float, count: int) -> Tensor | None:
+        """Return the guidance (B,) as a distilled network is told it; None where two predictions guide."""
+        if not denoisers.tells(self.config.networks):
+            return None
+        return torch.full((count,), float(guidance), device=self.nothing_T.device)
 
     def _table(self, request: Request) -> tuple[Tensor, float]:
         steps = request.options.get("steps", self.config.steps)
         bounds.within("steps", steps, BOUNDS["steps"])
-        return solvers.table(self.config.scheduler, steps, self._places())
+        even = self.config.pipeline == "FluxPipeline"
+        return solvers.table(self.config.scheduler, steps, self._places(), even=even)
 
     def _places(self) -> int:
         """Return how many places a transformer attends to."""
         c = self.config
-        return int((c.image_size // c.shrink // (self.denoiser.config.get("patch_size") or 1)) ** 2)
+        return int((c.image_size // c.shrink // c.patch) ** 2)
 
     def _shape(self) -> tuple[int, int, int]:
         """Return the sizes of one row's latent."""
         side = self.config.image_size // self.config.shrink
-        return int(self.denoiser.config.in_channels), side, side
+        return denoisers.channels_of(self.config.pipeline, self.denoiser), side, side
 
     def _read(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """Return what is known of prompts, each read alone, so that its bits do not depend on the others."""
@@ -363,7 +369,8 @@ class Diffusers(Family):
 
         def predict(row_N: Tensor, context: Tensor | None) -> Tensor:
             assert context is not None
-            return self._prediction(seen[row_N], time_B[row_N], context)
+            told_N = rows["told"][row_N] if "told" in rows else None
+            return self._prediction(seen[row_N], time_B[row_N], context, told_N)
 
         e = samplers.guided(self, predict, rows, live_B)
         x0 = step_BK[:, 2, None, None, None] * seen + step_BK[:, 3, None, None, None] * e
@@ -405,10 +412,3 @@ def _forget(model: nn.Module, _: object) -> None:
     """Drop what other weights knew of prompts."""
     assert isinstance(model, Diffusers)
     model._kept.clear()
-
-
-def _packed(rows: Sequence[Tensor], whole_BE: Tensor) -> Tensor:
-    """Return rows (B, T, D) of all of `rows`, and behind them that of a whole text, each filled up with zeros."""
-    parts = [*rows, whole_BE[:, None]]
-    width = max(one.shape[-1] for one in parts)
-    return torch.cat([F.pad(one, (0, width - one.shape[-1])) for one in parts], 1)

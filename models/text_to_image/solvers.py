@@ -54,13 +54,16 @@ def scheduler(document: Mapping[str, Any]) -> Any:
 
 
 @lru_cache(maxsize=64)
-def table(document: str, steps: int, places: int = 0) -> tuple[Tensor, float]:
+def table(
+    document: str, steps: int, places: int = 0, *, even: bool = False
+) -> tuple[Tensor, float]:
     """Return the (S, K) float32 table of a scheduler's steps, and the deviation of the first noise.
 
     Args:
         document: scheduler_config.json.
         steps: As a request asks for them; some schedulers call the network more than once a step.
         places: That a transformer attends to: the more, the longer some schedulers stay near to noise.
+        even: The shares of noise are 1, 1 - 1 / steps, ..., 1 / steps before any shift, whatever was trained: Flux's.
 
     Raises:
         ValueError: as `scheduler`, or more steps than it can take.
@@ -69,10 +72,17 @@ def table(document: str, steps: int, places: int = 0) -> tuple[Tensor, float]:
 
     solver = scheduler(json.loads(document))
     with torch.device("cpu"):
-        solver.set_timesteps(steps, **_shifted(solver, places))
+        solver.set_timesteps(**_asked(solver, steps, even=even), **_shifted(solver, places))
         first = float(getattr(solver, "init_noise_sigma", 1.0))
         rows = [[*_seen(solver, row), *row[2:]] for row in _walk(solver)]
     return torch.tensor(rows, dtype=torch.float64).float(), first
+
+
+def _asked(solver: Any, steps: int, *, even: bool) -> dict[str, Any]:
+    """Return how a scheduler is asked for so many steps."""
+    if not even or solver.config.get("use_flow_sigmas"):
+        return {"num_inference_steps": steps}
+    return {"sigmas": np.linspace(1.0, 1 / steps, steps)}
 
 
 def _walk(solver: Any) -> list[list[float]]:

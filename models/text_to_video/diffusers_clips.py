@@ -46,11 +46,6 @@ class DiffusersClipsConfig(DiffusersConfig):
             raise ValueError(
                 f"frames must be a multiple of {self.stride} and one more, got {self.frames}"
             )
-        patch = self.networks.get("transformer", {}).get("patch_size", (1, 1, 1))[-1]
-        if self.image_size % (self.shrink * patch):
-            raise ValueError(
-                f"image_size must be a multiple of {self.shrink * patch}, got {self.image_size}"
-            )
 
     @property
     def shrink(self) -> int:
@@ -58,6 +53,11 @@ class DiffusersClipsConfig(DiffusersConfig):
         if self.pipeline == "WanPipeline":
             return int(self.networks["vae"].get("scale_factor_spatial", 8))
         return DiffusersConfig.shrink.fget(self)  # type: ignore[attr-defined,no-any-return]
+
+    @property
+    def patch(self) -> int:
+        """How many places of the latent a side are one to the network."""
+        return int(self.networks.get("transformer", {}).get("patch_size", (1, 1, 1))[-1])
 
     @property
     def stride(self) -> int:
@@ -97,10 +97,11 @@ class DiffusersClips(Diffusers):
 
     def embedded(self, tokens_BT: Tensor) -> Tensor:
         """Return what is known of prompts (B, T, D); behind the end of a prompt of Wan's there are zeros."""
-        if self.config.pipeline == "AnimateDiffPipeline":
-            return self._hidden(tokens_BT)
-        there_BT = tokens_BT != self.config.readers["text_encoder"]["pad"]
         encoder: Any = self.get_submodule("text_encoder")
+        if self.config.pipeline == "AnimateDiffPipeline":
+            found: Tensor = encoder(tokens_BT).last_hidden_state
+            return found
+        there_BT = tokens_BT != self.config.readers["text_encoder"]["pad"]
         found_BTD: Tensor = encoder(tokens_BT, there_BT).last_hidden_state
         return found_BTD.masked_fill(~there_BT[..., None], 0)
 
@@ -113,7 +114,13 @@ class DiffusersClips(Diffusers):
         side = self.config.image_size // self.config.shrink
         return int(self.config.latent_frames // patch[0] * (side // patch[1]) * (side // patch[2]))
 
-    def _prediction(self, x: Tensor, time_B: Tensor, context_BTD: Tensor) -> Tensor:
+    def _prediction(
+        self,
+        x: Tensor,
+        time_B: Tensor,
+        context_BTD: Tensor,
+        told_B: Tensor | None,  # noqa: ARG002 - none of them was distilled
+    ) -> Tensor:
         x_BCFHW = self._apart(x)
         if self.config.pipeline == "AnimateDiffPipeline":  # each frame reads the prompt
             context_BTD = context_BTD.repeat_interleave(x_BCFHW.shape[2], 0)

@@ -1,6 +1,7 @@
 """Tiny checkpoints as diffusers saves them, built from configs: pipelines of pictures, and of clips."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -161,6 +162,35 @@ def three(*, long: bool = True) -> Any:
     )
 
 
+def flux(*, told: bool = True) -> Any:
+    """Return a pipeline of Flux's shape: a transformer over packed latents, perhaps told its guidance as a number."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    words = tokenizer()
+    torch.manual_seed(6)
+    t5, pieces = _t5()
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=told,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=told),
+        vae=vae(shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=CLIPTextModel(text_config(words)),
+        tokenizer=words,
+        text_encoder_2=t5,
+        tokenizer_2=pieces,
+    )
+
+
 def animated() -> Any:
     """Return an AnimateDiff: the U-Net of pictures, and motion modules that are not at their start."""
     from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
@@ -243,7 +273,10 @@ def _t5() -> tuple[Any, Any]:
     return T5EncoderModel(config).eval(), pieces  # it has dropout
 
 
-BUILT: Final = {"sd": stable_diffusion, "xl": xl, "sd3": three}
+BUILT: Final = {
+    **{"sd": stable_diffusion, "xl": xl, "sd3": three},
+    **{"flux": flux, "schnell": partial(flux, told=False)},
+}
 CLIPS: Final = {"animatediff": animated, "wan": wan}
 
 

@@ -27,15 +27,18 @@ PROMPT: Final = "a red cat"
 SEED: Final = 7
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("checkpoint") / "sd"
-    return folder, saved("sd", folder)
+@pytest.fixture(scope="module", params=["sd", "flux"])
+def pipeline(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
+    """A checkpoint with a U-Net, and one with a transformer of two kinds of blocks."""
+    folder = tmp_path_factory.mktemp("checkpoint") / request.param
+    return folder, saved(request.param, folder)
 
 
 @pytest.fixture
 def base(here: Installation, pipeline: tuple[Path, Any]) -> Version:
-    return import_checkpoint(pipeline[0], "a test", "foreign")[1]
+    return import_checkpoint(pipeline[0], "a test", "foreign", image_size=16)[1]
 
 
 @pytest.fixture
@@ -48,14 +51,16 @@ def _theirs(pipeline: Any, path: Path) -> Path:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    layers = ["to_k", "to_q", "to_v", "to_out.0"]
+    layers = ["to_k", "to_q", "to_v", "to_out.0", "add_q_proj", "to_add_out"]
+    part = "unet" if hasattr(pipeline, "unet") else "transformer"
+    denoiser = getattr(pipeline, part)
     torch.manual_seed(5)
-    pipeline.unet.add_adapter(
+    denoiser.add_adapter(
         LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=layers), "theirs"
     )
-    found = get_peft_model_state_dict(pipeline.unet, adapter_name="theirs")
-    pipeline.save_lora_weights(path.parent, unet_lora_layers=found, weight_name=path.name)
-    pipeline.unet.delete_adapters("theirs")
+    found = {f"{part}_lora_layers": get_peft_model_state_dict(denoiser, adapter_name="theirs")}
+    pipeline.save_lora_weights(path.parent, weight_name=path.name, **found)
+    denoiser.delete_adapters("theirs")
     return path
 
 
@@ -71,8 +76,16 @@ def theirs(pipeline: Any, file: Path | None) -> torch.Tensor:
     """What diffusers' pipeline draws from the same noise, with a LoRA file or without."""
     if file is not None:
         pipeline.load_lora_weights(file.parent, weight_name=file.name)
-    noise = normals((salted(SEED, "model"),), (4, 8, 8), torch.device("cpu"))
-    found = pipeline(PROMPT, latents=noise, output_type="pt", num_inference_steps=50).images[0]
+    noise, asked = normals((salted(SEED, "model"),), (4, 8, 8), torch.device("cpu")), {}
+    steps = 50
+    if hasattr(pipeline, "_pack_latents"):
+        noise, asked, steps = (
+            pipeline._pack_latents(noise, 1, 4, 8, 8),
+            {"height": 16, "width": 16},
+            28,
+        )
+    asked |= {"output_type": "pt", "num_inference_steps": steps}
+    found = pipeline(PROMPT, latents=noise, **asked).images[0]
     if file is not None:
         pipeline.unload_lora_weights()
     assert isinstance(found, torch.Tensor)
@@ -138,6 +151,7 @@ def test_a_file_that_does_not_fit_is_refused_by_the_layer_s_name(
 ) -> None:
     stored = load_file(file)
     first, *others = sorted(stored)
+    part = first.partition(".")[0]
     faults = {
         "is missing": {key: stored[key] for key in others},
         "is of no layer of what denoises": {
@@ -146,8 +160,8 @@ def test_a_file_that_does_not_fit_is_refused_by_the_layer_s_name(
         },
         "takes no adapter here": {
             **stored,
-            "unet.conv_in.lora_A.weight": torch.zeros(2, 4),
-            "unet.conv_in.lora_B.weight": torch.zeros(4, 2),
+            f"{part}.conv_in.lora_A.weight": torch.zeros(2, 4),
+            f"{part}.conv_in.lora_B.weight": torch.zeros(4, 2),
         },
     }
     for message, tensors in faults.items():

@@ -3,6 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
     found = {}
     for kind, (folder, _) in checkpoints.items():
         checkpoint = read(folder, "a test")
-        model = build(checkpoint.document)
+        config = {**checkpoint.document["config"], "image_size": 16}  # of Flux's no file tells it
+        model = build({**checkpoint.document, "config": config})
         model.load_state_dict(dict(checkpoint.tensors))
         found[kind] = model.eval()
     return found
@@ -59,9 +61,20 @@ def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
 def theirs(pipeline: Any, seed: int, **asked: Any) -> torch.Tensor:
     """Return what diffusers' pipeline draws from the noise that the seed has here, (C, H, W)."""
     noise = normals((seed,), (4, 8, 8), torch.device("cpu"))
+    if hasattr(pipeline, "_pack_latents"):
+        noise = pipeline._pack_latents(noise, 1, 4, 8, 8)
+        asked = {**asked, "height": 16, "width": 16}
     found = pipeline(latents=noise, output_type="pt", **asked).images[0]
     assert isinstance(found, torch.Tensor)
     return found
+
+
+def named_there(kind: str, guidance: float, negative: str | None) -> dict[str, Any]:
+    """Return how diffusers' pipeline of a kind calls guidance and what it leads away from."""
+    if kind == "schnell":
+        return {"true_cfg_scale": guidance, "negative_prompt": negative or ""}
+    told = {} if kind == "flux" else {"negative_prompt": negative}
+    return {"guidance_scale": guidance, **told}
 
 
 @pytest.mark.parametrize("kind", BUILT)
@@ -73,11 +86,13 @@ def test_a_checkpoint_draws_what_diffusers_own_pipeline_draws(
     guidance: float,
     negative: str | None,
 ) -> None:
+    if kind == "flux":
+        negative = None  # refused, below
     prompts = ("a red cat", "Two cats!")
     options = {"steps": 5, "guidance": guidance, "negative_prompt": negative}
     ours = models[kind].sample(Request(seeds=(7, 8), prompts=prompts, options=options))
     for row, (seed, prompt) in enumerate(zip((7, 8), prompts, strict=True)):
-        asked = {"num_inference_steps": 5, "guidance_scale": guidance, "negative_prompt": negative}
+        asked = {"num_inference_steps": 5, **named_there(kind, guidance, negative)}
         wanted = theirs(checkpoints[kind][1], seed, prompt=prompt, **asked)
         torch.testing.assert_close(ours[row], wanted, rtol=0, atol=1e-4)
     assert (ours[0] - ours[1]).abs().max() > 1e-2
@@ -88,9 +103,10 @@ def test_rows_of_other_steps_guidance_and_negative_prompts_share_a_batch(
     models: dict[str, Any], kind: str
 ) -> None:
     model = models[kind]
+    away = {} if kind == "flux" else {"negative_prompt": "cat"}
     asked = [
         Request(seeds=(1,), prompts=("a cat",), options={"steps": 2, "guidance": 1.0}),
-        Request(seeds=(2,), prompts=("red",), options={"steps": 5, "negative_prompt": "cat"}),
+        Request(seeds=(2,), prompts=("red",), options={"steps": 5, "guidance": 4.0, **away}),
         Request(seeds=(3,), options={"steps": 3}),
     ]
     first, *others = (model.begin(one) for one in asked)
@@ -122,7 +138,7 @@ def test_what_denoises_learns_and_nothing_else(models: dict[str, Any], kind: str
     learned = {
         name.partition(".")[0] for name, one in model.named_parameters() if one.grad is not None
     }
-    assert learned == {"transformer" if kind == "sd3" else "unet"}
+    assert learned == {"unet" if kind in {"sd", "xl"} else "transformer"}
     assert all(one.grad.isfinite().all() for one in model.player_parameters("model"))
 
 
@@ -144,9 +160,37 @@ def test_an_adapter_may_change_what_each_denoiser_attends_with(models: dict[str,
     there = {kind: lora.adaptable(model) for kind, model in models.items()}
     layers = ("to_q", "to_k", "to_v", "to_out.0")
     of_unets = tuple(f"{one}.{layer}" for one in ("attn1", "attn2") for layer in layers)
-    of_transformers = tuple(f"attn.{layer}" for layer in layers)
-    assert there == {"sd": of_unets, "xl": of_unets, "sd3": of_transformers}
+    of_texts = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    of_transformers = tuple(f"attn.{layer}" for layer in (*layers, *of_texts))
+    assert there == {
+        **{"sd": of_unets, "xl": of_unets},
+        **dict.fromkeys(("sd3", "flux", "schnell"), of_transformers),
+    }
     assert {*of_unets, *of_transformers} == {*Diffusers.adapts}, "none that no network has"
+
+
+def test_what_guidance_a_distilled_network_is_told_is_a_number_and_no_text_leads_it_away(
+    models: dict[str, Any],
+) -> None:
+    model = models["flux"]
+    asked = Request(seeds=(1,), prompts=("red",), steps=2)
+    weak, strong = (
+        model.sample(replace(asked, options={"steps": 2, "guidance": one})) for one in (1.0, 9.0)
+    )
+    assert (weak - strong).abs().max() > 1e-5
+    with pytest.raises(ValueError, match=r"^negative_prompt: this model has none"):
+        model.begin(replace(asked, options={"negative_prompt": "a cat"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "message"),
+    [("flux", 18, "image_size must be a multiple of 4, got 18"), ("sd3", 48, "at most 32")],
+)
+def test_a_size_that_a_transformer_has_no_places_for_is_refused(
+    checkpoints: dict[str, tuple[Path, Any]], kind: str, side: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(checkpoints[kind][0], "a test", side)
 
 
 def test_a_negative_prompt_that_nothing_leads_away_from_is_refused(models: dict[str, Any]) -> None:
