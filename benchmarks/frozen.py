@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from data.catalog import prepared
 from data.loaders import Loader
-from data.outputs import folder_of
+from data.reading.outputs import folder_of
 from flows.training.frozen import make, opened
 from flows.training.spec import Need
 from infra.settings import settings

@@ -242,8 +242,8 @@ def main() -> None:
     if given.spec:
         one_rank(TrainingSpec.model_validate_json(given.spec), given.rank)
         return
-    from data.mapped import DatasetError
-    from data.reading import read_header
+    from data.reading.mapped import DatasetError
+    from data.reading.splits import read_header
 
     try:
         read_header(given.prepared)

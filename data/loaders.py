@@ -14,19 +14,14 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from data.mapped import Array, DatasetError
 from data.modalities.text import Record
-from data.reading import (
-    Captioned,
-    Encode,
-    Examples,
-    Learner,
-    Options,
-    Split,
-    open_split,
-    read_header,
-)
-from data.utterances import Utterances
+from data.reading.captioned import Captioned
+from data.reading.examples import Examples
+from data.reading.mapped import Array, DatasetError
+from data.reading.readers import open_split
+from data.reading.sources import Encode, Learner, Options
+from data.reading.splits import Split, read_header
+from data.reading.utterances import Utterances
 
 __all__ = [
     "DatasetError",
@@ -71,7 +66,7 @@ class Loader:
         image_size: pixels a side, by the mean over areas; None for the dataset's own. Pictures only.
         encode: gives `tokens` for captions; None or a None result for no tokens. Pictures and sounds.
         learner: the family that makes rows of a text split's records; None where only facts are asked.
-        beside: folders of `data.outputs`, by the name that a batch has each row's output under. Pictures and sounds.
+        beside: folders of `data.reading.outputs`, by the name that a batch has each row's output under. No texts.
         stills: of clips, a row a frame, as pictures; each is learned once an epoch.
         shuffle_captions: give every sample another one's caption and attributes, every pair another's target (a
             broken control).
@@ -312,7 +307,7 @@ def utterances(prepared: Path, split: str) -> Iterator[tuple[Tensor, str, str]]:
         IntegrityError: a shard is not the one that was prepared.
     """
     found = _split_of(prepared, split, "speech")
-    source = Utterances(found.modality, found, Options())
+    source = Utterances(found, Options())
     speakers = source.facts["speakers"]
     for place in range(found.rows):
         rows = source.rows(np.array([place]))
@@ -329,7 +324,7 @@ def records(prepared: Path, split: str) -> list[Record]:
         IntegrityError: a shard is not the one that was prepared.
     """
     found = _split_of(prepared, split, "text")
-    return list(Examples(found.modality, found, Options()).records())
+    return list(Examples(found, Options()).records())
 
 
 def _split_of(prepared: Path, split: str, kind: str) -> Split:
@@ -343,7 +338,7 @@ def _captioned(
     prepared: Path, split: str, kind: str, image_size: int | None
 ) -> tuple[dict[str, Tensor], list[str]]:
     found = _split_of(prepared, split, kind)
-    source = Captioned(found.modality, found, Options(image_size=image_size))
+    source = Captioned(found, Options(image_size=image_size))
     rows = source.rows(np.arange(sum(source.sizes)))
     captions = [source.captions[code] for code in rows["codes"].tolist()]
     return source.learned(rows) | {"attributes": rows["attributes"]}, captions

@@ -22,7 +22,7 @@ from PIL import Image
 from data import stages
 from data.catalog import add_own
 from data.makers import chat
-from data.reading import read_header
+from data.reading.splits import read_header
 from flows.__main__ import app as command_line
 from flows.cli import data_verbs
 from flows.recipes.loader import load

@@ -8,15 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy.typing as npt
 import pyarrow as pa
 
 from data.rules import Rule
-
-if TYPE_CHECKING:
-    from data.reading import Options, Source, Split
 
 MODALITIES: Final[Mapping[str, str]] = {
     "image": "data.modalities.image:Image",
@@ -98,12 +95,6 @@ class Modality(ABC):
         Raises:
             ValueError: the dataset cannot be learned at that size.
         """
-
-    def source(self, split: "Split", options: "Options") -> "Source":
-        """Return the reader of a split: captioned rows, a tensor row a sample."""
-        from data.reading import Captioned
-
-        return Captioned(self, split, options)
 
     def stills(self) -> "Modality":
         """Return how a family of pictures reads the samples: clips by their single frames."""

@@ -9,7 +9,7 @@ Shape letters: N rows, T samples in time.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from data.modalities import Modality
 from data.modalities.audio import FULL_SCALE, Audio, Sound, Wave, decode
 from data.rules import Row, Rule, between
 from infra.media.sounds import wav
-
-if TYPE_CHECKING:
-    from data.reading import Options, Source, Split
 
 LEAST_SECONDS: Final = 0.1
 FRAME_S: Final = 0.01  # of which loudness is taken where silence is looked for
@@ -120,12 +117,6 @@ class Speech(Modality):
             "speakers": tuple(header["attributes"]["speaker"]),
             "attributes": tuple((name, tuple(values)) for name, values in attributes),
         }
-
-    def source(self, split: "Split", options: "Options") -> "Source":
-        """Return the reader of a split: rows of their own lengths."""
-        from data.utterances import Utterances
-
-        return Utterances(self, split, options)
 
     def row_bytes(self, header: Mapping[str, Any], size: int | None) -> int:  # noqa: ARG002 - one size
         """Return the bytes of a row of mean length."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import pyarrow as pa
 
@@ -17,9 +17,6 @@ from data import tokenizing
 from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, among, between
 from infra.documents import parse_json
-
-if TYPE_CHECKING:
-    from data.reading import Options, Source, Split
 
 Record: TypeAlias = Sequence[tuple[str, str]]
 MAX_CHARACTERS: Final = 1 << 20  # of a record
@@ -129,12 +126,6 @@ class Text(Modality):
         if size is not None:
             raise ValueError(f"image_size {size} is for pictures, and {header['name']} is text")
         return {"tokenizer": header["tokenizer"]}
-
-    def source(self, split: "Split", options: "Options") -> "Source":
-        """Return the reader of a split: rows of the tensors that the family makes of the records."""
-        from data.reading import Examples
-
-        return Examples(self, split, options)
 
 
 def record_bytes(record: Record) -> bytes:

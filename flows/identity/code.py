@@ -39,18 +39,23 @@ def judging_code(families: Iterable[str], modality: str) -> Code:
 
 def training_entries(sources: Sources, family: str, modality: str) -> tuple[str, ...]:
     """Return where the training of a family begins."""
-    readers = sources.table("data.modalities:MODALITIES")
-    return ("flows.training.attempt:train", _families(sources)[family], readers[modality])
+    return (
+        *("flows.training.attempt:train", _families(sources)[family]),
+        *_data(sources, modality),
+    )
 
 
 def judging_entries(sources: Sources, families: Iterable[str], modality: str) -> tuple[str, ...]:
     """Return where judging begins."""
-    known, readers = _families(sources), sources.table("data.modalities:MODALITIES")
+    known = _families(sources)
     judges = sources.table("flows.evaluating.modalities:MODULES")
     return (
         *("flows.evaluating.evaluate:evaluate_on_ray", "flows.evaluating.gate:check"),
         *((judges["embedding"],) if modality == "image" else ()),  # of pictures, too
-        *(judges.get(modality, judges["audio"]), readers[modality]),  # speech is heard as sound
+        *(
+            judges.get(modality, judges["audio"]),
+            *_data(sources, modality),
+        ),  # speech is heard as sound
         *(known[family] for family in sorted(set(families))),
     )
 
@@ -65,6 +70,12 @@ def node_code(family: str, modality: str) -> Code:
     """Return the code that the workers of a training run."""
     begin, *rest = training_entries(Sources(ROOT), family, modality)
     return remembered(("flows.training.worker:work", begin, *rest))
+
+
+def _data(sources: Sources, modality: str) -> tuple[str, ...]:
+    """Return what a modality's samples are, and what reads them."""
+    tables = ("data.modalities:MODALITIES", "data.reading.readers:READERS")
+    return tuple(sources.table(one)[modality] for one in tables)
 
 
 def _families(sources: Sources) -> dict[str, str]:

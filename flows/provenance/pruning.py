@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from data.mapped import unneeded
+from data.reading.mapped import unneeded
 from data.repro import sweep
 from flows.context import ledger, promotions, registry
 from flows.evaluating.gate import Evaluation

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import save_file
 
-from data.outputs import finished, shard_of
+from data.reading.outputs import finished, shard_of
 from flows.training.spec import Need, TrainingSpec
 from infra.documents import read_json
 from infra.storage import seal, sha256_of, verify
@@ -162,7 +162,8 @@ class Frozen:
     def _outputs(self, split: str, number: int) -> Iterator[Any]:
         import torch
 
-        from data.reading import Options, open_split
+        from data.reading.readers import open_split
+        from data.reading.sources import Options
 
         size = getattr(self._model.config, "image_size", None)
         stills = not hasattr(self._model.config, "frames")

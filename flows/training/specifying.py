@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.outputs import folder_of
+from data.reading.outputs import folder_of
 from flows.context import modality_of, named, registry
 from flows.identity.code import training_code
 from flows.provenance.bases import base_of, handed, needs_of, placed

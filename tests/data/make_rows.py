@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.mapped import Array, mapped
+from data.reading.mapped import Array, mapped
 
 
 def main(key: str, log: Path) -> None:

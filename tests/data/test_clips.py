@@ -11,7 +11,7 @@ from data.loaders import Loader, clips, everything, facts_of, modality_of
 from data.makers import MakerError, moving, moving_mnist
 from data.modalities import SampleError
 from data.modalities.clip import Found, clip_bytes, clip_of
-from data.outputs import Outputs, shard_of
+from data.reading.outputs import Outputs, shard_of
 from infra.storage import seal, sha256_of
 from tests.data.prepare_kit import prepare, refused
 

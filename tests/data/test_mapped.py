@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from data.mapped import BLOCK, Array, DatasetError, mapped
+from data.reading.mapped import BLOCK, Array, DatasetError, mapped
 from infra.settings import settings
 from infra.storage import IntegrityError
 from tests.command_kit import commands

@@ -448,7 +448,7 @@ def test_tokens_are_the_same_in_whatever_parts_they_are_made(
     couples: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """As are the batches: of one order of all rows, which lies on no disk."""
-    monkeypatch.setattr("data.reading.AT_ONCE", at_once)
+    monkeypatch.setattr("data.reading.examples.AT_ONCE", at_once)
     whole = Characters().examples(records(couples, "train"))
     loader = Loader(couples, "train", batch_size=5, seed=4, learner=Characters())
     for epoch in range(2):

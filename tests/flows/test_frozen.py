@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import models
 from data.loaders import DatasetError, Loader
-from data.outputs import folder_of, shard_of
+from data.reading.outputs import folder_of, shard_of
 from flows.recipes.loader import RecipeError, load
 from flows.training.frozen import make
 from flows.training.ray_train import fit

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.mapped import Array, Column
 from data.modalities.audio import FULL_SCALE
-from data.reading import Captioned
+from data.reading.captioned import Captioned
+from data.reading.mapped import Array, Column
 
 
 class Utterances(Captioned):

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import load_file
 
-from data.mapped import Array, Column, DatasetError, mapped
+from data.reading.mapped import Array, Column, DatasetError, mapped
 from infra.storage import IntegrityError, verify
 
 FORMAT: Final = 1
