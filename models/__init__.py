@@ -25,6 +25,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "griffin-lim": "models.text_to_speech.griffin_lim:GriffinLim",
     "hifi-gan": "models.text_to_speech.hifi_gan:HiFiGAN",
     "kl-autoencoder": "models.variational.kl_autoencoder:KLAutoencoder",
+    "latent-clips": "models.text_to_video.latent_clips:LatentClips",
     "latent-diffusion": "models.text_to_image.latent:LatentDiffusion",
     "lda": "models.classical.lda:LDA",
     "made": "models.autoregressive.made:MADE",

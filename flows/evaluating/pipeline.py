@@ -91,14 +91,22 @@ def abilities(model: "Family") -> tuple[Ability, ...]:
 def able_of(generate: Entrance, models: "Mapping[str, Family]") -> tuple[Ability, ...]:
     """Return what a pipeline can be asked for, whose stages are these models.
 
-    What decodes another stage's work has no likelihood of its own, and draws nothing: pictures are asked for.
+    What decodes another stage's work has no likelihood of its own, and draws nothing: pictures or clips are asked for.
     """
     last = [*generate.nodes.values()][-1]
     if not last.entry:
         found, model = abilities(models[last.stage]), models[last.stage]
         says = "text" in generate.asks and model.capabilities.modality == "audio"
         return found if "speech" in found or not says else ("speech", *found)
-    return ("images", "samples")
+    kinds = {port.kind for port in models[last.stage].entries[last.entry].outputs.values()}
+    return ("videos",) if "clip" in kinds else ("images", "samples")
+
+
+def frames_of(generate: Entrance, models: "Mapping[str, Family]") -> int:
+    """Return how many frames a pipeline's clips have: what decodes takes any, so it is who drew them that says."""
+    drew = [models[node.stage] for node in generate.nodes.values() if not node.entry]
+    frames: int = drew[-1].config.frames
+    return frames
 
 
 def opened(*folders: Path) -> "Family":

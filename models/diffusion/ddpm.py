@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.diffusion import flow, objectives, samplers, schedules, super_resolution
-from models.diffusion.dit import DiT
+from models.diffusion.dit import Block, DiT
 from models.diffusion.super_resolution import Low
 from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Rows
@@ -157,13 +157,14 @@ class Denoiser(nn.Module):
     """The network: noisy picture, time, text and low-resolution picture to eps, v or flow."""
 
     backbone: ClassVar[type[UNet]] = UNet
+    transformer: ClassVar[type[DiT]] = DiT
 
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__()
         self.config, embedding = config, 2 * config.widths[0]
         pixels = config.planes * config.patch**2
         planes, side = config.low_shape or (0, 0)
-        self.low_patch = max(1, side * config.patch // config.image_size)
+        self.low_patch = max(1, side * config.patch // config.shape[1])
         low = planes * self.low_patch**2
         context = config.context_width
         self.time1, self.time2 = nn.Linear(64, embedding), nn.Linear(embedding, embedding)
@@ -177,7 +178,12 @@ class Denoiser(nn.Module):
             self.unet = self.backbone(widths=config.widths, dropout=config.dropout, **layers)
         else:
             places = {"width": config.widths[0], "side": config.shape[1] // config.patch, **sizes}
-            self.unet = DiT(dropout=config.dropout, **places)
+            self.unet = self.transformer(dropout=config.dropout, block=self.block, **places)
+
+    @property
+    def block(self) -> type[Block]:
+        """Return what a transformer is made of."""
+        return Block
 
     def forward(
         self,

@@ -37,15 +37,18 @@ class Block(nn.Module):
 
     def forward(self, x_BNW: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
         """Return tokens (B, N, W)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding_BE)[:, None].chunk(
-            6, dim=2
-        )
-        words = None if self.context is None or context_BTD is None else self.context(context_BTD)
-        read = attended(self.qkv(modulated(x_BNW, shift1, scale1)), words, self.heads)
+        told_B1M = self.modulation(embedding_BE).unsqueeze(-2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = told_B1M.chunk(6, dim=-1)
+        read = self.read(modulated(x_BNW, shift1, scale1), context_BTD)
         x_BNW = x_BNW + gate1 * self.out(read)
         h = F.gelu(self.hidden(modulated(x_BNW, shift2, scale2)), approximate="tanh")
         out: Tensor = x_BNW + gate2 * self.back(self.dropout(h))
         return out
+
+    def read(self, x_BNW: Tensor, context_BTD: Tensor | None) -> Tensor:
+        """Return what tokens read in one another and in the words (B, N, W)."""
+        words = None if self.context is None or context_BTD is None else self.context(context_BTD)
+        return attended(self.qkv(x_BNW), words, self.heads)
 
 
 class DiT(nn.Module):
@@ -63,11 +66,12 @@ class DiT(nn.Module):
         embedding: int,
         context: int,
         dropout: float,
+        block: type[Block] = Block,
     ) -> None:
         super().__init__()
         self.stem = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(
-            Block(width, heads, embedding, context, dropout) for _ in range(blocks)
+            block(width, heads, embedding, context, dropout) for _ in range(blocks)
         )
         self.modulation = zeroed(nn.Linear(embedding, 2 * width))
         self.out = zeroed(nn.Linear(width, outputs))
@@ -77,17 +81,23 @@ class DiT(nn.Module):
 
     def forward(self, x_BChw: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
         """Return (B, outputs, h, w) from (B, inputs, h, w)."""
-        x_BNW = self.stem(x_BChw.flatten(2).transpose(1, 2)) + self.places_NW
+        x_BNW = x_BChw.flatten(2).transpose(1, 2)
+        out: Tensor = self.tokens(x_BNW, embedding_BE, context_BTD)
+        return out.transpose(1, 2).reshape(len(out), -1, *x_BChw.shape[2:])
+
+    def tokens(self, x_BNI: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
+        """Return outputs (B, N, O) of the tokens' inputs."""
+        x_BNW = self.stem(x_BNI) + self.places_NW
         for block in self.blocks:
             x_BNW = block(x_BNW, embedding_BE, context_BTD)
-        shift, scale = self.modulation(embedding_BE)[:, None].chunk(2, dim=2)
+        shift, scale = self.modulation(embedding_BE).unsqueeze(-2).chunk(2, dim=-1)
         out: Tensor = self.out(modulated(x_BNW, shift, scale))
-        return out.transpose(1, 2).reshape(len(out), -1, *x_BChw.shape[2:])
+        return out
 
 
 def modulated(x_BNW: Tensor, shift_B1W: Tensor, scale_B1W: Tensor) -> Tensor:
     """Return tokens of mean 0 and variance 1, scaled and shifted."""
-    return F.layer_norm(x_BNW, x_BNW.shape[2:]) * (1 + scale_B1W) + shift_B1W
+    return F.layer_norm(x_BNW, x_BNW.shape[-1:]) * (1 + scale_B1W) + shift_B1W
 
 
 def places(side: int, width: int) -> Tensor:

@@ -27,7 +27,7 @@ from models.request import Request
 from models.text_to_video.pseudo3d import FrameUNet, VideoUNet
 
 RATES: Final[bounds.Range] = (0.1, 240)
-PER_FRAME: Final = ("frames", "embedding")  # of a batch
+PER_FRAME: Final = ("frames", "embedding", "latent")  # of a batch
 OCTAVE: Final = 100  # of frame rates, on the scale on which networks are told times
 APART: Final = 100  # frames, on that scale
 
@@ -52,6 +52,7 @@ class Timed:
     temporal: bool = True  # false: frame by frame
     shared_noise: bool = False  # the same noise for every frame
     shuffled: bool = False  # a broken control: frames are learned in any order
+    only: ClassVar[Literal["unet", "dit"]] = "unet"  # the backbone that there is
 
     if TYPE_CHECKING:  # fields of the diffusion's Config
         channels: int = 3
@@ -61,8 +62,8 @@ class Timed:
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         bounds.check(self, {"frames": (1, 1024), "frame_rate": RATES, "skips": (1, 64)})
-        if self.backbone != "unet":
-            raise ValueError(f"backbone must be 'unet' for clips, got {self.backbone!r}")
+        if self.backbone != self.only:
+            raise ValueError(f"backbone must be {self.only!r} for clips, got {self.backbone!r}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -283,12 +284,12 @@ def each(clip_BXHW: Tensor, frames: int) -> Tensor:
 
 
 def _grown(name: str, given: Tensor, own: Tensor) -> Tensor:
-    """Return a tensor; of a convolution that sees more channels here those that come to it are zeros."""
+    """Return a tensor; of a first layer that sees more channels here those that come to it are zeros."""
     if own.shape == given.shape:
         return given
-    more = own.shape[1] - given.shape[1] if own.dim() == given.dim() == 4 else 0
+    first = name.endswith("unet.stem.weight") and own.dim() == given.dim()
+    more = own.shape[1] - given.shape[1] if first else 0
     if more > 0 and own[:, :1].shape == given[:, :1].shape:
-        zeros = torch.zeros_like(given[:, :1]).repeat(1, more, 1, 1)
-        return torch.cat([given, zeros], 1)
+        return torch.cat([given, torch.zeros_like(own[:, :more])], 1)
     sizes = ["x".join(map(str, one.shape)) for one in (own, given)]
     raise ValueError(f"{name} is {sizes[0]} here, and {sizes[1]} in what it starts from")

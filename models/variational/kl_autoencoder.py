@@ -167,7 +167,8 @@ class KLAutoencoder(Family):
     def entries(self) -> Mapping[str, Entry]:
         """Return `encode`, pixels to latents, and `decode`, latents to pixels; latents are of these weights alone.
 
-        With a picture and a mask `decode` keeps that picture, bit by bit, where the mask is not 1.
+        With a picture and a mask `decode` keeps that picture, bit by bit, where the mask is not 1. `encode_frames` and
+        `decode_frames` are the same of clips, frame by frame.
         """
         c = self.config
         weights = *self.encoder.parameters(), *self.decoder.parameters(), self.scale
@@ -183,15 +184,23 @@ class KLAutoencoder(Family):
             "autoencoder": space,
             "image_size": c.image_size,
         }
+        frames = {"frames": Port("clip", (None, *pixels.shape))}
+        of_frames = {"latent": Port("latent", (None, *c.latent_shape), space)}
         return {
             "encode": Entry({"pixels": pixels}, latent, facts),
             "decode": Entry({**latent, **kept}, {"pixels": pixels}),
+            "encode_frames": Entry(frames, of_frames, facts),
+            "decode_frames": Entry(of_frames, frames),
         }
 
     def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
-        """Return the latents (B, Z, h, w) of pixels, or the pictures (B, C, H, W) of latents."""
+        """Return the latents (B, Z, h, w) of pixels, or pictures (B, C, H, W) of latents; of clips each frame's."""
         if entry == "encode":
             return self.latents(given["pixels"])
+        if entry in {"encode_frames", "decode_frames"}:
+            of, make = ("frames", self.latents) if entry[0] == "e" else ("latent", self.decode)
+            made = make(given[of].flatten(0, 1))
+            return made.reshape(*given[of].shape[:2], *made.shape[1:])
         if entry != "decode":
             return super().enter(entry, given)
         drawn = self.decode(given["latent"])

@@ -1,4 +1,4 @@
-"""Make-A-Video's recipe: its graph from a caption, a picture and a clip, drawn by networks that know nothing."""
+"""Recipes of moving shapes: graphs from a caption, a picture and a clip, drawn by networks that know nothing."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from data.makers.moving import CAPTIONS
-from flows.evaluating.pipeline import draw
+from flows.evaluating.pipeline import able_of, draw, frames_of
 from infra.pipelines import Pipeline
 from models.family import Family
-from tests.flows.moving_kit import small_cascade
+from tests.flows.moving_kit import OF_LATENTS, SMALL_DIT, small_cascade
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +40,36 @@ def test_a_clip_comes_out_of_every_entrance(
         apart_F = (small[:, None] - given["clip"]).abs().mean((0, 2, 3, 4))
         assert apart_F.argmin() == 8
         assert apart_F[8] < 0.5 * apart_F[:8].min()
+
+
+@pytest.mark.parametrize(
+    ("entrance", "beside"),
+    [
+        ("generate", {}),
+        ("animate", {"image": (3, 32, 32)}),
+        ("extend", {"clip": (9, 3, 32, 32)}),
+    ],
+)
+def test_a_clip_of_latents_is_painted_at_every_entrance(
+    entrance: str, beside: dict[str, tuple[int, ...]]
+) -> None:
+    """Its first frame is the picture's, or the clip's last one, as the autoencoder paints it."""
+    models, pipeline = small_cascade(SMALL_DIT, recipe=OF_LATENTS, side=32)
+    generator = torch.Generator().manual_seed(0)
+    given = {name: torch.rand(2, *shape, generator=generator) for name, shape in beside.items()}
+    made = draw(models, pipeline, CAPTIONS[:2], (1, 2), called=entrance, beside=given)
+    assert made.shape == (2, 9, 3, 32, 32)
+    assert (made[0] - made[1]).abs().max() > 0.01
+    for name, known in given.items():
+        first: Any = models[0]
+        painted = first.decode(first.latents(known if name == "image" else known[:, -1]))
+        torch.testing.assert_close(made[:, 0], painted, rtol=0, atol=1e-4)
+
+
+def test_how_many_frames_a_clip_has_says_who_drew_it() -> None:
+    """An autoencoder decodes any number of them."""
+    for models, pipeline in (small_cascade(SMALL_DIT, recipe=OF_LATENTS, side=32), small_cascade()):
+        generate = pipeline.entrances["generate"]
+        by_stage = {one.stage: model for one, model in zip(pipeline.stages, models, strict=True)}
+        assert frames_of(generate, by_stage) == 9
+        assert able_of(generate, by_stage) == ("videos",)

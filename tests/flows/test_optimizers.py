@@ -38,6 +38,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "gan": {"critic.words.weight", "generator.words.weight"},
     "causal-lm": {"network.embed_tokens.weight"},
     "gpt": {"tokens.weight", "places.weight"},
+    "latent-clips": IN_CAPTIONS,
     "latent-diffusion": IN_CAPTIONS,
     "make-a-video-decoder": {*IN_CAPTIONS, "null_1KD"},
     "make-a-video-interpolation": IN_CAPTIONS,

@@ -106,11 +106,15 @@ def embeddings(model: Family, ports: Mapping[str, Port], count: int) -> dict[str
 
 
 def ridges(model: Family, count: int) -> dict[str, Tensor]:
-    """Rows of 1 and -1 in every channel, shifted by one in every other grid of latents."""
-    (shape,) = (port.shape for port in model.outputs.values())
-    places = torch.arange(shape[1] or 0)
+    """Rows of 1 and -1 in every channel, shifted by one in every other grid of latents, and from frame to frame."""
+    c = model.config
+    places = torch.arange(c.latent_shape[1])
     rows = 1 - 2 * ((places + torch.arange(count)[:, None]) % 2).float()
-    return {"latent": rows[:, None, :, None].expand(count, *shape).contiguous()}  # type: ignore[arg-type]
+    latent = rows[:, None, :, None].expand(count, *c.latent_shape).contiguous()
+    if model.capabilities.modality != "clip":
+        return {"latent": latent}
+    moved = torch.stack([latent.roll(place, 2) for place in range(c.span)], 1)
+    return {"latent": moved, **rolling(model, count)}
 
 
 def stripes(model: Family, count: int) -> dict[str, Tensor]:

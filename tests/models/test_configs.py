@@ -171,6 +171,17 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"latent": 0}, "latent must be at least 1, got 0"),
         ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
     ),
+    "latent-clips": (
+        ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
+        ({"patch_frames": 2}, "patch_frames must divide frames 9, got 2"),
+        ({"knows": 1.5}, "knows must be between 0 and 1, got 1.5"),
+        ({"backbone": "unet"}, "backbone must be 'dit' for clips, got 'unet'"),
+        (
+            {"temporal": False, "patch_frames": 3},
+            "patch_frames must be 1 and attending 'factorised', got 3 and 'factorised'",
+        ),
+        ({"latent_shape": (4, 8, 6)}, "must have equal sides, got "),
+    ),
     "latent-diffusion": (
         ({"latent_shape": (4, 8, 6)}, "must have equal sides, got "),
         ({"latent_shape": (0, 8, 8)}, "latent_shape's channels must be at least 1, got 0"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infra.pipelines import PinnedStage, Pipeline
+from infra.pipelines import FURTHER, PinnedStage, Pipeline
 from models import describe
 from models.family import Batch, Capabilities, Family, Losses
 from models.parts import words
@@ -139,13 +139,15 @@ def publish_clips(workshop: Any, name: str = "moving", *, alters: bool = False) 
 
 
 def publish_cascade(workshop: Any, models: Sequence[Family], graph: Pipeline) -> None:
-    """Put Make-A-Video's graph of these models in production, as "moving-shapes"."""
+    """Put a graph of these models that moving shapes are drawn by in production, by its own name."""
     stages = []
     for model, pinned in zip(models, graph.stages, strict=True):
-        version = workshop.publish(f"moving-shapes.{pinned.stage}", {}, model)
+        version = workshop.publish(f"{graph.endpoint}.{pinned.stage}", {}, model)
         here = {"name": version["name"], "version": version["number"], "sha256": version["digest"]}
         stages.append(pinned.model_copy(update={**here, "family": describe(model)["family"]}))
-    told = {"modality": "clip", "image_size": (64, 64), "frames": 9, "frame_rate": 8.0}
-    told["abilities"] = ("videos", "animations", "alterations", "extensions")
+    side = models[-1].config.image_size
+    told = {"modality": "clip", "image_size": (side, side), "frames": 9, "frame_rate": 8.0}
+    ways = (name for way, name in FURTHER.items() if way in graph.entrances)
+    told["abilities"] = ("videos", *ways)
     document = graph.model_copy(update={**told, "stages": tuple(stages)}).model_dump(mode="json")
-    workshop.promote(workshop.publish("moving-shapes", {"pipeline.json": document}))
+    workshop.promote(workshop.publish(graph.endpoint, {"pipeline.json": document}))
