@@ -432,6 +432,12 @@ class Family(Trainable):
         """
         raise NotImplementedError(f"{type(self).__name__} writes no text")
 
+    @property
+    def readable(self) -> str:
+        """Return a text that it can read, where it reads any: a word that it learned, or a letter."""
+        known: Sequence[str] = getattr(self.config, "vocabulary", ())
+        return known[0] if known else "a"
+
     def unknown(self, text: str) -> list[str]:
         """Return the words or characters of a prompt that it never learned, each once."""
         from models.parts import tokens, words  # they know this contract

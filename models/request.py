@@ -52,10 +52,16 @@ class SoundOptions(Options):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeechOptions(Options):
-    """Of families that speak a text."""
+class VoiceOptions(Options):
+    """Of families that speak a text at their own speed."""
 
     voice: str | None = None  # a speaker's name; None: the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechOptions(VoiceOptions):
+    """Of families that speak a text."""
+
     speed: float | None = None  # of speech; 1 is the speaker's own
 
 

@@ -273,7 +273,7 @@ def import_checkpoint(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take in a checkpoint of others (Stable Diffusion, Flux, Llama): safetensors, no code of its own, not fetched."""
+    """Take in a checkpoint of others (Stable Diffusion, Llama, VITS): safetensors, no code of its own, not fetched."""
     from flows.recipes.loader import load
 
     asked = load(recipe) if recipe is not None else None

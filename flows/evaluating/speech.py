@@ -1,6 +1,7 @@
 """Judging pipelines that speak: whether real listeners' stand-in hears the text and the voice asked for, and how soon.
 
-A pipeline is asked for texts of the dataset in the voices of its speakers, in turn: a seed's place says which. The
+A pipeline is asked for texts of the dataset in the voices of its speakers, in turn: a seed's place says which. One that
+learned elsewhere and has no such voices says them in its own, and of these nothing is told. The
 judge is fitted to real recordings of the same texts and speakers, never to anything that a model made.
 
 Shape letters: N sounds, T samples.
@@ -36,13 +37,11 @@ packed = sounds.packed
 
 
 def requests(
-    pipeline: Pipeline,  # noqa: ARG001 - all speak
-    prepared: Path,
-    spec: EvaluationSpec,
+    pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
 ) -> tuple[list[str], list[int]]:
     """Return `spec.samples` texts and seeds: every voice says one text after the other."""
     facts = loaders.read_header(prepared)
-    voices, texts = _voices(facts), _texts(facts)
+    voices, texts = _asked(pipeline, facts), _texts(facts)
     seeds = list(range(spec.samples))
     return [texts[seed // len(voices) % len(texts)] for seed in seeds], seeds
 
@@ -50,6 +49,12 @@ def requests(
 def _voices(facts: Mapping[str, Any]) -> list[str]:
     found: list[str] = facts["attributes"]["speaker"]
     return found
+
+
+def _asked(pipeline: Pipeline, facts: Mapping[str, Any]) -> Sequence[str | None]:
+    """Return in whose voices a pipeline speaks: the data's where it has them, else its own."""
+    own, learned = pipeline.lead.speakers, _voices(facts)
+    return learned if {*learned} <= {*own} else own or [None]
 
 
 def _texts(facts: Mapping[str, Any]) -> list[str]:
@@ -65,7 +70,7 @@ def drawn(
     prepared: Path,
 ) -> Tensor:
     """Return sounds (N, T), each in its seed's voice."""
-    voices = _voices(loaders.read_header(prepared))
+    voices = _asked(pipeline, loaders.read_header(prepared))
     rows: dict[int, Tensor] = {}
     for number, voice in enumerate(voices):
         places = [place for place, seed in enumerate(seeds) if seed % len(voices) == number]
@@ -98,7 +103,8 @@ def score(
     scores, facts, rate = Scores(spec), loaders.read_header(prepared), pipeline.sample_rate
     assert rate is not None
     made = joined([torch.from_numpy(part) for part in drawn], 0)
-    voices = [_voices(facts)[number % len(_voices(facts))] for number in range(len(made))]
+    asked = _asked(pipeline, facts)
+    voices = [asked[number % len(asked)] for number in range(len(made))]
     real = _some(prepared, "test", ROWS)
     _judged(scores, prepared, facts, real, (list(made), list(prompts), voices))
     for model, stage in zip(models, pipeline.stages, strict=True):
@@ -106,7 +112,9 @@ def score(
             own(scores, model, stage.stage, _batch(model, real), AT_ONCE)
     _timed(scores, models, pipeline, prompts)
     shown = [trimmed(one) for one in made[: spec.gallery]]
-    labels = [f"{who}: {text}" for who, text in zip(voices, prompts, strict=True)][: spec.gallery]
+    labels = [f"{who or 'default'}: {text}" for who, text in zip(voices, prompts, strict=True)][
+        : spec.gallery
+    ]
     files = {"gallery.png": of_sounds(pad_sequence(shown, batch_first=True), rate, labels)}
     files |= {
         f"samples/{number:02d}.wav": wav(x_T.numpy(), rate) for number, x_T in enumerate(shown)
@@ -116,6 +124,8 @@ def score(
 
 Said = tuple[list[Tensor], list[str], list[str]]
 """Sounds (T,), what is said in each, and by whom."""
+Made = tuple[list[Tensor], list[str], list[str | None]]
+"""The same of a pipeline, whose voices need not be the data's."""
 
 
 def _some(prepared: Path, split: str, most: int) -> Said:
@@ -127,9 +137,10 @@ def _some(prepared: Path, split: str, most: int) -> Said:
 
 
 def _judged(
-    scores: Scores, prepared: Path, facts: Mapping[str, Any], real: Said, made: Said
+    scores: Scores, prepared: Path, facts: Mapping[str, Any], real: Said, made: Made
 ) -> None:
     """Add word_accuracy and speaker_accuracy of made sounds, and of held-out ones as `recognised` by the judge."""
+    own_voices = not {*made[2]} <= {*_voices(facts)}
     judge = SpeechJudge(*_some(prepared, "train", LEARNED), facts["sample_rate"])
     for sounds_N, texts, speakers, names in (
         (*real, ("recognised_words", "recognised_speakers")),
@@ -140,6 +151,8 @@ def _judged(
             right = [one == other for one, other in zip(found, wanted, strict=True)]
             if name.endswith(("words", "word_accuracy")) and "text" not in facts["attributes"]:
                 continue  # texts that are no classes: nothing that a judge of classes could hear
+            if name == "speaker_accuracy" and own_voices:
+                continue  # the judge knows none of them
             scores.mean(name, torch.tensor(right), keep=name.endswith("accuracy"))
 
 

@@ -43,6 +43,11 @@ TOKENIZERS: Final = {
     **dict.fromkeys(("CLIPTokenizer", "CLIPTokenizerFast"), "CLIPTokenizer"),
     **dict.fromkeys(("T5Tokenizer", "T5TokenizerFast"), "T5Tokenizer"),
 }
+DROPPED: Final = (
+    *("architectures", "torch_dtype", "dtype", "transformers_version", "use_cache"),
+    *("_name_or_path", "task_specific_params"),
+)
+"""Of transformers' config.json, what says nothing of how a network reads and writes."""
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 DRAWN: Final[Mapping[str, Mapping[str, float]]] = {
     "StableDiffusionPipeline": {"steps": 50, "guidance": 7.5},
@@ -72,17 +77,13 @@ class Checkpoint:
     licence: str
     left_out: tuple[str, ...]  # parts that are not used
     files: dict[str, dict[str, Any]]  # every file's bytes and sha256
+    kind: str  # what it is called where it came from
+    tried: tuple[str, ...] = ()  # prompts to try it on
 
     @property
     def family(self) -> str:
         """Which of ours it is."""
         return str(self.document["family"])
-
-    @property
-    def kind(self) -> str:
-        """What it is called where it came from."""
-        config = self.document["config"]
-        return str(config.get("pipeline") or config["architecture"])
 
 
 def downloaded(repository: str) -> tuple[Path, str]:
@@ -148,6 +149,8 @@ def read(folder: Path, source: str, image_size: int | None = None) -> Checkpoint
         licence=licence_of(folder),
         left_out=tuple(name for name in UNUSED if (index.get(name) or [None])[0]),
         files=files,
+        kind=kind,
+        tried=TRIED,
     )
 
 
@@ -197,7 +200,7 @@ def recipe_of(name: str, version: "Version", found: Checkpoint) -> Recipe:
                 "description": f"{found.source}, as it was.",
                 "data": {"name": "none"},
             },
-            **{"stages": {STAGE: stage}, "try_prompts": TRIED if asked else ()},
+            **{"stages": {STAGE: stage}, "try_prompts": found.tried},
         }
     )
 
@@ -358,6 +361,11 @@ def loaded(folder: Path, kind: str, home: str, *, variant: str | None) -> Any:
         if odd := sorted(map(str, report[what])):
             raise CheckpointError(f"{folder}: its weights are not its network's: {what} {odd[0]}")
     return network
+
+
+def network_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a network, of transformers' config.json."""
+    return {name: value for name, value in asked.items() if name not in DROPPED}
 
 
 def _variant(names: list[str]) -> str | None:

@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING
 
 from prefect import flow
 
+from data.catalog import known
 from flows.context import named, registry
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
-from flows.provenance import language_checkpoints
+from flows.provenance import language_checkpoints, speech_checkpoints
 from flows.provenance.checkpoints import (
     INDEX,
     STAGE,
     Checkpoint,
     CheckpointError,
+    document_of,
     publish,
     publish_unjudged,
     read,
@@ -21,6 +23,7 @@ from flows.provenance.checkpoints import (
 )
 from flows.recipe import Recipe
 from flows.train import train_stages
+from infra.settings import settings
 
 if TYPE_CHECKING:
     from infra.registry.registry import Version
@@ -69,11 +72,15 @@ def _of_the_base(recipe: Recipe, version: "Version") -> Recipe:
 
 def _read(folder: Path, source: str, image_size: int | None) -> Checkpoint:
     """Read a folder as whoever saved it lays it out: transformers have the config of a network at the top."""
-    if (folder / language_checkpoints.CONFIG).is_file() and not (folder / INDEX).is_file():
-        if image_size is not None:
-            raise CheckpointError(f"{folder} is a language model, of no image size: leave it out")
-        return language_checkpoints.read(folder, source)
-    return read(folder, source, image_size)
+    if (folder / INDEX).is_file() or not (folder / language_checkpoints.CONFIG).is_file():
+        return read(folder, source, image_size)
+    if image_size is not None:
+        raise CheckpointError(f"{folder} makes no pictures, of no image size: leave it out")
+    asked = document_of(folder / language_checkpoints.CONFIG)
+    named = asked.get("architectures") if isinstance(asked, dict) else None
+    speaks = named in [[one] for one in speech_checkpoints.SPEAKING]
+    taken = speech_checkpoints.read if speaks else language_checkpoints.read
+    return taken(folder, source)
 
 
 def _check(recipe: Recipe, name: str, found: Checkpoint) -> None:
@@ -84,6 +91,20 @@ def _check(recipe: Recipe, name: str, found: Checkpoint) -> None:
         raise CheckpointError(
             f"the recipe of this checkpoint has one stage, of family {found.family}; got"
             f" {', '.join(families)}"
+        )
+    _check_rate(recipe, found)
+
+
+def _check_rate(recipe: Recipe, found: Checkpoint) -> None:
+    rate = found.document["config"].get("sample_rate")
+    if rate is None:
+        return
+    data = recipe.data.name
+    learned = known(data, settings().project).get("sample_rate")
+    if learned != rate:
+        raise CheckpointError(
+            f"{found.source} speaks at {rate} Hz, and {data}, which the recipe judges it by, has sounds of"
+            f" {learned} Hz: prepare them at {rate} Hz"
         )
 
 

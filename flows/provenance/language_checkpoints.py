@@ -17,7 +17,9 @@ from flows.provenance.checkpoints import (
     files_of,
     licence_of,
     loaded,
+    network_of,
 )
+from flows.provenance.speech_checkpoints import SPEAKING
 from infra.documents import parse_json
 
 if TYPE_CHECKING:
@@ -25,11 +27,6 @@ if TYPE_CHECKING:
 
 CONFIG: Final = "config.json"
 KINDS: Final = ("BPE", "WordLevel")
-DROPPED: Final = (
-    *("architectures", "torch_dtype", "dtype", "transformers_version", "use_cache"),
-    *("_name_or_path", "task_specific_params", "pad_token_id"),
-)
-"""Of config.json, what says nothing of how the network reads and writes."""
 OFF: Final = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout")
 """Dropout, which fine-tuning here has none of."""
 AT_FIRST: Final = {
@@ -56,7 +53,8 @@ def read(folder: Path, source: str) -> Checkpoint:
     tensors = _tensors(folder, architecture)
     words = _tokenizer(folder)
     dropout = dict.fromkeys(name for name in OFF if name in asked)
-    network = {name: value for name, value in asked.items() if name not in DROPPED}
+    network = network_of(asked)
+    network.pop("pad_token_id", None)
     network |= dict.fromkeys(dropout, 0.0)
     ends = _token(folder, asked, words, "eos")
     reader, unknown = renumbered(words.backend_tokenizer.to_str(), folder)
@@ -79,6 +77,7 @@ def read(folder: Path, source: str) -> Checkpoint:
         licence=licence_of(folder),
         left_out=("chat_template",) if words.chat_template else (),
         files=files,
+        kind=architecture,
     )
 
 
@@ -86,7 +85,7 @@ def _architecture(folder: Path, asked: Any) -> str:
     from models.language.causal import TRUNKS
 
     found = asked.get("architectures") if isinstance(asked, dict) else None
-    known = ", ".join(TRUNKS)
+    known = ", ".join((*TRUNKS, *SPEAKING))
     if not isinstance(found, list) or len(found) != 1 or found[0] not in TRUNKS:
         named = ", ".join(map(str, found)) if isinstance(found, list) and found else "none"
         raise CheckpointError(f"{folder / CONFIG} is of architecture {named}; taken are {known}")

@@ -8,12 +8,13 @@ Shape letters: B rows, N blocks of four words each, W = 4 N words.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 ROUNDS: Final = 10
 MULTIPLIERS: Final = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
@@ -71,6 +72,50 @@ def uniforms(
         found[rows] = halves_BX.bitwise_and_(2**24 - 1)
         found[rows] *= 2.0**-24
     return found[:, :count].reshape(-1, *shape)
+
+
+class Seeded(TorchFunctionMode):
+    """Where it is entered, networks of others, which draw their noise themselves, draw it from a row's seed.
+
+    Normal numbers and Bernoulli's, one draw after another; the global generator stays as it is.
+
+    Example:
+        >>> with Seeded(7):
+        ...     first, second = torch.randn(1, 3), torch.randn(1, 3)
+        >>> bool((first == normals((7,), (1, 3), torch.device("cpu"))[0]).all()), bool((first == second).all())
+        (True, False)
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed, self._draw = seed, 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer for what draws, and call all else."""
+        named = dict(kwargs or {})
+        if func is torch.randn_like:
+            return self._drawn(normals, args[0].shape, args[0].device).to(args[0].dtype)
+        if func is torch.randn:
+            device = torch.device(named.get("device") or "cpu")
+            return self._drawn(normals, args[0] if args[1:] == () else args, device)
+        if func is torch.bernoulli:
+            chance = named.get("p", args[1] if args[1:] else args[0])
+            drawn = self._drawn(uniforms, args[0].shape, args[0].device)
+            return (drawn < chance).to(args[0].dtype)
+        return func(*args, **named)
+
+    def _drawn(
+        self, draw: Callable[..., Tensor], shape: Sequence[int], device: torch.device
+    ) -> Tensor:
+        found = draw((self._seed,), tuple(shape), device, draws=self._draw)[0]
+        self._draw += 1
+        return found
 
 
 def box_muller(library: Any, first: Any, second: Any) -> None:

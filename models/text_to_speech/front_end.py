@@ -17,6 +17,7 @@ from torch import Tensor
 
 from models.text_to_speech.normalisation import MARKS, normalised
 from models.text_to_speech.pronunciation import PHONES, phones_of
+from models.text_to_speech.voices import Voiced
 
 __all__ = ["BEGIN", "FRONT_END", "MARKS", "SYMBOLS", "WORD", "Spoken", "normalised", "phonemes"]
 
@@ -29,11 +30,10 @@ _PLACES: Final = {symbol: place for place, symbol in enumerate(SYMBOLS)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spoken:
-    """A Config whose model says texts, in the voices of speakers."""
+class Spoken(Voiced):
+    """A Config whose model says texts, in the voices of speakers; these are a dataset's names, sorted."""
 
     front_end: str = FRONT_END  # with which the texts were made tokens
-    speakers: tuple[str, ...] = ()  # a dataset's names, sorted; empty: one voice without a name
 
     def check_spoken(self) -> None:
         """Refuse what would fail late; for `__post_init__`.
@@ -46,8 +46,7 @@ class Spoken:
                 f"front_end: this model reads text by {self.front_end!r}, installed is {FRONT_END!r}:"
                 " train it anew, or serve it by the Atelier that trained it"
             )
-        if len(set(self.speakers)) < len(self.speakers):
-            raise ValueError(f"speakers: one is there twice in {', '.join(self.speakers)}")
+        self.check_voices()
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Return texts as tokens (B, S) int64, S those of the longest, 0 behind the last of each.
@@ -57,21 +56,6 @@ class Spoken:
         """
         rows = [torch.tensor(_tokens(text)) for text in captions]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-    def encode_voices(self, names: Sequence[str]) -> Tensor:
-        """Return speakers by number, (B,) int64; "" is the first.
-
-        Raises:
-            ValueError: a speaker that it did not learn.
-        """
-        known = self.speakers or ("",)
-        for name in names:
-            if name and name not in known:
-                which = (
-                    f"choose one of {', '.join(self.speakers)}" if self.speakers else "it has one"
-                )
-                raise ValueError(f"voice: this model has no voice {name!r}; {which}")
-        return torch.tensor([known.index(name) if name else 0 for name in names])
 
 
 def phonemes(text: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
+from torch.nn import functional as F
 
 from models.family import Family, Rows
 from models.parts.adapter_rows import begin, host_of, step
@@ -68,8 +69,7 @@ def _acceptable(model: Family) -> Request | None:
     able = model.capabilities
     if able.modality == "text":
         return next((one for one in _written() if _takes(model, one)), None)
-    known = getattr(model.config, "vocabulary", ("a",))  # without one it reads free text
-    words = known[:1] if able.condition == "text" else ()
+    words = [model.readable] if able.condition == "text" else []
     if "seconds" in model.takes:
         return Request(seeds=(0,), prompts=tuple(words), seconds=SECONDS)
     unguided = {"guidance": 1.0} if "guidance" in model.takes else {}
@@ -153,5 +153,14 @@ def _all(asked: Request, seeds: Sequence[int]) -> Request:
 
 
 def _equal(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
-    """Return whether the rows of ours are the first of theirs."""
-    return all(torch.equal(one, other[: len(one)]) for one, other in zip(ours, theirs, strict=True))
+    """Return whether the rows of ours are the first of theirs; a sound ends in silence as long as the others last."""
+    pairs = ((one, other[: len(one)]) for one, other in zip(ours, theirs, strict=True))
+    return all(torch.equal(*_as_long(*pair)) for pair in pairs)
+
+
+def _as_long(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if one.dim() != 2:
+        return one, other
+    longest = max(one.shape[1], other.shape[1])
+    ours, theirs = (F.pad(rows, (0, longest - rows.shape[1])) for rows in (one, other))
+    return ours, theirs

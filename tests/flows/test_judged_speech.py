@@ -109,6 +109,29 @@ def test_every_voice_says_one_text_after_the_other(words: Path) -> None:
         assert not made[row, len(alone) :].any()
 
 
+def test_a_pipeline_with_voices_of_its_own_is_judged_by_its_words_alone(words: Path) -> None:
+    """A checkpoint of others never heard the data's speakers."""
+    voice = tiny("vits-checkpoint").eval()
+    stage = PinnedStage(
+        **{"stage": "model", "name": "x", "version": 1, "sha256": "0" * 64, "family": "x"},
+        **ports_of(voice),
+    )
+    pipeline = Pipeline(endpoint="toy", modality="audio", stages=[stage], sample_rate=RATE)
+    spec = EvaluationSpec(samples=4, gallery=2, bootstrap=20)
+    prompts, seeds = speech.requests(pipeline, words, spec)
+    assert prompts == ["eight", "eight", "oh", "oh"]
+    made = speech.drawn([voice], pipeline, prompts, seeds, words)
+    for row, name in enumerate(["0", "1"] * 2):
+        alone = draw([voice], pipeline, [prompts[row]], [seeds[row]], options={"voice": name})[0]
+        torch.testing.assert_close(made[row, : len(alone)], alone)
+    judged = speech.score(
+        [speech.packed(made)], prompts, judge=None, prepared=words, spec=spec,
+        models=[voice], pipeline=pipeline,
+    )  # fmt: skip
+    assert {"word_accuracy", "recognised_words", "real_time_factor"} <= judged.metrics.keys()
+    assert "speaker_accuracy" not in judged.metrics
+
+
 def test_sound_is_judged_as_speech_where_speech_was_learned(words: Path, tmp_path: Path) -> None:
     assert judging("audio", words) is speech
     header = json.loads((words / "dataset.json").read_text())

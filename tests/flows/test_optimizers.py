@@ -47,6 +47,10 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "transformer": {"embedding.weight"},
     "unclip-decoder": {*IN_CAPTIONS, "null_1KD"},
     "unclip-prior": {"network.words.weight", "network.places_LW", "network.null_1LW"},
+    "vits-checkpoint": {
+        "network.embed_speaker.weight",
+        "network.text_encoder.embed_tokens.weight",
+    },
     "wavenet": {"one_hot.weight"},
 }
 """What of a family is looked up and has more than one dimension; captions of PixelCNN, PixelRNN and WaveNet besides."""

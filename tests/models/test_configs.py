@@ -250,6 +250,18 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"hidden": ()}, "each of hidden must be at least 1"),
         ({"latent": 0}, "latent must be at least 1, got 0"),
     ),
+    "vits-checkpoint": (
+        ({"speakers": ("ann",)}, "speakers: the network has 2, got 1 names"),
+        ({"speakers": ("ann", "ann")}, "one is there twice in ann, ann"),
+        ({"sample_rate": 16000}, "sample_rate must be the network's, 8000 Hz, got 16000"),
+        ({"reader": {"vocabulary": {}}}, "its vocabulary is empty"),
+        ({"reader": {"vocabulary": {"a": 29}}}, "it has a sign 29, and the network knows 29"),
+        (
+            {"reader": {"vocabulary": {"a": 1}, "phonemize": True}},
+            "the setting phonemize asks for .*: install phonemizer, and espeak-ng",
+        ),
+        ({"reader": {"vocabulary": {"a": 1}, "is_uroman": True}}, "install uroman"),
+    ),
     "vocos": (
         ({"segment": 0}, "segment must be at least 1, got 0"),
         ({"layers": 0}, "layers must be at least 1, got 0"),

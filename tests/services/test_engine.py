@@ -17,6 +17,7 @@ from services.stages.batch_invariance import agreeing
 from services.stages.deployment import BATCHES
 from services.stages.engine import Engine
 from services.stages.scheduler import Failed, Finished, Full, Shown
+from tests.models.families_kit import batch_of, counted, tiny
 
 PATIENCE_S = 60
 
@@ -129,6 +130,18 @@ def test_a_batch_size_that_changes_the_bits_is_left_out(base: Family) -> None:
 
     model: Any = Sensitive(base)
     assert agreeing(model, (4, 8, 16)) == (4, 16)
+
+
+def test_sounds_that_last_unequally_agree_where_the_shorter_one_ends_in_silence() -> None:
+    """Else every sentence was filled up to the largest batch."""
+    torch.manual_seed(0)
+    pieces = tiny("unit-selection")
+    voices = {
+        "unit-selection": counted(pieces, batch_of(pieces)).eval(),
+        "vits-checkpoint": tiny("vits-checkpoint").eval(),
+    }
+    for name, model in voices.items():
+        assert agreeing(model, (1, 2, 4)) == (1, 2, 4), name
 
 
 def test_a_call_size_that_changes_the_bits_is_left_out_and_a_batch_may_have_any_size(
