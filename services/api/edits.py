@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -12,7 +13,7 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from infra.media.pictures import PictureError, decode, transparency
@@ -94,10 +95,11 @@ def drawn_by(pipeline: Pipeline, entrance: str) -> tuple[int, int]:
 TOrder = TypeVar("TOrder", bound=BaseModel)
 
 
-async def read_form(
+@asynccontextmanager
+async def form_of(
     request: Request, kind: type[TOrder], wanted: Mapping[str, bool], largest: int = LARGEST
-) -> tuple[TOrder, dict[str, bytes]]:
-    """Return what a form asks for, and its files by name; `wanted` says which may and which must be there.
+) -> AsyncIterator[tuple[TOrder, dict[str, UploadFile]]]:
+    """Yield what a form asks for, and its files by name; `wanted` says which may and which must be there.
 
     A field `video[id]` is the field `id` of `video`, as OpenAI's clients write it.
 
@@ -107,38 +109,54 @@ async def read_form(
     if not request.headers.get("content-type", "").lower().startswith(FORM):
         message = "send the picture as multipart/form-data, in the field `image`"
         raise ApiError(415, message, code="unsupported_media_type", param="image")
-    texts: dict[str, Any] = {}
-    files: dict[str, bytes] = {}
     try:
-        async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
-            for name, value in form.multi_items():
-                name = name.removesuffix("[]")
-                if name in texts or name in files:
-                    raise invalid(f"{name}: one is taken, got several", name)
-                if isinstance(value, UploadFile):
-                    files[name] = await value.read(largest + 1)
-                elif nested := NESTED.fullmatch(name):
-                    texts.setdefault(nested[1], {})[nested[2]] = value
-                else:
-                    texts[name] = value
+        form = await request.form(max_files=4, max_fields=MOST_FIELDS)
     except HTTPException as error:  # starlette's, of a broken form
         raise invalid(f"no form: {error.detail}", "body") from None
-    _check_files(files, wanted, largest)
     try:
-        return kind.model_validate_strings(texts), files
+        texts, files = _fields(form)
+        _check_files(files, wanted, largest)
+        yield kind.model_validate_strings(texts), files
     except ValidationError as error:
         raise from_validation(error) from None
+    finally:
+        await form.close()
 
 
-def _check_files(files: Mapping[str, bytes], wanted: Mapping[str, bool], largest: int) -> None:
+async def read_form(
+    request: Request, kind: type[TOrder], wanted: Mapping[str, bool], largest: int = LARGEST
+) -> tuple[TOrder, dict[str, bytes]]:
+    """Return what a form asks for, and what is in its files by name, as `form_of`."""
+    async with form_of(request, kind, wanted, largest) as (order, files):
+        return order, {name: await file.read() for name, file in files.items()}
+
+
+def _fields(form: FormData) -> tuple[dict[str, Any], dict[str, UploadFile]]:
+    """Return the texts of a form and its files, each by its name."""
+    texts: dict[str, Any] = {}
+    files: dict[str, UploadFile] = {}
+    for name, value in form.multi_items():
+        name = name.removesuffix("[]")
+        if name in texts or name in files:
+            raise invalid(f"{name}: one is taken, got several", name)
+        if isinstance(value, UploadFile):
+            files[name] = value
+        elif nested := NESTED.fullmatch(name):
+            texts.setdefault(nested[1], {})[nested[2]] = value
+        else:
+            texts[name] = value
+    return texts, files
+
+
+def _check_files(files: Mapping[str, UploadFile], wanted: Mapping[str, bool], largest: int) -> None:
     if odd := files.keys() - wanted.keys():
         raise invalid(f"unknown parameter {min(odd)!r}", min(odd), "unknown_parameter")
     for name, must in wanted.items():
         if must and name not in files:
             message = f"{name}: send it as a file"
             raise invalid(message, name, "missing_required_parameter")
-    for name, content in files.items():
-        if len(content) > largest:
+    for name, file in files.items():
+        if (file.size or 0) > largest:
             raise invalid(f"{name}: at most {largest} bytes are taken", name)
 
 

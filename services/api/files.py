@@ -6,6 +6,7 @@ A link's name is that of a picture that was answered by url, or of what came of 
 import asyncio
 import re
 import time
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Query, Request
@@ -15,7 +16,7 @@ from pydantic import ConfigDict
 from infra.jobs.ids import new_id
 from infra.jobs.jobs import NotFound
 from infra.jobs.table import FILE
-from services.api.edits import FORM, read_form
+from services.api.edits import FORM, form_of
 from services.api.requests import Strict
 from services.api.served import parts_of
 from services.batches import files
@@ -29,6 +30,7 @@ from services.videos.content import content
 
 OF_A_JOB: Final = re.compile(r"(video_[0-9A-Z]{26})\.(mp4|gif|webp)")
 BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+BLOCK: Final = 2**20  # bytes that are kept at a time
 KINDS: Final = ("image/png", "image/gif", "image/webp", "video/mp4")
 
 routes = Routes()
@@ -53,16 +55,17 @@ class FileOrder(Strict):
 @routes.takes("/v1/files", FileOrder, FileObject, None, FORM, errors=(*ANYWHERE, 415))
 async def upload(request: Request) -> Response:
     """Keep a file for thirty days, for batches."""
-    _, sent = await read_form(request, FileOrder, {"file": True}, LARGEST)
-    name = str(getattr((await request.form()).get("file"), "filename", None) or "batch.jsonl")
     parts, owner = parts_of(request), str(request.scope["owner"])
-    page = await asyncio.to_thread(parts.jobs.page, owner, FILE, None, MOST)
-    if len(page.jobs) >= MOST:
-        raise invalid(f"file: {MOST} files of this key are kept, no more; delete one", "file")
-    kept = await asyncio.to_thread(
-        files.keep, parts.jobs, Store(parts.arguments.made), [sent["file"]],
-        id=new_id(FILE, time.time()), owner=owner, name=name[:200], purpose="batch",
-    )  # fmt: skip
+    async with form_of(request, FileOrder, {"file": True}, LARGEST) as (_, sent):
+        page = await asyncio.to_thread(parts.jobs.page, owner, FILE, None, MOST)
+        if len(page.jobs) >= MOST:
+            raise invalid(f"file: {MOST} files of this key are kept, no more; delete one", "file")
+        name = str(sent["file"].filename or "batch.jsonl")[:200]
+        blocks = iter(partial(sent["file"].file.read, BLOCK), b"")
+        kept = await asyncio.to_thread(
+            files.keep, parts.jobs, Store(parts.arguments.made), blocks,
+            id=new_id(FILE, time.time()), owner=owner, name=name, purpose="batch",
+        )  # fmt: skip
     return JSONResponse(files.shown(kept))
 
 

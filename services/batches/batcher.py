@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import count, islice
 from typing import Final
 
 import httpx
@@ -120,12 +121,15 @@ class Batcher:
         gate = asyncio.Semaphore(TOGETHER)
         transport = httpx.ASGITransport(_As(self._app, lease.job.owner), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            for start in range(0, len(asked), PART):
+            for start in count(0, PART):
+                part = await asyncio.to_thread(lambda: [*islice(asked, PART)])
+                if not part:
+                    return
                 if start in done:
                     continue
                 tasks = [
                     asyncio.create_task(self._one(client, gate, lease, start + place, line, clips))
-                    for place, line in enumerate(asked[start : start + PART])
+                    for place, line in enumerate(part)
                 ]
                 try:
                     answers = await asyncio.gather(*tasks)
@@ -134,9 +138,9 @@ class Batcher:
                         task.cancel()
                 await asyncio.to_thread(self._commit, lease, start, answers)
 
-    def _asked(self, lease: Lease, work: Work) -> list[Line]:
+    def _asked(self, lease: Lease, work: Work) -> Iterator[Line]:
         file = files.file_of(self._jobs, lease.job.owner, work.input_file_id, "input_file_id")
-        return lines.read(files.content_of(self._store, file), work.endpoint)
+        return lines.read(files.rows_of(self._store, file), work.endpoint)
 
     async def _one(
         self, client: httpx.AsyncClient, gate: asyncio.Semaphore, lease: Lease, number: int, line: Line,

@@ -3,17 +3,18 @@
 So they lie in the artifact store, belong to a key, are listed and paged, expire and are swept as any job.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
 from infra.jobs.jobs import Jobs, NotFound
 from infra.jobs.table import FILE, Job, Result
 from services.api.answers import Body
+from services.batches.lines import LONGEST
 from services.gateway.errors import ApiError
 from services.jobs.store import Store
 
 KEPT_S: Final = 30 * 24 * 3600.0  # as OpenAI keeps those of batches
-LARGEST: Final = 32 * 2**20  # bytes; OpenAI takes 200 MB
+LARGEST: Final = 200 * 2**20  # bytes, as OpenAI takes them
 MOST: Final = 200  # of one key
 JSONL: Final = "application/jsonl"
 
@@ -82,10 +83,10 @@ def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:
     return job
 
 
-def content_of(store: Store, job: Job) -> bytes:
-    """Return a file's bytes, as they were kept."""
+def rows_of(store: Store, job: Job) -> Iterator[bytes]:
+    """Yield a file's lines, as they were kept."""
     assert job.result is not None
-    return store.get(job.result.uri, job.result.digest)
+    return store.rows(job.result.uri, job.result.digest, LONGEST)
 
 
 def shown(job: Job) -> dict[str, Any]:

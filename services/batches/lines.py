@@ -1,7 +1,8 @@
 """The lines of a batch: requests of one endpoint, each under a name of its own, and what is answered to each."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -11,6 +12,7 @@ from infra.documents import parse_json
 from services.gateway.errors import ApiError, from_validation, invalid
 
 MOST: Final = 50_000  # requests of a batch
+LONGEST: Final = 16 * 2**20  # bytes of one
 ENDPOINTS: Final = (
     *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
     *("/v1/images/generations", "/v1/videos"),
@@ -36,30 +38,35 @@ class Answer:
     document: Mapping[str, Any]
 
 
-def read(content: bytes, endpoint: str) -> list[Line]:
-    """Return the requests in a file.
+def read(rows: Iterable[bytes], endpoint: str) -> Iterator[Line]:
+    """Yield the requests in a file's lines, one at a time in memory.
 
     Raises:
         ApiError: 400 that names the first line that cannot be sent to the endpoint, and why.
     """
-    rows = [row for row in content.split(b"\n") if row.strip()]
-    if not 1 <= len(rows) <= MOST:
-        raise _wrong(f"a batch has 1 to {MOST} requests, one a line, got {len(rows)}")
-    lines, names = [], set[str]()
+    names: set[bytes] = set()  # by their hashes: a name is as long as its sender likes
     for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        if len(names) == MOST:
+            raise _wrong(f"a batch has 1 to {MOST} requests, one a line, got more")
         line = _line(number, row)
         if line.url != endpoint:
             raise _wrong(f"line {number}: url: this batch is for {endpoint}, got {line.url[:80]!r}")
         if line.body.get("stream"):
             raise _wrong(f"line {number}: body.stream: nobody listens; leave it out")
-        if line.custom_id in names:
+        name = hashlib.blake2b(line.custom_id.encode(), digest_size=16).digest()
+        if name in names:
             raise _wrong(f"line {number}: custom_id: {line.custom_id[:80]!r} is taken by another")
-        names.add(line.custom_id)
-        lines.append(line)
-    return lines
+        names.add(name)
+        yield line
+    if not names:
+        raise _wrong(f"a batch has 1 to {MOST} requests, one a line, got 0")
 
 
 def _line(number: int, row: bytes) -> Line:
+    if len(row) > LONGEST:
+        raise _wrong(f"line {number}: a request has at most {LONGEST} bytes, got more")
     try:
         return Line.model_validate(parse_json(row.decode(), "a request"))
     except ValidationError as error:

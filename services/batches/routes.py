@@ -60,11 +60,11 @@ async def create(request: Request) -> Response:
 
 def _submitted(parts: Parts, owner: str, order: BatchOrder) -> Job:
     file = files.file_of(parts.jobs, owner, order.input_file_id, "input_file_id")
-    content = files.content_of(Store(parts.arguments.made), file)
+    rows = files.rows_of(Store(parts.arguments.made), file)
     work = Work(
         endpoint=order.endpoint,
         input_file_id=file.id,
-        total=len(lines.read(content, order.endpoint)),
+        total=sum(1 for _ in lines.read(rows, order.endpoint)),
         metadata=order.metadata,
     )
     asked = work.model_dump(mode="json")

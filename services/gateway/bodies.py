@@ -1,17 +1,24 @@
 """Bodies of requests, read whole before a request counts as under way: one half-sent holds up nobody.
 
 A body has its own time, and a client (by its key, else by its address) only so many that are being read: one more ends
-the oldest of them, unless that is young: a crowd may come at once, but a body that is really sent is there soon.
+the oldest of them, unless that is young: a crowd may come at once, but a body that is really sent is there soon. A
+large one lies on disk until its request is answered.
 """
 
 import asyncio
-from typing import Final
+from contextlib import ExitStack
+from tempfile import SpooledTemporaryFile
+from typing import IO, Final
 
 from starlette.types import Message, Receive
 
 from services.gateway.errors import ApiError
 
-LONGEST_S: Final = 20.0  # for a body to come
+LONGEST_S: Final = 20.0  # for a body to come, beside the time that its length takes
+SLOWEST: Final = 2**20  # bytes a second
+IN_MEMORY: Final = 2**20  # bytes of a body; of a larger one all are on disk
+MOST_ON_DISK: Final = 2**32  # bytes of all bodies together
+BLOCK: Final = 2**18  # bytes that a route receives at a time
 YOUNG_S: Final = 5.0  # until it has to make room
 MOST_OF_ONE: Final = (
     256  # bodies of one client that are being read: two hundred users may share a key
@@ -24,22 +31,30 @@ class Bodies:
 
     def __init__(self, longest_s: float = LONGEST_S) -> None:
         self._longest_s = longest_s
-        self._reading: dict[str, dict[asyncio.Timeout, None]] = {}  # by client, oldest first
+        self._reading: dict[str, dict[asyncio.Timeout, float]] = {}  # since when; oldest first
+        self._on_disk: dict[IO[bytes], int] = {}  # bytes of large bodies, read or being read
 
-    async def read(self, client: str, receive: Receive, most: int) -> bytes:
-        """Return a whole body, of at most so many bytes.
+    async def read(self, client: str, receive: Receive, most: int, length: int = 0) -> IO[bytes]:
+        """Return a whole body, of at most so many bytes, at its start; who asks closes it.
+
+        Args:
+            client: whose it is.
+            receive: where it comes from.
+            most: bytes that are taken.
+            length: bytes that it says it has, 0 where it does not say.
 
         Raises:
-            ApiError: 408, it did not come in time or newer ones took its place; 413, it is too large.
+            ApiError: 408, it did not come in time or newer ones took its place; 413, it is too large; 429, there is no
+                room for it beside other large ones.
         """
         self._make_room(client)
         began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._longest_s) as timer:
+            async with asyncio.timeout(self._longest_s + length / SLOWEST) as timer:
                 mine = self._reading.setdefault(client, {})
-                mine[timer] = None
+                mine[timer] = began
                 try:
-                    return await _whole(receive, most)
+                    return await self._whole(receive, most)
                 finally:
                     mine.pop(timer, None)
                     if not mine:
@@ -59,38 +74,52 @@ class Bodies:
     def _end(self, client: str) -> bool:
         """End a client's oldest body; returns whether it was old enough."""
         oldest = next(iter(self._reading[client]))
-        now, end = asyncio.get_running_loop().time(), oldest.when()
-        if end is None or end - now > self._longest_s - YOUNG_S:
+        now = asyncio.get_running_loop().time()
+        if oldest.when() is None or now - self._reading[client][oldest] < YOUNG_S:
             return False
         del self._reading[client][oldest]
         oldest.reschedule(now)
         return True
 
+    async def _whole(self, receive: Receive, most: int) -> IO[bytes]:
+        with ExitStack() as undo:
+            body: IO[bytes] = undo.enter_context(SpooledTemporaryFile(IN_MEMORY))
+            size, more = 0, True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _unfinished(0)  # nobody reads it
+                size += len(message.get("body", b""))
+                if size > most:
+                    raise too_large(most)
+                if size > IN_MEMORY:
+                    self._make_room_on_disk(body, size)
+                body.write(message.get("body", b""))
+                more = message.get("more_body", False)
+            body.seek(0)
+            undo.pop_all()  # who asks closes it
+        return body
 
-async def _whole(receive: Receive, most: int) -> bytes:
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _unfinished(0)  # nobody reads it
-        size += len(message.get("body", b""))
-        if size > most:
-            raise too_large(most)
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
+    def _make_room_on_disk(self, body: IO[bytes], size: int) -> None:
+        """Count a body that grows beyond what is kept in memory; those that were closed count no more."""
+        self._on_disk = {one: many for one, many in self._on_disk.items() if not one.closed}
+        self._on_disk[body] = size
+        if sum(self._on_disk.values()) > MOST_ON_DISK:
+            message = f"bodies of {MOST_ON_DISK} bytes are under way, no more fit; try again"
+            raise _closing(ApiError(429, message, code="queue_full", retry_after_s=5))
 
 
-def again(body: bytes, receive: Receive) -> Receive:
-    """Return what a route receives: the body that was read, and then what comes of the client."""
+def again(body: IO[bytes], receive: Receive) -> Receive:
+    """Return what a route receives: the body that was read, block by block, and then what comes of the client."""
     told = False
 
     async def next_message() -> Message:
         nonlocal told
         if told:
             return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        block = body.read(BLOCK)
+        told = len(block) < BLOCK
+        return {"type": "http.request", "body": block, "more_body": not told}
 
     return next_message
 

@@ -10,7 +10,8 @@ import hashlib
 import re
 import time
 import uuid
-from typing import Final, Literal, Protocol, TypeAlias
+from io import BytesIO
+from typing import IO, Final, Literal, Protocol, TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,7 +32,7 @@ LARGEST_UPLOADS: Final = {
     "/v1/videos": 9 * 2**20,
     "/v1/videos/edits": 17 * 2**20,
     "/v1/videos/extensions": 17 * 2**20,
-    "/v1/files": 33 * 2**20,
+    "/v1/files": 201 * 2**20,
 }
 """Bytes of the bodies that may be larger than others: files as we answer them, a minute of sound at 48 kHz;
 a picture and its mask; pictures as data URLs; a clip; the requests of a batch."""
@@ -106,9 +107,8 @@ class Guard:
                 out.setdefault("cache-control", "no-store")
             await send(message)
 
-        most = max(self._max_body, LARGEST_UPLOADS.get(scope["path"], 0))
         try:
-            body = await self._read(scope, headers, receive, most)
+            body = await self._read(scope, headers, receive)
         except ApiError as error:
             await error.response()(scope, receive, answer)
             return
@@ -117,25 +117,28 @@ class Guard:
             await self._app(scope, again(body, receive), answer)
         finally:
             self._under_way -= 1
+            body.close()
 
-    async def _read(self, scope: Scope, headers: Headers, receive: Receive, most: int) -> bytes:
+    async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> IO[bytes]:
         """Return the body, or raise why this request may not come in."""
         if (refused := refusal_of(headers)) is not None:
             raise refused
         scope["house"], scope["owner"] = False, ""
         if scope["path"] in OPEN:
-            return b""
+            return BytesIO()
         key = _key(headers)
         linked = scope["path"].startswith(LINKED) and b"signature=" in scope["query_string"]
         admitted, scope["owner"] = ("link", "") if linked else await self._authorize(key, headers)
         scope["house"] = admitted == "house"
+        most = max(self._max_body, LARGEST_UPLOADS.get(scope["path"], 0))
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
             raise too_large(most)
         address, _ = scope.get("client") or ("", 0)
         client = address if admitted in {"open", "link"} else _hash(key)
-        body = await self._bodies.read(client, receive, most)
+        body = await self._bodies.read(client, receive, most, int(length))
         if self._under_way >= self._max_under_way and admitted != "house":
+            body.close()
             raise ApiError(
                 429,
                 f"{self._under_way} requests are under way, at most {self._max_under_way} may be",

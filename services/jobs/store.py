@@ -6,13 +6,16 @@ nothing of its successor's. What no row names does not exist, and goes with its 
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from infra.storage import faultpoint, sync_directory
+
+BLOCK: Final = 2**20  # bytes that are read at a time
 
 
 class StoreError(RuntimeError):
@@ -64,6 +67,25 @@ class Store:
         if hashlib.sha256(content).hexdigest() != digest:
             raise StoreError(f"{uri} was altered: its sha256 is not {digest[:12]}")
         return content
+
+    def rows(self, uri: str, digest: str, longest: int) -> Iterator[bytes]:
+        """Yield a file's lines, one at a time in memory; a longer one in pieces of `longest` bytes and one.
+
+        Raises:
+            StoreError: it is gone, or not what was put there; before the first line.
+        """
+        found = hashlib.sha256()
+        try:
+            with self._files.open(uri, "rb") as file:
+                while block := file.read(BLOCK):
+                    found.update(block)
+                if found.hexdigest() != digest:
+                    raise StoreError(f"{uri} was altered: its sha256 is not {digest[:12]}")
+                file.seek(0)
+                while row := file.readline(longest + 1):
+                    yield row
+        except OSError as error:
+            raise StoreError(f"{uri} cannot be read: {error}") from None
 
     def remove(self, uri: str) -> None:
         """Remove one file, if it is there."""

@@ -6,10 +6,12 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -18,7 +20,9 @@ from PIL import Image
 
 from infra.jobs.jobs import Jobs
 from infra.keys import Keys
+from services.api import files as api
 from services.batches import batcher as batching
+from services.batches import files, lines
 from services.batches.batcher import Batcher
 from services.jobs.store import Store
 from tests.services.clips_kit import publish_clips
@@ -193,14 +197,60 @@ def test_a_line_that_cannot_be_sent_is_refused_by_number(
     assert caught.value.param == "input_file_id"
 
 
-def test_what_is_too_large_or_of_another_endpoint_is_refused(idle: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="file: at most 33554432 bytes are taken"):
-        sent(idle, bytes(2**25 + 1))
+def test_what_is_too_large_or_of_another_endpoint_is_refused(
+    idle: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files.LARGEST >= 200e6, "as large as the API has them"
+    monkeypatch.setattr(lines, "LONGEST", 2000)
+    monkeypatch.setattr(files, "LONGEST", 2000)
+    file = sent(idle, GOOD + b"\n\n" + requests(CHAT, turn("a" * 2000)))
+    with pytest.raises(openai.BadRequestError, match="line 3: a request has at most 2000 bytes"):
+        idle.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    monkeypatch.setattr(api, "LARGEST", 3000)
+    with pytest.raises(openai.BadRequestError, match="file: at most 3000 bytes are taken"):
+        sent(idle, bytes(3001))
     asked: Any = {"endpoint": "/v1/moderations", "completion_window": "24h"}
     with pytest.raises(openai.BadRequestError, match="/v1/chat/completions"):
         idle.batches.create(input_file_id="file_1", **asked)
     with pytest.raises(openai.NotFoundError, match="no file"):
         idle.batches.create(input_file_id="file_1", endpoint=CHAT, completion_window="24h")
+
+
+def test_a_large_file_is_never_whole_in_memory(house: Any) -> None:
+    """Neither when it comes nor when its lines are read: of 24 MiB a few are there at a time."""
+    row = json.dumps({"custom_id": "%06d", "url": CHAT, "body": turn("a" * 8000)})
+    edge = "xxxx"
+    head = f'--{edge}\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\n'
+
+    async def form() -> AsyncIterator[bytes]:
+        yield (head % ("purpose", "")).encode() + b"batch\r\n"
+        yield (head % ("file", '; filename="a.jsonl"')).encode()
+        for start in range(0, 3072, 16):
+            yield "".join(f"{row % (start + place)}\n" for place in range(16)).encode()
+        yield f"\r\n--{edge}--\r\n".encode()
+
+    async def asked() -> tuple[Any, Any]:
+        headers = {"authorization": f"Bearer {house.keys[0]}"}
+        kind = {"content-type": f"multipart/form-data; boundary={edge}"}
+        transport = httpx.ASGITransport(house.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            file = await client.post("/v1/files", content=form(), headers={**headers, **kind})
+            order = {"input_file_id": file.json()["id"], "endpoint": CHAT}
+            order["completion_window"] = "24h"
+            return file.json(), (
+                await client.post("/v1/batches", json=order, headers=headers)
+            ).json()
+
+    tracemalloc.start()
+    try:
+        file, batch = asyncio.run(asked())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert file["bytes"] > 24e6
+    assert batch["request_counts"]["total"] == 3072
+    assert most < 8 * 2**20
+    house.workshop.jobs.cancel(batch["id"])
 
 
 def test_a_batch_that_waits_is_cancelled_or_expires(house: Any, idle: OpenAI) -> None:

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from services.gateway import bodies
-from services.gateway.bodies import MOST, MOST_OF_ONE, Bodies
+from services.gateway.bodies import MOST, MOST_OF_ONE, Bodies, again
+from services.gateway.errors import ApiError
 from tests.services.test_gateway import IMAGES, body, error
 
 
@@ -119,6 +120,64 @@ def test_of_all_clients_together_the_one_with_most_makes_room(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_large_bodies_lie_on_disk_as_many_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that is closed, since its request was answered, makes room."""
+    monkeypatch.setattr(bodies, "IN_MEMORY", 10)
+    monkeypatch.setattr(bodies, "MOST_ON_DISK", 100)
+
+    async def run() -> None:
+        reading = Bodies()
+
+        def sending(size: int) -> Any:
+            parts = [b"ab" * 5] * (size // 10)
+
+            async def receive() -> Any:
+                part = parts.pop()
+                return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+            return receive
+
+        large = [await reading.read("one", sending(40), 2**20) for _ in range(2)]
+        with pytest.raises(ApiError, match="bodies of 100 bytes are under way") as refused:
+            await reading.read("two", sending(40), 2**20)
+        assert (refused.value.status, refused.value.code) == (429, "queue_full")
+        (await reading.read("two", sending(10), 2**20)).close()
+        large[0].close()
+        third = await reading.read("two", sending(40), 2**20)
+        monkeypatch.setattr(bodies, "BLOCK", 16)
+        receive = again(third, sending(10))
+        blocks = [await receive() for _ in range(4)]
+        assert [len(one["body"]) for one in blocks] == [16, 16, 8, 10]
+        assert [one["more_body"] for one in blocks] == [True, True, False, False]
+        for one in (large[1], third):
+            one.close()
+
+    asyncio.run(run())
+
+
+def test_a_long_body_has_the_time_that_its_length_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SLOWEST", 1e-9)
+
+    async def run() -> None:
+        reading, sent = Bodies(longest_s=0.0), asyncio.Event()
+
+        async def receive() -> Any:
+            await sent.wait()
+            return {"type": "http.request", "body": b"ab"}
+
+        with pytest.raises(ApiError, match="was not there after"):
+            await reading.read("one", receive, 10)
+        task = asyncio.ensure_future(reading.read("one", receive, 10, 2))
+        await asyncio.sleep(0)
+        sent.set()
+        with await task as body:
+            assert body.read() == b"ab"
 
     asyncio.run(run())
 
