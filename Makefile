@@ -64,7 +64,7 @@ lock: $(STAMP) ## Write requirements.lock: names and versions, for every group
 
 clean: ## Remove what make and the tools wrote; keeps data/ and .atelier/
 	@if [ -x $(BIN)/atelier ]; then $(BIN)/atelier down || true; fi
-	@rm -rf .venv .venv-clients .venv-proxy .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
+	@rm -rf .venv .venv-clients .venv-proxy .venv-sentences .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
 	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One interpreter that runs (a pyenv shim may exist and not run); bytecode now, not at the first start.

@@ -27,6 +27,12 @@ RATE = 8000
 WORDS = {"oh": (400.0, 800.0), "eight": (1900.0, 700.0)}  # Hz, first and last
 VOICES = {"ann": 1.3, "bob": 1.0}
 
+DATA = {
+    "name": "words", "modality": "speech", "sample_rate": RATE, "most_seconds": 30.0, "loudness": None,
+    "trim": None, "attributes": {"text": ["one", "two"], "speaker": ["ann"]}, "vocabulary": [], "held_out": [],
+    "max_words": 1,
+}  # fmt: skip
+
 
 def said(word: str, voice: str, number: int) -> Tensor:
     """A tone that glides from one pitch to another, in the voice's own height, no two alike."""
@@ -152,13 +158,18 @@ def test_a_recipe_from_which_mels_come_out_is_refused_before_it_trains() -> None
     alone = recipe.model_copy(
         update={"stages": {"acoustic": recipe.stages["acoustic"]}, "gate": Gate(), "control": ()}
     )
-    data = {
-        "name": "words", "modality": "speech", "sample_rate": RATE, "most_seconds": 30.0, "loudness": None,
-        "trim": None, "attributes": {"text": ["one", "two"], "speaker": ["ann"]}, "vocabulary": [], "held_out": [],
-        "max_words": 1,
-    }  # fmt: skip
     with pytest.raises(
         RecipeError, match=r"stages: mel comes out of acoustic, and can only be given as .*sound"
     ):
-        check_for(alone, data)
-    assert "word_accuracy" in check_for(recipe, data)
+        check_for(alone, DATA)
+    assert "word_accuracy" in check_for(recipe, DATA)
+
+
+def test_a_vocoder_that_learned_nothing_and_one_of_other_mels_are_refused() -> None:
+    recipe = load(RECIPES / "fsdd-vocos.yaml")
+    assert recipe.stages["vocoder"].family == "vocos"
+    assert control_of(recipe, 0).stages["vocoder"].training.steps == 1
+    assert {"vocoder_mel_error", "word_accuracy"} <= check_for(recipe, DATA).keys()
+    other = load(RECIPES / "fsdd-vocos.yaml", ["stages.vocoder.config.mel={hop: 64}"])
+    with pytest.raises(RecipeError, match=r"vocoder takes mel .* as mel, but acoustic\.mel is mel"):
+        check_for(other, DATA)
