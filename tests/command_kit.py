@@ -1,7 +1,8 @@
 """`atelier`, and scripts, as processes of their own without their imports: forked from one that has made them.
 
 A command imports for up to six seconds and then works for a fraction of one; tests give hundreds. This file is also
-what that process runs: it reads a line, forks a child for each program that stands there, and answers with their codes.
+what that process runs: it reads a line, forks a child for each program that stands there, and answers with their
+pids, and then with their codes.
 """
 
 import atexit
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,10 +41,26 @@ class Commands:
         self._one_at_a_time = threading.Lock()
 
     def run(
-        self, *words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+        self,
+        *words: str,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        began: Callable[[int], None] = lambda _: None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `atelier words...` in a folder, with just these variables (else the test's own)."""
-        (done,) = self._ended([["atelier", *words]], cwd, os.environ if env is None else env)
+        """Run `atelier words...` in a folder, with just these variables (else the test's own).
+
+        Its process is told to `began` meanwhile, as to who kills it.
+        """
+        env = os.environ if env is None else env
+        (done,) = self._ended([["atelier", *words]], cwd, env, lambda pids: began(pids[0]))
+        return done
+
+    def script(
+        self, script: Path, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Python file, with just these variables (else the test's own)."""
+        env = os.environ if env is None else env
+        (done,) = self._ended([[str(script), *arguments]], ROOT, env)
         return done
 
     def together(self, script: Path, *arguments: Sequence[str]) -> list[int]:
@@ -54,7 +71,11 @@ class Commands:
         return [one.returncode for one in ended]
 
     def _ended(
-        self, programs: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str]
+        self,
+        programs: Sequence[Sequence[str]],
+        cwd: Path,
+        env: Mapping[str, str],
+        began: Callable[[list[int]], None] = lambda _: None,
     ) -> list[subprocess.CompletedProcess[str]]:
         with self._one_at_a_time, tempfile.TemporaryDirectory() as folder:
             outputs = [
@@ -75,6 +96,8 @@ class Commands:
             assert process.stdout is not None
             process.stdin.write(json.dumps(asked) + "\n")
             process.stdin.flush()
+            if pids := process.stdout.readline():
+                began(json.loads(pids))
             answer = process.stdout.readline()
             assert answer, f"the process that runs `{' '.join(programs[0])}` has ended"
             return [
@@ -147,6 +170,7 @@ def serve() -> None:
                     _become(asked)
                 return
             children.append(child)
+        print(json.dumps(children), flush=True)  # noqa: T201
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(codes), flush=True)  # noqa: T201
 

@@ -1,13 +1,19 @@
 """A stranger's project: our code, `tiny.yaml`'s data in a DVC cache that all such projects share, its command line."""
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.command_kit import commands
+from tests.flows.training_kit import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +45,24 @@ class Workshop:
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         return done.stdout, done.stderr
+
+    def killed(self, when: Callable[[], Any], *words: str) -> None:
+        """Run `atelier words...`, and kill it with -9 as soon as `when` says so."""
+        with ThreadPoolExecutor(1) as beside:
+
+            def kill(pid: int) -> None:
+                wait_until(lambda: when() or not psutil.pid_exists(pid))
+                os.kill(pid, signal.SIGKILL)
+
+            killer: list[Future[None]] = []
+            done = commands.run(
+                *words,
+                cwd=self.folder,
+                env=self.environment,
+                began=lambda pid: killer.append(beside.submit(kill, pid)),
+            )
+            killer[0].result()
+        assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
     def json(self, *words: str) -> Any:
         """Run a verb with --json; nothing but the document is on its standard output."""

@@ -1,10 +1,10 @@
-"""A house with its own project, Prefect and worker, on the run's MLflow and Ray."""
+"""A house with a project of its own, for which the run's worker works."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pytest
 
 from infra.registry.registry import Registry
+from infra.settings import settings
+from infra.stack.spec import POOL, beat_file, parts
+from infra.stack.stack import up
 from tests.command_kit import commands
 from tests.integration.project_kit import make_project
 from tests.integration.serving_kit import wait_for
@@ -23,14 +27,13 @@ if TYPE_CHECKING:
 
 RECIPE = "tiny.yaml"
 NAME = "scheduled"  # the registry is shared: versions of "tiny" are other tests'
-UP = "import json; from infra.stack.stack import environment, up; up(); print(json.dumps(environment()))"
 
 
 @dataclass(frozen=True)
 class ScheduledHouse:
     folder: Path
     environment: dict[str, str]
-    api: str
+    client: "SyncPrefectClient"
 
     def tried(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `python words...`, however it ends."""
@@ -76,49 +79,59 @@ class ScheduledHouse:
         if self.tried("-m", "flows", "schedule", "pause", schedule).returncode:
             return  # it is gone already
         runs = self.runs(schedule)
-        with self.client() as client:
-            for run in runs:
-                if run.infrastructure_pid and not run.state.is_final():
-                    with suppress(psutil.NoSuchProcess):
-                        psutil.Process(int(run.infrastructure_pid)).kill()
-                client.delete_flow_run(run.id)
+        for run in runs:
+            if run.infrastructure_pid and not run.state.is_final():
+                with suppress(psutil.NoSuchProcess):
+                    psutil.Process(int(run.infrastructure_pid)).kill()
+            self.client.delete_flow_run(run.id)
         self.run("schedule", "rm", schedule)
-
-    @contextmanager
-    def client(self) -> "Iterator[SyncPrefectClient]":
-        from prefect import get_client, settings
-
-        ours = {
-            settings.PREFECT_API_URL: self.api,
-            settings.PREFECT_CLIENT_CUSTOM_HEADERS: json.loads(
-                self.environment["PREFECT_CLIENT_CUSTOM_HEADERS"]
-            ),
-        }
-        with settings.temporary_settings(ours), get_client(sync_client=True) as one:
-            yield one
 
     def runs(self, schedule: str) -> list[Any]:
         """Give the schedule's runs that were begun, the newest first."""
         from flows.scheduling.schedule_runs import begun
         from flows.scheduling.schedules import _find
 
-        with self.client() as client:
-            return begun(client, _find(client, schedule).id, 50)
+        return begun(self.client, _find(self.client, schedule).id, 50)
 
-    def first_due(self, schedule: str) -> Any:
-        """Give the run of the schedule that was due first, begun or not."""
+    def begin(self, flow: str, entrypoint: str) -> Any:
+        """Have the worker run a flow of the project; gives the id of its run."""
+        deployment = self.client.create_deployment(
+            flow_id=self.client.create_flow_from_name(flow),
+            name="atelier", entrypoint=entrypoint, work_pool_name=POOL, work_queue_name="default",
+        )  # fmt: skip
+        return self.client.create_flow_run_from_deployment(deployment).id
+
+    def run_of(self, flow: str) -> Any:
+        """Give the one run of a flow."""
+        from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+        wanted = FlowFilter(name=FlowFilterName(any_=[flow]))
+        (run,) = self.client.read_flow_runs(flow_filter=wanted)
+        return run
+
+    def due(self, schedule: str) -> list[Any]:
+        """Give every run of the schedule, begun or not, by the time at which it is due."""
         from prefect.client.schemas.objects import StateType
 
         from flows.scheduling.schedule_runs import runs_of
         from flows.scheduling.schedules import _find
 
-        with self.client() as client:
-            found = _find(client, schedule).id
-            return runs_of(client, found, [*StateType], 1, newest=False)[0].id
+        return runs_of(self.client, _find(self.client, schedule).id, [*StateType], 50, newest=False)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Have the worker take no run meanwhile."""
+        from prefect.client.schemas.actions import WorkPoolUpdate
+
+        self.client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
+        try:
+            yield
+        finally:
+            self.client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
 
     @cached_property
     def registry(self) -> Registry:
-        return Registry(self.environment["ATELIER_TRACKING_URI"], self.folder / "fetched")
+        return Registry(settings().mlflow_uri, self.folder / "fetched")
 
     def versions(self, stage: str) -> list[int]:
         """Give the numbers of a stage's versions."""
@@ -128,47 +141,56 @@ class ScheduledHouse:
 
     def states(self, run_id: Any) -> list[str]:
         """Give the names of all states that a run was in."""
-        with self.client() as client:
-            return [state.name or "" for state in client.read_flow_run_states(run_id)]
+        return [state.name or "" for state in self.client.read_flow_run_states(run_id)]
 
     def state(self, run_id: Any) -> str:
-        with self.client() as client:
-            return client.read_flow_run(run_id).state_name or ""
+        return self.client.read_flow_run(run_id).state_name or ""
 
     def worker(self) -> psutil.Process:
         """Give the process that takes runs, below its supervisor."""
-        record = self.folder / ".atelier" / "run" / "worker.json"
-        supervisor = psutil.Process(json.loads(record.read_text())["pid"])
+        (part,) = (one for one in parts() if one.name == "worker")
+        assert part.daemon is not None
+        supervisor = psutil.Process(part.daemon.pid)
         return wait_for("worker", lambda: next(iter(supervisor.children()), None))
-
-    def log(self, part: str) -> str:
-        return (self.folder / ".atelier" / "logs" / f"{part}.log").read_text()
 
 
 @contextmanager
-def scheduled_house(folder: Path, prefect_port: int, dvc_cache: Path) -> Iterator[ScheduledHouse]:
-    """Make the project, start its Prefect and worker, and stop them."""
+def scheduled_house(folder: Path, dvc_cache: Path) -> Iterator[ScheduledHouse]:
+    """Make the project, and have the run's worker work for it."""
+    from prefect import get_client
+
     make_project(folder, dvc_cache)
     recipe = Path(__file__).with_name("tiny.yaml").read_text()
     (folder / RECIPE).write_text(recipe.replace("name: tiny", f"name: {NAME}"))
-    api = f"http://127.0.0.1:{prefect_port}/api"
     environment = {
         **os.environ,
         "ATELIER_PROJECT": str(folder),
-        "ATELIER_HOME": ".atelier",
-        "ATELIER_PREFECT_PORT": str(prefect_port),
-        "ATELIER_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
-        "ATELIER_RAY_ADDRESS": os.environ["RAY_ADDRESS"],
-        "PREFECT_API_URL": api,
-        "PREFECT_HOME": str(folder / ".atelier" / "prefect"),
-        "PREFECT_LOCAL_STORAGE_PATH": str(folder / ".atelier" / "prefect" / "results"),
+        "ATELIER_DATABASE_URL": f"sqlite:///{folder / 'atelier.db'}",
         "COLUMNS": "200",
     }
-    house = ScheduledHouse(folder, environment, api)
-    try:
-        environment |= json.loads(house.python("-c", UP))  # its own Prefect has its own credential
-        beat = folder / ".atelier" / "run" / "worker.beat"
-        wait_for("worker", beat.exists)
-        yield house
-    finally:
-        house.run("down")
+    _end_worker()
+    beat_file().unlink(missing_ok=True)
+    with get_client(sync_client=True) as client:
+        _start_worker(environment)
+        wait_for("worker", beat_file().exists)
+        yield ScheduledHouse(folder, environment, client)
+
+
+def _start_worker(environment: Mapping[str, str]) -> None:
+    """Start what alone is missing, for the house; `atelier up` would deploy a gateway, too, that nobody asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ATELIER_PROJECT", "ATELIER_DATABASE_URL"):
+            patch.setenv(name, environment[name])
+        patch.chdir(environment["ATELIER_PROJECT"])
+        settings.cache_clear()
+        up()
+    settings.cache_clear()
+
+
+def _end_worker() -> None:
+    """End the run's worker; the house's, which takes its place, works until the stack ends."""
+    (worker,) = (part for part in parts() if part.name == "worker")
+    daemon = worker.daemon
+    assert daemon is not None
+    worker.record.unlink()  # or the keeper would start it again
+    daemon.stop()

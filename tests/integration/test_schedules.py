@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from flows.scheduling.dataset_watch import DRIFTED, REST_S, Watch, begin, emit, forget, seen
-from tests.conftest import free_ports
-from tests.integration.schedule_kit import NAME, ScheduledHouse, scheduled_house
+from flows.scheduling.deployments import submit
+from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house
 from tests.integration.serving_kit import wait_for
 
 pytestmark = pytest.mark.cluster
@@ -38,21 +38,13 @@ def resting() -> str:
     suspend_flow_run(timeout=600)
     return "rested"
 """
-SUBMIT = "import sys; from flows.scheduling.deployments import submit; print(submit('promote', {'ref': sys.argv[1]}))"
-PUT_RESTING = """
-from prefect import get_client
-from flows.scheduling.deployments import Deployment, put
-wanted = Deployment(flow="resting", name="atelier", entrypoint="flows/resting.py:resting")
-with get_client(sync_client=True) as client:
-    print(client.create_flow_run_from_deployment(put(client, wanted)).id)
-"""
 
 
 @pytest.fixture(scope="module")
 def house(
     stack: Mapping[str, float], dvc_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ScheduledHouse]:
-    with scheduled_house(tmp_path_factory.mktemp("project"), free_ports(1)[0], dvc_cache) as one:
+    with scheduled_house(tmp_path_factory.mktemp("project"), dvc_cache) as one:
         yield one
 
 
@@ -67,12 +59,11 @@ def killed_at(house: ScheduledHouse) -> float:
         assert process.stdout.readline() == "begun\n"
 
         def beaten() -> bool:
-            with house.client() as client:
-                (run,) = [one for one in client.read_flow_runs() if one.deployment_id is None]
-                beats = {"event": {"name": ["prefect.flow-run.heartbeat"]}}
-                beats["resource"] = {"id": [f"prefect.flow-run.{run.id}"]}
-                body = {"filter": beats}
-                found = client.request("POST", "/events/filter", json=body).json()
+            run = house.run_of("silent")
+            beats = {"event": {"name": ["prefect.flow-run.heartbeat"]}}
+            beats["resource"] = {"id": [f"prefect.flow-run.{run.id}"]}
+            body = {"filter": beats}
+            found = house.client.request("POST", "/events/filter", json=body).json()
             return bool(found["total"])
 
         wait_for("heartbeat", beaten)
@@ -115,7 +106,7 @@ def test_a_schedule_fires_on_time_and_its_version_is_a_candidate_with_a_gate_rep
         late = (first.start_time - first.expected_start_time).total_seconds()
         print(f"\nlate by {late:.2f} s, done in {first.total_run_time.total_seconds():.0f} s")  # noqa: T201
         assert late >= -0.5
-        assert house.first_due(name) == first.id, "a later one went before it"
+        assert house.due(name)[0].id == first.id, "a later one went before it"
 
         shown = house.json("schedule", "runs", name)
         made = shown[-1]["version"]
@@ -141,70 +132,29 @@ def test_a_schedule_fires_on_time_and_its_version_is_a_candidate_with_a_gate_rep
 
 
 @pytest.mark.usefixtures("killed_at")  # so early that the last test waits for little
-def test_changed_data_starts_one_run_and_a_touch_none(house: ScheduledHouse) -> None:
+def test_changed_data_start_one_run_that_goes_on_when_it_is_killed_with_its_worker(
+    house: ScheduledHouse,
+) -> None:
+    """A touch starts none. What goes on begins with the last finished step."""
     drawn_by = house.folder / "data" / "makers" / "digits.py"
+    steps = [f"stages.{stage}.training.steps={count}" for stage, count in STEPS.items()]
+    words = [word for one in steps for word in ("--set", one)]
 
     def glance() -> str:
-        with house.client() as client:
-            known = seen(client, "digits")
+        known = seen(house.client, "digits")
         assert known is not None
         return str(known["glance"])
 
-    with house.schedule("--on-data-change", "digits") as name:
-        before = glance()
+    before = house.versions("base")
+    with house.schedule(*words, "--on-data-change", "digits") as name:
+        seen_first = glance()
         drawn_by.touch()
-        wait_for("look at the touched file", lambda: glance() != before)
+        wait_for("look at the touched file", lambda: glance() != seen_first)
         assert house.runs(name) == []
 
         house.worker().kill()
-        began = time.monotonic()
         with drawn_by.open("a") as file:
             file.write("\n# drawn anew\n")
-        run = ended(house, name)
-        print(f"\nchanged data: done {time.monotonic() - began:.0f} s after the change")  # noqa: T201
-        assert run.state_name == "Completed", run.state
-        assert len(house.runs(name)) == 1
-        remove(house, name)
-    with house.client() as client:
-        assert seen(client, "digits") is None
-
-
-def test_a_look_that_took_long_puts_off_no_other(
-    house: ScheduledHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a busy machine, or while a new worker imports what it looks with."""
-    pictures, walk = tmp_path / "pictures", os.walk
-    pictures.mkdir()
-    entry = "{maker: folder, path: pictures, image_size: 8}"
-    (tmp_path / "params.yaml").write_text(f"datasets:\n  walked: {entry}\n")
-
-    def slowly(*words: Any) -> Any:
-        time.sleep(0.3)
-        return walk(*words)
-
-    with house.client() as client:
-        begin(client, "walked", tmp_path)
-        watch = Watch("walked", tmp_path)
-        with monkeypatch.context() as slow:
-            slow.setattr(os, "walk", slowly)
-            assert not watch.look(client)
-        (pictures / "one.png").write_bytes(b"one")
-        assert not watch.look(client), "it may be on its way"
-        time.sleep(REST_S)  # for its one file
-        assert watch.look(client)
-        forget(client, "walked")
-
-
-def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_step(
-    house: ScheduledHouse,
-) -> None:
-    steps = [f"stages.{stage}.training.steps={count}" for stage, count in STEPS.items()]
-    words = [word for one in steps for word in ("--set", one)]
-    before = house.versions("base")
-    with house.schedule(*words, "--on-drift", NAME) as name:
-        with house.client() as client:
-            emit(client, DRIFTED, "atelier.endpoint.another", {})
-            emit(client, DRIFTED, f"atelier.endpoint.{NAME}", {"share": 0.4})
         wait_for("trained stage", lambda: house.versions("base") != before)
         (run,) = house.runs(name)
         trained, worker = house.versions("base"), house.worker()
@@ -227,21 +177,59 @@ def test_a_run_whose_worker_is_killed_with_it_goes_on_from_its_last_finished_ste
         assert done.parameters == run.parameters
         assert len(trained) == len(before) + 1
         assert house.versions("base") == trained, "a finished step was repeated"
+        assert len(house.runs(name)) == 1
         remove(house, name)
+    assert seen(house.client, "digits") is None
+
+
+def test_the_drift_of_its_endpoint_makes_one_run_due_and_another_s_none(
+    house: ScheduledHouse,
+) -> None:
+    with house.at_rest(), house.schedule("--on-drift", NAME) as name:
+        emit(house.client, DRIFTED, "atelier.endpoint.another", {})
+        emit(house.client, DRIFTED, f"atelier.endpoint.{NAME}", {"share": 0.4})
+        (run,) = wait_for("run that is due", lambda: house.due(name))
+        assert run.parameters["recipe"] == RECIPE
+        house.client.delete_flow_run(run.id)
+        remove(house, name)
+
+
+def test_a_look_that_took_long_puts_off_no_other(
+    house: ScheduledHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine, or while a new worker imports what it looks with."""
+    pictures, walk = tmp_path / "pictures", os.walk
+    pictures.mkdir()
+    entry = "{maker: folder, path: pictures, image_size: 8}"
+    (tmp_path / "params.yaml").write_text(f"datasets:\n  walked: {entry}\n")
+
+    def slowly(*words: Any) -> Any:
+        time.sleep(0.3)
+        return walk(*words)
+
+    begin(house.client, "walked", tmp_path)
+    watch = Watch("walked", tmp_path)
+    with monkeypatch.context() as slow:
+        slow.setattr(os, "walk", slowly)
+        assert not watch.look(house.client)
+    (pictures / "one.png").write_bytes(b"one")
+    assert not watch.look(house.client), "it may be on its way"
+    time.sleep(REST_S)  # for its one file
+    assert watch.look(house.client)
+    forget(house.client, "walked")
 
 
 def test_a_suspended_run_holds_no_process_and_goes_on_when_it_is_resumed(
     house: ScheduledHouse,
 ) -> None:
     (house.folder / "flows" / "resting.py").write_text(RESTING)
-    run_id = house.python("-c", PUT_RESTING).split()[-1]
-    refused = house.python("-c", SUBMIT, "nothing:1").split()[-1]
+    run_id = house.begin("resting", "flows/resting.py:resting")
+    refused = submit("promote", {"ref": "nothing:1"})
     wait_for("suspension", lambda: house.state(run_id) == "Suspended")
-    with house.client() as client:
-        pid = int(client.read_flow_run(run_id).infrastructure_pid)
-        wait_for("end of the process", lambda: not psutil.pid_exists(pid))
-        began = time.monotonic()
-        client.resume_flow_run(run_id)
+    pid = int(house.client.read_flow_run(run_id).infrastructure_pid)
+    wait_for("end of the process", lambda: not psutil.pid_exists(pid))
+    began = time.monotonic()
+    house.client.resume_flow_run(run_id)
     wait_for("end", lambda: house.state(run_id) == "Completed")
     print(f"\nresumed and done after {time.monotonic() - began:.0f} s")  # noqa: T201
     wait_for("refusal", lambda: house.state(refused) == "Failed")
@@ -250,11 +238,9 @@ def test_a_suspended_run_holds_no_process_and_goes_on_when_it_is_resumed(
 def test_a_killed_flow_of_no_deployment_is_crashed_within_90_seconds(
     house: ScheduledHouse, killed_at: float
 ) -> None:
-    with house.client() as client:
-        (run,) = [one for one in client.read_flow_runs() if one.deployment_id is None]
+    run = house.run_of("silent")
     wait_for("crash", lambda: house.state(run.id) == "Crashed")
-    with house.client() as client:
-        state = client.read_flow_run(run.id).state
+    state = house.client.read_flow_run(run.id).state
     assert state is not None
     after = (datetime.now(UTC) - state.timestamp).total_seconds()
     seconds = time.monotonic() - killed_at - after

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from flows.tuning.space import Search
 from infra.registry.registry import Registry
 from infra.settings import settings
 from infra.storage import verify
-from tests.flows.training_kit import prepare, spec_of, wait_until
+from tests.flows.training_kit import prepare, spec_of
 from tests.integration.project_kit import Workshop
 
 BROKEN = 1e30  # a learning rate
@@ -46,15 +44,7 @@ def ended() -> dict[int, Trial]:
 
 @pytest.fixture(scope="module")
 def tuned(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "flows", "tune", str(RECIPE)],
-        cwd=workshop.folder, env=workshop.environment, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        wait_until(lambda: len(ended()) >= 3 or driver.poll() is not None)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+    workshop.killed(lambda: len(ended()) >= 3, "tune", str(RECIPE))
     before = ended()
     made = workshop.json("tune", str(RECIPE))
     registry = Registry(settings().mlflow_uri, tmp_path_factory.mktemp("versions"))
