@@ -42,6 +42,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "unclip-decoder": "models.text_to_image.unclip:Decoder",
     "unclip-prior": "models.text_to_image.unclip:Prior",
     "vae": "models.variational.vae:VAE",
+    "vits": "models.text_to_speech.vits:VITS",
     "vits-checkpoint": "models.text_to_speech.vits_checkpoint:VitsCheckpoint",
     "vocos": "models.text_to_speech.vocos:Vocos",
     "vqvae": "models.variational.vqvae:VQVAE",

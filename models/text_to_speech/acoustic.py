@@ -7,14 +7,23 @@ Shape letters: B rows, S phonemes, F frames, M mels, W width, C = M + W.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from models.diffusion import objectives
 from models.diffusion.unet import sinusoids
+from models.family import Batch
 from models.parts.attention import EncoderLayer
 from models.parts.dropout import Dropout
+from models.parts.mel import Mel
+
+LONGEST: Final = 3000  # frames of a drawn row
+BLOCK: Final = 32  # frames whose noise is drawn at once
+TOKENS: Final = (
+    8.0  # weight of what is predicted a phoneme, of which there is one in about so many frames
+)
 
 
 class Convolutions(nn.Module):
@@ -70,6 +79,58 @@ class Predictor(nn.Module):
         """Return (B, S, numbers), float32."""
         found: Tensor = self.out(self.convolutions(x_BSW.detach(), inside_BS[..., None]))
         return found.float()
+
+
+class Durations(Predictor):
+    """How many frames a phoneme has: the logarithm of one more."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__(width, 1, dropout)
+
+    def errors(self, x_BSW: Tensor, path_BSF: Tensor, inside_BS: Tensor) -> Tensor:
+        """Return the squared errors of the logarithms (B, S), of phonemes as they are aligned."""
+        log_BS: Tensor = self(x_BSW, inside_BS)[..., 0]
+        return (log_BS - path_BSF.sum(2).log1p()).square()
+
+    def frames(self, x_BSW: Tensor, inside_BS: Tensor, speed: float) -> Tensor:
+        """Return how many frames each phoneme is given (B, S): one at least."""
+        log_BS = self(x_BSW, inside_BS)[..., 0]
+        frames_BS: Tensor = (log_BS.expm1() / speed).round().clamp(1, LONGEST) * inside_BS
+        return frames_BS
+
+    def paths(self, x_1SW: Tensor, inside_1S: Tensor, speed: float, frame_s: float) -> Tensor:
+        """Return which phoneme each frame of a row is of (1, S, F).
+
+        Raises:
+            ValueError: they are more than are made.
+        """
+        frames_1S = self.frames(x_1SW, inside_1S, speed)
+        if (count := int(frames_1S.sum())) > LONGEST:
+            most = f"at most {LONGEST * frame_s:.0f} s are made"
+            raise ValueError(f"prompt: it takes {count} frames; {most}")
+        place_S = torch.arange(inside_1S.shape[1], device=x_1SW.device)
+        of_F = place_S.repeat_interleave(frames_1S[0].long())
+        return (of_F == place_S[:, None]).float()[None]
+
+
+def noise(x_BCF: Tensor) -> Tensor:
+    """Return noise of the rows' shape (B, C, F), by torch's generator.
+
+    Some frames of all rows are drawn after others: what a row gets depends neither on how many follow nor on others.
+    """
+    rows, channels, frames = x_BCF.shape
+    some = [
+        torch.randn(rows, BLOCK, channels, device=x_BCF.device) for _ in range(0, frames, BLOCK)
+    ]
+    return torch.cat(some, 1)[:, :frames].mT
+
+
+def mels_of(mel: Mel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log mels (B, M, F), how many frames each row has (B,), and which are inside it (B, 1, F)."""
+    length_B = batch["length"]
+    log_mel_BMF, frames_B = mel.log_mel(batch["sound"], length_B), mel.frames_of(length_B)
+    frame_F = torch.arange(log_mel_BMF.shape[2], device=length_B.device)
+    return log_mel_BMF, frames_B, (frame_F < frames_B[:, None])[:, None].float()
 
 
 class DecoderLayer(nn.Module):

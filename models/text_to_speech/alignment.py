@@ -42,6 +42,15 @@ def monotonic_path(log_p_BSF: Tensor, token_length_B: Tensor, frames_B: Tensor) 
     return (state_BF[:, None] == token_S1).to(log_p_BSF.dtype)
 
 
+def uniform_path(token_length_B: Tensor, frames_B: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return an alignment (B, S, F) of this size, in which all tokens of a row have equally many frames: a control."""
+    tokens, frames = size
+    frame_F = torch.arange(frames, device=frames_B.device)
+    place_BF = frame_F * token_length_B[:, None] // frames_B[:, None].clamp(min=1)
+    place_BF = torch.where(frame_F < frames_B[:, None], place_BF, -1)
+    return (place_BF[:, None] == torch.arange(tokens, device=frames_B.device)[:, None]).float()
+
+
 @torch.no_grad()
 def best_states(
     log_p_BNF: Tensor, count_B: Tensor, frames_B: Tensor, skip_BN: Tensor | None = None

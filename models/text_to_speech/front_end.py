@@ -29,7 +29,8 @@ SYMBOLS: Final = ("", BEGIN, WORD, *MARKS, *PHONES)
 _PLACES: Final = {symbol: place for place, symbol in enumerate(SYMBOLS)}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# without slots, so that a Config may have another base beside it
+@dataclass(frozen=True, kw_only=True)
 class Spoken(Voiced):
     """A Config whose model says texts, in the voices of speakers; these are a dataset's names, sorted."""
 

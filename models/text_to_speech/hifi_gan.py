@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from models.parts import bounds
 from models.parts.mel import PRESETS
-from models.text_to_speech.vocoder import SLOPE, Vocoder, VocoderConfig, near_0, widths_of
+from models.text_to_speech.critics import SLOPE
+from models.text_to_speech.vocoder import Vocoder, VocoderConfig, near_0, widths_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,8 +24,16 @@ from models.parts.noise import normals
 from models.parts.rows import join
 from models.ports import Port
 from models.request import Request, SpeechOptions
-from models.text_to_speech.acoustic import Decoder, Encoder, Predictor
-from models.text_to_speech.alignment import monotonic_path
+from models.text_to_speech.acoustic import (
+    TOKENS,
+    Decoder,
+    Durations,
+    Encoder,
+    Predictor,
+    mels_of,
+    noise,
+)
+from models.text_to_speech.alignment import monotonic_path, uniform_path
 from models.text_to_speech.front_end import SYMBOLS, Spoken
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
@@ -38,14 +46,9 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
     "speed": (0.25, 4),
     "pitch": (-12, 12),
 }
-LONGEST: Final = 3000  # frames of a drawn row
-BLOCK: Final = 32  # frames whose noise is drawn at once
 USUAL_HZ: Final = 150.0  # of a voice
 USUAL_ENERGY: Final = (-3.5, 1.0)  # mean and deviation, log of a share of full scale
 USUAL_MEL: Final = (-6.0, 2.0)  # mean and deviation before any was seen
-TOKENS: Final = (
-    8.0  # weight of what is predicted a phoneme, of which there is one in about so many frames
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ class Matcha(Family):
         sizes = (width, c.heads, c.layers, c.dropout)
         self.encoder = Encoder(len(SYMBOLS), max(1, len(c.speakers)), *sizes)
         self.mean = nn.Linear(width, mels)
-        self.durations = Predictor(width, 1, c.dropout)
+        self.durations = Durations(width, c.dropout)
         self.variances = Predictor(width, 3, c.dropout)
         self.heard = nn.Linear(3, width)
         self.decoder = Decoder(mels, width, c.dilations, c.spread)
@@ -153,7 +156,7 @@ class Matcha(Family):
         Each is a sum over what is inside its row, and they share one count.
         """
         tokens_BS = self._tokens(batch)
-        log_mel_BMF, frames_B, inside_B1F = self._mels(batch)
+        log_mel_BMF, frames_B, inside_B1F = mels_of(self.config.mel, batch)
         fits_B = frames_B >= (tokens_BS > 0).sum(1)  # else no path has a frame a phoneme
         frames_B, inside_B1F = frames_B * fits_B, inside_B1F * fits_B[:, None, None]
         mean_M1, spread_M1 = self._scale()
@@ -179,12 +182,7 @@ class Matcha(Family):
         """Return the summed squared error of the flow's velocity at random times."""
         times_B3 = flow.training_times(len(left_BMF), 0.0, left_BMF.device)
         alpha, sigma = times_B3[:, 1, None, None], times_B3[:, 2, None, None]
-        rows, mels, frames = left_BMF.shape
-        # some frames after others, so that none depends on how many follow, and a row's on none but itself
-        some = [
-            torch.randn(rows, BLOCK, mels, device=left_BMF.device) for _ in range(0, frames, BLOCK)
-        ]
-        eps = torch.cat(some, 1)[:, :frames].mT
+        eps = noise(left_BMF)
         x_BMF = (alpha * left_BMF + sigma * eps) * inside_B1F
         velocity = self.decoder(x_BMF, times_B3, said_BCF, inside_B1F)
         loss: Tensor = ((velocity - (eps - left_BMF)).square() * inside_B1F).sum()
@@ -195,10 +193,9 @@ class Matcha(Family):
     ) -> dict[str, Tensor]:
         """Return the losses of durations, pitch, voicing and energy, each a frame."""
         inside_BS = tokens_BS > 0
-        duration_BS = self.durations(x_BSW, inside_BS)[..., 0]
         pitch_BS, voiced_BS, energy_BS = self.variances(x_BSW, inside_BS).unbind(2)
         told = {
-            "duration": (duration_BS - path_BSF.sum(2).log1p()).square(),
+            "duration": self.durations.errors(x_BSW, path_BSF, inside_BS),
             "pitch": (pitch_BS - heard.pitch).square() * (heard.voiced > 0),
             "voicing": F.binary_cross_entropy_with_logits(
                 voiced_BS, heard.voiced, reduction="none"
@@ -213,13 +210,6 @@ class Matcha(Family):
         assert tokens_BS is not None
         return tokens_BS
 
-    def _mels(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log mels (B, M, F), how many frames each row has (B,), and which are inside it (B, 1, F)."""
-        mel, length_B = self.config.mel, batch["length"]
-        log_mel_BMF, frames_B = mel.log_mel(batch["sound"], length_B), mel.frames_of(length_B)
-        frame_F = torch.arange(log_mel_BMF.shape[2], device=length_B.device)
-        return log_mel_BMF, frames_B, (frame_F < frames_B[:, None])[:, None].float()
-
     @torch.no_grad()
     def _aligned(
         self, mean_BSM: Tensor, mel_BMF: Tensor, tokens_BS: Tensor, frames_B: Tensor
@@ -227,12 +217,7 @@ class Matcha(Family):
         """Return which phoneme each frame is of (B, S, F): the likeliest path, under Gaussians around the means."""
         count_B = (tokens_BS > 0).sum(1)
         if self.config.alignment == "uniform":
-            frame_F = torch.arange(mel_BMF.shape[2], device=frames_B.device)
-            place_BF = frame_F * count_B[:, None] // frames_B[:, None]
-            inside_BF = frame_F < frames_B[:, None]
-            place_BF = torch.where(inside_BF, place_BF, -1)
-            place_S1 = torch.arange(tokens_BS.shape[1], device=frames_B.device)[:, None]
-            return (place_BF[:, None] == place_S1).float()
+            return uniform_path(count_B, frames_B, (tokens_BS.shape[1], mel_BMF.shape[2]))
         # the frame's own square is the same for all phonemes
         near_BSF = mean_BSM @ mel_BMF - mean_BSM.square().sum(2, keepdim=True) / 2
         return monotonic_path(near_BSF, count_B, frames_B)
@@ -269,7 +254,7 @@ class Matcha(Family):
         duration in seconds a phoneme; `length_error` that of the whole row, as a share of it.
         """
         tokens_BS = self._tokens(batch)
-        log_mel_BMF, frames_B, inside_B1F = self._mels(batch)
+        log_mel_BMF, frames_B, inside_B1F = mels_of(self.config.mel, batch)
         mean_M1, spread_M1 = self._scale()
         x_BSW = self.encoder(tokens_BS, batch["speaker"])
         mean_BSM = self.mean(x_BSW)
@@ -284,20 +269,13 @@ class Matcha(Family):
         frames = made_BMF.shape[2]  # of the longest row
         off_BMF = (made_BMF - log_mel_BMF[..., :frames]).abs() * inside_B1F[..., :frames]
         real_BS, inside_BS = path_BSF.sum(2), tokens_BS > 0
-        ours_BS = self._frames(x_BSW, inside_BS, 1.0)
+        ours_BS = self.durations.frames(x_BSW, inside_BS, 1.0)
         off_B = ((ours_BS - real_BS).abs() * inside_BS).sum(1) / inside_BS.sum(1)
         return {
             "mel_l1": off_BMF.sum((1, 2)) / (frames_B * off_BMF.shape[1]),
             "duration_error": off_B * self.config.mel.hop / self.config.sample_rate,
             "length_error": (ours_BS.sum(1) - frames_B).abs() / frames_B,
         }
-
-    def _frames(self, x_BSW: Tensor, inside_BS: Tensor, speed: float) -> Tensor:
-        """Return how many frames each phoneme is given (B, S): one at least."""
-        log_BS = self.durations(x_BSW, inside_BS)[..., 0]
-        frames_BS = (log_BS.expm1() / speed).round().clamp(1, LONGEST)
-        found_BS: Tensor = frames_BS * inside_BS
-        return found_BS
 
     def steps_of(self, request: Request) -> int:
         """Return the steps of the flow."""
@@ -334,19 +312,14 @@ class Matcha(Family):
         inside_1S = tokens_1S > 0
         speaker_1 = self.config.encode_voices([asked.get("voice", "")]).to(tokens_1S.device)
         x_1SW = self.encoder(tokens_1S, speaker_1)
-        frames_1S = self._frames(x_1SW, inside_1S, asked.get("speed", 1.0))
-        if (count := int(frames_1S.sum())) > LONGEST:
-            seconds = LONGEST * self.config.mel.hop / self.config.sample_rate
-            raise ValueError(f"prompt: it takes {count} frames; at most {seconds:.0f} s are made")
+        frame_s = self.config.mel.hop / self.config.sample_rate
+        path_1SF = self.durations.paths(x_1SW, inside_1S, asked.get("speed", 1.0), frame_s)
         pitch_1S, voiced_1S, energy_1S = self.variances(x_1SW, inside_1S).unbind(2)
         octaves = asked.get("pitch", 0.0) / 12
         voiced_1S = voiced_1S.sigmoid()
         heard = Heard((pitch_1S + octaves) * (voiced_1S > 0.5), voiced_1S, energy_1S)
-        place_F = torch.arange(tokens_1S.shape[1], device=tokens_1S.device)
-        of_F = place_F.repeat_interleave(frames_1S[0].long())
-        path_1SF = (of_F == place_F[:, None]).float()[None]
         steps = asked.get("steps", self.config.steps)
-        frames_1 = frames_1S.sum(1).long()
+        frames_1 = torch.tensor([path_1SF.shape[2]])
         return self._rows([seed], frames_1, x_1SW, self.mean(x_1SW), heard, path_1SF, steps)
 
     def _rows(

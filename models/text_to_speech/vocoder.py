@@ -2,21 +2,17 @@
 
 HiFi-GAN's game (Kong et al. 2020, arXiv:2010.05646, section 2.3): least squares between generator and critics (eq. 1,
 2), the critics' features of real and made sound brought together (eq. 4), and the absolute error of the log-mel
-spectrogram (eq. 3), on random segments. The critics look at a sound folded by periods (2.2) and at several rates
-(MelGAN's). They have no weight normalisation: its gains would be trained beside an optimiser that scales every weight's
-step anyway.
+spectrogram (eq. 3), on random segments (`critics.py`).
 
 A segment never begins so late that it would end after its sound, unless the sound is shorter: then both sounds are
 silent where there is none, and every mean is over what there is, each row weighed by its frames.
 
-Shape letters: B rows, T samples, M mels, F frames, C channels, L places of a critic's features in time, P samples of a
-period.
+Shape letters: B rows, T samples, M mels, F frames, C channels.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +23,7 @@ from models.parts import bounds
 from models.parts.mel import PRESETS, Mel
 from models.ports import Port
 from models.request import Request
-
-SLOPE: Final = 0.1  # of LeakyReLU below 0
-STRIDE: Final = 3  # of a period critic's layers
+from models.text_to_speech.critics import Critics, inside, mean, weighed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,63 +48,6 @@ class VocoderConfig:
         bounds.within("scales", self.scales, (1, 8))
         weights = ("mel_weight", "feature_weight", "adversary")
         bounds.check(self, dict.fromkeys(weights, bounds.WEIGHT))
-
-
-class PeriodCritic(nn.Module):
-    """Sees a sound as rows of one period, and down their columns only (figure 2b)."""
-
-    def __init__(self, config: VocoderConfig, period: int) -> None:
-        super().__init__()
-        self.period = period
-        widths = (1, *config.critic_widths)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, (5, 1), (STRIDE, 1), (2, 0))
-            for before, after in itertools.pairwise(widths)
-        )
-        self.head = nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))
-
-    def forward(self, sound_BT: Tensor) -> list[Tensor]:
-        """Return the features (B, C, L, P) of all layers, the scores last."""
-        folded_BT = F.pad(sound_BT, (0, -sound_BT.shape[1] % self.period))
-        x = folded_BT.view(len(sound_BT), 1, -1, self.period)
-        return _features(x, self.layers, self.head)
-
-
-class ScaleCritic(nn.Module):
-    """Sees a sound at a lower rate, through long windows."""
-
-    def __init__(self, config: VocoderConfig, scale: int) -> None:
-        super().__init__()
-        self.scale = scale
-        first, *rest = config.critic_widths
-        layers: list[nn.Module] = [nn.Conv1d(1, first, 15, padding=7)]
-        before = first
-        for width in rest:
-            layers.append(
-                nn.Conv1d(before, width, 21, stride=4, padding=10, groups=_groups(before, width))
-            )
-            before = width
-        self.layers, self.head = nn.ModuleList(layers), nn.Conv1d(before, 1, 3, padding=1)
-
-    def forward(self, sound_BT: Tensor) -> list[Tensor]:
-        """Return the features (B, C, L) of all layers, the scores last."""
-        x_BCT = sound_BT[:, None]
-        if self.scale > 1:
-            x_BCT = F.avg_pool1d(x_BCT, 2 * self.scale, self.scale, self.scale // 2)
-        return _features(x_BCT, self.layers, self.head)
-
-
-def _groups(before: int, after: int) -> int:
-    """Return into how many groups channels part, 4 where they can."""
-    return 4 if before % 4 == after % 4 == 0 else 1
-
-
-def _features(x: Tensor, layers: nn.ModuleList, head: nn.Module) -> list[Tensor]:
-    found = []
-    for layer in layers:
-        x = F.leaky_relu(layer(x), SLOPE)
-        found.append(x)
-    return [*found, head(x)]
 
 
 class OfMels(Family):
@@ -143,11 +80,9 @@ class Vocoder(OfMels):
     def __init__(self, config: VocoderConfig, generator: nn.Module) -> None:
         super().__init__()
         self.config, self.generator = config, generator
-        critics: list[nn.Module] = []
-        if config.adversary:
-            critics += [PeriodCritic(config, period) for period in config.periods]
-            critics += [ScaleCritic(config, 2**octave) for octave in range(config.scales)]
-        self.critics = nn.ModuleList(critics)
+        c = config
+        asked = (c.periods, c.scales) if c.adversary else ((), 0)
+        self.critics = Critics(*asked, c.critic_widths)
 
     @property
     def context(self) -> int:
@@ -165,7 +100,7 @@ class Vocoder(OfMels):
     def forward(self, batch: Batch, player: str = "critic") -> Losses:
         """Return a player's loss on a random segment of every row, a mean over its frames."""
         mel_BMF, sound_BT, frames_B = self._segments(batch)
-        inside_BT = _inside(frames_B / self.config.segment, sound_BT.shape[1])
+        inside_BT = inside(frames_B / self.config.segment, sound_BT.shape[1])
         if player == "critic":
             with torch.no_grad():  # the generator does not learn to please here
                 made_BT = self._made(mel_BMF) * inside_BT
@@ -182,45 +117,20 @@ class Vocoder(OfMels):
         length_B = batch["length"]
         whole_B = mel.frames_of(length_B)
         whole_BMF = mel.padded(mel.log_mel(batch["sound"], length_B), size)
-        last_B = (whole_B - size).clamp(min=0)
-        start_B = (torch.rand_like(last_B.float()) * (last_B + 1)).long().minimum(last_B)
-        place_BF = start_B[:, None] + torch.arange(size, device=start_B.device)
-        mel_BMF = whole_BMF.gather(2, place_BF[:, None].expand(-1, mel.mels, -1))
-        sound_BT = F.pad(batch["sound"], (0, (size + 1) * mel.hop))
-        place_BT = start_B[:, None] * mel.hop + torch.arange(size * mel.hop, device=start_B.device)
-        return mel_BMF, sound_BT.gather(1, place_BT), whole_B.clamp(max=size)
+        start_B = starts(whole_B, size)
+        sound_BT = cut_sound(batch["sound"], start_B, size, mel.hop)
+        return cut(whole_BMF, start_B, size), sound_BT, whole_B.clamp(max=size)
 
     def _critic_losses(self, real_BT: Tensor, made_BT: Tensor, frames_B: Tensor) -> Losses:
-        losses_B, on = torch.zeros_like(frames_B, dtype=torch.float32), {}
-        both_BT, share_B = torch.cat([real_BT, made_BT]), frames_B / self.config.segment
-        for critic in self.critics:
-            score = critic(both_BT)[-1].float()
-            real, made = score.chunk(2)
-            losses_B = (
-                losses_B + _mean((1 - real).square(), share_B) + _mean(made.square(), share_B)
-            )
-            on = {"real": _mean(real, share_B), "made": _mean(made, share_B)}
-        scores = {name: _weighed(value_B.detach(), frames_B) for name, value_B in on.items()}
-        return Losses(_weighed(losses_B, frames_B), frames_B.sum(), scores)
+        losses_B, on = self.critics.told_apart(real_BT, made_BT, frames_B / self.config.segment)
+        scores = {name: weighed(value_B.detach(), frames_B) for name, value_B in on.items()}
+        return Losses(weighed(losses_B, frames_B), frames_B.sum(), scores)
 
     def _generator_losses(self, real_BT: Tensor, made_BT: Tensor, frames_B: Tensor) -> Losses:
-        config, share_B = self.config, frames_B / self.config.segment
-        difference_BMF = config.mel.log_mel(made_BT) - config.mel.log_mel(real_BT)
-        mel_B = _mean(difference_BMF.abs(), share_B, dim=2)
-        fooled_B, feature_B = torch.zeros_like(mel_B), torch.zeros_like(mel_B)
-        both_BT = torch.cat([real_BT, made_BT])
-        for critic in self.critics:
-            *features, score = critic(both_BT)
-            fooled_B = fooled_B + _mean((1 - score.float().chunk(2)[1]).square(), share_B)
-            for feature in features:
-                real, made = feature.float().chunk(2)
-                feature_B = feature_B + _mean((real.detach() - made).abs(), share_B)
-        total_B = config.mel_weight * mel_B + config.adversary * (
-            fooled_B + config.feature_weight * feature_B
-        )
-        parts = {"mel": mel_B, "fooled": fooled_B, "features": feature_B}
-        told = {name: _weighed(value_B.detach(), frames_B) for name, value_B in parts.items()}
-        return Losses(_weighed(total_B, frames_B), frames_B.sum(), told)
+        share_B = frames_B / self.config.segment
+        total_B, parts = played(self.config, self.critics, real_BT, made_BT, share_B)
+        told = {name: weighed(value_B.detach(), frames_B) for name, value_B in parts.items()}
+        return Losses(weighed(total_B, frames_B), frames_B.sum(), told)
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
@@ -244,6 +154,38 @@ class Vocoder(OfMels):
         return {"mel_error": mel_error(self, self.config.mel, batch)}
 
 
+def starts(whole_B: Tensor, size: int) -> Tensor:
+    """Return where segments of so many frames begin (B,), by lot: within a row's frames, if it has as many."""
+    last_B = (whole_B - size).clamp(min=0)
+    return (torch.rand_like(last_B.float()) * (last_B + 1)).long().minimum(last_B)
+
+
+def cut(rows_BCF: Tensor, start_B: Tensor, size: int) -> Tensor:
+    """Return `size` frames of each row from a place on; rows have these."""
+    place_BF = start_B[:, None] + torch.arange(size, device=start_B.device)
+    return rows_BCF.gather(2, place_BF[:, None].expand(-1, rows_BCF.shape[1], -1))
+
+
+def cut_sound(sound_BT: Tensor, start_B: Tensor, size: int, hop: int) -> Tensor:
+    """Return the sound of `size` frames from a frame on, and silence after a row's end."""
+    long_BT = F.pad(sound_BT, (0, (size + 1) * hop))
+    place_BT = start_B[:, None] * hop + torch.arange(size * hop, device=start_B.device)
+    return long_BT.gather(1, place_BT)
+
+
+def played(
+    config: VocoderConfig, critics: Critics, real_BT: Tensor, made_BT: Tensor, share_B: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return what a generator pays (B,) for a sound in place of a real one, and its parts (B,)."""
+    difference_BMF = config.mel.log_mel(made_BT) - config.mel.log_mel(real_BT)
+    mel_B = mean(difference_BMF.abs(), share_B, dim=2)
+    fooled_B, feature_B = critics.pleased(real_BT, made_BT, share_B)
+    total_B = config.mel_weight * mel_B + config.adversary * (
+        fooled_B + config.feature_weight * feature_B
+    )
+    return total_B, {"mel": mel_B, "fooled": fooled_B, "features": feature_B}
+
+
 def mel_error(model: Family, mel: Mel, batch: Batch) -> Tensor:
     """Return the mean absolute error of the log mels (B,) of what a vocoder makes of real sounds' mels."""
     length_B, count = batch["length"], len(batch["length"])
@@ -251,26 +193,7 @@ def mel_error(model: Family, mel: Mel, batch: Batch) -> Tensor:
     made_BT = model.sample(Request(seeds=tuple(range(count)), given={"mel": real_BMF}))
     made_BMF = mel.log_mel(made_BT[:, : real_BMF.shape[2] * mel.hop])
     share_B = mel.frames_of(length_B) / real_BMF.shape[2]
-    return _mean((made_BMF - real_BMF).abs(), share_B, dim=2)
-
-
-def _inside(share_B: Tensor, size: int) -> Tensor:
-    """Return which of so many places in time (B, L) have sound, 1. or 0."""
-    end_B1 = (share_B * size).ceil()[:, None]
-    return (torch.arange(size, device=share_B.device) < end_B1).float()
-
-
-def _mean(value: Tensor, share_B: Tensor, dim: int = 2) -> Tensor:
-    """Return a row's mean (B,) over what has sound, where dimension `dim` is time."""
-    inside_BL = _inside(share_B, value.shape[dim])
-    others = [one for one in range(1, value.dim()) if one != dim]
-    value_BL = value.mean(others) if others else value
-    return (value_BL * inside_BL).sum(1) / inside_BL.sum(1).clamp(min=1)
-
-
-def _weighed(value_B: Tensor, frames_B: Tensor) -> Tensor:
-    """Return the mean of rows, each weighed by its frames."""
-    return (value_B * frames_B).sum() / frames_B.sum().clamp(min=1)
+    return mean((made_BMF - real_BMF).abs(), share_B, dim=2)
 
 
 def near_0(mel_BMF: Tensor) -> Tensor:

@@ -42,13 +42,12 @@ class VocosConfig(VocoderConfig):
 class Block(nn.Module):
     """ConvNeXt: a convolution a channel, and two layers a frame, scaled, around a shortcut."""
 
-    def __init__(self, config: VocosConfig) -> None:
+    def __init__(self, width: int, hidden: int, layers: int) -> None:
         super().__init__()
-        width = config.width
         self.across = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
         self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, config.hidden), nn.Linear(config.hidden, width)
-        self.scale = nn.Parameter(torch.full((width,), 1 / config.layers))
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.scale = nn.Parameter(torch.full((width,), 1 / layers))
 
     def forward(self, x_BFC: Tensor) -> Tensor:
         """Return features of the same shape."""
@@ -65,7 +64,8 @@ class Generator(nn.Module):
         self.mel = config.mel
         self.first = nn.Conv1d(config.mel.mels, config.width, KERNEL, padding=KERNEL // 2)
         self.norm = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        sizes = config.width, config.hidden, config.layers
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.layers))
         self.last = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.mel.n_fft + 2)
 

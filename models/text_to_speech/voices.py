@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# without slots, as Spoken: a Config may have another base beside it
+@dataclass(frozen=True, kw_only=True)
 class Voiced:
     """A Config whose model speaks in the voices of speakers."""
 

@@ -47,6 +47,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "transformer": {"embedding.weight"},
     "unclip-decoder": {*IN_CAPTIONS, "null_1KD"},
     "unclip-prior": {"network.words.weight", "network.places_LW", "network.null_1LW"},
+    "vits": {"encoder.phonemes.weight", "encoder.speakers.weight", "voices.weight"},
     "vits-checkpoint": {
         "network.embed_speaker.weight",
         "network.text_encoder.embed_tokens.weight",

@@ -54,6 +54,8 @@ def counted(model: Family, batch: Mapping[str, Tensor], parts: int = 1) -> Famil
 def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
     """Return `count` rows with structure, unlike noise: stripes, tones, or what the model makes of patterned text."""
     kind = made(model).kind
+    if kind == "sound" and hasattr(model.config, "speakers"):
+        kind = "mel"  # as long as texts take
     if kind == "embedding" and hasattr(model.config, "image_size"):
         kind = "pixels"  # whose embedding it is
     if kind == "text":
@@ -174,7 +176,7 @@ def _readable(kind: type[Family]) -> Sequence[str]:
     if kind.counts:  # before it has seen any rows it draws nothing
         return SAID
     model = kind(kind.presets["tiny"]).eval()
-    brief = {"max_tokens": 1} if model.capabilities.modality == "text" else {"steps": 1}
+    brief = {"max_tokens": 1} if model.capabilities.modality == "text" else {}
     try:
         model.sample(Request(seeds=(0,), prompts=SAID[:1], **brief))
     except ValueError:

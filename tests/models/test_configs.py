@@ -250,6 +250,17 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"hidden": ()}, "each of hidden must be at least 1"),
         ({"latent": 0}, "latent must be at least 1, got 0"),
     ),
+    "vits": (
+        ({"width": 50, "heads": 4}, "width 50 must be divisible by heads, got 4"),
+        ({"latent": 7}, "latent must be even, for a flow that halves it, got 7"),
+        ({"couplings": 0}, "couplings must be between 1 and 4096, got 0"),
+        ({"temperature": 3.0}, "temperature must be between 0 and 2, got 3.0"),
+        ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
+        ({"sample_rate": 16000}, "mel is of sound of 8000 Hz, and sample_rate is 16000 Hz"),
+        ({"segment": 0}, "segment must be at least 1, got 0"),
+        ({"front_end": "none 1"}, "front_end: this model reads text by 'none 1'"),
+        ({"speakers": ("a", "a")}, "speakers: one is there twice in a, a"),
+    ),
     "vits-checkpoint": (
         ({"speakers": ("ann",)}, "speakers: the network has 2, got 1 names"),
         ({"speakers": ("ann", "ann")}, "one is there twice in ann, ann"),

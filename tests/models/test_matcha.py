@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from models import build, configure, describe
 from models.ports import Misfit, Node, Port, check
 from models.request import Request
+from models.text_to_speech.acoustic import mels_of
 from models.text_to_speech.front_end import phonemes
 from models.text_to_speech.matcha import Matcha, MatchaConfig
 from tests.models.families_kit import batch_of, shaken, tiny
@@ -67,7 +68,7 @@ def test_it_finds_by_itself_which_frames_each_phoneme_has(speaker: Matcha) -> No
 
 def begun(model: Matcha, batch: dict[str, Tensor]) -> Tensor:
     """Return the frame at which each row's second vowel begins, as aligned."""
-    log_mel_BMF, frames_B, _ = model._mels(batch)
+    log_mel_BMF, frames_B, _ = mels_of(model.config.mel, batch)
     mean_M1, spread_M1 = model._scale()
     mean_BSM = model.mean(model.encoder(batch["tokens"], batch["speaker"]))
     given = (mean_BSM, (log_mel_BMF - mean_M1) / spread_M1, batch["tokens"], frames_B)
@@ -116,7 +117,7 @@ def test_mels_are_scaled_by_all_that_were_seen() -> None:
     for seed in range(3):
         model.follow(model(said(16, seed)[0]).seen, torch.ones(()))
     mean_M1, spread_M1 = model._scale()
-    log_mel_BMF, _, inside_B1F = model._mels(said(64, 7)[0])
+    log_mel_BMF, _, inside_B1F = mels_of(model.config.mel, said(64, 7)[0])
     frames_MX = log_mel_BMF.transpose(0, 1)[:, inside_B1F[:, 0] > 0]
     torch.testing.assert_close(mean_M1[:, 0], frames_MX.mean(1), rtol=0, atol=0.35)
     torch.testing.assert_close(spread_M1[:, 0], frames_MX.std(1), rtol=0.15, atol=0)

@@ -59,6 +59,8 @@ def client(own_workshop: Any) -> Iterator[Run]:
             "vocoder": Vocos(Vocos.presets["tiny"]).eval(),
         }
         own_workshop.publish_wired("networks", networks)
+        one = tiny("vits", speakers=("ann", "bob")).eval()
+        own_workshop.publish_wired("vits", {"speech": one})
         pieces = tiny("unit-selection", speakers=("ann", "bob"))
         own_workshop.publish_wired("pieces", {"speech": counted(pieces, batch_of(pieces)).eval()})
         stage = own_workshop.stage()
@@ -179,9 +181,10 @@ def test_who_speaks_and_how_fast_is_the_models_affair(client: Run) -> None:
     assert len(said(speed=2.0)) == pytest.approx(len(bob) / 2, abs=32)
 
 
-def test_networks_speak_and_a_seed_says_the_same_again(client: Run) -> None:
+@pytest.mark.parametrize("model", ["networks", "vits"])
+def test_networks_speak_and_a_seed_says_the_same_again(client: Run, model: str) -> None:
     def said(seed: int, **change: Any) -> Any:
-        asked = {**ASKED, "model": "networks", "voice": "alloy", "response_format": "pcm", **change}
+        asked = {**ASKED, "model": model, "voice": "alloy", "response_format": "pcm", **change}
         asked["extra_body"] = {"seed": seed}
         return heard(client(lambda c: c.audio.speech.create(**asked)).content, "pcm")
 
@@ -217,7 +220,7 @@ def test_voices_are_listed_with_the_model_that_has_them(client: Run) -> None:
     found = client(lambda c: call(c, "/audio/voices"))
     named = [(one["id"], one["model"]) for one in found["data"]]
     both = [("ann", "story"), ("bob", "story")]
-    assert {("default", "networks"), *both} <= set(named)
+    assert {("default", "networks"), ("bob", "vits"), *both} <= set(named)
     assert len(set(named)) == len(named)
     of_one = client(lambda c: call(c, "/audio/voices?model=story"))["data"]
     assert [(one["id"], one["model"]) for one in of_one] == both
