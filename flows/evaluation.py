@@ -123,6 +123,7 @@ def judge_pipeline(
     pipeline = pin(recipe, trained, facts)
     connect(settings().ray_url)
     order = order_of(recipe, pipeline, trained.get("judge"), prepared)
+    progress.say(f"{recipe.name}: its samples are drawn and judged")
     evaluation, files = evaluate_on_ray(order)
     run_id = record(recipe.name, key, evaluation, files)
     files[CODE] = json.dumps(work["code"], indent=1).encode()

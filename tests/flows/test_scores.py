@@ -120,7 +120,7 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
         stage="vae", name="toy.vae", version=1, sha256="0" * 64, family="vae",
         **ports_of(model),
     )  # fmt: skip
-    drawn = (torch.rand(30, 1, 8, 8) * 255).byte().numpy()
+    drawn = (torch.rand(90, 1, 8, 8) * 255).byte().numpy()
     judged = pictures.score(
         [drawn[:20], drawn[20:]],
         [],
@@ -136,6 +136,9 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
     assert metrics["vae_nats"].count == count
     if count > 1:
         assert metrics["fd_judge"].count == len(drawn)
+        assert metrics["vae_sample_gap"].count == 3 * count, (
+            "nats of all of them cost much and tell no more"
+        )
     assert judged.files.keys() == {"gallery.png"}
 
 

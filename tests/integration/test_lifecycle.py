@@ -80,6 +80,7 @@ def test_the_gate_refuses_a_forced_promotion_is_recorded_and_what_nobody_took_ca
     for bound in (0.98, 0.99):
         metric = f"gate.metrics.alignment={{at_least: {bound}}}"
         refused = workshop.run("run", str(RECIPE), "--set", metric, code=1)
+        assert "tiny: its samples are drawn and judged" in refused
         assert "error: the gate refuses tiny:" in refused
         assert f"is below {bound}" in refused
     newest = max(row["version"] for row in workshop.json("models") if row["name"] == "tiny")
