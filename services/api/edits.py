@@ -1,4 +1,7 @@
-"""POST /v1/images/edits: a picture that is drawn anew where a mask says so; multipart, as OpenAI's clients send it."""
+"""POST /v1/images/edits: a picture that is drawn anew where a mask says so.
+
+Multipart, as OpenAI's clients send it, or JSON with data URLs, as the lines of a batch have it.
+"""
 
 import asyncio
 import hashlib
@@ -20,16 +23,17 @@ from infra.media.pictures import PictureError, decode, transparency
 from infra.pipelines import Pipeline
 from models.ports import Port
 from services.api.answers import Pictures as PictureList
+from services.api.data_urls import LARGEST, DataUrl, content_of
 from services.api.images import PictureAnswer, plan_drawing
-from services.api.requests import TOGETHER, ImageOrder
-from services.api.served import exchange_of, parts_of
+from services.api.requests import TOGETHER, ImageOrder, Strict
+from services.api.served import exchange_of, parts_of, read_order
 from services.gateway.errors import ApiError, from_validation, invalid
 from services.gateway.openapi import STREAM, Routes
 from services.pipelines.payload import GenerationSpec, Pictures
 from services.routing.endpoints import Endpoint
 
 FORM: Final = "multipart/form-data"
-LARGEST: Final = 4 * 2**20  # bytes of a picture or mask, as OpenAI has it of masks
+JSON: Final = "application/json"
 MOST_FIELDS: Final = 32
 NESTED: Final = re.compile(r"([a-z_]{1,40})\[([a-z_]{1,40})\]")
 FILES: Final = {"image": True, "mask": False}
@@ -56,6 +60,27 @@ class EditOrder(ImageOrder):
     def options(self) -> dict[str, Any]:
         """As of any request for pictures, and how far what is open may go from the picture."""
         return super().options | ({} if self.strength is None else {"strength": self.strength})
+
+
+class Reference(Strict):
+    """A picture inside JSON."""
+
+    image_url: DataUrl
+
+
+class EditDocument(EditOrder):
+    """The same as JSON: its files are data URLs."""
+
+    model_config = ConfigDict(json_schema_extra=TOGETHER)
+
+    images: Annotated[list[Reference], Field(min_length=1, max_length=1)]
+    mask: Reference | None = None
+
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """The files by their names in a form."""
+        named = {"image": self.images[0], **({"mask": self.mask} if self.mask else {})}
+        return {name: content_of(one.image_url, name) for name, one in named.items()}
 
 
 @dataclass(eq=False, slots=True)
@@ -206,11 +231,18 @@ def _decoded(files: Mapping[str, bytes], side: int, channels: int) -> tuple[Pict
 routes = Routes()
 
 
-@routes.takes("/v1/images/edits", EditOrder, PictureList, STREAM, FORM)
+@routes.takes(
+    "/v1/images/edits", EditOrder, PictureList, STREAM, FORM, besides={JSON: EditDocument}
+)
 async def edit(request: Request) -> Response:
     """Change pictures where a mask says so."""
-    order, contents = await read_form(request, EditOrder, FILES)
-    files = Uploads(contents)
+    if request.headers.get("content-type", "").lower().startswith(JSON):
+        document = await read_order(request, EditDocument)
+        order: EditOrder = document
+        files = Uploads(await asyncio.to_thread(lambda: document.contents))
+    else:
+        order, contents = await read_form(request, EditOrder, FILES)
+        files = Uploads(contents)
     exchange = await exchange_of(request, order, partial(plan_edit, files))
     await asyncio.to_thread(files.decoded, exchange.route.endpoint)  # large ones take their time
     parts = parts_of(request)

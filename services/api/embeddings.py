@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import binascii
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, Self
@@ -17,6 +15,7 @@ from pydantic.json_schema import JsonSchemaValue
 from infra.media.pictures import PictureError, decode
 from models.ports import Port
 from services.api.answers import Embeddings
+from services.api.data_urls import URL_SCHEMA, checked, content_of
 from services.api.requests import Label, Strict
 from services.api.served import parts_of, read_order
 from services.api.text_requests import prompts, prompts_schema
@@ -29,9 +28,6 @@ from services.routing.request_session import Deadline, from_the_house
 
 MOST_INPUTS: Final = 2048
 MOST_PICTURES: Final = 32
-LARGEST: Final = 4 * 2**20  # bytes of a picture, as for edits
-DATA_URL: Final = re.compile(r"^data:image/[a-z0-9.+-]+;base64,")
-URL_SCHEMA: Final[JsonSchemaValue] = {"type": "string", "pattern": DATA_URL.pattern}
 NONE: Final[JsonSchemaValue] = {"type": "array", "maxItems": 0}
 
 
@@ -43,9 +39,7 @@ def _urls(value: Any) -> tuple[str, ...]:
     many = value if isinstance(value, list) else [] if value is None else [value]
     if len(many) > MOST_PICTURES:
         raise ValueError(f"send at most {MOST_PICTURES} pictures, got {len(many)}")
-    if not all(isinstance(one, str) and DATA_URL.match(one) for one in many):
-        raise ValueError("send data URLs, data:image/png;base64,...; no other is fetched")
-    return tuple(many)
+    return tuple(checked(str(one)) for one in many)
 
 
 class EmbeddingOrder(Strict):
@@ -103,12 +97,7 @@ def _pixels(urls: Sequence[str], port: Port) -> Pictures:
     found = []
     for url in urls:
         try:
-            content = base64.b64decode(url.partition(",")[2], validate=True)
-            if len(content) > LARGEST:
-                raise PictureError(f"{len(content)} bytes, at most {LARGEST} are taken")
-            found.append(decode(content, side, channels).pixels)
-        except binascii.Error:
-            raise invalid("input_image: it is no base64", "input_image") from None
+            found.append(decode(content_of(url, "input_image"), side, channels).pixels)
         except PictureError as error:
             raise invalid(f"input_image: {error}", "input_image") from None
     return (np.stack(found).transpose(0, 3, 1, 2) / 255).astype(np.float32)

@@ -13,10 +13,6 @@ from services.gateway.errors import ApiError, from_validation, invalid
 
 MOST: Final = 50_000  # requests of a batch
 LONGEST: Final = 16 * 2**20  # bytes of one
-ENDPOINTS: Final = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
-    *("/v1/images/generations", "/v1/videos"),
-)
 
 
 class Line(BaseModel):

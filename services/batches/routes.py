@@ -33,6 +33,7 @@ class BatchOrder(Strict):
         "/v1/completions",
         "/v1/embeddings",
         "/v1/images/generations",
+        "/v1/images/edits",
         "/v1/videos",
     ]
     completion_window: Literal["24h"]

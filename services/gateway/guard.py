@@ -27,7 +27,7 @@ OPEN: Final = frozenset({"/healthz", "/readyz"})
 LINKED: Final = "/v1/files/"  # whose route checks a link's signature (services.media.result_store)
 LARGEST_UPLOADS: Final = {
     "/v1/content_provenance_checks": 8 * 2**20,
-    "/v1/images/edits": 9 * 2**20,
+    "/v1/images/edits": 12 * 2**20,
     "/v1/embeddings": 9 * 2**20,
     "/v1/videos": 9 * 2**20,
     "/v1/videos/edits": 17 * 2**20,

@@ -80,11 +80,19 @@ class Routes(APIRouter):
         media: Mapping[str, Any] | None = None,
         *sent: str,
         errors: Iterable[int] = OF_MODELS,
+        besides: Mapping[str, type[BaseModel]] | None = None,
     ) -> Callable[[Route], Route]:
-        """Return the decorator of a POST route: the body that it takes (JSON, or as `sent`), and what it answers."""
+        """Return the decorator of a POST route: the body that it takes (JSON, or as `sent`), and what it answers.
+
+        `besides` are bodies of other types, each by its own.
+        """
         self.orders[path] = order
-        schema = {"schema": {"$ref": SCHEMA.format(model=order.__name__)}}
-        content = dict.fromkeys(sent or ("application/json",), schema)
+        self.orders |= {f"{path} as {kind}": one for kind, one in (besides or {}).items()}
+        taken = {**dict.fromkeys(sent or ("application/json",), order), **(besides or {})}
+        content = {
+            kind: {"schema": {"$ref": SCHEMA.format(model=one.__name__)}}
+            for kind, one in taken.items()
+        }
         return self.post(
             path,
             response_model=None,

@@ -31,6 +31,7 @@ from tests.services.served_kit import listening, publish_each_modality, with_toy
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")
 CHAT, IMAGES, VIDEOS = "/v1/chat/completions", "/v1/images/generations", "/v1/videos"
+EDITS = "/v1/images/edits"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def house(own_workshop: Any) -> Iterator[Any]:
         publish_each_modality(own_workshop)
         shapes = own_workshop.publish_pipeline("shapes", network("base"), network("upscaler"))
         own_workshop.promote(shapes)
+        own_workshop.publish_wired("small", {"base": network("base")})
         stage = own_workshop.stage()
         found = [keys.create("first"), keys.create("second")]
         app = own_workshop.gateway(stage)
@@ -156,6 +158,34 @@ def test_pictures_texts_and_clips_are_answered_in_files(clients: Any) -> None:
     assert (video["status"], video["seed"]) == ("completed", 4)
     assert client.videos.download_content(video["id"]).read()
     assert [one.id for one in client.batches.list(limit=2)][:3] == [one.id for one in made[::-1]]
+
+
+def test_pictures_are_changed_in_files(clients: Any) -> None:
+    """As JSON with data URLs; a line whose picture cannot be read is an answer among the wrong ones."""
+    client, out = clients[0], io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 4)).astype(np.uint8)
+    noise[..., 3] = 255
+    noise[4:, :, 3] = 0
+    Image.fromarray(noise).save(out, "PNG")
+    content = base64.b64encode(out.getvalue()).decode()
+    asked = {"model": "small", "prompt": "a small red circle", "seed": 3, "steps": 2}
+    right, wrong = (
+        {**asked, "images": [{"image_url": f"data:image/png;base64,{one}"}]}
+        for one in (content, content[:40])
+    )
+    done = ended(client, batch_of(client, EDITS, right, wrong).id)
+    told = answers(client, done.error_file_id)
+    assert (done.request_counts.completed, done.request_counts.failed) == (1, 1), told
+    body = answers(client, done.output_file_id)["r0"]["response"]["body"]
+    direct = client.images.edit(
+        image=("a.png", out.getvalue()), model="small", prompt=asked["prompt"], extra_body={"seed": "3", "steps": "2"}
+    )  # fmt: skip
+    assert direct.data is not None
+    drawn = pixels(body["data"][0]["b64_json"])
+    assert (drawn == pixels(direct.data[0].b64_json)).all()
+    assert (drawn[:4] == noise[:4, :, :3]).all()
+    refused = told["r1"]["response"]
+    assert (refused["status_code"], refused["body"]["error"]["param"]) == (400, "image")
 
 
 def test_files_are_listed_described_and_removed(clients: Any) -> None:

@@ -230,9 +230,59 @@ def test_what_is_wrong_with_an_edit_is_named(
     assert (answer.status_code, error["code"], error["param"]) == expected, error["message"]
 
 
-def test_json_is_no_form(app: Any, ask: Ask) -> None:
-    answer = ask(app, "POST", EDITS, json={"prompt": "a circle"})
+def test_what_is_neither_a_form_nor_json_is_refused(app: Any, ask: Ask) -> None:
+    plain = {"content-type": "text/plain"}
+    answer = ask(app, "POST", EDITS, content=b"{}", headers=plain)
     assert (answer.status_code, answer.json()["error"]["param"]) == (415, "image")
+
+
+def url(content: bytes) -> dict[str, str]:
+    return {"image_url": f"data:image/png;base64,{base64.b64encode(content).decode()}"}
+
+
+def as_json(app: Any, ask: Ask, **fields: Any) -> httpx.Response:
+    asked = {"model": "shapes", "prompt": "a small red circle", "seed": 7}
+    return ask(app, "POST", EDITS, json={**asked, "images": [url(PICTURE)], **fields})
+
+
+def test_json_with_data_urls_is_what_a_form_is(app: Any, ask: Ask) -> None:
+    answer = as_json(app, ask, mask=url(MASK), strength=0.5)
+    assert answer.status_code == 200, answer.text
+    np.testing.assert_array_equal(pixels(answer), pixels(edit(app, ask, strength="0.5")))
+    receipt = receipts.read(base64.b64decode(answer.json()["data"][0]["b64_json"]))
+    assert receipt.inputs == {
+        "image": hashlib.sha256(PICTURE).hexdigest(), "mask": hashlib.sha256(MASK).hexdigest()
+    }  # fmt: skip
+    alone = as_json(app, ask, images=[url(MASK)])
+    np.testing.assert_array_equal(pixels(alone), pixels(edit(app, ask, {"image": MASK})))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"images": []}, "images", "at least 1"),
+        ({"images": [url(MASK), url(MASK)]}, "images", "at most 1"),
+        (
+            {"images": [{"image_url": "https://a.example/b.png"}]},
+            "images.0.image_url",
+            "no other is",
+        ),
+        ({"images": [{"file_id": "file_1"}]}, "images.0.image_url", "required"),
+        ({"images": [{"image_url": "data:image/png;base64,?"}]}, "image", "no base64"),
+        ({"images": [{"image_url": "data:image/png;base64,\u00e9"}]}, "image", "no base64"),
+        ({"images": [url(b"no picture")]}, "image", "image: "),
+        ({"images": [url(bytes(2**22 + 1))]}, "image", "4194305 bytes, at most 4194304"),
+        ({"mask": url(file(NOISE, CLEAR, 32))}, "mask", "as large as the picture"),
+        ({"strength": "0.5"}, "strength", "strength"),
+    ],
+)
+def test_what_is_wrong_with_an_edit_in_json_is_named(
+    app: Any, ask: Ask, fields: Any, param: str, says: str
+) -> None:
+    answer = as_json(app, ask, **fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), error["message"]
+    assert says in error["message"]
 
 
 def test_a_stage_of_two_inputs_has_both_and_one_process_draws_what_the_gateway_answers(

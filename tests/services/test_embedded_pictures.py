@@ -14,7 +14,7 @@ from PIL import Image
 
 from infra.media.pictures import png
 from models.text_to_image.clip import CLIP
-from services.api.embeddings import LARGEST
+from services.api.data_urls import LARGEST
 from tests.services.served_kit import publish_each_modality, with_toys
 
 Ask = Callable[..., httpx.Response]
@@ -91,6 +91,7 @@ def test_a_picture_of_another_size_is_brought_to_the_models(served: Any, ask: As
         ({"input_image": ["file:///etc/passwd"]}, "send data URLs"),
         ({"input_image": "data:text/html;base64,aGk="}, "send data URLs"),
         ({"input_image": "data:image/png;base64,a b"}, "it is no base64"),
+        ({"input_image": "data:image/png;base64,\u00e9"}, "it is no base64"),  # and no ASCII
         ({"input_image": "data:image/png;base64,aGVsbG8="}, "not a picture|no picture|unknown"),
         ({"input_image": url(picture(8))[:-60] + "===="}, "base64|cut|damaged|truncated"),
         ({"input_image": [url(picture(8))] * 33}, "send at most 32 pictures, got 33"),
