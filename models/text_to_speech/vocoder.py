@@ -2,7 +2,8 @@
 
 HiFi-GAN's game (Kong et al. 2020, arXiv:2010.05646, section 2.3): least squares between generator and critics (eq. 1,
 2), the critics' features of real and made sound brought together (eq. 4), and the absolute error of the log-mel
-spectrogram (eq. 3), on random segments (`critics.py`).
+spectrogram (eq. 3), on random segments (`critics.py`). Beside it there may be spectra at three resolutions (Yamamoto et
+al. 2020, arXiv:1910.11480, eq. 4 to 6): frames that lie otherwise than the mels' are right only where phases fit.
 
 A segment never begins so late that it would end after its sound, unless the sound is shorter: then both sounds are
 silent where there is none, and every mean is over what there is, each row weighed by its frames.
@@ -12,7 +13,7 @@ Shape letters: B rows, T samples, M mels, F frames, C channels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from models.ports import Port
 from models.request import Request
 from models.text_to_speech.critics import Critics, inside, mean, weighed
 
+QUIET: Final = 1e-7  # power of a coefficient, added so that silence has a logarithm
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VocoderConfig:
@@ -34,6 +37,7 @@ class VocoderConfig:
     sample_rate: int = 8000  # Hz; the mel's
     segment: int = 32  # frames of a training row
     mel_weight: float = 45.0
+    spectra_weight: float = 0.0  # of spectra at three resolutions; 0: there are none
     feature_weight: float = 2.0
     adversary: float = 1.0  # weight of the critics; 0: there are none
     periods: tuple[int, ...] = (2, 3, 5)  # of a critic each, in samples
@@ -46,7 +50,7 @@ class VocoderConfig:
         self.mel.must_hear(self.sample_rate)
         bounds.check(self, dict.fromkeys(("segment", "periods", "critic_widths"), bounds.SIZE))
         bounds.within("scales", self.scales, (1, 8))
-        weights = ("mel_weight", "feature_weight", "adversary")
+        weights = ("mel_weight", "spectra_weight", "feature_weight", "adversary")
         bounds.check(self, dict.fromkeys(weights, bounds.WEIGHT))
 
 
@@ -183,7 +187,31 @@ def played(
     total_B = config.mel_weight * mel_B + config.adversary * (
         fooled_B + config.feature_weight * feature_B
     )
-    return total_B, {"mel": mel_B, "fooled": fooled_B, "features": feature_B}
+    parts = {"mel": mel_B, "fooled": fooled_B, "features": feature_B}
+    if config.spectra_weight:
+        parts["spectra"] = spectra_apart(config.mel.n_fft, real_BT, made_BT, share_B)
+        total_B = total_B + config.spectra_weight * parts["spectra"]
+    return total_B, parts
+
+
+def spectra_apart(n_fft: int, real_BT: Tensor, made_BT: Tensor, share_B: Tensor) -> Tensor:
+    """Return spectral convergence plus the mean error of log magnitudes (B,), over windows of all, half and a quarter.
+
+    Frames are a quarter of their window apart, with silence around the sound.
+    """
+    apart_B, both_BT = torch.zeros_like(share_B), torch.cat([real_BT, made_BT])
+    for size in (n_fft, n_fft // 2, n_fft // 4):
+        window_N = torch.hann_window(size, device=both_BT.device)
+        padded_BT = F.pad(both_BT, (size // 2, size // 2))
+        both_BKF = torch.stft(
+            padded_BT, size, size // 4, window=window_N, center=False, return_complex=True
+        )
+        power_BKF = both_BKF.real.square() + both_BKF.imag.square() + QUIET
+        real_BKF, made_BKF = power_BKF.sqrt().chunk(2)
+        off_B, loud_B = (made_BKF - real_BKF).norm(dim=(1, 2)), real_BKF.norm(dim=(1, 2))
+        log_B = mean((made_BKF.log() - real_BKF.log()).abs(), share_B, dim=2)
+        apart_B = apart_B + off_B / loud_B + log_B
+    return apart_B / 3
 
 
 def mel_error(model: Family, mel: Mel, batch: Batch) -> Tensor:

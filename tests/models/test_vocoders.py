@@ -12,7 +12,7 @@ from models.family import Batch, Family
 from models.parts.mel import Mel
 from models.ports import Misfit, Node, Port, check
 from models.request import Request
-from models.text_to_speech.vocoder import Vocoder
+from models.text_to_speech.vocoder import Vocoder, spectra_apart
 from tests.models.families_kit import counted, shaken, tiny
 
 GAMES = ("hifi-gan", "vocos")
@@ -84,6 +84,23 @@ def test_a_generator_without_adversary_has_no_critics_and_learns_mels_alone(name
     assert (len(model.critics), model.turns("critic"), model.turns("generator")) == (0, 0, 1)
     losses = model(spoken(), "generator")
     torch.testing.assert_close(losses.total, 45 * losses.parts["mel"])
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_spectra_are_compared_at_three_resolutions_whatever_the_padding(name: str) -> None:
+    model = game(name, adversary=0.0, mel_weight=0.0, spectra_weight=2.0)
+    found = []
+    for more in (0, 333):
+        torch.manual_seed(3)
+        losses = model(spoken(more=more), "generator")
+        torch.testing.assert_close(losses.total, 2 * losses.parts["spectra"])
+        found.append(losses.total.item())
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    sound, whole = spoken()["sound"][:1], torch.ones(1)
+    assert spectra_apart(64, sound, sound, whole).item() == 0
+    # half as loud is .5 off and log 2, at every resolution
+    wanted = 0.5 + math.log(2)
+    assert spectra_apart(64, sound, sound / 2, whole).item() == pytest.approx(wanted, abs=1e-2)
 
 
 @pytest.mark.parametrize("name", VOCODERS)
