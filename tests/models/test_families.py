@@ -33,8 +33,10 @@ def test_training_lowers_the_loss(name: str) -> None:
     """Players that work against one another have no loss that falls: what they draw comes nearer to the pictures."""
     model = tiny(name)
     batch = batch_of(model)
-    steps = 60 if len(model.players) == 1 or "sound" in batch else 200  # sounds pay for mels, too
-    rate = 3e-3 if made(model).kind == "clip" else 1e-2  # layers over time take no larger steps
+    moves, several = made(model).kind == "clip", len(model.players) > 1
+    longest = moves or (several and "sound" in batch)  # sounds pay for mels, too
+    steps = 60 if longest else 50 if several else 30
+    rate = 3e-3 if moves else 1e-2  # layers over time take no larger steps
     if model.counts:  # a mixture of both stripes is no structure to pixels that are independent
         batch = {key: rows[[0] * 15 + [1]] for key, rows in batch.items()}
         before = model(batch).total
