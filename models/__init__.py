@@ -37,6 +37,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",
     "pixelrnn": "models.autoregressive.pixelrnn:PixelRNN",
+    "speecht5": "models.text_to_speech.speecht5:SpeechT5",
     "transformer": "models.language.transformer:Transformer",
     "unit-selection": "models.text_to_speech.unit_selection:UnitSelection",
     "unclip-decoder": "models.text_to_image.unclip:Decoder",

@@ -11,6 +11,7 @@ from infra.settings import settings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from flows.comparing.compare import Side
     from infra.media.clips import Kind
 
 ROWS: Final = 8
@@ -89,13 +90,24 @@ def _keep(picture: bytes, output: Path) -> None:
 
 def sheet(
     ref: Ref,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--beside", metavar="NAME[:v|@alias]", help="Another version that speaks: a row."
+        ),
+    ] = None,
+    voice: Annotated[str | None, typer.Option(help="Of versions that speak: whose.")] = None,
     prompt: Annotated[
         list[str] | None, typer.Option("-p", "--prompt", help="A column; again for another one.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first column; the others follow.")] = 0,
     output: Output = None,
 ) -> None:
-    """Draw a pipeline stage by stage: a column a prompt, a row a stage that shows something; of clips an animation."""
+    """Draw a pipeline stage by stage: a column a prompt, a row a stage that shows something; of clips an animation.
+
+    Of what speaks: spectrograms of recordings, of these through its vocoder, and of what it and those --beside say; a
+    FLAC file of the same name has all of it to be heard.
+    """
     use_stack()
     from flows.comparing.compare import Incomparable, side
     from flows.comparing.gallery import drawn, prompts_of
@@ -103,9 +115,14 @@ def sheet(
     from infra.media.clips import encoded
 
     one = side(ref)
+    if one.pipeline.modality == "audio" and one.pipeline.speaks:
+        _speech_sheet([one, *map(side, beside or [])], prompt, voice, seed, output)
+        return
+    if beside or voice:
+        raise Incomparable(f"{one.version.ref} does not speak: leave --beside and --voice out")
     if one.pipeline.modality not in {"image", "clip"}:
         raise Incomparable(
-            f"{one.version.ref} gives {one.pipeline.modality}: a sheet is of pictures or clips"
+            f"{one.version.ref} gives {one.pipeline.modality}: a sheet is of pictures, clips or speech"
         )
     if prompt and not one.pipeline.reads_text:
         raise Incomparable(f"{one.version.ref} reads no text: leave --prompt out")
@@ -124,6 +141,39 @@ def sheet(
         return
     frames = moving(one.pipeline, labels, made)
     _store(encoded(frames, one.pipeline.rate({}) or RATE, kind).content, path)
+
+
+def _speech_sheet(
+    sides: "list[Side]",
+    prompt: list[str] | None,
+    voice: str | None,
+    seed: int,
+    output: Path | None,
+) -> None:
+    from data.catalog import prepared
+    from flows.comparing.compare import Incomparable
+    from flows.comparing.gallery import loaded
+    from flows.comparing.spoken import Speaking, after_another, rows_of
+    from flows.reports.spectrograms import sheet as drawn
+    from infra.media.sounds import flac
+
+    first = sides[0]
+    for one in sides[1:]:
+        if not one.pipeline.speaks:
+            raise Incomparable(f"{one.version.ref} does not speak: leave it out of --beside")
+    prompts = prompt or list(first.pipeline.try_prompts)
+    if not prompts:
+        raise Incomparable(f"{first.version.ref} has no prompts to try: give some by --prompt")
+    data = prepared(first.recipe["data"]["name"], settings().project)
+    who = voice or data.header["attributes"]["speaker"][0]
+    versions = [Speaking(one.version.ref, one.pipeline, loaded(one)) for one in sides]
+    rows = rows_of(versions, prompts, who, data.path, seed)
+    path = (
+        output or settings().state / "pages" / f"{first.version.ref.replace(':', '-')}-speech.png"
+    )
+    _store(drawn(rows, prompts), path)
+    sound_T, rate = after_another(rows)
+    _store(flac(sound_T.numpy(), rate), path.with_suffix(".flac"))
 
 
 def gallery(

@@ -60,7 +60,7 @@ DRAWN: Final[Mapping[str, Mapping[str, float]]] = {
 """How each kind of pipeline draws in diffusers where nobody says."""
 STAGE: Final = "model"  # of a pipeline without a recipe
 TRIED: Final = ("a red apple on a wooden table", "a small house by the sea", "a cat in the snow")
-WANTED: Final = ("*.json", "*.safetensors", "*.txt", "README.md", "LICENSE*")
+WANTED: Final = ("*.json", "*.safetensors", "*.txt", "spm_char.model", "README.md", "LICENSE*")
 
 
 class CheckpointError(ValueError):

@@ -1,14 +1,19 @@
 """Whether speech is what was asked for: a judge of real recordings tells words and voices; a broken speaker fails."""
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data import loaders
 from flows.checking import check_for
+from flows.comparing.compare import Incomparable
+from flows.comparing.spoken import Speaking, after_another, rows_of
 from flows.evaluating import speech
 from flows.evaluating.modalities import judging
 from flows.evaluating.pipeline import draw, ports_of
@@ -16,8 +21,10 @@ from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import Gate
 from flows.recipes.loader import RecipeError, control_of, load
+from flows.reports import spectrograms
 from infra.media.sounds import wav
 from infra.pipelines import PinnedStage, Pipeline
+from models.family import Family
 from models.judges.speech_judge import SpeechJudge, trimmed
 from tests.data import prepare_kit
 from tests.models.families_kit import tiny
@@ -92,18 +99,23 @@ def test_silence_around_speech_changes_nothing_that_is_heard(words: Path) -> Non
     assert trimmed(torch.zeros(100)).shape == (1,)
 
 
-def test_every_voice_says_one_text_after_the_other(words: Path) -> None:
-    models = (tiny("matcha", speakers=tuple(VOICES)), tiny("griffin-lim"))
-    for model in models:
-        model.eval()
+def pipeline_of(models: Sequence[Family]) -> Pipeline:
+    names = ("acoustic", "vocoder")[-len(models) :] if len(models) > 1 else ("model",)
     stages = [
         PinnedStage(
             **{"stage": name, "name": name, "version": 1, "sha256": "0" * 64, "family": "x"},
             **ports_of(model),
         )
-        for name, model in zip(("acoustic", "vocoder"), models, strict=True)
+        for name, model in zip(names, models, strict=True)
     ]
-    pipeline = Pipeline(endpoint="toy", modality="audio", stages=stages, sample_rate=RATE)
+    return Pipeline(endpoint="toy", modality="audio", stages=stages, sample_rate=RATE)
+
+
+def test_every_voice_says_one_text_after_the_other(words: Path) -> None:
+    models = (tiny("matcha", speakers=tuple(VOICES)), tiny("griffin-lim"))
+    for model in models:
+        model.eval()
+    pipeline = pipeline_of(models)
     prompts, seeds = speech.requests(pipeline, words, EvaluationSpec(samples=6))
     assert prompts == ["eight", "eight", "oh", "oh", "eight", "eight"]
     made = speech.drawn(models, pipeline, prompts[2:], seeds[2:], words)
@@ -118,11 +130,7 @@ def test_every_voice_says_one_text_after_the_other(words: Path) -> None:
 def test_a_pipeline_with_voices_of_its_own_is_judged_by_its_words_alone(words: Path) -> None:
     """A checkpoint of others never heard the data's speakers."""
     voice = tiny("vits-checkpoint").eval()
-    stage = PinnedStage(
-        **{"stage": "model", "name": "x", "version": 1, "sha256": "0" * 64, "family": "x"},
-        **ports_of(voice),
-    )
-    pipeline = Pipeline(endpoint="toy", modality="audio", stages=[stage], sample_rate=RATE)
+    pipeline = pipeline_of([voice])
     spec = EvaluationSpec(samples=4, gallery=2, bootstrap=20)
     prompts, seeds = speech.requests(pipeline, words, spec)
     assert prompts == ["eight", "eight", "oh", "oh"]
@@ -136,6 +144,43 @@ def test_a_pipeline_with_voices_of_its_own_is_judged_by_its_words_alone(words: P
     )  # fmt: skip
     assert {"word_accuracy", "recognised_words", "real_time_factor"} <= judged.metrics.keys()
     assert "speaker_accuracy" not in judged.metrics
+
+
+def test_a_sheet_of_speech_shows_recordings_their_copies_and_every_version(words: Path) -> None:
+    networks = [tiny("matcha", speakers=tuple(VOICES)).eval(), tiny("griffin-lim").eval()]
+    alone = [tiny("vits-checkpoint").eval()]
+    versions = [
+        Speaking(f"{name}:1", pipeline_of(models), models)
+        for name, models in (("staged", networks), ("alone", alone))
+    ]
+    rows = rows_of(versions, ["oh", "eight"], "bob", words, seed=3)
+    assert [row.label for row in rows] == [
+        "recording\nbob", "its mels by\nvocoder:1", "x\nstaged:1", "x\nalone:1",
+    ]  # fmt: skip
+    recorded, copied, *_ = rows
+    for one, other in zip(recorded.sounds, copied.sounds, strict=True):
+        assert len(one) == len(other)
+        assert not torch.equal(one, other)
+    said = draw(alone, versions[1].pipeline, ["eight"], [4])[0]
+    torch.testing.assert_close(rows[3].sounds[1], trimmed(said))
+    sheet = Image.open(io.BytesIO(spectrograms.sheet(rows, ["oh", "eight"])))
+    assert sheet.format == "PNG"
+    assert sheet.width > sheet.height / 2 > 200
+    sound_T, rate = after_another(rows)
+    assert rate == RATE
+    assert len(sound_T) > sum(len(one) for row in rows for one in row.sounds)
+    with pytest.raises(Incomparable, match="hold no recording of 'nine' by 'bob'"):
+        rows_of(versions, ["nine"], "bob", words, seed=0)
+
+
+def test_a_tone_is_a_line_at_its_height_and_silence_is_dark() -> None:
+    tone_T = (2 * torch.pi * 1000 * torch.arange(RATE) / RATE).sin()
+    tone_T[RATE // 2 :] = 0
+    level_KF = spectrograms.decibels(tone_T, RATE)
+    bands, frames = level_KF.shape
+    assert abs(level_KF[:, 10].argmax() / (bands - 1) * RATE / 2 - 1000) < RATE / 2 / bands
+    assert level_KF[:, frames - 10].max() < spectrograms.FLOOR_DB
+    assert level_KF.max() == 0
 
 
 def test_sound_is_judged_as_speech_where_speech_was_learned(words: Path, tmp_path: Path) -> None:

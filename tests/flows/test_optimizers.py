@@ -44,6 +44,10 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "make-a-video-interpolation": IN_CAPTIONS,
     "make-a-video-upsampler": IN_CAPTIONS,
     "matcha": {"encoder.phonemes.weight", "encoder.speakers.weight"},
+    "speecht5": {
+        "network.speecht5.encoder.prenet.embed_tokens.weight",
+        "network.speecht5.encoder.wrapped_encoder.embed_positions.pe_k.weight",
+    },
     "transformer": {"embedding.weight"},
     "unclip-decoder": {*IN_CAPTIONS, "null_1KD"},
     "unclip-prior": {"network.words.weight", "network.places_LW", "network.null_1LW"},

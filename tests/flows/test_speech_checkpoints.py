@@ -11,6 +11,7 @@ import httpx
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from flows.context import registry
 from flows.evaluating.pipeline import load_model
@@ -25,14 +26,17 @@ from models.parts.noise import Seeded
 from models.ports import salted
 from models.request import Request
 from tests.flows.checkpoint_kit import changed
-from tests.flows.speech_checkpoint_kit import BUILT
+from tests.flows.speech_checkpoint_kit import BUILT, pieces
 from tests.flows.test_travelling import served
 from tests.flows.versions_kit import Installation
 
 SAID = {
     "many": ("kind A words, skin", "Kick the-black  ox!", "Aaron's"),
     "one": ("Привет, мир", "яма."),
+    "speecht5": ("the lazy dog", " quick,  brown…!? fox."),
 }
+VOICES = {"many": ("0", "1", "2"), "one": (), "speecht5": ("ann", "bob")}
+KINDS = {"many": "VitsModel", "one": "VitsModel", "speecht5": "SpeechT5ForTextToSpeech"}
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +59,32 @@ def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
 
 
 def their_tokens(folder: Path, text: str) -> Any:
-    from transformers import VitsTokenizer
+    from transformers import SpeechT5Tokenizer, VitsTokenizer
 
-    words = VitsTokenizer.from_pretrained(folder, local_files_only=True)
+    if (folder / "vocab.json").is_file():
+        words = VitsTokenizer.from_pretrained(folder, local_files_only=True)
+    else:
+        words = SpeechT5Tokenizer(str(folder / "spm_char.model"))
     return words(text, return_tensors="pt")["input_ids"]
+
+
+def their_sound(
+    checkpoint: tuple[Path, Any], text: str, seed: int, voice: str | None, speed: float = 1.0
+) -> Any:
+    """What transformers' own network says, where what it draws comes of a seed."""
+    folder, theirs = checkpoint
+    tokens = their_tokens(folder, text)
+    with Seeded(seed), torch.no_grad():
+        if isinstance(theirs, tuple):
+            network, vocoder = theirs
+            voices = load_file(folder / "voices.safetensors")
+            who = voices[voice or "ann"].reshape(1, -1)
+            return network.generate_speech(tokens, speaker_embeddings=who, vocoder=vocoder)
+        return theirs(
+            tokens,
+            speaker_id=int(voice) if voice else None,
+            speaking_rate=theirs.config.speaking_rate * speed,
+        ).waveform[0]
 
 
 @pytest.mark.parametrize("kind", BUILT)
@@ -70,25 +96,21 @@ def test_a_text_is_read_as_transformers_reads_it(
         assert ours.tolist() == their_tokens(checkpoints[kind][0], text).tolist()
 
 
-@pytest.mark.parametrize("kind", BUILT)
-@pytest.mark.parametrize("speed", [1.0, 1.6])
+@pytest.mark.parametrize(
+    ("kind", "speed"), [*((kind, 1.0) for kind in BUILT), ("many", 1.6), ("one", 1.6)]
+)
 def test_the_sound_is_transformers_own_at_the_same_noise(
     checkpoints: dict[str, tuple[Path, Any]], models: dict[str, Any], kind: str, speed: float
 ) -> None:
-    folder, theirs = checkpoints[kind]
-    voices = models[kind].config.speakers
     for number, text in enumerate(SAID[kind]):
-        voice = voices[-1 - number] if voices else None
-        asked = Request(seeds=(number, 7), prompts=(text, text), voice=voice, speed=speed)
-        with Seeded(number), torch.no_grad():
-            wanted = theirs(
-                their_tokens(folder, text),
-                speaker_id=int(voice) if voice else None,
-                speaking_rate=theirs.config.speaking_rate * speed,
-            ).waveform[0]
+        voice = VOICES[kind][-1 - number] if VOICES[kind] else None
+        options = {"voice": voice, **({} if speed == 1 else {"speed": speed})}
+        asked = Request(seeds=(number, 7), prompts=(text, text), options=options)
+        wanted = their_sound(checkpoints[kind], text, number, voice, speed)
         ours = models[kind].sample(asked)
         torch.testing.assert_close(ours[0, : len(wanted)], wanted, rtol=0, atol=1e-5)
         assert not ours[0, len(wanted) :].any(), "silence follows"
+        assert wanted.std() > 1e-3
         assert not torch.equal(ours[1, : len(wanted)], wanted), "another seed, another sound"
 
 
@@ -103,6 +125,29 @@ def test_letters_that_it_never_learned_are_named_and_marks_are_passed_over(
         model.sample(Request(seeds=(1,), prompts=("?!",)))
     with pytest.raises(ValueError, match="no voice 'ann'; choose one of 0, 1, 2"):
         model.sample(Request(seeds=(1,), prompts=("a",), voice="ann"))
+
+
+def test_a_speecht5_names_what_it_cannot_say(models: dict[str, Any]) -> None:
+    model = models["speecht5"]
+    assert model.unknown("the Fox, 8 - ok") == ["Fox,", "8"]
+    for text, says in (
+        ("fox 8", "unknown word '8': this model reads no '8'"),
+        ("  ", "prompt: nothing in '  ' can be said"),
+        ("fox " * 20, r"prompt: it has 81 signs, and this model reads 60: shorten it"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            model.sample(Request(seeds=(1,), prompts=(text,)))
+    with pytest.raises(ValueError, match="speed: this model has none"):
+        model.sample(Request(seeds=(1,), prompts=("fox",), speed=2.0))
+
+
+def test_numbers_are_read_as_words_where_the_checkpoint_s_tokenizer_does(
+    checkpoints: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoints["speecht5"][0], tmp_path / "numbers")
+    (folder / "tokenizer_config.json").write_text('{"normalize": true}')
+    model: Any = build(read(folder, "a test").document)
+    assert model.encode(["8 of 30"]).tolist() == model.encode(["eight of thirty"]).tolist()
 
 
 def test_what_would_take_minutes_to_say_is_refused_before_it_is_made(
@@ -139,20 +184,22 @@ def test_the_text_s_side_learns_and_what_makes_sound_stays(models: dict[str, Any
 def test_it_is_registered_and_speaks_through_the_gateway(
     kind: str, checkpoints: dict[str, tuple[Path, Any]], here: Installation
 ) -> None:
-    folder, theirs = checkpoints[kind]
+    folder, _ = checkpoints[kind]
     found, version = import_checkpoint(folder, "a test", "foreign")
     assert import_checkpoint(folder, "a test", "foreign")[1] == version, "found, not repeated"
-    assert (found.licence, found.kind) == ("cc-by-nc-4.0", "VitsModel")
+    assert (found.licence, found.kind) == (
+        "mit" if kind == "speecht5" else "cc-by-nc-4.0",
+        KINDS[kind],
+    )
     pinned = read_pipeline(registry().fetch(version))
     [stage] = pinned.stages
     assert (pinned.modality, pinned.sample_rate) == ("audio", 8000)
-    assert stage.speakers == (("0", "1", "2") if kind == "many" else ())
+    assert stage.speakers == VOICES[kind]
     model = load_model(registry().fetch(stage.pin.ref, digest=stage.sha256))
     for prompt in pinned.try_prompts:
         assert not model.unknown(prompt)
     here.promote(version)
-    voice = "2" if kind == "many" else "default"
-    text = SAID[kind][0]
+    voice, text = (*VOICES[kind], "default")[-2:][0], SAID[kind][0]
     body = {"model": "foreign", "input": text, "voice": voice, "response_format": "wav", "seed": 3}
     with (
         served(here) as address,
@@ -163,13 +210,11 @@ def test_it_is_registered_and_speaks_through_the_gateway(
         refused = client.post("/speech", json={**body, "voice": "nobody"})
     assert said.status_code == 200, said.text
     levels, rate = soundfile.read(io.BytesIO(said.content))
-    with Seeded(salted(3, stage.stage)), torch.no_grad():
-        wanted = theirs(
-            their_tokens(folder, text), speaker_id=2 if kind == "many" else None
-        ).waveform[0]
+    who = voice if VOICES[kind] else None
+    wanted = their_sound(checkpoints[kind], text, salted(3, stage.stage), who)
     assert rate == 8000
     torch.testing.assert_close(torch.tensor(levels).float(), wanted, rtol=0, atol=1e-4)
-    assert [one["id"] for one in voices] == (["0", "1", "2"] if kind == "many" else ["default"])
+    assert [one["id"] for one in voices] == [*(VOICES[kind] or ("default",))]
     assert refused.status_code == 400
     assert "voice: foreign speaks as " in refused.json()["error"]["message"]
 
@@ -194,6 +239,11 @@ def test_data_of_another_rate_cannot_judge_it(folder: Path, here: Installation) 
     ):
         import_checkpoint(folder, "a test", "foreign", recipe)
     assert registry().names() == []
+
+
+@pytest.fixture
+def speecht5(checkpoints: dict[str, tuple[Path, Any]], tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoints["speecht5"][0], tmp_path / "speecht5")
 
 
 def _truncated(folder: Path) -> None:
@@ -232,6 +282,56 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "it has a sign 99, and the network knows 29",
     ),
 }  # fmt: skip
+
+
+OF_SPEECHT5: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no vocoder": (
+        lambda f: shutil.rmtree(f / "vocoder"),
+        r"has no vocoder: put a SpeechT5HifiGan \(microsoft/speecht5_hifigan\) into",
+    ),
+    "a vocoder's pickle": (
+        lambda f: (f / "vocoder" / "pytorch_model.bin").write_bytes(b"."),
+        r"vocoder/pytorch_model\.bin is a pickle",
+    ),
+    "no voices": (
+        lambda f: (f / "voices.safetensors").unlink(),
+        r"has no voices\.safetensors: a .* speaks in voices that it is given, 4 numbers each",
+    ),
+    "a voice as numpy's": (lambda f: (f / "ann.npy").write_bytes(b"."), r"ann\.npy is a pickle"),
+    "another voice": (
+        lambda f: save_file({"ann": torch.zeros(5)}, f / "voices.safetensors"),
+        r"voices\.safetensors: ann must be 4 finite numbers, got 5",
+    ),
+    "a vocoder of another rate": (
+        lambda f: changed(f / "vocoder" / "config.json", sampling_rate=16000),
+        r"preprocessor_config\.json: it learned sound of 8000 Hz, and its vocoder makes sound of 16000 Hz",
+    ),
+    "a vocoder of other frames": (
+        lambda f: changed(f / "preprocessor_config.json", hop_length=2),
+        "mel.hop must be the samples that the vocoder makes of a frame, 8, got 16",
+    ),
+    "no tokenizer": (lambda f: (f / "spm_char.model").unlink(), r"has no spm_char\.model, by which"),
+    "a broken tokenizer": (
+        lambda f: (f / "spm_char.model").write_bytes(b"\xff" * 9),
+        r"spm_char\.model is no model of SentencePiece",
+    ),
+    "pieces": (
+        lambda f: (f / "spm_char.model").write_bytes(pieces("unigram")),
+        r"spm_char\.model is of kind UNIGRAM; taken is CHAR",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", OF_SPEECHT5)
+def test_what_a_speecht5_lacks_is_named_and_nothing_is_published(
+    speecht5: Path, fault: str, here: Installation
+) -> None:
+    spoil, message = OF_SPEECHT5[fault]
+    spoil(speecht5)
+    with pytest.raises((CheckpointError, IntegrityError, ValueError), match=message) as refused:
+        import_checkpoint(speecht5, "a test", "foreign")
+    assert "\n" not in str(refused.value)
+    assert registry().names() == []
 
 
 @pytest.mark.parametrize("fault", REFUSED)

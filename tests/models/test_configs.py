@@ -219,6 +219,22 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"row_kernel": 4}, "row_kernel must be odd and at least 3, got 4"),
         ({"state": 0}, "state must be at least 1, got 0"),
     ),
+    "speecht5": (
+        (
+            {"speakers": ()},
+            "speakers: SpeechT5 speaks in a voice that it is given, and there is none",
+        ),
+        (
+            {"mel": {"n_fft": 32, "hop": 8, "window": 32, "mels": 6}},
+            "mel.mels must be 8, the network's, got 6",
+        ),
+        ({"sample_rate": 16000}, "sample_rate must be the vocoder's, 8000 Hz, got 16000"),
+        (
+            {"mel": {"n_fft": 32, "hop": 16, "window": 32, "mels": 8}},
+            "mel.hop must be .* 8, got 16",
+        ),
+        ({"longest": 0.0}, "longest must be between 0.1 and 100, got 0.0"),
+    ),
     "transformer": (
         ({"width": 16, "heads": 3}, "a multiple of heads 3, got 16"),
         ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1"),
