@@ -89,7 +89,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name, system in systems.items():
         if not asked.only or any(name.startswith(one) for one in asked.only):
-            folder = asked.out / re.sub(r"[^a-z0-9]+", "-", name)
+            folder = asked.out / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
             print(_row(name, folder, system, texts, ours), flush=True)
 
 
