@@ -8,6 +8,7 @@ loop has loader, forward, backward, clipping and fused AdamW, nothing else. Firs
 
 import argparse
 import json
+import math
 import os
 import signal
 import socket
@@ -41,15 +42,22 @@ class Side:
     wall: float = 0.0
     cpu: float = 0.0
     cpu_beside: float = 0.0  # of `others`
+    least: int = 0  # steps that would have filled the turn in which training ended
 
     def turn(self, seconds: float, over: Callable[[], bool]) -> None:
         """Run for a while, and count; a turn in which training ended does not count."""
         self.signal(signal.SIGCONT)
         step, began = self.done(), time.monotonic()
+        last, moved = step, began
         cpu, beside = cpu_of(self.ranks), cpu_of(self.others)
         while time.monotonic() < began + seconds and not over():
             time.sleep(0.02)
-        if not over():
+            if self.done() > last:
+                last, moved = self.done(), time.monotonic()
+        if over():
+            rate = (last - step) / max(0.02, moved - began)
+            self.least = step + math.ceil(rate * seconds) + 1
+        else:
             self.steps += self.done() - step
             self.wall += time.monotonic() - began
             self.cpu += cpu_of(self.ranks) - cpu
@@ -233,12 +241,16 @@ class Processes(threading.Thread):
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--steps", type=int, default=300, help=f"more than {WARM}")
     options.add_argument("--turn", type=float, default=4.0, help="seconds a turn")
     options.add_argument("--prepared", type=Path, default=Path("data/prepared/shapes"))
     options.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options.add_argument("--spec", help=argparse.SUPPRESS)
     given = options.parse_args()
+    if given.steps <= WARM:
+        options.error(
+            f"--steps {given.steps}: the first {WARM} do not count; give {WARM + 1} at least"
+        )
     if given.spec:
         one_rank(TrainingSpec.model_validate_json(given.spec), given.rank)
         return
@@ -266,6 +278,11 @@ def compare(given: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for workers in given.workers:
         mine, peer, trained = take_turns(given.prepared.resolve(), workers, given.steps, given.turn)
+        if not mine.wall:
+            sys.exit(
+                f"--steps {given.steps} were done by {workers} workers before a turn of {given.turn:g} s"
+                f" was over: give {mine.least} or more, or a shorter --turn"
+            )
         starts.append((workers, trained.seconds))
         print(_row(workers, mine, peer), flush=True)
     for workers, seconds in starts:
