@@ -25,6 +25,8 @@ ROUTE: Final = "/api/serve/applications/"
 DEPLOY_S: Final = 180.0
 CALL_S: Final = 60.0  # the first call starts Serve
 POLL_S: Final = 0.15
+STATE_S: Final = 1.0
+"""How often Serve is asked how an application starts: it gathers all that it knows, beside what starts."""
 LOGGING: Final = {"enable_access_log": False}
 """No line a request in the logs of proxy, gateway and stage: what goes wrong is said by them anyway, with its id."""
 
@@ -69,7 +71,8 @@ def deploy(
 
 def loaded(settings: Settings, digests: Collection[str]) -> bool:
     """Return whether the gateway answers and every replica holds these stage versions."""
-    return _missing(settings, list(digests)) == {}
+    with _gateway() as gateway:
+        return _missing(gateway, settings, list(digests)) == {}
 
 
 def address(settings: Settings) -> str:
@@ -320,39 +323,60 @@ def _wait(
     client: "httpx.Client", settings: Settings, digests: Sequence[str], deadline: float
 ) -> None:
     """Wait until the gateway says that every replica holds `digests`."""
-    problem = "nothing was heard of it"
-    while time.monotonic() < deadline:
-        missing = _missing(settings, digests)
-        if missing == {}:
-            return
-        found = _deployed(client)
-        state = found["status"] if found else "not started"
-        if found and state in {"DEPLOY_FAILED", "UNHEALTHY"}:
-            raise ServingError(f"Serve could not start the application: {_reason(found)}")
-        broken = [why for why in (missing or {}).values() if why != "not loaded"]
-        if broken and state == "RUNNING":
-            raise VersionRefused(f"a stage refuses a version: {broken[0]}")
-        problem = f"it is {state}" + (f": {_reason(found)}" if found and _reason(found) else "")
-        if missing is None and state == "RUNNING":
-            problem += (
-                f", and nobody answers at {address(settings)} (ATELIER_PUBLIC_URL sets where)"
-            )
-        time.sleep(POLL_S)
+    problem, asked = "nothing was heard of it", -STATE_S
+    with _gateway() as gateway:
+        while (now := time.monotonic()) < deadline:
+            missing = _missing(gateway, settings, digests)
+            if missing == {}:
+                return
+            broken = [why for why in (missing or {}).values() if why != "not loaded"]
+            if broken or now - asked >= STATE_S:
+                asked, problem = now, _trouble(_deployed(client), settings, missing, broken)
+            time.sleep(POLL_S)
     raise ServingError(
         f"the application was not ready in time, {problem}; look at the page of Ray, Serve"
     )
 
 
-def _missing(settings: Settings, digests: Sequence[str]) -> dict[str, str] | None:
+def _trouble(
+    found: Mapping[str, Any] | None,
+    settings: Settings,
+    missing: Mapping[str, str] | None,
+    broken: Sequence[str],
+) -> str:
+    """Return what the application lacks yet.
+
+    Raises:
+        VersionRefused: a stage of a running application cannot load a version.
+        ServingError: it cannot start.
+    """
+    state = found["status"] if found else "not started"
+    if found and state in {"DEPLOY_FAILED", "UNHEALTHY"}:
+        raise ServingError(f"Serve could not start the application: {_reason(found)}")
+    if broken and state == "RUNNING":
+        raise VersionRefused(f"a stage refuses a version: {broken[0]}")
+    problem = f"it is {state}" + (f": {_reason(found)}" if found and _reason(found) else "")
+    if missing is None and state == "RUNNING":
+        problem += f", and nobody answers at {address(settings)} (ATELIER_PUBLIC_URL sets where)"
+    return problem
+
+
+def _gateway() -> "httpx.Client":
+    """Return a client for many questions: to make one costs twenty times what a question does."""
+    import httpx
+
+    return httpx.Client(timeout=10, trust_env=False)
+
+
+def _missing(
+    gateway: "httpx.Client", settings: Settings, digests: Sequence[str]
+) -> dict[str, str] | None:
     """Return which digests are not loaded and why; None while the gateway or a stage does not answer."""
     import httpx
 
     try:
-        answer = httpx.get(
-            f"{address(settings)}/readyz",
-            params=[("digest", digest) for digest in digests],
-            timeout=10,
-            trust_env=False,
+        answer = gateway.get(
+            f"{address(settings)}/readyz", params=[("digest", digest) for digest in digests]
         )
         document = answer.json()
     except (httpx.HTTPError, ValueError):

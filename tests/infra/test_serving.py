@@ -1,3 +1,8 @@
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ from infra.settings import Settings
 from services.settings import Arguments
 
 FOLDER = Path(__file__).parents[2] / "infra/deploy/serve"
-PIN = {"name": "shapes.base", "number": 1, "digest": "a" * 64, "family": "ddpm"}
+PIN: dict[str, Any] = {"name": "shapes.base", "number": 1, "digest": "a" * 64, "family": "ddpm"}
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
@@ -105,7 +110,83 @@ def test_links_lead_to_the_public_address_and_a_cluster_is_asked_there(tmp_path:
 def test_a_gateway_on_ipv6_loopback_is_asked_by_a_valid_address(tmp_path: Path) -> None:
     mine = settings(tmp_path, host="::1", gateway_port=9)
     assert mine.gateway_url == "http://[::1]:9/v1"
-    assert serving._missing(mine, []) is None  # nobody answers, and nothing is raised
+    assert not serving.loaded(mine, [])  # nobody answers, and nothing is raised
+
+
+@contextmanager
+def starting(
+    status: str, missing: Callable[[int], dict[str, str]]
+) -> Iterator[tuple[int, list[str]]]:
+    """Be Ray's dashboard and the gateway of an application that starts; yield the port, and what was asked.
+
+    `missing` tells what is not loaded at each question of how far the gateway is, from 1.
+    """
+    asked: list[str] = []
+    found = {"status": status, "message": "no room", "deployments": {}}
+
+    class Stand(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.answer("PUT", 200, {})
+
+        def do_GET(self) -> None:
+            if not self.path.startswith("/readyz"):
+                self.answer("state", 200, {"applications": {serving.APPLICATION: found}})
+                return
+            lacks = missing(1 + asked.count("ready"))
+            self.answer("ready", 503 if lacks else 200, {"missing": lacks})
+
+        def answer(self, what: str, code: int, document: Any) -> None:
+            asked.append(what)
+            content = json.dumps(document).encode()
+            self.send_response(code)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stand) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port, asked
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the dashboard is is in the settings alone."""
+    monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_the_gateway_is_asked_how_far_it_is_and_serve_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "STATE_S", 1e6)
+    digest = PIN["digest"]
+    with starting("DEPLOYING", lambda n: {digest: "not loaded"} if n < 4 else {}) as (port, asked):
+        serving.deploy(settings(tmp_path, dashboard_port=port, gateway_port=port), [PIN])
+    assert asked == ["state", "PUT", "ready", "state", "ready", "ready", "ready"]
+
+
+@pytest.mark.usefixtures("dashboard")
+@pytest.mark.parametrize(
+    ("status", "why", "error", "says"),
+    [
+        ("RUNNING", "no such family", serving.VersionRefused, "refuses a version: no such family"),
+        ("DEPLOY_FAILED", "not loaded", serving.ServingError, "could not start .*: no room"),
+    ],
+)
+def test_what_will_never_be_ready_is_not_waited_for(
+    status: str, why: str, error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    with starting(status, lambda _: {PIN["digest"]: why}) as (port, _):
+        mine = settings(tmp_path, dashboard_port=port, gateway_port=port)
+        with pytest.raises(error, match=says):
+            serving.deploy(mine, [PIN])
 
 
 def test_the_example_files_are_what_is_written_of_the_example_placement() -> None:
