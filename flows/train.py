@@ -109,7 +109,9 @@ def publish(
             "atelier.data_identity": spec.data_identity,
             "atelier.code_identity": spec.code_identity,
         }
-        return registry().publish(spec.name, directory, key=spec.identity, tags=tags, run_id=run_id)
+        made = registry().publish(spec.name, directory, key=spec.identity, tags=tags, run_id=run_id)
+        registry().keep(made, directory)  # it is judged next, by workers that have no MLflow loaded
+        return made
 
 
 @flow(flow_run_name="train {recipe.name}")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from flows.evaluating.gate import Evaluation, JudgeRecord
 from flows.evaluating.modalities import judging
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.family import Family
+
+FEWEST: Final = 32
+"""Samples that a process of its own is worth, which has to import torch first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +135,8 @@ def evaluate_on_ray(order: Order) -> tuple[Evaluation, dict[str, bytes]]:
     prompts, seeds = judging(pipeline.modality, prepared).requests(pipeline, prepared, spec)
     cluster: Mapping[str, float] = ray.cluster_resources()
     workers = cluster.get("GPU" if order.num_gpus else "CPU", 1)
-    size = max(32, -(-len(seeds) // max(1, min(16, int(workers)))))
+    count = max(1, min(16, int(workers), len(seeds) // FEWEST))
+    size = max(FEWEST, -(-len(seeds) // count))
     lent = {"num_cpus": 1, "num_gpus": order.num_gpus, "max_retries": 2}
     drawing = ray.remote(draw_part).options(**lent)
     parts = [

@@ -10,8 +10,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -168,6 +168,16 @@ class Registry(Runs):
                 f"{version.ref} has digest {version.digest[:12]}, but {digest[:12]} is pinned"
             )
         return self._kept(version.digest) or self._download(version)
+
+    def keep(self, version: Version, directory: Path) -> None:
+        """Keep a copy of what was just published, as `fetch` would: who reads it next need not ask MLflow."""
+        kept = self._cache / version.digest
+        if kept.is_dir():
+            return
+        with self._arriving(version.digest) as arriving:
+            shutil.copytree(directory, arriving, dirs_exist_ok=True)
+            with suppress(OSError):  # not empty: another process brought the same bytes
+                arriving.rename(kept)
 
     def weights(self, directory: Path) -> list[Path]:
         """Return the folders of all weights of a fetched network: its own, after its base's where it is an adapter.
@@ -336,11 +346,8 @@ class Registry(Runs):
         return get_artifact_repository(source, tracking_uri=self._mlflow.uri)
 
     def _download(self, version: Version) -> Path:
-        self._cache.mkdir(parents=True, exist_ok=True)
-        arriving = self._cache / f"{version.digest}.tmp-{secrets.token_hex(4)}"
-        arriving.mkdir()
         kept = self._cache / version.digest
-        try:
+        with self._arriving(version.digest) as arriving:
             with self._mlflow.calling() as client:
                 self._store(client, version).download_artifacts("", str(arriving))
             try:
@@ -352,10 +359,19 @@ class Registry(Runs):
                 arriving.rename(kept)
             except OSError:  # not empty: another process brought the same bytes
                 verify(kept, version.digest)
-        finally:
-            shutil.rmtree(arriving, ignore_errors=True)
         self._verified.add(version.digest)
         return kept
+
+    @contextmanager
+    def _arriving(self, digest: str) -> Iterator[Path]:
+        """Yield a new folder in the cache, which goes unless it is renamed."""
+        self._cache.mkdir(parents=True, exist_ok=True)
+        arriving = self._cache / f"{digest}.tmp-{secrets.token_hex(4)}"
+        arriving.mkdir()
+        try:
+            yield arriving
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
 
     def _by_alias(self, client: "MlflowClient", name: str, alias: str) -> "list[ModelVersion]":
         models = pages(client.search_registered_models, f"name = '{quoted(name)}'")

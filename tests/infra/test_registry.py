@@ -301,6 +301,19 @@ def test_a_pinned_digest_is_served_from_disk_alone_and_never_exchanged(
     assert registry.fetch("pinned:2") == registry.fetch(second)
 
 
+def test_a_publication_s_copy_is_kept_once_and_read_without_mlflow(
+    registry: Registry, tmp_path: Path
+) -> None:
+    directory = version_directory(tmp_path)
+    made = registry.publish("copied", directory, key="copied", tags={})
+    for _ in range(2):
+        registry.keep(made, directory)
+    kept = Registry("http://127.0.0.1:1", tmp_path / "cache").fetch("copied:1", digest=made.digest)
+    assert kept == tmp_path / "cache" / made.digest
+    assert sha256_of(kept / MANIFEST) == made.digest
+    assert [one.name for one in (tmp_path / "cache").iterdir()] == [made.digest]
+
+
 def test_a_server_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
     started = time.process_time()
     with pytest.raises(
