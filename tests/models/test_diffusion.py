@@ -50,6 +50,8 @@ def painter(name: str, config: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     small = {key: value for key, value in SMALL.items() if key in config}
     small |= {"low_size": 4} if config.get("low_size") else {}
+    if getattr(trainable(name).Config, "only", "unet") == "dit":  # a transformer has attention
+        small |= {"backbone": "dit", "attention": 1}
     known = {field.name for field in dataclasses.fields(trainable(name).Config)}
     given = {key: value for key, value in {**config, **small}.items() if key in known}
     model = trainable(name)(trainable(name).Config(**given))
