@@ -92,7 +92,11 @@ def request(ref: str, place: Place = "production", force: str = "") -> dict[str,
         if not report.passed and not force:
             why = f"the gate refuses {version.ref}: {report.refusal()}"
             promotions().advance(row.id, holder, "refused", report=kept, error=why)
-            raise Refused(why)
+            where = "" if place == "production" else f" --to {place}"
+            raise Refused(
+                f"{why}; it stays registered: train longer or otherwise, or pass over the gate by"
+                f" atelier promote {version.ref}{where} --force REASON"
+            )
         row = promotions().advance(row.id, holder, "gated", report=kept)
         _reach("promote.gated")
         if approved:

@@ -83,6 +83,7 @@ def test_the_gate_refuses_a_forced_promotion_is_recorded_and_what_nobody_took_ca
         assert "tiny: its samples are drawn and judged" in refused
         assert "error: the gate refuses tiny:" in refused
         assert f"is below {bound}" in refused
+        assert "or pass over the gate by atelier promote tiny:" in refused
     newest = max(row["version"] for row in workshop.json("models") if row["name"] == "tiny")
     workshop.run("promote", f"tiny:{newest}", "--force", "a trial")
     assert workshop.json("history", "tiny")[-1]["forced"]
