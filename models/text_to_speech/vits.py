@@ -1,14 +1,19 @@
 """VITS (Kim, Kong and Son 2021, arXiv:2106.06103): one network from phonemes to sound.
 
 A posterior encoder turns a sound's mels into latent frames, and a generator makes sound of them again, in HiFi-GAN's
-game against critics. A flow turns the latents into what an encoder of phonemes says of them: a Gaussian a phoneme,
-whose frames monotonic alignment search finds. To speak is to draw from the Gaussians, as many frames as a predictor
-gives each phoneme, and to go back through the flow. The paper's posterior sees linear spectra and its durations are
-drawn by a flow; here they are mels, and the durations' means.
+game against critics. A flow turns the latents into what an encoder of phonemes says of them: a Gaussian a phoneme. To
+speak is to draw from the Gaussians, as many frames as a predictor gives each phoneme, and to go back through the flow.
+
+The paper's posterior sees linear spectra, its durations are drawn by a flow, and monotonic alignment search is by
+latents. Here they are mels, the durations' means, and the search is by each phoneme's mean mels, as Matcha's: latents
+move while they are learned, and two draws of the same recording's were aligned differently. `by_text` brings the two
+ways together, as NaturalSpeech (Tan et al. 2022, arXiv:2205.04421) does: some sounds of the game are made of what their
+text tells.
 
 Shape letters: B rows, T samples, S phonemes, F frames, M mels, Z numbers of a latent frame, W width, K frequencies.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, NamedTuple
@@ -38,6 +43,7 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
     "dropout": bounds.SHARE,
     "temperature": (0, 2),
     "kl_weight": bounds.WEIGHT,
+    "by_text": (0, 1),
 }
 
 
@@ -46,6 +52,7 @@ class VITSConfig(VocoderConfig, Spoken):
     """What is learned, how it is drawn, and the sizes of the network."""
 
     kl_weight: float = 1.0
+    by_text: float = 0.5  # share of a step's rows whose sound is made of what their text tells
     temperature: float = 0.667  # of the prior's noise, as a share of its deviation
     alignment: Literal["learned", "uniform"] = "learned"  # uniform is the broken control
 
@@ -69,6 +76,11 @@ class VITSConfig(VocoderConfig, Spoken):
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
         if self.latent % 2:
             raise ValueError(f"latent must be even, for a flow that halves it, got {self.latent}")
+
+
+def usual(mel_BMF: Tensor) -> Tensor:
+    """Return log mels of a deviation of about 1."""
+    return (mel_BMF + 6) / 2
 
 
 class Seen(NamedTuple):
@@ -130,6 +142,7 @@ class VITS(Family):
         voices = max(1, len(c.speakers))
         self.encoder = Encoder(len(SYMBOLS), voices, c.width, c.heads, c.layers, c.dropout)
         self.prior = nn.Linear(c.width, 2 * c.latent)
+        self.mean = nn.Linear(c.width, c.mel.mels)  # of a phoneme, by which frames are aligned
         self.durations = Durations(c.width, c.dropout)
         self.voices = nn.Embedding(voices, c.width)
         self.posterior = Posterior(c.mel.mels, c.latent, c.width, c.posterior_dilations)
@@ -168,14 +181,14 @@ class VITS(Family):
             loss_B, told = self.critics.told_apart(*segment)
         else:
             seen = self._seen(batch)
-            loss_B, told = played(self.config, self.critics, *self._segments(batch, seen))
-            said = self._said(tokens_BS, batch["speaker"], seen)
-            loss_B = loss_B + self.config.kl_weight * said["kl"] + said["duration"]
+            said, mean_BZF = self._said(tokens_BS, batch["speaker"], seen)
+            segment = self._segments(batch, self._some_by_text(seen, mean_BZF))
+            loss_B, told = played(self.config, self.critics, *segment)
+            loss_B = loss_B + self.config.kl_weight * said["kl"] + said["duration"] + said["mean"]
             told = {**told, **said}
         frames_B = self.config.mel.frames_of(batch["length"])
-        weight_B = frames_B * (
-            frames_B >= (tokens_BS > 0).sum(1)
-        )  # else no path has a frame a phoneme
+        fits_B = frames_B >= (tokens_BS > 0).sum(1)  # else no path has a frame a phoneme
+        weight_B = frames_B * fits_B
         parts = {name: weighed(value_B.detach(), weight_B) for name, value_B in told.items()}
         return Losses(weighed(loss_B, weight_B), weight_B.sum(), parts)
 
@@ -190,6 +203,16 @@ class VITS(Family):
         found = self.posterior(log_mel_BMF, voice_BW, inside_B1F)
         return Seen(log_mel_BMF, frames_B, inside_B1F, voice_BW, *found)
 
+    def _some_by_text(self, seen: Seen, mean_BZF: Tensor) -> Seen:
+        """Return a `by_text` share of rows with the latents that their text has, in place of their sound's."""
+        if not self.config.by_text:
+            return seen
+        said_BZF = self.flow.back(mean_BZF, seen.voice, seen.inside)
+        by_text_B11 = torch.rand(len(said_BZF), 1, 1, device=said_BZF.device) < self.config.by_text
+        mean_BZF = torch.where(by_text_B11, said_BZF, seen.mean)
+        log_scale_BZF = seen.log_scale.masked_fill(by_text_B11, -math.inf)  # nothing is drawn
+        return seen._replace(mean=mean_BZF, log_scale=log_scale_BZF)
+
     def _segments(self, batch: Batch, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
         """Return real and made sound (B, T) of random segments, and how much of each there is (B,)."""
         size, hop = self.config.segment, self.config.mel.hop
@@ -202,23 +225,32 @@ class VITS(Family):
         share_B = seen.frames.clamp(max=size) / size
         return real_BT, made_BT * inside(share_B, size * hop), share_B
 
-    def _said(self, tokens_BS: Tensor, speaker_B: Tensor, seen: Seen) -> dict[str, Tensor]:
-        """Return what a row's text tells wrongly (B,), a frame: of its latents (the divergence), of its durations."""
+    def _said(
+        self, tokens_BS: Tensor, speaker_B: Tensor, seen: Seen
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return what a row's text tells wrongly (B,), a frame, and the means (B, Z, F) that it tells.
+
+        Wrong may be its latents (the divergence) and its durations.
+        """
         x_BSW = self.encoder(tokens_BS, speaker_B)
         mean_BSZ, log_scale_BSZ = self._prior(x_BSW)
         z_BZF = seen.mean + seen.log_scale.exp() * noise(seen.mean)
         z_BZF = self.flow(z_BZF, seen.voice, seen.inside)
-        path_BSF = self._aligned(mean_BSZ, log_scale_BSZ, z_BZF, tokens_BS, seen.frames)
+        mean_BSM = self.mean(x_BSW).float()
+        path_BSF = self._aligned(mean_BSM, seen, tokens_BS)
+        apart_BMF = (mean_BSM.mT @ path_BSF - usual(seen.log_mel)).square() * seen.inside
         mean_BZF, log_scale_BZF = mean_BSZ.mT @ path_BSF, log_scale_BSZ.mT @ path_BSF
         off_BZF = (z_BZF - mean_BZF).square() * (-2 * log_scale_BZF).exp() / 2
         kl_BZF = (off_BZF + log_scale_BZF - seen.log_scale - 0.5) * seen.inside
         inside_BS = (tokens_BS > 0) & (path_BSF.sum(2) > 0)
         error_BS = self.durations.errors(x_BSW, path_BSF, tokens_BS > 0) * inside_BS
         frames_B = seen.frames.clamp(min=1)
-        return {
+        wrong = {
             "kl": kl_BZF.sum((1, 2)) / frames_B,
             "duration": TOKENS * error_BS.sum(1) / frames_B,
+            "mean": apart_BMF.mean(1).sum(1) / frames_B,
         }
+        return wrong, mean_BZF
 
     def _prior(self, x_BSW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the logarithm of the deviation of every phoneme's latents, (B, S, Z) each."""
@@ -226,22 +258,14 @@ class VITS(Family):
         return mean_BSZ, log_scale_BSZ
 
     @torch.no_grad()
-    def _aligned(
-        self,
-        mean_BSZ: Tensor,
-        log_scale_BSZ: Tensor,
-        z_BZF: Tensor,
-        tokens_BS: Tensor,
-        frames_B: Tensor,
-    ) -> Tensor:
-        """Return which phoneme each frame is of (B, S, F): the likeliest path, under the phonemes' Gaussians."""
-        count_B = (tokens_BS > 0).sum(1)
+    def _aligned(self, mean_BSM: Tensor, seen: Seen, tokens_BS: Tensor) -> Tensor:
+        """Return which phoneme each frame is of (B, S, F): the likeliest path, under Gaussians around mean mels."""
+        count_B, mel_BMF = (tokens_BS > 0).sum(1), usual(seen.log_mel)
         if self.config.alignment == "uniform":
-            return uniform_path(count_B, frames_B, (tokens_BS.shape[1], z_BZF.shape[2]))
-        precision_BSZ = (-2 * log_scale_BSZ).exp()
-        own_BS1 = (mean_BSZ.square() * precision_BSZ / 2 + log_scale_BSZ).sum(2, keepdim=True)
-        near_BSF = (mean_BSZ * precision_BSZ) @ z_BZF - precision_BSZ @ z_BZF.square() / 2
-        return monotonic_path(near_BSF - own_BS1, count_B, frames_B)
+            return uniform_path(count_B, seen.frames, (tokens_BS.shape[1], mel_BMF.shape[2]))
+        # the frame's own square is the same for all phonemes
+        near_BSF = mean_BSM @ mel_BMF - mean_BSM.square().sum(2, keepdim=True) / 2
+        return monotonic_path(near_BSF, count_B, seen.frames)
 
     def _drawn(self, seeds: Sequence[int], x_BSW: Tensor, path_BSF: Tensor) -> Tensor:
         """Return latents (B, Z, F) of the prior's space, each row from its own seed."""
@@ -295,9 +319,7 @@ class VITS(Family):
         tokens_BS, seen = self._tokens(batch), self._seen(batch)
         x_BSW, inside_BS = self.encoder(tokens_BS, batch["speaker"]), tokens_BS > 0
         given = seen.voice, seen.inside
-        path_BSF = self._aligned(
-            *self._prior(x_BSW), self.flow(seen.mean, *given), tokens_BS, seen.frames
-        )
+        path_BSF = self._aligned(self.mean(x_BSW), seen, tokens_BS)
         said_BZF = self.flow.back(self._drawn(range(len(x_BSW)), x_BSW, path_BSF), *given)
         ours_BS, real_BS = self.durations.frames(x_BSW, inside_BS, 1.0), path_BSF.sum(2)
         off_B = ((ours_BS - real_BS).abs() * inside_BS).sum(1) / inside_BS.sum(1)

@@ -42,7 +42,7 @@ def spoken(more: int = 0) -> dict[str, Tensor]:
 def test_padding_changes_no_loss(player: str) -> None:
     found = []
     for more in (0, 333):
-        model = vits()
+        model = vits(by_text=0.5)
         torch.manual_seed(3)
         found.append(model(spoken(more), player))
     torch.testing.assert_close(found[1].total, found[0].total, rtol=1e-5, atol=1e-5)
@@ -76,13 +76,13 @@ def test_the_flow_goes_back_where_it_came_from_and_keeps_volumes() -> None:
 
 def test_the_divergence_is_that_of_the_posterior_from_its_phonemes_gaussians() -> None:
     """With a flow that does nothing the mean over draws is that of two Gaussians in closed form."""
-    model, batch = vits(alignment="uniform"), spoken()  # a learned path follows the draws
+    model, batch = vits(), spoken()
     with torch.no_grad():
         seen = model._seen(batch)
-        means = [model._said(batch["tokens"], batch["speaker"], seen)["kl"] for _ in range(200)]
+        means = [model._said(batch["tokens"], batch["speaker"], seen)[0]["kl"] for _ in range(200)]
         x_BSW = model.encoder(batch["tokens"], batch["speaker"])
         told = model._prior(x_BSW)
-        path_BSF = model._aligned(*told, seen.mean, batch["tokens"], seen.frames)
+        path_BSF = model._aligned(model.mean(x_BSW), seen, batch["tokens"])
         mean_BZF, log_scale_BZF = (one.mT @ path_BSF for one in told)
         prior = torch.distributions.Normal(mean_BZF, log_scale_BZF.exp())
         posterior = torch.distributions.Normal(seen.mean, seen.log_scale.exp())
@@ -95,8 +95,7 @@ def told(model: VITS, batch: Batch, place: int) -> Tensor:
     """Return how many frames one of the tokens has of each row, as aligned."""
     seen = model._seen(batch)
     x_BSW = model.encoder(batch["tokens"], batch["speaker"])
-    z_BZF = model.flow(seen.mean, seen.voice, seen.inside)
-    path_BSF = model._aligned(*model._prior(x_BSW), z_BZF, batch["tokens"], seen.frames)
+    path_BSF = model._aligned(model.mean(x_BSW), seen, batch["tokens"])
     return path_BSF.sum(2)[:, place]
 
 
@@ -112,6 +111,19 @@ def test_every_frame_is_of_a_phoneme_and_uniform_durations_are_a_broken_control(
             assert ((counts - (frames / tokens)[:, None]).abs() * said).max() < 1
 
 
+def test_a_share_of_sounds_is_made_by_their_texts_and_so_texts_learn_of_mels() -> None:
+    moved = {}
+    for share in (0.0, 1.0):
+        model = vits(by_text=share, kl_weight=0.0, adversary=0.0)
+        model(spoken()).total.backward()
+        assert model.prior.weight.grad is not None
+        moved[share] = model.prior.weight.grad[: model.config.latent].abs().max()
+        seen = model.posterior.first.weight.grad
+        assert seen is not None
+        assert bool(seen.any()) == (share == 0)
+    assert moved[0.0] == 0 < moved[1.0]
+
+
 def test_the_critics_turn_gives_the_generator_no_gradient() -> None:
     model = vits()
     model(spoken(), "critic").total.backward()
@@ -124,7 +136,8 @@ def test_without_an_adversary_there_are_no_critics_and_nothing_is_paid_to_them()
     assert (len(model.critics), model.turns("critic"), model.turns("generator")) == (0, 0, 1)
     losses = model(spoken(), "generator")
     parts = losses.parts
-    torch.testing.assert_close(losses.total, 45 * parts["mel"] + parts["kl"] + parts["duration"])
+    rest = sum(parts[name] for name in ("kl", "duration", "mean"))
+    torch.testing.assert_close(losses.total, 45 * parts["mel"] + rest)
 
 
 def asked(**options: Any) -> Request:
