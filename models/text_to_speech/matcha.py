@@ -109,6 +109,12 @@ class Matcha(Family):
         ),
     }
     measures: ClassVar[tuple[str, ...]] = ("mel_l1", "duration_error", "length_error")
+    adapts: ClassVar[tuple[str, ...]] = (
+        "attention.query",
+        "attention.key",
+        "attention.value",
+        "attention.out",
+    )
     config: MatchaConfig
 
     def __init__(self, config: MatchaConfig) -> None:
