@@ -51,6 +51,8 @@ ASKED: Final[Mapping[str, tuple[str, ...]]] = {
     "extend": ("clip",),  # whose last frame is the first one of what comes out
 }
 """What a request gives at an entrance, and must reach a stage; beside a text, which it may give anywhere."""
+NEGATIVE: Final = "negative"
+"""What a request gives of a negative prompt, at an entrance where another stage reads it than what draws."""
 EDITED: Final = ("image", "mask")
 """The inputs of a stage that changes a picture where a mask is 1."""
 SAMPLED: Final = (
@@ -184,6 +186,18 @@ class Entrance(_Part):
     def wires(self) -> dict[str, dict[str, str]]:
         """The wires of every node."""
         return {name: node.wires for name, node in self.nodes.items()}
+
+    @property
+    def entries(self) -> frozenset[str]:
+        """The nodes that draw nothing."""
+        return frozenset(name for name, node in self.nodes.items() if node.entry)
+
+    def parted(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Return options as the lead takes them, and the negative prompt where a stage of its own reads that."""
+        if NEGATIVE not in self.asks:
+            return dict(options), None
+        rest = {name: value for name, value in options.items() if name != "negative_prompt"}
+        return rest, options.get("negative_prompt")
 
     @property
     def asks(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ process or elsewhere. Nothing here needs torch, so that a gateway may import it.
 
 import hashlib
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Container, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
@@ -169,6 +169,7 @@ def walk(
     output: str,
     given: Mapping[str, Any],
     made: Mapping[str, Any] | None = None,
+    entries: Container[str] = (),
 ) -> Generator[Call, Mapping[str, Any], Any]:
     """Yield the nodes to run, in their order, and be sent what each gave; returns the value of `output`.
 
@@ -179,10 +180,13 @@ def walk(
         output: What is wanted, "up.pixels".
         given: What the caller gave, by name; an input that he left out stays out.
         made: What nodes gave that are not run any more, by wire.
+        entries: Nodes that draw nothing: given nothing, they are not run.
     """
     known = {**(made or {}), **{f"{REQUEST}.{name}": value for name, value in given.items()}}
     for name, inputs in wires.items():
         values = {port: known[wire] for port, wire in inputs.items() if wire in known}
+        if inputs and not values and name in entries:
+            continue
         made = yield Call(name, values)
         known |= {f"{name}.{port}": value for port, value in made.items()}
     return known[output]

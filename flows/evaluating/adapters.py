@@ -1,4 +1,4 @@
-"""Pipelines of adapters (`training.lora`): the pipeline that they adapt, with them in the places of its stages."""
+"""Pipelines around stages of others: those that adapters change, and those whose one part was trained further."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ def adapted(model: "Family") -> Pinned | None:
 
 
 def base_of(recipe: Recipe) -> dict[str, Any]:
-    """Return the pipeline that a recipe's stages adapt, as `trained` has versions; empty where they adapt none."""
-    found = _adapted_pipeline(recipe)
+    """Return the pipeline that stays around a recipe's stages, as `trained` has versions; empty where none does."""
+    found = _adapted_pipeline(recipe) or _started_pipeline(recipe)
     return {"(base)": named(found)} if found else {}
 
 
@@ -37,13 +37,29 @@ def _adapted_pipeline(recipe: Recipe) -> "Version | None":
     return found if found is not None and found.kind == "pipeline" else None
 
 
+def _started_pipeline(recipe: Recipe) -> "Version | None":
+    """Return the pipeline whose stage a recipe trains further that alone gives nothing to judge, as latents."""
+    refs = {one.training.base for one in recipe.stages.values()}
+    if recipe.pipeline is not None or len(refs) != 1 or None in refs:
+        return None
+    found = registry().get(str(refs.pop()))
+    if found.kind != "pipeline":
+        return None
+    last = [*recipe.stages][-1]
+    for stage in read_pipeline(registry().fetch(found)).stages:
+        if stage.stage == last and stage.outputs.keys() == {"latent"}:
+            return found
+    return None
+
+
 def around(recipe: Recipe, stages: Sequence[PinnedStage]) -> Pipeline | None:
-    """Return the pipeline that these stages adapt, with them in it; None where they adapt none.
+    """Return the pipeline that stays around these stages, with them in it; None where none does.
 
     Raises:
         StageMismatch: it has other stages, or has them of other versions by now.
     """
-    version = _adapted_pipeline(recipe)
+    adapts = _adapted_pipeline(recipe)
+    version = adapts or _started_pipeline(recipe)
     if version is None:
         return None
     whole = read_pipeline(registry().fetch(version))
@@ -54,17 +70,18 @@ def around(recipe: Recipe, stages: Sequence[PinnedStage]) -> Pipeline | None:
                 f"{version.ref} has no stage {stage.stage!r}: it has {', '.join(places)}"
             )
         before = places[stage.stage]
-        if stage.adapts is None or stage.adapts.sha256 != before.sha256:
-            adapts = stage.adapts.ref if stage.adapts else "none"
+        if adapts and (stage.adapts is None or stage.adapts.sha256 != before.sha256):
+            whose = stage.adapts.ref if stage.adapts else "none"
             raise StageMismatch(
-                f"{stage.stage} adapts {adapts}, and {version.ref} pins {before.pin.ref}: train it anew"
+                f"{stage.stage} adapts {whose}, and {version.ref} pins {before.pin.ref}: train it anew"
             )
         places[stage.stage] = stage.model_copy(
             update={"options": {**before.options, **stage.options}, "needs": before.needs}
         )
+    pinned = Pinned(name=version.name, version=version.number, sha256=version.digest)
     changed = {
         "endpoint": recipe.name,
-        "base": Pinned(name=version.name, version=version.number, sha256=version.digest),
+        "base": pinned if adapts else None,
         "stages": tuple(places.values()),
         "sample": recipe.drift.sample if recipe.drift else 0.0,
         "try_prompts": recipe.try_prompts or whole.try_prompts,

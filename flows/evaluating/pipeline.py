@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +12,7 @@ from infra.documents import read_json
 from infra.pipelines import (
     ASKED,
     EDITED,
+    NEGATIVE,
     Ability,
     Entrance,
     Modality,
@@ -181,7 +182,7 @@ def check_fit(pipeline: Pipeline) -> None:
         given = ASKED.get(called, ())
         if lost := [name for name in given if name not in asks]:
             raise StageMismatch(f"{called}: no stage takes request.{lost[0]}, which is asked there")
-        if odd := sorted(asks.keys() - {"text", *given}):
+        if odd := sorted(asks.keys() - {"text", NEGATIVE, *given}):
             there = ", ".join(f"request.{name}" for name in {"text": 0, **dict.fromkeys(given)})
             raise StageMismatch(f"{called}: there is no request.{odd[0]}, only {there}")
 
@@ -314,13 +315,21 @@ def made_by_nodes(
     entrance = pipeline.entrances[called]
     by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     given = {**(beside or {}), **({"text": list(prompts)} if prompts else {})}
-    walk = graph.walk(entrance.wires, entrance.output, given)
+    lead = pipeline.node(called, pipeline.lead_of(called))
+    wanted, _ = entrance.parted(options or {})
+    _, away = entrance.parted({**lead.options, **(options or {})})
+    if away is not None:
+        given[NEGATIVE] = [away] * len(seeds)
+    walk = graph.walk(entrance.wires, entrance.output, given, entries=entrance.entries)
     call: graph.Call | None = next(walk)
     while call is not None:
         node = entrance.nodes[call.node]
         model = by_stage[node.stage]
-        asks = {name: one for name, one in (options or {}).items() if name in model.takes}
-        made = _made(model, pipeline, node, call.given, seeds, asks)
+        stage, takes = pipeline.stage(node.stage), model.takes
+        asks = {name: one for name, one in wanted.items() if name in takes}
+        pinned, _ = entrance.parted(stage.options)
+        stage = stage.model_copy(update={"options": {**pinned, **asks}})
+        made = _made(model, stage, node, call.given, seeds)
         yield call.node, made
         output = next(iter(pipeline.ports(called, call.node).outputs))
         try:
@@ -331,11 +340,10 @@ def made_by_nodes(
 
 def _made(
     model: "Family",
-    pipeline: Pipeline,
+    stage: PinnedStage,
     node: Node,
     given: Mapping[str, Any],
     seeds: Sequence[int],
-    options: Mapping[str, Any],
 ) -> "Tensor":
     """Return what one node makes of its inputs, on the CPU."""
     import torch
@@ -347,9 +355,7 @@ def _made(
         if node.entry:
             return entered(model, node.entry, tensors, given.get("text", ())).cpu()
         salted = [graph.salted(seed, node.salt) for seed in seeds]
-        stage = pipeline.stage(node.stage)
         request = asked(model, stage, given.get("text", ()), salted, tensors)
-        request = replace(request, options={**request.options, **options})
         return model.sample(request).cpu()
 
 

@@ -58,7 +58,6 @@ DRAWN: Final[Mapping[str, Mapping[str, float]]] = {
     "WanPipeline": {"steps": 50, "guidance": 5.0, "frames": 81, "frame_rate": 16.0},
 }
 """How each kind of pipeline draws in diffusers where nobody says."""
-STAGE: Final = "model"  # of a pipeline without a recipe
 TRIED: Final = ("a red apple on a wooden table", "a small house by the sea", "a cat in the snow")
 WANTED: Final = ("*.json", "*.safetensors", "*.txt", "spm_char.model", "README.md", "LICENSE*")
 
@@ -79,6 +78,7 @@ class Checkpoint:
     files: dict[str, dict[str, Any]]  # every file's bytes and sha256
     kind: str  # what it is called where it came from
     tried: tuple[str, ...] = ()  # prompts to try it on
+    own: tuple[str, ...] | None = None  # the files that it is made of; None: all
 
     @property
     def family(self) -> str:
@@ -164,10 +164,13 @@ def _drawn(kind: str, networks: Mapping[str, Any]) -> Mapping[str, float]:
 
 
 def publish(found: Checkpoint, name: str, stage: str) -> "Version":
-    """Register a checkpoint as a stage's version; the same files again are the same version."""
+    """Register a checkpoint, or a part of one, as a stage's version; the same files again are the same version."""
     from safetensors.torch import save_file
 
-    listed = json.dumps([found.files, found.document["config"].get("image_size")], sort_keys=True)
+    own = {
+        name: found.files[name] for name in found.files if found.own is None or name in found.own
+    }
+    listed = json.dumps([own, found.document], sort_keys=True)
     key = f"checkpoint/{hashlib.sha256(listed.encode()).hexdigest()}"
     known = registry().find(f"{name}.{stage}", key)
     if known is not None:
@@ -180,7 +183,7 @@ def publish(found: Checkpoint, name: str, stage: str) -> "Version":
         write_json(directory / SOURCE, {**origin, "files": found.files})
         card = checkpoint_card(
             f"{name}.{stage}", kind=found.kind, source=found.source, licence=found.licence,
-            files=len(found.files), left_out=found.left_out,
+            files=len(own), left_out=found.left_out,
         )  # fmt: skip
         (directory / "card.md").write_text(card)
         seal(directory, {"kind": "model", "name": f"{name}.{stage}", "git_commit": git_commit()})
@@ -188,34 +191,16 @@ def publish(found: Checkpoint, name: str, stage: str) -> "Version":
         return registry().publish(f"{name}.{stage}", directory, key=key, tags=tags)
 
 
-def recipe_of(name: str, version: "Version", found: Checkpoint) -> Recipe:
-    """Return the recipe of a pipeline that nobody judged: one stage, and a gate without a condition."""
-    config = found.document["config"]
-    asked = {name: config[name] for name in ("steps", "guidance") if name in config}
-    stage = {"family": found.family, **asked, "training": {"steps": 1, "from": version.ref}}
-    return Recipe.model_validate(
-        {
-            **{
-                "name": name,
-                "description": f"{found.source}, as it was.",
-                "data": {"name": "none"},
-            },
-            **{"stages": {STAGE: stage}, "try_prompts": found.tried},
-        }
-    )
-
-
-def publish_unjudged(recipe: Recipe, version: "Version") -> "Version":
-    """Register the pipeline of one stage as it is: it can be drawn with, and promoted only by force."""
+def publish_unjudged(recipe: Recipe, versions: "Mapping[str, Version]") -> "Version":
+    """Register the pipeline of these stages as it is: it can be drawn with, and promoted only by force."""
     from flows.evaluating.gate import Evaluation, check
     from flows.evaluation import pin
     from flows.provenance.cards import pipeline_card
 
-    [stage] = recipe.stages
-    key = f"unjudged/{version.digest}"
+    key = "/".join(["unjudged", *(one.digest[:32] for one in versions.values())])
     if known := registry().find(recipe.name, key):
         return known
-    pipeline = pin(recipe, {stage: named(version)}, {})
+    pipeline = pin(recipe, {stage: named(one) for stage, one in versions.items()}, {})
     evaluation = Evaluation(evaluation_set="none", judge=None, metrics={}, outcomes={})
     report = check(recipe.gate, evaluation, production=None)
     with tempfile.TemporaryDirectory(prefix="atelier-") as making:
@@ -229,7 +214,8 @@ def publish_unjudged(recipe: Recipe, version: "Version") -> "Version":
         for name, text in texts.items():
             (Path(making) / name).write_text(text)
         seal(Path(making), {"kind": "pipeline", "name": recipe.name, "git_commit": git_commit()})
-        tags = {"atelier.stages": version.ref, "atelier.gate": "failed"}
+        stages = " ".join(one.ref for one in versions.values())
+        tags = {"atelier.stages": stages, "atelier.gate": "failed"}
         return registry().publish(recipe.name, Path(making), key=key, tags=tags)
 
 

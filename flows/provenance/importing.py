@@ -1,7 +1,8 @@
 """Take in a checkpoint of others: read it whole, register it as a stage, and judge it as a recipe says."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prefect import flow
 
@@ -10,16 +11,15 @@ from flows.context import named, registry
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.provenance import language_checkpoints, speech_checkpoints
+from flows.provenance.checkpoint_stages import AUTOENCODER, NEEDS, TEXT, parted, wired
 from flows.provenance.checkpoints import (
     INDEX,
-    STAGE,
     Checkpoint,
     CheckpointError,
     document_of,
     publish,
     publish_unjudged,
     read,
-    recipe_of,
 )
 from flows.recipe import Recipe
 from flows.train import train_stages
@@ -27,6 +27,8 @@ from infra.settings import settings
 
 if TYPE_CHECKING:
     from infra.registry.registry import Version
+
+STAGE: Final = "model"  # what denoises, or writes, of a pipeline without a recipe
 
 
 def import_checkpoint(
@@ -52,22 +54,51 @@ def import_checkpoint(
     if recipe is not None:
         _check(recipe, name, found)
     stage = STAGE if recipe is None else next(iter(recipe.stages))
-    version = publish(found, name, stage)
+    parts = parted(found, stage)
+    versions = {called: publish(part, name, called) for called, part in parts.items()}
+    whole = _whole(recipe or _recipe_of(name, found), stage, versions, wired(stage, parts))
     if recipe is None:
-        return found, publish_unjudged(recipe_of(name, version, found), version)
-    judged = judge_checkpoint(_of_the_base(recipe, version), {stage: named(version)})
+        return found, publish_unjudged(whole, versions)
+    judged = judge_checkpoint(whole, {called: named(one) for called, one in versions.items()})
     return found, registry().get(f"{judged['name']}:{judged['version']}")
 
 
-def _of_the_base(recipe: Recipe, version: "Version") -> Recipe:
-    """Return the recipe as it judges the checkpoint itself, whatever it trains: nothing is adapted yet."""
-    [(name, stage)] = recipe.stages.items()
-    training = stage.training.model_copy(update={"lora": None, "base": version.ref})
+def _recipe_of(name: str, found: Checkpoint) -> Recipe:
+    """Return the recipe of a checkpoint that nobody judged: one stage, and a gate without a condition."""
+    config = found.document["config"]
+    asked = {name: config[name] for name in ("steps", "guidance") if name in config}
+    stage = {"family": found.family, **asked, "training": {"steps": 1}}
+    return Recipe.model_validate(
+        {
+            **{"name": name, "description": f"{found.source}, as it was."},
+            **{"data": {"name": "none"}, "stages": {STAGE: stage}},
+            "try_prompts": found.tried,
+        }
+    )
+
+
+def _whole(
+    recipe: Recipe,
+    stage: str,
+    versions: "Mapping[str, Version]",
+    wires: dict[str, dict[str, str]] | None,
+) -> Recipe:
+    """Return a checkpoint's recipe with all its stages as they are, whatever it trains: nothing is adapted yet."""
+    asked = recipe.stages[stage]
     gate = recipe.gate
     if gate.no_worse_than == "base":
         gate = gate.model_copy(update={"no_worse_than": None})
-    stages = {name: stage.model_copy(update={"training": training})}
-    return recipe.model_copy(update={"stages": stages, "gate": gate})
+    stages = {}
+    for called, version in versions.items():
+        training = asked.training.model_copy(update={"lora": None, "base": version.ref})
+        own: dict[str, object] = {"training": training}
+        if called != stage:
+            own |= dict.fromkeys(("steps", "guidance")) | {"options": {}}
+        elif wires:
+            own |= {"needs": dict(NEEDS)}
+        stages[called] = asked.model_copy(update=own)
+    pipeline = {"generate": wires} if wires else None
+    return recipe.model_copy(update={"stages": stages, "gate": gate, "pipeline": pipeline})
 
 
 def _read(folder: Path, source: str, image_size: int | None) -> Checkpoint:
@@ -86,6 +117,9 @@ def _read(folder: Path, source: str, image_size: int | None) -> Checkpoint:
 def _check(recipe: Recipe, name: str, found: Checkpoint) -> None:
     if recipe.name != name:
         raise CheckpointError(f"the recipe is that of {recipe.name}: give --name {recipe.name}")
+    odd = recipe.stages.keys() & {TEXT, AUTOENCODER}
+    if odd and found.family == "diffusers":
+        raise CheckpointError(f"{min(odd)} is what another part of it is called: rename the stage")
     families = [stage.family for stage in recipe.stages.values()]
     if families != [found.family]:
         raise CheckpointError(

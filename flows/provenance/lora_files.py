@@ -93,7 +93,7 @@ def take_in(path: Path, base: str, name: str) -> "Version":
         key = f"lora/{sha256_of(path)}/{asked.digest[:12]}"
         tags = {"atelier.family": FAMILY, "atelier.source": str(path)[:500]}
         version = registry().publish(f"{name}.{stage.stage}", directory, key=key, tags=tags)
-    return publish_unjudged(_recipe(name, over, stage, asked.rank), version)
+    return publish_unjudged(_recipe(name, over, stage, asked.rank), {stage.stage: version})
 
 
 def _adapter(ref: str) -> tuple["Version", Path]:
@@ -116,7 +116,7 @@ def _base(ref: str) -> tuple[PinnedStage, "Version"]:
     directory = registry().fetch(version)
     if is_pipeline(directory):
         for stage in read_pipeline(directory).stages:
-            if stage.family == FAMILY and not stage.adapts:
+            if stage.family == FAMILY and not stage.adapts and not stage.entries:
                 return stage, version
     raise CheckpointError(f"{version.ref} is no pipeline of a checkpoint of diffusers")
 

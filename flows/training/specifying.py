@@ -36,8 +36,8 @@ def training_spec(
     if chosen.starts_from:
         base = handed((trained or {})[chosen.starts_from])
     needs = _needed(chosen, trained or {})
-    if chosen.training.lora is not None:
-        needs = needs_of(chosen.training.lora.base, stage)
+    if ref and not needs:  # it learns from what its base did
+        needs = needs_of(ref, stage)
     return TrainingSpec(
         name=f"{recipe.name}.{stage}",
         family=chosen.family,

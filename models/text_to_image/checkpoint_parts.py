@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import nn
 
@@ -59,9 +59,17 @@ CLIPS: Final[Mapping[str, Mapping[str, str]]] = {
 NEEDS: Final = {**PICTURES, **CLIPS}
 """The parts of each kind of pipeline, with their classes, in the order in which they are used."""
 OPTIONAL: Final = frozenset({"text_encoder_3"})  # zeros are read in its place
+DENOISERS: Final = ("unet", "transformer")
 LONGEST: Final = (
     256  # tokens that T5 reads of a prompt for SD3; for Flux and for clips, twice as many
 )
+
+
+def part_of(name: str) -> Literal["text", "denoiser", "autoencoder"]:
+    """Return which of the three parts of a pipeline a network belongs to."""
+    if name in DENOISERS:
+        return "denoiser"
+    return "text" if name.startswith("text_encoder") else "autoencoder"
 
 
 def network(kind: str, config: Mapping[str, Any]) -> nn.Module:

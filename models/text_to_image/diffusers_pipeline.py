@@ -7,16 +7,18 @@ done here row by row, so that rows at different steps, of different requests, sh
 (`embedded`), one step of the sampler (`step`, by `solvers`), and decoding (`finish`). Only what denoises learns, as it
 was trained (`forward`). A distilled Flux is told the guidance as a number, at one prediction a step.
 
+One class is a whole checkpoint or one of its three parts, as its config has networks: the text encoders (entry `read`),
+what denoises (latents of what is known of prompts), and the autoencoder (entries `encode` and `decode`).
+
 Shape letters: B rows, C channels of the latent, H and W its places, T prompt tokens, D embedding width, S calls.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from threading import Lock
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from cachetools import LRUCache, cachedmethod
@@ -24,92 +26,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.diffusion import samplers, schedules
-from models.family import Batch, Capabilities, Family, Losses, Rows
+from models.family import Batch, Capabilities, Entry, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
-from models.request import DiffusionOptions, Request
+from models.ports import Port
+from models.request import Request
 from models.text_to_image import checkpoint_denoisers as denoisers
-from models.text_to_image import checkpoint_texts, solvers, tiny_checkpoint
-from models.text_to_image.checkpoint_parts import OPTIONAL, PICTURES, network
+from models.text_to_image import checkpoint_texts, solvers
+from models.text_to_image.checkpoint_config import BOUNDS, DiffusersConfig, DiffusersOptions
+from models.text_to_image.checkpoint_parts import DENOISERS, network
 
-DENOISERS: Final = ("unet", "transformer")
 KEPT_BYTES: Final = 64 * 2**20
 """Of the embeddings of prompts that a model keeps: some 280 of Stable Diffusion 1, 30 of 3."""
 KEEPING: Final = Lock()  # of all models: a model is copied, and a lock is not
-BOUNDS: Final[Mapping[str, bounds.Range]] = {
-    "image_size": (8, 4096),
-    "channels": (1, 4),
-    "steps": (1, 1000),
-    "guidance": (0, 50),
-    "prompt_drop": (0, 1),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiffusersOptions(DiffusionOptions):
-    """What a caller may say of how it draws."""
-
-    negative_prompt: str | None = None  # what guidance leads away from, in place of no text
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiffusersConfig:
-    """A checkpoint's own settings, as its folders have them, and how it is sampled where nobody says."""
-
-    pipeline: Literal[
-        "StableDiffusionPipeline",
-        "StableDiffusionXLPipeline",
-        "StableDiffusion3Pipeline",
-        "FluxPipeline",
-    ] = "StableDiffusionPipeline"
-    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.networks)
-    """config.json of each network, by its part of the pipeline."""
-    readers: Mapping[str, Mapping[str, Any]] = field(default_factory=tiny_checkpoint.readers)
-    """By text encoder: its tokenizer's JSON `document`, `length` of a prompt in tokens, and the id that `pad`s it."""
-    scheduler: str = tiny_checkpoint.SCHEDULER  # scheduler_config.json
-    zeros_unprompted: bool = False  # no text is zeros, not the embedding of ""
-    image_size: int = 16  # pixels a side
-    channels: int = 3
-    steps: int = 50
-    guidance: float = 7.5
-    prompt_drop: float = 0.1  # share of captions that training leaves out
-    kinds: ClassVar[Mapping[str, Mapping[str, str]]] = PICTURES
-
-    def __post_init__(self) -> None:
-        """Refuse what would fail late, and classes that are not a pipeline's own."""
-        bounds.check(self, BOUNDS)
-        needs = self.kinds.get(self.pipeline)
-        if needs is None:
-            known = ", ".join(self.kinds)
-            raise ValueError(f"pipeline must be one of {known}, got {self.pipeline!r}")
-        if self.networks.keys() | OPTIONAL != needs.keys() | OPTIONAL:
-            raise ValueError(
-                f"networks: a {self.pipeline} has {', '.join(needs)}, got {', '.join(self.networks)}"
-            )
-        texts = [name for name in self.networks if name.startswith("text_encoder")]
-        if sorted(self.readers) != sorted(texts):
-            raise ValueError(f"readers: one for each of {', '.join(texts)} is needed")
-        step = self.shrink * self.patch
-        if self.image_size % step:
-            raise ValueError(f"image_size must be a multiple of {step}, got {self.image_size}")
-        places = self.networks.get("transformer", {}).get("pos_embed_max_size")
-        if places and self.image_size > places * step:
-            raise ValueError(
-                f"image_size must be at most {places * step}, of which the transformer knows the places, got"
-                f" {self.image_size}"
-            )
-
-    @property
-    def shrink(self) -> int:
-        """How many pixels a side one place of the latent stands for."""
-        blocks = self.networks["vae"].get("block_out_channels", (64,))
-        return int(2 ** (len(blocks) - 1))
-
-    @property
-    def patch(self) -> int:
-        """How many places of the latent a side are one to the network."""
-        named = next(one for name, one in self.networks.items() if name in DENOISERS)
-        return denoisers.patch_of(self.pipeline, named)
 
 
 class Diffusers(Family):
@@ -122,7 +51,11 @@ class Diffusers(Family):
         "base": DiffusersConfig(),  # of a version that training starts from, which brings its own
     }
     brought: ClassVar[tuple[str, ...]] = (
-        *("pipeline", "networks", "readers", "scheduler", "zeros_unprompted"),
+        "pipeline",
+        "networks",
+        "readers",
+        "scheduler",
+        "zeros_unprompted",
     )
     adapts: ClassVar[tuple[str, ...]] = (
         # of a U-Net: attention among its places, and to the prompt
@@ -145,13 +78,15 @@ class Diffusers(Family):
         "attn.add_v_proj",
         "attn.to_add_out",
     )
-    call_sizes = ()
+    call_sizes: tuple[int, ...] | None = ()
     config: DiffusersConfig
     vae: Any
 
     def __init__(self, config: DiffusersConfig) -> None:
         super().__init__()
         self.config = config
+        if config.part in {"text", "autoencoder"}:
+            self.call_sizes = None  # it takes no steps
         for name, kind in config.kinds[config.pipeline].items():
             if name in config.networks:
                 self.add_module(name, network(kind, config.networks[name]))
@@ -159,15 +94,19 @@ class Diffusers(Family):
             parameter.requires_grad = name.startswith(DENOISERS) and self.learns(name)
         with torch.device("cpu"):
             self._readers = [checkpoint_texts.Reader(**config.readers[name]) for name in self.texts]
-            nothing_T = self.tokens([""])[0]
             solver = solvers.scheduler(json.loads(config.scheduler))
             levels_N3 = solvers.trained(solver)
-        like = next(self.parameters()).device
+        like = next(self.parameters())
         self.nothing_T: Tensor
+        self.nothing_TD: Tensor
         self.levels_N3: Tensor
         # made from the config, so no version has to hold them
-        self.register_buffer("nothing_T", nothing_T.to(like), persistent=False)
-        self.register_buffer("levels_N3", levels_N3.to(like), persistent=False)
+        self.register_buffer("levels_N3", levels_N3.to(like.device), persistent=False)
+        if self._readers:
+            nothing_T = self.tokens([""])[0].to(like.device)
+            self.register_buffer("nothing_T", nothing_T, persistent=False)
+        elif config.part == "denoiser":  # what is known of no text, which it cannot read
+            self.register_buffer("nothing_TD", like.new_zeros(config.prompt_shape or ()))
         self._predicts = solvers.predicts(solver)
         self._kept: LRUCache[Any, Tensor] = LRUCache(KEPT_BYTES, getsizeof=_bytes)
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
@@ -181,7 +120,8 @@ class Diffusers(Family):
         """Set the mode of what denoises: what does not learn, as T5, drops nothing out either."""
         super().train(mode=False)
         self.training = mode
-        self.denoiser.train(mode)
+        if not self.config.part or self.config.part == "denoiser":
+            self.denoiser.train(mode)
         return self
 
     @property
@@ -199,21 +139,79 @@ class Diffusers(Family):
     @property
     def capabilities(self) -> Capabilities:
         """Return what it can do."""
-        return Capabilities(condition="text", unprompted=True, stepwise=True)
+        reads = self.config.part in {"", "text"}
+        steps = self.config.part in {"", "denoiser"}
+        return Capabilities(condition="text" if reads else "none", unprompted=reads, stepwise=steps)
+
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """Return what it draws from: a text; what denoises alone, what is known of one, and of another to lead away."""
+        if self.config.part != "denoiser":
+            return super().inputs
+        known = self._known_port(optional=True)
+        away = {} if denoisers.tells(self.config.networks) else {"without": known}
+        return {"embedding": known, **away}
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        """Return what it gives: pictures, or what its part does."""
+        if self.config.part == "text":
+            return {"embedding": self._known_port()}
+        return (
+            {"latent": self._latent_port()} if self.config.part == "denoiser" else super().outputs
+        )
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Return of the text encoders `read`, of the autoencoder `encode` and `decode`; of the others nothing."""
+        c = self.config
+        if c.part == "text":
+            facts: dict[str, Any] = {"prompt_shape": c.prompt_shape, "texts": c.texts}
+            return {"read": Entry({"text": Port("text", optional=True)}, self.outputs, facts)}
+        if c.part != "autoencoder":
+            return {}
+        latent, pixels = {"latent": self._latent_port()}, {"pixels": self.outputs["pixels"]}
+        names = ("latent_shape", "autoencoder", "image_size")
+        facts = {name: getattr(c, name) for name in names}
+        return {"encode": Entry(pixels, latent, facts), "decode": Entry(latent, pixels)}
+
+    def _known_port(self, *, optional: bool = False) -> Port:
+        return Port("embedding", self.config.prompt_shape or (), self.config.texts, optional)
+
+    def _latent_port(self) -> Port:
+        return Port("latent", self.config.latent_shape or (), self.config.autoencoder)
+
+    @torch.no_grad()
+    def enter(self, entry: str, given: Mapping[str, Tensor]) -> Tensor:
+        """Return what is known of prompts (B, T, D), latents (B, C, h, w) of pictures, or pictures of latents."""
+        if entry == "read" and self.config.part == "text":
+            rows = [tuple(tokens) for tokens in given["tokens"].tolist()]
+            return torch.cat([self._known(row, given["tokens"].device) for row in rows])
+        if entry == "encode" and self.config.part == "autoencoder":
+            return self._scaled(self.vae.encode(2 * given["pixels"] - 1).latent_dist.mode())
+        if entry == "decode" and self.config.part == "autoencoder":
+            return self._decoded(given["latent"])
+        return super().enter(entry, given)
+
+    def given_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what stands for real samples: of what denoises alone, what is known of their captions."""
+        return {name: batch[name] for name in ("embedding",) if name in self.inputs}
 
     @property
     def takes(self) -> tuple[str, ...]:
         """Return the names of its options; nothing leads a distilled network away from a text."""
+        if self.config.part in {"text", "autoencoder"}:
+            return ()
         useless = {"negative_prompt"} if denoisers.tells(self.config.networks) else set()
         return tuple(name for name in super().takes if name not in useless)
 
-    def encode(self, captions: Sequence[str]) -> Tensor:
-        """Return (B, T) int64, the tokens of every text encoder one after the other.
+    def encode(self, captions: Sequence[str]) -> Tensor | None:
+        """Return (B, T) int64, the tokens of every text encoder one after the other; None without any.
 
         Raises:
             ValueError: a caption is longer than an encoder reads.
         """
-        return self.tokens(captions)
+        return self.tokens(captions) if self._readers else None
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Return what `encode` does."""
@@ -223,7 +221,8 @@ class Diffusers(Family):
         """Return what is known of prompts (B, T, D), as `checkpoint_texts.embedded`."""
         parts = torch.split(tokens_BT, [reader.length for reader in self._readers], 1)
         encoders: list[Any] = [self.get_submodule(name) for name in self.texts]
-        width = int(self.denoiser.config.get("joint_attention_dim") or 0)
+        shape = self.config.prompt_shape
+        width = shape[1] if shape else int(self.denoiser.config.get("joint_attention_dim") or 0)
         return checkpoint_texts.embedded(self.config.pipeline, encoders, parts, width)
 
     def _prediction(
@@ -235,17 +234,16 @@ class Diffusers(Family):
         return denoisers.predicted(*known, side=c.image_size, told_B=told_B)
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the mean squared error of the U-Net's prediction at random times, as it was trained."""
-        tokens_BT = self.tokens_of(batch)
-        assert tokens_BT is not None
-        count, device = len(tokens_BT), tokens_BT.device
+        """Return the mean squared error of the network's prediction at random times, as it was trained."""
+        if self.config.part in {"text", "autoencoder"}:
+            raise ValueError(
+                f"the {self.config.part} of a checkpoint stays as it is: nothing learns"
+            )
         with torch.no_grad():
+            x0 = batch["latent"] if self.config.part else self._latents(batch)
+            count, device = len(x0), x0.device
             dropped_B = torch.rand(count, device=device) < self.config.prompt_drop
-            read_BT = torch.where(dropped_B[:, None], self.nothing_T, tokens_BT)
-            context_BTD = self.embedded(read_BT)
-            if self.config.zeros_unprompted:
-                context_BTD = torch.where(dropped_B[:, None, None], 0, context_BTD)
-            x0 = self._latents(batch)
+            context_BTD = self._learned(batch, dropped_B)
         index_B = (schedules.spread(count, device) * len(self.levels_N3)).long()
         time_B, alpha_B, sigma_B = self.levels_N3[index_B].unbind(1)
         alpha, sigma = (one[:, None, None, None] for one in (alpha_B, sigma_B))
@@ -258,13 +256,33 @@ class Diffusers(Family):
         }
         return Losses(F.mse_loss(found, targets[self._predicts]), count)
 
+    def _learned(self, batch: Batch, dropped_B: Tensor) -> Tensor:
+        """Return what is known of a batch's captions (B, T, D), of those that are dropped as of none."""
+        if self.config.part:
+            return torch.where(dropped_B[:, None, None], self.nothing_TD, batch["embedding"])
+        tokens_BT = self.tokens_of(batch)
+        assert tokens_BT is not None
+        context_BTD = self.embedded(torch.where(dropped_B[:, None], self.nothing_T, tokens_BT))
+        if self.config.zeros_unprompted:
+            context_BTD = torch.where(dropped_B[:, None, None], 0, context_BTD)
+        return context_BTD
+
     def player_parameters(self, player: str) -> list[nn.Parameter]:  # noqa: ARG002 - one player
         """Return what learns: what denoises, or an adapter in it."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
-        """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
+        """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch.
+
+        The text encoders alone give what is known of prompts, the autoencoder what it makes of noise.
+        """
+        if self.config.part in {"text", "autoencoder"}:
+            self.check(request)
+            device = next(self.parameters()).device
+            if self.config.part == "autoencoder":
+                return self._decoded(normals(request.seeds, self._shape(), device))
+            return self._read(request.prompts or ("",) * len(request.seeds), device)
         rows = self.begin(request)
         for _ in range(self.steps_of(request)):
             rows = self.step(rows)
@@ -279,17 +297,24 @@ class Diffusers(Family):
         """
         self.check(request)
         c, count = self.config, len(request.seeds)
-        guidance = request.options.get("guidance", c.guidance) if request.prompts else 1.0
+        asked = bool(request.prompts) or "embedding" in request.given
+        guidance = request.options.get("guidance", c.guidance) if asked else 1.0
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         told_B = self._told(guidance, count)
         guidance = guidance if told_B is None else 1.0
         table_SK, first = self._table(request)
         device, shape = next(self.parameters()).device, self._shape()
         x = first * normals(request.seeds, shape, device)
-        without_BTD = self._without(request, guidance, device)
-        context_BTD = (
-            self._read(request.prompts, device) if request.prompts and guidance else without_BTD
-        )
+        away = self._away(request)
+        if away is not None and not (asked and guidance > 1):
+            raise ValueError(
+                "negative_prompt: guidance leads away from it, and there is none; leave it out or give a"
+                " prompt and a guidance above 1"
+            )
+        without_BTD = self._without(away, count, device)
+        context_BTD = without_BTD
+        if asked and guidance:
+            context_BTD = self._context(request, device)
         return {
             "x": x,
             "x0": torch.zeros_like(x),
@@ -309,7 +334,7 @@ class Diffusers(Family):
         """Return the guidance (B,) as a distilled network is told it; None where two predictions guide."""
         if not denoisers.tells(self.config.networks):
             return None
-        return torch.full((count,), float(guidance), device=self.nothing_T.device)
+        return torch.full((count,), float(guidance), device=self.levels_N3.device)
 
     def _table(self, request: Request) -> tuple[Tensor, float]:
         steps = request.options.get("steps", self.config.steps)
@@ -324,6 +349,8 @@ class Diffusers(Family):
 
     def _shape(self) -> tuple[int, int, int]:
         """Return the sizes of one row's latent."""
+        if self.config.latent_shape is not None:
+            return self.config.latent_shape
         side = self.config.image_size // self.config.shrink
         return denoisers.channels_of(self.config.pipeline, self.denoiser), side, side
 
@@ -337,16 +364,26 @@ class Diffusers(Family):
         """Return what is known of one prompt (1, T, D); what reads it never learns, so it is read once."""
         return self.embedded(torch.tensor([tokens], device=device))
 
-    def _without(self, request: Request, guidance: float, device: torch.device) -> Tensor:
-        """Return what guidance leads away from: the negative prompt, or no text."""
-        count, negative = len(request.seeds), request.options.get("negative_prompt")
-        if negative is not None and not (request.prompts and guidance > 1):
-            raise ValueError(
-                "negative_prompt: guidance leads away from it, and there is none; leave it out or give a"
-                f" prompt and a guidance above 1, got {negative[:40]!r}"
-            )
-        found = self._read([negative or ""], device)
-        if self.config.zeros_unprompted and negative is None:
+    def _context(self, request: Request, device: torch.device) -> Tensor:
+        if not self.config.part:
+            return self._read(request.prompts, device)
+        return request.given["embedding"].to(device)
+
+    def _away(self, request: Request) -> str | Tensor | None:
+        """Return what guidance is to lead away from in place of no text, or what is known of that."""
+        if self.config.part:
+            return request.given.get("without")
+        away: str | None = request.options.get("negative_prompt")
+        return away
+
+    def _without(self, away: str | Tensor | None, count: int, device: torch.device) -> Tensor:
+        """Return what is known of that, or of no text (B, T, D)."""
+        if isinstance(away, Tensor):
+            return away.to(device)
+        if self.config.part:
+            return self.nothing_TD.expand(count, -1, -1)
+        found = self._read([away or ""], device)
+        if self.config.zeros_unprompted and away is None:
             found = torch.zeros_like(found)
         return found.expand(count, -1, -1)
 
@@ -381,12 +418,12 @@ class Diffusers(Family):
         return {**rows, "x": moved, "x0": x0, "past": past, "index": rows["index"] + live_B}
 
     def preview(self, rows: Rows) -> Tensor:
-        """Return the current estimate of the pictures (B, C, H, W) in [0, 1]."""
-        return self._decoded(rows["x0"])
+        """Return the current estimate of the pictures (B, C, H, W) in [0, 1], or of their latents."""
+        return rows["x0"] if self.config.part else self._decoded(rows["x0"])
 
     def finish(self, rows: Rows) -> Tensor:
-        """Return the samples (B, C, H, W) in [0, 1] of rows that are done."""
-        return self._decoded(rows["x"])
+        """Return the samples (B, C, H, W) in [0, 1] of rows that are done, or their latents."""
+        return rows["x"] if self.config.part else self._decoded(rows["x"])
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor) -> Tensor:
@@ -395,10 +432,11 @@ class Diffusers(Family):
         return (pixels / 2 + 0.5).clamp(0, 1)
 
     def _latents(self, batch: Batch) -> Tensor:
+        return self._scaled(self.vae.encode(2 * batch["pixels"] - 1).latent_dist.sample())
+
+    def _scaled(self, latents: Tensor) -> Tensor:
         scale, shift = self._scale()
-        known = self.vae.encode(2 * batch["pixels"] - 1).latent_dist
-        found: Tensor = (known.sample() - shift) * scale
-        return found
+        return (latents - shift) * scale
 
     def _scale(self) -> tuple[float, float]:
         return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0

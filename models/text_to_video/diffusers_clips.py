@@ -20,8 +20,9 @@ from torch import Tensor
 from models.family import Batch, Capabilities
 from models.parts import bounds
 from models.text_to_image import tiny_checkpoint
+from models.text_to_image.checkpoint_config import DiffusersConfig
 from models.text_to_image.checkpoint_parts import CLIPS
-from models.text_to_image.diffusers_pipeline import Diffusers, DiffusersConfig
+from models.text_to_image.diffusers_pipeline import Diffusers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +39,10 @@ class DiffusersClipsConfig(DiffusersConfig):
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         DiffusersConfig.__post_init__(self)
+        if self.part:
+            raise ValueError(
+                f"networks: a {self.pipeline} is taken whole, got its {self.part} alone"
+            )
         bounds.within("frame_rate", self.frame_rate, (0.1, 1000))
         if self.pipeline == "AnimateDiffPipeline":
             longest = self.networks["unet"].get("motion_max_seq_length", 32)

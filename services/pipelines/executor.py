@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from infra.pipelines import PinnedStage, Pipeline
+from infra.pipelines import NEGATIVE, PinnedStage, Pipeline
 from models.ports import REQUEST, Call, Port, Source, salted, walk
 from services.gateway.errors import ApiError
 from services.media.codecs import Sound, bitmap, clip, enlarged, sound
@@ -47,6 +47,9 @@ from services.pipelines.request import (
     refusal,
 )
 from services.pipelines.stage_client import Remote
+
+READ: Final = {f"{REQUEST}.other": "blend.prompt", f"{REQUEST}.{NEGATIVE}": "negative_prompt"}
+"""What a text is called in a request that is not the prompt, by the wire that brings it."""
 
 
 class Executor:
@@ -81,7 +84,7 @@ class Executor:
             if not reads and name != lead:
                 continue
             stage = pipeline.stage(node.stage)
-            asked = {**stage.options, **(spec.options if name == lead else {})}
+            asked, _ = entrance.parted({**stage.options, **(spec.options if name == lead else {})})
             mine = replace(
                 spec,
                 given={},
@@ -262,8 +265,14 @@ class _Run:
             (prompt, weight), count = spec.blend, len(spec.seeds)
             given["other"] = {"prompts": (prompt,) * count}
             given["weight"] = np.full(count, weight, np.float32)
+        _, away = self._entrance.parted(pipeline.options(spec.options))
+        if away is not None:
+            given[NEGATIVE] = {"prompts": (away,) * len(spec.seeds)}
         self._walk: Generator[Call, Mapping[str, Any], Any] = walk(
-            self._entrance.wires, self._entrance.output, given
+            self._entrance.wires,
+            self._entrance.output,
+            given,
+            entries=self._entrance.entries,
         )
         self._lead, self._given = pipeline.lead_of(spec.entrance), given
         self._made: dict[str, Made] = {}
@@ -291,11 +300,12 @@ class _Run:
         stage, leads = self._pipeline.stage(node.stage), call.node == self._lead
         inputs = {name: value for name, value in call.given.items() if name != "text"}
         texts = {"prompts": (), "prompt_tokens": (), "dialogues": (), **call.given.get("text", {})}
+        options, _ = self._entrance.parted({**stage.options, **(spec.options if leads else {})})
         mine = replace(
             spec,
             seeds=tuple(salted(seed, node.salt) for seed in spec.seeds),
             given=inputs,
-            options={} if node.entry else {**stage.options, **(spec.options if leads else {})},
+            options={} if node.entry else options,
             previews=spec.previews if leads and watched else 0,
             **texts,
         )
@@ -346,11 +356,12 @@ class _Run:
         if refused.kind != "invalid":
             return refused
         texts = "messages" if self._spec.dialogues else "prompt"
-        param = refused.param or (named(refused.message) or texts if self.leads else None)
         assert self.call is not None
         wire = self._entrance.wires[self.call.node].get("text")
-        if param == "prompt" and wire == f"{REQUEST}.other":  # two nodes read, each its own text
-            param = "blend.prompt"
+        reads = self.leads or wire is not None
+        param = refused.param or (named(refused.message) or texts if reads else None)
+        if param == "prompt":  # several nodes read, each its own text
+            param = READ.get(wire or "", param)
         return replace(refused, param=param)
 
     def sketch(self, preview: Preview, picture: Any) -> Sketch:

@@ -1,6 +1,6 @@
 """What a stage asks a model, and what it refuses for it before anything waits in the queue."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from services.pipelines.payload import LONGEST_S, GenerationSpec, Refused, StageTask, named
@@ -92,9 +92,14 @@ def unfit(held: "Held", task: StageTask, request: "Request") -> Refused | None:
             f"seconds: n x seconds is at most {LONGEST_S:g}, got {len(spec.seeds)} x {seconds:g}"
         )
         return Refused("invalid", message, param="seconds")
-    if spec.prompts and able.modality != "text":
-        try:
-            held.model.encode(spec.prompts)
-        except ValueError as error:
-            return Refused("invalid", str(error), param="prompt")
+    return None if able.modality == "text" else unread(held, spec.prompts)
+
+
+def unread(held: "Held", prompts: Sequence[str]) -> Refused | None:
+    """Refuse prompts that the model cannot read, as one that is too long."""
+    try:
+        if prompts:
+            held.model.encode(prompts)
+    except ValueError as error:
+        return Refused("invalid", str(error), param="prompt")
     return None

@@ -40,7 +40,7 @@ from services.pipelines.payload import (
     named,
 )
 from services.pipelines.request import Complete
-from services.stages.asked import blank, letters, recalls, request_of, rows_of, unfit
+from services.stages.asked import blank, letters, recalls, request_of, rows_of, unfit, unread
 
 if TYPE_CHECKING:
     from infra.registry.registry import Registry
@@ -141,9 +141,11 @@ class Stage:
         from services.stages.unknown_words import understood
 
         known = await asyncio.to_thread(understood, held.model, task, self._unknown_words)
-        if isinstance(known, Refused) or task.entry:
-            return known if isinstance(known, Refused) else None
+        if isinstance(known, Refused):
+            return known
         task, _ = known
+        if task.entry:
+            return unread(held, task.spec.prompts)
         given = blank(held.model.inputs, len(task.spec.seeds))
         return unfit(held, task, request_of(held, task.spec, given))
 

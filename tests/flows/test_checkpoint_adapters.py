@@ -10,17 +10,18 @@ from safetensors.torch import load_file, save_file
 from flows.context import registry
 from flows.evaluating.pipeline import draw, load_model
 from flows.provenance import lora_files
-from flows.provenance.bases import base_of
 from flows.provenance.checkpoints import CheckpointError
 from flows.provenance.importing import import_checkpoint
-from flows.recipe import Training
+from flows.recipe import Recipe, Training
+from flows.training.frozen import make
 from flows.training.ray_train import fit
+from flows.training.specifying import training_spec
 from infra.pipelines import read_pipeline
 from infra.registry.registry import Version
 from models.parts.noise import normals
 from models.ports import salted
 from tests.flows.checkpoint_kit import saved
-from tests.flows.training_kit import prepare, spec_of
+from tests.flows.training_kit import prepare
 from tests.flows.versions_kit import Installation
 
 PROMPT: Final = "a red cat"
@@ -67,9 +68,9 @@ def _theirs(pipeline: Any, path: Path) -> Path:
 def drawn(version: Version) -> torch.Tensor:
     """What a pipeline version draws."""
     found = read_pipeline(registry().fetch(version))
-    [stage] = found.stages
-    folders = registry().weights(registry().fetch(stage.pin.ref, digest=stage.sha256))
-    return draw([load_model(*folders)], found, [PROMPT], [SEED])[0]
+    fetched = (registry().fetch(stage.pin.ref, digest=stage.sha256) for stage in found.stages)
+    models = [load_model(*registry().weights(one)) for one in fetched]
+    return draw(models, found, [PROMPT], [SEED])[0]
 
 
 def theirs(pipeline: Any, file: Path | None) -> torch.Tensor:
@@ -119,14 +120,21 @@ def test_an_adapter_that_learned_here_draws_there_what_it_draws_here(
             "optimizers": {"model": {"learning_rate": 0.05, "warmup_steps": 0}},
         }
     )
-    spec = spec_of(data, family="diffusers").model_copy(
-        update={
-            "training": rules,
-            "preset": "base",
-            "image_size": 16,
-            "base": base_of(base.ref, "model"),
+    recipe = Recipe.model_validate(
+        {
+            **{"name": "mine", "data": {"name": "shades"}},
+            "stages": {
+                "model": {
+                    **{"family": "diffusers", "training": rules},
+                    "resources": {"num_workers": 0},
+                }
+            },
         }
     )
+    spec = training_spec(recipe, "model", {"path": str(data), "identity": "d0"})
+    assert {*spec.needs} == {"latent", "embedding"}, "what the base learned from"
+    for need in spec.needs.values():
+        make(need, spec.prepared, None, here=True)
     trained = fit(spec, run_id=None, tracking_uri=None, runs=tmp_path / "runs")
     mine = load_file(trained.directory / "model.safetensors")
     assert all(".attn" in name and ".lora." in name for name in mine)

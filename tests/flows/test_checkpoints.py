@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flows import context
 from flows.context import registry
@@ -17,6 +18,7 @@ from flows.evaluating.gate import Evaluation, check
 from flows.evaluating.pictures import fixed_requests
 from flows.evaluating.pipeline import draw, load_model
 from flows.provenance.bundle import export, import_folder
+from flows.provenance.checkpoint_stages import NEEDS, parted
 from flows.provenance.checkpoints import CheckpointError, read
 from flows.provenance.importing import import_checkpoint
 from flows.recipe import Bound, Gate
@@ -28,7 +30,7 @@ from infra.storage import IntegrityError
 from models import build
 from models.parts import lora
 from models.parts.noise import normals
-from models.parts.rows import join, take
+from models.parts.rows import entered, join, take
 from models.ports import salted
 from models.request import Request
 from models.text_to_image.diffusers_pipeline import KEPT_BYTES, Diffusers
@@ -305,6 +307,78 @@ def test_what_could_run_code_or_is_not_whole_is_refused_by_name(folder: Path, fa
         read(folder, "a test")
 
 
+@pytest.mark.parametrize("kind", BUILT)
+@pytest.mark.parametrize("negative", [None, "a dull cat!"])
+def test_three_stages_draw_what_the_whole_checkpoint_draws(
+    checkpoints: dict[str, tuple[Path, Any]],
+    models: dict[str, Any],
+    kind: str,
+    negative: str | None,
+) -> None:
+    apart = parts_of(checkpoints[kind][0])
+    options = {"steps": 3, "guidance": 4.0}
+    prompts = ("a red cat", "Two cats!")
+    given = {"embedding": entered(apart["text"], "read", {}, prompts)}
+    away = negative if kind != "flux" else None
+    if away:
+        given["without"] = entered(apart["text"], "read", {}, (away, away))
+    latent = apart["model"].sample(Request(seeds=(7, 8), given=given, options=options))
+    drawn = entered(apart["autoencoder"], "decode", {"latent": latent})
+    asked = Request(seeds=(7, 8), prompts=prompts, options={**options, "negative_prompt": away})
+    torch.testing.assert_close(drawn, models[kind].sample(asked), rtol=0, atol=1e-5)
+    unasked = Request(seeds=(7,), options={"steps": 3})
+    latent = apart["model"].sample(unasked)
+    drawn = entered(apart["autoencoder"], "decode", {"latent": latent})
+    torch.testing.assert_close(drawn, models[kind].sample(unasked), rtol=0, atol=1e-5)
+
+
+def parts_of(folder: Path) -> dict[str, Any]:
+    """Return the stages of a checkpoint, as models."""
+    found = {}
+    for name, part in parted(read(folder, "a test", 16), "model").items():
+        model = build(part.document)
+        model.load_state_dict(dict(part.tensors))
+        found[name] = model.eval()
+    return found
+
+
+def test_what_denoises_learns_alone_from_what_the_other_two_stages_make(
+    checkpoints: dict[str, tuple[Path, Any]],
+) -> None:
+    apart = parts_of(checkpoints["xl"][0])
+    pixels = torch.rand(4, 3, 16, 16)
+    batch = {
+        "pixels": pixels,
+        "latent": entered(apart["autoencoder"], "encode", {"pixels": pixels}),
+        "embedding": entered(apart["text"], "read", {}, ["a cat"] * 4),
+    }
+    apart["model"](batch).total.backward()
+    assert all(one.grad.isfinite().all() for one in apart["model"].player_parameters("model"))
+    assert batch.keys() >= NEEDS.keys()
+    for name in ("text", "autoencoder"):
+        with pytest.raises(ValueError, match=f"the {name} of a checkpoint stays as it is"):
+            apart[name](batch)
+
+
+def test_another_decoder_of_pictures_shares_the_other_two_stages(
+    folder: Path, here: Installation
+) -> None:
+    """What encodes pictures says what latents mean; with another one, the denoiser is another one, too."""
+    import_checkpoint(folder, "a test", "foreign")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.conv_out.bias"] += 0.1
+    save_file(tensors, path, metadata={"format": "pt"})
+    _, version = import_checkpoint(folder, "a test", "foreign")
+    stages = read_pipeline(registry().fetch(version)).stages
+    assert [one.version for one in stages] == [1, 1, 2]
+    tensors["encoder.conv_in.bias"] += 0.1
+    save_file(tensors, path, metadata={"format": "pt"})
+    _, version = import_checkpoint(folder, "a test", "foreign")
+    stages = read_pipeline(registry().fetch(version)).stages
+    assert [one.version for one in stages] == [1, 2, 3]
+
+
 def test_a_checkpoint_is_registered_exported_and_draws_the_same_elsewhere(
     checkpoints: dict[str, tuple[Path, Any]], install: Install, tmp_path: Path
 ) -> None:
@@ -312,10 +386,10 @@ def test_a_checkpoint_is_registered_exported_and_draws_the_same_elsewhere(
     folder, pipeline = checkpoints["sd3"]
     found, version = import_checkpoint(folder, "a test", "foreign")
     assert import_checkpoint(folder, "a test", "foreign")[1] == version, "found, not repeated"
-    stage = registry().get("foreign.model")
-    card = (registry().fetch(stage) / "card.md").read_text()
-    assert "| licence | openrail |" in card
-    assert read_json(registry().fetch(stage) / "checkpoint.json")["files"] == found.files
+    for stage in ("text", "model", "autoencoder"):
+        directory = registry().fetch(registry().get(f"foreign.{stage}"))
+        assert "| licence | openrail |" in (directory / "card.md").read_text()
+        assert read_json(directory / "checkpoint.json")["files"] == found.files
     report = read_json(registry().fetch(version) / "report.json")
     assert not report["passed"], "nobody has judged it"
     export(version.ref, tmp_path / "sent")
@@ -325,11 +399,12 @@ def test_a_checkpoint_is_registered_exported_and_draws_the_same_elsewhere(
     assert again.digest == version.digest
     pinned = read_pipeline(registry().fetch(again))
     models = [load_model(registry().fetch(one.name, digest=one.sha256)) for one in pinned.stages]
-    ours = draw(models, pinned, ["a red cat"], [7])[0]
-    salted_seed = salted(7, "model")
-    asked = {"num_inference_steps": 28, "guidance_scale": 7.0}
-    wanted = theirs(pipeline, salted_seed, prompt="a red cat", **asked)
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
+    for negative in (None, "a dull cat"):
+        options = {"negative_prompt": negative} if negative else {}
+        ours = draw(models, pinned, ["a red cat"], [7], options=options)[0]
+        asked = {"num_inference_steps": 28, "guidance_scale": 7.0, "negative_prompt": negative}
+        wanted = theirs(pipeline, salted(7, "model"), prompt="a red cat", **asked)
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
 
 
 def test_a_checkpoint_is_judged_as_ours_are_and_its_gate_passes_or_refuses(
@@ -338,12 +413,13 @@ def test_a_checkpoint_is_judged_as_ours_are_and_its_gate_passes_or_refuses(
     """What `--recipe` asks for, without a cluster: captions of the data are drawn, costs and bounds follow."""
     _, version = import_checkpoint(checkpoints["sd"][0], "a test", "foreign")
     pipeline = read_pipeline(registry().fetch(version))
-    [stage] = pipeline.stages
+    text, stage, autoencoder = pipeline.stages
     quick = stage.model_copy(update={"options": {"steps": 1}})
+    stages = (text, quick, autoencoder)
     spec = EvaluationSpec(samples=4, bootstrap=50, gallery=4)
     data = str(prepare(tmp_path / "shades", side=16, rows=24, validation=24, test=24))
     order = Order(
-        pipeline=pipeline.model_copy(update={"stages": (quick,)}).model_dump(mode="json"),
+        pipeline=pipeline.model_copy(update={"stages": stages}).model_dump(mode="json"),
         judge=None,
         prepared=data,
         data_identity="d0",

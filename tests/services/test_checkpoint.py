@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -13,16 +13,128 @@ import torch
 from PIL import Image
 
 from flows.evaluating.pipeline import draw
+from flows.provenance.checkpoint_stages import parted, wired
+from flows.provenance.checkpoints import Checkpoint
+from infra.placement import Placement, Pool
+from models import build, describe
 from models.text_to_image.diffusers_pipeline import Diffusers
 
 PROMPTS = ("a red cat", "two dogs", "no 7")
 Ask = Callable[..., httpx.Response]
+APART = Placement(
+    layout="staged",
+    pools=(
+        Pool(name="texts", stages=("*.text",)),
+        Pool(name="pictures", stages=("*.autoencoder",)),
+        Pool(name="denoisers"),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
 def foreign() -> Diffusers:
     torch.manual_seed(0)
     return Diffusers(Diffusers.presets["tiny"]).eval()
+
+
+@pytest.fixture
+def apart(own_workshop: Any, foreign: Diffusers) -> Any:
+    """Publish a checkpoint as three stages, and return its pipeline and models."""
+    whole = Checkpoint(
+        describe(foreign), foreign.state_dict(), "a test", "none", (), {}, "a tiny one"
+    )
+    parts, models = parted(whole, "model"), {}
+    for name, part in parts.items():
+        models[name] = build(part.document).eval()
+        models[name].load_state_dict(dict(part.tensors))
+    return own_workshop.publish_wired("foreign", models, wired("model", parts)), models
+
+
+@pytest.fixture
+def stages(own_workshop: Any) -> Iterator[list[Any]]:
+    """Four processes' worth of stages."""
+    found = [own_workshop.stage() for _ in range(4)]
+    yield found
+    for one in found:
+        one.close()
+
+
+def pixels_of(entry: dict[str, Any]) -> Any:
+    file = io.BytesIO(base64.b64decode(entry["b64_json"]))
+    return np.asarray(Image.open(file).convert("RGB")).astype(int)
+
+
+ASKED = {"model": "foreign", "seed": 3, "n": 2, "response_format": "b64_json"}
+
+
+@pytest.mark.parametrize("negative", [None, "a dull dog"])
+def test_three_stages_draw_in_one_pool_and_in_three_what_the_whole_checkpoint_draws(
+    own_workshop: Any, stages: list[Any], apart: Any, ask: Ask, negative: str | None
+) -> None:
+    body = {**ASKED, "prompt": "a red cat", "negative_prompt": negative, "steps": 3}
+    pipeline, models = apart
+    for app in (
+        own_workshop.gateway(stages[0]),
+        own_workshop.gateway(*stages[1:], placement=APART),
+    ):
+        answer = ask(app, "POST", "/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        options = {"steps": 3, **({"negative_prompt": negative} if negative else {})}
+        wanted = draw([*models.values()], pipeline, ["a red cat"], [3], options=options)
+        found = pixels_of(answer.json()["data"][0])
+        assert np.abs(found - (255 * wanted[0]).round().permute(1, 2, 0).int().numpy()).max() <= 1
+    held = [[*one._versions.digests] for one in stages[1:]]
+    assert [len(one) for one in held] == [1, 1, 1], "a stage a pool"
+
+
+def test_a_prompt_is_read_once_for_all_requests(
+    own_workshop: Any, stages: list[Any], apart: Any, ask: Ask
+) -> None:
+    stage = stages[0]
+    app = own_workshop.gateway(stage)
+    text = apart[0].stage("text").sha256
+    body = {**ASKED, "prompt": "a red cat", "negative_prompt": "a dog", "steps": 1}
+    ask(app, "POST", "/v1/images/generations", json=body)
+    model: Any = stage._versions.held(text).model
+    read: list[int] = []
+    model.text_encoder.register_forward_hook(lambda *given: read.append(len(given[1][0])))
+    ask(app, "POST", "/v1/images/generations", json={**body, "seed": 9, "steps": 2})
+    assert read == []
+    ask(app, "POST", "/v1/images/generations", json={**body, "prompt": "two dogs"})
+    assert read == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "message"),
+    [
+        ({"prompt": "red " * 20}, "prompt", "this model reads 40 at most"),
+        ({"negative_prompt": "red " * 20}, "negative_prompt", "this model reads 40 at most"),
+        ({"negative_prompt": "red", "guidance": 1}, "negative_prompt", "guidance leads away"),
+    ],
+)
+def test_what_a_stage_cannot_do_is_refused_by_the_name_that_the_request_has(
+    own_workshop: Any,
+    stages: list[Any],
+    apart: Any,
+    ask: Ask,
+    changes: dict[str, Any],
+    param: str,
+    message: str,
+) -> None:
+    body = {**ASKED, "prompt": "a red cat", **changes}
+    answer = ask(own_workshop.gateway(stages[0]), "POST", "/v1/images/generations", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_picture_on_the_way_is_decoded_from_its_latent(
+    own_workshop: Any, stages: list[Any], apart: Any, ask: Ask
+) -> None:
+    body = {**ASKED, "n": 1, "prompt": "a red cat", "stream": True, "partial_images": 2}
+    answer = ask(own_workshop.gateway(stages[0]), "POST", "/v1/images/generations", json=body)
+    assert answer.text.count("event: image_generation.partial_image") == 2, answer.text
+    assert "event: image_generation.completed" in answer.text
 
 
 def test_prompts_of_several_requests_are_drawn_together_as_alone(
