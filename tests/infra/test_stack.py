@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import socket
 import stat
 import time
@@ -15,6 +16,7 @@ from infra.stack import probes, stack
 from infra.stack.daemons import Daemon
 from infra.stack.doctor import doctor
 from infra.stack.spec import Part, ray_folder, token_file
+from tests.command_kit import commands
 
 
 @contextmanager
@@ -247,7 +249,7 @@ def mlflow_alone(
 
 @pytest.mark.cluster
 def test_a_killed_part_comes_back_by_itself_and_down_leaves_nothing(mlflow_alone: Path) -> None:
-    from infra.stack.stack import down, logs, parts, status, up
+    from infra.stack.stack import logs, parts, status, up
 
     def mlflow() -> stack.Status:
         return next(part for part in status() if part.part == "mlflow")
@@ -265,7 +267,10 @@ def test_a_killed_part_comes_back_by_itself_and_down_leaves_nothing(mlflow_alone
     daemons.append(first.daemon)
     assert (mlflow().restarted or "").startswith("1 time, last at 20")
     assert "mlflow died and was started again" in "".join(logs("keeper"))
-    assert [event.part for event in down()] == ["keeper", "mlflow"]
+    done = commands.run("down")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"(\w+): stopped", done.stdout) == ["keeper", "mlflow"]
+    assert "the local stack is down" in done.stdout
     assert not [process for one in daemons if one for process in one.offspring()]
     assert mlflow().restarted is None
 

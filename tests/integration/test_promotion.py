@@ -1,10 +1,7 @@
 """Promotion as a transaction over a served house: killed anywhere, refused when bad, approved by another."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,8 +106,7 @@ def test_after_a_kill_at_any_point_the_served_version_is_the_ledger_s(
             if verb == "rollback":
                 installation.put(second)
             cases.append({"verb": verb, "name": name, "ref": second.ref, "fault": fault})
-    command = [sys.executable, str(UNDER_FIRE), json.dumps(cases)]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True)
+    done = commands.script(UNDER_FIRE, json.dumps(cases))
     assert done.returncode == 0, done.stderr
     slowest = 0.0
     for one in json.loads(done.stdout.splitlines()[-1]):
@@ -287,7 +283,7 @@ def test_a_promotion_waits_for_another_person_and_the_ledger_names_both(
 def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
     installation: Installation,
 ) -> None:
-    """The engine is started as a worker starts it; between its two runs no process is held."""
+    """By what a worker starts, test_schedules has one that does; between its two runs no process is held."""
     from uuid import UUID
 
     from prefect import get_client
@@ -304,9 +300,9 @@ def test_a_run_of_a_deployment_suspends_and_goes_on_once_another_approves(
 
     def engine() -> None:
         environment = {**installation.environment("anna"), "PREFECT__FLOW_RUN_ID": str(run.id)}
-        command = [sys.executable, "-m", "flows.scheduling.engine"]
-        root = UNDER_FIRE.parents[2]
-        subprocess.run(command, env=environment, cwd=root, capture_output=True)
+        commands.script(
+            UNDER_FIRE.parents[2] / "flows" / "scheduling" / "engine.py", env=environment
+        )
 
     def state() -> str | None:
         with get_client(sync_client=True) as client:
