@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -130,15 +130,16 @@ def _fill(model: "Family", folders: Sequence[Path]) -> None:
     lora.fill(model, *(load_file(folder / "model.safetensors") for folder in folders))
 
 
-def interface_hash(model: "Family", *, entries: bool = True) -> str:
+def interface_hash(model: "Family", entries: Collection[str] | None = None) -> str:
     """Return the hash of all that a stage's neighbours rely on: what comes in and goes out, and its vocabulary.
 
-    Pins of before there were entries are told `entries` False.
+    Of its entries those of these names count, or all: a pin relies on what there was when it was made.
     """
     ports = ports_of(model)
     del ports["takes"], ports["speakers"]  # what a request may say, and no neighbour
-    if not entries or not ports["entries"]:
-        ports.pop("entries")
+    known = ports.pop("entries")
+    if counted := {name: known[name] for name in known if entries is None or name in entries}:
+        ports["entries"] = counted
     document = {
         **ports,
         "vocabulary": asdict(model.config).get("vocabulary"),
@@ -154,7 +155,7 @@ def check_interfaces(stages: Sequence[tuple[PinnedStage, Sequence[Path]]]) -> No
         StageMismatch: the first one that has another.
     """
     for stage, folders in stages:
-        found = interface_hash(opened(*folders), entries=bool(stage.entries))
+        found = interface_hash(opened(*folders), stage.entries)
         if stage.interface is not None and stage.interface != found:
             raise StageMismatch(
                 f"{stage.name}:{stage.version} has interface {found}, but the pipeline pins "

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flows import evaluation
 from flows.evaluating.pictures import fixed_requests, wanted_attributes
@@ -21,6 +22,7 @@ from flows.recipe import Evaluation
 from infra.pipelines import PinnedStage, Pipeline
 from models import describe
 from models.diffusion.ddpm import DDPM
+from models.variational.kl_autoencoder import KLAutoencoder
 
 TINY = DDPM.presets["tiny"]
 WORDS = ("red", "square")
@@ -114,6 +116,19 @@ def test_a_stage_s_interface_is_what_its_neighbours_rely_on(tmp_path: Path) -> N
     check_interfaces([(pinned("base", BASE), [tmp_path])])
     with pytest.raises(StageMismatch, match=rf"toy\.base:1 has interface {here}, but .* pins"):
         check_interfaces([(pinned("base", BASE, interface=other_words), [tmp_path])])
+
+
+def test_an_entry_that_a_family_has_gained_is_nothing_to_a_pin_of_before(tmp_path: Path) -> None:
+    network = KLAutoencoder(KLAutoencoder.presets["tiny"])
+    (tmp_path / "config.json").write_text(json.dumps(describe(network)))
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    now = ports_of(network)["entries"]
+    then = {name: now[name] for name in ("encode", "decode")}  # clips came later
+    old, new = interface_hash(network, then), interface_hash(network)
+    assert old != new
+    check_interfaces([(pinned("ae", network, interface=old, entries=then), [tmp_path])])
+    with pytest.raises(StageMismatch, match="judge the pipeline anew"):
+        check_interfaces([(pinned("ae", network, interface=old), [tmp_path])])
 
 
 def test_a_picture_s_cost_grows_with_its_steps() -> None:
