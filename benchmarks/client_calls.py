@@ -17,6 +17,38 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 Calls = dict[str, Callable[[], Any]]
 
 
+def spoken(client: Any) -> bytes:
+    """A sound, taken as it comes."""
+    with client.audio.speech.with_streaming_response.create(
+        model="voice", input="high", voice="alloy", response_format="wav"
+    ) as answer:
+        return b"".join(answer.iter_bytes())
+
+
+def video_calls(client: Any) -> Calls:
+    """A clip, from the request to its end, by the official client."""
+    made: list[str] = []
+
+    def awaited() -> str:
+        video = client.videos.create_and_poll(model="moving", prompt="a red circle")
+        made.append(video.id)
+        assert video.status == "completed", video
+        return video.status
+
+    def deleted() -> str:
+        client.videos.delete(made[-1])
+        return made.pop()
+
+    return {
+        "videos.create_and_poll": awaited,
+        "videos.retrieve": lambda: client.videos.retrieve(made[-1]).status,
+        "videos.list": lambda: len(client.videos.list().data),
+        "videos.download_content": lambda: len(client.videos.download_content(made[-1]).read()),
+        "videos.remix": lambda: client.videos.remix(made[-1], prompt="a green circle").id,
+        "videos.delete": deleted,
+    }
+
+
 def openai_calls(url: str) -> Calls:
     """The official client: sync, async, raw, streaming, and its helpers."""
     from openai import AsyncOpenAI, OpenAI
@@ -37,12 +69,6 @@ def openai_calls(url: str) -> Calls:
     def events() -> str:
         with chat.stream(**turn) as stream:
             return [one.type for one in stream][-1]
-
-    def spoken() -> bytes:
-        with client.audio.speech.with_streaming_response.create(
-            model="voice", input="high", voice="alloy", response_format="wav"
-        ) as answer:
-            return b"".join(answer.iter_bytes())
 
     def pictures() -> list[str]:
         made = {"model": "shapes", "prompt": "a small red circle", "partial_images": 1}
@@ -102,8 +128,9 @@ def openai_calls(url: str) -> Calls:
         "audio.speech.create": lambda: len(
             client.audio.speech.create(model="voice", input="high", voice="alloy").content
         ),
-        "... with_streaming_response": lambda: len(spoken()),
+        "... with_streaming_response": lambda: len(spoken(client)),
         "content_provenance_checks.create": file,
+        **video_calls(client),
     }
 
 
@@ -162,6 +189,9 @@ def proxy_calls(url: str) -> Calls:
         "audio.speech.create": lambda: len(
             client.audio.speech.create(model="voice", input="high", voice="alloy").content
         ),
+        "... with_streaming_response": lambda: len(spoken(client)),
+        # of a clip that there is it asks api.openai.com, whatever the model's base
+        "videos.create_and_poll": video_calls(client)["videos.create_and_poll"],
     }
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from tests.services.clips_kit import publish_clips
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import publish_each_modality, with_toys
 from tests.services.text_kit import gpt
@@ -33,7 +34,7 @@ CALLS = HERE / "client_calls.py"
 PATIENCE_S = 600.0
 KEY = f"sk-{secrets.token_hex(32)}"  # the proxy insists on one; the gateway has no keys
 LOCAL = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # nothing is fetched
-MODELS = ("talker", "writer", "reader", "digits", "voice")
+MODELS = ("talker", "writer", "reader", "digits", "voice", "moving")
 
 
 @contextmanager
@@ -45,8 +46,9 @@ def gateway(folder: Path) -> Iterator[str]:
         workshop.promote(workshop.publish_pipeline("shapes", network("base"), network("upscaler")))
         workshop.promote(workshop.publish_pipeline("digits", network("vae")))
         publish_each_modality(workshop)
+        publish_clips(workshop)
         stage = workshop.stage()
-        app = workshop.gateway(stage)
+        app = workshop.worked(workshop.gateway(stage), stage)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -149,7 +151,8 @@ def asked(python: Path, client: str, url: str) -> list[dict[str, str]]:
     bundled = python.parent.parent.glob("lib/*/site-packages/litellm/litellm_core_utils/tokenizers")
     local = {"TIKTOKEN_CACHE_DIR": str(next(bundled, "")), **LOCAL}
     variables = {**os.environ, **local, "OPENAI_API_KEY": KEY}
-    command = [str(python), str(CALLS), client, url]
+    quiet = "ignore:The Sora API"  # theirs ends, ours does not
+    command = [str(python), "-W", quiet, str(CALLS), client, url]
     done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode:
