@@ -12,6 +12,7 @@ from models.family import Rows
 from models.request import Request
 
 MOST_LOGPROBS: Final = 20  # likeliest tokens
+ALL: Final = 2**31 - 1  # tokens: no vocabulary has more
 
 
 def drawn(
@@ -92,6 +93,6 @@ def sampling_rules(
     count = len(request.seeds)
     return (
         torch.full((count,), float(temperature), dtype=torch.float64, device=device),
-        torch.full((count,), top_k or 0, device=device),
+        torch.full((count,), min(top_k or 0, ALL), device=device),
         torch.full((count,), float(top_p or 1), dtype=torch.float64, device=device),
     )

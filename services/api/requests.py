@@ -18,6 +18,7 @@ LARGEST_STEPS: Final = 250
 MOST_CANDIDATES: Final = 32  # of a picture; of all pictures of a request MOST_DRAWN
 MOST_DRAWN: Final = 64
 LARGEST_GUIDANCE: Final = 50.0
+LARGEST_TOKEN: Final = 2**31 - 1
 
 Label = Annotated[str, Field(max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -162,6 +163,7 @@ TOGETHER: Final[JsonSchemaValue] = {
 """What the fields of a request for pictures may say together."""
 
 
+TopK: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST_TOKEN)]
 ADAPTER: Final = Field(pattern=r"^[a-z0-9-]{1,40}$")
 
 
@@ -213,7 +215,7 @@ class PictureOrder(Guided, Order):
 
     lora: Adapter | Annotated[str, ADAPTER] | None = None  # of the model: shapes+teal
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None  # of codes' draws, as are these:
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: TopK | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
     # Taken and without effect: there is one quality, one background, one format, and no moderation.

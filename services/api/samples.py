@@ -17,6 +17,7 @@ from services.api.requests import (
     LARGEST_STEPS,
     Label,
     Order,
+    TopK,
     one_line,
     plain_text,
 )
@@ -48,7 +49,7 @@ class SampleOrder(Order):
     seconds: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: TopK | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     user: Label | None = None
 

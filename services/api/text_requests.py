@@ -6,11 +6,19 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic.json_schema import JsonSchemaValue
 
-from services.api.requests import Absent, Label, Order, apart, needs_stream, plain_text
+from services.api.requests import (
+    LARGEST_TOKEN,
+    Absent,
+    Label,
+    Order,
+    TopK,
+    apart,
+    needs_stream,
+    plain_text,
+)
 from services.pipelines.payload import Dialogue, Prompt
 
 LONGEST_TEXT: Final = 65_536  # characters of a prompt, or of a dialogue's turns together; or tokens
-LARGEST_TOKEN: Final = 2**31 - 1
 MOST_PROMPTS: Final = 128
 MOST_ROWS: Final = 128  # prompts times n
 MOST_TURNS: Final = 256
@@ -103,7 +111,7 @@ class TextOrder(Order):
     n: Annotated[int, Field(ge=1, le=MOST_ROWS)] | None = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None  # None: the pipeline's
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=LARGEST_TOKEN)] | None = None
+    top_k: TopK | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
     stop: Stops = ()
     stream: bool | None = False

@@ -89,7 +89,7 @@ def test_the_kept_tokens_are_those_of_transformers_warpers(
     seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4),
     prompt=st.text("abcdefgh ", max_size=20),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
-    top_k=st.sampled_from([None, 3]),
+    top_k=st.sampled_from([None, 3, 2**80]),
     top_p=st.sampled_from([None, 0.8]),
     context=st.sampled_from([32, 70]),
 )

@@ -192,6 +192,7 @@ def test_a_pipeline_without_text_draws_from_an_empty_prompt(app: Any, ask: Ask) 
         ({"temperature": 2.5}, (400, "integer_above_max_value", "temperature")),
         ({"temperature": 0.5}, (400, "invalid_value", "temperature")),  # of codes, it has none
         ({"top_k": 4}, (400, "invalid_value", "top_k")),
+        ({"top_k": 2**63}, (400, "integer_above_max_value", "top_k")),
         ({"output_format": "webp"}, (400, "invalid_value", "output_format")),
         ({"background": "transparent"}, (400, "invalid_value", "background")),
         ({"partial_images": 1}, (400, "invalid_value", "partial_images")),
