@@ -79,10 +79,10 @@ def by_stages(
     for name, tensor in made.items():
         output = next(iter(pipeline.ports("generate", name).outputs.values()))
         kind = output.partition(" ")[0]
-        if kind == "clip":
-            seen[name] = tensor[:, round(moment * (tensor.shape[1] - 1))]
-        elif kind in LOOKS:
-            seen[name] = LOOKS[kind](tensor)
+        if kind not in LOOKS:
+            continue
+        look = LOOKS[kind](tensor)
+        seen[name] = look[:, round(moment * (look.shape[1] - 1))] if look.ndim == 5 else look
     nodes = pipeline.entrances["generate"].nodes
     rows = [
         Row(f"{name}\n{pipeline.stage(nodes[name].stage).pin.ref}", list(pictures))
@@ -107,14 +107,15 @@ def _of_codes(codes_NP: "Tensor") -> "Tensor":
     return grid / grid.max().clamp(min=1)
 
 
-def _of_latents(latents_NCHW: "Tensor") -> "Tensor":
-    """Return the first channels of latents as colours, two deviations from the middle to the ends."""
-    first = latents_NCHW[:, : 3 if latents_NCHW.shape[1] >= 3 else 1].float()
+def _of_latents(latents: "Tensor") -> "Tensor":
+    """Return the first channels of latents (..., C, H, W) as colours, two deviations from the middle to the ends."""
+    first = latents.narrow(-3, 0, 3 if latents.shape[-3] >= 3 else 1).float()
     return (first / (4 * first.std().clamp(min=1e-6)) + 0.5).clamp(0, 1)
 
 
 LOOKS: Final[Mapping[str, "Callable[[Tensor], Tensor]"]] = {
     "pixels": lambda pixels: pixels,
+    "clip": lambda frames: frames,
     "codes": _of_codes,
     "latent": _of_latents,
 }

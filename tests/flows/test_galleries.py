@@ -78,7 +78,12 @@ def test_a_gallery_needs_something_to_show() -> None:
 
 def test_a_sheet_of_clips_moves_and_keeps_pictures_still() -> None:
     stage = {"version": 1, "sha256": "0" * 64, "family": "x"}
-    outputs = {"a": "pixels 3x8x8", "b": "clip 3x3x8x8", "c": "clip 5x3x8x8"}
+    outputs = {
+        "a": "pixels 3x8x8",
+        "z": "latent 3x4x2x2 of ae",
+        "b": "clip 3x3x8x8",
+        "c": "clip 5x3x8x8",
+    }
     pipeline = Pipeline.model_validate(
         {
             "endpoint": "x",
@@ -96,14 +101,16 @@ def test_a_sheet_of_clips_moves_and_keeps_pictures_still() -> None:
         }
     )
     grey = torch.linspace(0, 1, 5)[None, :, None, None, None].expand(1, 5, 3, 8, 8)
-    made = {"a": torch.rand(1, 3, 8, 8), "b": grey[:, ::2], "c": grey}
+    latents = torch.randn(1, 3, 4, 2, 2)
+    made = {"a": torch.rand(1, 3, 8, 8), "z": latents, "b": grey[:, ::2], "c": grey}
     frames = moving(pipeline, ["one"], made)
     assert len(frames) == 5
-    left, step = frames.shape[2] - 60, (frames.shape[1] - 52) // 3
-    middles = [52 + step // 2 + row * step for row in range(3)]
+    left, step = frames.shape[2] - 60, (frames.shape[1] - 52) // 4
+    middles = [52 + step // 2 + row * step for row in range(4)]
     assert len({frames[place, middles[0], left].tobytes() for place in range(5)}) == 1
-    assert [int(frames[place, middles[1], left, 0]) for place in (0, 2, 4)] == [0, 128, 255]
-    assert [int(frames[place, middles[2], left, 0]) for place in range(5)] == [0, 64, 128, 191, 255]
+    assert len({frames[place, middles[1], left].tobytes() for place in (0, 2, 4)}) == 3
+    assert [int(frames[place, middles[2], left, 0]) for place in (0, 2, 4)] == [0, 128, 255]
+    assert [int(frames[place, middles[3], left, 0]) for place in range(5)] == [0, 64, 128, 191, 255]
 
 
 def test_an_animation_is_of_the_kind_that_its_name_says() -> None:
