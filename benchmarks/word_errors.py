@@ -1,6 +1,7 @@
 """How many words of what was said were not understood, and how sure that is."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -27,16 +28,21 @@ def words(text: str) -> list[str]:
 
 def errors(text: str, heard: str) -> tuple[int, int]:
     """Return how many words were added, dropped or exchanged, at least, and how many there are."""
-    said, found = words(text), words(heard)
-    row = list(range(len(found) + 1))
-    for place, word in enumerate(said, 1):
-        before, row[0] = row[0], place
-        for other, one in enumerate(found, 1):
-            before, row[other] = (
-                row[other],
-                min(row[other] + 1, row[other - 1] + 1, before + (word != one)),
+    said = words(text)
+    return distance(said, words(heard)), len(said)
+
+
+def distance(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many items must be put in, left out or exchanged, at least (Levenshtein 1966)."""
+    row = list(range(len(other) + 1))
+    for number, first in enumerate(one, 1):
+        before, row[0] = row[0], number
+        for place, second in enumerate(other, 1):
+            before, row[place] = (
+                row[place],
+                min(row[place] + 1, row[place - 1] + 1, before + (first != second)),
             )
-    return row[-1], len(said)
+    return row[-1]
 
 
 def interval(pairs: Any, scale: float, unit: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.word_errors import distance
 from models.text_to_speech.front_end import FRONT_END, SYMBOLS, Spoken, normalised, phonemes
 from models.text_to_speech.pronunciation import PHONES, by_analogy, dictionary, phones_of
 
@@ -125,16 +126,3 @@ def test_a_model_of_another_front_end_is_refused() -> None:
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def distance(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """Return how many phones must be put in, left out or changed."""
-    row = list(range(len(other) + 1))
-    for number, first in enumerate(one, 1):
-        before, row[0] = row[0], number
-        for place, second in enumerate(other, 1):
-            before, row[place] = (
-                row[place],
-                min(row[place] + 1, row[place - 1] + 1, before + (first != second)),
-            )
-    return row[-1]
