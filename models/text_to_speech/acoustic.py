@@ -6,6 +6,7 @@ dilated ones of DiffSinger (Liu et al. 2022, arXiv:2105.02446). What is outside 
 Shape letters: B rows, S phonemes, F frames, M mels, W width, C = M + W.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -82,20 +83,29 @@ class Predictor(nn.Module):
 
 
 class Durations(Predictor):
-    """How many frames a phoneme has: the logarithm of one more."""
+    """How many frames a phoneme has on the average: the logarithm of that."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__(width, 1, dropout)
+        nn.init.constant_(self.out.bias, math.log(TOKENS))
 
     def errors(self, x_BSW: Tensor, path_BSF: Tensor, inside_BS: Tensor) -> Tensor:
-        """Return the squared errors of the logarithms (B, S), of phonemes as they are aligned."""
+        """Return how far predictions are off (B, S), of phonemes as they are aligned.
+
+        It is the deviance of gamma distributions: as small differences go the squared error of the logarithm, whose own
+        least is at a geometric mean, though, and so at sounds that are too short. This has it at the mean.
+        """
         log_BS: Tensor = self(x_BSW, inside_BS)[..., 0]
-        return (log_BS - path_BSF.sum(2).log1p()).square()
+        off_BS = path_BSF.sum(2).clamp(min=1).log() - log_BS
+        return 2 * (off_BS.exp() - 1 - off_BS)
 
     def frames(self, x_BSW: Tensor, inside_BS: Tensor, speed: float) -> Tensor:
-        """Return how many frames each phoneme is given (B, S): one at least."""
+        """Return how many frames each phoneme is given (B, S): one at least; the next has what rounding takes."""
         log_BS = self(x_BSW, inside_BS)[..., 0]
-        frames_BS: Tensor = (log_BS.expm1() / speed).round().clamp(1, LONGEST) * inside_BS
+        mean_BS = (log_BS.exp() / speed).clamp(1, LONGEST) * inside_BS
+        end_BS = (mean_BS.cumsum(1) + 0.5).floor()  # .round() would give .5 to the even number
+        first_B1 = torch.zeros_like(end_BS[:, :1])
+        frames_BS: Tensor = end_BS.diff(dim=1, prepend=first_B1).clamp(min=1) * inside_BS
         return frames_BS
 
     def paths(self, x_1SW: Tensor, inside_1S: Tensor, speed: float, frame_s: float) -> Tensor:
