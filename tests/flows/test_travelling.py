@@ -3,8 +3,6 @@
 import base64
 import dataclasses
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +20,16 @@ from flows.recipe import Recipe
 from infra.pipelines import PinnedStage, Pipeline, read_pipeline
 from infra.receipts.signing import Signing
 from infra.registry.registry import Version
-from infra.settings import settings
 from models import build, configure, describe, trainable
 from models.family import Family
 from models.parts import lora
 from models.parts.lora import LoRA
 from tests.flows.conftest import Install
 from tests.flows.test_bundle import listed_anew
-from tests.flows.versions_kit import NAME, WORDS, Installation, network
-from tests.services.conftest import Workshop
-from tests.services.served_kit import listening
+from tests.flows.versions_kit import NAME, WORDS, Installation, network, served
 from tests.services.test_variations import FURTHER, GENERATE
 
 RED, GREEN = "red square", "green circle"
-
-
-@contextmanager
-def served(here: Installation) -> Iterator[str]:
-    """The address of a gateway at the settings' port, over an installation's own registry and ledger."""
-    workshop = Workshop(settings().state)
-    workshop.registry, workshop.ledger = context.registry(), context.ledger()
-    stage = workshop.stage()
-    try:
-        with listening(workshop.gateway(stage), settings().gateway_port) as address:
-            yield address
-    finally:
-        stage.close()
 
 
 def drawn(address: str, file: Path, **body: Any) -> Path:

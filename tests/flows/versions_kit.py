@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +30,8 @@ from models.family import Family
 from models.judges.gallery import to_image
 from models.parts.lora import own
 from tests.conftest import free_ports
+from tests.services.conftest import Workshop
+from tests.services.served_kit import listening
 
 NAME = "toys"
 WORDS = ("red", "green", "square", "circle")
@@ -216,3 +220,16 @@ class Installation:
 
         directory = self.registry.fetch(stage.name, stage.version, digest=stage.sha256)
         return load_model(*self.registry.weights(directory))
+
+
+@contextmanager
+def served(here: Installation) -> Iterator[str]:
+    """The address of a gateway at the settings' port, over an installation's own registry and ledger."""
+    workshop = Workshop(settings().state)
+    workshop.registry, workshop.ledger = context.registry(), context.ledger()
+    stage = workshop.stage()
+    try:
+        with listening(workshop.gateway(stage), settings().gateway_port) as address:
+            yield address
+    finally:
+        stage.close()
