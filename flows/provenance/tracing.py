@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.context import actor, ledger, registry, signing
 from infra.documents import read_json
 from infra.pipelines import Pipeline, read_pipeline
-from infra.receipts import provenance
-from infra.receipts.contents import LARGEST_SIDE, MOST_SAMPLES
+from infra.receipts import contents, provenance
+from infra.receipts.contents import LARGEST_SIDE
 from infra.receipts.provenance import Check
 from infra.receipts.receipts import GENERATOR, Receipt, attach, read
 from infra.settings import settings
@@ -376,19 +376,20 @@ def compare_sounds(found: Trace, first: bytes, again: bytes, *, where: str) -> R
     """Return how two sounds of one receipt differ, and what could be the reason.
 
     Raises:
-        Untraceable: the sounds are of different lengths.
+        Untraceable: the sounds are of different lengths, or cannot be read.
     """
     import numpy as np
-    import soundfile
 
     if first[:4] not in {b"RIFF", b"fLaC"}:
         raise Untraceable(
             "the file is packed with loss and has no samples to compare: ask for wav or flac"
         )
-    a, b = (
-        soundfile.read(io.BytesIO(one), frames=MOST_SAMPLES, dtype="int16")[0].astype(int)
-        for one in (first, again)
-    )
+    rate = found.pipeline.sample_rate or 0
+    try:
+        read_bytes = [contents.samples(io.BytesIO(one), rate) for one in (first, again)]
+    except contents.ContentError as error:
+        raise Untraceable(f"the sound cannot be compared: {error}") from None
+    a, b = (np.frombuffer(one, "<i2").astype(int) for one in read_bytes)
     if a.shape != b.shape:
         raise Untraceable(f"the sound has {len(a)} samples, made again it has {len(b)}")
     difference = np.abs(a - b)

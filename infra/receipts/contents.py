@@ -10,7 +10,7 @@ import struct
 import warnings
 from typing import BinaryIO, Final
 
-from infra.receipts import clip_receipts, sound_receipts
+from infra.receipts import clip_receipts, sound_receipts, stream_receipts
 
 LARGEST_SIDE: Final = 4096  # pixels of a picture that is decoded
 MOST_SAMPLES: Final = 2**24  # of a sound that is decoded
@@ -91,7 +91,12 @@ def _png_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def samples_sha256(file: BinaryIO, sample_rate: int) -> str:
-    """Return the hash over a WAV's or FLAC's samples as 16-bit little-endian numbers.
+    """Return the hash over a sound's `samples`, which has their errors."""
+    return hashlib.sha256(samples(file, sample_rate)).hexdigest()
+
+
+def samples(file: BinaryIO, sample_rate: int) -> bytes:
+    """Return a WAV's or FLAC's samples as 16-bit little-endian numbers, without a receipt behind them.
 
     Raises:
         ContentError: not one channel of 16 bits at this rate (Hz), too long, damaged, or a WAV with a chunk that may
@@ -104,7 +109,7 @@ def samples_sha256(file: BinaryIO, sample_rate: int) -> str:
         if file.read(4) == b"RIFF":
             sound_receipts.check_plain(file)
         file.seek(0)
-        digest, count = hashlib.sha256(), 0
+        made = bytearray()
         with soundfile.SoundFile(file) as sound:
             found = (sound.channels, sound.subtype, sound.samplerate)
             if found != (1, "PCM_16", sample_rate):
@@ -114,22 +119,22 @@ def samples_sha256(file: BinaryIO, sample_rate: int) -> str:
                     f"it has {says}, its receipt names one of 16 bits at {sample_rate} Hz"
                 )
             while len(levels := sound.read(BLOCK, dtype="int16")):
-                digest.update(levels.astype("<i2").tobytes())
-                count += len(levels)
-                if count > MOST_SAMPLES:
+                made += levels.astype("<i2").tobytes()
+                if len(made) > 2 * MOST_SAMPLES:
                     raise ContentError(f"it has more than {MOST_SAMPLES} samples")
     except ContentError:
         raise
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise ContentError(f"the sound is damaged: {error}") from None
-    return digest.hexdigest()
+    content = bytes(made)
+    return content[: stream_receipts.sound_end(content)]
 
 
 def frames_sha256(file: BinaryIO) -> str:
-    """Return the hash over an MP3's or AAC's bytes, the tag before them left out."""
-    file.seek(0)
+    """Return the hash over an MP3's or AAC's bytes, the tag before them and a receipt's behind them left out."""
+    end = stream_receipts.tag_start(file)
     sound_receipts.skip_tag(file)
-    return hashlib.sha256(file.read()).hexdigest()
+    return hashlib.sha256(file.read(max(0, end - file.tell()))).hexdigest()
 
 
 def clip_sha256(file: BinaryIO) -> str:

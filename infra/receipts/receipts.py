@@ -124,9 +124,7 @@ def attach(file: bytes, receipt: Receipt) -> bytes:
     Raises:
         ReceiptError: another kind of file, or a receipt above 64 KiB.
     """
-    text = receipt.ascii_json
-    if len(text) > MOST_BYTES:
-        raise ReceiptError(f"a receipt has at most {MOST_BYTES} bytes, this one has {len(text)}")
+    text = _text(receipt)
     if (carrier := _carrier(file[:START])) is not None:
         try:
             return carrier.attach(file, text)
@@ -142,10 +140,26 @@ def attach(file: bytes, receipt: Receipt) -> bytes:
     return b"".join(made)
 
 
+def behind(file: bytes, receipt: Receipt) -> bytes:
+    """Return what comes behind a WAV, MP3 or AAC that is sent while it is made, so that it has this receipt.
+
+    Raises:
+        ReceiptError: a receipt above 64 KiB.
+    """
+    return sound_receipts.behind(file, _text(receipt))
+
+
+def _text(receipt: Receipt) -> bytes:
+    text = receipt.ascii_json
+    if len(text) > MOST_BYTES:
+        raise ReceiptError(f"a receipt has at most {MOST_BYTES} bytes, this one has {len(text)}")
+    return text
+
+
 def read(source: Path | bytes) -> Receipt:
     """Return the receipt of a PNG, MP4, GIF, WebP, WAV, FLAC, MP3 or AAC, or of an answer's JSON with one text.
 
-    Reads no pixels and no sound, and never more than 64 KiB at once; of JSON at most 16 MiB.
+    Reads no pixels, of sound at most a WAV's last 256 KiB, and else never more than 64 KiB at once; of JSON 16 MiB.
 
     Raises:
         ReceiptError: no such file, of another kind, damaged, without a receipt, or with one that is not ours.

@@ -2,13 +2,16 @@
 
 WAV: a LIST chunk of type INFO with ISFT "atelier" and ICMT, the receipt (RIFF, Microsoft and IBM 1991). FLAC: the
 comment ATELIER=receipt in the file's one VORBIS_COMMENT block (RFC 9639, section 8.6). MP3 and AAC in ADTS: an ID3v2.4
-tag before the sound, with the text ATELIER alone (id3.org/id3v2.4.0-structure).
+tag before the sound, with the text ATELIER alone (id3.org/id3v2.4.0-structure). What was sent while it was made has it
+behind its sound: infra.receipts.stream_receipts.
 """
 
 import io
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, Final
+
+from infra.receipts import stream_receipts
 
 MAKER: Final = b"ISFT\x08\x00\x00\x00atelier\x00"
 COMMENT: Final = b"ATELIER="
@@ -17,6 +20,7 @@ ID3: Final = b"ID3\x04\x00\x00"  # version 2.4, no flags
 ID3_TEXT: Final = b"TXXX"
 ID3_NAME: Final = b"\x03ATELIER\x00"  # UTF-8
 MOST_PARTS: Final = 10_000
+UNKNOWN: Final = 0xFFFFFFFF  # length of samples up to the end of a WAV that was sent while it was made
 ONCE: Final = frozenset({b"fmt ", b"data"})
 NEUTRAL: Final = frozenset({b"LIST", b"fact", b"bext", b"id3 ", b"ID3 ", b"JUNK", b"PAD "})
 """Chunks that may stand in a WAV beside those: texts, and room left free."""
@@ -33,7 +37,8 @@ def is_packed(start: bytes) -> bool:
 
 
 def skip_tag(file: BinaryIO) -> None:
-    """Move a file from its start to behind the tag, if it begins with one."""
+    """Move a file to behind the tag that it begins with, if there is one."""
+    file.seek(0)
     header = file.read(10)
     file.seek(10 + _number(header[6:]) if header[:3] == b"ID3" else 0)
 
@@ -50,7 +55,7 @@ def attach(file: bytes, receipt: bytes) -> bytes:
 
 
 def texts(file: BinaryIO, most: int) -> list[bytes]:
-    """Return the receipts in a file; reads no samples, and no comment above `most` bytes.
+    """Return the receipts in a file; reads of samples a WAV's last ones alone, and no comment above `most` bytes.
 
     Raises:
         ValueError: damaged, or a RIFF file that is no WAV.
@@ -58,7 +63,14 @@ def texts(file: BinaryIO, most: int) -> list[bytes]:
     start = file.read(4)
     if start == b"RIFF":
         return _of_wav(file, most)
-    return _of_flac(file, most) if start == b"fLaC" else _of_tag(start + file.read(6), file, most)
+    if start == b"fLaC":
+        return _of_flac(file, most)
+    return [*_of_tag(start + file.read(6), file, most), *stream_receipts.of_tag(file, most)]
+
+
+def behind(file: bytes, receipt: bytes) -> bytes:
+    """Return what comes behind a WAV, MP3 or AAC that is sent while it is made, so that it has this receipt."""
+    return stream_receipts.hushed(receipt) if file[:4] == b"RIFF" else stream_receipts.tag(receipt)
 
 
 def check_plain(file: BinaryIO) -> None:
@@ -83,6 +95,8 @@ def _into_wav(file: bytes, receipt: bytes) -> bytes:
         content = reading.read(length)
         if kind == b"LIST" and content[:4] == b"INFO" and content[4:].startswith(MAKER):
             continue
+        if kind == b"data":
+            content = content[: stream_receipts.sound_end(content)]
         made.append(_chunk(kind, content))
     made.append(_chunk(b"LIST", b"INFO" + MAKER + _chunk(b"ICMT", receipt + b"\x00")))
     body = b"".join(made)
@@ -92,6 +106,10 @@ def _into_wav(file: bytes, receipt: bytes) -> bytes:
 def _of_wav(file: BinaryIO, most: int) -> list[bytes]:
     found = []
     for kind, length in _chunks(file):
+        if kind == b"data":
+            last = min(length, 4 * most) // 4 * 4
+            file.seek(length - last, io.SEEK_CUR)
+            found += stream_receipts.of_samples(file.read(last), most)
         if kind != b"LIST":
             continue
         start = file.read(min(length, 4 + len(MAKER) + 8))
@@ -118,6 +136,8 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         if len(header) < 8:
             return
         kind, length = struct.unpack("<4sI", header)
+        if kind == b"data" and length == UNKNOWN:
+            length = whole - place - 8
         if place + 8 + length > whole:
             raise ValueError(f"cut short in its chunk {kind!r}")
         yield kind, length
@@ -186,10 +206,11 @@ def _blocks(file: BinaryIO) -> Iterator[tuple[int, int]]:
 
 def _before_frames(file: bytes, receipt: bytes) -> bytes:
     reading = io.BytesIO(file)
+    end = stream_receipts.tag_start(reading)
     skip_tag(reading)
     frame = ID3_NAME + receipt
     tag = ID3_TEXT + _bytes(len(frame)) + b"\x00\x00" + frame
-    return ID3 + _bytes(len(tag)) + tag + reading.read()
+    return ID3 + _bytes(len(tag)) + tag + file[reading.tell() : end]
 
 
 def _of_tag(header: bytes, file: BinaryIO, most: int) -> list[bytes]:

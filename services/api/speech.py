@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from infra.media.sounds import flac, wav
-from infra.receipts.receipts import Receipt, attach
+from infra.receipts.receipts import MOST_BYTES, Receipt, attach, behind
 from services.api.answers import Voices
 from services.api.images import caption
 from services.api.requests import Absent, Label, Order, one_line
@@ -43,6 +43,8 @@ ANYBODY: Final = ("default", "alloy")
 """Names of the first voice, whatever a version calls it: the client insists on one."""
 BARE: Final = ("opus", "pcm")
 """Formats without a place for a receipt."""
+ENDING: Final = ("mp3", "aac", "wav")
+"""Formats that hold a receipt behind their sound, too, as they are sent while it is made."""
 RECEIPT: Final = "x-atelier-receipt"
 """The header with the receipt of a bare format, ASCII JSON."""
 LONGEST_HEADER: Final = 8192  # bytes; proxies have no room for more
@@ -132,6 +134,7 @@ class SpeechAnswer:
         self._order = order
         self._writer: Writer | None = None  # of a file that is sent while it is made
         self._sent = bytearray()
+        self._receipt: Receipt | None = None  # of that file, when it was sent
 
     async def whole(self) -> Response:
         """Return the sound file."""
@@ -171,11 +174,12 @@ class SpeechAnswer:
 
     def _told(self, first: Step) -> dict[str, str]:
         """Return the headers of a file that is sent while it is made."""
-        says = "this sound was sent while it was made and holds no receipt: stream_format sse ends with one"
+        kind = self._order.kind
+        says = f"{kind} that is sent while it is made holds no receipt: stream_format sse ends with one"
         return {
             "x-sample-rate": str(first.endpoint.pipeline.sample_rate),
             "x-atelier-seed": str(first.spec.seeds[0]),
-            "x-atelier-warnings": json.dumps([says]),
+            **({} if kind in ENDING else {"x-atelier-warnings": json.dumps([says])}),
         }
 
     def _bytes(self, step: Step) -> Iterator[bytes]:
@@ -184,28 +188,38 @@ class SpeechAnswer:
         if isinstance(progress, Said):
             if self._writer is None:
                 self._writer = writer(self._order.kind, progress.sound.sample_rate)
-            yield self._writer.push(progress.sound.levels)
+            part = self._writer.push(progress.sound.levels)
+            self._sent += part
+            yield part
         elif self._writer is not None:  # all was said
-            yield self._writer.close()
+            yield self._ended(step, self._writer.close())
         else:  # by a version that makes all of it at once
             assert isinstance(progress, Complete)
             yield self._file(step, progress)[0]
 
+    def _ended(self, step: Step, rest: bytes) -> bytes:
+        """Return the end of a file that was sent while it was made, and behind it its receipt, where it may be."""
+        self._sent += rest
+        file, inside = bytes(self._sent), self._order.kind in ENDING
+        self._receipt = receipt = self._exchange.receipt(step, 0, file, beside=not inside)
+        if inside and len(receipt.ascii_json) <= MOST_BYTES:
+            rest += behind(file, receipt)
+        return rest
+
     def _events(self, step: Step) -> Iterator[bytes]:
         """Yield the events of a step: parts of the file, and when it is whole what made it."""
-        complete, receipt = step.progress, None
+        complete = step.progress
         if isinstance(complete, Said) or self._writer is not None:
             content = b"".join(self._bytes(step))
-            self._sent += content
         else:
             assert isinstance(complete, Complete)
-            content, receipt = self._file(step, complete)
+            content, self._receipt = self._file(step, complete)
         for start in range(0, len(content), PART_BYTES):
             part = base64.b64encode(content[start : start + PART_BYTES]).decode()
             yield event({"type": "speech.audio.delta", "audio": part}, "speech.audio.delta")
         if isinstance(complete, Complete):
-            receipt = receipt or self._exchange.receipt(step, 0, bytes(self._sent), beside=True)
-            yield self._done(complete, receipt)
+            assert self._receipt is not None
+            yield self._done(complete, self._receipt)
 
     def _done(self, complete: Complete, receipt: Receipt) -> bytes:
         """Return the last event."""

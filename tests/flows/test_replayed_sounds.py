@@ -61,6 +61,7 @@ def test_a_voice_says_the_same_again_from_a_receipt_and_another_seed_does_not(
     with served(here) as address:
         for file in (
             said(address, tmp_path / "plain.wav"),
+            said(address, tmp_path / "streamed.wav", input=f"{ONE}. {ONE} and ewe."),
             said(address, tmp_path / "asked.flac", voice="bob", speed=1.5),
         ):
             assert verify(file).says == "verified"

@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import av
@@ -19,11 +20,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.receipts import receipts
+from infra.receipts import provenance, receipts
 from models.request import Request
 from models.text_to_speech.griffin_lim import GriffinLim
 from models.text_to_speech.matcha import Matcha
 from models.text_to_speech.vocos import Vocos
+from services.api.speech import ENDING
 from services.media.codecs import Sound
 from services.media.sound_stream import writer
 from services.media.speech import FADE_S, LONG, PAUSE_S, growing, joined, parted, sentences
@@ -135,6 +137,41 @@ def test_events_say_each_sentence_and_end_with_a_receipt_of_all(client: Run) -> 
     made = receipts.Receipt.model_validate_json(json.dumps(done["receipt"]))
     assert (made.prompt, made.seed, made.options) == (TEXT, 3, {"voice": "bob"})
     assert made.file_sha256 is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_saved_while_it_was_sent_is_verified_where_it_can_hold_a_receipt(
+    client: Run, own_workshop: Any, kind: Any, tmp_path: Path
+) -> None:
+    async def saved(ours: openai.AsyncOpenAI) -> Any:
+        create = ours.audio.speech.with_streaming_response.create
+        async with create(**ASKED, response_format=kind) as answer:
+            await answer.stream_to_file(tmp_path / "said")
+        return answer.headers, await ours.content_provenance_checks.create(file=tmp_path / "said")
+
+    headers, told = client(saved)
+    *parts, done = client(lambda c: events(c, response_format=kind))
+    file = (tmp_path / "said").read_bytes()
+    lasts = len(heard(file, kind)) / RATE
+    assert seconds_of(sentences(TEXT)) - 0.001 <= lasts <= seconds_of(sentences(TEXT)) + 0.5
+    shown = tmp_path / "shown"
+    shown.write_bytes(b"".join(base64.b64decode(part["audio"]) for part in parts))
+    if kind in ENDING:
+        assert "x-atelier-warnings" not in headers
+        assert told.results[0].to_dict()["validation_state"] == "trusted"
+        made = receipts.read(tmp_path / "said")
+        assert (made.prompt, made.seed, made.options) == (TEXT, 3, {"voice": "bob"})
+        assert receipts.read(shown).model_dump(mode="json", exclude_none=True) == done["receipt"]
+        checks = provenance.check(shown, own_workshop.signing())[1]
+    else:
+        assert (
+            f"{kind} that is sent while it is made holds no receipt"
+            in headers["x-atelier-warnings"]
+        )
+        beside = tmp_path / "receipt.json"
+        beside.write_text(json.dumps(done["receipt"]))
+        checks = provenance.check(shown, own_workshop.signing(), beside)[1]
+    assert all(one.passed for one in checks)
 
 
 def test_one_sentence_is_one_file_with_its_receipt(client: Run) -> None:
