@@ -219,9 +219,14 @@ def point(name: str, path: Path, project: Path) -> None:
     """Let a dataset of params.yaml be made from other files: MNIST from where you keep it.
 
     Raises:
-        CatalogError: unknown dataset, or the files are not there (named).
+        CatalogError: unknown dataset, one that a program makes up, or the files are not there (named).
     """
-    values = entry(name, project).model_dump(mode="json") | {"path": _shown(path, project)}
+    asked = entry(name, project)
+    if asked.path.suffix == ".py":
+        raise CatalogError(
+            f"{name} is made up by {asked.path} and reads no files: leave --path out"
+        )
+    values = asked.model_dump(mode="json") | {"path": _shown(path, project)}
     config = maker(values["maker"])
     try:
         config.made(config.Config.model_validate(values), project)

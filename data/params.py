@@ -111,8 +111,10 @@ def add(name: str, values: dict[str, Any], project: Path) -> None:
 
 
 def _with_line(text: str, name: str, line: str) -> str:
-    """Return params.yaml's text with the dataset's line replaced, or put last under `datasets:`."""
-    lines = _without_line(text, name)
+    """Return params.yaml's text with the dataset's line replaced in its place, or put last under `datasets:`."""
+    whole, lines = text.splitlines(keepends=True), _without_line(text, name)
+    if len(lines) == len(whole) - 1:
+        return "".join(line if kept.startswith(f"  {name}:") else kept for kept in whole)
     start = next((i for i, kept in enumerate(lines) if kept.startswith("datasets:")), len(lines))
     end = start + 1
     while end < len(lines) and lines[end].startswith("  "):

@@ -13,8 +13,8 @@ from infra.settings import settings
 
 data_app = typer.Typer(help="Datasets: list, prepare, validate, remove.", no_args_is_help=True)
 NAME_HELP: Final = (
-    "One of `atelier data list`, or with --path what your own files are: folder (of pictures), clips,"
-    " text, pairs, dialogues, labelled-audio, speech."
+    "One of `atelier data list`, or with --path what your own files are: folder, webdataset or parquet"
+    " (of pictures), clips, text, pairs, dialogues, labelled-audio, speech."
 )
 Name = Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=completing.datasets)]
 
@@ -141,6 +141,8 @@ def prepare(
         if path is None:
             raise ValueError(f"which files? `atelier data prepare {name} --path PATH`")
         name = as_name or _called(path)
+    elif as_name:
+        raise ValueError(f"`atelier data prepare {name}` takes no --name: it is called {name}")
     with entered(name, project):
         if own and path is not None:
             add_own(own, name, path, chosen, project)

@@ -25,6 +25,7 @@ from data.catalog import (
     repair_locks,
 )
 from data.loaders import everything, facts_of, records
+from data.params import add
 from data.repro import reason, reproduce, sweep
 from tests.s3_kit import BUCKET, bucket, keys
 
@@ -193,12 +194,16 @@ def test_a_lock_that_is_whole_or_being_written_is_left_alone(tmp_path: Path) -> 
     assert not path.exists()
 
 
-def test_missing_files_are_named_before_anything_runs(project: Path) -> None:
+def test_missing_files_are_named_before_anything_runs(project: Path, tmp_path: Path) -> None:
     where = project / "data" / "raw" / "mnist"
     with pytest.raises(CatalogError, match=f"mnist: no folder {where}: put the four MNIST"):
         prepare("mnist", project)
     with pytest.raises(CatalogError, match="mnist: no folder /nowhere"):
         point("mnist", Path("/nowhere"), project)
+    with pytest.raises(
+        CatalogError, match=r"shapes is made up by data/makers/shapes.py and reads no"
+    ):
+        point("shapes", tmp_path, project)
     row = next(row for row in datasets(project) if row.name == "mnist")
     assert row.identity is None
     assert "no folder" in row.problem
@@ -267,6 +272,12 @@ def test_adding_keeps_the_other_lines_of_params(tmp_path: Path) -> None:
     line = "  cats: {maker: folder, path: photos, image_size: 32}\n"
     assert found == text.replace("{maker: shapes}\n", "{maker: shapes}\n" + line)
     assert yaml.safe_load(found)["other"] == 3
+    add("dogs", {"maker": "folder", "path": "photos"}, tmp_path)
+    add_own("folder", "cats", photos, {"image_size": 16}, tmp_path)
+    assert [*yaml.safe_load((tmp_path / "params.yaml").read_text())["datasets"]][-2:] == [
+        "cats",
+        "dogs",
+    ]
 
 
 @pytest.mark.parametrize("before", [None, 16])

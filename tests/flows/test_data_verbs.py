@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from data import catalog
+from data.makers import OWN
 from flows.cli import data_verbs
 from infra.settings import settings
 
@@ -34,6 +35,11 @@ def test_the_list_of_datasets_is_numbers_and_whole_hashes_as_json(
             "prepare pairs` takes no --sample-rate",
         ),
         ("scenes", {"tokenizer": "words:9"}, "data prepare scenes` takes no --tokenizer"),
+        (
+            "digits",
+            {"as_name": "mine"},
+            "data prepare digits` takes no --name: it is called digits",
+        ),
         ("dialogues", {}, "which files\\? `atelier data prepare dialogues --path PATH`"),
         (
             "text",
@@ -59,6 +65,10 @@ def test_an_option_that_does_not_suit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         data_verbs.prepare(name, **given)
+
+
+def test_the_help_names_every_kind_of_own_files() -> None:
+    assert not [kind for kind in OWN if kind not in data_verbs.NAME_HELP]
 
 
 def test_options_become_entries() -> None:
