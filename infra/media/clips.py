@@ -33,16 +33,18 @@ LONGEST_S: Final = 600.0
 HIGHEST_RATE: Final = 240.0  # frames a second
 EVEN: Final = 0.015  # s by which frames may miss their place: GIF counts in hundredths
 
-ONE_THREAD: Final = "threads=1:lookahead-threads=1:sync-lookahead=0"
-"""Clips are short, and gateways busy. Equal frames may give another file even so: 3 of 1,288 on a busy machine,
-a little sharper or softer. Who needs equal levels takes WebP."""
+REPEATABLE: Final = "threads=1:lookahead-threads=1:sync-lookahead=0:mbtree=0:cpu-independent=1"
+"""Equal frames give an equal file, in every process and by whatever vector code the CPU has. x264's macroblock tree
+would not: it reads memory that nobody has set, so that levels hang on what was there. One thread, since clips are short
+and gateways busy."""
 CODECS: Final[Sequence[tuple[str, str, dict[str, str]]]] = (
-    ("libx264", "video/mp4", {"crf": "14", "x264-params": ONE_THREAD}),
+    ("libx264", "video/mp4", {"crf": "16", "x264-params": REPEATABLE}),
     ("libopenh264", "video/mp4", {"b": "4M"}),
     ("libvpx-vp9", 'video/mp4; codecs="vp09.00.10.08"', {"crf": "16", "b": "0", "threads": "1"}),
     ("mpeg4", 'video/mp4; codecs="mp4v.20.9"', {"q": "2", "threads": "1"}),
 )
 """Encoders of an MP4, the best first, with the type of what they make."""
+PIXELS: Final = "yuv420p"
 DEMUXERS: Final = {"mp4": "mov", "webm": "matroska", "avi": "avi"}
 PICTURES: Final = {"gif": "GIF", "webp": "WEBP"}
 SHEET_FRAMES: Final = 16
@@ -316,19 +318,22 @@ def _places(shown: Sequence[_Shown], rate: float) -> list[int]:
 
 def _mp4(frames_FHWC: Frames, frame_rate: float) -> ClipFile:
     import av
+    from av.video.reformatter import Interpolation
 
     name, media_type, options = next(one for one in CODECS if one[0] in av.codecs_available)
     height, width = frames_FHWC.shape[1:3]
     even = np.pad(frames_FHWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     rate = Fraction(frame_rate).limit_denominator(1001)
     flags = {"movflags": "+faststart", "fflags": "+bitexact"}  # no date, no version
+    exactly = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:  # whose head is moved to its start
         with av.open(file.name, "w", format="mp4", options=flags) as output:
             stream: Any = output.add_stream(name, rate=rate, options=dict(options))
             stream.height, stream.width = even.shape[1:3]
-            stream.pix_fmt = "yuv420p"
+            stream.pix_fmt = PIXELS
             for frame_HWC in even:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
+                frame = frame.reformat(format=PIXELS, interpolation=exactly, threads=1)
                 output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
         return ClipFile(file.read(), media_type)
