@@ -18,6 +18,8 @@ FAMILIES: Final[Mapping[str, str]] = {
     "ddpm": "models.diffusion.ddpm:DDPM",
     "diffusers": "models.text_to_image.diffusers_pipeline:Diffusers",
     "diffusers-clips": "models.text_to_video.diffusers_clips:DiffusersClips",
+    "diffusers-decoder": "models.text_to_image.diffusers_unclip.decoder:DiffusersDecoder",
+    "diffusers-prior": "models.text_to_image.diffusers_unclip.prior:DiffusersPrior",
     "dvae": "models.variational.dvae:DVAE",
     "edm": "models.diffusion.edm:EDM",
     "gan": "models.adversarial.gan:GAN",

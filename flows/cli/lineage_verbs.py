@@ -271,6 +271,12 @@ def import_checkpoint(
         bool,
         typer.Option("--download", help="PATH is OWNER/NAME of the Hugging Face hub: fetch it."),
     ] = False,
+    prior: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", help="Of a decoder of embeddings, like Kandinsky's: its prior's folder."
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Take in a checkpoint of others (Stable Diffusion, Llama, VITS): safetensors, no code of its own, not fetched."""
@@ -282,9 +288,14 @@ def import_checkpoint(
     from flows.provenance.checkpoints import downloaded
     from flows.provenance.importing import import_checkpoint as take_in
 
-    folder, origin = downloaded(source) if download else (Path(source), str(Path(source).resolve()))
+    places = [
+        downloaded(one) if download else (Path(one), str(Path(one).resolve()))
+        for one in (source, prior)
+        if one
+    ]
+    (folder, *beside), origins = zip(*places, strict=True)
     with training_progress():
-        found, version = take_in(folder, origin, name, asked, image_size)
+        found, version = take_in(folder, " with ".join(origins), name, asked, image_size, *beside)
     gate = version.tags.get("atelier.gate", "unknown")
     if as_json:
         said = {"ref": version.ref, "digest": version.digest, "gate": gate}

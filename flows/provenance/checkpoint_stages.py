@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from flows.provenance.checkpoints import Checkpoint
+from flows.provenance import unclip_checkpoints
+from flows.provenance.checkpoints import Checkpoint, CheckpointError
 from models.text_to_image.checkpoint_parts import DENOISERS, PICTURES, part_of
 
 if TYPE_CHECKING:
@@ -27,9 +28,16 @@ KEPT: Final = {
 
 
 def parted(found: Checkpoint, stage: str) -> dict[str, Checkpoint]:
-    """Return a checkpoint's parts by the stage that each becomes, `stage` what denoises; of clips or texts it whole."""
-    if found.document["config"].get("pipeline") not in PICTURES:
-        return {stage: found}
+    """Return a checkpoint's parts by the stage that each becomes, `stage` what denoises; of clips or texts it whole.
+
+    Raises:
+        CheckpointError: another of the parts is called so.
+    """
+    divided = found.document["config"].get("pipeline") in PICTURES
+    if stage in (found.beside or ({TEXT, AUTOENCODER} if divided else ())):
+        raise CheckpointError(f"{stage} is what another part of it is called: rename the stage")
+    if not divided:
+        return {**found.beside, stage: found}
     shared, nothing_TD = _shared(found)
     names = {TEXT: "text", stage: "denoiser", AUTOENCODER: "autoencoder"}
     parts = {}
@@ -43,10 +51,14 @@ def parted(found: Checkpoint, stage: str) -> dict[str, Checkpoint]:
     return parts
 
 
-def wired(stage: str, parts: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]] | None:
-    """Return how the parts of a checkpoint are wired where they draw; None of one that is whole."""
+def wired(
+    stage: str, parts: Mapping[str, Checkpoint]
+) -> dict[str, dict[str, dict[str, str]]] | None:
+    """Return how the parts of a checkpoint are wired at each entrance; None of one that is whole."""
     if len(parts) == 1:
         return None
+    if parts[stage].beside:
+        return unclip_checkpoints.wired(stage)
     from models.text_to_image.checkpoint_denoisers import tells
 
     away = f"{TEXT}/read#negative"
@@ -55,7 +67,17 @@ def wired(stage: str, parts: Mapping[str, Checkpoint]) -> dict[str, dict[str, st
     if not tells(parts[stage].document["config"]["networks"]):
         reads[away] = {"text": "request.negative"}
         draws["without"] = f"{away}.embedding"
-    return {**reads, stage: draws, f"{AUTOENCODER}/decode": {"latent": f"{stage}.latent"}}
+    decodes = {f"{AUTOENCODER}/decode": {"latent": f"{stage}.latent"}}
+    return {"generate": {**reads, stage: draws, **decodes}}
+
+
+def learned(stage: str, parts: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]]:
+    """Return what the parts of a checkpoint that learn would learn from."""
+    if len(parts) == 1:
+        return {}
+    if parts[stage].beside:
+        return {name or stage: dict(one) for name, one in unclip_checkpoints.NEEDS.items()}
+    return {stage: dict(NEEDS)}
 
 
 def _part(

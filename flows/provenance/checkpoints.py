@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +35,11 @@ WEIGHTS: Final = ".safetensors"
 LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion"})
 UNUSED: Final = ("safety_checker", "feature_extractor", "image_encoder", "motion_adapter")
 """Parts of a pipeline that nothing is drawn by; the U-Net has the motion adapter's layers itself."""
-READ: Final = ("tokenizer", "scheduler")
+READ: Final = tuple(
+    f"{whose}{part}"
+    for whose in ("", "prior_")
+    for part in ("tokenizer", "scheduler", "image_processor")
+)
 UNLIKE: Final = ("expand_timesteps", "boundary_ratio")
 """Settings of an index that have a pipeline draw in another way than is done here."""
 SIDES: Final = {"WanPipeline": 480, "FluxPipeline": 1024}  # pixels: their transformers name no size
@@ -79,6 +83,8 @@ class Checkpoint:
     kind: str  # what it is called where it came from
     tried: tuple[str, ...] = ()  # prompts to try it on
     own: tuple[str, ...] | None = None  # the files that it is made of; None: all
+    beside: "Mapping[str, Checkpoint]" = field(default_factory=dict)
+    """Further stages that are made of it."""
 
     @property
     def family(self) -> str:
@@ -119,16 +125,16 @@ def read(folder: Path, source: str, image_size: int | None = None) -> Checkpoint
 
     files = files_of(folder, INDEX)
     index = document_of(folder / INDEX)
-    kind, needs = _kind(folder, index)
+    kind, needs = kind_of(folder, index)
     networks: dict[str, Any] = {}
     readers: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for part in needs:
-        config, weights = _network(folder / part, needs[part])
+        config, weights = network_in(folder / part, needs[part])
         networks[part] = config
         tensors |= {f"{part}.{name}": tensor for name, tensor in weights.items()}
         if part.startswith("text_encoder"):
-            readers[part] = _reader(folder, index, part.replace("text_encoder", "tokenizer"))
+            readers[part] = reader_in(folder, index, part.replace("text_encoder", "tokenizer"))
     config = {
         "pipeline": kind,
         "networks": networks,
@@ -275,7 +281,7 @@ def document_of(path: Path) -> Any:
         raise CheckpointError(str(error)) from None
 
 
-def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
+def kind_of(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
     """Return which pipeline it is, and its networks' classes by part, after comparing the index with them."""
     from models.text_to_image.checkpoint_parts import NEEDS, OPTIONAL
 
@@ -305,7 +311,7 @@ def _kind(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
     return kind, there
 
 
-def _network(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Tensor]"]:
+def network_in(folder: Path, kind: str) -> tuple[dict[str, Any], "Mapping[str, Tensor]"]:
     """Return a network's config and weights, by the names that its class has now."""
     from flows.training.checkpoints import detached
     from models.text_to_image.checkpoint_parts import LIBRARIES as HOMES
@@ -361,7 +367,7 @@ def _variant(names: list[str]) -> str | None:
     return None if plain or not variants else min(variants)
 
 
-def _reader(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]:
+def reader_in(folder: Path, index: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return a tokenizer as one JSON document, with the length of its prompts and what pads them."""
     import transformers
 

@@ -10,8 +10,8 @@ from data.catalog import known
 from flows.context import named, registry
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
-from flows.provenance import language_checkpoints, speech_checkpoints
-from flows.provenance.checkpoint_stages import AUTOENCODER, NEEDS, TEXT, parted, wired
+from flows.provenance import language_checkpoints, speech_checkpoints, unclip_checkpoints
+from flows.provenance.checkpoint_stages import learned, parted, wired
 from flows.provenance.checkpoints import (
     INDEX,
     Checkpoint,
@@ -37,6 +37,7 @@ def import_checkpoint(
     name: str,
     recipe: Recipe | None = None,
     image_size: int | None = None,
+    prior: Path | None = None,
 ) -> "tuple[Checkpoint, Version]":
     """Return what was read, and the pipeline version that was made of it; nothing is published of what is refused.
 
@@ -46,17 +47,18 @@ def import_checkpoint(
         name: Of the model here.
         recipe: By whose data, judge and gate it is judged; it has one stage. None: it is not judged.
         image_size: Pixels a side of what it draws. None: its own.
+        prior: The folder of a prior pipeline, where the checkpoint is a decoder that has none.
 
     Raises:
         CheckpointError, IntegrityError, ValueError: what is wrong with the checkpoint or the recipe, in one line.
     """
-    found = _read(folder, source, image_size)
+    found = _read(folder, source, image_size, prior)
     if recipe is not None:
         _check(recipe, name, found)
     stage = STAGE if recipe is None else next(iter(recipe.stages))
     parts = parted(found, stage)
     versions = {called: publish(part, name, called) for called, part in parts.items()}
-    whole = _whole(recipe or _recipe_of(name, found), stage, versions, wired(stage, parts))
+    whole = _whole(recipe or _recipe_of(name, found), stage, parts, versions)
     if recipe is None:
         return found, publish_unjudged(whole, versions)
     judged = judge_checkpoint(whole, {called: named(one) for called, one in versions.items()})
@@ -80,29 +82,33 @@ def _recipe_of(name: str, found: Checkpoint) -> Recipe:
 def _whole(
     recipe: Recipe,
     stage: str,
+    parts: Mapping[str, Checkpoint],
     versions: "Mapping[str, Version]",
-    wires: dict[str, dict[str, str]] | None,
 ) -> Recipe:
     """Return a checkpoint's recipe with all its stages as they are, whatever it trains: nothing is adapted yet."""
     asked = recipe.stages[stage]
     gate = recipe.gate
     if gate.no_worse_than == "base":
         gate = gate.model_copy(update={"no_worse_than": None})
-    stages = {}
+    stages, needs = {}, learned(stage, parts)
     for called, version in versions.items():
         training = asked.training.model_copy(update={"lora": None, "base": version.ref})
-        own: dict[str, object] = {"training": training}
+        own: dict[str, object] = {"training": training, "family": parts[called].family}
         if called != stage:
             own |= dict.fromkeys(("steps", "guidance")) | {"options": {}}
-        elif wires:
-            own |= {"needs": dict(NEEDS)}
+        if called in needs:
+            own |= {"needs": needs[called]}
         stages[called] = asked.model_copy(update=own)
-    pipeline = {"generate": wires} if wires else None
-    return recipe.model_copy(update={"stages": stages, "gate": gate, "pipeline": pipeline})
+    update = {"stages": stages, "gate": gate, "pipeline": wired(stage, parts)}
+    return recipe.model_copy(update=update)
 
 
-def _read(folder: Path, source: str, image_size: int | None) -> Checkpoint:
+def _read(folder: Path, source: str, image_size: int | None, prior: Path | None) -> Checkpoint:
     """Read a folder as whoever saved it lays it out: transformers have the config of a network at the top."""
+    if unclip_checkpoints.is_one(folder):
+        return unclip_checkpoints.read(folder, source, image_size, prior)
+    if prior is not None:
+        raise CheckpointError(f"{folder} draws from no prior: leave --prior out")
     if (folder / INDEX).is_file() or not (folder / language_checkpoints.CONFIG).is_file():
         return read(folder, source, image_size)
     if image_size is not None:
@@ -117,9 +123,6 @@ def _read(folder: Path, source: str, image_size: int | None) -> Checkpoint:
 def _check(recipe: Recipe, name: str, found: Checkpoint) -> None:
     if recipe.name != name:
         raise CheckpointError(f"the recipe is that of {recipe.name}: give --name {recipe.name}")
-    odd = recipe.stages.keys() & {TEXT, AUTOENCODER}
-    if odd and found.family == "diffusers":
-        raise CheckpointError(f"{min(odd)} is what another part of it is called: rename the stage")
     families = [stage.family for stage in recipe.stages.values()]
     if families != [found.family]:
         raise CheckpointError(

@@ -12,10 +12,12 @@ LIBRARIES: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(("UNetMotionModel", "WanTransformer3DModel"), "diffusers"),
     **dict.fromkeys(("AutoencoderKL", "AutoencoderKLWan"), "diffusers"),
+    **dict.fromkeys(("PriorTransformer", "VQModel"), "diffusers"),
     **dict.fromkeys(
         ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
         "transformers",
     ),
+    "CLIPVisionModelWithProjection": "transformers",
 }
 """The networks that a checkpoint may have, and whose they are: no other class is ever looked up."""
 PICTURES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -56,7 +58,22 @@ CLIPS: Final[Mapping[str, Mapping[str, str]]] = {
         "vae": "AutoencoderKLWan",
     },
 }
-NEEDS: Final = {**PICTURES, **CLIPS}
+UNCLIPS: Final[Mapping[str, Mapping[str, str]]] = {
+    "KandinskyV22CombinedPipeline": {
+        "prior_text_encoder": "CLIPTextModelWithProjection",
+        "prior_prior": "PriorTransformer",
+        "prior_image_encoder": "CLIPVisionModelWithProjection",
+        "unet": "UNet2DConditionModel",
+        "movq": "VQModel",
+    },
+    "KandinskyV22Pipeline": {"unet": "UNet2DConditionModel", "movq": "VQModel"},
+    "KandinskyV22PriorPipeline": {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "prior": "PriorTransformer",
+        "image_encoder": "CLIPVisionModelWithProjection",
+    },
+}
+NEEDS: Final = {**PICTURES, **CLIPS, **UNCLIPS}
 """The parts of each kind of pipeline, with their classes, in the order in which they are used."""
 OPTIONAL: Final = frozenset({"text_encoder_3"})  # zeros are read in its place
 DENOISERS: Final = ("unet", "transformer")

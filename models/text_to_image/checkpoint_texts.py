@@ -54,22 +54,22 @@ def embedded(
         return found
     if pipeline == "FluxPipeline":
         whole_BE = encoders[0](tokens[0]).pooler_output
-        return _packed([encoders[1](tokens[1]).last_hidden_state], whole_BE)
+        return packed([encoders[1](tokens[1]).last_hidden_state], whole_BE)
     made = [
         one(ids, output_hidden_states=True)
         for one, ids in zip(encoders[:2], tokens[:2], strict=True)
     ]
     context_BTD = torch.cat([one.hidden_states[-2] for one in made], -1)
     if pipeline == "StableDiffusionXLPipeline":
-        return _packed([context_BTD], made[-1].text_embeds)
+        return packed([context_BTD], made[-1].text_embeds)
     if len(encoders) > 2:
         long_BTD = encoders[2](tokens[2]).last_hidden_state
     else:
         long_BTD = context_BTD.new_zeros(len(context_BTD), LONGEST, width)
-    return _packed([context_BTD, long_BTD], torch.cat([one.text_embeds for one in made], -1))
+    return packed([context_BTD, long_BTD], torch.cat([one.text_embeds for one in made], -1))
 
 
-def _packed(rows: Sequence[Tensor], whole_BE: Tensor) -> Tensor:
+def packed(rows: Sequence[Tensor], whole_BE: Tensor) -> Tensor:
     """Return rows (B, T, D) of all of `rows`, and behind them that of a whole text, each filled up with zeros."""
     parts = [*rows, whole_BE[:, None]]
     width = max(one.shape[-1] for one in parts)

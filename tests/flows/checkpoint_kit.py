@@ -191,6 +191,96 @@ def flux(*, told: bool = True) -> Any:
     )
 
 
+def kandinsky() -> Any:
+    """Return a pipeline as Kandinsky 2.2 has it: a prior of CLIP's embeddings, and a decoder of them with MoVQ."""
+    from diffusers import (
+        DDPMScheduler,
+        KandinskyV22CombinedPipeline,
+        UnCLIPScheduler,
+        UNet2DConditionModel,
+        VQModel,
+    )
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    words = tokenizer()
+    torch.manual_seed(8)
+    tower = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=16,
+    )
+    return KandinskyV22CombinedPipeline(
+        prior_prior=prior(),
+        prior_image_encoder=CLIPVisionModelWithProjection(tower),
+        prior_text_encoder=CLIPTextModelWithProjection(text_config(words, projection_dim=16)),
+        prior_tokenizer=words,
+        prior_scheduler=UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0),
+        prior_image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        ),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            out_channels=8,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            attention_head_dim=4,
+            addition_embed_type="image",
+            encoder_hid_dim=16,
+            encoder_hid_dim_type="image_proj",
+            cross_attention_dim=16,
+            resnet_time_scale_shift="scale_shift",
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        ),
+        scheduler=DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            thresholding=True,
+            sample_max_value=2.0,
+            variance_type="learned_range",
+        ),
+        movq=VQModel(
+            block_out_channels=(32, 32),  # MoVQ's norms have 32 groups
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            num_vq_embeddings=12,
+            vq_embed_dim=4,
+            norm_type="spatial",
+        ),
+    )
+
+
+def prior() -> Any:
+    """Return what draws embeddings of 16 numbers, as if it had been trained: they are scaled by a number each."""
+    from diffusers import PriorTransformer
+
+    found = PriorTransformer(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        embedding_dim=16,
+        num_embeddings=LENGTH,
+    )
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        found.clip_std.add_(1)
+    return found
+
+
 def animated() -> Any:
     """Return an AnimateDiff: the U-Net of pictures, and motion modules that are not at their start."""
     from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
@@ -278,11 +368,12 @@ BUILT: Final = {
     **{"flux": flux, "schnell": partial(flux, told=False)},
 }
 CLIPS: Final = {"animatediff": animated, "wan": wan}
+UNCLIPS: Final = {"kandinsky": kandinsky}
 
 
 def saved(kind: str, folder: Path) -> Any:
     """Save a tiny checkpoint with a model card; return its pipeline."""
-    pipeline = {**BUILT, **CLIPS}[kind]()
+    pipeline = {**BUILT, **CLIPS, **UNCLIPS}[kind]()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: openrail\n---\n# tiny\n")

@@ -56,7 +56,7 @@ def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
     kind = made(model).kind
     if kind == "sound" and hasattr(model.config, "speakers"):
         kind = "mel"  # as long as texts take
-    if kind == "embedding" and hasattr(model.config, "image_size"):
+    if kind == "embedding" and not model.needs and hasattr(model.config, "image_size"):
         kind = "pixels"  # whose embedding it is
     if kind == "text":
         rows = model.examples(records_for(model))
@@ -96,14 +96,13 @@ def grids(model: Family, count: int) -> dict[str, Tensor]:
 
 
 def embeddings(model: Family, ports: Mapping[str, Port], count: int) -> dict[str, Tensor]:
-    """Embeddings of length 1 that a model learns from or draws from: two of them, in turn."""
+    """Embeddings of length 1 that a model learns from or draws from: two of each, in turn."""
     found = {}
     for number, (name, port) in enumerate(ports.items()):
         if port.kind == "embedding":
-            two = torch.randn(
-                2, model.config.embedding, generator=torch.Generator().manual_seed(number)
-            )
-            found[name] = F.normalize(two, dim=1).repeat(-(-count // 2), 1)[:count]
+            shape = tuple(size or 1 for size in port.shape)
+            two = torch.randn(2, *shape, generator=torch.Generator().manual_seed(number))
+            found[name] = F.normalize(two, dim=-1)[torch.arange(count) % 2]
     return found
 
 

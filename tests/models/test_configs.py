@@ -116,6 +116,18 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"frame_rate": 0}, "frame_rate must be between 0.1 and 1000, got 0"),
         ({"pipeline": "StableDiffusionPipeline"}, "pipeline must be one of AnimateDiffPipeline"),
     ),
+    "diffusers-decoder": (
+        ({"networks": {}}, "networks: one of unet, movq is needed, got"),
+        ({"image_size": 18}, "image_size must be a multiple of the latent's 8, got 18"),
+        ({"steps": 1}, "steps must be between 2 and 1000, got 1"),
+        ({"embedding_drop": 1.5}, "embedding_drop must be between 0 and 1, got 1.5"),
+    ),
+    "diffusers-prior": (
+        ({"networks": {}}, "networks: one of text_encoder, prior, image_encoder is needed, got"),
+        ({"reader": {"length": 3}}, "reader: the text_encoder has one, got one of the prior"),
+        ({"guidance": -1.0}, "guidance must be between 0 and 50, got -1.0"),
+        ({"prompt_drop": 1.5}, "prompt_drop must be between 0 and 1, got 1.5"),
+    ),
     "dvae": (
         ({"codes": 1}, "codes must be at least 2, got 1"),
         ({"cold": 2.0}, "temperatures must fall and be above 0, got warm 1.0, cold 2.0"),

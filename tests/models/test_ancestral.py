@@ -1,0 +1,69 @@
+"""Samplers of unCLIP's checkpoints as tables: rows go where diffusers' schedulers go, clipped and with noise."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from models.text_to_image.diffusers_unclip import ancestral
+
+LEARNED = {"variance_type": "learned_range"}
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "kandinsky": ("DDPMScheduler", {**LEARNED, "clip_sample": False, "thresholding": True}),
+    "large": ("DDPMScheduler", {"variance_type": "fixed_large"}),
+    "offset": ("DDPMScheduler", {**LEARNED, "steps_offset": 1, "clip_sample_range": 2.0}),
+    "clean": ("DDPMScheduler", {"prediction_type": "sample"}),
+    "ddim": ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}),
+    "prior": ("UnCLIPScheduler", {"clip_sample_range": 5.0, "prediction_type": "sample"}),
+    "decoder": ("UnCLIPScheduler", LEARNED),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("steps", [2, 25])
+def test_a_table_goes_where_diffusers_own_scheduler_goes(
+    monkeypatch: pytest.MonkeyPatch, name: str, steps: int
+) -> None:
+    import diffusers
+
+    kind, settings = ASKED[name]
+    solver = getattr(diffusers, kind)(**settings)
+    document = json.dumps({"_class_name": kind, **solver.config})
+    learns = ancestral.learns_variance(document)
+    assert learns == (settings.get("variance_type") == "learned_range")
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(steps, 2, 3, 4, 4, generator=draw)
+    said = torch.randn(steps, 2, 6 if learns else 3, 4, 4, generator=draw).clamp(-1, 1)
+    ours = theirs = torch.randn(2, 3, 4, 4, generator=draw)
+    solver.set_timesteps(steps)
+    table_SK = ancestral.table(document, steps)
+    for step, time in enumerate(solver.timesteps):
+        for module in ("ddpm", "unclip"):
+            path = f"diffusers.schedulers.scheduling_{module}.randn_tensor"
+            monkeypatch.setattr(path, lambda *_, step=step, **__: noise[step])
+        more = {}
+        if kind == "UnCLIPScheduler" and step + 1 < steps:
+            more = {"prev_timestep": solver.timesteps[step + 1]}
+        theirs = solver.step(said[step], time, theirs, **more).prev_sample
+        e, variance = said[step].chunk(2, 1) if learns else (said[step], None)
+        rows_BK = table_SK[step].expand(2, -1)
+        ours, _ = ancestral.advance(rows_BK, ours, e, variance, noise[step], document)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_scheduler_that_no_table_has_is_refused_with_those_that_there_are() -> None:
+    faults = {
+        "'EulerDiscreteScheduler' is none of an unCLIP's; take one of DDPMScheduler": {
+            "_class_name": "EulerDiscreteScheduler"
+        },
+        "DDIMScheduler must predict epsilon, got 'sample'": {
+            **{"_class_name": "DDIMScheduler", "prediction_type": "sample"}
+        },
+        "variance_type must be one of fixed_small, .* got 'learned'": {
+            **{"_class_name": "DDPMScheduler", "variance_type": "learned"}
+        },
+    }
+    for message, document in faults.items():
+        with pytest.raises(ValueError, match=message):
+            ancestral.scheduler(json.dumps(document))
