@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +15,11 @@ from PIL import Image
 
 from flows.evaluating.pipeline import draw
 from flows.provenance.checkpoint_stages import parted, wired
-from flows.provenance.checkpoints import Checkpoint
+from flows.provenance.checkpoints import Checkpoint, read
 from infra.placement import Placement, Pool
 from models import build, describe
 from models.text_to_image.diffusers_pipeline import Diffusers
+from tests.flows.checkpoint_kit import saved
 
 PROMPTS = ("a red cat", "two dogs", "no 7")
 Ask = Callable[..., httpx.Response]
@@ -43,11 +45,18 @@ def apart(own_workshop: Any, foreign: Diffusers) -> Any:
     whole = Checkpoint(
         describe(foreign), foreign.state_dict(), "a test", "none", (), {}, "a tiny one"
     )
+    return published(own_workshop, whole)
+
+
+def published(workshop: Any, whole: Checkpoint) -> Any:
+    """Publish a checkpoint's stages, and return the pipeline and its models."""
     parts, models = parted(whole, "model"), {}
     for name, part in parts.items():
         models[name] = build(part.document).eval()
         models[name].load_state_dict(dict(part.tensors))
-    return own_workshop.publish_wired("foreign", models, wired("model", parts)), models
+    wires = wired("model", parts)
+    assert wires is not None
+    return workshop.publish_wired("foreign", models, wires["generate"]), models
 
 
 @pytest.fixture
@@ -81,10 +90,37 @@ def test_three_stages_draw_in_one_pool_and_in_three_what_the_whole_checkpoint_dr
         assert answer.status_code == 200, answer.text
         options = {"steps": 3, **({"negative_prompt": negative} if negative else {})}
         wanted = draw([*models.values()], pipeline, ["a red cat"], [3], options=options)
-        found = pixels_of(answer.json()["data"][0])
-        assert np.abs(found - (255 * wanted[0]).round().permute(1, 2, 0).int().numpy()).max() <= 1
+        assert is_drawn(answer, wanted)
     held = [[*one._versions.digests] for one in stages[1:]]
     assert [len(one) for one in held] == [1, 1, 1], "a stage a pool"
+
+
+def is_drawn(answer: httpx.Response, wanted: torch.Tensor) -> bool:
+    """Return whether an answer's first picture is what was drawn, (B, C, H, W), to one level."""
+    found = pixels_of(answer.json()["data"][0])
+    levels = (255 * wanted[0]).round().permute(1, 2, 0).int().numpy()
+    return bool(np.abs(found - levels).max() <= 1)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_a_transformer_of_others_answers_what_it_draws_in_process(
+    own_workshop: Any, stages: list[Any], ask: Ask, tmp_path: Path, kind: str
+) -> None:
+    """Of several requests at once, as the options of each say; a distilled one is led away from no text."""
+    saved(kind, tmp_path)
+    pipeline, models = published(own_workshop, read(tmp_path, "a test", 16))
+    app = own_workshop.gateway(stages[0])
+    away = {"negative_prompt": "a dull dog"}
+    for options in ({"steps": 2}, {"steps": 3, "guidance": 2.0}, {"steps": 2, **away}):
+        body = {**ASKED, "prompt": "a red cat", **options}
+        answer = ask(app, "POST", "/v1/images/generations", json=body)
+        if kind == "flux" and "negative_prompt" in options:
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["error"]["param"] == "negative_prompt"
+            continue
+        assert answer.status_code == 200, answer.text
+        wanted = draw([*models.values()], pipeline, ["a red cat"], [3], options=options)
+        assert is_drawn(answer, wanted), options
 
 
 def test_a_prompt_is_read_once_for_all_requests(
