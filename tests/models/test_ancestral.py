@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from models.parts.rows import join
+from models.request import Request
 from models.text_to_image.diffusers_unclip import ancestral
+from tests.models.families_kit import shaken
 
 LEARNED = {"variance_type": "learned_range"}
 ASKED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,6 +53,26 @@ def test_a_table_goes_where_diffusers_own_scheduler_goes(
         rows_BK = table_SK[step].expand(2, -1)
         ours, _ = ancestral.advance(rows_BK, ours, e, variance, noise[step], document)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_decoder_s_row_has_the_same_bits_however_its_neighbours_are_guided_and_stepped() -> None:
+    model: Any = shaken("diffusers-decoder")
+    model.call_sizes = (8,)
+    pairs = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(0))
+    asked = [
+        Request(seeds=(7,), given={"embedding": pairs}, steps=steps, guidance=guidance)
+        for steps, guidance in ((2, 1.0), (4, 2.0), (3, 0.0), (3, 4.0))
+    ]
+    ended = []
+    for requests in (asked, *([one] * 4 for one in asked)):
+        rows = join([model.begin(one) for one in requests])
+        while not model.done(rows).all():
+            rows = model.step(rows)
+        ended.append(model.finish(rows))
+    mixed, *alike = ended
+    for row, alone in enumerate(alike):
+        assert torch.equal(alone[row], mixed[row])
+        torch.testing.assert_close(model.sample(asked[row])[0], mixed[row], rtol=0, atol=1e-4)
 
 
 def test_a_scheduler_that_no_table_has_is_refused_with_those_that_there_are() -> None:
