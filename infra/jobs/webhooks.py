@@ -6,7 +6,7 @@ nothing: it is due again a minute later. Whoever is told may so be told twice, u
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -122,16 +122,18 @@ class Webhooks:
             _get(connection, id, owner)
             return post(connection, id, event, data, self._clock())
 
-    def claim(self) -> Delivery | None:
-        """Return what has waited longest to be told, for a minute, or None where nothing is due."""
+    def claim(self, but: Collection[str] = ()) -> Delivery | None:
+        """Return what has waited longest to be told, for a minute, to no owner of `but`; None: nothing is due."""
         now = self._clock()
-        waits = sa.select(DELIVERIES).where(DELIVERIES.c.due <= now)
+        waits = sa.select(DELIVERIES).join(ENDPOINTS, ENDPOINTS.c.id == DELIVERIES.c.endpoint)
+        waits = waits.where(DELIVERIES.c.due <= now, ENDPOINTS.c.owner.not_in(but))
         waits = waits.order_by(DELIVERIES.c.due, DELIVERIES.c.id).limit(1)
+        mine = waits.with_for_update(skip_locked=True, of=DELIVERIES)
         with reading(self._engine) as connection:
             if connection.execute(waits).first() is None:
                 return None
         with writing(self._engine) as connection:
-            row = connection.execute(waits.with_for_update(skip_locked=True)).mappings().first()
+            row = connection.execute(mine).mappings().first()
             if row is None:
                 return None
             here = DELIVERIES.c.id == row["id"]
@@ -161,10 +163,11 @@ class Webhooks:
             connection.execute(here.values(due=due, error=error))
 
     def sweep(self) -> None:
-        """Forget deliveries that ended a week ago."""
+        """Forget deliveries that ended a week ago, and those of endpoints that went while a job ended."""
         old = DELIVERIES.c.due.is_(None) & (DELIVERIES.c.ended < self._clock() - KEPT_S)
+        nobody_s = DELIVERIES.c.endpoint.not_in(sa.select(ENDPOINTS.c.id))
         with writing(self._engine) as connection:
-            connection.execute(sa.delete(DELIVERIES).where(old))
+            connection.execute(sa.delete(DELIVERIES).where(old | nobody_s))
 
     def _end(self, id: str, error: str | None) -> None:
         with writing(self._engine) as connection:

@@ -28,6 +28,8 @@ logger = logging.getLogger("ray.serve")
 ANSWER_S: Final = 10.0
 LOOK_S: Final = 1.0  # between two looks into the outbox
 SWEEP_S: Final = 3600.0
+AT_ONCE: Final = 16  # owners who are told something, of each one thing
+NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Unwelcome(ValueError):
@@ -61,17 +63,18 @@ async def address_of(url: httpx.URL, *, private: bool) -> str:
     Raises:
         Unwelcome: no http(s) address, one without TLS or of a private network where these are not allowed, or none.
     """
-    if url.scheme not in ({"https", "http"} if private else {"https"}) or not url.host:
+    if url.scheme not in ({"https", "http"} if private else {"https"}) or not url.raw_host:
         raise Unwelcome(f"a webhook goes to https://..., got {str(url)!r}")
     if url.userinfo:
         raise Unwelcome("a webhook's address holds no password")
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise Unwelcome(f"{url.host} cannot be found: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        host, why = url.raw_host.decode(), getattr(error, "strerror", None) or error
+        raise Unwelcome(f"{host} cannot be found: {why}") from None
     addresses = [str(one[4][0]) for one in found]
-    closed = [one for one in addresses if not ipaddress.ip_address(one).is_global]
+    closed = [one for one in addresses if not _is_open(ipaddress.ip_address(one))]
     if closed and not private:
         raise Unwelcome(
             f"{url.host} is {closed[0]}, of a private network: webhooks go there only where the operator allows it"
@@ -79,8 +82,23 @@ async def address_of(url: httpx.URL, *, private: bool) -> str:
     return addresses[0]
 
 
+def _is_open(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Return whether an address is one of the public internet, also the one inside of it that a relay would call."""
+    inner: ipaddress.IPv4Address | None = None
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    shown = address if inner is None else inner
+    return shown.is_global and not shown.is_multicast
+
+
 class Courier:
-    """Tells endpoints of what the outbox holds, as long as it runs."""
+    """Tells endpoints of what the outbox holds, as long as it runs.
+
+    Each owner is told one thing after the other and many owners at once, so that addresses that are slow keep nobody
+    else's news waiting.
+    """
 
     def __init__(self, webhooks: Webhooks, signing: Signing, *, private: bool) -> None:
         self._webhooks, self._signing = webhooks, signing
@@ -99,38 +117,46 @@ class Courier:
             self._task = None
 
     async def _delivering(self) -> None:
-        swept = 0.0
-        while True:
-            try:
-                if time.monotonic() - swept > SWEEP_S:
-                    swept = time.monotonic()
-                    await asyncio.to_thread(self._webhooks.sweep)
-                told = await self.deliver()
-            except DatabaseError as error:
-                logger.warning("no webhook can be delivered: %s", error)
-                told = False
-            if not told:
-                await asyncio.sleep(LOOK_S)
+        swept, busy = 0.0, dict[str, asyncio.Task[None]]()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                busy = {owner: task for owner, task in busy.items() if not task.done()}
+                delivery = None
+                try:
+                    if time.monotonic() - swept > SWEEP_S:
+                        swept = time.monotonic()
+                        await asyncio.to_thread(self._webhooks.sweep)
+                    if len(busy) < AT_ONCE:
+                        delivery = await asyncio.to_thread(self._webhooks.claim, tuple(busy))
+                except DatabaseError as error:
+                    logger.warning("no webhook can be delivered: %s", error)
+                if delivery is not None:
+                    busy[delivery.endpoint.owner] = group.create_task(self.deliver(delivery))
+                elif busy:
+                    ends = asyncio.FIRST_COMPLETED
+                    await asyncio.wait(busy.values(), timeout=LOOK_S, return_when=ends)
+                else:
+                    await asyncio.sleep(LOOK_S)
 
-    async def deliver(self) -> bool:
-        """Deliver one event that is due; return whether there was one."""
-        delivery = await asyncio.to_thread(self._webhooks.claim)
-        if delivery is None:
-            return False
+    async def deliver(self, delivery: Delivery) -> None:
+        """Tell an endpoint of one event, and note what came of it."""
         try:
-            await self._post(delivery)
-        except (httpx.HTTPError, Unwelcome) as error:
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = await self._refusal(delivery)
+            if why is None:
+                await asyncio.to_thread(self._webhooks.delivered, delivery.id)
+                return
             logger.warning("webhook %s to %s: %s", delivery.id, delivery.endpoint.id, why)
             await asyncio.to_thread(self._webhooks.failed, delivery.id, why[:500])
-        else:
-            await asyncio.to_thread(self._webhooks.delivered, delivery.id)
-        return True
+        except DatabaseError as error:
+            logger.warning("webhook %s is told again in a minute: %s", delivery.id, error)
 
-    async def _post(self, delivery: Delivery) -> None:
-        status = await _sent(self._signing, delivery, private=self._private)
-        if not 200 <= status < 300:
-            raise Unwelcome(f"the endpoint answered {status}")
+    async def _refusal(self, delivery: Delivery) -> str | None:
+        """Return why an event was not taken; None: it was."""
+        try:
+            status = await _sent(self._signing, delivery, private=self._private)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+        return None if 200 <= status < 300 else f"the endpoint answered {status}"
 
 
 async def tell(
@@ -151,6 +177,14 @@ async def tell(
 
 
 async def _sent(signing: Signing, delivery: Delivery, *, private: bool) -> int:
+    try:
+        async with asyncio.timeout(ANSWER_S):  # of all together: a head may come byte by byte
+            return await _answered(signing, delivery, private=private)
+    except TimeoutError:
+        raise Unwelcome(f"the endpoint did not answer within {ANSWER_S:g} s") from None
+
+
+async def _answered(signing: Signing, delivery: Delivery, *, private: bool) -> int:
     url = httpx.URL(delivery.endpoint.url)
     address = await address_of(url, private=private)
     now = time.time()

@@ -10,12 +10,24 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from openai import InvalidWebhookSignatureError, OpenAI
 
+from infra.database import open_engine, reading, writing
+from infra.jobs import outbox
 from infra.jobs.jobs import Jobs
-from infra.jobs.table import Result
-from infra.jobs.webhooks import BOTH_S, CLAIM_S, MOST_TRIES, WebhookEndpoint, WebhookError, Webhooks
+from infra.jobs.table import DELIVERIES, Result
+from infra.jobs.webhooks import (
+    BOTH_S,
+    CLAIM_S,
+    MOST_TRIES,
+    PAUSE_S,
+    WebhookEndpoint,
+    WebhookError,
+    Webhooks,
+)
 from infra.receipts.signing import Signing
+from services.jobs import webhooks
 from services.jobs.webhooks import Courier, Unwelcome, address_of, secret_of
 from tests.databases_kit import Database
 
@@ -63,6 +75,7 @@ class Post:
         import time
 
         self.now = time.time()
+        self.url = url
         self.signing = Signing(folder)
         self.jobs = Jobs(url, clock=lambda: self.now)
         self.webhooks = Webhooks(url, clock=lambda: self.now)
@@ -71,7 +84,10 @@ class Post:
         return Courier(self.webhooks, self.signing, private=private)
 
     def deliver(self, *, private: bool = True) -> bool:
-        return asyncio.run(self.courier(private=private).deliver())
+        delivery = self.webhooks.claim()
+        if delivery is not None:
+            asyncio.run(self.courier(private=private).deliver(delivery))
+        return delivery is not None
 
     def listen(self, url: str, owner: str = "anna", events: Any = EVENTS) -> WebhookEndpoint:
         return self.webhooks.create(owner, "mine", url, events)
@@ -151,6 +167,93 @@ def test_a_delivery_whose_courier_was_killed_is_another_s_a_minute_later(post: P
     assert len(told.got) == 1
 
 
+async def opened(answer: Any) -> tuple[asyncio.Server, str]:
+    """A receiver that does with each connection what `answer` does."""
+
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await answer(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(closing, "127.0.0.1", 0)
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+def test_a_head_that_comes_line_by_line_is_given_up_in_time(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "ANSWER_S", 0.3)
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while not writer.is_closing():
+            writer.write(b"x: y\r\n")
+            await asyncio.sleep(0.05)
+
+    async def told() -> None:
+        server, url = await opened(drip)
+        post.listen(url)
+        post.end()
+        delivery = post.webhooks.claim()
+        assert delivery is not None
+        async with asyncio.timeout(30):
+            await post.courier().deliver(delivery)
+        server.close()
+
+    asyncio.run(told())
+    post.now += PAUSE_S
+    assert post.webhooks.claim() is not None  # it failed, and is tried again
+
+
+def test_an_owner_s_slow_address_keeps_nobody_else_s_news_waiting(post: Post) -> None:
+    happened: list[str] = []
+
+    async def slow(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()  # until who calls has given it up
+        happened.append("anna is given up")
+
+    async def quick(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        happened.append("berta is told")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        over.set()
+
+    async def work() -> None:
+        (one, of_anna), (two, of_berta) = await opened(slow), await opened(quick)
+        for _ in range(2):
+            post.listen(of_anna)
+        post.listen(of_berta, owner="berta")
+        post.end()
+        post.end(owner="berta")
+        courier = post.courier()
+        courier.start()
+        await over.wait()
+        await courier.stop()
+        one.close()
+        two.close()
+
+    over = asyncio.Event()
+    asyncio.run(work())
+    assert happened[0] == "berta is told"
+
+
+def test_news_for_an_endpoint_that_went_meanwhile_stops_no_others(post: Post) -> None:
+    with receiving() as told:
+        mine = post.listen(told.url)
+        engine = open_engine(post.url)
+        with writing(engine) as connection:  # as a job ends while it is deleted
+            outbox.post(connection, "we_gone", "video.completed", {}, post.now - 1)
+        post.webhooks.test(mine.id, "anna", "video.completed", {})
+        assert post.deliver()
+        assert not post.deliver()
+        post.webhooks.sweep()
+    with reading(engine) as connection:
+        kept = list(connection.scalars(sa.select(DELIVERIES.c.endpoint)))
+    engine.dispose()
+    assert kept == [mine.id]
+
+
 def test_a_rotated_secret_signs_alone_or_for_a_day_beside_the_old_one(post: Post) -> None:
     with receiving() as told:
         first = post.listen(told.url)
@@ -190,6 +293,8 @@ def test_endpoints_are_changed_and_deleted_by_their_owner_alone(post: Post) -> N
         *("https://127.0.0.1/", "https://localhost/", "https://[::1]/", "https://10.1.2.3/"),
         *("https://169.254.169.254/latest", "https://[::ffff:127.0.0.1]/", "https://0.0.0.0/"),
         *("http://1.1.1.1/", "ftp://1.1.1.1/", "https://user:word@1.1.1.1/", "https:///x"),
+        *("https://224.0.0.1/", "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/"),
+        *(f"https://{'a' * 64}.org/", "https://a..b/", "https://xn--/"),
     ],
 )
 def test_private_addresses_and_open_lines_are_refused(url: str) -> None:
