@@ -8,7 +8,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from infra.jobs.jobs import Full, NotFound
+from infra.jobs.jobs import Conflict, Full, NotFound
 from infra.jobs.table import Job
 from services.api.requests import Strict
 from services.api.served import Parts, parts_of, read_order
@@ -16,6 +16,7 @@ from services.batches import files, lines
 from services.batches.work import KIND, WINDOW_S, Batch, BatchList, Work, shown
 from services.gateway.errors import ApiError
 from services.gateway.openapi import ANYWHERE, Routes, answers
+from services.jobs.idempotency import conflict, key_of
 from services.jobs.store import Store
 
 FOUND: Final = (*ANYWHERE, 404)
@@ -46,20 +47,26 @@ class BatchOrder(Strict):
     ) = None
 
 
-@routes.takes("/v1/batches", BatchOrder, Batch, errors=(*FOUND, 415))
+@routes.takes("/v1/batches", BatchOrder, Batch, errors=(*FOUND, 415, 422))
 async def create(request: Request) -> Response:
     """Answer all requests of a file, some time in the next day."""
     order = await read_order(request, BatchOrder)
-    parts, owner = parts_of(request), str(request.scope["owner"])
+    parts, owner, key = parts_of(request), str(request.scope["owner"]), key_of(request)
     try:
-        job = await asyncio.to_thread(_submitted, parts, owner, order)
+        job = await asyncio.to_thread(_submitted, parts, owner, order, key)
     except Full as error:
         wait = error.retry_after_s
         raise ApiError(429, str(error), code="queue_full", retry_after_s=wait) from None
+    except Conflict as error:
+        raise conflict(error) from None
     return await _told(request, job)
 
 
-def _submitted(parts: Parts, owner: str, order: BatchOrder) -> Job:
+def _submitted(parts: Parts, owner: str, order: BatchOrder, key: str | None) -> Job:
+    asked = order.model_dump(mode="json")
+    earlier = parts.jobs.earlier(KIND, asked, owner=owner, idempotency_key=key)
+    if earlier is not None:
+        return earlier
     file = files.file_of(parts.jobs, owner, order.input_file_id, "input_file_id")
     rows = files.rows_of(Store(parts.arguments.made), file)
     work = Work(
@@ -68,11 +75,11 @@ def _submitted(parts: Parts, owner: str, order: BatchOrder) -> Job:
         total=sum(1 for _ in lines.read(rows, order.endpoint)),
         metadata=order.metadata,
     )
-    asked = work.model_dump(mode="json")
-    until = time.time() + WINDOW_S
+    until, request = time.time() + WINDOW_S, work.model_dump(mode="json")
     return parts.jobs.submit(
-        KIND, asked, owner=owner, pipeline="", digests={}, seed=0, deadline=until
-    )
+        KIND, request, owner=owner, pipeline="", digests={}, seed=0, deadline=until,
+        idempotency_key=key, asked=asked,
+    )  # fmt: skip
 
 
 @routes.get("/v1/batches", response_model=None, responses=answers(BatchList, FOUND))

@@ -5,9 +5,10 @@ One that a lost replica of the gateway had is held and asked again.
 Headers that Serve would obey are refused, and those that it could not read left out, before it sees them.
 
 Where a replica dies with a request, Serve answers nothing or in plain text; a drawing may be asked for twice, since
-nothing of the first was shown. What cannot be had in time is a 503 in the envelope. Serve's own routes (`/-/routes`,
-`/-/healthz`) answer nobody: they would name every application to whoever asks, and the gateway has /healthz. Ray's head
-names `services.gateway.front.middlewares` to the proxy (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`).
+nothing of the first was shown, and a job is found by the key that a request without one gets here. What cannot be had
+in time is a 503 in the envelope. Serve's own routes (`/-/routes`, `/-/healthz`) answer nobody: they would name every
+application to whoever asks, and the gateway has /healthz. Ray's head names `services.gateway.front.middlewares` to the
+proxy (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`).
 """
 
 import asyncio
@@ -37,6 +38,7 @@ LOSSES: Final = 3  # a request that kills its replica is not given to everyone
 MOST_HELD: Final = 512
 MOST_KEPT: Final = 2**20  # bytes of a body, the most that the gateway takes
 PAUSE_S: Final = 0.25
+KEY: Final = b"idempotency-key"
 
 
 class Front:
@@ -70,6 +72,7 @@ class Front:
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask for a request until it has an answer."""
+        scope = _named(scope)
         body, deadline, losses = _Body(receive), time.monotonic() + HELD_S, 0
         while True:
             answer = _Answer(send)
@@ -170,6 +173,14 @@ class _Answer:
         error = ApiError(503, "the replica was lost; ask again", code="interrupted")
         line = f"data: {json.dumps(error.body)}\n\n".encode()
         await self._send({"type": "http.response.body", "body": line})
+
+
+def _named(scope: Scope) -> Scope:
+    """Return a request with a name: what a lost replica has written down of it is found, and not done twice."""
+    if scope["method"] != "POST" or any(name == KEY for name, _ in scope["headers"]):
+        return scope
+    name = (KEY, f"front-{uuid.uuid4().hex}".encode())
+    return {**scope, "headers": [*scope["headers"], name]}
 
 
 def middlewares() -> list[Middleware]:

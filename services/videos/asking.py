@@ -18,6 +18,7 @@ from services.api.edits import digests
 from services.api.images import caption
 from services.api.served import Parts, parts_of
 from services.gateway.errors import ApiError, invalid
+from services.jobs.idempotency import conflict, key_of
 from services.jobs.store import Store
 from services.pipelines.executor import Executor
 from services.pipelines.payload import GenerationSpec
@@ -26,7 +27,6 @@ from services.videos.content import result_of
 from services.videos.requests import Sampling, VideoEditOrder, VideoExtensionOrder, VideoOrder
 from services.videos.work import KIND, Input, Work, opened_clip, opened_picture, read, work_of
 
-KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
 LONGEST_S: Final = 24 * 3600  # until a deadline
 CLOSE: Final = 0.005  # s or frames a second by which what is asked for may miss what is made
 
@@ -243,10 +243,10 @@ async def _earlier(request: Request, asked: Mapping[str, Any]) -> Job | None:
             KIND,
             asked,
             owner=owner_of(request),
-            idempotency_key=_key(request),
+            idempotency_key=key_of(request),
         )
     except Conflict as error:
-        raise _conflict(error) from None
+        raise conflict(error) from None
 
 
 async def submit(
@@ -271,7 +271,7 @@ async def submit(
         "pipeline": endpoint.ref,
         "digests": digests,
         "seed": seed,
-        "idempotency_key": _key(request),
+        "idempotency_key": key_of(request),
         "asked": asked,
         "deadline": _deadline(request),
     }
@@ -282,7 +282,7 @@ async def submit(
             429, str(error), code="queue_full", retry_after_s=error.retry_after_s
         ) from None
     except Conflict as error:
-        raise _conflict(error) from None
+        raise conflict(error) from None
 
 
 def _submitted(
@@ -304,14 +304,6 @@ def _submitted(
             store.clear(id)
 
 
-def _key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not KEY.fullmatch(key):
-        message = f"idempotency-key: 1 to 200 visible ASCII characters, got {len(key)}"
-        raise ApiError(400, message, code="header", param="idempotency-key")
-    return key
-
-
 def _deadline(request: Request) -> float | None:
     """Return when a job is not wanted any more, in Unix seconds, as the header Cancel-After says."""
     said = request.headers.get("cancel-after")
@@ -321,7 +313,3 @@ def _deadline(request: Request) -> float | None:
         message = f"cancel-after: whole seconds, 1 to {LONGEST_S}, got {said[:40]!r}"
         raise ApiError(400, message, code="header", param="cancel-after")
     return time.time() + int(said)
-
-
-def _conflict(error: Conflict) -> ApiError:
-    return ApiError(422, str(error), code="idempotency_conflict", param="idempotency-key")

@@ -72,11 +72,16 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front, "PAUSE_S", 0.001)
 
 
-def ask(proxy: Proxy, path: str = "/v1/samples", body: bytes = b'{"seed": 1}') -> httpx.Response:
+def ask(
+    proxy: Proxy,
+    path: str = "/v1/samples",
+    body: bytes = b'{"seed": 1}',
+    headers: dict[str, str] | None = None,
+) -> httpx.Response:
     async def call() -> httpx.Response:
         transport = httpx.ASGITransport(app=Front(proxy))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await client.post(path, content=body)
+            return await client.post(path, content=body, headers=headers)
 
     return asyncio.run(call())
 
@@ -86,6 +91,24 @@ def test_a_request_whose_gateway_is_lost_is_answered_by_the_next(first: Way) -> 
     proxy = Proxy(first, first, answer)
     found = ask(proxy)
     assert (found.status_code, found.content, proxy.calls) == (200, b'{"seed": 1}', 3)
+
+
+def test_a_request_has_one_name_however_often_it_is_asked() -> None:
+    names: list[bytes] = []
+
+    def noting(way: Way) -> Way:
+        async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+            names.append(dict(scope["headers"])[b"idempotency-key"])
+            await way(scope, receive, send)
+
+        return noted
+
+    for _ in range(2):
+        assert ask(Proxy(noting(lost), noting(answer)), "/v1/videos").status_code == 200
+    assert (names[0], names[2]) == (names[1], names[3])
+    assert names[0] != names[2]
+    ask(Proxy(noting(answer)), "/v1/videos", headers={"idempotency-key": "mine"})
+    assert names[4] == b"mine"
 
 
 def test_a_request_that_kills_every_replica_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +178,7 @@ def run(proxy: Proxy) -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "path": "/v1/chat/completions", "headers": []}
+    scope = {"type": "http", "method": "GET", "path": "/v1/chat/completions", "headers": []}
     asyncio.run(Front(proxy)(scope, receive, send))
     return sent
 
@@ -205,7 +228,7 @@ def given(*headers: tuple[bytes, bytes]) -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "path": "/v1/models", "headers": [*HEADERS, *headers]}
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [*HEADERS, *headers]}
     asyncio.run(Front(seen)(scope, receive, send))
     return sent
 
