@@ -5,7 +5,7 @@ import secrets
 from typing import Final
 
 ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
-ID: Final = re.compile(rf"[a-z]+_([{ALPHABET}]{{10}})[{ALPHABET}]{{16}}(_[a-z]+)?")
+ID: Final = re.compile(rf"[a-z]+_([{ALPHABET}]{{10}})[{ALPHABET}]{{16}}")
 
 
 def new_id(kind: str, now: float) -> str:

@@ -17,7 +17,19 @@ from sqlalchemy.engine import Connection, Engine
 from infra.database import open_engine, reading, writing
 from infra.jobs.ids import new_id
 from infra.jobs.leases import Lease, end, give_back
-from infra.jobs.table import ENDS, FILE, JOBS, STAGES, Job, Output, Result, job, outputs
+from infra.jobs.table import (
+    BATCH,
+    CANCELLED,
+    ENDS,
+    FILE,
+    JOBS,
+    STAGES,
+    Job,
+    Output,
+    Result,
+    job,
+    outputs,
+)
 from infra.ledger.hash_chain import canonical, sha256
 
 LEASE_S: Final = 10.0  # after a kill -9 nobody waits longer than this
@@ -201,6 +213,8 @@ class Jobs:
     ) -> Page:
         """Return a part of the list of jobs, by when they were made; None: of all owners, of all kinds but files.
 
+        A file is listed for as long as it is there.
+
         Raises:
             NotFound: there is no job `after` which to begin.
         """
@@ -208,6 +222,7 @@ class Jobs:
         if owner is not None:
             query = query.where(JOBS.c.owner == owner)
         query = query.where(JOBS.c.kind != FILE if kind is None else JOBS.c.kind == kind)
+        query = query.where(JOBS.c.result.is_not(None)) if kind == FILE else query
         place = sa.tuple_(JOBS.c.created, JOBS.c.id)
         up = order == "asc"
         with reading(self._engine) as connection:
@@ -229,6 +244,14 @@ class Jobs:
         with writing(self._engine) as connection:
             self._cancel(connection, self._row(connection, id))
             return self._get(connection, id)
+
+    def cancel_under(self, owner: str, start: str) -> None:
+        """Cancel an owner's jobs whose idempotency keys start so, as `cancel`."""
+        keyed = JOBS.c.idempotency_key.startswith(start, autoescape=True)
+        query = sa.select(JOBS).where(JOBS.c.owner == owner, keyed, JOBS.c.due.is_not(None))
+        with writing(self._engine) as connection:
+            for row in connection.execute(query.with_for_update()).mappings().all():
+                self._cancel(connection, dict(row))
 
     def delete(self, id: str) -> None:
         """Cancel a job and forget it; its files go at the next sweep. Its key may be used again.
@@ -308,12 +331,17 @@ class Jobs:
         late = JOBS.c.due.is_not(None) & (JOBS.c.deadline < now)
         idle = (JOBS.c.state == "queued") | (JOBS.c.due < now)
         over = JOBS.c.state.in_(ENDS - {"expired"}) & (JOBS.c.expires < now)
+        called_off = over & (JOBS.c.state == "cancelled")
+        why = {"error_code": CANCELLED.code, "error_message": CANCELLED.message}
         gone = (JOBS.c.state == "expired") & (JOBS.c.expires < now - REMEMBERED_S)
         with writing(self._engine) as connection:
             query = sa.select(JOBS).where(late, idle).with_for_update(skip_locked=True)
             for row in connection.execute(query).mappings().all():
                 self._buried(connection, dict(row), now)
+            connection.execute(sa.update(JOBS).where(called_off).values(**why))
             connection.execute(sa.update(JOBS).where(over).values(state="expired", result=None))
+            forgotten = sa.select(JOBS.c.id).where(gone, sa.not_(JOBS.c.files))
+            connection.execute(sa.delete(STAGES).where(STAGES.c.job.in_(forgotten)))
             connection.execute(sa.delete(JOBS).where(gone, sa.not_(JOBS.c.files)))
 
     def leftovers(self, limit: int = 100) -> list[str]:
@@ -333,10 +361,11 @@ class Jobs:
         return [one for one in ids if one not in known]
 
     def cleared(self, id: str) -> None:
-        """Note that a job's files are gone: its stages go, and a deleted job itself."""
+        """Note that a job's files are gone: its stages go, but for those that count, and a deleted job itself."""
         here = JOBS.c.id == id
+        idle = sa.select(JOBS.c.id).where(here, JOBS.c.deleted | (JOBS.c.kind != BATCH))
         with writing(self._engine) as connection:
-            connection.execute(sa.delete(STAGES).where(STAGES.c.job == id))
+            connection.execute(sa.delete(STAGES).where(STAGES.c.job.in_(idle)))
             connection.execute(sa.update(JOBS).where(here).values(files=False))
             connection.execute(sa.delete(JOBS).where(here, JOBS.c.deleted))
 
@@ -368,12 +397,16 @@ class Jobs:
     def _buried(self, connection: Connection, row: Mapping[str, Any], now: float) -> bool:
         """End a job that is not to be worked on any more; return whether it was one."""
         lost = row["state"] == "in_progress"
+        late = row["deadline"] is not None and row["deadline"] < now
+        often = lost and row["tries"] >= MOST_TRIES
+        if (row["cancel"] or late) and _counts(row) and not often:
+            return False
         if row["cancel"]:
             end(connection, row, now, self._kept_s, "cancelled")
-        elif row["deadline"] is not None and row["deadline"] < now:
+        elif late:
             say = f"it was not done by its deadline, {now - row['deadline']:.3g} s ago"
             end(connection, row, now, self._kept_s, "failed", ("deadline_exceeded", say))
-        elif lost and row["tries"] >= MOST_TRIES:
+        elif often:
             say = f"{row['tries']} runners in a row were lost while they worked on the same stage"
             end(connection, row, now, self._kept_s, "failed", ("lost", say), cause="lost")
         else:
@@ -410,7 +443,9 @@ class Jobs:
 
     def _cancel(self, connection: Connection, row: Mapping[str, Any]) -> None:
         now = self._clock()
-        if row["state"] == "queued":
+        if row["state"] == "queued" and _counts(row):
+            _set(connection, row["id"], cancel=True, due=now)
+        elif row["state"] == "queued":
             end(connection, row, now, self._kept_s, "cancelled")
         elif row["state"] == "in_progress":
             _set(connection, row["id"], cancel=True)
@@ -424,6 +459,11 @@ class Jobs:
         if row is None:
             raise NotFound(f"there is no job {id!r}, or not any more")
         return row
+
+
+def _counts(row: Mapping[str, Any]) -> bool:
+    """Return whether a job that is called off goes to a runner all the same, who gathers what is finished of it."""
+    return bool(row["kind"] == BATCH and row["attempt"] and not row["deleted"])
 
 
 def _body(kind: str, asked: Mapping[str, Any]) -> str:

@@ -12,6 +12,9 @@ from infra.documents import parse_json
 
 State: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 FILE: Final = "file"  # the kind of what is only kept, by the same rules
+BATCH: Final = (
+    "batch"  # the kind whose finished stages count by themselves, also where it is called off
+)
 ENDS: Final = frozenset({"completed", "failed", "cancelled", "expired"})
 
 JOBS: Final = sa.Table(
@@ -115,6 +118,10 @@ class Error:
 
     code: str
     message: str
+
+
+CANCELLED: Final = Error("cancelled", "it was cancelled before it was done")
+"""Why there is nothing of a job that somebody called off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

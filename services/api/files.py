@@ -81,10 +81,10 @@ async def listed(
     parts, owner = parts_of(request), str(request.scope["owner"])
     if after is not None:
         await asyncio.to_thread(files.file_of, parts.jobs, owner, after, "after")
-    page = await asyncio.to_thread(parts.jobs.page, owner, FILE, after, limit, order)
-    data = [files.shown(job) for job in page.jobs if job.result is not None]
-    data = [one for one in data if purpose in {None, one["purpose"]}]
-    return JSONResponse(listing(data, page.has_more))
+    found = await asyncio.to_thread(
+        files.page, parts.jobs, owner, after, limit, order, purpose=purpose
+    )
+    return JSONResponse(listing(*found))
 
 
 @routes.get(

@@ -6,6 +6,7 @@ clip is asked for under a key that is its line's, so that it is made once.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -75,14 +76,14 @@ class Batcher:
 
     async def work(self, lease: Lease) -> None:
         """Send a batch's requests, all that are not answered yet, and write its files."""
-        clips: set[str] = set()  # that are being made for it
-        sending = asyncio.create_task(self._sent(lease, clips))
+        sending = asyncio.create_task(self._sent(lease))
         try:
             why = await self._watched(lease, sending)
             if why is not None:
                 await _ended(sending)
-                for clip in clips:
-                    await asyncio.to_thread(self._jobs.cancel, clip)
+                # its clips, also those that whoever had it before asked for
+                start = f"{lease.job.id}/"
+                await asyncio.to_thread(self._jobs.cancel_under, lease.job.owner, start)
             await asyncio.to_thread(self._close, lease, why)
         except (ApiError, StoreError) as error:
             code = error.code if isinstance(error, ApiError) else "file_not_found"
@@ -103,17 +104,15 @@ class Batcher:
     async def _watched(self, lease: Lease, sending: "asyncio.Task[None]") -> str | None:
         """Keep the lease while requests are sent; return why no more are to be, None where all were."""
         while not sending.done():
-            await asyncio.wait({sending}, timeout=BEAT_S)
-            if sending.done():
-                break
             if await asyncio.to_thread(lease.beat, lease.job.progress):
                 return "cancelled"
             if lease.job.deadline is not None and time.time() > lease.job.deadline:
                 return "deadline_exceeded"
+            await asyncio.wait({sending}, timeout=BEAT_S)
         sending.result()
         return None
 
-    async def _sent(self, lease: Lease, clips: set[str]) -> None:
+    async def _sent(self, lease: Lease) -> None:
         """Send what is not answered yet, a part after the other."""
         work = work_of(lease.job)
         asked = await asyncio.to_thread(self._asked, lease, work)
@@ -128,7 +127,7 @@ class Batcher:
                 if start in done:
                     continue
                 tasks = [
-                    asyncio.create_task(self._one(client, gate, lease, start + place, line, clips))
+                    asyncio.create_task(self._one(client, gate, lease, start + place, line))
                     for place, line in enumerate(part)
                 ]
                 try:
@@ -143,26 +142,30 @@ class Batcher:
         return lines.read(files.rows_of(self._store, file), work.endpoint)
 
     async def _one(
-        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, lease: Lease, number: int, line: Line,
-        clips: set[str],
-    ) -> Answer:  # fmt: skip
+        self,
+        client: httpx.AsyncClient,
+        gate: asyncio.Semaphore,
+        lease: Lease,
+        number: int,
+        line: Line,
+    ) -> Answer:
         """Return what one request is answered with, when there is room for it."""
         batch, late = lease.job.id, 0
-        headers = {"idempotency-key": f"{batch}/{number}"}
+        headers = {"idempotency-key": f"{batch}/{number}", "content-type": "application/json"}
+        sent = json.dumps(line.body)  # as it came: what no request may hold is refused there
         async with gate:
-            told = await client.post(line.url, json=line.body, headers=headers, timeout=None)
+            told = await client.post(line.url, content=sent, headers=headers, timeout=None)
             while told.status_code in LATER and late < MOST_LATE:
                 late += told.status_code == 504
                 pause = float(told.headers.get("retry-after", 1))
                 await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
-                told = await client.post(line.url, json=line.body, headers=headers, timeout=None)
+                told = await client.post(line.url, content=sent, headers=headers, timeout=None)
             body = parse_json(told.text, "an answer")
+            clip = body.get("id")
             while told.status_code == 200 and body.get("status") in {"queued", "in_progress"}:
-                clips.add(body["id"])
                 await asyncio.sleep(LOOK_S)
-                told = await client.get(f"{line.url}/{body['id']}")
+                told = await client.get(f"{line.url}/{clip}")
                 body = parse_json(told.text, "an answer")
-            clips.discard(str(body.get("id")))
         identity = f"{batch}-{number}"
         return lines.answer(batch, number, line, told.status_code, identity, body)
 

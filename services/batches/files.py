@@ -83,6 +83,25 @@ def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:
     return job
 
 
+def page(
+    jobs: Jobs,
+    owner: str,
+    after: str | None,
+    limit: int,
+    order: Literal["asc", "desc"],
+    *,
+    purpose: str | None,
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return a part of an owner's files, of one purpose where one is named, and whether there may be more."""
+    found, more = list[dict[str, Any]](), True
+    while more and len(found) < limit:  # a part without any of this purpose would end the list
+        part = jobs.page(owner, FILE, after, limit - len(found), order)
+        told = [shown(job) for job in part.jobs]
+        found += [one for one in told if purpose in {None, one["purpose"]}]
+        more, after = part.has_more, told[-1]["id"] if told else None
+    return found, more
+
+
 def rows_of(store: Store, job: Job) -> Iterator[bytes]:
     """Yield a file's lines, as they were kept."""
     assert job.result is not None

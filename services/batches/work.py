@@ -7,11 +7,10 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from infra.jobs.jobs import Jobs, NotFound
-from infra.jobs.table import Job
+from infra.jobs.table import BATCH, CANCELLED, Job
 from services.api.answers import Body
-from services.jobs.runner import BATCHES
 
-KIND: Final = BATCHES
+KIND: Final = BATCH
 WINDOW_S: Final = 24 * 3600.0
 DONE: Final = re.compile(r"from ([0-9]+): ([0-9]+) right, ([0-9]+) wrong")
 
@@ -97,7 +96,7 @@ def shown(jobs: Jobs, job: Job) -> dict[str, Any]:
     status = _status(job)
     ended = int(job.ended) if job.ended else None
     errors = None
-    if job.error is not None:
+    if job.error is not None and status != "cancelled":
         data = [{"code": job.error.code, "message": job.error.message, "line": None, "param": None}]
         errors = {"object": "list", "data": data}
     return {
@@ -125,7 +124,8 @@ def shown(jobs: Jobs, job: Job) -> dict[str, Any]:
 
 def _status(job: Job) -> str:
     if job.error is not None:
-        return "expired" if job.error.code == "deadline_exceeded" else "failed"
+        ends = {"deadline_exceeded": "expired", CANCELLED.code: "cancelled"}
+        return ends.get(job.error.code, "failed")
     if job.cancel:
         return "cancelling"
     known: Mapping[str, str] = {"queued": "validating", "expired": "completed"}

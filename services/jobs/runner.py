@@ -21,7 +21,7 @@ from infra.database import DatabaseError
 from infra.jobs.ids import made_at
 from infra.jobs.jobs import Jobs
 from infra.jobs.leases import Lease, LeaseLost
-from infra.jobs.table import Job, Output, Result
+from infra.jobs.table import BATCH, Job, Output, Result
 from infra.ledger.leases import new_holder
 from infra.pipelines import Pipeline
 from services.gateway.errors import ApiError
@@ -35,7 +35,6 @@ from services.routing.endpoints import Endpoint, Endpoints
 
 logger = logging.getLogger("ray.serve")
 
-BATCHES: Final = "batch"  # the kind that a batcher makes (services.batches), of requests
 AT_ONCE: Final = 2  # jobs of one runner: while one is encoded or moved, another has the engine
 LOOK_S: Final = 0.2  # between two looks for a job
 BEAT_S: Final = 0.1  # between two looks for a cancel
@@ -109,7 +108,7 @@ class Runner:
             await self._free.acquire()
             lease = None
             try:
-                lease = await asyncio.to_thread(self._jobs.claim, self._name, but=BATCHES)
+                lease = await asyncio.to_thread(self._jobs.claim, self._name, but=BATCH)
             except DatabaseError as error:
                 logger.warning("no job can be claimed: %s", error)
             if lease is not None:

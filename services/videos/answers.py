@@ -2,11 +2,10 @@
 
 from typing import Any, Final, Literal
 
-from infra.jobs.table import Job
+from infra.jobs.table import CANCELLED, Job
 from services.api.answers import Body
 from services.videos.work import work_of
 
-CANCELLED: Final = {"code": "cancelled", "message": "it was cancelled before it was done"}
 ENDING: Final = {"video/mp4": "mp4", "image/gif": "gif", "image/webp": "webp"}
 
 
@@ -62,9 +61,7 @@ def shown(job: Job) -> dict[str, Any]:
     """Return a job as OpenAI's clients know it: cancelled is failed to them, and what expired was completed."""
     work = work_of(job)
     status = {"cancelled": "failed", "expired": "failed" if job.error else "completed"}
-    error = CANCELLED if job.state == "cancelled" else None
-    if job.error is not None:
-        error = {"code": job.error.code, "message": job.error.message}
+    error = CANCELLED if job.state == "cancelled" else job.error
     return {
         "id": job.id,
         "object": "video",
@@ -73,7 +70,7 @@ def shown(job: Job) -> dict[str, Any]:
         "status": status.get(job.state, job.state),
         "progress": int(job.progress),
         "created_at": int(job.created),
-        "completed_at": int(job.ended) if job.ended and job.error is None else None,
+        "completed_at": int(job.ended) if job.ended and error is None else None,
         "expires_at": int(job.expires) if job.expires else None,
         "prompt": work.prompt,
         "seconds": f"{work.seconds:g}",
@@ -81,7 +78,7 @@ def shown(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "output_format": work.output_format,
         "remixed_from_video_id": work.remixed_from,
-        "error": error,
+        "error": None if error is None else {"code": error.code, "message": error.message},
     }
 
 

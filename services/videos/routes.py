@@ -71,7 +71,7 @@ async def remix(request: Request, video_id: str) -> Response:
 async def listed(
     request: Request,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
     """List the clips of this key, the newest first unless asked otherwise."""

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from infra.jobs.jobs import MOST_TRIES, Conflict, Full, JobError, Jobs, NotFound
 from infra.jobs.leases import Lease, LeaseLost
-from infra.jobs.table import Job, Result
+from infra.jobs.table import BATCH, CANCELLED, FILE, Job, Result
 from tests.databases_kit import Database, Databases
 
 LEASE_S = 10.0
@@ -284,6 +284,53 @@ def test_what_ended_expires_and_is_forgotten_later(jobs: Jobs, clock: Clock) -> 
     jobs.sweep()
     with pytest.raises(NotFound):
         jobs.get(made.id)
+
+
+def test_what_was_called_off_is_never_told_as_completed(jobs: Jobs, clock: Clock) -> None:
+    made = submit(jobs)
+    jobs.cancel(made.id)
+    clock.now += 61
+    jobs.sweep()
+    found = jobs.get(made.id)
+    assert (found.state, found.error) == ("expired", CANCELLED)
+
+
+def test_files_are_listed_for_as_long_as_they_are_there(jobs: Jobs, clock: Clock) -> None:
+    for number, kept_s in enumerate((10.0, 100.0)):
+        jobs.record({}, id=f"file_{number}", owner="anna", result=RESULT, kept_s=kept_s)
+        clock.now += 1
+    clock.now += 10
+    jobs.sweep()
+    assert [one.id for one in jobs.page("anna", FILE, limit=1, order="asc").jobs] == ["file_1"]
+
+
+def test_what_a_batch_had_finished_is_gathered_and_counted_also_where_it_is_called_off(
+    jobs: Jobs, clock: Clock
+) -> None:
+    given: dict[str, Any] = {"pipeline": "", "digests": {}, "seed": 0}
+    for end in ("cancelled", "late", "given back"):
+        until = clock.now + 5 if end == "late" else None
+        made = jobs.submit(BATCH, {}, owner="anna", deadline=until, **given)
+        lease = claim(jobs)
+        lease.stage_done("from 0", "e" * 64, "file:///0")
+        if end == "given back":
+            lease.release()
+        if end != "late":
+            assert jobs.cancel(made.id).cancel
+        clock.now += LEASE_S + 1
+        jobs.sweep()
+        gathering = claim(jobs, "two")  # though nothing more is to be made of it
+        assert (gathering.job.id, list(gathering.stages())) == (made.id, ["from 0"])
+        gathering.cancelled()
+        clock.now += 61
+        jobs.sweep()
+        jobs.cleared(made.id)
+        assert list(jobs.stages(made.id)) == ["from 0"]
+        clock.now += 31 * 24 * 3600
+        jobs.sweep()
+        assert not jobs.stages(made.id)
+    never = jobs.submit(BATCH, {}, owner="anna", **given)
+    assert jobs.cancel(never.id).state == "cancelled"
 
 
 def test_pages_hold_every_job_once_in_order(jobs: Jobs, clock: Clock) -> None:

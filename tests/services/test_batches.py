@@ -18,12 +18,15 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+from infra.jobs.ids import new_id
 from infra.jobs.jobs import Jobs
 from infra.keys import Keys
 from services.api import files as api
 from services.batches import batcher as batching
 from services.batches import files, lines
 from services.batches.batcher import Batcher
+from services.batches.work import file_id
+from services.jobs.runner import STRAY_S, Runner
 from services.jobs.store import Store
 from tests.services.clips_kit import publish_clips
 from tests.services.conftest import network
@@ -295,25 +298,98 @@ def test_a_batch_that_waits_is_cancelled_or_expires(house: Any, idle: OpenAI) ->
     assert idle.batches.retrieve(late.id).status == "expired"
 
 
+def test_a_batch_is_made_once_by_its_key(house: Any, idle: OpenAI) -> None:
+    file = sent(idle, requests(CHAT, turn("a")))
+
+    def made(key: str, **more: Any) -> Any:
+        order: Any = {"endpoint": CHAT, "completion_window": "24h", **more}
+        headers = {"Idempotency-Key": key}
+        return idle.batches.create(input_file_id=file.id, extra_headers=headers, **order)
+
+    first = made("mine")
+    assert made("mine").id == first.id != made("other").id
+    with pytest.raises(openai.UnprocessableEntityError, match="take a new key"):
+        made("mine", metadata={"a": "b"})
+    for one in idle.batches.list(limit=2).data:
+        house.workshop.jobs.cancel(one.id)
+
+
+def test_a_line_that_no_request_may_hold_is_answered_so_and_the_others_are_made(
+    house: Any, idle: OpenAI
+) -> None:
+    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
+    odd = [{**turn("a"), "temperature": float("nan")}, turn("\ud800"), turn("a")]
+    batch = batch_of(idle, CHAT, *odd)
+    asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("one", kind="batch")))
+    over = idle.batches.retrieve(batch.id)
+    assert (over.status, over.errors) == ("completed", None)
+    assert over.output_file_id is not None
+    assert over.error_file_id is not None
+    assert list(answers(idle, over.output_file_id)) == ["r2"]
+    for one in answers(idle, over.error_file_id).values():
+        assert one["response"]["status_code"] == 400
+
+
+def test_a_list_of_files_ends_with_the_last_of_its_purpose(house: Any, idle: OpenAI) -> None:
+    mine = [sent(idle, b"x").id for _ in range(2)]
+    made = house.workshop.jobs.get(mine[0])
+    jobs, result = house.workshop.jobs, made.result
+    told = {"filename": "a.jsonl", "purpose": "batch_output"}
+    for number in range(3):  # newer ones, of which a page may be full
+        jobs.record(told, id=f"file_{number}_output", owner=made.owner, result=result, kept_s=60.0)
+    found = [one.id for one in idle.files.list(purpose="batch", limit=1)]
+    assert found[:2] == mine[::-1]
+    assert not [one for one in found if one.endswith("output")]
+    with Jobs(house.workshop.database, clock=lambda: time.time() + 61) as later:
+        later.sweep()
+    for id in mine:
+        idle.files.delete(id)
+
+
+def test_the_files_of_an_old_batch_are_no_strays_while_they_are_written(house: Any) -> None:
+    store = Store(str(house.workshop.folder / "files" / "jobs"))
+    runner = Runner(house.workshop.jobs, store, None, None, {})  # type: ignore[arg-type]
+    id = file_id(new_id("batch", time.time() - 2 * STRAY_S), "output")
+
+    def written() -> Iterator[bytes]:
+        yield b"{}\n"
+        runner.sweep()
+
+    job = files.keep(
+        house.workshop.jobs, store, written(), id=id, owner="x", name="a", purpose="batch_output"
+    )
+    assert list(files.rows_of(store, job)) == [b"{}\n"]
+
+
 def test_clips_of_a_cancelled_or_late_batch_are_cancelled_with_it(house: Any, idle: OpenAI) -> None:
     jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
     clip = {"model": "moving", "prompt": "a red circle"}
 
-    async def until_asked(lease: Any, cancelled: bool) -> Any:
+    async def until_asked(lease: Any, end: str) -> Any:
         working = asyncio.create_task(Batcher(jobs, store, house.app._app).work(lease))
-        while not (found := jobs.page(lease.job.owner, "video", limit=1).jobs) or found[0].over:
+        while len(found := open_clips(lease.job.owner)) < 2:
             await asyncio.sleep(0.01)
-        if cancelled:
+        jobs.delete(found[1].id)  # its owner may
+        if end == "given up":
+            working.cancel()
+        elif end == "cancelled":
             jobs.cancel(lease.job.id)
         else:
             lease.job = dataclasses.replace(lease.job, deadline=time.time())
         await asyncio.wait({working})
         return found[0].id
 
-    for end in ("cancelled", "expired"):
-        batch = batch_of(idle, VIDEOS, clip)
+    def open_clips(owner: str) -> Any:
+        return [one for one in jobs.page(owner, "video", limit=2).jobs if not one.over]
+
+    for end in ("cancelled", "expired", "given up"):
+        batch = batch_of(idle, VIDEOS, clip, clip)
         lease = jobs.claim("one", kind="batch")
-        video = asyncio.run(until_asked(lease, end == "cancelled"))
+        video = asyncio.run(until_asked(lease, end))
+        if end == "given up":  # by a gateway that ended; another one is told of the cancel
+            assert idle.batches.cancel(batch.id).status == "cancelling"
+            asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("two", kind="batch")))
+            end = "cancelled"
         assert idle.batches.retrieve(batch.id).status == end
         assert jobs.get(video).state == "cancelled"
 

@@ -203,6 +203,7 @@ def test_a_list_is_paged_in_both_orders(house: Any) -> None:
         ids = [client.videos.create(model="moving", prompt=PROMPT).id for _ in range(5)]
         assert [one.id for one in client.videos.list(limit=2)] == ids[::-1]
         assert [one.id for one in client.videos.list(limit=2, order="asc")] == ids
+        assert not client.videos.list(limit=0).data
         page = client.videos.list(limit=3)
         assert page.has_more is True
         assert [one.id for one in client.videos.list(after=ids[1], order="asc")] == ids[2:]
