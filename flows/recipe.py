@@ -9,6 +9,7 @@ from flows.training.adapting import Lora, Ref
 from flows.tuning.space import Found, Positive, Search, Strict
 from infra.pipelines import SAMPLING
 
+NAME: Final = r"^[a-z][a-z0-9-]{0,40}$"  # of a recipe, and of the model that it makes
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -316,7 +317,7 @@ class Drift(Strict):
 class Recipe(Strict):
     """The whole way of one model: what `atelier run` walks from left to right."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     data: Data

@@ -47,7 +47,10 @@ def families(
     as_json: AsJson = False,
 ) -> None:
     """Run every family's experiment and its broken controls; 1 if a gate is missed or a control passes."""
+    from flows.recipes.loader import controlled
+
     names = [name for name in only.split(",") if name]
+    chosen = controlled(settings().project / "flows" / "recipes", names)
     ready()
     from flows.comparing import experiments
 
@@ -55,7 +58,7 @@ def families(
         _into(write, [])  # it can be written
     rows = []
     with training_progress():
-        for recipe in experiments.recipes(settings().project / "flows" / "recipes", names):
+        for recipe in chosen:
             one = experiments.run(recipe, seeds)
             rows.append(one)
             if write is not None:

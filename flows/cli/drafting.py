@@ -220,7 +220,7 @@ def _head(name: str, data: Mapping[str, Any], what: str) -> list[str]:
     return [
         f"# A first recipe for {data['name']} ({splits}), written by `atelier recipe new`.",
         "# Its bounds are right for any data: tighten them to what a first version reaches.",
-        f"name: {name}",
+        f"name: {_quoted(name)}",
         f"description: {what}",
         "seed: 0",
         f"data: {{name: {data['name']}}}",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from flows.cli.terminal import Ref, console, use_stack
+from flows.cli.terminal import Ref, console, kind_of_file, use_stack
 from infra.settings import settings
 
 if TYPE_CHECKING:
@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from infra.media.clips import Kind
 
 ROWS: Final = 8
+ANIMATED: Final = ("webp", "gif", "mp4")
 RATE: Final = 8.0  # frames a second, of clips that do not say
 Picture = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")]
-Drawn = Annotated[
-    Path,
-    typer.Option("-o", "--output", help="Where to: a PNG; of clips a WebP, GIF or MP4."),
-]
+Drawn = Annotated[Path, typer.Option("-o", "--output", help="Where to write the PNG.")]
 Seed = Annotated[int | None, typer.Option(min=0)]
 Steps = Annotated[int | None, typer.Option(min=1)]
 Guidance = Annotated[float | None, typer.Option(min=0)]
@@ -62,6 +60,7 @@ def edit(
     """Draw a picture anew where it is transparent, through the served API; the rest stays, bit by bit."""
     from flows.cli import client
 
+    kind_of_file(output, "png")
     wishes = {"strength": strength, "seed": seed, "steps": steps, "guidance": guidance}
     _keep(client.edit(name, picture, prompt, mask, **wishes), output)
 
@@ -77,6 +76,7 @@ def vary(
     """Draw another picture of what a picture shows, through the served API."""
     from flows.cli import client
 
+    kind_of_file(output, "png")
     _keep(client.vary(name, picture, seed=seed, steps=steps, guidance=guidance), output)
 
 
@@ -134,13 +134,13 @@ def sheet(
     moves = one.pipeline.modality == "clip"
     name = f"{one.version.ref.replace(':', '-')}-stages.{'webp' if moves else 'png'}"
     path = output or settings().state / "pages" / name
-    kind = animated(path) if moves else None
+    kind = kind_of_file(path, *(ANIMATED if moves else ("png",)))
     made = drawn(one, prompts, seeds)
-    if kind is None:
+    if not moves:
         _write(by_stages(one.pipeline, labels, made), path)
         return
     frames = moving(one.pipeline, labels, made)
-    _store(encoded(frames, one.pipeline.rate({}) or RATE, kind).content, path)
+    _store(encoded(frames, one.pipeline.rate({}) or RATE, cast("Kind", kind)).content, path)
 
 
 def _speech_sheet(
@@ -158,6 +158,10 @@ def _speech_sheet(
     from infra.media.sounds import flac
 
     first = sides[0]
+    path = (
+        output or settings().state / "pages" / f"{first.version.ref.replace(':', '-')}-speech.png"
+    )
+    kind_of_file(path, "png")
     for one in sides[1:]:
         if not one.pipeline.speaks:
             raise Incomparable(f"{one.version.ref} does not speak: leave it out of --beside")
@@ -168,9 +172,6 @@ def _speech_sheet(
     who = voice or data.header["attributes"]["speaker"][0]
     versions = [Speaking(one.version.ref, one.pipeline, loaded(one)) for one in sides]
     rows = rows_of(versions, prompts, who, data.path, seed)
-    path = (
-        output or settings().state / "pages" / f"{first.version.ref.replace(':', '-')}-speech.png"
-    )
     _store(drawn(rows, prompts), path)
     sound_T, rate = after_another(rows)
     _store(flac(sound_T.numpy(), rate), path.with_suffix(".flac"))
@@ -186,6 +187,8 @@ def gallery(
     from flows.comparing.gallery import by_family, drawn, prompts_of
     from flows.reports.stages import Row, table
 
+    path = output or settings().state / "pages" / "gallery.png"
+    kind_of_file(path, "png")
     rows = []
     for family, one in by_family().items():
         made = drawn(one, prompts_of(one, columns), range(columns))
@@ -197,21 +200,7 @@ def gallery(
         raise Incomparable(
             "no version draws pictures yet: make one, `atelier run flows/recipes/shapes.yaml`"
         )
-    _write(table(rows), output or settings().state / "pages" / "gallery.png")
-
-
-def animated(path: Path) -> "Kind":
-    """Return of which kind an animation is, by its file's name.
-
-    Raises:
-        Incomparable: it is none that can be written.
-    """
-    from flows.comparing.compare import Incomparable
-
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in {"webp", "gif", "mp4"}:
-        raise Incomparable(f"--output {path}: clips are drawn, so it ends in .webp, .gif or .mp4")
-    return cast("Kind", kind)
+    _write(table(rows), path)
 
 
 def _write(image: "Image", path: Path) -> None:

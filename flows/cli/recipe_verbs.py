@@ -1,6 +1,7 @@
 """`recipe new`: a first recipe for data at hand."""
 
 import os
+import re
 from typing import Annotated
 
 import typer
@@ -43,10 +44,13 @@ def new(
     from data.loaders import records
     from flows.checking import check
     from flows.cli.drafting import draft
+    from flows.recipe import NAME
     from flows.recipes.loader import load
     from infra.storage import atomic_write
 
     project = settings().project
+    if not re.fullmatch(NAME, name):
+        raise ValueError(f"recipe name {name!r}: use lower-case letters, digits and -, 41 at most")
     path = project / "flows" / "recipes" / f"{name}.yaml"
     if path.exists():
         raise ValueError(f"{path} is there already: choose another name, or remove it")

@@ -1,6 +1,6 @@
 """`rollout`: try a version on some of the requests before it is promoted."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from flows.cli.terminal import (
     use_stack,
 )
 from infra.documents import parse_yaml
+
+NEEDS: Final = {"--limit": "--canary or --shadow", "--force": "--promote", "--reason": "--abort"}
+"""With which options of `rollout` others go."""
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +50,7 @@ def rollout(
     abort: Annotated[
         bool, typer.Option("--abort", help="End it: the champion answers everything.")
     ] = False,
-    reason: Annotated[str, typer.Option(help="With --abort: why; it is recorded.")] = "taken back",
+    reason: Annotated[str, typer.Option(help="With --abort: why; it is recorded.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Roll out a version by canary or shadow, show how it does, promote it or take it back.
@@ -58,6 +61,13 @@ def rollout(
     asked = [canary is not None, shadow is not None, status, promote, abort]
     if sum(asked) > 1:
         raise typer.BadParameter("give one of --canary, --shadow, --status, --promote, --abort")
+    for option, value, needs in (
+        ("--limit", limits, canary is not None or shadow is not None),
+        ("--force", force, promote),
+        ("--reason", reason, abort),
+    ):
+        if value and not needs:
+            raise typer.BadParameter(f"{option} goes with {NEEDS[option]}")
     name = ref.partition(":")[0].partition("@")[0]
     if canary is not None or shadow is not None:
         _start(ref, name, canary, shadow, limits or [], as_json)
@@ -76,7 +86,7 @@ def rollout(
         ready()
         from flows.promotion.rollout import end_rollout
 
-        row = end_rollout(name, reason)
+        row = end_rollout(name, reason or "taken back")
         show_json(row) if as_json else console.print(f"the {row['stage']} of {name} has ended")
         return
     _show(name, as_json)

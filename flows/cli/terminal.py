@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -71,6 +72,18 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 def _cell(value: object) -> str:
     return "-" if value is None else printable(str(value))
+
+
+def kind_of_file(path: Path, *kinds: str) -> str:
+    """Return as what a file is to be written, by how its name ends: "png".
+
+    Raises:
+        typer.BadParameter: it ends as none of `kinds`, where there are some.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kinds and kind not in kinds:
+        raise typer.BadParameter(f"--output {path}: this is written as .{', .'.join(kinds)}")
+    return kind
 
 
 def use_stack() -> None:

@@ -233,7 +233,7 @@ def _asking(ref: str, prompt: str) -> str:
         body = json.dumps({"model": version.name, "input": prompt})
         url = f"{address(settings())}/v1/embeddings"
         return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
-    return f'atelier generate {version.name} "{prompt}"{INTO[made]}'
+    return f"atelier generate {version.name} {shlex.quote(prompt)}{INTO[made]}"
 
 
 def _metrics_table(ref: str, evaluation: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """`models`, `show`, `generate`: the verbs about versions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -11,6 +11,7 @@ from flows.cli.terminal import (
     Ref,
     aside,
     console,
+    kind_of_file,
     printable,
     show_json,
     show_markdown,
@@ -22,7 +23,13 @@ from infra.documents import parse_json, read_json
 if TYPE_CHECKING:
     from infra.registry.registry import Version
 
-CLIPS: Final = ("mp4", "gif", "webp")
+TAKES: Final[Mapping[str, Set[str]]] = {
+    **{"image": {"steps", "guidance"}, "clip": {"steps", "guidance", "seconds"}},
+    **{"audio": {"seconds"}, "text": frozenset()},
+}
+"""Which options `generate` has for what a model makes."""
+WRITTEN: Final = {"image": ("png",), "audio": ("wav",), "clip": ("mp4", "gif", "webp")}
+"""How the files are called that it writes; a text's as one likes."""
 
 
 def register(app: typer.Typer) -> None:
@@ -213,6 +220,11 @@ def generate(
         raise typer.BadParameter(
             f"{name} makes nothing of a prompt but embeddings: ask /v1/embeddings"
         )
+    asked = {"steps": steps, "guidance": guidance, "seconds": seconds}
+    if odd := [option for option in asked.keys() - TAKES[modality] if asked[option] is not None]:
+        raise typer.BadParameter(f"{name} makes {modality}: it takes no --{min(odd)}")
+    if output is not None and modality in WRITTEN:
+        kind_of_file(output, *WRITTEN[modality])
     chats = "chat" in card.get("abilities", ())
     if modality == "text" and output is not None and output.suffix == ".json":
         made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)
@@ -232,8 +244,7 @@ def generate(
     elif modality == "audio":
         made = client.speak(name, prompt, seed=seed, seconds=seconds)
     elif modality == "clip":
-        asked = {"seed": seed, "steps": steps, "guidance": guidance, "seconds": seconds}
-        made = _filmed(name, prompt, output, asked)
+        made = _filmed(name, prompt, output, {"seed": seed, **asked})
     else:
         made = client.paint(name, prompt, seed=seed, steps=steps, guidance=guidance)
     if output is None:
@@ -248,9 +259,6 @@ def _filmed(name: str, prompt: str, output: Path, asked: Mapping[str, Any]) -> b
     """Return a clip, and say meanwhile how far it is and which stages are done."""
     from flows.cli import client
 
-    kind = output.suffix.removeprefix(".").lower()
-    if kind not in CLIPS:
-        raise typer.BadParameter(f"{output}: a clip is written as .{', .'.join(CLIPS)}")
     done: list[str] = []
     with aside.status(f"{name}: queued") as line:
 
@@ -260,4 +268,4 @@ def _filmed(name: str, prompt: str, output: Path, asked: Mapping[str, Any]) -> b
                 done.append(stage)
                 aside.print(f"  {stage} is done, {video['progress']} %", style="dim")
 
-        return client.film(name, prompt, told, output_format=kind, **asked)
+        return client.film(name, prompt, told, output_format=kind_of_file(output), **asked)

@@ -1,7 +1,6 @@
 """Every family's experiment: a recipe by several seeds and its broken controls, all really trained, none promoted."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from httpx import HTTPError
@@ -14,7 +13,7 @@ from flows.evaluating.gate import Condition, GateReport
 from flows.evaluation import judge_pipeline
 from flows.prepare import prepare_dataset
 from flows.recipe import Bound, Recipe, Stage
-from flows.recipes.loader import control_of, load
+from flows.recipes.loader import control_of
 from flows.train import needed, train_stages
 from infra.documents import read_json
 from infra.pipelines import SAMPLING
@@ -91,19 +90,6 @@ class Row(BaseModel):
             elif not control.refused:
                 found.append(f"{which} is not refused by {', '.join(control.refused_by)}")
         return [f"{self.name}: {says}" for says in found]
-
-
-def recipes(folder: Path, only: Sequence[str] = ()) -> list[Recipe]:
-    """Return the recipes that declare a control, in the order of their names, or those named.
-
-    Raises:
-        RecipeError: one of them cannot be used.
-        ValueError: a name that is no recipe's; the message lists those that there are.
-    """
-    found = {path.stem: load(path) for path in sorted(folder.glob("*.yaml"))}
-    if unknown := [name for name in only if name not in found]:
-        raise ValueError(f"no recipe {unknown[0]!r}; choose from {', '.join(found)}")
-    return [found[name] for name in only] or [one for one in found.values() if one.control]
 
 
 def run(recipe: Recipe, seeds: int = 1) -> Row:

@@ -1,6 +1,8 @@
 """From a YAML file to a `Recipe` whose parts fit each other, or one line that says which field does not, and why."""
 
+import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Final, get_args
@@ -10,6 +12,7 @@ from pydantic import ValidationError
 from flows.recipe import Recipe, Stage, drawing, split
 from flows.tuning.space import Search
 from infra.documents import DocumentError, parse_yaml, read_yaml
+from infra.settings import settings
 from models import near
 from models.declared import ranks
 
@@ -29,7 +32,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         document = read_yaml(path)
     except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}{_meant(path)}") from None
     except DocumentError as error:
         raise RecipeError(str(error)) from None
     if not isinstance(document, dict):
@@ -58,6 +61,26 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     return recipe
+
+
+def _meant(path: Path) -> str:
+    """Return how an error goes on about a file that is not there: the project's recipe of about that name."""
+    known = {one.stem: one for one in (settings().project / "flows" / "recipes").glob("*.yaml")}
+    found = get_close_matches(path.stem, known, n=1)
+    return f"; did you mean {os.path.relpath(known[found[0]])}?" if found else ""
+
+
+def controlled(folder: Path, only: Sequence[str] = ()) -> list[Recipe]:
+    """Return the recipes that declare a control, in the order of their names, or those named.
+
+    Raises:
+        RecipeError: one of them cannot be used.
+        ValueError: a name that is no recipe's; the message lists those that there are.
+    """
+    found = {path.stem: load(path) for path in sorted(folder.glob("*.yaml"))}
+    if unknown := [name for name in only if name not in found]:
+        raise ValueError(f"no recipe {unknown[0]!r}; choose from {', '.join(found)}")
+    return [found[name] for name in only] or [one for one in found.values() if one.control]
 
 
 def searched_stage(recipe: Recipe) -> str:

@@ -9,11 +9,11 @@ from flows.comparing import experiments
 from flows.comparing.experiments import BEGIN, COLUMNS, END, Row, Side, lines, row, written
 from flows.evaluating.gate import Evaluation, Interval, check
 from flows.recipe import Recipe
-from flows.recipes.loader import RecipeError, control_of, load
+from flows.recipes.loader import RecipeError, control_of, controlled, load
 from flows.train import train_stages
 
 RECIPES = Path(__file__).parents[2] / "flows/recipes"
-CONTROLLED = [one for one in experiments.recipes(RECIPES) if one.control]
+CONTROLLED = [one for one in controlled(RECIPES) if one.control]
 DOCUMENT: dict[str, Any] = {
     "name": "toy",
     "data": {"name": "digits"},
@@ -192,9 +192,9 @@ def test_a_control_that_cannot_be_is_refused_when_the_recipe_is_read(
 
 def test_recipes_are_those_with_a_control_or_those_that_are_named() -> None:
     assert "cifar10-edm" not in {one.name for one in CONTROLLED}
-    assert [one.name for one in experiments.recipes(RECIPES, ["cifar10-edm"])] == ["cifar10-edm"]
+    assert [one.name for one in controlled(RECIPES, ["cifar10-edm"])] == ["cifar10-edm"]
     with pytest.raises(ValueError, match=r"no recipe 'mnist'; choose from .*mnist-vae"):
-        experiments.recipes(RECIPES, ["mnist"])
+        controlled(RECIPES, ["mnist"])
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from flows import context
-from flows.cli.picture_verbs import animated
-from flows.comparing.compare import Incomparable, side
+from flows.cli.picture_verbs import vary
+from flows.cli.terminal import kind_of_file
+from flows.comparing.compare import side
 from flows.comparing.gallery import by_family, drawn, prompts_of
 from flows.evaluating.pipeline import draw, load_model
 from flows.reports.stages import Row, by_stages, moving, table
@@ -113,9 +115,11 @@ def test_a_sheet_of_clips_moves_and_keeps_pictures_still() -> None:
     assert [int(frames[place, middles[3], left, 0]) for place in range(5)] == [0, 64, 128, 191, 255]
 
 
-def test_an_animation_is_of_the_kind_that_its_name_says() -> None:
-    assert animated(Path("x/y.WEBP")) == "webp"
+def test_a_file_is_of_the_kind_that_its_name_says() -> None:
+    assert kind_of_file(Path("x/y.WEBP"), "webp", "gif") == "webp"
     with pytest.raises(
-        Incomparable, match=r"--output a\.png: clips are drawn, so it ends in \.webp"
+        typer.BadParameter, match=r"--output a\.png: this is written as \.webp, \.gif"
     ):
-        animated(Path("a.png"))
+        kind_of_file(Path("a.png"), "webp", "gif")
+    with pytest.raises(typer.BadParameter, match=r"b\.jpg: this is written as \.png"):
+        vary("shapes", Path("a.png"), Path("b.jpg"))

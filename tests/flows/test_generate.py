@@ -107,6 +107,28 @@ def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
         generate("voice", "two")
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "given", "message"),
+    [
+        ("prose", None, {"steps": 3}, "prose makes text: it takes no --steps"),
+        ("chat", None, {"seconds": 3.0}, "chat makes text: it takes no --seconds"),
+        ("voice", "a.wav", {"guidance": 2.0}, "voice makes audio: it takes no --guidance"),
+        ("voice", "a.mp3", {}, r"a\.mp3: this is written as \.wav"),
+    ],
+)
+def test_what_a_model_has_no_use_for_is_refused(
+    asked: list[Any],
+    name: str,
+    file: str | None,
+    given: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(typer.BadParameter, match=message):
+        generate(name, "two", tmp_path / file if file else None, **given)
+    assert not asked
+
+
 def test_who_only_embeds_is_to_be_asked_for_embeddings(asked: list[Any], tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match=r"pairs makes nothing .* ask /v1/embeddings"):
         generate("pairs", "two", tmp_path / "two.png")
@@ -170,7 +192,8 @@ def test_what_the_model_did_not_read_is_said_beside_what_it_made(
     if file == "made.wav":
         speak(name, prompt, seed=1, speed=2)
         assert capsys.readouterr().err == told.err
-    generate(name, prompt.replace(unread, "").strip(), tmp_path / "again.json", seed=1)
+    again = tmp_path / (file or "again.txt")
+    generate(name, prompt.replace(unread, "").strip(), again, seed=1)
     assert capsys.readouterr().err == ""
 
 
@@ -195,7 +218,7 @@ def test_a_clip_is_awaited_with_its_stages_and_written_as_its_name_says(
                 told = capsys.readouterr()
                 assert "base is done, " in told.err
                 assert "atelier verify" in told.out
-            with pytest.raises(typer.BadParameter, match=r"clip.avi: a clip is written as .mp4"):
+            with pytest.raises(typer.BadParameter, match=r"clip.avi: this is written as .mp4"):
                 generate("moving", "a red circle", tmp_path / "clip.avi")
             with pytest.raises(Unanswered, match=r"seconds: moving makes 6 frames"):
                 generate("moving", "a red circle", tmp_path / "clip.mp4", seconds=4)

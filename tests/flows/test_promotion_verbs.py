@@ -1,0 +1,61 @@
+"""What verbs refuse before anything starts, and what they say of time."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from flows.cli.bench_verbs import families
+from flows.cli.promotion_verbs import history
+from flows.cli.recipe_verbs import new
+from flows.cli.rollout_verbs import rollout
+from flows.context import ledger
+from flows.recipes.loader import RecipeError, load
+from infra.settings import settings
+
+
+def test_history_tells_a_moment_of_any_time_zone_in_utc(
+    private_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger().transition(
+        name="shapes", stage="production", to_version=1, to_digest="0" * 64,
+        expected_epoch=0, key="first", actor="ann",
+    )  # fmt: skip
+    history("shapes", at="2999-06-01T01:30+02:00")
+    assert "shapes at 2999-05-31 23:30:00 UTC" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'yesterday' is no time"):
+        history("shapes", at="yesterday")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"limits": ["max_flat=3"]}, "--limit goes with --canary or --shadow"),
+        ({"force": "because", "canary": 10.0}, "--force goes with --promote"),
+        ({"reason": "slow", "promote": True}, "--reason goes with --abort"),
+    ],
+)
+def test_an_option_of_another_way_to_roll_out_is_refused(
+    given: dict[str, object], message: str
+) -> None:
+    with pytest.raises(typer.BadParameter, match=message):
+        rollout("shapes", **given)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere/mine", "My Flowers", "mine\n"])
+def test_a_recipe_of_a_name_that_none_can_have_leaves_nothing_behind(name: str) -> None:
+    with pytest.raises(ValueError, match=r"recipe name .*: use lower-case letters, digits and -"):
+        new(name, "digits")
+    assert not (settings().project / "elsewhere").exists()
+
+
+def test_a_recipe_that_is_not_there_is_told_with_the_one_that_was_meant() -> None:
+    with pytest.raises(
+        RecipeError, match=r"No such file or directory; did you mean .*shapes\.yaml\?"
+    ):
+        load(Path("shapes"))
+
+
+def test_experiments_of_no_recipe_are_refused_before_the_stack_starts() -> None:
+    with pytest.raises(ValueError, match="no recipe 'shape'; choose from"):
+        families(only="shape")
