@@ -200,14 +200,15 @@ class Ledger:
             return {stage: self._known(connection, digest) for stage, digest in found}
 
     def _known(self, connection: Connection, digest: str) -> Row:
-        if digest not in self._seen:
+        row = self._seen.get(digest)  # asked once: another thread may clear them
+        if row is None:
             query = sa.select(TRANSITIONS).where(TRANSITIONS.c.hash == digest)
             found = _first(connection, query)
             assert found is not None, "rows are never removed"
             if len(self._seen) >= SEEN:
                 self._seen.clear()
-            self._seen[digest] = _row(found)
-        return self._seen[digest]
+            row = self._seen[digest] = _row(found)
+        return row
 
     def fallback(self, name: str, stage: Stage) -> Row | None:
         """Return the transition to whose version a rollback returns, or None where there is none.
