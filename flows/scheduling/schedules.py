@@ -160,6 +160,11 @@ def check(recipe: Path, overrides: Sequence[str], trigger: Trigger) -> Recipe:
         entry(trigger.on_data_change, settings().project)
     if trigger.on_drift and not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", trigger.on_drift):
         raise ScheduleError(f"{trigger.on_drift!r} is no endpoint's name, which is like a recipe's")
+    if trigger.on_drift == wanted.name and wanted.drift is None:
+        raise ScheduleError(
+            f"--on-drift {wanted.name}: its recipe has no answers kept, so that drift would never show; give"
+            " --set drift.sample=0.1, or write it there"
+        )
     _ = trigger.schedule
     return wanted
 

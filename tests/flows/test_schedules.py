@@ -36,6 +36,7 @@ def test_a_length_of_time_is_read_as_written_and_a_short_one_refused(count: int,
         ({"cron": "61 3 * * *"}, "'61 3 \\* \\* \\*' is no cron line"),
         ({"cron": "0 3 * * *", "timezone": "Mars/Base"}, "unknown time zone 'Mars/Base'"),
         ({"on_drift": "../x"}, "no endpoint's name"),
+        ({"on_drift": "shapes"}, "no answers kept, so that .* give --set drift.sample=0.1"),
         ({"on_data_change": "nope"}, "unknown dataset 'nope'; choose one of shapes"),
     ],
 )
@@ -51,6 +52,7 @@ def test_a_recipe_that_cannot_be_trained_is_refused_when_it_is_scheduled() -> No
         check(SHAPES, ["data.nmae=x"], every)
     with pytest.raises(RecipeError, match=r"data\.name: unknown dataset 'nope'"):
         check(SHAPES, ["data.name=nope"], every)
+    assert check(SHAPES, ["drift.sample=0.1"], Trigger(on_drift="shapes")).drift is not None
     with pytest.raises(RecipeError, match="nobody measures 'memorized'; did you mean"):
         check(SHAPES, ["gate.metrics.memorized.at_most=0.2"], every)
 

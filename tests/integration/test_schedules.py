@@ -185,7 +185,8 @@ def test_changed_data_start_one_run_that_goes_on_when_it_is_killed_with_its_work
 def test_the_drift_of_its_endpoint_makes_one_run_due_and_another_s_none(
     house: ScheduledHouse,
 ) -> None:
-    with house.at_rest(), house.schedule("--on-drift", NAME) as name:
+    asked = ("--on-drift", NAME, "--set", "drift.sample=0.1")
+    with house.at_rest(), house.schedule(*asked) as name:
         emit(house.client, DRIFTED, "atelier.endpoint.another", {})
         emit(house.client, DRIFTED, f"atelier.endpoint.{NAME}", {"share": 0.4})
         (run,) = wait_for("run that is due", lambda: house.due(name))
