@@ -20,6 +20,7 @@ from infra.ledger.intervals import wilson
 from infra.pipelines import PinnedStage, read_pipeline
 from infra.receipts.receipts import read
 from infra.settings import settings
+from infra.storage import oldest_first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,8 +60,7 @@ def kept(name: str, digest: str, first: PinnedStage) -> Sample:
 
     folder = settings().samples / name
     prompts, pictures = [], []
-    newest = sorted(folder.glob("*.png"), key=lambda file: file.stat().st_mtime)[-MOST:]
-    for path in newest:
+    for path, _ in oldest_first(folder, "*.png")[-MOST:]:
         receipt = read(path)
         own = receipt.sampling == first.options
         if receipt.digest == digest and own:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -60,6 +60,15 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def oldest_first(folder: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
+    """Return a folder's files by when they were written, without those that others remove meanwhile."""
+    found = []
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            found.append((path, path.stat()))
+    return sorted(found, key=lambda one: one[1].st_mtime_ns)
 
 
 def write_json(path: Path, value: Any) -> None:

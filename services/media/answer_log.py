@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-from infra.storage import atomic_write
+from infra.storage import atomic_write, oldest_first
 from services.gateway.errors import logger
 
 MOST: Final = 1000  # files a name
@@ -40,6 +40,5 @@ class Samples:
 
 def _prune(folder: Path) -> None:
     """Remove the oldest files beyond the newest thousand."""
-    files = sorted(folder.glob("*.png"), key=lambda path: path.stat().st_mtime)
-    for path in files[: max(0, len(files) - MOST)]:
+    for path, _ in oldest_first(folder, "*.png")[:-MOST]:
         path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.receipts.signing import Signing
-from infra.storage import atomic_write
+from infra.storage import atomic_write, oldest_first
 from services.gateway.errors import ApiError
 
 LINK_S: Final = 3600  # how long a link opens
@@ -97,10 +97,9 @@ class Files:
 
     def _prune(self, most_files: int, most_bytes: int) -> tuple[int, int]:
         """Remove the oldest until so many are left; returns files and bytes that are."""
-        found = [(path.stat(), path) for path in self._folder.glob("*.png")]
-        found.sort(key=lambda one: one[0].st_mtime_ns)
-        files, size = len(found), sum(facts.st_size for facts, _ in found)
-        for facts, path in found:
+        found = oldest_first(self._folder, "*.png")
+        files, size = len(found), sum(facts.st_size for _, facts in found)
+        for path, facts in found:
             if files <= most_files and size <= most_bytes:
                 break
             path.unlink(missing_ok=True)

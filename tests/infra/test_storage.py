@@ -16,6 +16,7 @@ from infra.storage import (
     IntegrityError,
     atomic_write,
     faultpoint,
+    oldest_first,
     seal,
     sha256_of,
     verify,
@@ -164,3 +165,13 @@ def test_another_faultpoint_than_the_wanted_one_does_nothing(
     faultpoint("here")
     with pytest.raises(OSError, match="No space left"):
         faultpoint("elsewhere")
+
+
+def test_files_come_oldest_first_without_those_that_others_remove_meanwhile(tmp_path: Path) -> None:
+    for age, name in enumerate(("new.png", "old.png", "other.txt")):
+        (tmp_path / name).write_bytes(bytes(age))
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    (tmp_path / "gone.png").symlink_to("nowhere")  # listed, and not there when it is looked at
+    found = oldest_first(tmp_path, "*.png")
+    assert [(path.name, facts.st_size) for path, facts in found] == [("old.png", 1), ("new.png", 0)]
+    assert oldest_first(tmp_path / "none", "*.png") == []
