@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.makers import MAKERS, MakerError, maker
+from data.modalities import modality
 from data.params import CatalogError, add, checked, entries, entry, remove, written
 from data.repro import PrepareError, locked, repair_locks, reproduce, unlock
 from data.stages import report_path
@@ -152,8 +153,8 @@ def known(name: str, project: Path) -> dict[str, Any]:
         header = prepared(name, project).header
     except CatalogError:
         return found
-    told = found.keys() - {"tokenizer", "max_words"}
-    return header if all(header[key] == found[key] for key in told) else found
+    told = {*found, *modality(made.modality).settings} - {"tokenizer", "max_words"}
+    return header if all(header.get(key) == found.get(key) for key in told) else found
 
 
 def identity(name: str, project: Path) -> str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from data.makers.words import cut
 from data.modalities import Modality, SampleError, modality
+from data.modalities.image import told_of_sizes
 from infra.settings import settings
 
 SHARES: Final = {"train": 0.85, "validation": 0.05, "test": 0.10}
@@ -243,6 +244,8 @@ def summary(facts: pa.Table) -> dict[str, Any]:
         found["different captions"] = f"{len(facts['caption'].unique()):,}"
     if left_out := sum(facts["left_out"].to_pylist()):
         found["repeated, left out"] = f"{left_out:,}"
+    if "cropped" in facts.column_names:
+        found["pictures by size"] = told_of_sizes(facts)
     for name, (column, unit) in MEANS.items():
         if column in facts.column_names:
             values = [value for value in facts[column].to_pylist() if value is not None]

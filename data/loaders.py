@@ -1,13 +1,15 @@
 """Batches of a prepared dataset for one rank: a pure function of the arguments and the step, so resumable anywhere.
 
 Shape letters: N rows of a split, B rows of a batch, C channels, H and W pixels, T words or samples, A attributes.
-A seeded order of every epoch is laid end to end; step s of a global batch G takes the places s*G to (s+1)*G - 1, and
-rank r the r-th B of them. So ranks are disjoint, an epoch holds every row once, and the union is any world's.
+A seeded order of every epoch (`data.reading.order`) is laid end to end; step s of a global batch G takes the places s*G
+to (s+1)*G - 1, and rank r the r-th B of them. So ranks are disjoint, an epoch holds every row once, and the union is
+any world's. Where pictures have several sizes, each size has such an order of its own, and a step is one size's turn.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +19,11 @@ from torch import Tensor
 from data.modalities.text import Record
 from data.reading.captioned import Captioned
 from data.reading.examples import Examples
-from data.reading.mapped import Array, DatasetError
+from data.reading.mapped import DatasetError
+from data.reading.order import Order
 from data.reading.readers import open_split
 from data.reading.sources import Encode, Learner, Options
-from data.reading.splits import Split, read_header
+from data.reading.splits import Split, read_header, sizes_in
 from data.reading.utterances import Utterances
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "Learner",
     "Loader",
     "Record",
+    "by_size",
     "clips",
     "everything",
     "facts_of",
@@ -40,17 +44,7 @@ __all__ = [
     "utterances",
 ]
 
-POOL: Final = 16  # batches whose rows are shared out by their lengths
 WINDOW_BYTES: Final = 1 << 30  # of rows shuffled together; a larger split is read window by window
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Shards whose rows are shuffled together: what of a large split is read often at a time."""
-
-    shards: tuple[int, ...]
-    rows: int
-    state: Mapping[str, Any]  # of the generator that draws their order
 
 
 class Loader:
@@ -104,13 +98,16 @@ class Loader:
             stills=stills,
             shuffle_seed=seed if shuffle_captions else None,
         )
-        self._source = open_split(prepared, split, options)
-        self._batch_size, self._rank, self._world, self._seed = batch_size, rank, world, seed
-        self._limit = window_bytes
-        self._windows = lru_cache(maxsize=2)(
-            self._windows_of
-        )  # the one before may end in this batch
-        self._order = lru_cache(maxsize=2)(self._order_of)
+        self._orders = [
+            Order(
+                open_split(prepared, split, replace(options, size=size)),
+                batch_size * world,
+                seed,
+                window_bytes,
+            )
+            for size in sizes_in(prepared, split)
+        ]
+        self._batch_size, self._rank, self._world = batch_size, rank, world
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -118,29 +115,30 @@ class Loader:
 
         image: image_size, channels, vocabulary, max_words, attributes. audio: sample_rate, clip_samples instead of the
         first two. text: tokenizer. clip: those of image, frames, frame_rate. speech: sample_rate, most_seconds,
-        speakers, attributes.
+        speakers, attributes. Of pictures of several sizes: `sizes`, too.
         """
-        return self._source.facts
+        return self._orders[0].source.facts
 
     @property
     def rows(self) -> int:
         """How many rows the split has: of text, as many as the family made of it."""
-        return sum(self._source.sizes)
+        return sum(order.rows for order in self._orders)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return step's batch.
 
-        image, and the frames of clips: `pixels` (B, C, H, W) float32 in [0, 1]. clip: `frames` (B, F, C, H, W) in the
-        same units. audio: `sound` (B, T) float32 in [-1, 1] and `length` (B,) int64. All: `tokens` (B, T) int64 where
-        `encode` gave some; `attributes` (B, A) int64 where the dataset has any; what `beside` names. text: rows of what
-        `examples` gave. speech: as audio, T samples and symbols of the longest row, and `token_length` (B,) and
-        `speaker` (B,) int64; rows of a batch have similar lengths.
+        image, and the frames of clips: `pixels` (B, C, H, W) float32 in [0, 1], of one size. clip: `frames` (B, F, C,
+        H, W) in the same units. audio: `sound` (B, T) float32 in [-1, 1] and `length` (B,) int64. All: `tokens` (B, T)
+        int64 where `encode` gave some; `attributes` (B, A) int64 where the dataset has any; what `beside` names. text:
+        rows of what `examples` gave. speech: as audio, T samples and symbols of the longest row, and `token_length`
+        (B,) and `speaker` (B,) int64; rows of a batch have similar lengths.
         """
-        places = self.places(step)
-        return self._rows(places.start, places.stop)
+        number, turn = turn_of(step, [order.rows for order in self._orders])
+        places = self.places(turn)
+        return self._orders[number].batch(places.start, places.stop)
 
     def places(self, step: int) -> range:
-        """Return where the rows of step's batch are in the order of all epochs, whatever the world is."""
+        """Return the numbers of the rows of step's batch, counted over all steps: the same, whatever the world is."""
         first = (step * self._world + self._rank) * self._batch_size
         return range(first, first + self._batch_size)
 
@@ -149,91 +147,33 @@ class Loader:
 
         The last batches may be smaller, and a rank may have one batch less than another.
         """
-        stride = self._world * self._batch_size
-        for first in range(self._rank * self._batch_size, self.rows, stride):
-            yield self._rows(first, min(first + self._batch_size, self.rows))
-
-    def _rows(self, first: int, last: int) -> dict[str, Tensor]:
-        """Return the rows at the places first to last - 1."""
-        found = []
-        while first < last:
-            epoch, place = divmod(first, self.rows)
-            window = 0
-            while place >= self._windows(epoch)[window].rows:
-                place -= self._windows(epoch)[window].rows
-                window += 1
-            found.append(self._order(epoch, window)[place : place + last - first].astype(np.int64))
-            first += len(found[-1])
-        return self._source.batch(np.concatenate(found))
-
-    def _windows_of(self, epoch: int) -> list[Window]:
-        """Return the epoch's shards in random order, as many together as there is room for.
-
-        One generator draws that order, and then the order of every window's rows. Only its states are kept.
-        """
-        sizes, generator = self._source.sizes, np.random.default_rng((self._seed, epoch))
-        windows: list[list[int]] = []
-        space = 0
-        for shard in generator.permutation(len(sizes)).tolist():
-            size = self._source.bytes_of(shard)
-            if not windows or size > space:
-                windows.append([])
-                space = self._limit
-            windows[-1].append(shard)
-            space -= size
-        found = list[Window]()
-        for shards in windows:
-            if found:
-                generator.permutation(found[-1].rows)  # the next window's begins after it
-            rows = sum(sizes[shard] for shard in shards)
-            found.append(Window(tuple(sorted(shards)), rows, generator.bit_generator.state))
-        return found
-
-    def _order_of(self, epoch: int, window: int) -> Array:
-        """Return a window's rows in the epoch's order, by their numbers in the split."""
-        found, generator = self._windows(epoch)[window], np.random.default_rng()
-        generator.bit_generator.state = found.state
-        ends = np.cumsum(self._source.sizes)
-        kind = np.min_scalar_type(ends[-1])  # a large split has many
-        rows = [
-            np.arange(ends[shard] - self._source.sizes[shard], ends[shard], dtype=kind)
-            for shard in found.shards
-        ]
-        order = np.concatenate(rows)[generator.permutation(found.rows)]
-        if (lengths := self._source.lengths) is None:
-            return order
-        before = sum(one.rows for one in self._windows(epoch)[:window])
-        size = self._batch_size * self._world
-        return bucketed(order, lengths[order], size, epoch * self.rows + before, generator)
+        parts = (
+            (order, first)
+            for order in self._orders
+            for first in range(0, order.rows, self._batch_size)
+        )
+        for order, first in islice(parts, self._rank, None, self._world):
+            yield order.batch(first, min(first + self._batch_size, order.rows))
 
 
-def bucketed(
-    order: Array, lengths: Array, size: int, first: int, generator: np.random.Generator
-) -> Array:
-    """Return rows in an order in which those of a batch are of similar lengths.
+def turn_of(step: int, rows: Sequence[int]) -> tuple[int, int]:
+    """Return which of several orders has a step, and which of that order's own batches it is.
 
-    Of so many rows as POOL batches have, drawn at random, the shortest make a batch, the next ones another, and so on;
-    the batches come in random order. Rows that share a batch with another epoch's or window's stay as they are.
+    Each has so many steps as it has a share of all rows, and has them evenly: of N rows in all, n of them its own, its
+    k-th stands at (k + 1/2) N / n.
 
-    Args:
-        order: the rows, at random.
-        lengths: of these.
-        size: rows of a batch, of all ranks.
-        first: the place of the first row in the order of all epochs, in which batches begin at multiples of `size`.
-        generator: draws the order of the batches.
+    Example:
+        >>> [turn_of(step, [2, 1]) for step in range(6)]
+        [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (0, 3)]
     """
-    head = min(-first % size, len(order))
-    whole = (len(order) - head) // size
-    pools = [
-        range(head + start * size, head + min(start + POOL, whole) * size)
-        for start in range(0, whole, POOL)
-    ]
-    places = [pool.start + lengths[pool.start : pool.stop].argsort(kind="stable") for pool in pools]
-    batches = [part.reshape(-1, size) for part in places]
-    if batches:
-        inner = np.concatenate(batches)[generator.permutation(whole)].reshape(-1)
-        order[head : head + whole * size] = order[inner]
-    return order
+    whole, before = sum(rows), max(0, step - len(rows))
+    turns = [(2 * before * own + whole) // (2 * whole) for own in rows]  # that are over by then
+    while True:
+        places = [Fraction(2 * turn + 1, own) for turn, own in zip(turns, rows, strict=True)]
+        number = places.index(min(places))
+        if sum(turns) == step:
+            return number, turns[number]
+        turns[number] += 1
 
 
 def rows_in(batch: Mapping[str, Tensor]) -> int:
@@ -268,11 +208,29 @@ def everything(
     """Return a whole split of pictures, or of the frames of clips: pixels (N, C, H, W), N captions, attributes (N, A).
 
     Raises:
+        DatasetError: no such folder, split or size, no pictures, or pictures of several sizes.
+        IntegrityError: a shard is not the one that was prepared.
+    """
+    found = by_size(prepared, split, image_size)
+    if len(found) > 1:
+        raise DatasetError(f"{prepared} has pictures of {len(found)} sizes: read them by size")
+    return found[0]
+
+
+def by_size(
+    prepared: Path, split: str, image_size: int | None = None
+) -> list[tuple[Tensor, list[str], Tensor]]:
+    """Return, as `everything`, the pictures of one size after the other.
+
+    Raises:
         DatasetError: no such folder, split or size, or no pictures.
         IntegrityError: a shard is not the one that was prepared.
     """
-    rows, captions = _captioned(prepared, split, "image", image_size)
-    return rows["pixels"], captions, rows["attributes"]
+    found = []
+    for size in sizes_in(prepared, split):
+        rows, captions = _captioned(prepared, split, "image", image_size, size)
+        found.append((rows["pixels"], captions, rows["attributes"]))
+    return found
 
 
 def clips(
@@ -327,18 +285,18 @@ def records(prepared: Path, split: str) -> list[Record]:
     return list(Examples(found, Options()).records())
 
 
-def _split_of(prepared: Path, split: str, kind: str) -> Split:
-    found = Split(prepared, split, stills=kind == "image")
+def _split_of(prepared: Path, split: str, kind: str, size: str | None = None) -> Split:
+    found = Split(prepared, split, stills=kind == "image", size=size)
     if found.modality.name != kind:
         raise DatasetError(f"{prepared} has modality {found.modality.name}, not {kind}")
     return found
 
 
 def _captioned(
-    prepared: Path, split: str, kind: str, image_size: int | None
+    prepared: Path, split: str, kind: str, image_size: int | None, size: str | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    found = _split_of(prepared, split, kind)
-    source = Captioned(found, Options(image_size=image_size))
+    found = _split_of(prepared, split, kind, size)
+    source = Captioned(found, Options(image_size=image_size, size=size))
     rows = source.rows(np.arange(sum(source.sizes)))
     captions = [source.captions[code] for code in rows["codes"].tolist()]
     return source.learned(rows) | {"attributes": rows["attributes"]}, captions

@@ -106,10 +106,11 @@ def write(
     for split in SPLITS:
         shards = []
         rows = splits.get(split)
-        for number, part in enumerate(_parts(rows, kind, shard_bytes)):
+        for number, (said, part) in enumerate(_by_size(rows, kind, shard_bytes)):
             path = folder / f"{split}-{number:05d}.parquet"
             write_table(path, part.drop_columns("source"))
-            shards.append({"file": path.name, "rows": len(part), "sha256": sha256_of(path)})
+            entry = {"file": path.name, "rows": len(part), "sha256": sha256_of(path)}
+            shards.append(entry | said)
             manifest.append(_placed(part, split, path.name))
         entries[split] = {"rows": 0 if rows is None else len(rows), "shards": shards}
     write_table(folder / "manifest.parquet", pa.concat_tables(manifest))
@@ -127,6 +128,18 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file, atomically."""
     with atomic_write(path) as file:
         pq.write_table(table, file, compression="zstd")
+
+
+def _by_size(
+    rows: pa.Table | None, kind: Modality, limit: int
+) -> Iterator[tuple[dict[str, str], pa.Table]]:
+    """Yield shards with what is said of them: those of pictures of several sizes have one size each."""
+    if rows is None or "size" not in rows.column_names:
+        yield from (({}, part) for part in _parts(rows, kind, limit))
+        return
+    for size in sorted(rows["size"].unique().to_pylist()):
+        own = rows.filter(pc.field("size") == size).drop_columns("size")
+        yield from (({"size": size}, part) for part in _parts(own, kind, limit))
 
 
 def _parts(rows: pa.Table | None, kind: Modality, limit: int) -> Iterator[pa.Table]:

@@ -146,6 +146,8 @@ def shards(name: str, project: Path) -> None:
     captions, files = table["caption"].to_pylist(), table["file"].to_pylist()
     rows = samples(contents, captions, _column(folder, "attributes"), attributes, files, kind)
     rows = rows.append_column("split", table["split"])
+    if "sizes" in made:
+        rows = rows.append_column("size", table["size"])
     rows = rows.filter(compute.invert(table["left_out"]))
     if not kind.ordered:
         rows = rows.sort_by("id")
@@ -156,7 +158,7 @@ def shards(name: str, project: Path) -> None:
     header = Header(
         name=name,
         maker=made["maker"],
-        settings={key: made[key] for key in kind.settings},
+        settings={key: made[key] for key in kind.settings if key in made},
         vocabulary=made["vocabulary"],
         max_words=max(table["words"].to_pylist()) + 1,
         attributes=attributes,

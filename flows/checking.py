@@ -221,9 +221,11 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
         )
     else:
         try:
-            modality(kind).network_facts(data, stage.image_size)
+            facts = modality(kind).network_facts(data, stage.image_size)
         except ValueError as error:
             lines.append(str(error))
+        else:
+            lines += _missized(stage, says, facts, name)
     wanted, given = {*says.needs}, {*stage.needs}
     missing = sorted(wanted - given)
     if missing and stage.training.lora is None:
@@ -251,6 +253,22 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
     if stage.training.lora is not None and not says.adapts:
         lines.append(f"training.lora: {stage.family} has no attention for an adapter to change")
     return lines + [f"training.augment{line}" for line in _misaugmented(stage, says, data)]
+
+
+def _missized(
+    stage: Stage | TrainingSpec, says: Declared, facts: Mapping[str, Any], name: str
+) -> Iterator[str]:
+    """Yield why pictures of several sizes cannot be learned, where a dataset has such."""
+    if "sizes" not in facts:
+        return
+    there = ", ".join(facts["sizes"])
+    if "sizes" not in says.settings:
+        yield (
+            f"{stage.family} learns pictures of one size, and {name} has {there}: take ddpm, or latent-diffusion"
+            " with kl-autoencoder, or prepare it without sizes"
+        )
+    if stage.training.cuda_graph:
+        yield f"training.cuda_graph holds a step of one shape, and {name} has {there}"
 
 
 def _misaugmented(

@@ -3,23 +3,51 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from statistics import median
-from typing import Annotated, Final
+from typing import Annotated, Final, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.makers import Entry, Made, Sample
 from data.makers.words import normal, pieces
+from infra.media.pictures import size_of
 
 MAX_CLASSES: Final = 256
 PICTURES_PER_CLASS: Final = 8  # in the median, before captions count as classes
+MOST_SIZES: Final = 16
+LEAST_AREA: Final = 0.8  # of the square of image_size, and the other way round
+Size: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x[1-9][0-9]{0,2}$")]
 
 
 class CaptionedEntry(Entry):
     """An entry of params.yaml for captioned pictures."""
 
     image_size: Annotated[int, Field(ge=8, le=512)] = 32
+    sizes: Annotated[tuple[Size, ...], Field(max_length=MOST_SIZES)] = ()
+    """Sizes like 40x24, width and height, of about the area of `image_size`: each picture has the one of which least is
+    cropped. The first is drawn where no other is asked for. Empty: all are squares."""
     pieces: Annotated[int, Field(ge=32, le=65_536)] | None = None
     """Captions are cut into so many pieces of words at most, and no word of a prompt is unknown; None: into words."""
+
+    @model_validator(mode="after")
+    def _sizes_are_alike(self) -> Self:
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("sizes: each is listed once")
+        for size in self.sizes:
+            width, height = size_of(size)
+            if not all(8 <= side <= 512 for side in (width, height)):
+                raise ValueError(f"sizes: sides are between 8 and 512 pixels, got {size}")
+            if not LEAST_AREA <= width * height / self.image_size**2 <= 1 / LEAST_AREA:
+                whole = f"image_size {self.image_size} has {self.image_size**2}"
+                raise ValueError(
+                    f"sizes: {size} has {width * height} pixels, and {whole}: between {LEAST_AREA:g} and"
+                    f" {1 / LEAST_AREA:g} times as many may have"
+                )
+        return self
+
+    @property
+    def size(self) -> str:
+        """Pixels a side, or the sizes that there are."""
+        return ", ".join(self.sizes) or super().size
 
 
 def captioned(
@@ -37,7 +65,10 @@ def captioned(
     classes, vocabulary = told_by(captions, config.pieces)
     return Made(
         samples=pictures(bool(classes)),
-        settings={"image_size": config.image_size, "channels": 3},
+        settings={
+            **{"image_size": config.image_size, "channels": 3},
+            **({"sizes": list(config.sizes)} if config.sizes else {}),
+        },
         attributes={"caption": classes} if classes else {},
         vocabulary=vocabulary,
     )

@@ -1,32 +1,42 @@
-"""Pictures: square, resized, as unsigned bytes (H, W, C); captions beside them.
+"""Pictures: resized to a square, or to one of some sizes, as unsigned bytes (H, W, C); captions beside them.
 
 Shape letters: N rows, C channels, H and W pixels.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from data.modalities import Modality, SampleError
-from data.rules import Row, Rule, between
-from infra.media.pictures import MAX_SIDE, Decoded, PictureError, decode, png
+from data.rules import Row, Rule, between, contains
+from infra.media.pictures import MAX_SIDE, Decoded, PictureError, Size, decode, png, size_of
+
+MOST_CROPPED: Final = 0.5  # of a picture that has the best of several sizes
 
 
 class Image(Modality):
-    """Settings: `image_size` pixels a side, `channels` 1 or 3."""
+    """Settings: `image_size` pixels a side, `channels` 1 or 3; `sizes` like 40x24 where not all are squares.
+
+    A shard then has pictures of one size, which its entry in dataset.json says as `size`.
+    """
 
     name = "image"
     noun = "picture"
     column = "pixels"
-    settings = ("image_size", "channels")
+    settings = ("image_size", "channels", "sizes")
     facts: ClassVar[Sequence[pa.Field]] = (
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("mode", pa.string()),
+        pa.field("size", pa.string()),  # as prepared
+        pa.field("cropped", pa.float64()),  # share of what was found
+        pa.field("enlarged", pa.float64()),  # what was not cropped, so many times; 1 at most
+        pa.field("trained_size", pa.string()),  # where it is in the training split
         pa.field("low", pa.int16()),  # of the levels 0 to 255, after cropping and resizing
         pa.field("high", pa.int16()),
         pa.field("mean", pa.float64()),
@@ -41,6 +51,9 @@ class Image(Modality):
             "width": found.width,
             "height": found.height,
             "mode": found.mode,
+            "size": _written((x.shape[1], x.shape[0])),
+            "cropped": 1 - found.kept[0] * found.kept[1] / (found.width * found.height),
+            "enlarged": max(x.shape[1] / found.kept[0], x.shape[0] / found.kept[1]),
             "low": int(x.min()),
             "high": int(x.max()),
             "mean": float(x.mean()),
@@ -48,12 +61,30 @@ class Image(Modality):
             "digest": hashlib.sha256(x.tobytes()).hexdigest(),
         }
 
+    def relate(
+        self,
+        rows: pa.Table,
+        column: Callable[[str], list[Any]],  # noqa: ARG002 - the rows say it
+        made: Mapping[str, Any],  # noqa: ARG002
+    ) -> dict[str, list[Any]]:
+        """Return the sizes that are learned."""
+        found = zip(rows["size"].to_pylist(), rows["split"].to_pylist(), strict=True)
+        return {"trained_size": [size if split == "train" else None for size, split in found]}
+
     def rules(self, made: Mapping[str, Any]) -> list[Rule]:
-        """Return the expectations: large enough, not flat."""
-        side = made["image_size"]
-        return [
+        """Return the expectations: large enough, not flat; of several sizes, each is learned and little cropped."""
+        side, sizes = made["image_size"], made.get("sizes", ())
+        large = [
             Rule("wide enough", *between("width", side, MAX_SIDE), lambda row: _size(row, side)),
             Rule("high enough", *between("height", side, MAX_SIDE), lambda row: _size(row, side)),
+        ]
+        fits = [
+            Rule("large enough", *between("enlarged", None, 1), _enlarged),
+            Rule("little is cropped", *between("cropped", 0, MOST_CROPPED), _cropped),
+            Rule("every size is learned", *contains("trained_size", sizes), _unlearned),
+        ]
+        return [
+            *(fits if sizes else large),
             Rule("not flat", *between("std", 1, 128), _flat),
             Rule("levels in range", *between("high", 1, 255), _flat),
         ]
@@ -88,9 +119,15 @@ class Image(Modality):
             raise ValueError(
                 f"image_size {size} does not divide the dataset's {side} pixels a side"
             )
+        area = side // (size or side)
+        if odd := [one for one in header.get("sizes", ()) if any(x % area for x in size_of(one))]:
+            raise ValueError(
+                f"image_size {size} is a {area}th of the dataset's {side}, which does not divide its size {odd[0]}"
+            )
         attributes = header["attributes"].items()
         return {
             "image_size": size or side,
+            **({"sizes": tuple(map(_written, _sizes(header, size)))} if "sizes" in header else {}),
             "channels": header["channels"],
             "vocabulary": tuple(header["vocabulary"]),
             "max_words": header["max_words"],
@@ -99,8 +136,9 @@ class Image(Modality):
 
     def row_bytes(self, header: Mapping[str, Any], size: int | None) -> int:
         """Return the bytes of a picture's sums."""
-        side, area = _sides(header, size)
-        found: int = header["channels"] * side * side * _dtype(area).itemsize
+        width, height = _whole(header)
+        area = _area(header, size)
+        found: int = header["channels"] * (width // area) * (height // area) * _dtype(area).itemsize
         return found
 
     def read(
@@ -108,12 +146,12 @@ class Image(Modality):
     ) -> dict[str, npt.NDArray[Any]]:
         """Return `sums` (N, C, H, W): pixels summed over the downsampled area, in as few bytes as hold them."""
         channels: int = header["channels"]
-        (side, area), whole = _sides(header, size), header["image_size"]
+        area, (width, height) = _area(header, size), _whole(header)
         x_NHWC = np.frombuffer(b"".join(rows["pixels"].to_pylist()), np.uint8).reshape(
-            len(rows), whole, whole, channels
+            len(rows), height, width, channels
         )
         if area > 1:
-            split = (len(rows), side, area, side, area, channels)
+            split = (len(rows), height // area, area, width // area, area, channels)
             x_NHWC = x_NHWC.reshape(split).sum(axis=(2, 4), dtype=_dtype(area))
         return {"sums": np.array(x_NHWC.transpose(0, 3, 1, 2), order="C")}
 
@@ -121,7 +159,7 @@ class Image(Modality):
         self, header: Mapping[str, Any], rows: Mapping[str, Any], size: int | None
     ) -> dict[str, Any]:
         """Return `pixels` (B, C, H, W) float32 in [0, 1]."""
-        _, area = _sides(header, size)
+        area = _area(header, size)
         return {"pixels": rows["sums"].float().div_(255 * area * area)}
 
 
@@ -137,15 +175,44 @@ def pixels_of(rows: pa.Table) -> npt.NDArray[np.uint8]:
 
 def _decode(content: bytes, made: Mapping[str, Any]) -> Decoded:
     try:
-        return decode(content, made["image_size"], made["channels"])
+        sizes = tuple(map(size_of, made.get("sizes", ())))
+        return decode(content, made["image_size"], made["channels"], sizes)
     except PictureError as error:
         raise SampleError(str(error)) from None
 
 
-def _sides(header: Mapping[str, Any], size: int | None) -> tuple[int, int]:
-    """Return the pixels a side that are learned, and a side of the area that each is the mean of."""
+def _area(header: Mapping[str, Any], size: int | None) -> int:
+    """Return a side of the area that each learned pixel is the mean of."""
     side: int = header["image_size"]
-    return size or side, side // (size or side)
+    return side // (size or side)
+
+
+def _whole(header: Mapping[str, Any]) -> Size:
+    """Return the size of the pictures as they are kept, of those of one size where there are several."""
+    side: int = header["image_size"]
+    return size_of(header["size"]) if "size" in header else (side, side)
+
+
+def _sizes(header: Mapping[str, Any], size: int | None) -> list[Size]:
+    """Return the sizes that are learned."""
+    area = _area(header, size)
+    return [(width // area, height // area) for width, height in map(size_of, header["sizes"])]
+
+
+def _written(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def told_of_sizes(facts: pa.Table) -> str:
+    """Return how many pictures have each size, and how much of them was cropped."""
+    sizes, cropped = facts["size"].to_pylist(), facts["cropped"].to_pylist()
+    counts = Counter(size for size in sizes if size)
+    lost = {
+        one: sum(share for size, share in zip(sizes, cropped, strict=True) if size == one)
+        for one in counts
+    }
+    told = counts.most_common()
+    return ", ".join(f"{one}: {count:,} ({lost[one] / count:.0%} cropped)" for one, count in told)
 
 
 def _dtype(area: int) -> "np.dtype[Any]":
@@ -155,6 +222,20 @@ def _dtype(area: int) -> "np.dtype[Any]":
 def _size(row: Row, side: int) -> str:
     width, height = int(row["width"]), int(row["height"])
     return f"{width}x{height} pixels, between {side} and {MAX_SIDE} a side are needed"
+
+
+def _enlarged(row: Row) -> str:
+    found = f"{int(row['width'])}x{int(row['height'])} pixels"
+    return f"{found}: to be {row['size']} it would be enlarged {row['enlarged']:.2f} times"
+
+
+def _cropped(row: Row) -> str:
+    found = f"{int(row['width'])}x{int(row['height'])} pixels"
+    return f"{found}: {row['cropped']:.0%} would be cropped to {row['size']}, at most {MOST_CROPPED:.0%}; add a size"
+
+
+def _unlearned(_: Row) -> str:
+    return "a size has no picture in the training split: leave it out of sizes, or add pictures"
 
 
 def _flat(row: Row) -> str:

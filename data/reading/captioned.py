@@ -33,7 +33,11 @@ class Captioned:
         self._tokens_UT = None if tokens is None else tokens.to(torch.int64)
         self._beside = {
             name: Outputs(
-                folder, split.name, tuple(shard["rows"] for shard in split.shards), self._each
+                folder,
+                split.name,
+                tuple(shard["rows"] for shard in split.shards),
+                self._each,
+                tuple(split.numbers),
             )
             for name, folder in options.beside.items()
         }

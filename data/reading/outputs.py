@@ -55,6 +55,7 @@ class Outputs:
     split: str
     sizes: tuple[int, ...]  # samples of each shard
     each: int = 1  # rows that a sample is learned as: of clips perhaps one a frame
+    numbers: tuple[int, ...] | None = None  # of these shards; None: from the first one on
 
     def take(self, index: Array) -> Array:
         """Return the outputs of chosen rows.
@@ -73,7 +74,14 @@ class Outputs:
     def _rows(self) -> Column:
         """The outputs, as many a sample as the stage that made them has of it, in the split's order."""
         facts = {"dataset": self._facts["dataset"]}
-        return mapped(f"{self.folder.name}-{self.split}", facts, self._parts).columns["outputs"]
+        numbers = self._numbers
+        later = f"-{numbers[0]}" if numbers[0] else ""  # of one size, behind those of others
+        key = f"{self.folder.name}-{self.split}{later}"
+        return mapped(key, facts, self._parts).columns["outputs"]
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return self.numbers or tuple(range(len(self.sizes)))
 
     @property
     def of_captions(self) -> bool:
@@ -88,7 +96,7 @@ class Outputs:
             raise DatasetError(f"{error}: train again, they are made anew") from None
 
     def _parts(self) -> Iterator[Mapping[str, Array]]:
-        for number, size in enumerate(self.sizes):
+        for number, size in zip(self._numbers, self.sizes, strict=True):
             path = shard_of(self.folder, self.split, number)
             found = load_file(path)["outputs"]
             if len(found) % size:

@@ -24,7 +24,7 @@ def open_split(prepared: Path, split: str, options: Options) -> Source:
         DatasetError: no such folder, split or size, or nothing in the split.
         IntegrityError: a shard is not the one that was prepared.
     """
-    found = Split(prepared, split, stills=options.stills)
+    found = Split(prepared, split, stills=options.stills, size=options.size)
     module, _, name = READERS[found.modality.name].partition(":")
     source: Source = getattr(import_module(module), name)(found, options)
     return source

@@ -50,6 +50,7 @@ class Options:
     beside: Mapping[str, Path] = field(default_factory=dict)
     shuffle_seed: int | None = None
     stills: bool = False
+    size: str | None = None  # of pictures of several sizes: which are read
 
 
 class Source(Protocol):

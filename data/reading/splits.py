@@ -21,19 +21,32 @@ LAYOUT: Final = 1  # of the rows that are made of shards; another one is made an
 class Split:
     """A split's shards on disk; of clips as clips or, where `stills` are asked for, as pictures, a row a frame.
 
+    Of pictures of several sizes those of one: what is read together is of one shape.
+
     Raises:
         DatasetError: no such folder or split, or nothing in the split.
     """
 
-    def __init__(self, prepared: Path, name: str, *, stills: bool = False) -> None:
+    def __init__(
+        self, prepared: Path, name: str, *, stills: bool = False, size: str | None = None
+    ) -> None:
         self.folder, self.name, self.header = prepared, name, read_header(prepared)
         splits = self.header["splits"]
         if name not in splits:
             raise DatasetError(
                 f"{prepared} has no split {name!r}; choose one of {', '.join(splits)}"
             )
-        self.rows: int = splits[name]["rows"]
-        self.shards: list[dict[str, Any]] = splits[name]["shards"]
+        self.size = size
+        found = [
+            (number, shard)
+            for number, shard in enumerate(splits[name]["shards"])
+            if size in {None, shard.get("size")}
+        ]
+        self.numbers = [number for number, _ in found]  # of the shards, among the split's
+        self.shards: list[dict[str, Any]] = [shard for _, shard in found]
+        self.rows: int = sum(shard["rows"] for shard in self.shards)
+        if size is not None:
+            self.header["size"] = size
         kind = modality(self.header.get("modality", "image"))
         self.modality = kind.stills() if stills else kind
         if not self.rows:
@@ -78,7 +91,8 @@ class Split:
             IntegrityError: a shard is not the one that was prepared, or the rows are not what was written.
         """
         digest = sha256_of(self.folder / "dataset.json")
-        named = json.dumps([LAYOUT, digest, self.name, *what])
+        sized = [] if self.size is None else [self.size]
+        named = json.dumps([LAYOUT, digest, self.name, *what, *sized])
         stamps = [self._stamp(shard) for shard in self.shards]
         key = hashlib.sha256(named.encode()).hexdigest()[:32]
         found = mapped(key, {"dataset": digest, "shards": stamps}, make)
@@ -106,6 +120,16 @@ class Split:
     def _compare(self, path: Path, sha256: str, shard: Mapping[str, Any]) -> None:
         if sha256 != shard["sha256"]:
             raise IntegrityError(f"{path} was altered: its sha256 is not dataset.json's")
+
+
+def sizes_in(prepared: Path, name: str) -> list[str | None]:
+    """Return the sizes of a split's pictures, one after the other; of what is of one shape None alone.
+
+    Raises:
+        DatasetError: never prepared, or written by a newer version.
+    """
+    split = read_header(prepared)["splits"].get(name, {"shards": ()})
+    return list(dict.fromkeys(shard.get("size") for shard in split["shards"])) or [None]
 
 
 def read_header(prepared: Path) -> dict[str, Any]:

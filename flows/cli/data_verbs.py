@@ -66,6 +66,12 @@ def prepare(
     image_size: Annotated[
         int | None, typer.Option(help="Pictures and clips: pixels a side, 8 to 512.")
     ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures: sizes in place of squares, each cropped as little as possible: 32x32,40x24,24x40."
+        ),
+    ] = None,
     frames: Annotated[
         int | None, typer.Option(help="Clips: frames of each, 2 to 256; longer files are cut.")
     ] = None,
@@ -118,6 +124,7 @@ def prepare(
     project = settings().project
     chosen = settings_of(
         image_size=image_size,
+        sizes=sizes,
         frames=frames,
         frame_rate=frame_rate,
         pieces=pieces,
@@ -159,9 +166,12 @@ def prepare(
         console.print(f"report: {ready.report}")
 
 
-def settings_of(tokenizer: str | None, test: str | None, **others: Any) -> dict[str, Any]:
+def settings_of(
+    tokenizer: str | None, test: str | None, sizes: str | None, **others: Any
+) -> dict[str, Any]:
     """Return what the options say of one's own files as params.yaml has it, those not given left out."""
-    given = {**others, "tokenizer": _tokenizer(tokenizer), "test": _tested(test)}
+    listed = sizes.replace(" ", "").split(",") if sizes else None
+    given = {**others, "sizes": listed, "tokenizer": _tokenizer(tokenizer), "test": _tested(test)}
     return {name: value for name, value in given.items() if value is not None}
 
 

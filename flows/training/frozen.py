@@ -164,13 +164,17 @@ class Frozen:
 
         from data.reading.readers import open_split
         from data.reading.sources import Options
+        from data.reading.splits import read_header
 
-        size = getattr(self._model.config, "image_size", None)
+        side = getattr(self._model.config, "image_size", None)
         stills = not hasattr(self._model.config, "frames")
-        options = Options(image_size=size, encode=self._model.encode, stills=stills)
+        shards = read_header(self._prepared)["splits"][split]["shards"]
+        size = shards[number].get("size")
+        options = Options(image_size=side, encode=self._model.encode, stills=stills, size=size)
         source = open_split(self._prepared, split, options)
-        first = sum(source.sizes[:number])
-        rows = np.arange(first, first + source.sizes[number])
+        place = sum(shard.get("size") == size for shard in shards[:number])
+        first = sum(source.sizes[:place])
+        rows = np.arange(first, first + source.sizes[place])
         for start in range(0, len(rows), ROWS):
             batch = source.batch(rows[start : start + ROWS])
             given = {name: tensor.to(self._device) for name, tensor in batch.items()}

@@ -1,12 +1,13 @@
-"""Encoded pictures from anywhere into square uint8 arrays, with bounds, or the reason why not."""
+"""Encoded pictures from anywhere into uint8 arrays of known sizes, with bounds, or the reason why not."""
 
 import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from fractions import Fraction
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ MAGIC: Final = {
 """How files of a format begin and end."""
 
 Pixels = npt.NDArray[np.uint8]
+Size: TypeAlias = tuple[int, int]
+"""Width and height, in pixels."""
 
 
 class PictureError(ValueError):
@@ -38,14 +41,21 @@ class PictureError(ValueError):
 class Decoded:
     """A picture as it will be learned from, and as it was found."""
 
-    pixels: Any  # (image_size, image_size, channels) uint8
+    pixels: Any  # (H, W, channels) uint8
     width: int
     height: int
     mode: str
+    kept: Size  # of the picture turned upright, what was not cropped
 
 
-def decode(content: bytes, image_size: int, channels: int) -> Decoded:
+def decode(content: bytes, image_size: int, channels: int, sizes: Sequence[Size] = ()) -> Decoded:
     """Return the picture decoded to its last byte, turned upright, over white, cropped and resized.
+
+    Args:
+        content: the file.
+        image_size: pixels a side.
+        channels: 1 or 3.
+        sizes: in place of a square the one of these of which least is cropped.
 
     Raises:
         PictureError: unknown format, larger than 4096 pixels a side, or damaged.
@@ -53,12 +63,11 @@ def decode(content: bytes, image_size: int, channels: int) -> Decoded:
     image, flat = _loaded(
         content, lambda upright: _flattened(upright, content, "L" if channels == 1 else "RGB")
     )
-    pixels = np.asarray(square(flat, image_size)).reshape(image_size, image_size, channels)
-    return Decoded(pixels, *image.size, image.mode)
+    return _decoded(image, flat, sizes or ((image_size, image_size),))
 
 
-def transparency(content: bytes, image_size: int) -> Decoded:
-    """Return how transparent a picture is, (image_size, image_size, 1): 255 where nothing of it is seen.
+def transparency(content: bytes, image_size: int, sizes: Sequence[Size] = ()) -> Decoded:
+    """Return how transparent a picture is, (H, W, 1): 255 where nothing of it is seen; cropped as by `decode`.
 
     Raises:
         PictureError: as `decode`.
@@ -67,8 +76,13 @@ def transparency(content: bytes, image_size: int) -> Decoded:
         content,
         lambda upright: ImageChops.invert(upright.convert("RGBA").getchannel("A")),
     )
-    pixels = np.asarray(square(clear, image_size)).reshape(image_size, image_size, 1)
-    return Decoded(pixels, *image.size, image.mode)
+    return _decoded(image, clear, sizes or ((image_size, image_size),))
+
+
+def _decoded(image: Image.Image, upright: Image.Image, sizes: Sequence[Size]) -> Decoded:
+    width, height = size = nearest(upright.size, sizes)
+    pixels = np.asarray(fitted(upright, size)).reshape(height, width, -1)
+    return Decoded(pixels, *image.size, image.mode, kept(upright.size, size))
 
 
 def _loaded(
@@ -156,13 +170,48 @@ def _is_cut(content: bytes) -> bool:
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """Return a picture's central square, resized: by box where the side divides it, else by Lanczos."""
-    width, height = image.size
-    edge = min(width, height)
-    if (width, height) != (edge, edge):
-        left, top = (width - edge) // 2, (height - edge) // 2
-        image = image.crop((left, top, left + edge, top + edge))
-    if edge == side:
+    """Return a picture's central square, resized."""
+    return fitted(image, (side, side))
+
+
+def fitted(image: Image.Image, size: Size) -> Image.Image:
+    """Return the middle of a picture at a size: resized by box where the size divides it, else by Lanczos."""
+    (width, height), (wide, high) = kept(image.size, size), size
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    if image.size == size:
         return image
-    exact = edge % side == 0
-    return image.resize((side, side), Image.Resampling.BOX if exact else Image.Resampling.LANCZOS)
+    exact = width % wide == 0 and height % high == 0
+    return image.resize(size, Image.Resampling.BOX if exact else Image.Resampling.LANCZOS)
+
+
+def size_of(written: str) -> Size:
+    """Return the width and height that "40x24" names."""
+    width, _, height = written.partition("x")
+    return int(width), int(height)
+
+
+def kept(found: Size, size: Size) -> Size:
+    """Return the largest part of a picture that has the aspect ratio of a size, to the pixel.
+
+    Example:
+        >>> kept((300, 200), (32, 32)), kept((300, 200), (40, 24)), kept((300, 200), (24, 40))
+        ((200, 200), (300, 180), (120, 200))
+    """
+    (width, height), (wide, high) = found, size
+    if width * high > height * wide:
+        return max(1, round(height * wide / high)), height
+    return width, max(1, round(width * high / wide))
+
+
+def nearest(found: Size, sizes: Sequence[Size]) -> Size:
+    """Return the size whose aspect ratio is nearest to a picture's, so that least is cropped; the first of equals.
+
+    Example:
+        >>> nearest((300, 200), ((32, 32), (40, 24), (24, 40)))
+        (40, 24)
+    """
+    width, height = found
+    ratios = [Fraction(width * high, height * wide) for wide, high in sizes]
+    return sizes[ratios.index(min(ratios, key=lambda one: max(one, 1 / one)))]

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from data.loaders import DatasetError, Loader, bucketed, facts_of, modality_of, sounds, utterances
+from data.loaders import DatasetError, Loader, facts_of, modality_of, sounds, utterances
 from data.makers import MakerError, speech
 from data.makers.speech_layouts import Said, laid_out
 from data.modalities.speech import levelled, trimmed
+from data.reading.order import bucketed
 from models.text_to_speech.front_end import Spoken
 from tests.data import speech_kit as kit
 from tests.data.prepare_kit import prepare, refused, sound_file
