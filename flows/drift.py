@@ -49,7 +49,8 @@ class Sample:
 def kept(name: str, digest: str, first: PinnedStage) -> Sample:
     """Return the answers that the gateway kept of one version, oldest first.
 
-    Those for which a user chose other options than the pipeline's own are left out: they differ by wish.
+    Those for which a user chose other options, or another size, than the pipeline's own are left out: they differ by
+    wish.
 
     Raises:
         TooFew: there are fewer than 100.

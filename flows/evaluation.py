@@ -25,6 +25,7 @@ from flows.evaluating.pipeline import (
     opened,
     output_of,
     ports_of,
+    sizes_of,
 )
 from flows.identity.code import judging_code
 from flows.identity.why import CODE, judging_work, reason
@@ -79,7 +80,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         stages=tuple(stages),
         entrances=entrances,
         vocabulary=tuple(facts.get("vocabulary", ())),
-        image_size=(made.shape[-1], made.shape[-2]) if made.kind in {"pixels", "clip"} else None,
+        **sizes_of(entrances["generate"], stages, models),
         frames=frames_of(entrances["generate"], models) if made.kind == "clip" else None,
         frame_rate=facts["frame_rate"] if made.kind == "clip" else None,
         sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,

@@ -222,6 +222,7 @@ class Pipeline(_Part):
     entrances: dict[str, Entrance] = Field(default_factory=dict)  # always has "generate"
     vocabulary: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None  # width, height
+    sizes: tuple[str, ...] = ()  # that may be asked for, like 40x24; empty: that one alone
     frames: int | None = None  # of a clip
     frame_rate: float | None = None  # of a clip, frames a second, where a request asks for no other
     sample_rate: int | None = None  # Hz, of sound
@@ -313,6 +314,16 @@ class Pipeline(_Part):
     def size(self) -> str | None:
         """WIDTHxHEIGHT of a picture or of a clip's frames."""
         return None if self.image_size is None else f"{self.image_size[0]}x{self.image_size[1]}"
+
+    def size_of(self, asked: Mapping[str, Any]) -> str | None:
+        """Return the size of what is drawn with these options."""
+        found: str | None = self.options(asked).get("size") if self.sizes else None
+        return found or self.size
+
+    def sides_of(self, asked: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Return that size as width and height."""
+        width, _, height = (self.size_of(asked) or "").partition("x")
+        return (int(width), int(height)) if width else None
 
     def seconds(self, asked: Mapping[str, Any]) -> float | None:
         """Return how long a clip is that is drawn with these options."""

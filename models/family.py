@@ -341,6 +341,7 @@ class Family(Trainable):
         able = self.capabilities
         read = {port.kind for port in self.inputs.values()}
         useless = {"guidance": not read & {"text", "embedding"}, "logprobs": not able.stepwise}
+        useless["size"] = not getattr(self.config, "sizes", ())
         useless["negative_prompt"] = "text" not in read
         return tuple(one.name for one in fields(self.Options) if not useless.get(one.name))
 

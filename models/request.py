@@ -19,6 +19,7 @@ UNTAKEN: Final[Mapping[str, str]] = {
     "dialogues": "this model does not chat",
     "steps": "this model draws in one go and takes none",
     "seconds": "this model makes no sound of a length to choose",
+    "size": "this model draws pictures of one size",
     "max_tokens": "this model writes no text",
     **dict.fromkeys(
         ("temperature", "top_k", "top_p"), "this model draws every value as often as it is likely"

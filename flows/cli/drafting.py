@@ -60,6 +60,8 @@ def _drafts(
         if "source" in roles:
             return {"transformer": _transformer}
         return {"gpt": _dialogues if "user" in roles else _documents}
+    if "sizes" in data:
+        return {"ddpm": _ddpm}
     if data["attributes"]:
         return {"edm": _edm, "ddpm": _ddpm}
     return {"edm": _edm}  # of a DDPM's pictures nothing is measured but by a judge
@@ -82,7 +84,7 @@ def _edm(name: str, data: Mapping[str, Any]) -> str:
 def _ddpm(name: str, data: Mapping[str, Any]) -> str:
     control = "control: # pictures learn other pictures' captions\n"
     control += "  set: {stages.ddpm.training.shuffle_captions: true}\n  refused_by: [alignment]\n"
-    return _pictures(name, data, "ddpm", {}, control)
+    return _pictures(name, data, "ddpm", {}, control if data["attributes"] else "")
 
 
 def _pictures(
@@ -100,24 +102,32 @@ def _pictures(
     return "\n".join(
         [
             *_head(name, data, what),
-            *_stage(family, "base", _config(side), batch=16, rate=0.002),
+            *_stage(family, "base", _config(side, _unit(data)), batch=16, rate=0.002),
             *(["    guidance: 2.0"] if data["vocabulary"] else []),
             *(judge.rstrip().split("\n") if data["attributes"] else []),
             *_gate(gate),
-            "",
-            control.rstrip(),
+            *(["", control.rstrip()] if control else []),
             *_prompts(data["captions"]),
             "",
         ]
     )
 
 
-def _config(side: int) -> str:
-    """Return the config of a U-Net for pictures of `side` pixels: two resolutions, of 16 places a side at most."""
+def _unit(data: Mapping[str, Any]) -> int:
+    """Return what all sides of the pictures are multiples of."""
+    sides = (int(side) for size in data.get("sizes", ()) for side in size.split("x"))
+    return math.gcd(data["image_size"], *sides)
+
+
+def _config(side: int, unit: int) -> str:
+    """Return the config of a U-Net for pictures of `side` pixels: two resolutions, of 16 places a side at most.
+
+    Sides are multiples of `unit`.
+    """
     patch = 1
-    while side // patch > INNER and side % (4 * patch) == 0:
+    while side // patch > INNER and unit % (4 * patch) == 0:
         patch *= 2
-    widths = "" if side % (2 * patch) == 0 else ", widths: [96]"
+    widths = "" if unit % (2 * patch) == 0 else ", widths: [96]"
     return f"{{patch: {patch}{widths}}}"
 
 

@@ -209,6 +209,7 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="Of a picture or clip.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Of a picture or clip.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Of a sound or clip.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of a picture: one of the model's own.")] = None,
 ) -> None:
     """Make one picture, clip, sound or text through the served API; text comes as it is written."""
     from flows.cli import client
@@ -246,7 +247,8 @@ def generate(
     elif modality == "clip":
         made = _filmed(name, prompt, output, {"seed": seed, **asked})
     else:
-        made = client.paint(name, prompt, seed=seed, steps=steps, guidance=guidance)
+        wishes = {"steps": steps, "guidance": guidance, "size": size}
+        made = client.paint(name, prompt, seed=seed, **wishes)
     if output is None:
         return
     with atomic_write(output) as file:

@@ -141,9 +141,8 @@ def _of_stage(
     said = [captions[place] for place in places.tolist()]
     real = sized(model, whole[places])
     if len(whole) >= LEAST_HELD_OUT:
-        own(
-            scores, model, stage.stage, rated(model, beside(stage, models, real, said), said), PAIRS
-        )
+        told = rated(model, beside(stage, models, real, said), said)
+        own(scores, model, stage.stage, told, rows=PAIRS)
     if model.capabilities.modality != "clip":
         return
     inputs = {name for name, port in model.inputs.items() if port.kind == "clip"}

@@ -110,12 +110,13 @@ def load_judge_network(directory: Path) -> Any:
 
 def load_judge(directory: Path, order: Order) -> tuple[Any, JudgeRecord]:
     """Return the judge network and its record: its accuracy is measured here, on the held-out split at its size."""
-    from data.loaders import clips, everything
+    from data.loaders import clips
+    from flows.evaluating.pictures import as_squares
 
     judge = load_judge_network(directory)
     size = judge.config.image_size
-    read = clips if hasattr(judge.config, "frames") else everything
-    shown, _, attributes = read(Path(order.judged_on), "validation", image_size=size)
+    read = clips if hasattr(judge.config, "frames") else as_squares
+    shown, _, attributes = read(Path(order.judged_on), "validation", size)
     accuracy = judge.accuracy(shown, attributes)["joint"]
     assert order.judge is not None
     return judge, JudgeRecord(

@@ -1,7 +1,10 @@
 """Judging pictures: what the judge says of the drawn ones, against real ones never trained on; a gallery."""
 
+from bisect import bisect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -10,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.loaders import everything, read_header
+from data.loaders import by_size, read_header
 from flows.evaluating.embeddings import agreement, retrieval
-from flows.evaluating.pipeline import as_asked
+from flows.evaluating.pipeline import as_asked, draw
 from flows.evaluating.scores import (
     Judged,
     Scores,
@@ -29,11 +32,12 @@ from flows.evaluating.sheets import of_pictures
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipe import split
 from infra.pipelines import PinnedStage, Pipeline
-from models.family import Family
+from models.family import Family, mixed
 from models.judges import LEAST_HELD_OUT
 from models.judges import metrics as m
 from models.parts import words
 from models.parts.rows import entered
+from models.parts.sizes import sides, squared
 from models.request import Request
 
 if TYPE_CHECKING:
@@ -49,7 +53,49 @@ OWN: Final = 3  # drawn pictures a held-out one whose nats are told; further one
 PAIRS: Final = 192  # real pictures on which an upsampler is measured
 
 
-drawn = as_asked
+def drawn(
+    models: Sequence[Family],
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    prepared: Path,
+) -> Tensor:
+    """Return the pictures (N, C, H, W); of several sizes each stands in a corner of one as large as any."""
+    if not pipeline.sizes:
+        return as_asked(models, pipeline, prompts, seeds, prepared)
+    wanted = sizes_drawn(pipeline, prepared, seeds)
+    height, width = (max(sides(size)[axis] for size in pipeline.sizes) for axis in (0, 1))
+    found: Tensor | None = None
+    for size in dict.fromkeys(wanted):
+        rows = [row for row, one in enumerate(wanted) if one == size]
+        texts = [prompts[row] for row in rows] if prompts else []
+        made = draw(models, pipeline, texts, [seeds[row] for row in rows], options={"size": size})
+        if found is None:
+            found = made.new_zeros(len(wanted), made.shape[1], height, width)
+        found[rows, :, : made.shape[2], : made.shape[3]] = made
+    assert found is not None
+    return found
+
+
+def sizes_drawn(pipeline: Pipeline, prepared: Path, seeds: Sequence[int]) -> list[str]:
+    """Return the size of each seed's picture: each as often as the data have it, whatever is drawn beside it."""
+    header = read_header(prepared)
+    counts = Counter[str]()
+    for part in header["splits"].values():
+        for shard in part["shards"]:
+            counts[shard.get("size", "")] += shard["rows"]
+    learned = [counts[size] for size in header.get("sizes", ())]
+    shares = learned if len(learned) == len(pipeline.sizes) else [1] * len(pipeline.sizes)
+    ends = list(accumulate(shares))
+    return [pipeline.sizes[bisect(ends, mixed(seed) % ends[-1])] for seed in seeds]
+
+
+def as_squares(prepared: Path, split: str, side: int) -> tuple[Tensor, list[str], Tensor]:
+    """Return a split's pictures (N, C, H, W), stretched where they are no squares, N captions, attributes (N, A)."""
+    parts = by_size(prepared, split, side)
+    pixels = torch.cat([squared(pixels, side) for pixels, _, _ in parts])
+    captions = [caption for _, captions, _ in parts for caption in captions]
+    return pixels, captions, torch.cat([attributes for _, _, attributes in parts])
 
 
 def requests(
@@ -91,22 +137,28 @@ def score(
 ) -> Judged:
     """Return every metric with its interval, per-sample outcomes for paired comparison, and the gallery."""
     facts = of_pictures_alone(read_header(prepared))
-    pictures = torch.from_numpy(np.concatenate(drawn)).float() / 255
-    side = pictures.shape[-1]
-    train, learned, _ = everything(prepared, "train", image_size=side)
-    test, captions, _ = everything(prepared, "test", image_size=side)
+    shown = list(torch.from_numpy(np.concatenate(drawn)).float() / 255)
+    by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
+    side = shown[0].shape[-1]
+    if pipeline.sizes:
+        wanted = sizes_drawn(pipeline, prepared, requests(pipeline, prepared, spec)[1])
+        areas = [sides(size) for size in wanted]
+        shown = [one[:, :high, :wide] for one, (high, wide) in zip(shown, areas, strict=True)]
+        side = by_stage[pipeline.lead.stage].config.image_size
+    pictures = torch.stack([squared(one[None], side)[0] for one in shown])
+    train, learned, _ = as_squares(prepared, "train", side)
+    test, captions, _ = as_squares(prepared, "test", side)
     held_out = set(facts["held_out"])
     familiar = torch.tensor([caption not in held_out for caption in captions])
     scores = Scores(spec)
     if judge is not None:
         _by_judge(scores, judge, (pictures, prompts), (train, learned), facts)
-        validation, others, _ = everything(prepared, "validation", image_size=side)
+        validation, others, _ = as_squares(prepared, "validation", side)
         asked = torch.tensor([prompt not in held_out for prompt in prompts] or [True])
         known = torch.tensor([caption not in held_out for caption in others])
         seen = pictures[asked.expand(len(pictures))]
         distribution(scores, judge, seen, test[familiar], validation[known])
     _memorisation(scores, pictures, train, test[familiar])
-    by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     for stage in pipeline.stages:
         model = by_stage[stage.stage]
         if model.capabilities.upscales:
@@ -128,12 +180,27 @@ def score(
                 drawn_nats = nats_of(model, rated(model, {"pixels": pictures[few]}, asked_few))
                 gap(scores, f"{stage.stage}_sample_gap", drawn_nats, nats)
         if len(test) >= LEAST_HELD_OUT:  # one picture has no distribution
-            places = evenly(torch.arange(len(test)), min(len(test), MEASURED))
-            shown = [captions[place] for place in places.tolist()]
-            chosen = _beside(stage, by_stage, test[places], shown)
-            own(scores, model, stage.stage, rated(model, chosen, shown), MEASURED)
-    files = {"gallery.png": of_pictures(pictures, prompts, spec.gallery)}
+            parts = [(test, captions)]
+            if getattr(model.config, "sizes", ()):  # as it learned them
+                parts = [part[:2] for part in by_size(prepared, "test", side)]
+            batches = [_measured(stage, by_stage, *part, len(test)) for part in parts]
+            own(scores, model, stage.stage, *batches)
+    files = {"gallery.png": of_pictures(shown, prompts, spec.gallery)}
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files, cut=HELD_OUT)
+
+
+def _measured(
+    stage: PinnedStage,
+    models: Mapping[str, Family],
+    pixels: Tensor,
+    captions: Sequence[str],
+    whole: int,
+) -> dict[str, Tensor]:
+    """Return the share of real pictures that a family tells of, as it rates them: of the `whole` MEASURED at most."""
+    count = max(1, len(pixels) * min(whole, MEASURED) // whole)
+    places = evenly(torch.arange(len(pixels)), count)
+    shown = [captions[place] for place in places.tolist()]
+    return rated(models[stage.stage], _beside(stage, models, pixels[places], shown), shown)
 
 
 def of_pictures_alone(header: dict[str, Any]) -> dict[str, Any]:
@@ -164,9 +231,10 @@ def _kinds(model: Family, entry: str) -> frozenset[str]:
 
 
 def sized(model: Family, pixels: Tensor) -> Tensor:
-    """Return pictures at a model's size, by the mean over areas; as they are where it has none."""
+    """Return pictures at a model's size, by the mean over areas; as they are where it has none, or several."""
     size = getattr(model.config, "image_size", None)
-    same = size is None or pixels.shape[-1] == size
+    several = bool(getattr(model.config, "sizes", ()))
+    same = size is None or several or pixels.shape[-1] == size
     return pixels if same else F.adaptive_avg_pool2d(pixels, size)
 
 

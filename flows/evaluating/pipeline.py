@@ -110,6 +110,28 @@ def frames_of(generate: Entrance, models: "Mapping[str, Family]") -> int:
     return frames
 
 
+def sizes_of(
+    generate: Entrance, stages: Sequence[PinnedStage], models: "Mapping[str, Family]"
+) -> dict[str, Any]:
+    """Return the size that a pipeline of pictures or clips draws, and those that it can be asked for, for its document.
+
+    Raises:
+        ValueError: a stage is pinned with a size that it does not draw.
+    """
+    from models.parts.sizes import chosen, sides
+
+    made = output_of(generate, stages)
+    if made.kind not in {"pixels", "clip"}:
+        return {}
+    for node in generate.nodes.values():
+        if not node.entry and "size" in (model := models[node.stage]).takes:
+            stage = next(one for one in stages if one.stage == node.stage)
+            size = chosen(stage.options.get("size"), model.config.sizes)
+            assert size is not None  # it has some
+            return {"image_size": sides(size)[::-1], "sizes": model.config.sizes}
+    return {"image_size": (made.shape[-1], made.shape[-2])}
+
+
 def opened(*folders: Path) -> "Family":
     """Return the network of a version's files, with its weights where its ports depend on them; as `load_model`."""
     from models import build

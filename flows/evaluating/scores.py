@@ -128,12 +128,15 @@ def gap(scores: Scores, name: str, own_N: Tensor, held_out_M: Tensor) -> None:
 
 
 def own(
-    scores: Scores, model: Family, stage: str, batch: Mapping[str, Tensor], rows_at_once: int = 500
+    scores: Scores, model: Family, stage: str, *batches: Mapping[str, Tensor], rows: int = 500
 ) -> None:
-    """Add what the family itself tells of held-out rows, such as the distance of its codes from the prior."""
+    """Add what the family itself tells of held-out rows, such as the distance of its codes from the prior.
+
+    At most so many `rows` are looked at together, and those of one batch.
+    """
     values: dict[str, list[Tensor]] = {}
     with torch.no_grad():
-        for part in parts_of(batch, rows_at_once, device_of(model)):
+        for part in (p for batch in batches for p in parts_of(batch, rows, device_of(model))):
             for name, found in model.measure(part).items():
                 values.setdefault(name, []).append(found.cpu())
     for name, parts in values.items():

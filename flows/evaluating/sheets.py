@@ -25,7 +25,7 @@ MOST_LINES: Final = 8  # of a text
 ASKED: Final = (126, 156, 216)  # a prompt's ink
 
 
-def of_pictures(pictures: Tensor, labels: Sequence[str], count: int) -> bytes:
+def of_pictures(pictures: Tensor | Sequence[Tensor], labels: Sequence[str], count: int) -> bytes:
     """Return a gallery of `count` of the pictures (N, C, H, W) in [0, 1], evenly taken."""
     step = max(1, len(pictures) // count)
     return _png(gallery(pictures[::step][:count], columns=8, labels=list(labels)[::step][:count]))

@@ -98,7 +98,7 @@ def score(
             nats = likelihood(scores, model, stage.stage, rated_rows, AT_ONCE)
             if model.capabilities.condition == "text":
                 caption_gain(scores, model, stage.stage, heard, captions, nats, AT_ONCE)
-        own(scores, model, stage.stage, rated_rows, AT_ONCE)
+        own(scores, model, stage.stage, rated_rows, rows=AT_ONCE)
     rate = pipeline.sample_rate
     assert rate is not None
     files = {"gallery.png": of_sounds(made, rate, list(prompts)[: len(made)])}

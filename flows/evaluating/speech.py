@@ -109,7 +109,7 @@ def score(
     _judged(scores, prepared, facts, real, (list(made), list(prompts), voices))
     for model, stage in zip(models, pipeline.stages, strict=True):
         if model.measured:
-            own(scores, model, stage.stage, _batch(model, real), AT_ONCE)
+            own(scores, model, stage.stage, _batch(model, real), rows=AT_ONCE)
     _timed(scores, models, pipeline, prompts)
     shown = [trimmed(one) for one in made[: spec.gallery]]
     labels = [f"{who or 'default'}: {text}" for who, text in zip(voices, prompts, strict=True)][

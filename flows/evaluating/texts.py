@@ -108,7 +108,7 @@ def score(
             cut.update(f"{name} {tuple(tensor.shape)} ".encode() + tensor.numpy().tobytes())
         if model.capabilities.likelihood:
             likelihood(scores, model, stage.stage, rows, AT_ONCE)
-        own(scores, model, stage.stage, rows, AT_ONCE)
+        own(scores, model, stage.stage, rows, rows=AT_ONCE)
     tokens = joined([torch.from_numpy(part).long() for part in drawn], -1)
     learned = loaders.records(prepared, "train")
     if len(models) == 1 and len(tokens) > spec.gallery:

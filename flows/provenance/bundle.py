@@ -214,7 +214,7 @@ def _data(version: Version, directory: Path) -> dict[str, Any]:
         return found
     if ready.identity == found["identity"]:
         facts = (
-            *("modality", "image_size", "channels", "sample_rate", "clip_samples"),
+            *("modality", "image_size", "sizes", "channels", "sample_rate", "clip_samples"),
             *("vocabulary", "max_words", "attributes"),
         )
         found |= {fact: ready.header[fact] for fact in facts if fact in ready.header}

@@ -9,7 +9,7 @@ Shape letters: B rows, C channels, H and W pixels, T words, D text width, E embe
 sampler steps. Pixels are [0, 1] outside and [-1, 1] inside; networks are told times 0..1000.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 
@@ -24,6 +24,7 @@ from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
+from models.parts.sizes import around, chosen, sides
 from models.parts.words import Captioned
 from models.ports import Port
 from models.request import DiffusionOptions, Request
@@ -51,6 +52,7 @@ class DDPMOptions(DiffusionOptions):
     there (SDEdit, Meng et al. 2022, arXiv:2108.01073). 1, from noise alone, is what happens where it is not said."""
     negative_prompt: str | None = None
     """What guidance leads away from, in place of what is drawn without a prompt."""
+    size: str | None = None  # one of the model's, like 40x24; None: its first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,7 @@ class DDPMConfig(Captioned):
     """What is learned and how, how it is sampled, and the sizes of the network."""
 
     image_size: int = 16  # pixels a side
+    sizes: tuple[str, ...] = ()  # that pictures have, like 40x24; empty: squares alone
     channels: int = 3
     vocabulary: tuple[str, ...] = ()  # lower-case words; empty: unconditional
     max_words: int = 8
@@ -95,23 +98,26 @@ class DDPMConfig(Captioned):
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         bounds.check(self, BOUNDS)
-        check_sizes(
-            image_size=self.shape[1],
-            patch=self.patch,
-            widths=self.widths,
-            attention=self.attention,
-            heads=self.heads,
-            context=self.text_width,
-        )
+        for what, side in self._sides():
+            check_sizes(
+                what,
+                side,
+                patch=self.patch,
+                widths=self.widths,
+                attention=self.attention,
+                heads=self.heads,
+                context=self.text_width,
+            )
         if self.backbone == "dit" and (len(self.widths), self.attention) != (1, 1):
             raise ValueError(
                 "backbone 'dit' has one width, with attention, got"
                 f" widths {self.widths} and attention {self.attention}"
             )
-        if self.low_size is not None and (self.low_size < 1 or self.image_size % self.low_size):
-            raise ValueError(
-                f"low_size must divide image_size {self.image_size}, got {self.low_size}"
-            )
+        low = self.low_size
+        if low is not None and (low < 1 or self.image_size % low):
+            raise ValueError(f"low_size must divide image_size {self.image_size}, got {low}")
+        if low is not None and self.sizes:
+            raise ValueError(f"low_size belongs to squares, got {low} with {self.sizes}")
         _check_sampling(self)
 
     @property
@@ -121,8 +127,20 @@ class DDPMConfig(Captioned):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """What is drawn, (C, H, W)."""
+        """What is drawn, (C, H, W), where all are squares."""
         return self.channels, self.image_size, self.image_size
+
+    def shape_of(self, size: str | None) -> tuple[int, int, int]:
+        """Return what is drawn of a size, (C, H, W); None: of a square."""
+        planes, side, _ = self.shape
+        high, wide = sides(size) if size else (self.image_size, self.image_size)
+        return planes, high * side // self.image_size, wide * side // self.image_size
+
+    def _sides(self) -> Iterator[tuple[str, int]]:
+        """Yield the sides of what is drawn, each behind what an error calls it."""
+        yield "image_size", self.shape[1]
+        for size in self.sizes:
+            yield from ((f"a side of size {size}", side) for side in self.shape_of(size)[1:])
 
     @property
     def planes(self) -> int:
@@ -177,8 +195,15 @@ class Denoiser(nn.Module):
             layers = {"attention": config.attention, **sizes}
             self.unet = self.backbone(widths=config.widths, dropout=config.dropout, **layers)
         else:
-            places = {"width": config.widths[0], "side": config.shape[1] // config.patch, **sizes}
-            self.unet = self.transformer(dropout=config.dropout, block=self.block, **places)
+            shapes = [config.shape_of(size) for size in (None, *config.sizes)]
+            grids = [(high // config.patch, wide // config.patch) for _, high, wide in shapes]
+            self.unet = self.transformer(
+                grids=grids,
+                width=config.widths[0],
+                dropout=config.dropout,
+                block=self.block,
+                **sizes,
+            )
 
     @property
     def block(self) -> type[Block]:
@@ -283,9 +308,15 @@ class DDPM(Family):
         return {
             **super().inputs,
             **low,
-            "image": Port("pixels", (c.channels, c.image_size, c.image_size), optional=True),
-            "mask": Port("mask", (1, c.image_size, c.image_size), optional=True),
+            "image": Port("pixels", (c.channels, *around(c.image_size, c.sizes)), optional=True),
+            "mask": Port("mask", (1, *around(c.image_size, c.sizes)), optional=True),
         }
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        """Return what it gives: pictures of the size that is asked for."""
+        pixels = Port("pixels", (self.config.channels, None, None))
+        return {"pixels": pixels} if self.config.sizes else super().outputs
 
     def given_of(self, batch: Batch) -> dict[str, Tensor]:
         """Return what was made of real pictures, and the small copies that it upscales."""
@@ -391,7 +422,7 @@ class DDPM(Family):
         for no device.
 
         Raises:
-            ValueError: steps, guidance, a caption or the low picture is missing or out of range.
+            ValueError: steps, guidance, the size, a caption or the low picture is missing or out of range.
         """
         self.check(request)
         config, count = self.config, len(request.seeds)
@@ -400,11 +431,12 @@ class DDPM(Family):
         bounds.within("steps", steps, BOUNDS["steps"])
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         device = next(self.parameters()).device
-        blank = torch.zeros(count, *config.shape, device=device)
+        shape = config.shape_of(chosen(request.options.get("size"), config.sizes))
+        blank = torch.zeros(count, *shape, device=device)
         table_S7 = self._table(steps)
         of_times_SK = self.network.of_times(table_S7[:, :3].to(device))
         rows: Rows = {
-            "x": self._noise(request.seeds, [0] * count, device),
+            "x": self._noise(request.seeds, [0] * count, shape, device),
             "x0": blank,
             "table": table_S7.expand(count, -1, -1),
             "of_times": of_times_SK.expand(count, -1, -1),
@@ -436,6 +468,9 @@ class DDPM(Family):
             raise ValueError("image: a picture is changed where a mask says so: give both")
         device = rows["x"].device
         rows["known"] = self._inside(request.given["image"].to(device))
+        if rows["known"].shape != rows["x"].shape:
+            found, drawn = (f"{w}x{h}" for *_, h, w in (rows["known"].shape, rows["x"].shape))
+            raise ValueError(f"image: it has {found} places, what is drawn has {drawn}")
         rows["kept"] = 1 - self._open(request.given["mask"].to(device))
         if strength is not None:
             bounds.within("strength", strength, (0, 1))
@@ -447,10 +482,11 @@ class DDPM(Family):
             rows["index"] += first
         return rows
 
-    def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:
+    def _noise(
+        self, seeds: Sequence[int], draws: Sequence[int], shape: Sequence[int], device: torch.device
+    ) -> Tensor:
         """Return noise (B, C, H, W); stages of a cascade share a request's seeds, but no noise."""
-        c = self.config
-        return normals(seeds, c.shape, device, stage=c.low_size or 0, draws=draws)
+        return normals(seeds, shape, device, stage=self.config.low_size or 0, draws=draws)
 
     def _table(self, steps: int) -> Tensor:
         c = self.config
@@ -483,7 +519,8 @@ class DDPM(Family):
         kinds = step_B7.tolist()  # on the CPU: what no row asks for is left out, at the same bits
         noise = None
         if any(row[6] for row in kinds):  # line 3: z ~ N(0, I), of the row's seed and this step
-            noise = self._noise(rows["seed"].tolist(), (index_B + 1).tolist(), x.device)
+            seeds, draws = rows["seed"].tolist(), (index_B + 1).tolist()
+            noise = self._noise(seeds, draws, x.shape[1:], x.device)
         on_device = step_B7.to(x.device, non_blocking=True)
         of_times_BK = rows["of_times"][tuple(one.to(x.device, non_blocking=True) for one in now)]
         prediction = self._guided(rows, on_device[:, :3], of_times_BK, live_B)

@@ -9,6 +9,7 @@ Who calls it folds patches into channels: a place of what it is given is a token
 Shape letters: B rows, h and w places, N = h w tokens, W width, T words, D context width, E embedding width.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -59,7 +60,7 @@ class DiT(nn.Module):
         *,
         inputs: int,
         outputs: int,
-        side: int,
+        grids: Sequence[tuple[int, int]],  # h and w
         width: int,
         blocks: int,
         heads: int,
@@ -75,19 +76,26 @@ class DiT(nn.Module):
         )
         self.modulation = zeroed(nn.Linear(embedding, 2 * width))
         self.out = zeroed(nn.Linear(width, outputs))
-        self.places_NW: Tensor
-        # made from the sizes, so no version has to hold it
-        self.register_buffer("places_NW", places(side, width), persistent=False)
+        for high, wide in dict.fromkeys(grids):
+            # made from the sizes, so no version has to hold it
+            of_grid_NW = places(high, wide, width)
+            self.register_buffer(f"places_{high}x{wide}", of_grid_NW, persistent=False)
 
     def forward(self, x_BChw: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
         """Return (B, outputs, h, w) from (B, inputs, h, w)."""
-        x_BNW = x_BChw.flatten(2).transpose(1, 2)
-        out: Tensor = self.tokens(x_BNW, embedding_BE, context_BTD)
+        x_BNI, places_NW = x_BChw.flatten(2).transpose(1, 2), self.places_of(*x_BChw.shape[2:])
+        out: Tensor = self.tokens(x_BNI, places_NW, embedding_BE, context_BTD)
         return out.transpose(1, 2).reshape(len(out), -1, *x_BChw.shape[2:])
 
-    def tokens(self, x_BNI: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None) -> Tensor:
+    def places_of(self, high: int, wide: int) -> Tensor:
+        """Return what is added to the tokens of one of the grids (N, W)."""
+        return self.get_buffer(f"places_{high}x{wide}")
+
+    def tokens(
+        self, x_BNI: Tensor, places_NW: Tensor, embedding_BE: Tensor, context_BTD: Tensor | None
+    ) -> Tensor:
         """Return outputs (B, N, O) of the tokens' inputs."""
-        x_BNW = self.stem(x_BNI) + self.places_NW
+        x_BNW = self.stem(x_BNI) + places_NW
         for block in self.blocks:
             x_BNW = block(x_BNW, embedding_BE, context_BTD)
         shift, scale = self.modulation(embedding_BE).unsqueeze(-2).chunk(2, dim=-1)
@@ -100,11 +108,10 @@ def modulated(x_BNW: Tensor, shift_B1W: Tensor, scale_B1W: Tensor) -> Tensor:
     return F.layer_norm(x_BNW, x_BNW.shape[-1:]) * (1 + scale_B1W) + shift_B1W
 
 
-def places(side: int, width: int) -> Tensor:
+def places(high: int, wide: int, width: int) -> Tensor:
     """Return fixed sines and cosines (N, W) of each place's row and column, half of the width each."""
-    of_one = sinusoids(torch.arange(side, device="cpu"), width // 2)
-    rows, columns = of_one.repeat_interleave(side, 0), of_one.repeat(side, 1)
-    return torch.cat([rows, columns], 1)
+    down, along = (sinusoids(torch.arange(n, device="cpu"), width // 2) for n in (high, wide))
+    return torch.cat([down.repeat_interleave(wide, 0), along.repeat(high, 1)], 1)
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:

@@ -96,7 +96,8 @@ class EDMConfig(Captioned):
         """Refuse what would fail late."""
         bounds.check(self, BOUNDS)
         check_sizes(
-            image_size=self.image_size,
+            "image_size",
+            self.image_size,
             patch=self.patch,
             widths=self.widths,
             attention=self.attention,

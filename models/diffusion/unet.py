@@ -20,18 +20,24 @@ from models.parts.tables import Table
 
 
 def check_sizes(
-    *, image_size: int, patch: int, widths: Sequence[int], attention: int, heads: int, context: int
+    what: str,
+    side: int,
+    *,
+    patch: int,
+    widths: Sequence[int],
+    attention: int,
+    heads: int,
+    context: int,
 ) -> None:
-    """Refuse sizes that no U-Net can have; `context` is the width of the text that it reads.
+    """Refuse sizes that no U-Net can have; errors call the side `what`, `context` is the width of the text it reads.
 
     Raises:
         ValueError: names the size, what it must be and what it is.
     """
     unit = patch * 2 ** (len(widths) - 1)
-    if not widths or image_size % unit:
+    if not widths or side % unit:
         raise ValueError(
-            f"image_size must be a multiple of {unit} (patch {patch}, {len(widths)} widths),"
-            f" got {image_size}"
+            f"{what} must be a multiple of {unit} (patch {patch}, {len(widths)} widths), got {side}"
         )
     for width in (*widths, context):
         if width < 8 or width % 8 or width % heads:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Batch, Losses, Trainable
+from models.parts.sizes import squared
 
 MOST_NOISE: Final = 0.06  # standard deviation of the noise that training adds, at most
 CHUNK: Final = 512  # pictures judged at a time, so that a whole split needs little memory
@@ -26,6 +27,7 @@ class AttributeJudgeConfig:
     """What is judged (picture size, attributes with their values) and the network's size."""
 
     image_size: int = 32  # pixels a side
+    sizes: tuple[str, ...] = ()  # of pictures that are stretched to that square; empty: none are
     channels: int = 3
     attributes: tuple[tuple[str, tuple[str, ...]], ...] = (("digit", tuple("0123456789")),)
     width: int = 24  # channels of the first layer; they double at each halving of the side
@@ -125,6 +127,7 @@ class AttributeJudge(Trainable):
             ValueError: pictures of another size than the judge's.
         """
         c = self.config
+        pixels = squared(pixels, c.image_size) if c.sizes else pixels
         if tuple(pixels.shape[1:]) != (c.channels, c.image_size, c.image_size):
             raise ValueError(
                 f"the judge sees pictures ({c.channels}, {c.image_size}, {c.image_size}), "
@@ -157,7 +160,9 @@ class AttributeJudge(Trainable):
 
     def embedded(self, pixels_BCHW: Tensor) -> Tensor:
         """Return the features (B, F) of one batch, with gradients."""
-        x = F.pixel_unshuffle(pixels_BCHW * 2 - 1, self.config.patch)
+        c = self.config
+        x = squared(pixels_BCHW, c.image_size) if c.sizes else pixels_BCHW
+        x = F.pixel_unshuffle(x * 2 - 1, c.patch)
         features_BF: Tensor = self.body(x.contiguous(memory_format=torch.channels_last))
         return features_BF
 

@@ -17,10 +17,13 @@ INK: Final = (206, 210, 218)
 EDGE: Final = (62, 66, 76)
 
 
-def gallery(pixels: Tensor, columns: int = 8, labels: Sequence[str] = ()) -> Image.Image:
+def gallery(
+    pixels: Tensor | Sequence[Tensor], columns: int = 8, labels: Sequence[str] = ()
+) -> Image.Image:
     """Return pictures (N, C, H, W) in [0, 1], C 1 or 3, on a dark sheet, each above its label.
 
-    Small pictures are enlarged by whole pixels. Labels are wrapped to the tile's width, over at most three lines.
+    A list may have pictures (C, H, W) of several sizes: each is in the middle of a tile as large as the largest. Small
+    pictures are enlarged by whole pixels. Labels are wrapped to the tile's width, over at most three lines.
 
     Raises:
         ValueError: no pictures, no columns, channels other than 1 or 3, or another number of labels than pictures.
@@ -29,32 +32,37 @@ def gallery(pixels: Tensor, columns: int = 8, labels: Sequence[str] = ()) -> Ima
         >>> gallery(torch.rand(4, 1, 8, 8), columns=2).size
         (228, 228)
     """
-    if pixels.dim() != 4 or not len(pixels) or pixels.shape[1] not in {1, 3}:
-        raise ValueError(f"a gallery needs pictures (N, 1 or 3, H, W), got {tuple(pixels.shape)}")
+    pictures = list(pixels)
+    if not pictures or any(one.dim() != 3 or len(one) not in {1, 3} for one in pictures):
+        got = tuple(getattr(pixels, "shape", (len(pictures),)))
+        raise ValueError(f"a gallery needs pictures (N, 1 or 3, H, W), got {got}")
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    if labels and len(labels) != len(pixels):
-        raise ValueError(f"{len(pixels)} pictures but {len(labels)} labels: give one a picture")
-    height, width = pixels.shape[2:]
+    if labels and len(labels) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures but {len(labels)} labels: give one a picture")
+    height, width = (max(one.shape[axis] for one in pictures) for axis in (1, 2))
     factor = max(1, round(TILE_PX / max(height, width)))
     height, width = height * factor, width * factor
     font = ImageFont.load_default(FONT_PX)
     texts = [wrap(label, width, font) for label in labels]
     caption = LINE_PX * max((len(lines) for lines in texts), default=0)
     caption += 4 if caption else 0
-    columns = min(columns, len(pixels))
-    rows = -(-len(pixels) // columns)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
     step_x, step_y = width + GAP_PX, height + caption + GAP_PX
     sheet = Image.new("RGB", (columns * step_x + GAP_PX, rows * step_y + GAP_PX), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(pixels):
+    for index, picture in enumerate(pictures):
+        high, wide = (side * factor for side in picture.shape[1:])
         x, y = GAP_PX + index % columns * step_x, GAP_PX + index // columns * step_y
-        pen.rectangle((x - 1, y - 1, x + width, y + height), outline=EDGE)
-        sheet.paste(to_image(picture).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        left, top = x + (width - wide) // 2, y + (height - high) // 2
+        pen.rectangle((left - 1, top - 1, left + wide, top + high), outline=EDGE)
+        tile = to_image(picture).resize((wide, high), Image.Resampling.NEAREST)
+        sheet.paste(tile, (left, top))
         for line, text in enumerate(texts[index] if texts else ()):
             middle = x + width / 2
-            top = y + height + 4 + line * LINE_PX
-            pen.text((middle, top), text, fill=INK, font=font, anchor="ma")
+            below = y + height + 4 + line * LINE_PX
+            pen.text((middle, below), text, fill=INK, font=font, anchor="ma")
     return sheet
 
 

@@ -13,17 +13,16 @@ from torch import nn
 Network: TypeAlias = Literal["mlp", "conv"]
 
 
-def check_halving(image_size: int, hidden: Sequence[int]) -> None:
-    """Refuse a side that the convolutions cannot halve.
+def check_halving(side: int, hidden: Sequence[int], what: str = "image_size") -> None:
+    """Refuse a side that the convolutions cannot halve; errors call it `what`.
 
     Raises:
         ValueError: names it and what it must be a multiple of.
     """
     unit = 2 ** len(hidden)
-    if image_size % unit:
+    if side % unit:
         raise ValueError(
-            f"image_size must be a multiple of {unit} for {len(hidden)} convolutions, "
-            f"got {image_size}"
+            f"{what} must be a multiple of {unit} for {len(hidden)} convolutions, got {side}"
         )
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.parts import bounds
+from models.parts.sizes import around, sides
 from models.ports import Port
 
 
@@ -37,6 +38,10 @@ class LatentDiffusionConfig(DDPMConfig):
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         bounds.within("latent_shape's channels", self.latent_shape[0], bounds.SIZE)
+        if any(one % self.shrink for size in self.sizes for one in sides(size)):
+            raise ValueError(
+                f"sizes must be multiples of {self.shrink}, which a place of latents is, got {self.sizes}"
+            )
         if self.latent_shape[1] != self.latent_shape[2]:
             raise ValueError(f"latent_shape must have equal sides, got {self.latent_shape}")
         if self.low_size is not None:
@@ -47,8 +52,18 @@ class LatentDiffusionConfig(DDPMConfig):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """What is drawn, (Z, h, w)."""
+        """What is drawn, (Z, h, w), where all are squares."""
         return self.latent_shape
+
+    @property
+    def shrink(self) -> int:
+        """Pixels a side of a place."""
+        return max(1, self.image_size // self.latent_shape[1])
+
+    @property
+    def open_shape(self) -> tuple[int | None, ...]:
+        """The latents' shape at a port."""
+        return self.latent_shape[0], *around(self.latent_shape[1], self.sizes)
 
 
 class LatentDiffusion(DDPM):
@@ -89,14 +104,13 @@ class LatentDiffusion(DDPM):
         c = self.config
         return {
             **super().inputs,
-            "image": Port("latent", c.latent_shape, c.autoencoder, optional=True),
-            "mask": Port("mask", (1, c.image_size, c.image_size), optional=True),
+            "image": Port("latent", c.open_shape, c.autoencoder, optional=True),
         }
 
     @property
     def outputs(self) -> Mapping[str, Port]:
         """Return what it gives: latents of its autoencoder."""
-        return {"latent": Port("latent", self.config.latent_shape, self.config.autoencoder)}
+        return {"latent": Port("latent", self.config.open_shape, self.config.autoencoder)}
 
     def _inside(self, picture: Tensor) -> Tensor:
         """Return latents as they are."""
@@ -112,4 +126,6 @@ class LatentDiffusion(DDPM):
 
     def _open(self, mask: Tensor) -> Tensor:
         """Return (B, 1, h, w): a place is open where one of its pixels is."""
-        return F.adaptive_max_pool2d(mask, self.config.latent_shape[1:])
+        c = self.config
+        places = [side * c.latent_shape[1] // c.image_size for side in mask.shape[2:]]
+        return F.adaptive_max_pool2d(mask, places)

@@ -352,6 +352,8 @@ class DecoderConfig(DDPMConfig):
         """Refuse what would fail late."""
         DDPMConfig.__post_init__(self)
         bounds.check(self, BOUNDS_OF_DECODER)
+        if self.sizes:
+            raise ValueError(f"sizes: CLIP embeds squares, got {self.sizes}")
 
     @property
     def context_width(self) -> int:

@@ -57,11 +57,14 @@ class Timed:
     if TYPE_CHECKING:  # fields of the diffusion's Config
         channels: int = 3
         image_size: int = 16
+        sizes: tuple[str, ...] = ()
         backbone: Literal["unet", "dit"] = "unet"
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         bounds.check(self, {"frames": (1, 1024), "frame_rate": RATES, "skips": (1, 64)})
+        if self.sizes:
+            raise ValueError(f"sizes: frames of clips are squares, got {self.sizes}")
         if self.backbone != self.only:
             raise ValueError(f"backbone must be {self.only!r} for clips, got {self.backbone!r}")
 
@@ -259,12 +262,14 @@ class Clips(DDPM):
         rate_B = torch.full((len(request.seeds),), told, device=rows["x"].device)
         return {**rows, "of_times": self._at_rate(rows["of_times"], rate_B)}
 
-    def _noise(self, seeds: Sequence[int], draws: Sequence[int], device: torch.device) -> Tensor:
+    def _noise(
+        self, seeds: Sequence[int], draws: Sequence[int], shape: Sequence[int], device: torch.device
+    ) -> Tensor:
         c = self.config
         if not c.shared_noise:
-            return super()._noise(seeds, draws, device)
-        shape = (c.channels, c.image_size, c.image_size)
-        one = normals(seeds, shape, device, stage=c.low_size or 0, draws=draws)
+            return super()._noise(seeds, draws, shape, device)
+        frame = (c.channels, c.image_size, c.image_size)
+        one = normals(seeds, frame, device, stage=c.low_size or 0, draws=draws)
         return one.repeat(1, c.frames, 1, 1)
 
     def _inside(self, picture: Tensor) -> Tensor:

@@ -144,7 +144,8 @@ class VideoDiT(DiT):
         """Return (N, outputs, h, w) from (N, inputs, h, w)."""
         x_NPC = x_NChw.flatten(2).transpose(1, 2)
         x_BFPC = x_NPC.reshape(*embedding_BFE.shape[:2], *x_NPC.shape[1:])
-        out_NPO = self.tokens(x_BFPC, embedding_BFE, context_BTD).flatten(0, 1)
+        places_PW = self.places_of(*x_NChw.shape[2:])
+        out_NPO = self.tokens(x_BFPC, places_PW, embedding_BFE, context_BTD).flatten(0, 1)
         return out_NPO.transpose(1, 2).reshape(len(x_NChw), -1, *x_NChw.shape[2:])
 
 

@@ -28,6 +28,7 @@ from models.parts import bounds
 from models.parts.autoencoder import check_halving, grid_decoder, grid_encoder, halving
 from models.parts.influence import influence
 from models.parts.noise import normals
+from models.parts.sizes import around, sides
 from models.parts.spaces import fingerprint
 from models.ports import Port
 from models.request import Request
@@ -42,6 +43,7 @@ class KLAutoencoderConfig:
     """The networks' sizes, and what the costs are weighed by."""
 
     image_size: int = 32  # pixels a side
+    sizes: tuple[str, ...] = ()  # that pictures have, like 40x24; empty: squares alone
     channels: int = 3
     hidden: tuple[int, ...] = (32, 64)  # channels; each convolution halves the side
     latent: int = 4  # Z, numbers a place
@@ -54,9 +56,11 @@ class KLAutoencoderConfig:
         sizes = ("image_size", "channels", "hidden", "latent", "critic")
         bounds.check(self, dict.fromkeys(sizes, bounds.SIZE))
         bounds.check(self, dict.fromkeys(("kl_weight", "adversary"), bounds.WEIGHT))
-        check_halving(self.image_size, self.hidden)
-        if self.adversary:
-            check_halving(self.image_size, self.critic)
+        told = [(f"a side of size {size}", side) for size in self.sizes for side in sides(size)]
+        for what, side in [("image_size", self.image_size), *told]:
+            check_halving(side, self.hidden, what)
+            if self.adversary:
+                check_halving(side, self.critic, what)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -173,19 +177,20 @@ class KLAutoencoder(Family):
         c = self.config
         weights = *self.encoder.parameters(), *self.decoder.parameters(), self.scale
         space = fingerprint(*weights)
-        pixels = Port("pixels", (c.channels, c.image_size, c.image_size))
+        pixels = Port("pixels", (c.channels, *around(c.image_size, c.sizes)))
         kept = {
             "image": replace(pixels, optional=True),
-            "mask": Port("mask", (1, c.image_size, c.image_size), optional=True),
+            "mask": Port("mask", (1, *around(c.image_size, c.sizes)), optional=True),
         }
-        latent = {"latent": Port("latent", c.latent_shape, space)}
+        latent = {"latent": Port("latent", (c.latent, *around(c.latent_shape[1], c.sizes)), space)}
         facts = {
             "latent_shape": c.latent_shape,
             "autoencoder": space,
             "image_size": c.image_size,
+            **({"sizes": c.sizes} if c.sizes else {}),
         }
         frames = {"frames": Port("clip", (None, *pixels.shape))}
-        of_frames = {"latent": Port("latent", (None, *c.latent_shape), space)}
+        of_frames = {"latent": Port("latent", (None, *latent["latent"].shape), space)}
         return {
             "encode": Entry({"pixels": pixels}, latent, facts),
             "decode": Entry({**latent, **kept}, {"pixels": pixels}),

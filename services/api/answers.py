@@ -56,6 +56,7 @@ class Model(Body):
     stages: list[str]
     try_prompts: list[str]
     size: str | None = None
+    sizes: list[str] | None = None  # that may be asked for
     frames: int | None = None
     frame_rate: float | None = None
     sample_rate: int | None = None

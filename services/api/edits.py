@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from infra.media.pictures import PictureError, decode, transparency
+from infra.media.pictures import PictureError, Size, decode, size_of, transparency
 from infra.pipelines import Pipeline
 from models.ports import Port
 from services.api.answers import Pictures as PictureList
 from services.api.data_urls import LARGEST, DataUrl, content_of
-from services.api.images import PictureAnswer, plan_drawing
-from services.api.requests import TOGETHER, ImageOrder, Strict
+from services.api.images import PictureAnswer, plan_drawing, size_named
+from services.api.requests import TOGETHER, ImageOrder, PictureOrder, Strict
 from services.api.served import exchange_of, parts_of, read_order
 from services.gateway.errors import ApiError, from_validation, invalid
 from services.gateway.openapi import STREAM, Routes
@@ -38,6 +38,8 @@ MOST_FIELDS: Final = 32
 NESTED: Final = re.compile(r"([a-z_]{1,40})\[([a-z_]{1,40})\]")
 FILES: Final = {"image": True, "mask": False}
 """The files of the form, and whether they must be there."""
+Drawn: TypeAlias = tuple[int, int, tuple[Size, ...]]
+"""What pictures are like: pixels a side, channels and, where they are no squares, the sizes that there are."""
 
 
 def with_files(wanted: Mapping[str, bool], schema: dict[str, Any]) -> None:
@@ -88,20 +90,21 @@ class Uploads:
     """The files of a form by name, each decoded once for a size."""
 
     contents: Mapping[str, bytes]
-    _decoded: dict[tuple[int, int], tuple[Pictures, Pictures]] = field(default_factory=dict)
+    _decoded: dict[Drawn, tuple[Pictures, Pictures]] = field(default_factory=dict)
 
-    def decoded(self, endpoint: Endpoint) -> tuple[Pictures, Pictures]:
+    def decoded(self, endpoint: Endpoint, order: PictureOrder) -> tuple[Pictures, Pictures]:
         """Return the picture (C, H, W) in [0, 1] and the mask (1, H, W), 1 where it is to be drawn anew.
 
-        The mask is what is transparent: of the file `mask`, else of the picture itself.
+        The mask is what is transparent: of the file `mask`, else of the picture itself. Where no size is asked for they
+        have the one of which least is cropped.
 
         Raises:
             ApiError: 400, one cannot be read, they are not equally large, or nothing is transparent.
         """
         endpoint.must("edits")
-        key = drawn_by(endpoint.pipeline, "edit")
+        key = drawn_by(endpoint.pipeline, "edit", size_named(order, endpoint))
         if key not in self._decoded:
-            self._decoded[key] = _decoded(self.contents, *key)
+            self._decoded[key] = _decoded(self.contents, key)
         return self._decoded[key]
 
 
@@ -110,11 +113,12 @@ def digests(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(one).hexdigest() for name, one in files.items()}
 
 
-def drawn_by(pipeline: Pipeline, entrance: str) -> tuple[int, int]:
-    """Return the side and the channels of the pictures that come out of an entrance."""
+def drawn_by(pipeline: Pipeline, entrance: str, size: str | None) -> Drawn:
+    """Return what the pictures are like that come out of an entrance, of a size or, at None, of any of its sizes."""
     node, _, port = pipeline.entrances[entrance].output.partition(".")
-    made = Port.parse(pipeline.ports(entrance, node).outputs[port])  # (C, H, W), the same sides
-    return int(made.shape[2] or 0), int(made.shape[0] or 0)
+    made = Port.parse(pipeline.ports(entrance, node).outputs[port])  # (C, H, W)
+    sizes = tuple(size_of(one) for one in ((size,) if size else pipeline.sizes))
+    return int(made.shape[2] or 0), int(made.shape[0] or 0), sizes if pipeline.sizes else ()
 
 
 TOrder = TypeVar("TOrder", bound=BaseModel)
@@ -193,13 +197,13 @@ def plan_edit(
     Raises:
         ApiError: 400 that names the parameter.
     """
-    image, mask = files.decoded(endpoint)
+    image, mask = files.decoded(endpoint, order)
     asked, count = plan_drawing(order, seeds, endpoint, "edit"), len(seeds)
     return GenerationSpec(
         seeds=seeds,
         entrance="edit",
         prompts=asked.prompts,
-        options=asked.options,
+        options=as_large(asked.options, image, endpoint.pipeline),
         best_of=asked.best_of,
         previews=asked.previews,
         given={"image": np.repeat(image[None], count, 0), "mask": np.repeat(mask[None], count, 0)},
@@ -207,17 +211,25 @@ def plan_edit(
     )
 
 
-def _decoded(files: Mapping[str, bytes], side: int, channels: int) -> tuple[Pictures, Pictures]:
+def as_large(options: Mapping[str, Any], image: Pictures, pipeline: Pipeline) -> Mapping[str, Any]:
+    """Return a request's options, of which the size is that of the picture that it begins from."""
+    size = f"{image.shape[2]}x{image.shape[1]}"
+    same = not pipeline.sizes or size == pipeline.size_of(options)
+    return options if same else {**options, "size": size}
+
+
+def _decoded(files: Mapping[str, bytes], wanted: Drawn) -> tuple[Pictures, Pictures]:
     name = "image"
+    side, channels, sizes = wanted
     try:
-        picture = decode(files["image"], side, channels)
+        picture = decode(files["image"], side, channels, sizes)
         name = "mask" if "mask" in files else "image"
-        clear = transparency(files[name], side)
+        clear = transparency(files[name], side, sizes)
     except PictureError as error:
         raise invalid(f"{name}: {error}", name) from None
-    sizes = [(one.width, one.height) for one in (picture, clear)]
-    if sizes[0] != sizes[1]:
-        says = " and ".join(f"{width}x{height}" for width, height in sizes)
+    found = [(one.width, one.height) for one in (picture, clear)]
+    if found[0] != found[1]:
+        says = " and ".join(f"{width}x{height}" for width, height in found)
         raise invalid(f"mask: it must be as large as the picture, got {says}", "mask")
     if not clear.pixels.any():
         message = "mask: nothing in it is transparent, which is where the picture would be changed"
@@ -244,7 +256,8 @@ async def edit(request: Request) -> Response:
         order, contents = await read_form(request, EditOrder, FILES)
         files = Uploads(contents)
     exchange = await exchange_of(request, order, partial(plan_edit, files))
-    await asyncio.to_thread(files.decoded, exchange.route.endpoint)  # large ones take their time
+    # large ones take their time
+    await asyncio.to_thread(files.decoded, exchange.route.endpoint, order)
     parts = parts_of(request)
     answer = PictureAnswer(exchange, order, parts.files, parts.samples, "image_edit")
     return await (answer.stream() if order.stream else answer.whole())

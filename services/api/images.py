@@ -46,8 +46,8 @@ def plan_drawing(
     """
     pipeline = endpoint.pipeline
     endpoint.must("images")
-    if order.size not in {None, "auto", pipeline.size}:
-        raise invalid(f"size: {endpoint.name} draws {pipeline.size}, got {order.size!r}", "size")
+    named = size_named(order, endpoint)
+    options = order.options | ({"size": named} if named not in {None, pipeline.size} else {})
     prompts = caption(order.prompt, seeds, endpoint) if isinstance(order, ImageOrder) else ()
     steps = pipeline.options(order.options).get("steps")
     best_of = _candidates(order, endpoint)
@@ -61,10 +61,25 @@ def plan_drawing(
     return GenerationSpec(
         prompts=prompts,
         seeds=seeds,
-        options=order.options,
+        options=options,
         best_of=best_of,
         previews=order.partial_images or 0,
     )
+
+
+def size_named(order: PictureOrder, endpoint: Endpoint) -> str | None:
+    """Return which of the version's sizes is asked for; None where that is left open.
+
+    Raises:
+        ApiError: 400, it draws no such size.
+    """
+    if order.size in {None, "auto"}:
+        return None
+    known = endpoint.pipeline.sizes or (endpoint.pipeline.size,)
+    if order.size not in known:
+        draws = ", ".join(map(str, known))
+        raise invalid(f"size: {endpoint.name} draws {draws}, got {order.size!r}", "size")
+    return order.size
 
 
 def plan_generation(
@@ -212,7 +227,7 @@ class PictureAnswer:
         return {
             when: int(self._exchange.created.timestamp()),
             "model": step.endpoint.ref,
-            "size": step.endpoint.pipeline.size,
+            "size": step.endpoint.pipeline.size_of(step.spec.options),
             "quality": "auto",
             "background": "opaque",
             "output_format": "png",

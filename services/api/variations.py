@@ -10,8 +10,8 @@ from pydantic import ConfigDict
 
 from infra.media.pictures import PictureError, decode
 from services.api.answers import Pictures as PictureList
-from services.api.edits import FORM, digests, drawn_by, read_form, with_files
-from services.api.images import PictureAnswer, plan_drawing
+from services.api.edits import FORM, Drawn, as_large, digests, drawn_by, read_form, with_files
+from services.api.images import PictureAnswer, plan_drawing, size_named
 from services.api.requests import PictureOrder
 from services.api.served import exchange_of, parts_of
 from services.gateway.errors import invalid
@@ -38,25 +38,27 @@ def plan_variation(
     """
     endpoint.must("variations")
     asked = plan_drawing(order, seeds, endpoint, "vary")
-    image = opened(files["image"], *drawn_by(endpoint.pipeline, "vary"))
+    named = size_named(order, endpoint)
+    image = opened(files["image"], drawn_by(endpoint.pipeline, "vary", named))
     return GenerationSpec(
         seeds=seeds,
         entrance="vary",
-        options=asked.options,
+        options=as_large(asked.options, image, endpoint.pipeline),
         previews=asked.previews,
         given={"image": np.repeat(image[None], len(seeds), 0)},
         uploads=digests(files),
     )
 
 
-def opened(file: bytes, side: int, channels: int) -> Pictures:
+def opened(file: bytes, wanted: Drawn) -> Pictures:
     """Return a picture (C, H, W) in [0, 1].
 
     Raises:
         ApiError: 400, it cannot be read.
     """
     try:
-        found = decode(file, side, channels).pixels
+        side, channels, sizes = wanted
+        found = decode(file, side, channels, sizes).pixels
     except PictureError as error:
         raise invalid(f"image: {error}", "image") from None
     image: Pictures = found.transpose(2, 0, 1).astype(np.float32) / 255

@@ -56,6 +56,8 @@ def card(pipeline: Pipeline) -> dict[str, Any]:
     }
     if pipeline.modality in {"image", "clip"}:
         found["size"] = pipeline.size
+    if pipeline.modality == "image":
+        found["sizes"] = list(pipeline.sizes or (pipeline.size,))
     if pipeline.modality == "clip":
         found |= {"frames": pipeline.frames, "frame_rate": pipeline.rate({})}
         found["seconds"] = pipeline.seconds({})

@@ -366,8 +366,9 @@ class _Run:
 
     def sketch(self, preview: Preview, picture: Any) -> Sketch:
         """Return a preview at the pipeline's size."""
-        assert self._pipeline.image_size is not None
-        pixels = enlarged(bitmap(picture[0]), *self._pipeline.image_size)
+        sides = self._pipeline.sides_of(self._spec.options)
+        assert sides is not None
+        pixels = enlarged(bitmap(picture[0]), *sides)
         return Sketch(preview.row, preview.index, pixels)
 
     def complete(self) -> Complete:
@@ -389,7 +390,7 @@ class _Run:
                 warnings=warnings,
                 sources=made.sources,
             )
-        size = self._pipeline.image_size
+        size = self._pipeline.sides_of(self._spec.options)
         assert not isinstance(made.pictures, Reference)
         if size is None or made.pictures.shape[-2:] != size[::-1]:
             raise ApiError(

@@ -149,7 +149,7 @@ def facts(
         blend=spec.blend,
         inputs=dict(spec.uploads) or None,
         generator=GENERATOR,
-        size=endpoint.pipeline.size,
+        size=endpoint.pipeline.size_of(spec.options),
         speed=spec.speed,
         **{name: value for name, value in options.items() if name in OPTIONS},
         options={k: v for k, v in options.items() if k not in OPTIONS} or None,

@@ -41,9 +41,10 @@ def rows_of(
     for name, array in arrays.items():
         rows = torch.from_numpy(array.copy())
         port = ports.get(name)
-        if port and port.kind in {"pixels", "mask", "clip"} and rows.shape[-2:] != port.shape[-2:]:
+        sides = port.shape[-2:] if port and port.kind in {"pixels", "mask", "clip"} else ()
+        if None not in sides and sides and rows.shape[-2:] != sides:
             flat = rows.reshape(-1, *rows.shape[-3:])
-            sized = F.interpolate(flat, [size or 1 for size in port.shape[-2:]], mode="area")
+            sized = F.interpolate(flat, [side or 1 for side in sides], mode="area")
             rows = sized.reshape(*rows.shape[:-2], *sized.shape[-2:])
         found[name] = rows
     return found

@@ -28,7 +28,8 @@ def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     One that fills up its own calls is told the sizes of them that agree, and takes a batch of any size.
     """
     if model.call_sizes is not None:
-        _fit_calls(host_of(model), model, buckets[-1])
+        for size in getattr(model.config, "sizes", ()) or (None,):
+            _fit_calls(host_of(model), model, buckets[-1], size)
         return tuple(range(1, buckets[-1] + 1))
     asked = _acceptable(model)
     if asked is None:
@@ -38,13 +39,16 @@ def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     return (*smaller, buckets[-1])
 
 
-def _fit_calls(host: Family, model: Family, most: int) -> None:
+def _fit_calls(host: Family, model: Family, most: int, picture: str | None) -> None:
     """Tell a model which sizes of calls agree, for up to `most` rows, each of them called once or, where guided, twice.
 
-    An adapter's rows share the calls of its base, which keeps those of its sizes that agree for both.
+    An adapter's rows share the calls of its base, which keeps those of its sizes that agree for both, and for pictures
+    of every size.
     """
     asked = _acceptable(model)
     assert asked is not None
+    if picture is not None:
+        asked = replace(asked, options={**asked.options, "size": picture})
     rows = _begun(model, asked, 2 * most)
     tried = host.call_sizes or sizes_up_to(2 * most)
     largest = _kept(_advanced(model, rows))

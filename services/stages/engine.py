@@ -19,6 +19,8 @@ a family draws in one go). A row never waits for a batch to fill, and a request 
 batch with one at its last: for text that is continuous batching. So do rows of a model and of adapters that were loaded
 beside it (`models.parts.adapter_rows`), each with its own.
 
+Pictures of different sizes do not go into one batch: each size of a model has a lane, and they share the model's time.
+
 Models get equal shares of time (`services.stages.shares`): the one that has had least takes the next step, and long
 work counts for more. A family that draws in one go does so for as few rows at a time as that is short.
 
@@ -85,7 +87,8 @@ class Engine:
     def __init__(self, *, max_waiting: int = 256, threads: int = 1) -> None:
         self._max_waiting = max_waiting
         self._threads = threads
-        self._lanes: dict[tuple[int, bool], Lane] = {}
+        self._lanes: dict[tuple[int, bool, str | None], Lane] = {}
+        self._turns = 0  # steps that all lanes together had
         # people's and jobs'
         self._accounts: tuple[WeakKeyDictionary[Family, Account], ...]
         self._accounts = (WeakKeyDictionary(), WeakKeyDictionary())
@@ -146,7 +149,7 @@ class Engine:
         rows = rows_of(ticket, model, request, steps, previews=previews, pieces=pieces, stops=stops)
         with self._changed:
             self._make_sure_of_room(len(rows), 0 if ahead or behind else self._in_line)
-            lane = self._lane(host_of(model), buckets, behind)
+            lane = self._lane(host_of(model), buckets, behind, request.options.get("size"))
             self._make_sure_of_time(lane, rows, within_s)
             if ahead:
                 lane.waiting.extendleft(reversed(rows))
@@ -230,9 +233,9 @@ class Engine:
                 f"it would take about {whole:.3g} s, at most {within_s:.3g} s may pass", wait
             )
 
-    def _lane(self, model: Family, buckets: Sequence[int], behind: bool) -> Lane:
-        """Return the model's lane; one that had nothing to do starts at the clock."""
-        key = (id(model), behind)
+    def _lane(self, model: Family, buckets: Sequence[int], behind: bool, size: str | None) -> Lane:
+        """Return the model's lane for pictures of a size; one that had nothing to do starts at the clock."""
+        key = (id(model), behind, size)
         lane = self._lanes.get(key)
         if lane is None:
             account = self._accounts[behind].setdefault(model, Account())
@@ -266,7 +269,10 @@ class Engine:
             turns: list[Lane | Account] = [*self._lanes.values()]
             turns += [self._asking] if self._questions else []
             turn = min(turns, key=_had)
-            self._clock_s = _had(turn)
+            self._clock_s, _ = _had(turn)
+            if isinstance(turn, Lane):
+                self._turns += 1
+                turn.turn = self._turns
             return turn
 
     def _stop(self) -> None:
@@ -352,8 +358,9 @@ def _fault(error: BaseException) -> FailedKind:
     return "out_of_memory" if wanted else "failed"
 
 
-def _had(turn: Lane | Account) -> float:
-    return (turn.account if isinstance(turn, Lane) else turn).used_s
+def _had(turn: Lane | Account) -> tuple[float, int]:
+    """Return what has been had of the time and, of lanes that share that, when the last step was taken."""
+    return (turn.account.used_s, turn.turn) if isinstance(turn, Lane) else (turn.used_s, 0)
 
 
 def _expire(rows: Sequence[Row]) -> None:

@@ -138,13 +138,15 @@ class Row:
 class Lane:
     """One model's rows, and its adapters': those that wait and the batch under way (padded to a bucket).
 
-    Rows of jobs have a lane of their own, `behind`: a step of theirs is soon over, and then it is people's turn.
+    All draw one size. Rows of jobs have a lane of their own, `behind`: a step of theirs is soon over, and then it is
+    people's turn.
     """
 
     model: Family
     buckets: Sequence[int]
     account: Account
     behind: bool = False
+    turn: int = 0  # the engine's number of its last step
     waiting: deque[Row] = field(default_factory=deque)
     fresh: list[Row] = field(default_factory=list)  # taken from the queue, not begun
     members: list[Row] = field(default_factory=list)

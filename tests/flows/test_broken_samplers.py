@@ -38,11 +38,9 @@ class Digits:
         for row, (picture, caption) in enumerate(zip(train, captions, strict=True)):
             (self.known if row % 2 else self.unknown)[caption].append(picture)
 
-    def everything(
-        self, prepared: Path, split: str, *, image_size: int
-    ) -> tuple[Tensor, list[str], Tensor]:
-        """As `data.loaders.everything`, with the known half as training split."""
-        pixels, captions, attributes = everything(prepared, split, image_size=image_size)
+    def as_squares(self, prepared: Path, split: str, side: int) -> tuple[Tensor, list[str], Tensor]:
+        """As `pictures.as_squares`, with the known half as training split."""
+        pixels, captions, attributes = everything(prepared, split, image_size=side)
         if split != "train":
             return pixels, captions, attributes
         return pixels[1::2], captions[1::2], attributes[1::2]
@@ -52,7 +50,7 @@ class Digits:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Digits]:
     with pytest.MonkeyPatch.context() as patch:
         made = Digits(tmp_path_factory.mktemp("digits"))
-        patch.setattr(pictures, "everything", made.everything)
+        patch.setattr(pictures, "as_squares", made.as_squares)
         yield made
 
 

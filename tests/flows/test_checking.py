@@ -1,6 +1,7 @@
 """What is told of a recipe before anything is started."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.checking import check
+from data.catalog import known
+from flows.checking import check, check_for
 from flows.evaluating.measured import Able, measured, refusals
 from flows.recipes.loader import RecipeError, load
 from infra.settings import settings
@@ -324,3 +326,25 @@ def test_alignment_needs_captions_that_are_classes_and_a_judge() -> None:
     assert said(classed, False).endswith("the recipe has no judge")
     assert said(classed, True, prompted=False).endswith("the first stage reads no captions")
     assert said(classed, True) == ""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sizes", "message"),
+    [
+        ("shapes-latent", ["32x32", "40x24", "24x40"], ""),
+        ("shapes-dvae", ["32x32", "40x24"], "dvae learns pictures of one size, and shapes has"),
+        ("shapes-clip", ["32x32", "40x24"], "take ddpm, or latent-diffusion with kl-autoencoder"),
+        ("shapes", ["32x32", "40x24"], "stages.upsampler: low_size belongs to squares, got 16"),
+        ("shapes-latent", ["36x28"], "stages.latent: a side of size 36x28 must be a multiple of 2"),
+    ],
+)
+def test_who_learns_one_size_alone_refuses_pictures_of_several(
+    recipe: str, sizes: list[str], message: str
+) -> None:
+    data = {**known("shapes", ROOT), "sizes": sizes}
+    asked = load(RECIPES / f"{recipe}.yaml")
+    if not message:
+        assert "autoencoder_psnr" in check_for(asked, data)
+        return
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        check_for(asked, data)

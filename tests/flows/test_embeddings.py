@@ -80,7 +80,7 @@ def test_a_gate_of_the_score_refuses_pictures_that_are_drawn_for_others_captions
     def held(*_: object, **__: object) -> tuple[Tensor, list[str], None]:
         return shown, captions, None
 
-    monkeypatch.setattr(pictures, "everything", held)
+    monkeypatch.setattr(pictures, "as_squares", held)
     monkeypatch.setattr(
         pictures, "read_header", lambda _: {"held_out": [], "attributes": {}, "captions": DIGITS}
     )

@@ -58,6 +58,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
     "make-a-video-decoder": (
         ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
         ({"skips": ()}, "each of skips must be between 1 and 64"),
+        ({"sizes": ("24x40",)}, "sizes: CLIP embeds squares"),
         ({"frame_rate": 0.0}, "frame_rate must be between 0.1 and 240, got 0.0"),
         ({"embedding": 0}, "embedding must be between 1 and 4096, got 0"),
         (
@@ -72,6 +73,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"tasks": ()}, "tasks must be some of half, .*, got \\[\\]"),
         ({"tasks": ("half", "end")}, "tasks must be some of half, .*, got \\['half', 'end'\\]"),
         ({"low_size": 8}, "low_size: frames come as they are, leave it out, got 8"),
+        ({"sizes": ("24x40",)}, "sizes: frames of clips are squares"),
     ),
     "make-a-video-upsampler": (
         ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
@@ -176,6 +178,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
     ),
     "kl-autoencoder": (
         ({"image_size": 30}, "multiple of 4 for 2 convolutions, got 30"),
+        ({"sizes": ("40x26",)}, "a side of size 40x26 must be a multiple of 4 .*, got 26"),
         (
             {"image_size": 4, "hidden": (8,), "critic": (8, 8, 8), "adversary": 0.5},
             "multiple of 8 for 3 convolutions, got 4",
@@ -199,6 +202,8 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"latent_shape": (0, 8, 8)}, "latent_shape's channels must be at least 1, got 0"),
         ({"latent_shape": (4, 5, 5)}, "image_size must be a multiple of 2 .*got 5"),
         ({"low_size": 16}, "low_size belongs to pixels, .* got 16"),
+        ({"sizes": ("40x26",)}, r"sizes must be multiples of 4, .* got \('40x26',\)"),
+        ({"sizes": ("wide",)}, "sizes are written like 40x24, width and height, got 'wide'"),
         ({"backbone": "dit"}, r"one width, with attention, got widths \(64, 96\) and attention 1"),
     ),
     "made": (
@@ -253,6 +258,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
     ),
     "unclip-decoder": (
         ({"image_size": 15}, "image_size must be a multiple of 4 .*got 15"),
+        ({"sizes": ("24x40",)}, r"sizes: CLIP embeds squares, got \('24x40',\)"),
         ({"embedding_drop": 1.5}, "embedding_drop must be between 0 and 1, got 1.5"),
         ({"embedding_tokens": 0}, "embedding_tokens must be between 1 and 4096, got 0"),
     ),

@@ -13,7 +13,7 @@ def transformer(zero: bool = False) -> DiT:
     made = DiT(
         inputs=3,
         outputs=5,
-        side=4,
+        grids=[(4, 4)],
         width=16,
         blocks=2,
         heads=2,
@@ -86,7 +86,7 @@ def test_a_row_hears_of_no_other_row() -> None:
 
 
 def test_no_two_places_look_alike_and_a_place_is_its_row_beside_its_column() -> None:
-    found = places(8, 32).view(8, 8, 32)
+    found = places(8, 8, 32).view(8, 8, 32)
     assert torch.cdist(found.view(64, 32), found.view(64, 32)).fill_diagonal_(1).min() > 0.1
     assert torch.equal(found[3, 1, :16], found[3, 6, :16])
     assert torch.equal(found[1, 6, 16:], found[5, 6, 16:])

@@ -12,7 +12,14 @@ import httpx
 import pytest
 import torch
 
-from flows.evaluating.pipeline import MODALITIES, able_of, entrance_of, output_of, ports_of
+from flows.evaluating.pipeline import (
+    MODALITIES,
+    able_of,
+    entrance_of,
+    output_of,
+    ports_of,
+    sizes_of,
+)
 from infra.jobs.jobs import Jobs
 from infra.jobs.webhooks import Webhooks
 from infra.keys import Keys
@@ -189,7 +196,7 @@ class Workshop:
             stages=tuple(stages),
             entrances=entrances,
             vocabulary=WORDS,
-            image_size=(made.shape[2], made.shape[1]) if made.kind == "pixels" else None,
+            **sizes_of(generate, stages, models),
             sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
             sample=1.0,
         )
