@@ -432,12 +432,11 @@ class DDPM(Family):
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         device = next(self.parameters()).device
         shape = config.shape_of(chosen(request.options.get("size"), config.sizes))
-        blank = torch.zeros(count, *shape, device=device)
         table_S7 = self._table(steps)
         of_times_SK = self.network.of_times(table_S7[:, :3].to(device))
         rows: Rows = {
             "x": self._noise(request.seeds, [0] * count, shape, device),
-            "x0": blank,
+            "x0": torch.zeros(count, *shape, device=device),
             "table": table_S7.expand(count, -1, -1),
             "of_times": of_times_SK.expand(count, -1, -1),
             "index": torch.zeros(count, dtype=torch.long),
