@@ -81,8 +81,14 @@ def read(
     found = {part: network_in(places[part], of) for part, of in UNCLIPS[WHOLE].items()}
     models = _models(places, found, reader_in(*tokenizer), image_size)
     whole = Checkpoint(
-        **{"document": {}, "tensors": {}, "source": source, "licence": licence_of(folder)},
-        **{"left_out": (), "files": files, "kind": DECODER, "tried": TRIED},
+        document={},
+        tensors={},
+        source=source,
+        licence=licence_of(folder),
+        left_out=(),
+        files=files,
+        kind=DECODER,
+        tried=TRIED,
     )
     parts = {
         stage: dataclasses.replace(

@@ -202,7 +202,7 @@ class DiffusersDecoder(Family):
         bounds.within("steps", steps, BOUNDS["steps"])
         bounds.within("guidance", guidance, BOUNDS["guidance"])
         x = self._noise(request.seeds, [0] * count)
-        context, without = request.given["embedding"].to(x.device).split(1, 1)
+        context, without = request.given["embedding"].to(x.device).chunk(2, 1)
         return {
             "x": x,
             "x0": torch.zeros_like(x),

@@ -208,8 +208,8 @@ class DiffusersPrior(Family):
         c, tower = self.config, self.get_submodule("image_encoder")
         side = int(c.networks["image_encoder"].get("image_size", 224))
         if pixels.shape[-1] != side:
-            sizes = {"size": (side, side), "mode": "bicubic", "antialias": True}
-            pixels = F.interpolate(pixels, **sizes).clamp(0, 1)
+            pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+            pixels = pixels.clamp(0, 1)
         mean, deviation = (pixels.new_tensor(one)[:, None, None] for one in (c.mean, c.deviation))
         found_BE: Tensor = tower((pixels - mean) / deviation).image_embeds
         return torch.stack([found_BE, self.blank_E.expand_as(found_BE)], 1)
@@ -242,7 +242,7 @@ class DiffusersPrior(Family):
             dropped_B = torch.rand(count, device=device) < self.config.prompt_drop
             known_BLD = torch.where(dropped_B[:, None, None], self.nothing_LD, known_BLD)
             index_B = (schedules.spread(count, device) * len(self.levels_N2)).long()
-            alpha_B1, sigma_B1 = self.levels_N2[index_B].split(1, 1)
+            alpha_B1, sigma_B1 = self.levels_N2[index_B].chunk(2, 1)
             eps_BE = torch.randn_like(z0_BE)
         found_BE = self._said(alpha_B1 * z0_BE + sigma_B1 * eps_BE, index_B.float(), known_BLD)
         noise = ancestral.predicts(self.config.scheduler) == "epsilon"
