@@ -93,6 +93,12 @@ def writing(engine: Engine) -> Iterator[Connection]:
         raise _translate(error, engine.url) from error
 
 
+def take_turns(connection: Connection, lock: int) -> None:
+    """Wait until no other transaction that takes turns under this number is open; on SQLite none that writes is."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+
+
 def _options(address: URL) -> dict[str, Any]:
     if address.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_MS / 1000}, "pool_size": 4, "max_overflow": 60}
@@ -127,8 +133,7 @@ def _migrate(engine: Engine, address: URL) -> None:
         return
     if engine.dialect.name != "sqlite":
         with writing(engine) as connection:
-            if engine.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+            take_turns(connection, ADVISORY_LOCK)
             _upgrade(connection)
         return
     real = Path(str(address.database)).resolve()

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from infra.database import open_engine, reading, writing
+from infra.database import open_engine, reading, take_turns, writing
 from infra.jobs.ids import new_id
 from infra.jobs.leases import Lease, end, give_back
 from infra.jobs.table import (
@@ -155,8 +155,7 @@ class Jobs:
             **{"due": now, "deadline": deadline, "created": now},
         }
         with writing(self._engine) as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SUBMIT_LOCK)))
+            take_turns(connection, SUBMIT_LOCK)
             earlier = _under(connection, owner, idempotency_key)
             if earlier is not None:
                 return _repeated(earlier, body)
@@ -283,9 +282,20 @@ class Jobs:
             return self._get(connection, id)
 
     def record(
-        self, request: Mapping[str, Any], *, id: str, owner: str, result: Result, kept_s: float
+        self,
+        request: Mapping[str, Any],
+        *,
+        id: str,
+        owner: str,
+        result: Result,
+        kept_s: float,
+        most: int | None = None,
     ) -> Job:
-        """Write down a file that is there as a job that is completed, to be kept for so long; the newest of an id."""
+        """Write down a file that is there as a job that is completed, to be kept for so long; the newest of an id.
+
+        Raises:
+            JobError: the owner has `most` files already.
+        """
         now = self._clock()
         row = {
             **{"id": id, "kind": FILE, "owner": owner, "pipeline": "", "digests": "{}", "seed": 0},
@@ -295,7 +305,13 @@ class Jobs:
             **{"created": now, "ended": now, "expires": now + kept_s},
             "result": json.dumps(asdict(result)),
         }
+        kept = (JOBS.c.owner == owner, JOBS.c.kind == FILE, JOBS.c.result.is_not(None))
         with writing(self._engine) as connection:
+            if most is not None:
+                take_turns(connection, SUBMIT_LOCK)
+                count = sa.select(sa.func.count()).select_from(JOBS).where(*kept, ~JOBS.c.deleted)
+                if (connection.scalar(count) or 0) >= most:
+                    raise JobError(f"{most} files of this key are kept, no more; delete one")
             connection.execute(sa.delete(JOBS).where(JOBS.c.id == id, JOBS.c.kind == FILE))
             connection.execute(sa.insert(JOBS), row)
             return self._get(connection, id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from infra.database import open_engine, reading, writing
+from infra.database import open_engine, reading, take_turns, writing
 from infra.documents import parse_json
 from infra.jobs.ids import new_id
 from infra.jobs.outbox import post
@@ -26,8 +26,16 @@ BOTH_S: Final = 24 * 3600.0  # how long an old secret that is kept signs, too
 KEPT_S: Final = 7 * 24 * 3600.0  # how long a delivery that ended can be looked at
 
 
+MOST_OF_AN_OWNER: Final = 20  # endpoints
+CREATE_LOCK: Final = 0x686F6F6B  # "hook": on Postgres whoever counts and inserts holds it
+
+
 class WebhookError(ValueError):
     """There is no such endpoint."""
+
+
+class TooMany(ValueError):
+    """The owner has as many endpoints as may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +73,20 @@ class Webhooks:
         self._engine.dispose()
 
     def create(self, owner: str, name: str, url: str, events: Sequence[str]) -> WebhookEndpoint:
-        """Tell an address of these events of an owner's from now on."""
+        """Tell an address of these events of an owner's from now on.
+
+        Raises:
+            TooMany: the owner has 20 already.
+        """
         now = self._clock()
         row = {"owner": owner, "name": name, "url": url, "events": json.dumps(list(events))}
         id = new_id("we", now)
+        count = sa.select(sa.func.count()).select_from(ENDPOINTS).where(ENDPOINTS.c.owner == owner)
         with writing(self._engine) as connection:
+            take_turns(connection, CREATE_LOCK)
+            if (connection.scalar(count) or 0) >= MOST_OF_AN_OWNER:
+                most = MOST_OF_AN_OWNER
+                raise TooMany(f"{most} webhook endpoints of this key, no more may be: delete one")
             both = {"generation": 1, "created": now, "updated": now}
             connection.execute(sa.insert(ENDPOINTS), {"id": id, **row, **both})
             return _get(connection, id, owner)

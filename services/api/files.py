@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict
 
 from infra.jobs.ids import new_id
-from infra.jobs.jobs import NotFound
+from infra.jobs.jobs import JobError, NotFound
 from infra.jobs.table import FILE
 from services.api.edits import FORM, form_of
 from services.api.requests import Strict
@@ -57,15 +57,15 @@ async def upload(request: Request) -> Response:
     """Keep a file for thirty days, for batches."""
     parts, owner = parts_of(request), str(request.scope["owner"])
     async with form_of(request, FileOrder, {"file": True}, LARGEST) as (_, sent):
-        page = await asyncio.to_thread(parts.jobs.page, owner, FILE, None, MOST)
-        if len(page.jobs) >= MOST:
-            raise invalid(f"file: {MOST} files of this key are kept, no more; delete one", "file")
         name = str(sent["file"].filename or "batch.jsonl")[:200]
         blocks = iter(partial(sent["file"].file.read, BLOCK), b"")
-        kept = await asyncio.to_thread(
-            files.keep, parts.jobs, Store(parts.arguments.made), blocks,
-            id=new_id(FILE, time.time()), owner=owner, name=name, purpose="batch",
-        )  # fmt: skip
+        try:
+            kept = await asyncio.to_thread(
+                files.keep, parts.jobs, Store(parts.arguments.made), blocks,
+                id=new_id(FILE, time.time()), owner=owner, name=name, purpose="batch", most=MOST,
+            )  # fmt: skip
+        except JobError as error:
+            raise invalid(f"file: {error}", "file") from None
     return JSONResponse(files.shown(kept))
 
 

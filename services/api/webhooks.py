@@ -9,7 +9,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from infra.jobs.webhooks import WebhookEndpoint, WebhookError, Webhooks
+from infra.jobs.webhooks import TooMany, WebhookEndpoint, WebhookError, Webhooks
 from services.api.answers import Body
 from services.api.requests import Strict
 from services.api.served import parts_of, read_order
@@ -25,7 +25,6 @@ FOUND: Final = (*ANYWHERE, 404)
 TAKEN: Final = (*ANYWHERE, 404, 415)
 TESTED: Final = {"id": "video_00000000000000000000000000"}  # of no job
 HINT: Final = 4  # last signs of a secret that are shown
-MOST_OF_A_KEY: Final = 20
 T = TypeVar("T")
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -126,16 +125,11 @@ async def create(request: Request) -> Response:
     """Tell an address of events from now on; its secret is shown this once."""
     order = await read_order(request, WebhookOrder)
     await _welcome(request, order.url)
-    standing = await _asked(request, lambda webhooks, owner: webhooks.list(owner))
-    if len(standing) >= MOST_OF_A_KEY:
-        message = (
-            f"{len(standing)} webhook endpoints of this key, at most {MOST_OF_A_KEY}: delete one"
-        )
-        raise invalid(message, "url")
-    made = await _asked(
-        request,
-        lambda webhooks, owner: webhooks.create(owner, order.name, order.url, order.event_types),
-    )
+    given = (order.name, order.url, order.event_types)
+    try:
+        made = await _asked(request, lambda webhooks, owner: webhooks.create(owner, *given))
+    except TooMany as error:
+        raise invalid(str(error), "url") from None
     return JSONResponse(_shown(request, made, new=True))
 
 

@@ -6,7 +6,7 @@ So they lie in the artifact store, belong to a key, are listed and paged, expire
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
-from infra.jobs.jobs import Jobs, NotFound
+from infra.jobs.jobs import JobError, Jobs, NotFound
 from infra.jobs.table import FILE, Job, Result
 from services.api.answers import Body
 from services.batches.lines import LONGEST
@@ -59,12 +59,21 @@ def keep(
     owner: str,
     name: str,
     purpose: str,
+    most: int | None = None,
 ) -> Job:
-    """Keep a file for its time; once for an id."""
+    """Keep a file for its time; once for an id.
+
+    Raises:
+        JobError: the owner has `most` files already.
+    """
     digest, uri, count = store.put_blocks(id, "content", blocks)
     asked = {"filename": name, "purpose": purpose}
     result = Result(digest, uri, JSONL, count)
-    return jobs.record(asked, id=id, owner=owner, result=result, kept_s=KEPT_S)
+    try:
+        return jobs.record(asked, id=id, owner=owner, result=result, kept_s=KEPT_S, most=most)
+    except JobError:
+        store.clear(id)
+        raise
 
 
 def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:

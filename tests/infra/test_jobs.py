@@ -1,5 +1,7 @@
 """A job is submitted once, worked on by one runner at a time and ended once, in whatever order things happen."""
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -123,6 +125,18 @@ def test_many_who_submit_at_once_do_not_pass_the_bound(jobs: Jobs) -> None:
 
     together(submits, 8)
     assert sorted(counts) == [False] * 4 + [True] * 4
+
+
+def test_many_who_keep_files_at_once_do_not_pass_the_bound(jobs: Jobs) -> None:
+    numbers = itertools.count()
+
+    def keeps() -> None:
+        id = f"file_{next(numbers)}"
+        with contextlib.suppress(JobError):
+            jobs.record({}, id=id, owner="anna", result=RESULT, kept_s=10, most=3)
+
+    together(keeps, 8)
+    assert len(jobs.page("anna", FILE).jobs) == 3
 
 
 def test_of_runners_that_claim_at_once_each_gets_another_job(jobs: Jobs) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from infra.jobs.webhooks import (
     CLAIM_S,
     MOST_TRIES,
     PAUSE_S,
+    TooMany,
     WebhookEndpoint,
     WebhookError,
     Webhooks,
@@ -236,6 +238,13 @@ def test_an_owner_s_slow_address_keeps_nobody_else_s_news_waiting(post: Post) ->
     over = asyncio.Event()
     asyncio.run(work())
     assert happened[0] == "berta is told"
+
+
+def test_an_owner_has_twenty_endpoints_however_many_are_asked_for_at_once(post: Post) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(post.listen, "https://example.org/") for _ in range(24)]
+    refused = [one for one in asked if isinstance(one.exception(), TooMany)]
+    assert (len(refused), len(post.webhooks.list("anna"))) == (4, 20)
 
 
 def test_news_for_an_endpoint_that_went_meanwhile_stops_no_others(post: Post) -> None:
