@@ -3,7 +3,8 @@
 python -m benchmarks.jobs                    # submit to first step, a finished job's writes, at 10 and 10,000 jobs
 python -m benchmarks.jobs --url postgresql://user@host/empty
 python -m benchmarks.jobs --fire 200         # two runners on one database, killed at random, until all is done
-    python -m benchmarks.jobs --beside 40        # a person's pictures alone, and beside a job that never ends
+python -m benchmarks.jobs --beside 40        # a person's pictures alone, and beside a job that never ends
+python -m benchmarks.jobs --file 200         # a batch's file of so many MiB, sent to a gateway, and its batch made
 """
 
 import argparse
@@ -18,10 +19,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+import psutil
 import sqlalchemy as sa
 
 from infra.database import open_engine, writing
@@ -31,6 +37,7 @@ from infra.jobs.table import JOBS, Result
 from infra.ledger.ledger import Ledger
 from infra.pipelines import PIPELINE, PinnedStage, Pipeline, chained
 from infra.storage import seal
+from services.batches.lines import MOST
 from services.pipelines.payload import Drawn, StageTask
 from tests.services.jobs_kit import Counted, calls, runner
 
@@ -244,6 +251,77 @@ def beside(requests: int) -> None:
         print(f"{who if who == 'alone' else f'beside {who}'}: {_told(seconds)}")
 
 
+def file(mib: int) -> None:
+    """Print what a gateway's process holds while a file comes and a batch is made of it, and who waits meanwhile."""
+    from tests.services.conftest import Workshop
+    from tests.services.served_kit import listening
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "versions").mkdir()
+        workshop, asked = Workshop(folder), folder / "asked.jsonl"
+        text = "a" * (mib * 2**20 // MOST - 200)
+        with asked.open("w") as lines:
+            for number in range(MOST):
+                body = {"model": "chat", "messages": [{"role": "user", "content": text}]}
+                line = {"custom_id": str(number), "url": "/v1/chat/completions", "body": body}
+                lines.write(json.dumps(line) + "\n")
+        stage = workshop.stage()
+        with (
+            listening(workshop.gateway(stage)) as address,
+            httpx.Client(base_url=address, timeout=600) as client,
+        ):
+            client.get("/v1/models")
+            with asked.open("rb") as content, _watched(address, f"{mib} MiB sent, {MOST} lines"):
+                sent = client.post("/v1/files", files={"file": content}, data={"purpose": "batch"})
+            assert sent.status_code == 200, sent.text
+            order = {
+                "input_file_id": sent.json()["id"],
+                "endpoint": "/v1/chat/completions",
+                "completion_window": "24h",
+            }
+            with _watched(address, "its batch made"):
+                made = client.post("/v1/batches", json=order)
+            assert made.json()["request_counts"]["total"] == MOST, made.text
+        stage.close()
+
+
+@contextmanager
+def _watched(address: str, what: str) -> Iterator[None]:
+    """Print the seconds that the block takes, this process's memory meanwhile, and the longest that another waits."""
+    process, over = psutil.Process(), threading.Event()
+    before, most, waits = process.memory_info().rss, [0], [0.0]
+
+    def look() -> None:
+        while not over.wait(0.02):
+            most.append(process.memory_info().rss)
+
+    def ask() -> None:
+        with httpx.Client(base_url=address, timeout=600) as client:
+            while not over.wait(0.1):
+                began = time.perf_counter()
+                client.get("/v1/models")
+                waits.append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=one) for one in (look, ask)]
+    for one in threads:
+        one.start()
+    began, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield
+    finally:
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        over.set()
+        for one in threads:
+            one.join()
+    held = [round(one / 2**20) for one in (before, max(most), process.memory_info().rss)]
+    waits.sort()
+    print(
+        f"{what}: {seconds:.1f} s, {cpu:.1f} CPU-s; {held[0]} MiB before, {held[1]} at most, {held[2]} after;"
+        f" another's request waits {1000 * statistics.median(waits):.0f} ms, {1000 * max(waits):.0f} at most"
+    )
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -251,9 +329,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[10, 10_000])
     parser.add_argument("--fire", type=int, default=0, metavar="JOBS")
     parser.add_argument("--beside", type=int, default=0, metavar="REQUESTS")
+    parser.add_argument("--file", type=int, default=0, metavar="MIB")
     asked = parser.parse_args()
     if asked.beside:
         beside(asked.beside)
+    elif asked.file:
+        file(asked.file)
     elif asked.fire:
         fire(asked.url, asked.fire)
     else:
