@@ -38,18 +38,18 @@ def _adapted_pipeline(recipe: Recipe) -> "Version | None":
 
 
 def _started_pipeline(recipe: Recipe) -> "Version | None":
-    """Return the pipeline whose stage a recipe trains further that alone gives nothing to judge, as latents."""
+    """Return the pipeline whose stage a recipe trains further that alone gives nothing to judge, as latents are."""
     refs = {one.training.base for one in recipe.stages.values()}
     if recipe.pipeline is not None or len(refs) != 1 or None in refs:
         return None
     found = registry().get(str(refs.pop()))
     if found.kind != "pipeline":
         return None
-    last = [*recipe.stages][-1]
-    for stage in read_pipeline(registry().fetch(found)).stages:
-        if stage.stage == last and stage.outputs.keys() == {"latent"}:
-            return found
-    return None
+    stages = read_pipeline(registry().fetch(found)).stages
+    last = next((one for one in stages if one.stage == [*recipe.stages][-1]), None)
+    if last is None or len(stages) == 1 or not last.outputs.keys() <= {"latent", "embedding"}:
+        return None
+    return found
 
 
 def around(recipe: Recipe, stages: Sequence[PinnedStage]) -> Pipeline | None:

@@ -7,12 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flows.context import registry
+from flows.context import named, registry
+from flows.evaluating.adapters import base_of
 from flows.evaluating.pipeline import draw, load_model
+from flows.evaluation import pin
 from flows.provenance import lora_files
 from flows.provenance.checkpoints import CheckpointError
 from flows.provenance.importing import import_checkpoint
 from flows.recipe import Recipe, Training
+from flows.train import publish
 from flows.training.frozen import make
 from flows.training.ray_train import fit
 from flows.training.specifying import training_spec
@@ -152,6 +155,52 @@ def test_an_adapter_that_learned_here_draws_there_what_it_draws_here(
     ours = drawn(adapted)
     assert (ours - drawn(base)).abs().max() > 1e-3, "it learned something"
     torch.testing.assert_close(ours, theirs(pipeline[1], exported), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "needs"),
+    [
+        ("sd", "model", {"latent", "embedding"}),
+        ("kandinsky", "prior", {"embedding", "text_embedding"}),
+        ("kandinsky", "model", {"latent", "embedding"}),
+    ],
+)
+def test_a_stage_that_is_trained_further_stands_in_the_pipeline_that_it_comes_from(
+    here: Installation, tmp_path: Path, kind: str, stage: str, needs: set[str]
+) -> None:
+    saved(kind, tmp_path / kind)
+    _, whole = import_checkpoint(tmp_path / kind, "a test", "foreign")
+    before = read_pipeline(registry().fetch(whole))
+    training = {"from": whole.ref, "steps": 1, "batch_size": 4, "ema_half_life": 0}
+    family = before.stage(stage).family
+    recipe = Recipe.model_validate(
+        {
+            **{"name": "mine", "data": {"name": "shades"}},
+            "stages": {
+                stage: {"family": family, "training": training, "resources": {"num_workers": 0}}
+            },
+        }
+    )
+    data = prepare(tmp_path / "shades", side=16)
+    spec = training_spec(recipe, stage, {"path": str(data), "identity": "d0"})
+    assert {*spec.needs} == needs, "what the base learned from"
+    for need in spec.needs.values():
+        make(need, spec.prepared, None, here=True)
+    trained = fit(spec, run_id=None, tracking_uri=None, runs=tmp_path / "runs")
+    run = registry().start_run("mine", spec.identity, {})
+    version = publish(spec, {}, trained.directory, trained.metrics, run)
+    pipeline = pin(recipe, {stage: named(version)}, {})
+    assert (pipeline.endpoint, pipeline.base) == ("mine", None), "it has all of its weights"
+    assert pipeline.entrances == before.entrances
+    for one in pipeline.stages:
+        kept = before.stage(one.stage)
+        assert (one.sha256 == kept.sha256) == (one.stage != stage)
+        assert (one.inputs, one.outputs, one.needs) == (kept.inputs, kept.outputs, kept.needs)
+    models = [load_model(registry().fetch(one.name, digest=one.sha256)) for one in pipeline.stages]
+    ours = draw(models, pipeline, [PROMPT], [SEED], options={"steps": 2})
+    assert ours.shape == (1, 3, 16, 16)
+    assert ours.isfinite().all()
+    assert base_of(recipe) == {"(base)": named(whole)}, "another base is judged anew"
 
 
 def test_a_file_that_does_not_fit_is_refused_by_the_layer_s_name(
