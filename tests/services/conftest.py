@@ -20,6 +20,7 @@ from flows.evaluating.pipeline import (
     ports_of,
     sizes_of,
 )
+from flows.training.checkpoints import detached
 from infra.jobs.jobs import Jobs
 from infra.jobs.webhooks import Webhooks
 from infra.keys import Keys
@@ -109,7 +110,7 @@ class Workshop:
             (making / file).write_text(json.dumps(document))
         if model is not None:
             (making / "config.json").write_text(json.dumps(describe(model)))
-            save_file(own(model), making / "model.safetensors")
+            save_file(detached(own(model)), making / "model.safetensors")
         digest = seal(making, {"kind": "model" if model else "pipeline", "name": name})
         if digest in self.published:
             shutil.rmtree(making)
