@@ -407,11 +407,12 @@ def test_a_checkpoint_is_registered_exported_and_draws_the_same_elsewhere(
         torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["sd", "sd3", "flux"])
 def test_a_checkpoint_is_judged_as_ours_are_and_its_gate_passes_or_refuses(
-    checkpoints: dict[str, tuple[Path, Any]], here: Installation, tmp_path: Path
+    checkpoints: dict[str, tuple[Path, Any]], here: Installation, tmp_path: Path, kind: str
 ) -> None:
     """What `--recipe` asks for, without a cluster: captions of the data are drawn, costs and bounds follow."""
-    _, version = import_checkpoint(checkpoints["sd"][0], "a test", "foreign")
+    _, version = import_checkpoint(checkpoints[kind][0], "a test", "foreign", image_size=16)
     pipeline = read_pipeline(registry().fetch(version))
     text, stage, autoencoder = pipeline.stages
     quick = stage.model_copy(update={"options": {"steps": 1}})
