@@ -30,7 +30,7 @@ def network(preset: str) -> DDPM:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model.eval()
+    return model.ready()
 
 
 def diffusers_pipeline(model: DDPM) -> Callable[[Sequence[int], int, float], Tensor]:

@@ -8,7 +8,7 @@ codes, T places in time (words, tokens or sound samples), E numbers of an embedd
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -288,6 +288,16 @@ class Family(Trainable):
             >>> model.sample(Request(seeds=(7, 8))).shape
             torch.Size([2, 1, 8, 8])
         """
+
+    def ready(self) -> Self:
+        """Return it as samples are drawn: in evaluation mode, its filters in the order of the features they meet.
+
+        A convolution copies filters of another order at every call, which is a fifth of a U-Net's time of few rows.
+        """
+        laid = (part for part in self.modules() if getattr(part, "channels_last", False))
+        for parameter in (one for part in laid for one in part.parameters() if one.ndim == 4):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self.eval()
 
     @property
     def inputs(self) -> Mapping[str, Port]:

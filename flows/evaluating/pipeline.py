@@ -141,7 +141,7 @@ def opened(*folders: Path) -> "Family":
     assert isinstance(model, Family)
     if model.entries:
         _fill(model, folders)
-    return model.eval()
+    return model.ready()
 
 
 def _fill(model: "Family", folders: Sequence[Path]) -> None:
@@ -280,7 +280,7 @@ def load_model(*folders: Path) -> "Family":
     model = build(read_json(folders[-1] / "config.json"))
     assert isinstance(model, Family)
     _fill(model, folders)
-    return model.eval()
+    return model.ready()
 
 
 def draw(

@@ -70,7 +70,7 @@ def opened(need: Need) -> "Family":
     model = build(document)
     model.load_state_dict(load_file(need.path / "model.safetensors"))
     assert isinstance(model, Family)
-    return model.eval().requires_grad_(requires_grad=False)
+    return model.ready().requires_grad_(requires_grad=False)
 
 
 def make(need: Need, prepared: Path, ray_url: str | None, *, here: bool = False) -> bool:

@@ -24,6 +24,7 @@ from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
+from models.parts.rows import drawn
 from models.parts.sizes import around, chosen, sides
 from models.parts.words import Captioned
 from models.ports import Port
@@ -406,13 +407,9 @@ class DDPM(Family):
         except ValueError as error:
             raise ValueError(f"negative_prompt: {error}") from None
 
-    @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
-        rows = self.begin(request)
-        for _ in range(self.steps_of(request)):
-            rows = self.step(rows)
-        return self.finish(rows)
+        return drawn(self, request)
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:

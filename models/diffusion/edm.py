@@ -38,6 +38,7 @@ from models.family import (
 )
 from models.parts import bounds
 from models.parts.noise import normals
+from models.parts.rows import drawn
 from models.parts.words import Captioned
 from models.request import DiffusionOptions, Request
 
@@ -236,13 +237,9 @@ class EDM(Family):
         levels = self.config.levels
         return (((x + 1) / 2 * levels - 0.5) / (levels - 1)).clamp(0, 1)
 
-    @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Return samples (B, C, H, W) in [0, 1]; a seed gives its picture alone or in a batch."""
-        rows = self.begin(request)
-        while not self.done(rows).all():
-            rows = self.step(rows)
-        return self.finish(rows)
+        return drawn(self, request)
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:

@@ -190,6 +190,7 @@ class UNet(nn.Module):
     """
 
     level: ClassVar[type[Level]] = Level
+    channels_last: ClassVar[bool] = True  # its features are; see `Family.ready`
 
     def __init__(
         self,

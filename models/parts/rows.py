@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from models.family import Family, Rows
 from models.parts.mel import FLOOR
 from models.ports import Port
+from models.request import Request
 
 TOGETHER: Final = 4  # rows of a call of an entry
 SPARSE: Final = frozenset({"known", "kept", "adapter"})
@@ -44,6 +45,19 @@ def _blank(like: Rows, part: Rows) -> Rows:
     """Return such tensors of zeros, one row for each of the part's."""
     count = len(next(iter(part.values())))
     return {key: value.new_zeros(count, *value.shape[1:]) for key, value in like.items()}
+
+
+def drawn(model: Any, request: Request) -> Tensor:
+    """Return the samples of a stepwise family, as its `sample`: every row to its end.
+
+    In inference mode, where torch keeps no count of versions and views; what comes out is a tensor like any other.
+    """
+    with torch.inference_mode():
+        rows = model.begin(request)
+        while not model.done(rows).all():
+            rows = model.step(rows)
+        found: Tensor = model.finish(rows)
+    return found.clone()
 
 
 def entered(

@@ -29,6 +29,7 @@ from models.diffusion import samplers, schedules
 from models.family import Batch, Capabilities, Entry, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
+from models.parts.rows import drawn
 from models.ports import Port
 from models.request import Request
 from models.text_to_image import checkpoint_denoisers as denoisers
@@ -283,10 +284,7 @@ class Diffusers(Family):
             if self.config.part == "autoencoder":
                 return self._decoded(normals(request.seeds, self._shape(), device))
             return self._read(request.prompts or ("",) * len(request.seeds), device)
-        rows = self.begin(request)
-        for _ in range(self.steps_of(request)):
-            rows = self.step(rows)
-        return self.finish(rows)
+        return drawn(self, request)
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:

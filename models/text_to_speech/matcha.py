@@ -21,7 +21,7 @@ from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds, pitch
 from models.parts.mel import PRESETS, Mel
 from models.parts.noise import normals
-from models.parts.rows import join
+from models.parts.rows import drawn, join
 from models.ports import Port
 from models.request import Request, SpeechOptions
 from models.text_to_speech.acoustic import (
@@ -290,10 +290,7 @@ class Matcha(Family):
 
     def sample(self, request: Request) -> Tensor:
         """Return log mels (B, M, F), silent after each row's end; a seed gives its row alone or in a batch."""
-        rows = self.begin(request)
-        for _ in range(self.steps_of(request)):
-            rows = self.step(rows)
-        return self.finish(rows)
+        return drawn(self, request)
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:

@@ -124,7 +124,7 @@ class Versions:
         own = load_file(directory / "model.safetensors", str(self._device))
         host = None if model.lora is None else self._base(model.lora)
         lora.fill(model, *([] if host is None else [host.state_dict()]), own)
-        model = model.eval().requires_grad_(requires_grad=False).to(self._device)
+        model = model.ready().requires_grad_(requires_grad=False).to(self._device)
         if model.capabilities.stepwise and host is not None:
             host.adapter_place.bank.join(model, host)
         elif model.capabilities.stepwise and type(model).adapts:

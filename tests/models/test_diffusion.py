@@ -124,6 +124,34 @@ def reader(name: str) -> Any:
     return painter(name, {**tiny, "vocabulary": WORDS, "max_words": 2}).eval()
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_a_network_that_is_ready_copies_no_filters_and_draws_the_same_bits(name: str) -> None:
+    model = reader(name)
+    request = asked(model, (1, 2), "red", steps=2)
+    before = model.sample(request)
+    filters = [
+        (layer, layer.weight)
+        for net in model.modules()
+        if getattr(net, "channels_last", False)
+        for layer in net.modules()
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
+    ]
+    assert filters or getattr(model.config, "backbone", "unet") == "dit"
+    for parameter in model.ready().parameters():
+        assert parameter.is_leaf
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for _, one in filters)
+    assert all(layer.weight is one for layer, one in filters)
+    assert torch.equal(model.sample(request), before)
+
+
+@pytest.mark.parametrize("name", DENOISING)
+def test_training_goes_on_after_a_sample_which_is_a_tensor_like_any_other(name: str) -> None:
+    model = reader(name)
+    drawn = model.sample(asked(model, (1,), "red", steps=2))
+    assert not drawn.is_inference()
+    model.train()(batch_of(model, 2)).total.backward()
+
+
 @pytest.mark.parametrize("name", DENOISING)
 def test_guidance_costs_a_second_pass_only_where_it_moves_something(name: str) -> None:
     """Of the rows that it moves, whoever they share the call with; those that are done take part once."""

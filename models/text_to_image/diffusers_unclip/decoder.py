@@ -20,6 +20,7 @@ from models.diffusion import samplers, schedules
 from models.family import Batch, Capabilities, Entry, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
+from models.parts.rows import drawn
 from models.ports import Port
 from models.request import DiffusionOptions, Request
 from models.text_to_image.checkpoint_parts import network
@@ -184,10 +185,7 @@ class DiffusersDecoder(Family):
         if self.config.part == "movq":
             self.check(request)
             return self.enter("decode", {"latent": self._noise(request.seeds, 0)})
-        rows = self.begin(request)
-        for _ in range(self.steps_of(request)):
-            rows = self.step(rows)
-        return self.finish(rows)
+        return drawn(self, request)
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:
