@@ -96,7 +96,7 @@ def samples_sha256(file: BinaryIO, sample_rate: int) -> str:
 
 
 def samples(file: BinaryIO, sample_rate: int) -> bytes:
-    """Return a WAV's or FLAC's samples as 16-bit little-endian numbers, without a receipt behind them.
+    """Return a WAV's or FLAC's samples as 16-bit little-endian numbers, without a WAV's receipt behind them.
 
     Raises:
         ContentError: not one channel of 16 bits at this rate (Hz), too long, damaged, or a WAV with a chunk that may
@@ -106,7 +106,8 @@ def samples(file: BinaryIO, sample_rate: int) -> bytes:
 
     file.seek(0)
     try:
-        if file.read(4) == b"RIFF":
+        wav = file.read(4) == b"RIFF"
+        if wav:
             sound_receipts.check_plain(file)
         file.seek(0)
         made = bytearray()
@@ -127,7 +128,7 @@ def samples(file: BinaryIO, sample_rate: int) -> bytes:
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise ContentError(f"the sound is damaged: {error}") from None
     content = bytes(made)
-    return content[: stream_receipts.sound_end(content)]
+    return content[: stream_receipts.sound_end(content)] if wav else content
 
 
 def frames_sha256(file: BinaryIO) -> str:

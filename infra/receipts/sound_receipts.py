@@ -109,8 +109,9 @@ def _of_wav(file: BinaryIO, most: int) -> list[bytes]:
     found = []
     for kind, length in _chunks(file):
         if kind == b"data":
-            last = min(length, 4 * most) // 4 * 4
-            file.seek(length - last, io.SEEK_CUR)
+            whole = length // 2 * 2  # of samples, as whoever hears them counts
+            last = min(whole, stream_receipts.LONGEST) // 4 * 4
+            file.seek(whole - last, io.SEEK_CUR)
             found += stream_receipts.of_samples(file.read(last), most)
         if kind != b"LIST":
             continue

@@ -20,6 +20,7 @@ KEY: Final = b"ATELIER\x00"
 MARK: Final = b"atelier"  # behind a hushed receipt and the four bytes of its length
 TRAILER: Final = 4 * (4 + len(MARK))  # bytes of samples that have both
 MOST_PACKED: Final = 2**16  # bytes of a receipt, deflated
+LONGEST: Final = 4 * MOST_PACKED + TRAILER  # bytes of samples that have a receipt
 QUIET: Final = 8  # what is taken from four bits, so that they lie around silence
 
 
@@ -83,7 +84,7 @@ def sound_end(levels: bytes) -> int:
         return len(levels)
     size = int.from_bytes(trailer[:4], "little")
     start = len(levels) - TRAILER - 4 * size
-    known = size <= MOST_PACKED and start >= 0 and _spoken(levels[start:]) is not None
+    known = 0 < size <= MOST_PACKED and start >= 0 and _spoken(levels[start:]) is not None
     return start if known else len(levels)
 
 
@@ -98,11 +99,13 @@ def of_samples(levels: bytes, most: int) -> list[bytes]:
         return []
     try:
         unpacking = zlib.decompressobj()
-        receipt = unpacking.decompress(packed, most)
+        receipt = unpacking.decompress(packed, most + 1)
     except zlib.error:
         raise ValueError("its receipt is damaged") from None
-    if unpacking.unconsumed_tail:
+    if len(receipt) > most:
         raise ValueError(f"the receipt is above {most} bytes: refused")
+    if not unpacking.eof or unpacking.unused_data:  # what no signature speaks for
+        raise ValueError("its receipt is damaged")
     return [receipt]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import zlib
 from typing import Any, Final
 
 import av
@@ -108,6 +109,37 @@ def test_a_wav_keeps_it_when_its_samples_are_copied_without_loss(signing: Signin
     copied = io.BytesIO()
     soundfile.write(copied, samples, RATE, format="WAV", subtype="PCM_16")
     assert outcome(copied.getvalue(), signing) == GOOD
+
+
+def spoken(content: bytes) -> Any:
+    """Return samples that have these bytes where a receipt is hushed."""
+    fours = np.frombuffer(content + len(content).to_bytes(4, "little") + b"atelier", np.uint8)
+    return (np.stack([fours >> 4, fours & 15], 1).reshape(-1).astype(np.int16) - 8).astype("<i2")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytes(2**16 + 1), bytes(2**16), zlib.compress(b"{}") + bytes(1000)],
+    ids=["nothing", "too much", "as much as may be", "more behind one"],
+)
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_nothing_can_be_added_that_only_looks_like_a_receipt(
+    kind: str, content: bytes, signing: Signing
+) -> None:
+    made = attach(plain("wav"), sign(SOUND, plain("wav"), signing))
+    comment = made[made.index(b"LIST") :]
+    longer = np.concatenate([TONE, spoken(content)]).astype("<i2").tobytes()
+    body = b"WAVE" + plain("wav")[12:40] + len(longer).to_bytes(4, "little") + longer + comment
+    file = b"RIFF" + len(body).to_bytes(4, "little") + body
+    if kind == "flac":
+        packed = io.BytesIO()
+        soundfile.write(packed, np.frombuffer(longer, "<i2"), RATE, format="FLAC")
+        file = attach(packed.getvalue(), read(made))
+    if kind == "wav" and 0 < len(content) <= 2**16:
+        with pytest.raises(ReceiptError, match="its receipt is damaged"):
+            read(file)
+        return
+    assert outcome(file, signing) == {**GOOD, "content": False}
 
 
 @pytest.mark.parametrize("kind", KINDS)
