@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from infra.registry.registry import Version
 
 TAKES: Final[Mapping[str, Set[str]]] = {
-    **{"image": {"steps", "guidance"}, "clip": {"steps", "guidance", "seconds"}},
+    **{"image": {"steps", "guidance", "size"}, "clip": {"steps", "guidance", "seconds"}},
     **{"audio": {"seconds"}, "text": frozenset()},
 }
 """Which options `generate` has for what a model makes."""
@@ -221,8 +221,9 @@ def generate(
         raise typer.BadParameter(
             f"{name} makes nothing of a prompt but embeddings: ask /v1/embeddings"
         )
-    asked = {"steps": steps, "guidance": guidance, "seconds": seconds}
-    if odd := [option for option in asked.keys() - TAKES[modality] if asked[option] is not None]:
+    told = {"steps": steps, "guidance": guidance, "seconds": seconds, "size": size}
+    asked = {option: value for option, value in told.items() if value is not None}
+    if odd := asked.keys() - TAKES[modality]:
         raise typer.BadParameter(f"{name} makes {modality}: it takes no --{min(odd)}")
     if output is not None and modality in WRITTEN:
         kind_of_file(output, *WRITTEN[modality])
@@ -243,12 +244,11 @@ def generate(
     elif output is None:
         raise typer.BadParameter(f"{name} makes {modality}: say where to write it with -o FILE")
     elif modality == "audio":
-        made = client.speak(name, prompt, seed=seed, seconds=seconds)
+        made = client.speak(name, prompt, seed=seed, **asked)
     elif modality == "clip":
         made = _filmed(name, prompt, output, {"seed": seed, **asked})
     else:
-        wishes = {"steps": steps, "guidance": guidance, "size": size}
-        made = client.paint(name, prompt, seed=seed, **wishes)
+        made = client.paint(name, prompt, seed=seed, **asked)
     if output is None:
         return
     with atomic_write(output) as file:

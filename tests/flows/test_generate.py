@@ -113,6 +113,8 @@ def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
         ("prose", None, {"steps": 3}, "prose makes text: it takes no --steps"),
         ("chat", None, {"seconds": 3.0}, "chat makes text: it takes no --seconds"),
         ("voice", "a.wav", {"guidance": 2.0}, "voice makes audio: it takes no --guidance"),
+        ("voice", "a.wav", {"size": "40x24"}, "voice makes audio: it takes no --size"),
+        ("prose", None, {"size": "40x24"}, "prose makes text: it takes no --size"),
         ("voice", "a.mp3", {}, r"a\.mp3: this is written as \.wav"),
     ],
 )
