@@ -30,6 +30,9 @@ LOOK_S: Final = 1.0  # between two looks into the outbox
 SWEEP_S: Final = 3600.0
 AT_ONCE: Final = 16  # owners who are told something, of each one thing
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+UNICAST: Final = ipaddress.IPv6Network(
+    "2000::/3"
+)  # what IANA gives out; Python takes more for global
 
 
 class Unwelcome(ValueError):
@@ -89,6 +92,8 @@ def _is_open(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if address in NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is None and address not in UNICAST:
+            return False
     shown = address if inner is None else inner
     return shown.is_global and not shown.is_multicast
 

@@ -303,6 +303,7 @@ def test_endpoints_are_changed_and_deleted_by_their_owner_alone(post: Post) -> N
         *("https://169.254.169.254/latest", "https://[::ffff:127.0.0.1]/", "https://0.0.0.0/"),
         *("http://1.1.1.1/", "ftp://1.1.1.1/", "https://user:word@1.1.1.1/", "https:///x"),
         *("https://224.0.0.1/", "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/"),
+        *("https://[::127.0.0.1]/", "https://[fec0::1]/", "https://[64:ff9b:1::7f00:1]/"),
         *(f"https://{'a' * 64}.org/", "https://a..b/", "https://xn--/"),
     ],
 )
@@ -313,6 +314,8 @@ def test_private_addresses_and_open_lines_are_refused(url: str) -> None:
 
 def test_a_public_address_is_called_and_a_private_one_where_it_is_allowed() -> None:
     assert asyncio.run(address_of(httpx.URL("https://1.1.1.1/x"), private=False)) == "1.1.1.1"
+    for ours in ("2606:4700::1111", "64:ff9b::101:101"):
+        assert asyncio.run(address_of(httpx.URL(f"https://[{ours}]/x"), private=False)) == ours
     assert asyncio.run(address_of(httpx.URL("http://127.0.0.1:9/"), private=True)) == "127.0.0.1"
 
 
