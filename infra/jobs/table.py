@@ -12,9 +12,8 @@ from infra.documents import parse_json
 
 State: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 FILE: Final = "file"  # the kind of what is only kept, by the same rules
-BATCH: Final = (
-    "batch"  # the kind whose finished stages count by themselves, also where it is called off
-)
+BATCH: Final = "batch"
+"""The kind whose finished stages count by themselves, also where it is called off."""
 ENDS: Final = frozenset({"completed", "failed", "cancelled", "expired"})
 
 JOBS: Final = sa.Table(

@@ -20,9 +20,8 @@ ID3: Final = b"ID3\x04\x00\x00"  # version 2.4, no flags
 ID3_TEXT: Final = b"TXXX"
 ID3_NAME: Final = b"\x03ATELIER\x00"  # UTF-8
 MOST_PARTS: Final = 10_000
-UNKNOWN: Final = (
-    0xFFFFFFFF  # length of samples up to the end of a WAV that was sent while it was made
-)
+UNKNOWN: Final = 0xFFFFFFFF
+"""The length of samples up to the end of a WAV that was sent while it was made."""
 ONCE: Final = frozenset({b"fmt ", b"data"})
 NEUTRAL: Final = frozenset({b"LIST", b"fact", b"bext", b"id3 ", b"ID3 ", b"JUNK", b"PAD "})
 """Chunks that may stand in a WAV beside those: texts, and room left free."""

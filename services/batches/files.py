@@ -101,14 +101,14 @@ def page(
     *,
     purpose: str | None,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Return a part of an owner's files, of one purpose where one is named, and whether there may be more."""
+    """Return a part of an owner's files, of one purpose where one is named, and whether there are more."""
     found, more = list[dict[str, Any]](), True
-    while more and len(found) < limit:  # a part without any of this purpose would end the list
-        part = jobs.page(owner, FILE, after, limit - len(found), order)
+    while more and len(found) <= limit:  # a part without any of this purpose would end the list
+        part = jobs.page(owner, FILE, after, max(limit, MOST), order)
         told = [shown(job) for job in part.jobs]
         found += [one for one in told if purpose in {None, one["purpose"]}]
         more, after = part.has_more, told[-1]["id"] if told else None
-    return found, more
+    return found[:limit], len(found) > limit
 
 
 def rows_of(store: Store, job: Job) -> Iterator[bytes]:

@@ -30,9 +30,8 @@ LOOK_S: Final = 1.0  # between two looks into the outbox
 SWEEP_S: Final = 3600.0
 AT_ONCE: Final = 16  # owners who are told something, of each one thing
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-UNICAST: Final = ipaddress.IPv6Network(
-    "2000::/3"
-)  # what IANA gives out; Python takes more for global
+UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""What IANA gives out; Python takes more for global."""
 
 
 class Unwelcome(ValueError):
