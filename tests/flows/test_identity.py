@@ -194,7 +194,7 @@ def test_another_loss_is_other_work_for_its_family_alone(
         ("flows/training/skips.py", "min(rules.max_skipped, rules.steps)", "rules.max_skipped"),
         ("flows/training/best.py", "loss < self.loss", "loss <= self.loss"),
         ("flows/recipe.py", "learning_rate: Annotated[float, Field(gt=0)] = 1e-3", "learning_rate: float = 2e-3"),
-        ("data/loaders.py", "(self._seed, epoch)", "(epoch, self._seed)"),
+        ("data/reading/order.py", "(self._seed, epoch)", "(epoch, self._seed)"),
         ("models/family.py", "return list(self.parameters())", "return []"),
     ],
 )  # fmt: skip
@@ -364,5 +364,5 @@ def test_what_a_training_runs_counts_or_is_plumbing(family: str, tmp_path: Path)
     assert missing <= {("flows/training/previews.py", "_captions")}  # what samples are shown of
     assert {
         ("flows/training/ranks.py", "Ranks.told"),
-        ("data/loaders.py", "Loader._order_of"),
+        ("data/reading/order.py", "Order._order_of"),
     } <= ran

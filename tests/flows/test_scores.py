@@ -48,7 +48,7 @@ def test_what_a_family_tells_of_itself_is_a_metric_of_its_stage() -> None:
     """Of rows that are many it tells in parts; each row has its value of all, of a statistic of many rows as well."""
     found = scoring.Scores(Evaluation(bootstrap=5))
     batch = {"pixels": torch.rand(60, 1, 8, 8)}
-    scoring.own(found, WAE(WAE.presets["tiny"]).eval(), "base", batch, rows_at_once=30)
+    scoring.own(found, WAE(WAE.presets["tiny"]).eval(), "base", batch, rows=30)
     counts = {name: metric.count for name, metric in found.metrics.items()}
     assert counts == {"base_mmd_excess": 60, "base_cost": 60}
 
@@ -110,11 +110,11 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
     (tmp_path / "dataset.json").write_text(json.dumps(header))
     real = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
-    def everything(_: Path, split: str, **__: Any) -> tuple[Tensor, list[str], Tensor]:
+    def by_size(_: Path, split: str, *__: Any) -> list[tuple[Tensor, list[str], Tensor]]:
         rows = real[:count] if split == "test" else real[count:]
-        return rows, ["one"] * len(rows), torch.zeros(len(rows), 1, dtype=torch.long)
+        return [(rows, ["one"] * len(rows), torch.zeros(len(rows), 1, dtype=torch.long))]
 
-    monkeypatch.setattr(pictures, "everything", everything)
+    monkeypatch.setattr(pictures, "by_size", by_size)
     model = VAE(VAE.presets["tiny"]).eval()
     stage = PinnedStage(
         stage="vae", name="toy.vae", version=1, sha256="0" * 64, family="vae",
