@@ -99,7 +99,13 @@ class Durations(Predictor):
         off_BS = path_BSF.sum(2).clamp(min=1).log() - log_BS
         return 2 * (off_BS.exp() - 1 - off_BS)
 
-    def frames(self, x_BSW: Tensor, inside_BS: Tensor, speed: float) -> Tensor:
+    def frames(
+        self,
+        x_BSW: Tensor,
+        inside_BS: Tensor,
+        speed: float,
+        seeds: Sequence[int] = (),  # noqa: ARG002 - as where they are drawn
+    ) -> Tensor:
         """Return how many frames each phoneme is given (B, S): one at least; the next has what rounding takes."""
         log_BS = self(x_BSW, inside_BS)[..., 0]
         mean_BS = (log_BS.exp() / speed).clamp(1, LONGEST) * inside_BS
@@ -108,19 +114,19 @@ class Durations(Predictor):
         frames_BS: Tensor = end_BS.diff(dim=1, prepend=first_B1).clamp(min=1) * inside_BS
         return frames_BS
 
-    def paths(self, x_1SW: Tensor, inside_1S: Tensor, speed: float, frame_s: float) -> Tensor:
-        """Return which phoneme each frame of a row is of (1, S, F).
 
-        Raises:
-            ValueError: they are more than are made.
-        """
-        frames_1S = self.frames(x_1SW, inside_1S, speed)
-        if (count := int(frames_1S.sum())) > LONGEST:
-            most = f"at most {LONGEST * frame_s:.0f} s are made"
-            raise ValueError(f"prompt: it takes {count} frames; {most}")
-        place_S = torch.arange(inside_1S.shape[1], device=x_1SW.device)
-        of_F = place_S.repeat_interleave(frames_1S[0].long())
-        return (of_F == place_S[:, None]).float()[None]
+def path_of(frames_1S: Tensor, frame_s: float) -> Tensor:
+    """Return which phoneme each frame of a row is of (1, S, F), of how many each has.
+
+    Raises:
+        ValueError: they are more than are made.
+    """
+    if (count := int(frames_1S.sum())) > LONGEST:
+        most = f"at most {LONGEST * frame_s:.0f} s are made"
+        raise ValueError(f"prompt: it takes {count} frames; {most}")
+    place_S = torch.arange(frames_1S.shape[1], device=frames_1S.device)
+    of_F = place_S.repeat_interleave(frames_1S[0].long())
+    return (of_F == place_S[:, None]).float()[None]
 
 
 def noise(x_BCF: Tensor) -> Tensor:

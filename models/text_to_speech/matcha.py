@@ -32,6 +32,7 @@ from models.text_to_speech.acoustic import (
     Predictor,
     mels_of,
     noise,
+    path_of,
 )
 from models.text_to_speech.alignment import monotonic_path, uniform_path
 from models.text_to_speech.front_end import SYMBOLS, Spoken
@@ -316,7 +317,8 @@ class Matcha(Family):
         speaker_1 = self.config.encode_voices([asked.get("voice", "")]).to(tokens_1S.device)
         x_1SW = self.encoder(tokens_1S, speaker_1)
         frame_s = self.config.mel.hop / self.config.sample_rate
-        path_1SF = self.durations.paths(x_1SW, inside_1S, asked.get("speed", 1.0), frame_s)
+        frames_1S = self.durations.frames(x_1SW, inside_1S, asked.get("speed", 1.0))
+        path_1SF = path_of(frames_1S, frame_s)
         pitch_1S, voiced_1S, energy_1S = self.variances(x_1SW, inside_1S).unbind(2)
         octaves = asked.get("pitch", 0.0) / 12
         voiced_1S = voiced_1S.sigmoid()

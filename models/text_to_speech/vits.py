@@ -4,11 +4,11 @@ A posterior encoder turns a sound's mels into latent frames, and a generator mak
 game against critics. A flow turns the latents into what an encoder of phonemes says of them: a Gaussian a phoneme. To
 speak is to draw from the Gaussians, as many frames as a predictor gives each phoneme, and to go back through the flow.
 
-The paper's posterior sees linear spectra, its durations are drawn by a flow, and monotonic alignment search is by
-latents. Here they are mels, the durations' means, and the search is by each phoneme's mean mels, as Matcha's: latents
-move while they are learned, and two draws of the same recording's were aligned differently. `by_text` brings the two
-ways together, as NaturalSpeech (Tan et al. 2022, arXiv:2205.04421) does: some sounds of the game are made of what their
-text tells.
+The paper's posterior sees linear spectra, and monotonic alignment search is by latents. Here they are mels, and the
+search is by each phoneme's mean mels, as Matcha's: latents move while they are learned, and two draws of the same
+recording's were aligned differently. Durations are drawn by a flow as there, or are their means. `by_text` brings the
+two ways together, as NaturalSpeech (Tan et al. 2022, arXiv:2205.04421) does: some sounds of the game are made of what
+their text tells.
 
 Shape letters: B rows, T samples, S phonemes, F frames, M mels, Z numbers of a latent frame, W width, K frequencies.
 """
@@ -28,9 +28,10 @@ from models.parts import bounds
 from models.parts.mel import PRESETS
 from models.parts.noise import normals
 from models.request import Request, SpeechOptions
-from models.text_to_speech.acoustic import TOKENS, Durations, Encoder, mels_of, noise
+from models.text_to_speech.acoustic import TOKENS, Durations, Encoder, mels_of, noise, path_of
 from models.text_to_speech.alignment import monotonic_path, uniform_path
 from models.text_to_speech.critics import Critics, inside, weighed
+from models.text_to_speech.drawn_durations import DrawnDurations
 from models.text_to_speech.front_end import SYMBOLS, Spoken
 from models.text_to_speech.latents import Flow, Generator, Posterior
 from models.text_to_speech.vocoder import VocoderConfig, cut, cut_sound, played, starts
@@ -54,6 +55,7 @@ class VITSConfig(VocoderConfig, Spoken):
     kl_weight: float = 1.0
     by_text: float = 0.5  # share of a step's rows whose sound is made of what their text tells
     temperature: float = 0.667  # of the prior's noise, as a share of its deviation
+    durations: Literal["mean", "drawn"] = "mean"
     alignment: Literal["learned", "uniform"] = "learned"  # uniform is the broken control
 
     latent: int = 32
@@ -143,7 +145,11 @@ class VITS(Family):
         self.encoder = Encoder(len(SYMBOLS), voices, c.width, c.heads, c.layers, c.dropout)
         self.prior = nn.Linear(c.width, 2 * c.latent)
         self.mean = nn.Linear(c.width, c.mel.mels)  # of a phoneme, by which frames are aligned
-        self.durations = Durations(c.width, c.dropout)
+        self.durations = (
+            DrawnDurations(c.width, c.dropout)
+            if c.durations == "drawn"
+            else Durations(c.width, c.dropout)
+        )
         self.voices = nn.Embedding(voices, c.width)
         self.posterior = Posterior(c.mel.mels, c.latent, c.width, c.posterior_dilations)
         self.flow = Flow(c.latent, c.width, c.flow_dilations, c.couplings)
@@ -299,8 +305,8 @@ class VITS(Family):
         for seed, text in zip(request.seeds, request.prompts, strict=True):  # each row alone
             tokens_1S = self.config.encode([text]).to(device)
             x_1SW = self.encoder(tokens_1S, speaker_1)
-            path_1SF = self.durations.paths(x_1SW, tokens_1S > 0, speed, frame_s)
-            rows.append(self._drawn([seed], x_1SW, path_1SF)[0].T)
+            frames_1S = self.durations.frames(x_1SW, tokens_1S > 0, speed, [seed])
+            rows.append(self._drawn([seed], x_1SW, path_of(frames_1S, frame_s))[0].T)
         z_BZF = pad_sequence(rows, batch_first=True).mT
         frames_B = torch.tensor([len(row) for row in rows], device=device)
         inside_BF = torch.arange(z_BZF.shape[2], device=device) < frames_B[:, None]
@@ -321,7 +327,8 @@ class VITS(Family):
         given = seen.voice, seen.inside
         path_BSF = self._aligned(self.mean(x_BSW), seen, tokens_BS)
         said_BZF = self.flow.back(self._drawn(range(len(x_BSW)), x_BSW, path_BSF), *given)
-        ours_BS, real_BS = self.durations.frames(x_BSW, inside_BS, 1.0), path_BSF.sum(2)
+        ours_BS = self.durations.frames(x_BSW, inside_BS, 1.0, range(len(x_BSW)))
+        real_BS = path_BSF.sum(2)
         off_B = ((ours_BS - real_BS).abs() * inside_BS).sum(1) / inside_BS.sum(1)
         return {
             "mel_l1": self._off(said_BZF, seen),

@@ -20,7 +20,7 @@ VOICES = ("ann", "bob")
 
 
 def vits(**changes: Any) -> VITS:
-    model = tiny("vits", speakers=VOICES, **changes)
+    model = tiny("vits", speakers=VOICES, **{"durations": "drawn", **changes})
     assert isinstance(model, VITS)
     return model
 
@@ -78,7 +78,7 @@ def test_the_flow_goes_back_where_it_came_from_and_keeps_volumes() -> None:
 
 def test_the_divergence_is_that_of_the_posterior_from_its_phonemes_gaussians() -> None:
     """With a flow that does nothing the mean over draws is that of two Gaussians in closed form."""
-    model, batch = vits(), spoken()
+    model, batch = vits(durations="mean"), spoken()
     with torch.no_grad():
         seen = model._seen(batch)
         means = [model._said(batch["tokens"], batch["speaker"], seen)[0]["kl"] for _ in range(200)]
@@ -147,7 +147,7 @@ def asked(**options: Any) -> Request:
 
 
 def test_voice_speed_and_seed_are_heeded_and_what_it_cannot_do_is_refused() -> None:
-    model: Any = shaken("vits", speakers=VOICES)
+    model: Any = shaken("vits", speakers=VOICES, durations="mean")
     with torch.no_grad():
         model.durations.out.bias.fill_(2.5)  # 11 frames a phoneme
     first, ann, bob = (model.sample(asked(voice=voice)) for voice in (None, "ann", "bob"))
@@ -173,7 +173,7 @@ def test_voice_speed_and_seed_are_heeded_and_what_it_cannot_do_is_refused() -> N
 
 def test_the_text_is_said_with_real_durations_where_mels_are_measured() -> None:
     """So what a text leaves open of a sound, and not its pace, is what `mel_l1` tells."""
-    model = shaken("vits", speakers=VOICES, temperature=0.0)
+    model = shaken("vits", speakers=VOICES, temperature=0.0, durations="mean")
     batch = batch_of(model, 4)
     before = model.measure(batch)
     with torch.no_grad():
