@@ -139,11 +139,12 @@ def test_examples_of_recipes_are_parts_of_one(readme: str, text: str) -> None:
     assert alike, f"no recipe has what {readme} shows"
 
 
-def photos(folder: Path, _: dict[str, Any]) -> None:
+def photos(folder: Path, given: dict[str, Any]) -> None:
     folder.mkdir()
-    lines = ["file_name,text"]
+    lines, sizes = ["file_name,text"], (given.get("sizes") or "32x32").split(",")
     for number in range(60):
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        width, height = map(int, sizes[number % len(sizes)].split("x"))
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         lines.append(f"{number}.png,a {('red', 'blue')[number % 2]} flower")
     (folder / "metadata.csv").write_text("\n".join(lines))

@@ -358,9 +358,9 @@ def _fault(error: BaseException) -> FailedKind:
     return "out_of_memory" if wanted else "failed"
 
 
-def _had(turn: Lane | Account) -> tuple[float, int]:
+def _had(turn: Lane | Account) -> tuple[float, float]:
     """Return what has been had of the time and, of lanes that share that, when the last step was taken."""
-    return (turn.account.used_s, turn.turn) if isinstance(turn, Lane) else (turn.used_s, 0)
+    return (turn.account.used_s, turn.turn) if isinstance(turn, Lane) else (turn.used_s, math.inf)
 
 
 def _expire(rows: Sequence[Row]) -> None:
