@@ -265,7 +265,7 @@ def test_captions_are_learned(changes: dict[str, object]) -> None:
     assert tokens is not None
     level = torch.tensor([0.2, 0.8]).repeat(16)[:, None, None, None]
     optimizer = torch.optim.AdamW(made.parameters(), lr=5e-3, fused=True)
-    for _ in range(200):
+    for _ in range(300):
         pixels = (level + 0.05 * torch.randn(32, 1, 1, 1)).clamp(0, 1).expand(32, 3, 8, 8)
         optimizer.zero_grad()
         made({"pixels": pixels, "tokens": tokens}).total.backward()
