@@ -55,6 +55,8 @@ class Nodes:
             "_system_config": LOST_SOON,
         }
         with contextlib.chdir(self.first):
+            # Ray notes the address there, and makes the folder only where it has no other for its files
+            (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray").mkdir(exist_ok=True)
             self.cluster = Cluster(initialize_head=True, head_node_args=head)
 
     @property
