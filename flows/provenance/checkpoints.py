@@ -281,6 +281,15 @@ def document_of(path: Path) -> Any:
         raise CheckpointError(str(error)) from None
 
 
+def told(document: Any, file: str, name: str, kind: type[int] | type[list[Any]]) -> Any:
+    """Return what a config says, or refuse its file in a line where it says nothing of that kind."""
+    found = document.get(name) if isinstance(document, dict) else None
+    if not isinstance(found, kind):
+        what = "one number" if kind is int else "a list"
+        raise CheckpointError(f"{file}: {name} must be {what}, got {found}")
+    return found
+
+
 def kind_of(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
     """Return which pipeline it is, and its networks' classes by part, after comparing the index with them."""
     from models.text_to_image.checkpoint_parts import NEEDS, OPTIONAL
@@ -410,9 +419,8 @@ def _side(networks: Mapping[str, Any], kind: str) -> int:
     if kind in SIDES:
         return SIDES[kind]
     part = "unet" if "unet" in networks else "transformer"
-    size, blocks = networks[part].get("sample_size"), networks["vae"]["block_out_channels"]
-    if not isinstance(size, int):
-        raise CheckpointError(f"{part}/config.json: sample_size must be one number, got {size}")
+    size = told(networks[part], f"{part}/config.json", "sample_size", int)
+    blocks = told(networks["vae"], "vae/config.json", "block_out_channels", list)
     return int(size * 2 ** (len(blocks) - 1))
 
 

@@ -22,6 +22,7 @@ from flows.provenance.checkpoints import (
     licence_of,
     network_in,
     reader_in,
+    told,
 )
 from models.text_to_image.checkpoint_parts import UNCLIPS
 
@@ -177,7 +178,10 @@ def _models(
         found[name] for name in ("unet", "movq", "prior_image_encoder")
     )
     processor = document_of(places["prior_image_processor"] / PROCESSOR)
-    pixels = {"mean": processor["image_mean"], "deviation": processor["image_std"]}
+    pixels = {
+        field: told(processor, PROCESSOR, name, list)
+        for field, name in (("mean", "image_mean"), ("deviation", "image_std"))
+    }
     encodes = [
         one for name, one in sorted(codes.items()) if name.startswith(("encoder.", "quant_conv."))
     ]
@@ -225,11 +229,12 @@ def _model(stage: str, network: "Network", settings: Mapping[str, Any]) -> Any:
 
 def _sizes(unet: Mapping[str, Any], movq: Mapping[str, Any], side: int | None) -> dict[str, Any]:
     """Return the sizes of pictures and latents; diffusers rounds others up, to pictures larger than asked for."""
-    scale = 2 ** (len(movq["block_out_channels"]) - 1)
-    side = side or int(unet["sample_size"]) * scale
+    scale = 2 ** (len(told(movq, "movq/config.json", "block_out_channels", list)) - 1)
+    side = side or told(unet, "unet/config.json", "sample_size", int) * scale
     if side % scale**2:
         raise CheckpointError(f"image_size must be a multiple of {scale**2}, got {side}")
-    latent = (unet["in_channels"], side // scale, side // scale)
+    channels = told(unet, "unet/config.json", "in_channels", int)
+    latent = (channels, side // scale, side // scale)
     return {"image_size": side, "channels": movq.get("out_channels", 3), "latent_shape": latent}
 
 

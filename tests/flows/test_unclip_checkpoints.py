@@ -241,6 +241,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "UnCLIPScheduler must predict epsilon or sample, got 'v_prediction'",
     ),
+    "no size": (
+        lambda f: changed(f / "unet" / "config.json", sample_size=None),
+        r"unet/config\.json: sample_size must be one number, got None",
+    ),
+    "no means": (
+        lambda f: changed(f / "prior_image_processor" / "preprocessor_config.json", image_mean=1),
+        r"preprocessor_config\.json: image_mean must be a list, got 1",
+    ),
+    "no scheduler": (
+        lambda f: (f / "scheduler" / "scheduler_config.json").write_text("[]"),
+        "scheduler None is none of an unCLIP's",
+    ),
     "another pipeline": (
         lambda f: changed(f / "model_index.json", _class_name="KandinskyV22InpaintPipeline"),
         "is a KandinskyV22InpaintPipeline; taken are .*KandinskyV22CombinedPipeline",

@@ -37,7 +37,7 @@ def scheduler(document: str) -> Any:
         ValueError: one that is not among `SCHEDULERS`, or is set in a way that no table has.
     """
     asked = json.loads(document)
-    name = asked.get("_class_name")
+    name = asked.get("_class_name") if isinstance(asked, dict) else None
     if name not in SCHEDULERS:
         raise ValueError(
             f"scheduler {name!r} is none of an unCLIP's; take one of {', '.join(SCHEDULERS)}"
