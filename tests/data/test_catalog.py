@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=folder, check=True, timeout=120)
     subprocess.run([*dvc, "config", "core.analytics", "false"], cwd=folder, check=True, timeout=120)
     return folder
+
+
+@pytest.mark.parametrize("stage", ["make", "facts", "shards"])
+def test_a_change_of_how_pictures_clips_and_sounds_are_read_prepares_anew(stage: str) -> None:
+    needed = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
+    code = [one for place in needed for one in (ROOT / place).glob("*.py")]
+    media = {
+        name for one in code for name in re.findall(r"from (infra\.media\.\w+)", one.read_text())
+    }
+    assert (
+        media >= {"infra.media.clips", "infra.media.pictures", "infra.media.sounds"}
+        or stage != "make"
+    )
+    for name in media:
+        file = Path(f"{name.replace('.', '/')}.py")
+        assert any(file.is_relative_to(place) for place in needed), file
 
 
 @pytest.fixture(autouse=True)
