@@ -7,6 +7,7 @@ at going first.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import statistics
@@ -104,7 +105,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = checkpoint(given.width, given.text_layers)
-    pipeline = diffusers_pipeline(model)
+    pipeline = diffusers_pipeline(copy.deepcopy(model))
+    model.ready()  # as a replica draws; the pipeline's networks stay as diffusers makes them
     sides = (
         lambda prompts: ours(model, prompts, given.steps),
         lambda prompts: theirs(pipeline, prompts, given.steps),

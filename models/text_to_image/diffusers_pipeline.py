@@ -80,6 +80,7 @@ class Diffusers(Family):
         "attn.to_add_out",
     )
     call_sizes: tuple[int, ...] | None = ()
+    channels_last: ClassVar[bool] = True  # filters, and so features, of all parts; see `ready`
     config: DiffusersConfig
     vae: Any
 

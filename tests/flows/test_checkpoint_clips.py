@@ -28,7 +28,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         config = checkpoint.document["config"] | {"frames": FRAMES[kind], "image_size": 16}
         model: Any = build({**checkpoint.document, "config": config})
         model.load_state_dict(dict(checkpoint.tensors))
-        found[kind] = (theirs, model.eval())
+        found[kind] = (theirs, model.ready())
     return found
 
 

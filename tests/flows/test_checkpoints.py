@@ -56,7 +56,7 @@ def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
         config = {**checkpoint.document["config"], "image_size": 16}  # of Flux's no file tells it
         model = build({**checkpoint.document, "config": config})
         model.load_state_dict(dict(checkpoint.tensors))
-        found[kind] = model.eval()
+        found[kind] = model.ready()
     return found
 
 
@@ -338,7 +338,7 @@ def parts_of(folder: Path) -> dict[str, Any]:
     for name, part in parted(read(folder, "a test", 16), "model").items():
         model = build(part.document)
         model.load_state_dict(dict(part.tensors))
-        found[name] = model.eval()
+        found[name] = model.ready()
     return found
 
 

@@ -44,7 +44,7 @@ def stages(kandinsky: tuple[Path, Any]) -> dict[str, Any]:
     """What is read of it, a model a stage."""
     found = {}
     for name, part in parted(read(kandinsky[0], "a test"), "model").items():
-        found[name] = build(part.document).eval()
+        found[name] = build(part.document).ready()
         found[name].load_state_dict(dict(part.tensors))
     return found
 

@@ -144,6 +144,14 @@ def test_a_network_that_is_ready_copies_no_filters_and_draws_the_same_bits(name:
     assert torch.equal(model.sample(request), before)
 
 
+@pytest.mark.parametrize("name", [name for name in DENOISING if name not in OURS])
+def test_another_s_filters_lie_as_features_do_in_a_network_that_is_ready(name: str) -> None:
+    model = reader(name)
+    filters = [one for one in model.ready().parameters() if one.ndim == 4]
+    assert filters
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in filters)
+
+
 @pytest.mark.parametrize("name", DENOISING)
 def test_training_goes_on_after_a_sample_which_is_a_tensor_like_any_other(name: str) -> None:
     model = reader(name)

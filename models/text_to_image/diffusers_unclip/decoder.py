@@ -85,6 +85,7 @@ class DiffusersDecoder(Family):
     adapts: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     needs: ClassVar[tuple[str, ...]] = ("latent", "embedding")
     call_sizes: tuple[int, ...] | None = ()
+    channels_last: ClassVar[bool] = True  # filters, and so features; see `Family.ready`
     config: DiffusersDecoderConfig
 
     def __init__(self, config: DiffusersDecoderConfig) -> None:
