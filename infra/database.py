@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 REVISION: Final = (
-    "0005"  # the newest of infra/migrations/versions: an open that finds it loads no Alembic
+    "0006"  # the newest of infra/migrations/versions: an open that finds it loads no Alembic
 )
 BUSY_MS: Final = 20_000
 ADVISORY_LOCK: Final = 0x61746C72  # "atlr": who migrates a Postgres database holds it

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from infra.database import open_engine, reading, take_turns, writing
+from infra.jobs.idempotency import asked_before, words
 from infra.jobs.ids import new_id
-from infra.jobs.leases import Lease, end, give_back
+from infra.jobs.leases import Lease, cancel, end, gathered, give_back
 from infra.jobs.table import (
     BATCH,
     CANCELLED,
@@ -30,7 +31,7 @@ from infra.jobs.table import (
     job,
     outputs,
 )
-from infra.ledger.hash_chain import canonical, sha256
+from infra.ledger.hash_chain import canonical
 
 LEASE_S: Final = 10.0  # after a kill -9 nobody waits longer than this
 KEPT_S: Final = 24 * 3600.0  # how long what came of a job can be fetched
@@ -52,8 +53,8 @@ class NotFound(JobError):
     """There is no such job."""
 
 
-class Conflict(JobError):
-    """The idempotency key was used before, for another request."""
+class BatchOver(JobError):
+    """The batch that asks for a job is called off, or over."""
 
 
 class Full(JobError):
@@ -122,6 +123,7 @@ class Jobs:
         idempotency_key: str | None = None,
         asked: Mapping[str, Any] | None = None,
         deadline: float | None = None,
+        batch: str | None = None,
     ) -> Job:
         """Write down a job and return it; the same key and request return the job that there is.
 
@@ -136,29 +138,33 @@ class Jobs:
             idempotency_key: Names this attempt of the owner's to submit.
             asked: The owner's own words, by which a repeated key is compared; None: the request.
             deadline: Unix seconds; what is not done by then fails.
+            batch: The batch that asks for it, and with which it is called off.
 
         Raises:
             Full: the owner's quota or the queue is full.
-            Conflict: the key was used for another request.
+            BatchOver: the batch is called off, or over.
+            infra.jobs.idempotency.Conflict: the key was used for another request.
         """
         now = self._clock()
-        body = _body(kind, request if asked is None else asked)
+        body = words(kind, request if asked is None else asked)
         row = {
             **{"id": id or new_id(kind, now), "kind": kind, "owner": owner, "pipeline": pipeline},
             "digests": canonical(dict(digests)),
             "request": json.dumps(dict(request), allow_nan=False),
             "seed": seed,
             "idempotency_key": idempotency_key,
-            "body": body,
+            **{"body": body, "batch": batch},
             **{"state": "queued", "cancel": False, "deleted": False, "files": id is not None},
             **{"progress": 0.0, "attempt": 0, "tries": 0, "causes": "{}", "fence": 0},
             **{"due": now, "deadline": deadline, "created": now},
         }
         with writing(self._engine) as connection:
             take_turns(connection, SUBMIT_LOCK)
-            earlier = _under(connection, owner, idempotency_key)
-            if earlier is not None:
-                return _repeated(earlier, body)
+            found = asked_before(connection, JOBS, owner, idempotency_key, body)
+            if found is not None:
+                return job(found)
+            if batch is not None:
+                _make_sure_of_batch(connection, batch)
             self._make_sure_of_room(connection, owner, now)
             connection.execute(sa.insert(JOBS), row)
             return self._get(connection, str(row["id"]))
@@ -169,11 +175,11 @@ class Jobs:
         """Return the job that was submitted under a key in these words, whatever would be made of them today.
 
         Raises:
-            Conflict: the key was used for another request.
+            infra.jobs.idempotency.Conflict: the key was used for another request.
         """
         with reading(self._engine) as connection:
-            found = _under(connection, owner, idempotency_key)
-        return None if found is None else _repeated(found, _body(kind, asked))
+            found = asked_before(connection, JOBS, owner, idempotency_key, words(kind, asked))
+        return None if found is None else job(found)
 
     def get(self, id: str) -> Job:
         """Return one job.
@@ -241,16 +247,8 @@ class Jobs:
             NotFound: there is none.
         """
         with writing(self._engine) as connection:
-            self._cancel(connection, self._row(connection, id))
+            cancel(connection, self._row(connection, id), self._clock(), self._kept_s)
             return self._get(connection, id)
-
-    def cancel_under(self, owner: str, start: str) -> None:
-        """Cancel an owner's jobs whose idempotency keys start so, as `cancel`."""
-        keyed = JOBS.c.idempotency_key.startswith(start, autoescape=True)
-        query = sa.select(JOBS).where(JOBS.c.owner == owner, keyed, JOBS.c.due.is_not(None))
-        with writing(self._engine) as connection:
-            for row in connection.execute(query.with_for_update()).mappings().all():
-                self._cancel(connection, dict(row))
 
     def delete(self, id: str) -> None:
         """Cancel a job and forget it; its files go at the next sweep. Its key may be used again.
@@ -261,7 +259,7 @@ class Jobs:
         with writing(self._engine) as connection:
             row = self._row(connection, id)
             _set(connection, id, deleted=True, idempotency_key=None)
-            self._cancel(connection, {**row, "deleted": True})
+            cancel(connection, {**row, "deleted": True}, self._clock(), self._kept_s)
 
     def retry(self, id: str) -> Job:
         """Queue a job that failed or was cancelled once more; its finished stages are kept.
@@ -290,26 +288,36 @@ class Jobs:
         result: Result,
         kept_s: float,
         most: int | None = None,
+        batch: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Write down a file that is there as a job that is completed, to be kept for so long; the newest of an id.
 
+        The same key and file return the one that there is. What a batch made is bounded by its work, and not counted.
+
         Raises:
-            JobError: the owner has `most` files already.
+            JobError: the owner has `most` files that no batch made already.
+            infra.jobs.idempotency.Conflict: the key was used for another request.
         """
-        now = self._clock()
+        now, body = self._clock(), words(FILE, {**request, "sha256": result.digest})
         row = {
             **{"id": id, "kind": FILE, "owner": owner, "pipeline": "", "digests": "{}", "seed": 0},
-            **{"request": json.dumps(dict(request)), "body": _body(FILE, request)},
+            **{"request": json.dumps(dict(request)), "body": body, "batch": batch},
+            "idempotency_key": idempotency_key,
             **{"state": "completed", "cancel": False, "deleted": False, "files": True},
             **{"progress": 100.0, "attempt": 0, "tries": 0, "causes": "{}", "fence": 0},
             **{"created": now, "ended": now, "expires": now + kept_s},
             "result": json.dumps(asdict(result)),
         }
         kept = (JOBS.c.owner == owner, JOBS.c.kind == FILE, JOBS.c.result.is_not(None))
+        mine = (*kept, JOBS.c.batch.is_(None), ~JOBS.c.deleted)
         with writing(self._engine) as connection:
+            take_turns(connection, SUBMIT_LOCK)
+            found = asked_before(connection, JOBS, owner, idempotency_key, body)
+            if found is not None:
+                return job(found)
             if most is not None:
-                take_turns(connection, SUBMIT_LOCK)
-                count = sa.select(sa.func.count()).select_from(JOBS).where(*kept, ~JOBS.c.deleted)
+                count = sa.select(sa.func.count()).select_from(JOBS).where(*mine)
                 if (connection.scalar(count) or 0) >= most:
                     raise JobError(f"{most} files of this key are kept, no more; delete one")
             connection.execute(sa.delete(JOBS).where(JOBS.c.id == id, JOBS.c.kind == FILE))
@@ -355,7 +363,8 @@ class Jobs:
             for row in connection.execute(query).mappings().all():
                 self._buried(connection, dict(row), now)
             connection.execute(sa.update(JOBS).where(called_off).values(**why))
-            connection.execute(sa.update(JOBS).where(over).values(state="expired", result=None))
+            expired = {"state": "expired", "result": None, "idempotency_key": None}
+            connection.execute(sa.update(JOBS).where(over).values(**expired))
             forgotten = sa.select(JOBS.c.id).where(gone, sa.not_(JOBS.c.files))
             connection.execute(sa.delete(STAGES).where(STAGES.c.job.in_(forgotten)))
             connection.execute(sa.delete(JOBS).where(gone, sa.not_(JOBS.c.files)))
@@ -415,7 +424,7 @@ class Jobs:
         lost = row["state"] == "in_progress"
         late = row["deadline"] is not None and row["deadline"] < now
         often = lost and row["tries"] >= MOST_TRIES
-        if (row["cancel"] or late) and _counts(row) and not often:
+        if (row["cancel"] or late) and gathered(row) and not often:
             return False
         if row["cancel"]:
             end(connection, row, now, self._kept_s, "cancelled")
@@ -457,15 +466,6 @@ class Jobs:
             clock=self._clock,
         )
 
-    def _cancel(self, connection: Connection, row: Mapping[str, Any]) -> None:
-        now = self._clock()
-        if row["state"] == "queued" and _counts(row):
-            _set(connection, row["id"], cancel=True, due=now)
-        elif row["state"] == "queued":
-            end(connection, row, now, self._kept_s, "cancelled")
-        elif row["state"] == "in_progress":
-            _set(connection, row["id"], cancel=True)
-
     def _get(self, connection: Connection, id: str) -> Job:
         return job(self._row(connection, id, lock=False))
 
@@ -477,30 +477,11 @@ class Jobs:
         return row
 
 
-def _counts(row: Mapping[str, Any]) -> bool:
-    """Return whether a job that is called off goes to a runner all the same, who gathers what is finished of it."""
-    return bool(row["kind"] == BATCH and row["attempt"] and not row["deleted"])
-
-
-def _body(kind: str, asked: Mapping[str, Any]) -> str:
-    return sha256(canonical({"kind": kind, "request": dict(asked)}))
-
-
-def _under(connection: Connection, owner: str, key: str | None) -> dict[str, Any] | None:
-    """Return the owner's job of an idempotency key."""
-    if key is None:
-        return None
-    same = (JOBS.c.owner == owner) & (JOBS.c.idempotency_key == key)
-    return _first(connection, sa.select(JOBS).where(same))
-
-
-def _repeated(earlier: Mapping[str, Any], body: str) -> Job:
-    if earlier["body"] != body:
-        raise Conflict(
-            f"the idempotency key {earlier['idempotency_key']!r} was used for {earlier['id']}, which asks for "
-            "something else; take a new key"
-        )
-    return job(earlier)
+def _make_sure_of_batch(connection: Connection, batch: str) -> None:
+    """Let no batch ask for more that is called off; its row is held, so that whoever ends it sees what it asked for."""
+    query = sa.select(JOBS).where(JOBS.c.id == batch, JOBS.c.due.is_not(None), ~JOBS.c.cancel)
+    if _first(connection, query.with_for_update(read=True)) is None:
+        raise BatchOver(f"{batch} is called off, or over: it asks for nothing more")
 
 
 def _set(connection: Connection, id: str, **values: Any) -> None:

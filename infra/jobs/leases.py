@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 from infra.database import reading, writing
 from infra.documents import parse_json
 from infra.jobs.outbox import announce
-from infra.jobs.table import JOBS, STAGES, Job, Output, Result, outputs
+from infra.jobs.table import BATCH, JOBS, STAGES, Job, Output, Result, outputs
 from infra.storage import faultpoint
 
 ALMOST: Final = 99.0  # no more than this before the result is written down
@@ -171,7 +171,10 @@ def end(
     result: Result | None = None,
     cause: str | None = None,
 ) -> None:
-    """End a job in a transaction that holds its row, and put the news of it into the outbox."""
+    """End a job in a transaction that holds its row, and put the news of it into the outbox.
+
+    With a batch that is not completed ends what it asked for.
+    """
     done = 100.0 if state == "completed" else row["progress"]
     values: dict[str, Any] = {
         **{"state": state, "cancel": False, "due": None, "holder": None, "progress": done},
@@ -183,6 +186,33 @@ def end(
     connection.execute(sa.update(JOBS).where(JOBS.c.id == row["id"]).values(**values))
     if not row["deleted"]:
         announce(connection, row, state, now)
+    if row["kind"] == BATCH and state != "completed":
+        _call_off(connection, row["id"], now, kept_s)
+
+
+def cancel(connection: Connection, row: Mapping[str, Any], now: float, kept_s: float) -> None:
+    """Cancel a job in a transaction that holds its row: one that waits at once, one under way at its next beat."""
+    here = sa.update(JOBS).where(JOBS.c.id == row["id"])
+    if row["state"] == "queued" and gathered(row):
+        connection.execute(here.values(cancel=True, due=now))
+    elif row["state"] == "queued":
+        end(connection, row, now, kept_s, "cancelled")
+    elif row["state"] == "in_progress":
+        connection.execute(here.values(cancel=True))
+
+
+def gathered(row: Mapping[str, Any]) -> bool:
+    """Return whether a job that is called off goes to a runner all the same, who gathers what is finished of it."""
+    return bool(row["kind"] == BATCH and row["attempt"] and not row["deleted"])
+
+
+def _call_off(connection: Connection, batch: str, now: float, kept_s: float) -> None:
+    """Cancel what a batch asked for, and forget for what: the batch tried again asks anew."""
+    query = sa.select(JOBS).where(JOBS.c.batch == batch, JOBS.c.due.is_not(None))
+    for row in connection.execute(query.with_for_update()).mappings().all():
+        here = sa.update(JOBS).where(JOBS.c.id == row["id"])
+        connection.execute(here.values(batch=None, idempotency_key=None))
+        cancel(connection, dict(row), now, kept_s)
 
 
 def give_back(row: Mapping[str, Any], cause: str | None) -> dict[str, Any]:

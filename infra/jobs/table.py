@@ -28,6 +28,7 @@ JOBS: Final = sa.Table(
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("idempotency_key", sa.String(200)),
     sa.Column("body", sa.String(64), nullable=False),  # sha256 of what was asked under the key
+    sa.Column("batch", sa.String(60)),  # that asked for it, or whose answers it holds
     sa.Column("state", sa.String(20), nullable=False),
     sa.Column("cancel", sa.Boolean, nullable=False),  # wanted, while somebody works on it
     sa.Column("deleted", sa.Boolean, nullable=False),  # gone for everybody but the sweep
@@ -50,6 +51,7 @@ JOBS: Final = sa.Table(
     sa.Column("result", sa.Text),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index(None, "due"),
+    sa.Index(None, "batch"),
     sa.Index(None, "owner", "created"),
     sa.Index(None, "pipeline", "created"),
     sa.Index(None, "state", "expires"),
@@ -77,6 +79,10 @@ ENDPOINTS: Final = sa.Table(
     sa.Column("both_until", sa.Double),  # until when the secret before it signs, too
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("updated", sa.Double, nullable=False),
+    # of the request that made it, or last changed its secret
+    sa.Column("idempotency_key", sa.String(200)),
+    sa.Column("body", sa.String(64)),
+    sa.Index(None, "owner", "idempotency_key", unique=True),
 )
 DELIVERIES: Final = sa.Table(
     "webhook_deliveries",

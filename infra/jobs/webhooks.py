@@ -7,7 +7,7 @@ nothing: it is due again a minute later. Whoever is told may so be told twice, u
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from infra.database import open_engine, reading, take_turns, writing
 from infra.documents import parse_json
+from infra.jobs.idempotency import asked_before, words
 from infra.jobs.ids import new_id
 from infra.jobs.outbox import post
 from infra.jobs.table import DELIVERIES, ENDPOINTS
@@ -72,23 +73,36 @@ class Webhooks:
         """Close the connections; they are reopened when needed."""
         self._engine.dispose()
 
-    def create(self, owner: str, name: str, url: str, events: Sequence[str]) -> WebhookEndpoint:
-        """Tell an address of these events of an owner's from now on.
+    def create(
+        self,
+        owner: str,
+        name: str,
+        url: str,
+        events: Sequence[str],
+        idempotency_key: str | None = None,
+    ) -> WebhookEndpoint:
+        """Tell an address of these events of an owner's from now on; once for an idempotency key.
 
         Raises:
             TooMany: the owner has 20 already.
+            infra.jobs.idempotency.Conflict: the key was used for another request.
         """
         now = self._clock()
         row = {"owner": owner, "name": name, "url": url, "events": json.dumps(list(events))}
+        body = words("webhook_endpoint", row)
         id = new_id("we", now)
         count = sa.select(sa.func.count()).select_from(ENDPOINTS).where(ENDPOINTS.c.owner == owner)
         with writing(self._engine) as connection:
             take_turns(connection, CREATE_LOCK)
+            found = asked_before(connection, ENDPOINTS, owner, idempotency_key, body)
+            if found is not None:
+                return _endpoint(found)
             if (connection.scalar(count) or 0) >= MOST_OF_AN_OWNER:
                 most = MOST_OF_AN_OWNER
                 raise TooMany(f"{most} webhook endpoints of this key, no more may be: delete one")
+            key = {"idempotency_key": idempotency_key, "body": body}
             both = {"generation": 1, "created": now, "updated": now}
-            connection.execute(sa.insert(ENDPOINTS), {"id": id, **row, **both})
+            connection.execute(sa.insert(ENDPOINTS), {"id": id, **row, **key, **both})
             return _get(connection, id, owner)
 
     def list(self, owner: str) -> Sequence[WebhookEndpoint]:
@@ -119,12 +133,27 @@ class Webhooks:
         """Change what is given; errors as in `get`."""
         given = {"name": name, "url": url, "events": events and json.dumps(list(events))}
         changed = {key: value for key, value in given.items() if value is not None}
-        return self._set(id, owner, **changed)
+        with writing(self._engine) as connection:
+            return _set(connection, id, owner, self._clock(), **changed)
 
-    def rotate(self, id: str, owner: str, *, keep_old: bool) -> WebhookEndpoint:
-        """Give an endpoint another secret; with `keep_old` the one before signs for a day, too. Errors as in `get`."""
+    def rotate(
+        self, id: str, owner: str, *, keep_old: bool, idempotency_key: str | None = None
+    ) -> WebhookEndpoint:
+        """Give an endpoint another secret, once for an idempotency key.
+
+        With `keep_old` the one before signs for a day, too. Errors as in `get` and `create`.
+        """
         both = self._clock() + BOTH_S if keep_old else None
-        return self._set(id, owner, generation=ENDPOINTS.c.generation + 1, both_until=both)
+        body = words("rotation", {"id": id, "keep_old": keep_old})
+        with writing(self._engine) as connection:
+            take_turns(connection, CREATE_LOCK)
+            found = _get(connection, id, owner)
+            if asked_before(connection, ENDPOINTS, owner, idempotency_key, body) is not None:
+                return found
+            return _set(
+                connection, id, owner, self._clock(), generation=found.generation + 1,
+                both_until=both, idempotency_key=idempotency_key, body=body,
+            )  # fmt: skip
 
     def delete(self, id: str, owner: str) -> None:
         """Tell an address of nothing more; errors as in `get`."""
@@ -191,14 +220,6 @@ class Webhooks:
             here = sa.update(DELIVERIES).where(DELIVERIES.c.id == id)
             connection.execute(here.values(due=None, ended=self._clock(), error=error))
 
-    def _set(self, id: str, owner: str, **values: Any) -> WebhookEndpoint:
-        with writing(self._engine) as connection:
-            _get(connection, id, owner)
-            here = sa.update(ENDPOINTS).where(ENDPOINTS.c.id == id)
-            if values:
-                connection.execute(here.values(**values, updated=self._clock()))
-            return _get(connection, id, owner)
-
 
 def _get(connection: Connection, id: str, owner: str) -> WebhookEndpoint:
     here = (ENDPOINTS.c.id == id) & (ENDPOINTS.c.owner == owner)
@@ -208,6 +229,16 @@ def _get(connection: Connection, id: str, owner: str) -> WebhookEndpoint:
     return _endpoint(dict(row))
 
 
+def _set(connection: Connection, id: str, owner: str, now: float, **values: Any) -> WebhookEndpoint:
+    """Change what is given of an endpoint."""
+    _get(connection, id, owner)
+    if values:
+        here = sa.update(ENDPOINTS).where(ENDPOINTS.c.id == id)
+        connection.execute(here.values(**values, updated=now))
+    return _get(connection, id, owner)
+
+
 def _endpoint(row: Mapping[str, Any]) -> WebhookEndpoint:
+    known = {one.name: row[one.name] for one in fields(WebhookEndpoint)}
     events = tuple(parse_json(row["events"], "an endpoint's events"))
-    return WebhookEndpoint(**{**row, "events": events})
+    return WebhookEndpoint(**{**known, "events": events})

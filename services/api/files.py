@@ -13,6 +13,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict
 
+from infra.jobs.idempotency import Conflict
 from infra.jobs.ids import new_id
 from infra.jobs.jobs import JobError, NotFound
 from infra.jobs.table import FILE
@@ -24,6 +25,7 @@ from services.batches.files import JSONL, LARGEST, MOST, FileDeleted, FileList, 
 from services.batches.routes import listing
 from services.gateway.errors import invalid
 from services.gateway.openapi import ANYWHERE, Routes, answers
+from services.jobs.idempotency import conflict, key_of
 from services.jobs.store import Store
 from services.media.result_store import gone
 from services.videos.content import content
@@ -52,10 +54,10 @@ class FileOrder(Strict):
     purpose: Literal["batch"]
 
 
-@routes.takes("/v1/files", FileOrder, FileObject, None, FORM, errors=(*ANYWHERE, 415))
+@routes.takes("/v1/files", FileOrder, FileObject, None, FORM, errors=(*ANYWHERE, 415, 422))
 async def upload(request: Request) -> Response:
     """Keep a file for thirty days, for batches."""
-    parts, owner = parts_of(request), str(request.scope["owner"])
+    parts, owner, key = parts_of(request), str(request.scope["owner"]), key_of(request)
     async with form_of(request, FileOrder, {"file": True}, LARGEST) as (_, sent):
         name = str(sent["file"].filename or "batch.jsonl")[:200]
         blocks = iter(partial(sent["file"].file.read, BLOCK), b"")
@@ -63,9 +65,12 @@ async def upload(request: Request) -> Response:
             kept = await asyncio.to_thread(
                 files.keep, parts.jobs, Store(parts.arguments.made), blocks,
                 id=new_id(FILE, time.time()), owner=owner, name=name, purpose="batch", most=MOST,
+                idempotency_key=key,
             )  # fmt: skip
         except JobError as error:
             raise invalid(f"file: {error}", "file") from None
+        except Conflict as error:
+            raise conflict(error) from None
     return JSONResponse(files.shown(kept))
 
 

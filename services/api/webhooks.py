@@ -9,12 +9,14 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
+from infra.jobs.idempotency import Conflict
 from infra.jobs.webhooks import TooMany, WebhookEndpoint, WebhookError, Webhooks
 from services.api.answers import Body
 from services.api.requests import Strict
 from services.api.served import parts_of, read_order
 from services.gateway.errors import ApiError, invalid
 from services.gateway.openapi import ANYWHERE, Routes, answers
+from services.jobs.idempotency import conflict, key_of
 from services.jobs.webhooks import Unwelcome, address_of, secret_of, tell
 
 Event = Literal[
@@ -23,6 +25,7 @@ Event = Literal[
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 FOUND: Final = (*ANYWHERE, 404)
 TAKEN: Final = (*ANYWHERE, 404, 415)
+ONCE: Final = (*TAKEN, 422)
 TESTED: Final = {"id": "video_00000000000000000000000000"}  # of no job
 HINT: Final = 4  # last signs of a secret that are shown
 T = TypeVar("T")
@@ -120,12 +123,12 @@ async def event_types() -> Response:
     return JSONResponse({"object": "list", "data": list(EVENTS)})
 
 
-@routes.takes(PATH, WebhookOrder, Webhook, errors=TAKEN)
+@routes.takes(PATH, WebhookOrder, Webhook, errors=ONCE)
 async def create(request: Request) -> Response:
     """Tell an address of events from now on; its secret is shown this once."""
-    order = await read_order(request, WebhookOrder)
+    order, key = await read_order(request, WebhookOrder), key_of(request)
     await _welcome(request, order.url)
-    given = (order.name, order.url, order.event_types)
+    given = (order.name, order.url, order.event_types, key)
     try:
         made = await _asked(request, lambda webhooks, owner: webhooks.create(owner, *given))
     except TooMany as error:
@@ -179,14 +182,16 @@ async def delete(request: Request, webhook_endpoint_id: str) -> Response:
     return JSONResponse({"id": webhook_endpoint_id, **body})
 
 
-@routes.takes(f"{ONE}/rotate_secret", WebhookRotation, Webhook, errors=TAKEN)
+@routes.takes(f"{ONE}/rotate_secret", WebhookRotation, Webhook, errors=ONCE)
 async def rotate(request: Request, webhook_endpoint_id: str) -> Response:
     """Give an address another secret, which is shown this once."""
-    order = await read_order(request, WebhookRotation)
+    order, key = await read_order(request, WebhookRotation), key_of(request)
     keep = bool(order.keep_old_secret_active_for_24_hours)
     found = await _asked(
         request,
-        lambda webhooks, owner: webhooks.rotate(webhook_endpoint_id, owner, keep_old=keep),
+        lambda webhooks, owner: webhooks.rotate(
+            webhook_endpoint_id, owner, keep_old=keep, idempotency_key=key
+        ),
     )
     return JSONResponse(_shown(request, found, new=True))
 
@@ -227,13 +232,15 @@ async def _asked(request: Request, question: Callable[[Webhooks, str], T]) -> T:
     """Return what the table of endpoints says to whoever asks.
 
     Raises:
-        ApiError: 404, there is no such endpoint of this key.
+        ApiError: 404, there is no such endpoint of this key; 422, the idempotency key names another request.
     """
     owner = str(request.scope["owner"])
     try:
         return await asyncio.to_thread(question, parts_of(request).webhooks, owner)
     except WebhookError as error:
         raise ApiError(404, str(error), code="webhook_not_found", param="id") from None
+    except Conflict as error:
+        raise conflict(error) from None
 
 
 def _unknown(id: str) -> ApiError:

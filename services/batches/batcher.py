@@ -2,7 +2,7 @@
 
 A batch is a job. Its requests are sent some at a time, after all that people wait for; what a part of them was
 answered is sealed and committed like a stage, so that whoever goes on after a kill sends only the last part again. A
-clip is asked for under a key that is its line's, so that it is made once.
+clip is asked for under a key that is its line's, so that it is made once, and cancelled where the batch is.
 """
 
 import asyncio
@@ -81,9 +81,6 @@ class Batcher:
             why = await self._watched(lease, sending)
             if why is not None:
                 await _ended(sending)
-                # its clips, also those that whoever had it before asked for
-                start = f"{lease.job.id}/"
-                await asyncio.to_thread(self._jobs.cancel_under, lease.job.owner, start)
             await asyncio.to_thread(self._close, lease, why)
         except (ApiError, StoreError) as error:
             code = error.code if isinstance(error, ApiError) else "file_not_found"
@@ -118,7 +115,7 @@ class Batcher:
         asked = await asyncio.to_thread(self._asked, lease, work)
         done = parts(await asyncio.to_thread(lease.stages))
         gate = asyncio.Semaphore(TOGETHER)
-        transport = httpx.ASGITransport(_As(self._app, lease.job.owner), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(_As(self._app, lease.job), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for start in count(0, PART):
                 part = await asyncio.to_thread(lambda: [*islice(asked, PART)])
@@ -192,7 +189,7 @@ class Batcher:
                 id = file_id(lease.job.id, "output" if right else "errors")
                 kept[right] = files.keep(
                     self._jobs, self._store, self._rows(ordered, right), id=id, owner=lease.job.owner,
-                    name=f"{lease.job.id}_{which}.jsonl", purpose="batch_output",
+                    name=f"{lease.job.id}_{which}.jsonl", purpose="batch_output", batch=lease.job.id,
                 )  # fmt: skip
         if why == "cancelled":
             lease.cancelled()
@@ -218,14 +215,14 @@ async def _ended(task: "asyncio.Task[None]") -> None:
 
 
 class _As:
-    """The gateway behind its door, as somebody who came in: his requests wait for everybody else's."""
+    """The gateway behind its door, as a batch's owner who came in: its requests wait for everybody else's."""
 
-    def __init__(self, app: ASGIApp, owner: str) -> None:
-        self._app, self._owner = app, owner
+    def __init__(self, app: ASGIApp, batch: Job) -> None:
+        self._app, self._batch = app, batch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a request on."""
         headers = dict(scope["headers"])
         identity = headers.get(b"idempotency-key", b"").decode().replace("/", "-")
-        of = {"owner": self._owner, "house": False, "behind": True, "request_id": identity}
-        await self._app({**scope, **of}, receive, send)
+        of = {"owner": self._batch.owner, "batch": self._batch.id, "request_id": identity}
+        await self._app({**scope, **of, "house": False, "behind": True}, receive, send)

@@ -6,6 +6,7 @@ So they lie in the artifact store, belong to a key, are listed and paged, expire
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
+from infra.jobs.idempotency import Conflict
 from infra.jobs.jobs import JobError, Jobs, NotFound
 from infra.jobs.table import FILE, Job, Result
 from services.api.answers import Body
@@ -15,7 +16,7 @@ from services.jobs.store import Store
 
 KEPT_S: Final = 30 * 24 * 3600.0  # as OpenAI keeps those of batches
 LARGEST: Final = 200 * 2**20  # bytes, as OpenAI takes them
-MOST: Final = 200  # of one key
+MOST: Final = 200  # uploads of one key; what batches make is bounded by their work
 JSONL: Final = "application/jsonl"
 
 
@@ -60,20 +61,29 @@ def keep(
     name: str,
     purpose: str,
     most: int | None = None,
+    batch: str | None = None,
+    idempotency_key: str | None = None,
 ) -> Job:
-    """Keep a file for its time; once for an id.
+    """Keep a file for its time; once for an id, or an idempotency key.
 
     Raises:
         JobError: the owner has `most` files already.
+        Conflict: the key was used for another request.
     """
     digest, uri, count = store.put_blocks(id, "content", blocks)
     asked = {"filename": name, "purpose": purpose}
     result = Result(digest, uri, JSONL, count)
     try:
-        return jobs.record(asked, id=id, owner=owner, result=result, kept_s=KEPT_S, most=most)
-    except JobError:
+        job = jobs.record(
+            asked, id=id, owner=owner, result=result, kept_s=KEPT_S, most=most, batch=batch,
+            idempotency_key=idempotency_key,
+        )  # fmt: skip
+    except (JobError, Conflict):
         store.clear(id)
         raise
+    if job.id != id:  # it is there already
+        store.clear(id)
+    return job
 
 
 def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:

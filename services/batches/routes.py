@@ -8,7 +8,8 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from infra.jobs.jobs import Conflict, Full, NotFound
+from infra.jobs.idempotency import Conflict
+from infra.jobs.jobs import Full, NotFound
 from infra.jobs.table import Job
 from services.api.requests import Strict
 from services.api.served import Parts, parts_of, read_order

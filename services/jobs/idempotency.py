@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.requests import Request
 
-from infra.jobs.jobs import Conflict
+from infra.jobs.idempotency import Conflict
 from services.gateway.errors import ApiError
 
 KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")

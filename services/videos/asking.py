@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from fastapi import Request
 
+from infra.jobs.idempotency import Conflict
 from infra.jobs.ids import new_id
-from infra.jobs.jobs import Conflict, Full, NotFound
+from infra.jobs.jobs import BatchOver, Full, NotFound
 from infra.jobs.table import Job
 from infra.pipelines import Pipeline
 from services.api.edits import digests
@@ -260,7 +261,8 @@ async def submit(
     """Write a job down, with the files that it is made of; the same idempotency key and request give the same one.
 
     Raises:
-        ApiError: 429, the key's quota or the queue is full; 422, the idempotency key names another request.
+        ApiError: 429, the key's quota or the queue is full; 422, the idempotency key names another request; 409, the
+            batch that asks is called off.
     """
     digests = {endpoint.ref: endpoint.digest}
     digests |= {one.pin.ref: one.sha256 for one in endpoint.pipeline.stages}
@@ -274,6 +276,7 @@ async def submit(
         "idempotency_key": key_of(request),
         "asked": asked,
         "deadline": _deadline(request),
+        "batch": request.scope.get("batch"),
     }
     try:
         return await asyncio.to_thread(_submitted, parts_of(request), work, given, id, facts)
@@ -283,6 +286,8 @@ async def submit(
         ) from None
     except Conflict as error:
         raise conflict(error) from None
+    except BatchOver as error:
+        raise ApiError(409, str(error), code="batch_over", retry=False) from None
 
 
 def _submitted(

@@ -4,30 +4,23 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
-from infra.jobs.jobs import MOST_TRIES, Conflict, Full, JobError, Jobs, NotFound
+from infra.jobs import jobs as jobs_module
+from infra.jobs.idempotency import Conflict
+from infra.jobs.ids import new_id
+from infra.jobs.jobs import MOST_TRIES, BatchOver, Full, JobError, Jobs, NotFound
 from infra.jobs.leases import Lease, LeaseLost
-from infra.jobs.table import BATCH, CANCELLED, FILE, Job, Result
-from tests.databases_kit import Database, Databases
-
-LEASE_S = 10.0
-RESULT = Result("d" * 64, "file:///clip.mp4", "video/mp4", 1000)
-
-
-class Clock:
-    """A clock that stands until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from infra.jobs.table import BATCH, CANCELLED, FILE, JOBS, Job
+from tests.databases_kit import KINDS, Database, Databases
+from tests.infra.jobs_kit import LEASE_S, RESULT, Clock, submit
 
 
 @pytest.fixture
@@ -41,12 +34,6 @@ def jobs(database: Database, clock: Clock) -> Iterator[Jobs]:
         database.url, lease_s=LEASE_S, most_open=4, most_queued=6, kept_s=60, clock=clock
     ) as jobs:
         yield jobs
-
-
-def submit(jobs: Jobs, owner: str = "anna", **other: Any) -> Job:
-    request = other.pop("request", {"prompt": "a red circle"})
-    given = {"pipeline": "clips:1", "digests": {"clips": "d" * 64}, "seed": 2**62}
-    return jobs.submit("video", request, owner=owner, **{**given, **other})
 
 
 def claim(jobs: Jobs, runner: str = "one") -> Lease:
@@ -347,6 +334,110 @@ def test_what_a_batch_had_finished_is_gathered_and_counted_also_where_it_is_call
     assert jobs.cancel(never.id).state == "cancelled"
 
 
+@pytest.mark.parametrize("end", ["cancelled", "deleted while it waits again", "lost", "failed"])
+def test_what_a_batch_asked_for_ends_with_it_and_is_asked_for_anew_where_it_is_retried(
+    jobs: Jobs, clock: Clock, end: str
+) -> None:
+    batch = jobs.submit(BATCH, {}, owner="anna", pipeline="", digests={}, seed=0)
+    lease = claim(jobs)
+    runs = submit(jobs, idempotency_key=f"{batch.id}/0", batch=batch.id)
+    clock.now += 1
+    asked = {"idempotency_key": f"{batch.id}/1", "batch": batch.id}
+    waits, of_nobody = submit(jobs, **asked), submit(jobs)
+    assert claim(jobs).job.id == runs.id
+    if end == "cancelled":
+        assert jobs.cancel(batch.id).cancel
+        with pytest.raises(BatchOver):  # by who had not heard of it
+            submit(jobs, idempotency_key="late", batch=batch.id)
+        lease.cancelled()
+    elif end == "deleted while it waits again":
+        lease.release()
+        jobs.delete(batch.id)
+    elif end == "lost":
+        for _ in range(MOST_TRIES):
+            clock.now += LEASE_S + 1
+            jobs.claim("two", kind=BATCH)
+    else:
+        lease.fail("file_not_found", "no file", again=False)
+    assert jobs.get(waits.id).state == "cancelled"
+    assert jobs.get(runs.id).cancel
+    assert jobs.get(of_nobody.id).state == "queued"
+    with pytest.raises(BatchOver, match=batch.id):
+        submit(jobs, idempotency_key="late", batch=batch.id)
+    if not end.startswith("deleted"):
+        jobs.retry(batch.id)
+        assert jobs.claim("two", kind=BATCH) is not None
+        again = submit(jobs, **asked)
+        assert (again.state, again.id != waits.id) == ("queued", True)
+
+
+def test_a_batch_that_is_done_leaves_what_it_asked_for_as_it_is(jobs: Jobs) -> None:
+    batch = jobs.submit(BATCH, {}, owner="anna", pipeline="", digests={}, seed=0)
+    lease, clip = claim(jobs), submit(jobs, batch=batch.id)
+    lease.finish(RESULT)
+    assert jobs.get(clip.id).state == "queued"
+
+
+def test_files_that_batches_made_do_not_count_among_an_owner_s(jobs: Jobs) -> None:
+    for number in range(3):
+        jobs.record({}, id=f"file_{number}", owner="anna", result=RESULT, kept_s=9, batch="batch_1")
+    given: dict[str, Any] = {"owner": "anna", "result": RESULT, "kept_s": 9.0, "most": 2}
+    for number in range(2):
+        jobs.record({}, id=f"file_mine_{number}", **given)
+    with pytest.raises(JobError, match="2 files of this key are kept"):
+        jobs.record({}, id="file_more", **given)
+    assert len(jobs.page("anna", FILE).jobs) == 5
+
+
+def test_a_key_names_one_file_for_as_long_as_it_is_there(jobs: Jobs, clock: Clock) -> None:
+    def kept(id: str, digest: str) -> Job:
+        result = replace(RESULT, digest=digest)
+        given: dict[str, Any] = {"owner": "anna", "kept_s": 10.0, "most": 1}
+        return jobs.record({}, id=id, result=result, idempotency_key="k", **given)
+
+    assert kept("file_1", "d" * 64).id == kept("file_2", "d" * 64).id == "file_1"
+    with pytest.raises(Conflict, match="was used for file_1"):
+        kept("file_3", "e" * 64)
+    clock.now += 11
+    jobs.sweep()
+    assert kept("file_4", "e" * 64).id == "file_4"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jobs_of_before_are_known_as_their_batch_s(databases: Databases, kind: str) -> None:
+    database = databases.empty(kind)
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(jobs_module.__file__).parents[1] / "migrations")
+    )
+    config.set_main_option("path_separator", "os")
+    batch, ulid = new_id(BATCH, 1.0), new_id(FILE, 1.0)[5:]
+    given = {
+        "owner": "anna",
+        "pipeline": "",
+        "digests": "{}",
+        "request": "{}",
+        "body": "",
+        "causes": "{}",
+    }
+    given |= dict.fromkeys(("seed", "progress", "attempt", "tries", "fence", "created"), 0)
+    given |= {"state": "queued", "cancel": False, "deleted": False, "files": False}
+    rows = [
+        {"id": batch, "kind": BATCH, "idempotency_key": "mine"},
+        {"id": "video_of_it", "kind": "video", "idempotency_key": f"{batch}/12"},
+        {"id": "video_alone", "kind": "video", "idempotency_key": f"batch_{ulid}/1"},
+        {"id": f"file_{batch[6:]}_errors", "kind": FILE, "idempotency_key": None},
+        {"id": f"file_{ulid}", "kind": FILE, "idempotency_key": None},
+    ]
+    with database.engine().begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+        connection.execute(sa.insert(JOBS), [{**given, **row} for row in rows])
+    with Jobs(database.url), database.engine().connect() as connection:
+        found = connection.execute(sa.select(JOBS.c.id).where(JOBS.c.batch == batch)).scalars()
+        assert sorted(found) == sorted([rows[1]["id"], rows[3]["id"]])
+
+
 def test_pages_hold_every_job_once_in_order(jobs: Jobs, clock: Clock) -> None:
     made = []
     for number in range(4):
@@ -367,133 +458,3 @@ def test_pages_hold_every_job_once_in_order(jobs: Jobs, clock: Clock) -> None:
     assert not jobs.page("anna", "image").jobs
     with pytest.raises(NotFound, match="video_x"):
         jobs.page("anna", after="video_x")
-
-
-class JobsMachine(RuleBasedStateMachine):
-    """Two runners, an owner and a clock: what the table says is what a list of jobs would."""
-
-    databases: Databases
-    kind: str
-
-    @initialize()
-    def opens(self) -> None:
-        self.clock = Clock()
-        self.database = self.databases.migrated(self.kind)
-        self.jobs = Jobs(
-            self.database.url, lease_s=LEASE_S, most_open=3, kept_s=60, clock=self.clock
-        )
-        self.state: dict[str, str] = {}
-        self.done: dict[str, list[str]] = {}
-        self.ended: dict[str, int] = {}
-        self.leases: list[Lease] = []
-        self.live: dict[str, Lease] = {}  # the newest claim of each
-        self.progress: dict[str, float] = {}
-
-    @rule()
-    def submits(self) -> None:
-        held = sum(state in {"queued", "in_progress"} for state in self.state.values())
-        try:
-            made = submit(self.jobs)
-        except Full:
-            assert held >= 3
-            return
-        assert held < 3
-        self.state[made.id], self.done[made.id] = "queued", []
-        self.clock.now += 0.01  # whose turn it is does not hang on chance
-
-    @rule()
-    def claims(self) -> None:
-        lease = self.jobs.claim("runner")
-        if lease is None:
-            return
-        id = lease.job.id
-        assert self.state[id] in {"queued", "in_progress"}
-        if id in self.live and self.state[id] == "in_progress":
-            assert self.live[id].fence < lease.fence
-        self.state[id], self.live[id] = "in_progress", lease
-        self.leases.append(lease)
-        assert list(lease.stages()) == self.done[id]
-
-    def valid(self, lease: Lease) -> bool:
-        return self.live.get(lease.job.id) is lease and self.state[lease.job.id] == "in_progress"
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data(), act=st.sampled_from(["beat", "stage", "finish", "fail", "release"]))
-    def writes(self, data: st.DataObject, act: str) -> None:
-        lease = data.draw(st.sampled_from(self.leases))
-        id, valid = lease.job.id, self.valid(lease)
-        wanted = valid and self.jobs.get(id).cancel
-        after = {"finish": "completed", "release": "queued"}
-        try:
-            if act == "beat":
-                assert lease.beat(data.draw(st.floats(0, 120))) is wanted
-            elif act == "stage":
-                node = f"s{len(self.done[id])}"
-                lease.stage_done(node, "e" * 64, f"file:///{node}")
-                self.done[id].append(node)
-                self.clock.now += 0.001  # stages are told apart by when they ended
-            elif act == "finish":
-                lease.finish(RESULT)
-            elif act == "release":
-                lease.release()
-            else:
-                lease.fail("failed", "broken", again=False)
-                after["fail"] = "cancelled" if wanted else "failed"
-        except LeaseLost:
-            assert not valid
-        else:
-            assert valid
-            self.state[id] = after.get(act, self.state[id])
-
-    @precondition(lambda self: self.state)
-    @rule(data=st.data())
-    def cancels(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(list(self.state)))
-        found = self.jobs.cancel(id)
-        if self.state[id] == "queued":
-            self.state[id] = "cancelled"
-        assert found.cancel is (self.state[id] == "in_progress")
-
-    @rule(seconds=st.sampled_from([1.0, LEASE_S + 1]))
-    def waits(self, seconds: float) -> None:
-        self.clock.now += seconds
-
-    @rule()
-    def sweeps(self) -> None:
-        self.jobs.sweep()
-
-    @invariant()
-    def agrees_with_the_model(self) -> None:
-        found = {one.id: one for one in self.jobs.page(limit=100).jobs}
-        assert found.keys() == self.state.keys()
-        for id, one in found.items():
-            if self.state[id] == "in_progress" and one.state in {"failed", "cancelled"}:
-                assert one.state == "cancelled" or one.causes["lost"] >= MOST_TRIES
-                self.state[id] = one.state  # buried by a claim: its runner was lost
-            if one.state == "expired":
-                assert self.state[id] in {"completed", "failed", "cancelled", "expired"}
-                self.state[id] = "expired"
-            assert one.state == self.state[id]
-            assert (one.ended is None) == (not one.over)
-            assert (one.result is None) == (one.state != "completed")
-            assert one.progress >= self.progress.get(id, 0.0)
-            self.progress[id] = one.progress
-
-    def teardown(self) -> None:
-        self.jobs.close()
-        self.databases.drop(self.database)
-
-
-@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 15), ("postgresql", 4)])
-def test_any_order_of_calls_is_what_the_model_says(
-    databases: Databases, kind: str, examples: int
-) -> None:
-    machine: Any = type("Machine", (JobsMachine,), {"databases": databases, "kind": kind})
-    quick = settings(
-        max_examples=examples,
-        stateful_step_count=25,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    machine.TestCase.settings = quick
-    machine.TestCase().runTest()

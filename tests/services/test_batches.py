@@ -209,6 +209,23 @@ def test_files_are_listed_described_and_removed(clients: Any) -> None:
         first.files.retrieve(file.id)
 
 
+def test_a_file_is_kept_once_by_its_key(house: Any, idle: OpenAI) -> None:
+    def made(content: bytes) -> Any:
+        headers = {"Idempotency-Key": "the-upload"}
+        file = ("asked.jsonl", content)
+        return idle.files.create(file=file, purpose="batch", extra_headers=headers)
+
+    first = made(b"{}")
+    store = Store(str(house.workshop.folder / "files" / "jobs"))
+    kept = set(store.jobs())
+    assert made(b"{}") == first
+    with pytest.raises(openai.UnprocessableEntityError, match="take a new key"):
+        made(b"[]")
+    assert set(store.jobs()) == kept
+    idle.files.delete(first.id)
+    assert made(b"[]").id != first.id
+
+
 GOOD = requests(CHAT, turn("a"))
 WRONG = [
     (b"", r"a batch has 1 to 50000 requests, one a line, got 0"),
@@ -392,6 +409,8 @@ def test_clips_of_a_cancelled_or_late_batch_are_cancelled_with_it(house: Any, id
             end = "cancelled"
         assert idle.batches.retrieve(batch.id).status == end
         assert jobs.get(video).state == "cancelled"
+    jobs.retry(batch.id)  # makes what was called off
+    assert asyncio.run(until_asked(jobs.claim("one", kind="batch"), "cancelled")) != video
 
 
 def test_who_goes_on_sends_nothing_again_and_a_cancel_keeps_what_is_there(
@@ -433,3 +452,8 @@ def test_who_goes_on_sends_nothing_again_and_a_cancel_keeps_what_is_there(
     asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("two", kind="batch")))
     assert list(answers(idle, over.output_file_id)) == ["r0", "r1", "r2", "r3"]
     assert {one.kind for one in jobs.page().jobs} == {"batch", "video"}
+    uploads = [*idle.files.list(purpose="batch")]
+    monkeypatch.setattr(api, "MOST", len(uploads) + 1)  # what batches made does not count
+    sent(idle, b"{}")
+    with pytest.raises(openai.BadRequestError, match="files of this key are kept"):
+        sent(idle, b"{}")

@@ -100,6 +100,38 @@ def test_a_rotated_secret_signs_alone_or_beside_the_old_one(client: OpenAI, ear:
     client.webhooks.delete(hook.id)
 
 
+def test_an_endpoint_and_its_new_secret_are_made_once_by_their_key(
+    client: OpenAI, ear: Any
+) -> None:
+    """As a request is asked again whose gateway was lost."""
+
+    def asked(key: str, name: str = "ci") -> Any:
+        headers = {"Idempotency-Key": key}
+        events: Any = ["video.completed"]
+        return client.webhooks.create(
+            name=name, url=ear.url, event_types=events, extra_headers=headers
+        )
+
+    hook = asked("made")
+    assert asked("made") == hook
+    with pytest.raises(openai.UnprocessableEntityError, match="take a new key"):
+        asked("made", "other")
+    assert [one.id for one in client.webhooks.list()] == [hook.id]
+    headers = {"Idempotency-Key": "turned"}
+    new = [
+        client.webhooks.rotate_secret(
+            hook.id, keep_old_secret_active_for_24_hours=True, extra_headers=headers
+        )
+        for _ in range(2)
+    ]
+    assert new[0] == new[1] != hook
+    client.webhooks.test(hook.id, event_type="video.completed")
+    body, told = ear.heard.get(timeout=30)
+    for secret in (hook.signing_secret, new[0].signing_secret):
+        client.webhooks.verify_signature(body, told, secret=secret)
+    client.webhooks.delete(hook.id)
+
+
 def test_endpoints_are_listed_changed_and_forgotten(client: OpenAI, ear: Any) -> None:
     hooks = [made(client, ear) for _ in range(3)]
     assert [one.id for one in client.webhooks.list(limit=2)] == [one.id for one in hooks]
