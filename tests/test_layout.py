@@ -314,6 +314,12 @@ def test_one_module_alone_parses_json_and_yaml() -> None:
     assert not wrong
 
 
+def test_one_module_alone_says_how_a_time_is_told() -> None:
+    wrong = [path.relative_to(ROOT) for package in MAY_IMPORT for path in sources(package)
+             if "%H:%M" in path.read_text()]  # fmt: skip
+    assert wrong == [Path("infra/times.py")]
+
+
 def test_no_file_is_longer_than_a_reader_s_patience() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in code()}
     assert not {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from infra.jobs.table import Job
 
 jobs = typer.Typer(help="Clips and other long work: how far it is.", no_args_is_help=True)
+TIMES: Final = ("deadline", "created", "started", "ended", "expires")
 Id = Annotated[str, typer.Argument(help="One of `atelier jobs list`.")]
 
 
@@ -35,7 +36,7 @@ def list_jobs(
     with _opened() as table:
         page = table.page(limit=limit)
     if as_json:
-        show_json([asdict(job) for job in page.jobs])
+        show_json([_document(job) for job in page.jobs])
         return
     columns = ("id", "owner", "pipeline", "state", "progress", "attempt", "created", "error")
     show_table("jobs", columns, [_row(job) for job in page.jobs])
@@ -47,9 +48,10 @@ def show(id: Id, as_json: AsJson = False) -> None:
     """Show a job: what was asked for, its attempts by cause, its finished stages, its result."""
     with _opened() as table:
         job, stages = table.get(id), table.stages(id)
-    document = {**asdict(job), "stages": {node: asdict(one) for node, one in stages.items()}}
+    document = _document(job)
     if as_json:
-        show_json(document)
+        sealed = {node: asdict(one) for node, one in stages.items()}
+        show_json({**document, "stages": sealed})
         return
     causes = ", ".join(f"{count} x {cause}" for cause, count in job.causes.items())
     rows: list[tuple[str, Any]] = [
@@ -58,7 +60,7 @@ def show(id: Id, as_json: AsJson = False) -> None:
         ("state", f"{job.state}{', to be cancelled' if job.cancel else ''}"),
         ("progress", f"{job.progress:.0f} %"),
         ("attempts", f"{job.attempt}{f' ({causes})' if causes else ''}"),
-        *((name, _when(getattr(job, name))) for name in ("created", "started", "ended")),
+        *((name, document[name]) for name in ("created", "started", "ended")),
         *((f"stage {node}", f"{one.seconds:.3g} s, {one.uri}") for node, one in stages.items()),
     ]
     if job.error is not None:
@@ -97,7 +99,13 @@ def _opened() -> "Iterator[Jobs]":
         yield table
 
 
-def _row(job: "Job") -> tuple[str, ...]:
+def _document(job: "Job") -> dict[str, Any]:
+    """Return what a job says, its times as such."""
+    times = {name: _when(getattr(job, name)) for name in TIMES}
+    return {**asdict(job), **times}
+
+
+def _row(job: "Job") -> tuple[object, ...]:
     error = job.error.code if job.error else ""
     state = f"{job.state}, to be cancelled" if job.cancel else job.state
     progress = f"{job.progress:.0f} %"
@@ -105,5 +113,5 @@ def _row(job: "Job") -> tuple[str, ...]:
     return (job.id, owner, job.pipeline, state, progress, str(job.attempt), created, error)
 
 
-def _when(moment: float | None) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+def _when(moment: float | None) -> datetime | None:
+    return None if moment is None else datetime.fromtimestamp(moment, UTC)

@@ -15,6 +15,7 @@ from flows.cli.terminal import (
     tell_of_no_worker,
     use_stack,
 )
+from infra.times import utc
 
 if TYPE_CHECKING:
     from infra.ledger.ledger import Row
@@ -64,8 +65,8 @@ def history(
         show_json([{field: getattr(row, field) for field in FIELDS} for row in rows])
         return
     show_table(
-        f"{name} at {_moment(at):%Y-%m-%d %H:%M:%S} UTC" if at else f"history of {name}",
-        ("when (UTC)", "place", "from", "to", "who", "why", "approved by", "hash"),
+        f"{name} at {utc(_moment(at))}" if at else f"history of {name}",
+        ("when", "place", "from", "to", "who", "why", "approved by", "hash"),
         [_line(row) for row in rows],
     )
     console.print(f"chain verified: {ledger().verify()} rows", style="dim")
@@ -81,7 +82,7 @@ def _moment(text: str) -> datetime:
 
 def _line(row: "Row") -> tuple[object, ...]:
     return (
-        f"{row.at:%Y-%m-%d %H:%M:%S}",
+        row.at,
         row.stage,
         row.from_version or "-",
         row.to_version or "-",
@@ -167,15 +168,13 @@ def approvals(as_json: AsJson = False) -> None:
     """List the promotions that wait for approval."""
     from flows.context import promotions
 
-    columns = ("id", "version", "to", "asked by", "approved by", "needs", "until (UTC)")
+    columns = ("id", "version", "to", "asked by", "approved by", "needs", "until")
     rows = []
     for row in promotions().waiting():
         assert row.policy is not None
-        assert row.expires is not None
         said = ", ".join(one.actor for one in promotions().verdicts(row.id)) or "-"
         who = f"{row.policy['count']} of {', '.join(row.policy['by']) or 'anybody else'}"
-        until = f"{row.expires:%Y-%m-%d %H:%M}"
-        rows.append((row.id, row.ref, row.place, row.actor, said, who, until))
+        rows.append((row.id, row.ref, row.place, row.actor, said, who, row.expires))
     if as_json:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
@@ -206,7 +205,7 @@ def waiting(found: dict[str, Any]) -> None:
     who = f"one of {', '.join(by)}" if by else f"somebody other than {row.actor}"
     many = "" if count == 1 else f", {count} in all"
     console.print(
-        f"[bold]{row.ref}[/] passed its gate and waits until {row.expires:%Y-%m-%d %H:%M} UTC for {who}{many}"
+        f"[bold]{row.ref}[/] passed its gate and waits until {utc(row.expires)} for {who}{many}"
     )
     console.print(
         f"they type: atelier approve {row.id} --reason WHY   (or: atelier reject {row.id})"

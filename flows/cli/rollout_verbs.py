@@ -1,5 +1,6 @@
 """`rollout`: try a version on some of the requests before it is promoted."""
 
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 import typer
@@ -14,6 +15,7 @@ from flows.cli.terminal import (
     use_stack,
 )
 from infra.documents import parse_yaml
+from infra.times import utc
 
 NEEDS: Final = {"--limit": "--canary or --shadow", "--force": "--promote", "--reason": "--abort"}
 """With which options of `rollout` others go."""
@@ -155,7 +157,8 @@ def _show(name: str, as_json: bool) -> None:
     else:
         ended = found["ended"]
         console.print(
-            f"ended by {ended['actor']} at {ended['at']}: {ended['reason']}", style="bold"
+            f"ended by {ended['actor']} at {utc(datetime.fromisoformat(ended['at']))}: {ended['reason']}",
+            style="bold",
         )
 
 

@@ -1,6 +1,5 @@
 """`schedule add|list|pause|resume|rm|runs`: the verbs about training again by itself."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -85,7 +84,7 @@ def list_schedules(as_json: AsJson = False) -> None:
                 one["name"],
                 one["recipe"],
                 one["trigger"],
-                "paused" if one["paused"] else _when(next(iter(one["next"]), None)),
+                "paused" if one["paused"] else next(iter(one["next"]), None),
                 *_last(one["last"]),
             )
             for one in found
@@ -137,15 +136,9 @@ def runs(
     show_table(
         f"runs of {name}",
         columns,
-        [(_when(run["due"]), *(run[column] or "-" for column in columns[1:])) for run in found],
+        [[run[column] or None for column in columns] for run in found],
     )
 
 
-def _last(run: dict[str, Any] | None) -> tuple[str, str, str]:
-    if run is None:
-        return "-", "-", "-"
-    return _when(run["due"]), run["state"], run["version"] or "-"
-
-
-def _when(moment: datetime | None) -> str:
-    return "-" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+def _last(run: dict[str, Any] | None) -> tuple[object, object, object]:
+    return (None, None, None) if run is None else (run["due"], run["state"], run["version"] or None)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from flows.cli import completing
 from infra.settings import settings
+from infra.times import utc
 
 if TYPE_CHECKING:
     from flows.training.journal import Progress
@@ -39,8 +41,12 @@ Overrides = Annotated[
 
 
 def show_json(value: Any) -> None:
-    """Print a value as JSON, for another program."""
-    console.print_json(json.dumps(value, default=str), ensure_ascii=True)
+    """Print a value as JSON, for another program; times are ISO 8601 with their offset."""
+    console.print_json(json.dumps(value, default=_plain), ensure_ascii=True)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def printable(text: str) -> str:
@@ -71,6 +77,8 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, datetime):
+        return utc(value)
     return "-" if value is None else printable(str(value))
 
 

@@ -61,7 +61,7 @@ def models(
             v.kind,
             " ".join(places.get((v.name, v.number), ())),
             v.digest[:12],
-            f"{v.created:%Y-%m-%d %H:%M}",
+            v.created,
         )
         for name in registry().names()
         for v in registry().versions(name)

@@ -9,6 +9,7 @@ from flows.evaluating.gate import Evaluation, GateReport
 from flows.recipe import Recipe
 from flows.training.spec import TrainingSpec
 from infra.pipelines import Modality, Pipeline
+from infra.times import utc
 
 if TYPE_CHECKING:
     from infra.registry.registry import Version
@@ -156,7 +157,7 @@ LIVE: Final = """\
 
 {% if standing -%}
 {% for row in standing -%}
-- **{{ row.stage }}** since {{ row.at.strftime("%Y-%m-%d %H:%M:%S") }} UTC
+- **{{ row.stage }}** since {{ utc(row.at) }}
 {%- if row.forced %}, forced past the gate{% endif %}, by {{ plain(row.actor) }}
 {%- for approval in row.approvals or [] %}, approved by {{ plain(approval.actor|string) }}{% endfor %}: \
 {{ plain(row.reason) }}
@@ -169,10 +170,10 @@ Imported from the installation `{{ origin }}`.
 
 {% endif -%}
 {% if rows -%}
-| when (UTC) | place | from | to | who | why |
+| when | place | from | to | who | why |
 |---|---|---|---|---|---|
 {% for row in rows -%}
-| {{ row.at.strftime("%Y-%m-%d %H:%M:%S") }} | {{ row.stage }} | {{ row.from_version or "-" }} \
+| {{ utc(row.at) }} | {{ row.stage }} | {{ row.from_version or "-" }} \
 | {{ row.to_version or "-" }} | {{ plain(row.actor) }} | {{ "forced: " if row.forced }}{{ plain(row.reason) }} |
 {% endfor %}
 {%- if left_out %}
@@ -197,6 +198,7 @@ def live_card(version: "Version") -> str:
         left_out=max(0, len(rows) - SHOWN),
         origin=version.tags.get("atelier.imported_from", ""),
         plain=_plain,
+        utc=utc,
     )
 
 

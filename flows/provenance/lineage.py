@@ -13,6 +13,7 @@ from flows.recipe import Recipe
 from flows.tuning.space import Found
 from infra.pipelines import Modality, read_pipeline
 from infra.settings import settings
+from infra.times import utc
 
 if TYPE_CHECKING:
     from infra.receipts.receipts import Receipt
@@ -142,12 +143,12 @@ def _pipeline(graph: Graph, version: "Version") -> str:
         graph.link(run, identity, "judged")
     moved = tracing.places(version)
     for row, until in moved[-MOST_ENDPOINTS:]:
-        ended = f"until {until:%Y-%m-%d %H:%M:%S}" if until else "until now"
+        ended = f"until {utc(until)}" if until else "until now"
         node = Node(
             "endpoint",
             f"ledger {row.hash}",
             f"{version.name}, {row.stage}",
-            (f"epoch {row.epoch}, by {row.actor}", f"{row.at:%Y-%m-%d %H:%M:%S} UTC", ended),
+            (f"epoch {row.epoch}, by {row.actor}", utc(row.at), ended),
         )
         graph.link(identity, graph.add(node), "forced" if row.forced else "")
     return identity
@@ -178,7 +179,7 @@ def _trained(graph: Graph, version: "Version", dataset: str) -> str:
 
 
 def _node(version: "Version", column: str) -> Node:
-    lines = [f"sha256 {version.digest[:16]}", f"{version.created:%Y-%m-%d %H:%M:%S} UTC"]
+    lines = [f"sha256 {version.digest[:16]}", utc(version.created)]
     if family := version.tags.get("atelier.family"):
         lines.insert(0, family)
     if origin := version.tags.get("atelier.imported_from"):
@@ -234,7 +235,7 @@ def _receipt(graph: Graph, receipt: "Receipt", version: "Version", says: str, no
     lines = [
         *_lines(asked),
         ", ".join([f"seed {receipt.seed}", *([receipt.size] if receipt.size else [])]),
-        f"{receipt.created:%Y-%m-%d %H:%M:%S} UTC",
+        utc(receipt.created),
     ]
     graph.note = says
     identity = graph.add(Node("receipt", f"request {receipt.request_id}", noun, tuple(lines)))

@@ -15,6 +15,7 @@ from infra.receipts.provenance import Check
 from infra.receipts.receipts import GENERATOR, Receipt, attach, read
 from infra.settings import settings
 from infra.storage import MANIFEST, IntegrityError
+from infra.times import utc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,14 +174,12 @@ def ledger_says(receipt: Receipt, version: "Version") -> tuple[Verdict, str]:
     if row is not None and row.to_digest == receipt.digest:
         if row.at > receipt.created:
             return "contradicts", (
-                f"the picture is of {receipt.created:%Y-%m-%d %H:%M:%S} UTC, before {version.ref} came to {where}"
-                f" ({row.at:%Y-%m-%d %H:%M:%S} UTC)"
+                f"the picture is of {utc(receipt.created)}, before {version.ref} came to {where}"
+                f" ({utc(row.at)})"
             )
         later = next((one for one in history if one.epoch == receipt.epoch + 1), None)
-        when = f"{row.at:%Y-%m-%d %H:%M:%S}"
-        since = (
-            f"from {when} until {later.at:%Y-%m-%d %H:%M:%S} UTC" if later else f"since {when} UTC"
-        )
+        when = utc(row.at)
+        since = f"from {when} until {utc(later.at)}" if later else f"since {when}"
         return "agrees", f"the ledger names {version.ref} in {where}, {since}, by {row.actor}"
     if origin := version.tags.get("atelier.imported_from"):
         return _says_elsewhere(receipt, version, origin)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 from flows.comparing.compare import Comparison, Metric
 from flows.comparing.samples import Pictures, Texts
 from infra.pages import STYLE, data_uri, environment
+from infra.times import utc
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +38,7 @@ figcaption { font-size: .84rem; line-height: 1.35; margin-top: .35rem } figcapti
 <div class="sides">{% for letter, one in (("A", found.first), ("B", found.second)) %}
 <div class="side"><span class="{{ letter|lower }}">{{ letter }}</span><b>{{ one.version.ref }}</b>
 <div class="soft"><code>{{ one.version.digest[:24] }}</code></div>
-<div class="soft">made {{ one.version.created.strftime("%Y-%m-%d %H:%M") }} UTC
+<div class="soft">made {{ utc(one.version.created) }}
 {%- if one.facts.get("data_identity") %}, data <code>{{ one.facts["data_identity"][:12] }}</code>{% endif %}</div>
 <div>{% if one.passed is not none %}<span class="{{ 'good' if one.passed else 'bad' }}">
 {{- "passed its own gate" if one.passed else "refused by its own gate" }}</span>, {% endif %}
@@ -125,7 +126,7 @@ def page(
             rows.append({"prompt": prompt, "seed": seed, "images": images})
     text: str = environment().from_string(PAGE).render(
         found=found, pictures=pictures, why_none=why_none, votes=votes, rows=rows, style=STYLE, texts=texts, said=said,
-        bar=_bar, bar_px=BAR, side=112,
+        bar=_bar, bar_px=BAR, side=112, utc=utc,
     )  # fmt: skip
     return text
 

@@ -21,6 +21,7 @@ from infra.stack import probes
 from infra.stack.daemons import Daemon, listener, memory_of, recall, remember, start
 from infra.stack.spec import KEPT, Part, StackError, environment, parts, ray_folder, state_folder
 from infra.storage import write_json
+from infra.times import utc
 
 PARTS: Final = ("prefect", "mlflow", "ray", "worker", "keeper")
 OWN_ADDRESS: Final = {
@@ -180,7 +181,8 @@ def _restarts(part: Part) -> dict[str, Any]:
 def _restarted(part: Part) -> str | None:
     if not (found := _restarts(part)):
         return None
-    return f"{found['times']} time{'s' * (found['times'] > 1)}, last at {found['last']}"
+    last = utc(datetime.fromisoformat(found["last"]))
+    return f"{found['times']} time{'s' * (found['times'] > 1)}, last at {last}"
 
 
 def logs(part: str, follow: bool = False) -> Iterator[str]:

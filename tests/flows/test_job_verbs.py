@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -42,8 +43,16 @@ def test_jobs_are_listed_shown_cancelled_and_tried_again(run: Run, url: str) -> 
             "failed",
             "out_of_memory",
         )
+        assert datetime.fromisoformat(listed["ended"]).timestamp() >= made.created
+        assert listed["deadline"] is None
         shown = run("show", made.id).stdout
-        for part in ("[bold]a red circle", "clips:3", "1 x out_of_memory", "file:///made/base"):
+        for part in (
+            "[bold]a red circle",
+            "clips:3",
+            "1 x out_of_memory",
+            " UTC",
+            "file:///made/base",
+        ):
             assert part in shown
         assert made.id in run("list").stdout
         assert "failed: there is nothing to cancel" in run("cancel", made.id).stderr

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import httpx
@@ -42,6 +43,16 @@ def test_a_table_shows_what_it_is_given_and_obeys_none_of_it(
     assert "[red]x[/b] \u241b[2J" in shown
     assert "b       -" in shown
     assert shown.startswith("[b].png")
+
+
+def test_times_are_told_in_utc_and_to_programs_with_their_offset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    moment = datetime(2026, 11, 29, 1, 30, 5, tzinfo=timezone(timedelta(hours=2)))
+    terminal.show_table("runs", ["due"], [[moment]])
+    assert "2026-11-28 23:30:05 UTC" in capsys.readouterr().out
+    terminal.show_json({"due": moment})
+    assert json.loads(capsys.readouterr().out) == {"due": "2026-11-29T01:30:05+02:00"}
 
 
 def test_a_card_in_a_pipe_is_the_markdown_that_it_was_written_in(
