@@ -8,6 +8,7 @@ import typer
 from flows.cli.terminal import (
     AsJson,
     Ref,
+    aside,
     console,
     ready,
     show_json,
@@ -50,26 +51,42 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show every transition of a name: who, when, from, to, why, and who approved it."""
-    from flows.context import ledger, registry
+    from flows.context import ledger
     from infra.ledger.ledger import STAGES
 
+    rows = ledger().history(name)
+    if not rows:
+        _make_sure_of(name)
     if at:
         found = [ledger().at(name, stage, _moment(at)) for stage in STAGES]  # type: ignore[arg-type]
-        rows = [row for row in found if row is not None and row.to_version is not None]
+        shown = [row for row in found if row is not None and row.to_version is not None]
     else:
-        rows = ledger().history(name)
-    if not rows:  # a name that nobody registered is an error, one without a transition is not
-        use_stack()
-        registry().get(name)
+        shown = rows
     if as_json:
-        show_json([{field: getattr(row, field) for field in FIELDS} for row in rows])
+        show_json([{field: getattr(row, field) for field in FIELDS} for row in shown])
         return
     show_table(
         f"{name} at {utc(_moment(at))}" if at else f"history of {name}",
         ("when", "place", "from", "to", "who", "why", "approved by", "hash"),
-        [_line(row) for row in rows],
+        [_line(row) for row in shown],
     )
     console.print(f"chain verified: {ledger().verify()} rows", style="dim")
+
+
+def _make_sure_of(name: str) -> None:
+    """Refuse a name that nobody registered; where MLflow does not answer, say that nobody knows.
+
+    Raises:
+        infra.registry.mlflow_client.RegistryError: there is no such name; the message lists near ones.
+    """
+    use_stack()
+    from flows.context import registry
+    from infra.registry.mlflow_client import Unreachable
+
+    try:
+        registry().get(name)
+    except Unreachable as error:
+        aside.print(f"whether {name} is registered is not known: {error}", markup=False)
 
 
 def _moment(text: str) -> datetime:

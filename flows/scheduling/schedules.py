@@ -256,11 +256,12 @@ def remove(name: str) -> None:
         for automation in client.read_automations_by_name(_rule(name)):
             client.delete_automation(automation.id)
         client.delete_deployment(found.id)
+        left = {tag for one in _schedules(client) for tag in one.tags}  # paused ones', too
         dataset = _after(DATA_TAG, found.tags)
-        if dataset and dataset not in watched(client):
+        if dataset and DATA_TAG + dataset not in left:
             forget(client, dataset)
         endpoint = _after(DRIFT_TAG, found.tags)
-        if endpoint and endpoint not in (_after(DRIFT_TAG, one.tags) for one in _schedules(client)):
+        if endpoint and DRIFT_TAG + endpoint not in left:
             client.delete_deployment(
                 client.read_deployment_by_name(drift_check(endpoint).full_name).id
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from flows.cli import promotion_verbs
 from flows.cli.bench_verbs import families
 from flows.cli.promotion_verbs import history
 from flows.cli.recipe_verbs import new
@@ -25,6 +26,22 @@ def test_history_tells_a_moment_of_any_time_zone_in_utc(
     assert "shapes at 2999-05-31 23:30:00 UTC" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'yesterday' is no time"):
         history("shapes", at="yesterday")
+
+
+def test_history_needs_no_registry_for_what_the_ledger_tells(
+    private_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion_verbs, "use_stack", lambda: None)
+    history("nothing")
+    told = capsys.readouterr()
+    assert "history of nothing: none" in told.out
+    assert told.err.startswith("whether nothing is registered is not known: MLflow does not answer")
+    ledger().transition(
+        name="nothing", stage="production", to_version=1, to_digest="0" * 64,
+        expected_epoch=0, key="of nothing", actor="ann",
+    )  # fmt: skip
+    history("nothing", at="1999-06-01T01:30")  # when it stood nowhere yet
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,18 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.scheduling.dataset_watch import DRIFTED, REST_S, Watch, begin, emit, forget, seen
-from flows.scheduling.deployments import submit
+from flows.scheduling import schedules
+from flows.scheduling.dataset_watch import (
+    DRIFTED,
+    REST_S,
+    Watch,
+    begin,
+    emit,
+    forget,
+    remember,
+    seen,
+)
+from flows.scheduling.deployments import Deployment, put, submit
 from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house
 from tests.integration.serving_kit import wait_for
 
@@ -218,6 +228,25 @@ def test_a_look_that_took_long_puts_off_no_other(
     time.sleep(REST_S)  # for its one file
     assert watch.look(house.client)
     forget(house.client, "walked")
+
+
+def test_what_was_seen_of_data_is_known_until_no_schedule_is_left_that_waits_for_them(
+    house: ScheduledHouse,
+) -> None:
+    for name in ("paused", "other"):
+        tags = ("atelier", schedules.TAG, f"{schedules.DATA_TAG}digits")
+        put(
+            house.client,
+            Deployment(
+                flow="retrain", name=name, entrypoint="flows/lifecycle.py:retrain", tags=tags
+            ),
+        )
+        schedules.pause(name)
+    remember(house.client, "digits", "as it looked", "as it was")
+    schedules.remove("other")
+    assert seen(house.client, "digits") == {"glance": "as it looked", "content": "as it was"}
+    schedules.remove("paused")
+    assert seen(house.client, "digits") is None
 
 
 def test_a_suspended_run_holds_no_process_and_goes_on_when_it_is_resumed(
