@@ -236,7 +236,7 @@ def unsuited(stage: Stage | TrainingSpec, says: Declared, data: Mapping[str, Any
     elif missing and isinstance(stage, TrainingSpec):  # a recipe's stage has not asked its base yet
         lines.append(
             f"training.lora: {stage.family} learns from {missing[0]}, and only a pipeline says whose:"
-            " name that as its base, not the stage alone"
+            " name one that does as its base, not the stage alone"
         )
     lines += [f"needs.{name}: {stage.family} learns from no such thing" for name in given - wanted]
     if stage.training.cuda_graph and (says.counts or len(says.players) > 1):

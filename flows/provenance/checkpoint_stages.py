@@ -58,7 +58,7 @@ def wired(
     if len(parts) == 1:
         return None
     if parts[stage].beside:
-        return unclip_checkpoints.wired(stage)
+        return unclip_checkpoints.wired(stage, parts[stage].kind)
     from models.text_to_image.checkpoint_denoisers import tells
 
     away = f"{TEXT}/read#negative"
@@ -76,7 +76,8 @@ def learned(stage: str, parts: Mapping[str, Checkpoint]) -> dict[str, dict[str, 
     if len(parts) == 1:
         return {}
     if parts[stage].beside:
-        return {name or stage: dict(one) for name, one in unclip_checkpoints.NEEDS.items()}
+        needs = unclip_checkpoints.NEEDS.get(parts[stage].kind, {})
+        return {name or stage: dict(one) for name, one in needs.items()}
     return {stage: dict(NEEDS)}
 
 

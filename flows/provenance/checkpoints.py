@@ -32,13 +32,13 @@ SOURCE: Final = (
 PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".npy"})
 CODE: Final = frozenset({".py", ".pyc", ".so", ".pyd", ".dll", ".ipynb", ".sh"})
 WEIGHTS: Final = ".safetensors"
-LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion"})
+LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion", "unclip"})
 UNUSED: Final = ("safety_checker", "feature_extractor", "image_encoder", "motion_adapter")
 """Parts of a pipeline that nothing is drawn by; the U-Net has the motion adapter's layers itself."""
-READ: Final = tuple(
-    f"{whose}{part}"
-    for whose in ("", "prior_")
-    for part in ("tokenizer", "scheduler", "image_processor")
+READ: Final = (
+    *("tokenizer", "scheduler", "image_processor"),
+    *("prior_tokenizer", "prior_scheduler", "prior_image_processor"),
+    *("decoder_scheduler", "super_res_scheduler"),
 )
 UNLIKE: Final = ("expand_timesteps", "boundary_ratio")
 """Settings of an index that have a pipeline draw in another way than is done here."""

@@ -12,7 +12,8 @@ LIBRARIES: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(("UNetMotionModel", "WanTransformer3DModel"), "diffusers"),
     **dict.fromkeys(("AutoencoderKL", "AutoencoderKLWan"), "diffusers"),
-    **dict.fromkeys(("PriorTransformer", "VQModel"), "diffusers"),
+    **dict.fromkeys(("PriorTransformer", "VQModel", "UNet2DModel"), "diffusers"),
+    "UnCLIPTextProjModel": "diffusers.pipelines.deprecated.unclip",
     **dict.fromkeys(
         ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
         "transformers",
@@ -72,6 +73,14 @@ UNCLIPS: Final[Mapping[str, Mapping[str, str]]] = {
         "prior": "PriorTransformer",
         "image_encoder": "CLIPVisionModelWithProjection",
     },
+    "UnCLIPPipeline": {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "prior": "PriorTransformer",
+        "text_proj": "UnCLIPTextProjModel",
+        "decoder": "UNet2DConditionModel",
+        "super_res_first": "UNet2DModel",
+        "super_res_last": "UNet2DModel",
+    },
 }
 NEEDS: Final = {**PICTURES, **CLIPS, **UNCLIPS}
 """The parts of each kind of pipeline, with their classes, in the order in which they are used."""
@@ -92,8 +101,20 @@ def part_of(name: str) -> Literal["text", "denoiser", "autoencoder"]:
 def network(kind: str, config: Mapping[str, Any]) -> nn.Module:
     """Return one network with fresh weights, of the class that the pipeline's part has."""
     cls = getattr(import_module(LIBRARIES[kind]), kind)
-    if LIBRARIES[kind] == "diffusers":
-        found: nn.Module = cls.from_config(dict(config))
+    if LIBRARIES[kind] == "transformers":
+        found: nn.Module = cls(cls.config_class(**config))
     else:
-        found = cls(cls.config_class(**config))
+        found = cls.from_config(dict(config))
     return found
+
+
+def agreed(networks: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse networks, by part, that would not take what the others give.
+
+    Raises:
+        ValueError: names the first setting that is another than is wanted.
+    """
+    for part, settings in wanted.items():
+        for name, value in settings.items():
+            if (got := networks[part].config[name]) != value:
+                raise ValueError(f"{part}: {name} must be {value}, got {got}")

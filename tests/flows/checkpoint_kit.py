@@ -281,6 +281,53 @@ def prior() -> Any:
     return found
 
 
+def karlo() -> Any:
+    """Return a pipeline as Karlo has it: a prior, a decoder of pixels that reads the text, and super-resolution."""
+    from diffusers import UnCLIPPipeline, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel
+    from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
+    from transformers import CLIPTextModelWithProjection
+
+    words = tokenizer()
+    torch.manual_seed(9)
+    sizes = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
+    sizes |= {"resnet_time_scale_shift": "scale_shift", "attention_head_dim": 4}
+    text_proj = UnCLIPTextProjModel(
+        clip_extra_context_tokens=2,
+        clip_embeddings_dim=16,
+        time_embed_dim=32,
+        cross_attention_dim=12,
+    )
+    torch.nn.init.normal_(text_proj.learned_classifier_free_guidance_embeddings)
+    first, last = (
+        UNet2DModel(
+            **{"sample_size": 16, "in_channels": 6, "out_channels": 3, "add_attention": False},
+            down_block_types=("ResnetDownsampleBlock2D",) * 2,
+            up_block_types=("ResnetUpsampleBlock2D",) * 2,
+            **sizes,
+        )
+        for _ in range(2)
+    )
+    return UnCLIPPipeline(
+        prior=prior(),
+        decoder=UNet2DConditionModel(
+            **{"sample_size": 8, "in_channels": 3, "out_channels": 6, "cross_attention_dim": 12},
+            class_embed_type="identity",
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            **sizes,
+        ),
+        text_encoder=CLIPTextModelWithProjection(text_config(words, projection_dim=16)),
+        tokenizer=words,
+        text_proj=text_proj,
+        super_res_first=first,
+        super_res_last=last,
+        prior_scheduler=UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0),
+        decoder_scheduler=UnCLIPScheduler(variance_type="learned_range"),
+        super_res_scheduler=UnCLIPScheduler(),
+    )
+
+
 def animated() -> Any:
     """Return an AnimateDiff: the U-Net of pictures, and motion modules that are not at their start."""
     from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
@@ -368,7 +415,7 @@ BUILT: Final = {
     **{"flux": flux, "schnell": partial(flux, told=False)},
 }
 CLIPS: Final = {"animatediff": animated, "wan": wan}
-UNCLIPS: Final = {"kandinsky": kandinsky}
+UNCLIPS: Final = {"kandinsky": kandinsky, "karlo": karlo}
 
 
 def saved(kind: str, folder: Path) -> Any:

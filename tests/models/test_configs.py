@@ -119,7 +119,10 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"pipeline": "StableDiffusionPipeline"}, "pipeline must be one of AnimateDiffPipeline"),
     ),
     "diffusers-decoder": (
-        ({"networks": {}}, "networks: one of unet, movq is needed, got"),
+        ({"networks": {}}, "networks: one of unet, movq, decoder with text_proj, .*, got none"),
+        ({"networks": {"decoder": {}}}, "super_res_first with super_res_last is needed, got deco"),
+        ({"low_size": 8}, "low_size: the super_res_first has one, got 8"),
+        ({"prompt_shape": (7, 16)}, r"prompt_shape: the decoder has one, got \(7, 16\)"),
         ({"image_size": 18}, "image_size must be a multiple of the latent's 8, got 18"),
         ({"steps": 1}, "steps must be between 2 and 1000, got 1"),
         ({"embedding_drop": 1.5}, "embedding_drop must be between 0 and 1, got 1.5"),

@@ -26,7 +26,7 @@ from models.parts import bounds
 from models.parts.noise import normals
 from models.ports import Port
 from models.request import DiffusionOptions, Request
-from models.text_to_image.checkpoint_parts import network
+from models.text_to_image.checkpoint_parts import agreed, network
 from models.text_to_image.checkpoint_texts import Reader, packed
 from models.text_to_image.diffusers_unclip import ancestral, tiny
 
@@ -117,7 +117,13 @@ class DiffusersPrior(Family):
             self.register_buffer("blank_E", like.new_zeros(config.embedding))
         if part == "prior":
             self.register_buffer("nothing_LD", like.new_zeros(config.prompt_shape))
-            self._ready(self.get_submodule("prior"))
+            prior = self.get_submodule("prior")
+            settings = {
+                "num_embeddings": config.prompt_shape[0] - 1,
+                "embedding_dim": config.embedding,
+            }
+            agreed({"prior": prior}, {"prior": settings})
+            self._ready(prior)
         else:
             self.requires_grad_(requires_grad=False)
         levels_N2 = ancestral.trained(config.scheduler).to(like.device)
