@@ -11,12 +11,14 @@ from data.catalog import CatalogError, known
 from data.modalities import modality
 from flows.context import environment, registry
 from flows.evaluating.measured import Able, measured, refusals
+from flows.evaluating.modalities import unseen
 from flows.identity.code import stamp
 from flows.recipe import Judge, Recipe, Stage, drawing, last_of, split
 from flows.recipes.loader import RecipeError, control_of, load
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
 from infra.imports import at_rest
+from infra.pipelines import Modality
 from infra.settings import settings
 from infra.stack.spec import state_folder
 from infra.storage import write_json
@@ -355,10 +357,12 @@ def _kind(recipe: Recipe, models: "Mapping[str, Family]") -> str:
     return next(iter(ways.outputs.values())).kind
 
 
-def _misjudged(recipe: Recipe, made: str) -> list[str]:
-    """Return that a judge sees clips where pictures come out, or the other way round."""
-    if recipe.judge is None or made not in {"image", "clip"}:
+def _misjudged(recipe: Recipe, made: Modality) -> list[str]:
+    """Return that a judge sees clips where pictures come out, or the other way round, or where neither does."""
+    if recipe.judge is None:
         return []
+    if why := unseen(made):
+        return [f"judge: {why}"]
     sees = "clip" if "frames" in declared(recipe.judge.family).settings else "image"
     if sees == made:
         return []

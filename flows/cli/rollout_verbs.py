@@ -1,7 +1,7 @@
 """`rollout`: try a version on some of the requests before it is promoted."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +16,6 @@ from flows.cli.terminal import (
 )
 from infra.documents import parse_yaml
 from infra.times import utc
-
-NEEDS: Final = {"--limit": "--canary or --shadow", "--force": "--promote", "--reason": "--abort"}
-"""With which options of `rollout` others go."""
 
 
 def register(app: typer.Typer) -> None:
@@ -63,13 +60,13 @@ def rollout(
     asked = [canary is not None, shadow is not None, status, promote, abort]
     if sum(asked) > 1:
         raise typer.BadParameter("give one of --canary, --shadow, --status, --promote, --abort")
-    for option, value, needs in (
-        ("--limit", limits, canary is not None or shadow is not None),
-        ("--force", force, promote),
-        ("--reason", reason, abort),
+    for option, value, goes, needs in (
+        ("--limit", limits, canary is not None or shadow is not None, "--canary or --shadow"),
+        ("--force", force, promote, "--promote"),
+        ("--reason", reason, abort, "--abort"),
     ):
-        if value and not needs:
-            raise typer.BadParameter(f"{option} goes with {NEEDS[option]}")
+        if value and not goes:
+            raise typer.BadParameter(f"{option} goes with {needs}")
     name = ref.partition(":")[0].partition("@")[0]
     if canary is not None or shadow is not None:
         _start(ref, name, canary, shadow, limits or [], as_json)

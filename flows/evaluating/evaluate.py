@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.evaluating.gate import Evaluation, JudgeRecord
-from flows.evaluating.modalities import judging
+from flows.evaluating.modalities import judging, unseen
 from flows.evaluating.pipeline import load_model
 from flows.evaluating.speed import cost_per_sample
 from flows.recipe import Evaluation as EvaluationSpec
@@ -67,10 +67,16 @@ def draw_part(order: Order, prompts: list[str], seeds: list[int]) -> "NDArray[An
 def score_all(
     order: Order, prompts: list[str], seeds: list[int], parts: "list[NDArray[Any]]"
 ) -> tuple[str, dict[str, bytes]]:
-    """Return the evaluation as JSON and the gallery's files by path; runs as a Ray task."""
+    """Return the evaluation as JSON and the gallery's files by path; runs as a Ray task.
+
+    Raises:
+        ValueError: a judge was asked for, and nothing comes out that it could see.
+    """
     from infra.registry.registry import Registry
 
     pipeline = Pipeline.model_validate(order.pipeline)
+    if order.judge is not None and (why := unseen(pipeline.modality)):
+        raise ValueError(f"judge: {why}")
     registry = Registry(order.tracking_uri, Path(order.cache))
     judge, record = None, None
     if order.judge is not None:

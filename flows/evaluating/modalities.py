@@ -26,6 +26,17 @@ SPEECH: Final = "flows.evaluating.speech"
 """Of sound that was learned from utterances: words and voices."""
 
 
+SEEN: Final = frozenset({"image", "clip"})
+"""What a judge sees."""
+
+
+def unseen(modality: Modality) -> str:
+    """Return why there can be no judge of what comes out; empty where there can."""
+    if modality in SEEN:
+        return ""
+    return f"it sees pictures or clips, and {modality} comes out: leave the judge out"
+
+
 class Judging(Protocol):
     """What a modality's module does."""
 

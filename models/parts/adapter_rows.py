@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from models.family import Family, Rows
 from models.parts.lora import LowRank, layers
+from models.parts.rows import Stepwise
 from models.request import Request
 
 NUMBER: Final = "adapter"
@@ -134,8 +135,7 @@ def host_of(model: Family) -> Family:
 
 def begin(model: Family, request: Request) -> Rows:
     """Return the rows of a request, which say whose they are where that is an adapter that shares its base's steps."""
-    stepwise: Any = model
-    rows: Rows = stepwise.begin(request)
+    rows = cast(Stepwise, model).begin(request)
     if model.adapter_place is None or not model.adapter_place.number:
         return rows
     return {**rows, NUMBER: torch.full((len(request.seeds),), model.adapter_place.number)}
@@ -144,17 +144,15 @@ def begin(model: Family, request: Request) -> Rows:
 @torch.no_grad()
 def step(model: Family, rows: Rows) -> Rows:
     """Return the rows of a model, and of those that share its steps, one step further, each by its own adapter."""
-    stepwise: Any = host_of(model)
+    stepwise = cast(Stepwise, host_of(model))
     if model.adapter_place is None or NUMBER not in rows:
-        alone: Rows = stepwise.step(rows)
-        return alone
+        return stepwise.step(rows)
     bank = model.adapter_place.bank
     token = bank.now.set(rows[NUMBER].tolist())
     try:
-        found: Rows = stepwise.step(rows)
+        return stepwise.step(rows)
     finally:
         bank.now.reset(token)
-    return found
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -47,7 +47,23 @@ def _blank(like: Rows, part: Rows) -> Rows:
     return {key: value.new_zeros(count, *value.shape[1:]) for key, value in like.items()}
 
 
-def drawn(model: Any, request: Request) -> Tensor:
+class Stepwise(Protocol):
+    """A family that draws a row step by step; rows of other requests may stand beside it in each."""
+
+    def begin(self, request: Request) -> Rows:
+        """Return the rows of a request before their first step."""
+
+    def done(self, rows: Rows) -> Tensor:
+        """Return which rows are at their end, (B,) bool."""
+
+    def step(self, rows: Rows) -> Rows:
+        """Return the rows one step further; those that are done stay as they are."""
+
+    def finish(self, rows: Rows) -> Tensor:
+        """Return the samples of rows that are done, as `sample` does."""
+
+
+def drawn(model: Stepwise, request: Request) -> Tensor:
     """Return the samples of a stepwise family, as its `sample`: every row to its end.
 
     In inference mode, where torch keeps no count of versions and views; what comes out is a tensor like any other.
@@ -56,7 +72,7 @@ def drawn(model: Any, request: Request) -> Tensor:
         rows = model.begin(request)
         while not model.done(rows).all():
             rows = model.step(rows)
-        found: Tensor = model.finish(rows)
+        found = model.finish(rows)
     return found.clone()
 
 

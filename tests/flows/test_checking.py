@@ -68,6 +68,11 @@ def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() ->
             "gate.metrics.memorised.at_most=0.2",
             "memorised will not be measured: embeddings come out of the recipe, and nothing is",
         ),
+        (
+            "shapes-clip",
+            "judge={family: attribute-judge, training: {steps: 9}}",
+            "judge: it sees pictures or clips, and embedding comes out: leave the judge out",
+        ),
         ("shapes", "judge=null", "alignment_trained will not be measured: the recipe has no judge"),
         (
             "shapes",

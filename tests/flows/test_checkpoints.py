@@ -19,7 +19,7 @@ from flows.evaluating.pictures import fixed_requests
 from flows.evaluating.pipeline import draw, load_model
 from flows.provenance.bundle import export, import_folder
 from flows.provenance.checkpoint_stages import NEEDS, parted
-from flows.provenance.checkpoints import CheckpointError, read
+from flows.provenance.checkpoints import CheckpointError, read, told
 from flows.provenance.importing import import_checkpoint
 from flows.recipe import Bound, Gate
 from flows.recipe import Evaluation as EvaluationSpec
@@ -290,6 +290,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: changed(f / "vae" / "config.json", block_out_channels=[8, 16]),
         "vae",
     ),
+    "no size": (
+        lambda f: changed(f / "unet" / "config.json", sample_size=[8, 8]),
+        r"unet/config\.json: sample_size must be one number, got \[8, 8\]",
+    ),
     "noise": (
         lambda f: changed(
             f / "scheduler" / "scheduler_config.json", _class_name="EulerAncestralDiscreteScheduler"
@@ -305,6 +309,15 @@ def test_what_could_run_code_or_is_not_whole_is_refused_by_name(folder: Path, fa
     spoil(folder)
     with pytest.raises((CheckpointError, IntegrityError, ValueError), match=message):
         read(folder, "a test")
+
+
+@pytest.mark.parametrize("config", [{}, {"block_out_channels": 64}, ["block_out_channels"]])
+def test_a_config_that_does_not_list_its_blocks_is_refused_by_the_setting_s_name(
+    config: Any,
+) -> None:
+    message = r"vae/config\.json: block_out_channels must be a list, got (None|64)"
+    with pytest.raises(CheckpointError, match=message):
+        told(config, "vae/config.json", "block_out_channels", list)
 
 
 @pytest.mark.parametrize("kind", BUILT)

@@ -142,16 +142,6 @@ def test_what_was_written_can_be_read_beside_its_prompt(prepared: Path) -> None:
     assert image.width > 900
 
 
-def test_a_judge_of_pictures_is_refused_for_text_and_for_sound(prepared: Path, hums: Path) -> None:
-    for model, module, folder in (
-        (Unigram(UnigramConfig()), texts, prepared),
-        (Hiss(HissConfig()), sounds, hums),
-    ):
-        with pytest.raises(ValueError, match="the judge looks at pictures"):
-            module.score([], [], judge=object(), prepared=folder, spec=SPEC, models=[model],
-                         pipeline=pipeline_of(model))  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("record", "opening"),
     [
