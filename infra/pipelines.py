@@ -192,13 +192,6 @@ class Entrance(_Part):
         """The nodes that draw nothing."""
         return frozenset(name for name, node in self.nodes.items() if node.entry)
 
-    def parted(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Return options as the lead takes them, and the negative prompt where a stage of its own reads that."""
-        if NEGATIVE not in self.asks:
-            return dict(options), None
-        rest = {name: value for name, value in options.items() if name != "negative_prompt"}
-        return rest, options.get("negative_prompt")
-
     @property
     def asks(self) -> frozenset[str]:
         """The names of what a request may give."""
@@ -269,6 +262,28 @@ class Pipeline(_Part):
 
     def _kinds(self, entrance: str, name: str) -> set[str]:
         return {_kind(port) for port in self.ports(entrance, name).outputs.values()}
+
+    def options_of(self, entrance: str, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a node draws by: the options that its stage is pinned with; of the lead, a request's over them.
+
+        A negative prompt that a stage of its own reads is none of them.
+        """
+        way = self.entrances[entrance]
+        if way.nodes[name].entry:
+            return {}
+        over = asked if name == self.lead_of(entrance) else {}
+        options = {**self.node(entrance, name).options, **over}
+        if NEGATIVE in way.asks:
+            options.pop("negative_prompt", None)
+        return options
+
+    def negative_of(self, entrance: str, asked: Mapping[str, Any]) -> str | None:
+        """Return the negative prompt that a stage of its own reads, if there is such a stage and such a prompt."""
+        if NEGATIVE not in self.entrances[entrance].asks:
+            return None
+        lead = self.node(entrance, self.lead_of(entrance))
+        found: str | None = {**lead.options, **asked}.get("negative_prompt")
+        return found
 
     def options(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return a request's options over those that are pinned; None asks for nothing."""

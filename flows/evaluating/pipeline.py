@@ -298,7 +298,7 @@ def draw(
 
     `models` are in the order of its stages. Sound and text that end early are silent to the longest one's end.
     Another entrance is `called` by its name; what it asks for beside a text, a row a seed, is `beside`. `options` are
-    for the stages that take them.
+    the lead's, as a request's are in the gateway.
     """
     drawn = []
     for start in range(0, len(seeds), rows_at_once):
@@ -338,21 +338,17 @@ def made_by_nodes(
     entrance = pipeline.entrances[called]
     by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     given = {**(beside or {}), **({"text": list(prompts)} if prompts else {})}
-    lead = pipeline.node(called, pipeline.lead_of(called))
-    wanted, _ = entrance.parted(options or {})
-    _, away = entrance.parted({**lead.options, **(options or {})})
+    asks = options or {}
+    away = pipeline.negative_of(called, asks)
     if away is not None:
         given[NEGATIVE] = [away] * len(seeds)
     walk = graph.walk(entrance.wires, entrance.output, given, entries=entrance.entries)
     call: graph.Call | None = next(walk)
     while call is not None:
         node = entrance.nodes[call.node]
-        model = by_stage[node.stage]
-        stage, takes = pipeline.stage(node.stage), model.takes
-        asks = {name: one for name, one in wanted.items() if name in takes}
-        pinned, _ = entrance.parted(stage.options)
-        stage = stage.model_copy(update={"options": {**pinned, **asks}})
-        made = _made(model, stage, node, call.given, seeds)
+        by = {"options": pipeline.options_of(called, call.node, asks)}
+        stage = pipeline.stage(node.stage).model_copy(update=by)
+        made = _made(by_stage[node.stage], stage, node, call.given, seeds)
         yield call.node, made
         output = next(iter(pipeline.ports(called, call.node).outputs))
         try:

@@ -276,9 +276,6 @@ def redraw(found: Trace, kind: str = "png") -> bytes:
 
     receipt = found.receipt
     models = [load_model(*registry().weights(registry().fetch(one))) for one in found.stages]
-    lead = found.pipeline.lead
-    asked = lead.model_copy(update={"options": {**lead.options, **receipt.sampling}})
-    stages = tuple(asked if stage is lead else stage for stage in found.pipeline.stages)
     prompts = [receipt.prompt] if found.pipeline.reads_text else []
     beside: dict[str, Any] = {}
     if receipt.blend is not None:
@@ -286,11 +283,12 @@ def redraw(found: Trace, kind: str = "png") -> bytes:
         beside = {"other": [other], "weight": torch.tensor([weight])}
     picture = draw(
         models,
-        found.pipeline.model_copy(update={"stages": stages}),
+        found.pipeline,
         prompts,
         [receipt.seed],
         called=receipt.entrance or "generate",
         beside=beside,
+        options=receipt.sampling,
     )[0]
     made = _filmed(found, picture, kind) if found.pipeline.modality == "clip" else _png(picture)
     anew = {

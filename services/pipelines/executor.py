@@ -84,11 +84,10 @@ class Executor:
             if not reads and name != lead:
                 continue
             stage = pipeline.stage(node.stage)
-            asked, _ = entrance.parted({**stage.options, **(spec.options if name == lead else {})})
             mine = replace(
                 spec,
                 given={},
-                options={} if node.entry else asked,
+                options=pipeline.options_of(spec.entrance, name, spec.options),
                 prompts=spec.prompts if reads else (),
             )
             task = StageTask(pin=stage.pin, spec=mine, entry=node.entry)
@@ -265,7 +264,7 @@ class _Run:
             (prompt, weight), count = spec.blend, len(spec.seeds)
             given["other"] = {"prompts": (prompt,) * count}
             given["weight"] = np.full(count, weight, np.float32)
-        _, away = self._entrance.parted(pipeline.options(spec.options))
+        away = pipeline.negative_of(spec.entrance, spec.options)
         if away is not None:
             given[NEGATIVE] = {"prompts": (away,) * len(spec.seeds)}
         self._walk: Generator[Call, Mapping[str, Any], Any] = walk(
@@ -300,12 +299,11 @@ class _Run:
         stage, leads = self._pipeline.stage(node.stage), call.node == self._lead
         inputs = {name: value for name, value in call.given.items() if name != "text"}
         texts = {"prompts": (), "prompt_tokens": (), "dialogues": (), **call.given.get("text", {})}
-        options, _ = self._entrance.parted({**stage.options, **(spec.options if leads else {})})
         mine = replace(
             spec,
             seeds=tuple(salted(seed, node.salt) for seed in spec.seeds),
             given=inputs,
-            options={} if node.entry else options,
+            options=self._pipeline.options_of(spec.entrance, call.node, spec.options),
             previews=spec.previews if leads and watched else 0,
             **texts,
         )

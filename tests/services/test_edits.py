@@ -285,19 +285,20 @@ def test_what_is_wrong_with_an_edit_in_json_is_named(
     assert says in error["message"]
 
 
+@pytest.mark.parametrize("options", [{}, {"steps": 3, "guidance": 4.0}])
 def test_a_stage_of_two_inputs_has_both_and_one_process_draws_what_the_gateway_answers(
-    app: Any, ask: Ask, house: Any, cascade: Any
+    app: Any, ask: Ask, house: Any, cascade: Any, options: dict[str, Any]
 ) -> None:
-    """The cascade is no chain: the upsampler takes the base's picture and the request's text."""
+    """The cascade is no chain: the upsampler takes the base's picture and the request's text, and not its options."""
     pipeline = house.shapes
     check_fit(pipeline)
     wires = pipeline.entrances["generate"].wires["upsampler"]
     assert wires == {"text": "request.text", "low": "base.pixels"}
     answer = ask(
         app, "POST", "/v1/images/generations",
-        json={"model": "shapes", "prompt": "a small red circle", "seed": 5, "n": 2},
+        json={"model": "shapes", "prompt": "a small red circle", "seed": 5, "n": 2, **options},
     )  # fmt: skip
-    here = draw([*cascade.values()], pipeline, ["a small red circle"] * 2, [5, 6])
+    here = draw([*cascade.values()], pipeline, ["a small red circle"] * 2, [5, 6], options=options)
     levels = (here.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     for row in range(2):
         np.testing.assert_array_equal(pixels(answer, row), levels[row])

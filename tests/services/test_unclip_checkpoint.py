@@ -59,13 +59,6 @@ def served(
         stage.close()
 
 
-def by_lead(pipeline: Any, **options: Any) -> Any:
-    """Return a pipeline of which what a request asks for is asked of what denoises."""
-    lead = pipeline.stage("model").model_copy(update={"options": options})
-    others = tuple(one for one in pipeline.stages if one.stage != "model")
-    return pipeline.model_copy(update={"stages": (*others, lead)})
-
-
 def levels(answer: httpx.Response) -> Any:
     """Return the first picture of an answer, (H, W, C)."""
     assert answer.status_code == 200, answer.text
@@ -90,8 +83,8 @@ def test_its_stages_answer_in_one_pool_and_in_two_what_they_draw_in_process(
                 assert answer.status_code == 400
                 assert answer.json()["error"]["param"] == "negative_prompt"
                 continue
-            pipeline = by_lead(served.pipeline, steps=3, **extra)
-            assert is_drawn(answer, draw(served.models, pipeline, ["a red cat"], [3]))
+            by = {"options": {"steps": 3, **extra}}
+            assert is_drawn(answer, draw(served.models, served.pipeline, ["a red cat"], [3], **by))
     streamed = {**asked, "stream": True, "partial_images": 1}
     shown = ask(served.two, "POST", "/v1/images/generations", json=streamed)
     assert shown.text.count("event: image_generation.partial_image") == 1, shown.text
@@ -103,8 +96,10 @@ def test_a_kandinsky_blends_two_texts_and_varies_a_picture_as_in_process(
 ) -> None:
     asked = {**ASKED, "model": served.kind}
     beside = {"other": ["two dogs"], "weight": torch.tensor([0.5])}
-    pipeline = by_lead(served.pipeline, steps=3)
-    wanted = draw(served.models, pipeline, ["a red cat"], [3], called="blend", beside=beside)
+    wanted = draw(
+        served.models, served.pipeline, ["a red cat"], [3],
+        called="blend", beside=beside, options={"steps": 3},
+    )  # fmt: skip
     blend = {"prompt": "two dogs", "weight": 0.5}
     body = {**asked, "steps": 3, "blend": blend}
     assert is_drawn(ask(served.one, "POST", "/v1/images/generations", json=body), wanted)
