@@ -35,6 +35,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "make-a-video-interpolation": "models.text_to_video.make_a_video:Interpolation",
     "make-a-video-upsampler": "models.text_to_video.make_a_video:VideoUpsampler",
     "matcha": "models.text_to_speech.matcha:Matcha",
+    "mcvd": "models.text_to_video.mcvd:MCVD",
     "nade": "models.autoregressive.nade:NADE",
     "naive-bayes": "models.classical.naive_bayes:NaiveBayes",
     "pixelcnn": "models.autoregressive.pixelcnn:PixelCNN",

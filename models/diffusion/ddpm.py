@@ -39,7 +39,7 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
         "dropout": (0, 0.9),
         "steps": (1, schedules.TIMES),
         "guidance": (0, 50),
-        "t_mean": (-3, 3),
+        "t_mean": (-3, 6),
     },
 }
 

@@ -119,7 +119,18 @@ class FrameDenoiser(Denoiser):
         return embedding_BE[:, None].expand(-1, frames, -1)
 
 
-class VideoDenoiser(FrameDenoiser):
+class Paced(Denoiser):
+    """A network that is told how fast frames come."""
+
+    rate: nn.Linear  # from 64 numbers of a rate, zeros at first
+
+    def of_rate(self, rate_B: Tensor) -> Tensor:
+        """Return what rates, in frames a second, add to the embedding (B, E)."""
+        added: Tensor = self.rate(sinusoids(OCTAVE * rate_B.log2()))
+        return added
+
+
+class VideoDenoiser(FrameDenoiser, Paced):
     """A picture's network with layers over time, told which frame is which and their rate; the picture's at first."""
 
     backbone: ClassVar[type[UNet]] = VideoUNet
@@ -140,11 +151,6 @@ class VideoDenoiser(FrameDenoiser):
         met_BFE = place_FE * (1 + self.said(F.silu(embedding_BE)))[:, None]
         told_BFE: Tensor = embedding_BE[:, None] + self.moment(met_BFE)
         return told_BFE
-
-    def of_rate(self, rate_B: Tensor) -> Tensor:
-        """Return what rates, in frames a second, add to the embedding (B, E)."""
-        added: Tensor = self.rate(sinusoids(OCTAVE * rate_B.log2()))
-        return added
 
 
 class Clips(DDPM):
@@ -245,7 +251,7 @@ class Clips(DDPM):
 
     def _at_rate(self, of_times: Tensor, rate_B: Tensor) -> Tensor:
         """Return what the network takes from times (..., 3 + E), its embedding told the rate, too."""
-        if not isinstance(self.network, VideoDenoiser):
+        if not isinstance(self.network, Paced):
             return of_times
         gains, embedding = of_times[..., :3], of_times[..., 3:]
         added_BE = self.network.of_rate(rate_B)

@@ -92,8 +92,8 @@ class InterpolationConfig(ClipsConfig):
         ClipsConfig.__post_init__(self)
         if not self.tasks or len({*self.tasks} & {*TASKS}) < len(self.tasks):
             raise ValueError(f"tasks must be some of {', '.join(TASKS)}, got {list(self.tasks)}")
-        apart = 4 if "quarter" in self.tasks else 2
-        if self.frames <= apart or self.frames % apart != 1:
+        apart = max(APART.get(name, 1) for name in self.tasks)
+        if self.frames <= apart or self.frames % apart != 1 % apart:
             raise ValueError(
                 f"frames must be one more than a multiple of {apart}, of which each second"
                 f"{' or fourth' * (apart == 4)} can be known, got {self.frames}"
@@ -110,7 +110,8 @@ class InterpolationConfig(ClipsConfig):
 
 
 TASKS: Final = ("half", "quarter", "first", "start", "nothing")
-"""What is known: each second frame, each fourth, the first, the first half and the one in the middle, or none."""
+"""What is known: each second frame, each fourth, the first, the first half with the one in the middle, or none."""
+APART: Final[Mapping[str, int]] = {"half": 2, "quarter": 4}  # from one that is known to the next
 GAINS: Final = (1, 1 / 2, 1 / 6, 1 / 3)
 """Of `low_gain`, for each of these but the last: the less is known, the more there is over a guess."""
 SHARES: Final = (0.4, 0.2, 0.2, 0.2, 0.02)
@@ -120,8 +121,8 @@ SHARES: Final = (0.4, 0.2, 0.2, 0.2, 0.02)
 def known(frames: int) -> tuple[range, ...]:
     """Return the places of the frames that each of the TASKS knows."""
     return (
-        *(range(0, frames, 2), range(0, frames, 4), range(1)),
-        *(range(frames // 2 + 1), range(0)),
+        *(range(0, frames, APART["half"]), range(0, frames, APART["quarter"]), range(1)),
+        *(range((frames + 1) // 2), range(0)),
     )
 
 
@@ -211,11 +212,15 @@ class Interpolation(Clips):
         """Return all frames guessed with the mask of what is known (B, F (C + 1), H, W), and without (B, F C, H, W)."""
         side, planes = clip.shape[-1], self.config.channels
         frames_BFCHW = clip.reshape(len(clip), -1, planes, side, side)
-        guess_BFCHW = torch.einsum("bfg,bgchw->bfchw", self.blend_KFF[task_B], frames_BFCHW)
+        guess_BFCHW = self._guessed(frames_BFCHW, task_B)
         known_BF111 = self.known_KF[task_B][:, :, None, None, None].to(clip.dtype)
         mask_BF1HW = known_BF111.expand_as(frames_BFCHW[:, :, :1])
         low_BFDHW = torch.cat([guess_BFCHW, mask_BF1HW], 2)
         return low_BFDHW.flatten(1, 2), guess_BFCHW.flatten(1, 2)
+
+    def _guessed(self, frames_BFCHW: Tensor, task_B: Tensor) -> Tensor:
+        """Return all frames of clips in [-1, 1], guessed where the task does not know them."""
+        return torch.einsum("bfg,bgchw->bfchw", self.blend_KFF[task_B], frames_BFCHW)
 
     def _low_rows(self, request: Request, device: torch.device) -> Rows:
         """Return the known frames of a request, what is guessed from them, and that they stay as they are.

@@ -43,6 +43,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
     "make-a-video-decoder": {*IN_CAPTIONS, "null_1KD"},
     "make-a-video-interpolation": IN_CAPTIONS,
     "make-a-video-upsampler": IN_CAPTIONS,
+    "mcvd": IN_CAPTIONS,
     "matcha": {"encoder.phonemes.weight", "encoder.speakers.weight"},
     "speecht5": {
         "network.speecht5.encoder.prenet.embed_tokens.weight",

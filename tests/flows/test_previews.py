@@ -10,7 +10,10 @@ from PIL import Image
 from flows.training.previews import png_of_samples
 from tests.models.families_kit import batch_of, tiny
 
-CLIPS = {"make-a-video-decoder": 3, "make-a-video-interpolation": 5, "make-a-video-upsampler": 3}
+CLIPS = {
+    **{"make-a-video-decoder": 3, "make-a-video-interpolation": 5, "make-a-video-upsampler": 3},
+    "mcvd": 5,
+}
 
 
 @pytest.mark.parametrize(("name", "frames"), CLIPS.items())

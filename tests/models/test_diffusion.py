@@ -205,9 +205,11 @@ def test_guidance_0_is_no_caption_1_the_caption_and_more_goes_on_along_the_line(
     }
     x0 = {scale: model.step(rows)["x0"] for scale, rows in begun.items()}
     assert torch.equal(x0[0.0], model.step(model.begin(asked(model, (1,))))["x0"])
-    torch.testing.assert_close(x0[2.0] - x0[1.0], x0[1.0] - x0[0.0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(x0[3.0] - x0[2.0], x0[1.0] - x0[0.0], rtol=0, atol=1e-5)
-    assert (x0[1.0] - x0[0.0]).abs().max() > 1e-4
+    inside = torch.stack([one != 0 for one in x0.values()]).all(0)  # 0 over black: no darker
+    once, twice, thrice = ((x0[scale] - x0[scale - 1])[inside] for scale in (1.0, 2.0, 3.0))
+    torch.testing.assert_close(twice, once, rtol=0, atol=1e-5)
+    torch.testing.assert_close(thrice, once, rtol=0, atol=1e-5)
+    assert once.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", DENOISING)
