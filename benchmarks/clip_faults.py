@@ -24,7 +24,7 @@ from typing import Final
 import openai
 import psutil
 
-from benchmarks.soak import TITLES, own_stack, row, running
+from benchmarks.soak import TITLES, leave, own_stack, row, running
 from infra import serving
 from infra.stack import stack
 from tests.integration.cascade_kit import Seen, asked, frames_of, publish_clips, seen
@@ -202,8 +202,7 @@ def main() -> None:
     with own_stack() as (house, folder):
         serving.deploy(house.settings, publish_clips(house, folder, STEPS), LIMIT_S)
         well = under_fire(house, only)
-    print(f"\n{'all well' if well else 'NOT WELL'} after {time.monotonic() - began:.0f} s")
-    sys.exit(0 if well else 1)
+    leave(well, began)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import httpx
 import psutil
@@ -329,6 +329,12 @@ def own_stack(placement: str = "layout: staged") -> Iterator[tuple[House, Path]]
             stack.down()
 
 
+def leave(well: bool, began: float) -> NoReturn:
+    """Say whether all is well, after how long, and exit by that."""
+    print(f"\n{'all well' if well else 'NOT WELL'} after {time.monotonic() - began:.0f} s")
+    sys.exit(0 if well else 1)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     began, well = time.monotonic(), False
@@ -341,8 +347,7 @@ def main() -> None:
             well = asyncio.run(asyncio.wait_for(soak(house, other), left))
         except TimeoutError:
             print(f"\nnot done in {LIMIT_S:.0f} s: the rest was not run")
-    print(f"\n{'all well' if well else 'NOT WELL'} after {time.monotonic() - began:.0f} s")
-    sys.exit(0 if well else 1)
+    leave(well, began)
 
 
 if __name__ == "__main__":

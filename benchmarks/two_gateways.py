@@ -16,7 +16,6 @@ import io
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from typing import Any, Final
 import httpx
 import sqlalchemy as sa
 
-from benchmarks.soak import TITLES, own_stack, row, running
+from benchmarks.soak import TITLES, leave, own_stack, row, running
 from data.makers.moving import CAPTIONS
 from infra import serving
 from infra.database import open_engine, reading
@@ -268,8 +267,7 @@ def main() -> None:
     with own_stack(PLACEMENT) as (house, folder):
         serving.deploy(house.settings, publish_clips(house, folder, STEPS), LIMIT_S)
         well = under_fire(house, count)
-    print(f"\n{'all well' if well else 'NOT WELL'} after {time.monotonic() - began:.0f} s")
-    sys.exit(0 if well else 1)
+    leave(well, began)
 
 
 if __name__ == "__main__":

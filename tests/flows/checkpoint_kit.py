@@ -7,6 +7,9 @@ from typing import Any, Final
 
 import torch
 
+from flows.provenance.checkpoints import Checkpoint
+from models import build
+
 LENGTH: Final = 48
 PAIRS: Final = ("re", "red</w>", "at</w>", "cat</w>")
 MERGES: Final = ("r e", "re d</w>", "a t</w>", "c at</w>")
@@ -425,6 +428,14 @@ def saved(kind: str, folder: Path) -> Any:
     pipeline.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: openrail\n---\n# tiny\n")
     return pipeline
+
+
+def model_of(found: Checkpoint, **config: Any) -> Any:
+    """Return the model that a checkpoint was read as, with its weights; `config` stands over its own settings."""
+    document = json.loads(json.dumps(found.document))  # as it is kept
+    model: Any = build({**document, "config": {**document["config"], **config}})
+    model.load_state_dict(dict(found.tensors))
+    return model.ready()
 
 
 def changed(path: Path, **values: Any) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from flows.provenance.checkpoints import CheckpointError, read
-from models import build
 from models.parts.noise import normals
 from models.parts.rows import join, take
 from models.request import Request
-from tests.flows.checkpoint_kit import CLIPS, changed, saved
+from tests.flows.checkpoint_kit import CLIPS, changed, model_of, saved
 
 FRAMES = {"animatediff": 4, "wan": 5}
 
@@ -24,11 +23,8 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for kind in CLIPS:
         folder = tmp_path_factory.mktemp(kind)
         theirs = saved(kind, folder)
-        checkpoint = read(folder, "a test")
-        config = checkpoint.document["config"] | {"frames": FRAMES[kind], "image_size": 16}
-        model: Any = build({**checkpoint.document, "config": config})
-        model.load_state_dict(dict(checkpoint.tensors))
-        found[kind] = (theirs, model.ready())
+        model = model_of(read(folder, "a test"), frames=FRAMES[kind], image_size=16)
+        found[kind] = (theirs, model)
     return found
 
 

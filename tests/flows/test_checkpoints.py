@@ -27,14 +27,13 @@ from infra.documents import read_json
 from infra.pipelines import read_pipeline
 from infra.settings import settings
 from infra.storage import IntegrityError
-from models import build
 from models.parts import lora
 from models.parts.noise import normals
 from models.parts.rows import entered, join, take
 from models.ports import salted
 from models.request import Request
 from models.text_to_image.diffusers_pipeline import KEPT_BYTES, Diffusers
-from tests.flows.checkpoint_kit import BUILT, changed, saved, three
+from tests.flows.checkpoint_kit import BUILT, changed, model_of, saved, three
 from tests.flows.conftest import Install
 from tests.flows.training_kit import prepare
 from tests.flows.versions_kit import Installation
@@ -50,14 +49,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
 @pytest.fixture(scope="module")
 def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
     """What is read of each, as a family."""
-    found = {}
-    for kind, (folder, _) in checkpoints.items():
-        checkpoint = read(folder, "a test")
-        config = {**checkpoint.document["config"], "image_size": 16}  # of Flux's no file tells it
-        model = build({**checkpoint.document, "config": config})
-        model.load_state_dict(dict(checkpoint.tensors))
-        found[kind] = model.ready()
-    return found
+    size = {"image_size": 16}  # of Flux's no file tells it
+    return {kind: model_of(read(one, "a test"), **size) for kind, (one, _) in checkpoints.items()}
 
 
 def theirs(pipeline: Any, seed: int, **asked: Any) -> torch.Tensor:
@@ -124,10 +117,8 @@ def test_without_t5_zeros_are_read_in_its_place(tmp_path: Path) -> None:
     pipeline = three(long=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path)
-    found = read(tmp_path, "a test")
-    model: Any = build(found.document)
-    model.load_state_dict(dict(found.tensors))
-    ours = model.eval().sample(Request(seeds=(7,), prompts=("a red cat",), steps=2))[0]
+    model = model_of(read(tmp_path, "a test"))
+    ours = model.sample(Request(seeds=(7,), prompts=("a red cat",), steps=2))[0]
     wanted = theirs(pipeline, 7, prompt="a red cat", num_inference_steps=2, guidance_scale=7.0)
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
 
@@ -347,12 +338,8 @@ def test_three_stages_draw_what_the_whole_checkpoint_draws(
 
 def parts_of(folder: Path) -> dict[str, Any]:
     """Return the stages of a checkpoint, as models."""
-    found = {}
-    for name, part in parted(read(folder, "a test", 16), "model").items():
-        model = build(part.document)
-        model.load_state_dict(dict(part.tensors))
-        found[name] = model.ready()
-    return found
+    parts = parted(read(folder, "a test", 16), "model")
+    return {name: model_of(part) for name, part in parts.items()}
 
 
 def test_what_denoises_learns_alone_from_what_the_other_two_stages_make(

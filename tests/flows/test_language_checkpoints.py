@@ -1,6 +1,5 @@
 """Language models of others: what is read writes what transformers writes, and what is not taken is refused by name."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from flows.train import check_specs
 from flows.training.ray_train import fit
 from infra.pipelines import read_pipeline
 from infra.storage import IntegrityError
-from models import build
 from models.parts import lora
 from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, UNK, tokenizer
@@ -33,7 +31,7 @@ from models.request import Request
 from tests.command_kit import commands
 from tests.conftest import free_ports
 from tests.data import prepare_kit
-from tests.flows.checkpoint_kit import changed
+from tests.flows.checkpoint_kit import changed, model_of
 from tests.flows.conftest import Install
 from tests.flows.language_kit import BUILT
 from tests.flows.test_travelling import served
@@ -54,13 +52,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
 @pytest.fixture(scope="module")
 def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
     """What is read of each, as a family."""
-    found = {}
-    for kind, (folder, _) in checkpoints.items():
-        checkpoint = read(folder, "a test")
-        model = build(json.loads(json.dumps(checkpoint.document)))
-        model.load_state_dict(dict(checkpoint.tensors))
-        found[kind] = model.eval()
-    return found
+    return {kind: model_of(read(folder, "a test")) for kind, (folder, _) in checkpoints.items()}
 
 
 def their_tokens(folder: Path, text: str) -> list[int]:

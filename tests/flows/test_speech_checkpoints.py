@@ -1,7 +1,6 @@
 """Networks of others that speak: what is read says what transformers says, and what is not taken is refused by name."""
 
 import io
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from models import build
 from models.parts.noise import Seeded
 from models.ports import salted
 from models.request import Request
-from tests.flows.checkpoint_kit import changed
+from tests.flows.checkpoint_kit import changed, model_of
 from tests.flows.speech_checkpoint_kit import BUILT, pieces
 from tests.flows.test_travelling import served
 from tests.flows.versions_kit import Installation
@@ -49,13 +48,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
 @pytest.fixture(scope="module")
 def models(checkpoints: dict[str, tuple[Path, Any]]) -> dict[str, Any]:
     """What is read of each, as a family."""
-    found = {}
-    for kind, (folder, _) in checkpoints.items():
-        checkpoint = read(folder, "a test")
-        model = build(json.loads(json.dumps(checkpoint.document)))
-        model.load_state_dict(dict(checkpoint.tensors))
-        found[kind] = model.eval()
-    return found
+    return {kind: model_of(read(folder, "a test")) for kind, (folder, _) in checkpoints.items()}
 
 
 def their_tokens(folder: Path, text: str) -> Any:

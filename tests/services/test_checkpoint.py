@@ -17,9 +17,9 @@ from flows.evaluating.pipeline import draw
 from flows.provenance.checkpoint_stages import parted, wired
 from flows.provenance.checkpoints import Checkpoint, read
 from infra.placement import Placement, Pool
-from models import build, describe
+from models import describe
 from models.text_to_image.diffusers_pipeline import Diffusers
-from tests.flows.checkpoint_kit import saved
+from tests.flows.checkpoint_kit import model_of, saved
 
 PROMPTS = ("a red cat", "two dogs", "no 7")
 Ask = Callable[..., httpx.Response]
@@ -50,10 +50,8 @@ def apart(own_workshop: Any, foreign: Diffusers) -> Any:
 
 def published(workshop: Any, whole: Checkpoint) -> Any:
     """Publish a checkpoint's stages, and return the pipeline and its models."""
-    parts, models = parted(whole, "model"), {}
-    for name, part in parts.items():
-        models[name] = build(part.document).eval()
-        models[name].load_state_dict(dict(part.tensors))
+    parts = parted(whole, "model")
+    models = {name: model_of(part) for name, part in parts.items()}
     wires = wired("model", parts)
     assert wires is not None
     return workshop.publish_wired("foreign", models, wires["generate"]), models
