@@ -41,7 +41,7 @@ class Watch:
         if time.monotonic() < self._not_before:
             return False
         now, files = watch.glance(self.dataset, self.project)
-        self._not_before = time.monotonic() + REST_S * files
+        self.rest(REST_S * files)
         moved, self._last = now != self._last, now
         if now == self._settled:
             return False
@@ -59,6 +59,10 @@ class Watch:
         remember(client, self.dataset, now, content)
         self._settled = now
         return told
+
+    def rest(self, seconds: float) -> None:
+        """Look at nothing for so long."""
+        self._not_before = time.monotonic() + seconds
 
 
 def begin(client: "SyncPrefectClient", dataset: str, project: Path) -> None:

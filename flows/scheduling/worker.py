@@ -9,7 +9,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from prefect.exceptions import PrefectException
 from prefect.workers.process import ProcessWorker
 from sqlalchemy.exc import SQLAlchemyError
 
+from data.params import CatalogError
 from flows.scheduling.crash_recovery import bury_the_dead, take_up_again
 from flows.scheduling.dataset_watch import Watch
 from flows.scheduling.deployments import register
@@ -86,9 +87,20 @@ class Lookout:
         names = watched(client)
         project = settings().project
         self.watches = {one: self.watches.get(one) or Watch(one, project) for one in names}
-        for watch in self.watches.values():
-            if watch.look(client):
-                log.info("%s has changed", watch.dataset)
+        look_at(self.watches.values(), client)
+
+
+def look_at(watches: Iterable[Watch], client: SyncPrefectClient) -> None:
+    """Look at each dataset once; one that cannot be looked at keeps nobody from the others, and rests."""
+    for watch in watches:
+        try:
+            told = watch.look(client)
+        except (CatalogError, OSError) as error:
+            watch.rest(LONGEST_S)
+            log.warning("%s cannot be watched: %s", watch.dataset, " ".join(str(error).split()))
+            continue
+        if told:
+            log.info("%s has changed", watch.dataset)
 
 
 def show(client: SyncPrefectClient) -> None:

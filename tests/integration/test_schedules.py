@@ -25,6 +25,7 @@ from flows.scheduling.dataset_watch import (
     seen,
 )
 from flows.scheduling.deployments import Deployment, put, submit
+from flows.scheduling.worker import look_at
 from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house
 from tests.integration.serving_kit import wait_for
 
@@ -228,6 +229,25 @@ def test_a_look_that_took_long_puts_off_no_other(
     time.sleep(REST_S)  # for its one file
     assert watch.look(house.client)
     forget(house.client, "walked")
+
+
+def test_a_dataset_that_is_gone_keeps_nobody_from_the_others(
+    house: ScheduledHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    entry = "{maker: folder, path: pictures, image_size: 8}"
+    (tmp_path / "params.yaml").write_text(f"datasets:\n  left: {entry}\n")
+    watches = [Watch("gone", tmp_path), Watch("left", tmp_path)]
+    try:
+        with caplog.at_level("WARNING"):
+            look_at(watches, house.client)
+            look_at(watches, house.client)
+        assert [one.getMessage().partition(":")[0] for one in caplog.records] == [
+            "gone cannot be watched"
+        ], "once: it rests"
+        assert seen(house.client, "left") is not None
+    finally:
+        forget(house.client, "left")
 
 
 def test_what_was_seen_of_data_is_known_until_no_schedule_is_left_that_waits_for_them(
