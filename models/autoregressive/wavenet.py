@@ -25,6 +25,7 @@ from models.parts import bounds
 from models.parts.levels import drawn, levels_of, sound_of
 from models.parts.mel import PRESETS, Mel
 from models.parts.noise import uniforms
+from models.parts.rows import to_end
 from models.parts.words import Captioned
 from models.ports import Port
 from models.request import Request, SoundOptions
@@ -308,10 +309,7 @@ class WaveNet(Family):
         Raises:
             ValueError: prompts are missing or not understood, seconds out of range; see `check`.
         """
-        rows = self.begin(request)
-        while not self.done(rows).all():
-            rows = self.step(rows)
-        return self.finish(rows)
+        return to_end(self, self.begin(request))
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:

@@ -31,6 +31,7 @@ from models.parts import bounds, decoder
 from models.parts.decoder import KVCache
 from models.parts.draws import token_logprobs
 from models.parts.dropout import Dropout
+from models.parts.rows import to_end
 from models.parts.tokens import ASSISTANT, EOS, of_signs, tokenizer
 from models.request import Prompt, Record, Request, TextOptions
 
@@ -223,7 +224,7 @@ class GPT(Family):
             prompts = [row[:end] for row, end in zip(rows, ends, strict=True)]
             longest = max(len(row) - end for row, end in zip(rows, ends, strict=True))
             request = Request(seeds=(0,) * len(rows), temperature=0, max_tokens=longest)
-            answers = self._generated(self._begun(prompts, request)).tolist()
+            answers = to_end(self, self._begun(prompts, request)).tolist()
             for row, end, answer in zip(rows, ends, answers, strict=True):
                 right.append([*(t for t in answer if t >= 0), EOS] == row[end:])
         return {"nats_per_token": nats, "exact_match": torch.tensor(right, device=nats.device)}
@@ -247,12 +248,7 @@ class GPT(Family):
         Raises:
             ValueError: see `begin`.
         """
-        return self._generated(self.begin(request))
-
-    def _generated(self, rows: Rows) -> Tensor:
-        while not self.done(rows).all():
-            rows = self.step(rows)
-        return self.finish(rows)
+        return to_end(self, self.begin(request))
 
     def begin(self, request: Request) -> Rows:
         """Return rows that have read their prompt but its last token, each prompt alone and equal ones once.

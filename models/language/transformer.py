@@ -35,6 +35,7 @@ from models.parts.attention import Attention, EncoderLayer, FeedForward
 from models.parts.draws import drawn, logprobs, no_logprobs, sampling_rules
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
+from models.parts.rows import to_end
 from models.parts.tokens import BOS, CONTROL, EOS, PAD, Tokenizer, of_signs, padded, tokenizer
 from models.request import Prompt, Record, Request, TextOptions
 
@@ -229,7 +230,7 @@ class Transformer(Family):
         if self.config.beams > 1:
             return self.beam_search(source_NS, self.config.beams)[0]
         request = Request(seeds=(0,) * len(source_NS))
-        return self._run(self._rows(request, self._source_kv(source_NS), source_NS != PAD))
+        return to_end(self, self._rows(request, self._source_kv(source_NS), source_NS != PAD))
 
     def logits(self, source_NS: Tensor, target_NT: Tensor) -> Tensor:
         """Return (N, T, K): at each place of the target, which starts with <bos>, the logits of what follows."""
@@ -272,12 +273,7 @@ class Transformer(Family):
             source_NS = self._sources(request)
             most = request.options.get("max_tokens")
             return self.beam_search(source_NS, self.config.beams, most)[0]
-        return self._run(self.begin(request))
-
-    def _run(self, rows: Rows) -> Tensor:
-        while not self.done(rows).all():
-            rows = self.step(rows)
-        return self.finish(rows)
+        return to_end(self, self.begin(request))
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:

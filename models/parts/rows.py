@@ -64,12 +64,18 @@ class Stepwise(Protocol):
 
 
 def drawn(model: Stepwise, request: Request) -> Tensor:
-    """Return the samples of a stepwise family, as its `sample`: every row to its end.
+    """Return the samples of a stepwise family, as its `sample`: every row to its end."""
+    with torch.inference_mode():
+        rows = model.begin(request)
+    return to_end(model, rows)
+
+
+def to_end(model: Stepwise, rows: Rows) -> Tensor:
+    """Return the samples of rows, each after its last step.
 
     In inference mode, where torch keeps no count of versions and views; what comes out is a tensor like any other.
     """
     with torch.inference_mode():
-        rows = model.begin(request)
         while not model.done(rows).all():
             rows = model.step(rows)
         found = model.finish(rows)

@@ -31,7 +31,7 @@ from models.parts.decoder import KVCache
 from models.parts.draws import drawn, sampling_rules
 from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
-from models.parts.rows import filled
+from models.parts.rows import filled, to_end
 from models.parts.tables import Table
 from models.parts.words import Captioned
 from models.ports import Port
@@ -222,10 +222,7 @@ class DALLE(Family):
         Raises:
             ValueError: see `begin`.
         """
-        rows = self.begin(request)
-        while not self.done(rows).all():
-            rows = self.step(rows)
-        return self.finish(rows)
+        return to_end(self, self.begin(request))
 
     def steps_of(self, request: Request) -> int:  # noqa: ARG002 - a grid is a grid
         """Return the codes of a picture."""

@@ -21,7 +21,7 @@ from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds, pitch
 from models.parts.mel import PRESETS, Mel
 from models.parts.noise import normals
-from models.parts.rows import drawn, join
+from models.parts.rows import drawn, join, to_end
 from models.ports import Port
 from models.request import Request, SpeechOptions
 from models.text_to_speech.acoustic import (
@@ -270,9 +270,7 @@ class Matcha(Family):
         heard = self._heard(batch["sound"], path_BSF)
         steps = self.config.steps
         rows = self._rows(range(len(x_BSW)), frames_B, x_BSW, mean_BSM, heard, path_BSF, steps)
-        while not self.done(rows).all():
-            rows = self.step(rows)
-        made_BMF = self.finish(rows)
+        made_BMF = to_end(self, rows)
         frames = made_BMF.shape[2]  # of the longest row
         off_BMF = (made_BMF - log_mel_BMF[..., :frames]).abs() * inside_B1F[..., :frames]
         real_BS, inside_BS = path_BSF.sum(2), tokens_BS > 0
