@@ -253,11 +253,11 @@ def _prediction(
 def following(model: Family, stage: PinnedStage, frames: Tensor, said: Sequence[str]) -> Tensor:
     """Return the frames that a stage puts behind clips, whose last ones it takes as its first half."""
     length = model.config.frames
-    known = (length + 1) // 2
+    known = length // 2 + 1
     if frames.shape[1] < known:
         raise ValueError(
             f"{stage.stage} goes on from {known} frames, and {frames.shape[1]} are given:"
-            f" config.frames must be at most {2 * frames.shape[1]}"
+            f" config.frames must be at most {2 * frames.shape[1] - 1}"
         )
     first = frames[:, -length:]
     lacking = length - first.shape[1]

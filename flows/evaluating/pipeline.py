@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from models.family import Family
     from models.request import Request
 
+PASSES: Final = 2  # of what goes on from half of a clip, to extend it
 MODALITIES: Final[Mapping[str, Modality]] = {
     **{"pixels": "image", "sound": "audio"},
     **{"text": "text", "embedding": "embedding", "clip": "clip"},
@@ -205,9 +207,28 @@ def check_fit(pipeline: Pipeline) -> None:
         given = ASKED.get(called, ())
         if lost := [name for name in given if name not in asks]:
             raise StageMismatch(f"{called}: no stage takes request.{lost[0]}, which is asked there")
+        if called == "extend":
+            check_passes(entrance)
         if odd := sorted(asks.keys() - {"text", NEGATIVE, *given}):
             there = ", ".join(f"request.{name}" for name in {"text": 0, **dict.fromkeys(given)})
             raise StageMismatch(f"{called}: there is no request.{odd[0]}, only {there}")
+
+
+def check_passes(entrance: Entrance) -> None:
+    """Check that what goes on from half of a clip does so twice: its last frame is then the first that comes out.
+
+    After one pass half of what comes out were frames of the clip, and after three it would begin beyond its end.
+
+    Raises:
+        StageMismatch: it does so more or less often.
+    """
+    passes = Counter(node.stage for node in entrance.nodes.values() if "start" in node.wires)
+    for stage, count in passes.items():
+        if count != PASSES:
+            raise StageMismatch(
+                f"extend: {stage} goes on from half of a clip, so it is needed twice, as {stage} and"
+                f" {stage}#on from {stage}'s output; got {count}"
+            )
 
 
 def _parsed(written: Mapping[str, str]) -> dict[str, graph.Port]:

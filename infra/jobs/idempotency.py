@@ -32,9 +32,18 @@ def asked_before(
     row = connection.execute(sa.select(table).where(same)).mappings().first()
     if row is None:
         return None
-    if row["body"] != body:
+    make_sure_of_words(row["id"], idempotency_key, row["body"], body)
+    return dict(row)
+
+
+def make_sure_of_words(id: str, idempotency_key: str, said: str, body: str) -> None:
+    """Refuse a key that was used for other words, to make or change `id`.
+
+    Raises:
+        Conflict: it was.
+    """
+    if said != body:
         raise Conflict(
-            f"the idempotency key {idempotency_key!r} was used for {row['id']}, which asks for something else; "
+            f"the idempotency key {idempotency_key!r} was used for {id}, which asks for something else; "
             "take a new key"
         )
-    return dict(row)

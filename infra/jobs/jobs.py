@@ -160,6 +160,7 @@ class Jobs:
         }
         with writing(self._engine) as connection:
             take_turns(connection, SUBMIT_LOCK)
+            _free(connection, owner, idempotency_key, now)
             found = asked_before(connection, JOBS, owner, idempotency_key, body)
             if found is not None:
                 return job(found)
@@ -310,9 +311,10 @@ class Jobs:
             "result": json.dumps(asdict(result)),
         }
         kept = (JOBS.c.owner == owner, JOBS.c.kind == FILE, JOBS.c.result.is_not(None))
-        mine = (*kept, JOBS.c.batch.is_(None), ~JOBS.c.deleted)
+        mine = (*kept, JOBS.c.batch.is_(None), ~JOBS.c.deleted, JOBS.c.expires > now)
         with writing(self._engine) as connection:
             take_turns(connection, SUBMIT_LOCK)
+            _free(connection, owner, idempotency_key, now)
             found = asked_before(connection, JOBS, owner, idempotency_key, body)
             if found is not None:
                 return job(found)
@@ -475,6 +477,14 @@ class Jobs:
         if row is None:
             raise NotFound(f"there is no job {id!r}, or not any more")
         return row
+
+
+def _free(connection: Connection, owner: str, idempotency_key: str | None, now: float) -> None:
+    """Let an owner's key be used again where what it named is over, and waits for the sweep."""
+    over = (JOBS.c.idempotency_key == idempotency_key, JOBS.c.expires <= now)
+    if idempotency_key is not None:
+        here = sa.update(JOBS).where(JOBS.c.owner == owner, *over)
+        connection.execute(here.values(idempotency_key=None))
 
 
 def _make_sure_of_batch(connection: Connection, batch: str) -> None:

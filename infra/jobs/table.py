@@ -79,9 +79,11 @@ ENDPOINTS: Final = sa.Table(
     sa.Column("both_until", sa.Double),  # until when the secret before it signs, too
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("updated", sa.Double, nullable=False),
-    # of the request that made it, or last changed its secret
+    # of the request that made it, and of that which last changed its secret
     sa.Column("idempotency_key", sa.String(200)),
     sa.Column("body", sa.String(64)),
+    sa.Column("rotation_key", sa.String(200)),
+    sa.Column("rotation_body", sa.String(64)),
     sa.Index(None, "owner", "idempotency_key", unique=True),
 )
 DELIVERIES: Final = sa.Table(

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from infra.database import open_engine, reading, take_turns, writing
 from infra.documents import parse_json
-from infra.jobs.idempotency import asked_before, words
+from infra.jobs.idempotency import asked_before, make_sure_of_words, words
 from infra.jobs.ids import new_id
 from infra.jobs.outbox import post
 from infra.jobs.table import DELIVERIES, ENDPOINTS
@@ -147,12 +147,14 @@ class Webhooks:
         body = words("rotation", {"id": id, "keep_old": keep_old})
         with writing(self._engine) as connection:
             take_turns(connection, CREATE_LOCK)
-            found = _get(connection, id, owner)
-            if asked_before(connection, ENDPOINTS, owner, idempotency_key, body) is not None:
-                return found
+            row = _row(connection, id, owner)
+            if idempotency_key is not None and row["rotation_key"] == idempotency_key:
+                make_sure_of_words(id, idempotency_key, row["rotation_body"], body)
+                return _endpoint(row)
+            key = {"rotation_key": idempotency_key, "rotation_body": body}
             return _set(
-                connection, id, owner, self._clock(), generation=found.generation + 1,
-                both_until=both, idempotency_key=idempotency_key, body=body,
+                connection, id, owner, self._clock(), generation=row["generation"] + 1,
+                both_until=both, **key,
             )  # fmt: skip
 
     def delete(self, id: str, owner: str) -> None:
@@ -222,11 +224,15 @@ class Webhooks:
 
 
 def _get(connection: Connection, id: str, owner: str) -> WebhookEndpoint:
+    return _endpoint(_row(connection, id, owner))
+
+
+def _row(connection: Connection, id: str, owner: str) -> dict[str, Any]:
     here = (ENDPOINTS.c.id == id) & (ENDPOINTS.c.owner == owner)
     row = connection.execute(sa.select(ENDPOINTS).where(here)).mappings().first()
     if row is None:
         raise WebhookError(f"there is no webhook endpoint {id!r}, or not any more")
-    return _endpoint(dict(row))
+    return dict(row)
 
 
 def _set(connection: Connection, id: str, owner: str, now: float, **values: Any) -> WebhookEndpoint:

@@ -92,8 +92,8 @@ class InterpolationConfig(ClipsConfig):
         ClipsConfig.__post_init__(self)
         if not self.tasks or len({*self.tasks} & {*TASKS}) < len(self.tasks):
             raise ValueError(f"tasks must be some of {', '.join(TASKS)}, got {list(self.tasks)}")
-        apart = max(APART.get(name, 1) for name in self.tasks)
-        if self.frames <= apart or self.frames % apart != 1 % apart:
+        apart = 4 if "quarter" in self.tasks else 2
+        if self.frames <= apart or self.frames % apart != 1:
             raise ValueError(
                 f"frames must be one more than a multiple of {apart}, of which each second"
                 f"{' or fourth' * (apart == 4)} can be known, got {self.frames}"
@@ -110,8 +110,7 @@ class InterpolationConfig(ClipsConfig):
 
 
 TASKS: Final = ("half", "quarter", "first", "start", "nothing")
-"""What is known: each second frame, each fourth, the first, the first half with the one in the middle, or none."""
-APART: Final[Mapping[str, int]] = {"half": 2, "quarter": 4}  # from one that is known to the next
+"""What is known: each second frame, each fourth, the first, the first half and the one in the middle, or none."""
 GAINS: Final = (1, 1 / 2, 1 / 6, 1 / 3)
 """Of `low_gain`, for each of these but the last: the less is known, the more there is over a guess."""
 SHARES: Final = (0.4, 0.2, 0.2, 0.2, 0.02)
@@ -121,8 +120,8 @@ SHARES: Final = (0.4, 0.2, 0.2, 0.2, 0.02)
 def known(frames: int) -> tuple[range, ...]:
     """Return the places of the frames that each of the TASKS knows."""
     return (
-        *(range(0, frames, APART["half"]), range(0, frames, APART["quarter"]), range(1)),
-        *(range((frames + 1) // 2), range(0)),
+        *(range(0, frames, 2), range(0, frames, 4), range(1)),
+        *(range(frames // 2 + 1), range(0)),
     )
 
 

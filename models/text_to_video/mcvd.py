@@ -5,8 +5,8 @@ training. It has no layers over time: the frames lie one after the other in the 
 that are known beside the noisy ones (the paper's "concat"). So any frame reaches any other within one convolution, and
 a clip costs what a picture does, but for the first and the last layer.
 
-What differs from the paper: the tasks and the guess that stands where a frame is not known, whose rest is learned, are
-those of `make_a_video.Interpolation`; which frames are known is told by the embedding and not by black frames.
+What differs from the paper: the tasks are those of `make_a_video.Interpolation`, and the embedding tells which frames
+are known beside their places, which are black where they are not.
 
 Shape letters: B clips, F frames, C channels of a frame, X = F C, H and W pixels, E numbers of an embedding.
 """
@@ -30,6 +30,7 @@ class MCVDConfig(InterpolationConfig):
 
     tasks: tuple[str, ...] = ("half", "first", "start", "nothing")
     widths: tuple[int, ...] = (96, 160)
+    low_gain: float = 1.0  # of what there is over black
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""

@@ -36,6 +36,7 @@ TOGETHER: Final = 8  # requests that are sent at a time
 PART: Final = 32  # that are committed together
 BEAT_S: Final = 0.2
 LOOK_S: Final = 0.5
+OVER: Final = "batch_over"  # the code where a batch is called off
 LATER: Final = frozenset({429, 503, 504})  # what is asked again
 MOST_LATE: Final = 3  # of answers that were not there in time
 LONGEST_PAUSE_S: Final = 30.0
@@ -158,6 +159,10 @@ class Batcher:
                 await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
                 told = await client.post(line.url, content=sent, headers=headers, timeout=None)
             body = parse_json(told.text, "an answer")
+            if (body.get("error") or {}).get("code") == OVER:
+                await (
+                    asyncio.Future()
+                )  # called off: the next beat ends this, and the line stays unanswered
             clip = body.get("id")
             while told.status_code == 200 and body.get("status") in {"queued", "in_progress"}:
                 await asyncio.sleep(LOOK_S)

@@ -43,7 +43,9 @@ def test_jobs_are_listed_shown_cancelled_and_tried_again(run: Run, url: str) -> 
             "failed",
             "out_of_memory",
         )
-        assert datetime.fromisoformat(listed["ended"]).timestamp() >= made.created
+        ended = datetime.fromisoformat(listed["ended"])
+        assert ended.tzinfo is not None
+        assert ended.timestamp() >= made.created
         assert listed["deadline"] is None
         shown = run("show", made.id).stdout
         for part in (

@@ -13,13 +13,15 @@ from flows.evaluating.pipeline import (
     StageMismatch,
     check_fit,
     check_interfaces,
+    check_passes,
     draw,
     interface_hash,
     ports_of,
 )
 from flows.evaluating.speed import cost_per_sample
 from flows.recipe import Evaluation
-from infra.pipelines import PinnedStage, Pipeline
+from flows.recipes.loader import load
+from infra.pipelines import Entrance, Node, PinnedStage, Pipeline
 from models import describe
 from models.diffusion.ddpm import DDPM
 from models.variational.kl_autoencoder import KLAutoencoder
@@ -148,3 +150,34 @@ def test_a_stage_alone_cannot_be_evaluated(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(evaluation, "registry", lambda: registry)
     with pytest.raises(ValueError, match=r"toy\.base:1 is a stage, .*evaluate 'toy'"):
         evaluation.evaluate.fn("toy.base")
+
+
+def extending(*nodes: str) -> Entrance:
+    """Return an entrance whose nodes go on from one another."""
+    wired = {
+        name: Node(stage=name.partition("#")[0], entry="", wires={"start": source}, salt="")
+        for name, source in zip(nodes, ("request.clip", "up.frames", "up#on.frames"), strict=False)
+    }
+    return Entrance(nodes=wired, output=f"{nodes[-1]}.frames")
+
+
+def test_what_goes_on_from_half_of_a_clip_does_so_twice_or_frames_would_come_out_again() -> None:
+    check_passes(extending("up", "up#on"))
+    for nodes in (("up",), ("up", "up#on", "up#more")):
+        with pytest.raises(StageMismatch, match=f"extend: up goes on .* twice.* got {len(nodes)}"):
+            check_passes(extending(*nodes))
+
+
+def test_every_recipe_that_extends_clips_goes_on_twice() -> None:
+    seen = []
+    for path in sorted(Path("flows/recipes").glob("*.yaml")):
+        wires = (load(path).pipeline or {}).get("extend")
+        if wires is not None:
+            seen.append(path.stem)
+            nodes = {
+                name: Node(stage=name.partition("#")[0], entry="", wires=dict(of), salt="")
+                for name, of in wires.items()
+                if "/" not in name
+            }
+            check_passes(Entrance(nodes=nodes, output="frames.frames"))
+    assert {"moving-mnist", "moving-shapes", "moving-shapes-dit"} <= set(seen)

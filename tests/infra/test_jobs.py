@@ -399,8 +399,10 @@ def test_a_key_names_one_file_for_as_long_as_it_is_there(jobs: Jobs, clock: Cloc
     with pytest.raises(Conflict, match="was used for file_1"):
         kept("file_3", "e" * 64)
     clock.now += 11
+    assert kept("file_4", "d" * 64).id == "file_4", "not the one that the next sweep takes away"
+    clock.now += 11
     jobs.sweep()
-    assert kept("file_4", "e" * 64).id == "file_4"
+    assert kept("file_5", "e" * 64).id == "file_5"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -428,7 +430,11 @@ def test_jobs_of_before_are_known_as_their_batch_s(databases: Databases, kind: s
         {"id": "video_alone", "kind": "video", "idempotency_key": f"batch_{ulid}/1"},
         {"id": f"file_{batch[6:]}_errors", "kind": FILE, "idempotency_key": None},
         {"id": f"file_{ulid}", "kind": FILE, "idempotency_key": None},
+        {"id": "video_of_berta", "kind": "video", "idempotency_key": f"{batch}/3"},
+        {"id": "video_gone", "kind": "video", "idempotency_key": "gone"},
     ]
+    rows[-2] |= {"owner": "berta"}
+    rows[-1] |= {"state": "expired"}
     with database.engine().begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0005")
@@ -436,6 +442,8 @@ def test_jobs_of_before_are_known_as_their_batch_s(databases: Databases, kind: s
     with Jobs(database.url), database.engine().connect() as connection:
         found = connection.execute(sa.select(JOBS.c.id).where(JOBS.c.batch == batch)).scalars()
         assert sorted(found) == sorted([rows[1]["id"], rows[3]["id"]])
+        keys = connection.execute(sa.select(JOBS.c.id).where(JOBS.c.idempotency_key.is_not(None)))
+        assert "video_gone" not in set(keys.scalars()), "its key may be used again"
 
 
 def test_pages_hold_every_job_once_in_order(jobs: Jobs, clock: Clock) -> None:

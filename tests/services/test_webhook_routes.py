@@ -125,6 +125,7 @@ def test_an_endpoint_and_its_new_secret_are_made_once_by_their_key(
         for _ in range(2)
     ]
     assert new[0] == new[1] != hook
+    assert asked("made").id == hook.id, "also once its secret is another"
     client.webhooks.test(hook.id, event_type="video.completed")
     body, told = ear.heard.get(timeout=30)
     for secret in (hook.signing_secret, new[0].signing_secret):
