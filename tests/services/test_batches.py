@@ -413,6 +413,29 @@ def test_clips_of_a_cancelled_or_late_batch_are_cancelled_with_it(house: Any, id
     assert asyncio.run(until_asked(jobs.claim("one", kind="batch"), "cancelled")) != video
 
 
+def test_a_line_that_is_refused_since_its_batch_is_called_off_stays_unanswered(
+    house: Any, idle: OpenAI
+) -> None:
+    """As where the cancel came while it was sent: a batch that is tried again asks for it anew."""
+    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
+    batch = batch_of(idle, CHAT, turn("a"))
+
+    async def called_off(scope: Any, receive: Any, send: Any) -> None:
+        jobs.cancel(batch.id)
+        start = {"type": "http.response.start", "status": 409, "headers": []}
+        await send(start)
+        await send({"type": "http.response.body", "body": b'{"error": {"code": "batch_over"}}'})
+
+    asyncio.run(Batcher(jobs, store, called_off).work(jobs.claim("one", kind="batch")))
+    over = idle.batches.retrieve(batch.id)
+    assert (over.status, over.output_file_id, over.error_file_id) == ("cancelled", None, None)
+    jobs.retry(batch.id)
+    asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("two", kind="batch")))
+    done = idle.batches.retrieve(batch.id)
+    assert done.output_file_id is not None
+    assert list(answers(idle, done.output_file_id)) == ["r0"]
+
+
 def test_who_goes_on_sends_nothing_again_and_a_cancel_keeps_what_is_there(
     house: Any, idle: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
