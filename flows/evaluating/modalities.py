@@ -5,7 +5,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from flows.evaluating.scores import Judged
 from flows.recipe import Evaluation as EvaluationSpec
 from infra.pipelines import Modality, Pipeline
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from flows.evaluating.scores import Judged
     from models.family import Family
 
 MODULES: Final = {
@@ -68,7 +68,7 @@ class Judging(Protocol):
         spec: EvaluationSpec,
         models: "Sequence[Family]",
         pipeline: Pipeline,
-    ) -> Judged:
+    ) -> "Judged":
         """Return metrics, outcomes and the gallery of the drawn samples, in parts as they were packed."""
 
 
