@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from data.loaders import clips, read_header
 from flows.evaluating import pictures
+from flows.evaluating.measured import GIVEN, goes_on_from
 from flows.evaluating.scores import Judged, Scores, own, rated
 from flows.evaluating.sheets import of_clips
 from flows.recipe import Evaluation as EvaluationSpec
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 PAIRS: Final = 96  # real clips on which a stage is measured
 COARSE: Final = 16  # pixels a side at which copies of training clips are looked for
-GIVEN: Final = 10  # frames that a prediction has, and as many that it gives
 
 requests = pictures.requests
 packed = pictures.packed
@@ -150,7 +150,7 @@ def _of_stage(
         _upscaling(scores, model, stage, real, said)
     if "half" in inputs:
         _interpolation(scores, model, stage, real, said)
-    if "start" in inputs and whole.shape[1] >= 2 * GIVEN:
+    if 0 < goes_on_from(model) <= GIVEN <= whole.shape[1] // 2:
         _prediction(scores, model, stage, real, said)
 
 
@@ -253,12 +253,7 @@ def _prediction(
 def following(model: Family, stage: PinnedStage, frames: Tensor, said: Sequence[str]) -> Tensor:
     """Return the frames that a stage puts behind clips, whose last ones it takes as its first half."""
     length = model.config.frames
-    known = length // 2 + 1
-    if frames.shape[1] < known:
-        raise ValueError(
-            f"{stage.stage} goes on from {known} frames, and {frames.shape[1]} are given:"
-            f" config.frames must be at most {2 * frames.shape[1] - 1}"
-        )
+    known = goes_on_from(model)
     first = frames[:, -length:]
     lacking = length - first.shape[1]
     start = torch.cat([first[:, :1].expand(-1, lacking, -1, -1, -1), first], 1)

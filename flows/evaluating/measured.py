@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from models.declared import Declared
 from models.judges import LEAST_HELD_OUT
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from models.family import Family
 
 COSTS = ("seconds_per_sample", "cpu_seconds_per_sample")
+GIVEN: Final = 10  # frames that a prediction has, and as many that it gives
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,7 @@ class Able:
     steps: bool = True  # draws token by token
     ranks: bool = True  # embeds captions and pictures alike
     between: bool = True  # draws frames between others
-    goes_on: bool = True  # draws frames after others
+    goes_on: int = 1  # how many frames it sees, after which it draws more; 0: none
 
     @classmethod
     def perhaps(cls, declared: Declared) -> "Able":
@@ -46,8 +47,14 @@ class Able:
             steps=able.stepwise,
             ranks=model.ranks,
             between="half" in clips,
-            goes_on="start" in clips,
+            goes_on=goes_on_from(model),
         )
+
+
+def goes_on_from(model: "Family") -> int:
+    """Return the last frames of a clip after which a model draws more, 0 where it cannot: its first half."""
+    port = model.inputs.get("start")
+    return model.config.frames // 2 + 1 if port is not None and port.kind == "clip" else 0
 
 
 def measured(
@@ -131,8 +138,8 @@ def _of_clips(
         if able.upscales or able.between:
             found |= dict.fromkeys((f"{name}_gain_db", f"{name}_gain_ssim"), "")
         if able.goes_on:
-            short = "" if data["frames"] >= 20 else f"{data['name']} has clips of under 20 frames"
-            found |= dict.fromkeys((f"{name}_prediction_mse", f"{name}_prediction_ssim"), short)
+            why = _unpredicted(data, able.goes_on)
+            found |= dict.fromkeys((f"{name}_prediction_mse", f"{name}_prediction_ssim"), why)
     no_judge = "" if judged else "the recipe has no judge"
     told = _judged(data, few if judged else no_judge, prompted)
     alone = "" if seeds > 1 else "evaluation.seeds has one seed, and it needs two"
@@ -141,6 +148,16 @@ def _of_clips(
     for name in ("judge_confidence", "least_class"):
         told.pop(name)
     return found | told
+
+
+def _unpredicted(data: Mapping[str, Any], seen: int) -> str:
+    """Return why frames after GIVEN ones are not compared, of a stage that goes on from so many."""
+    if data["frames"] < 2 * GIVEN:
+        return f"{data['name']} has clips of under {2 * GIVEN} frames"
+    if seen > GIVEN:
+        most = 2 * GIVEN - 1
+        return f"it goes on from {seen} frames, and {GIVEN} are given: config.frames must be at most {most}"
+    return ""
 
 
 def _shown(data: Mapping[str, Any]) -> dict[str, Any]:

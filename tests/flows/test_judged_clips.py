@@ -187,11 +187,23 @@ def test_a_prediction_goes_on_until_there_are_ten_frames_more(tmp_path: Path) ->
     error = (stands - real[:, 10:]).square().sum((2, 3, 4)).mean()
     assert found["on_prediction_mse"].value == pytest.approx(float(error), rel=1e-4)
     assert 0 < found["on_prediction_ssim"].value < 1
-    long = replace(config, frames=21)
-    with pytest.raises(ValueError, match="on goes on from 11 frames, and 10 are given"):
-        judging.following(
-            Straight(long), pinned({"on": Straight(long)}).stages[0], real[:, :10], ()
-        )
+
+
+def test_a_predictor_that_sees_more_frames_than_are_given_is_told_so_and_judged_without(
+    tmp_path: Path,
+) -> None:
+    held = prepare(
+        tmp_path, {"maker": "moving", "count": 32, "image_size": SIDE, "frames": 21}, "long"
+    )
+    config = replace(Interpolation.presets["tiny"], image_size=SIDE, frames=21, text="none")
+    found = scored(held, None, *clips(held, "test")[:2], {"on": Straight(config)}).metrics
+    assert not {name for name in found if "prediction" in name}
+    able = {"on": Able.surely(Straight(config))}
+    data = {"modality": "clip", "name": "long", "frames": 21, "attributes": {}, "held_out": []}
+    told = measured(data, able, judged=False, prompted=True, seeds=1)
+    assert told["on_prediction_mse"] == (
+        "it goes on from 11 frames, and 10 are given: config.frames must be at most 19"
+    )
 
 
 def test_clips_are_judged_by_their_own_module() -> None:
