@@ -118,12 +118,15 @@ class Vocoder(OfMels):
     def _segments(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return mels (B, M, F) and sound (B, T) of segments, and how many frames (B,) of each there are."""
         mel, size = self.config.mel, self.config.segment
-        length_B = batch["length"]
-        whole_B = mel.frames_of(length_B)
-        whole_BMF = mel.padded(mel.log_mel(batch["sound"], length_B), size)
+        whole_B = mel.frames_of(batch["length"])
         start_B = starts(whole_B, size)
-        sound_BT = cut_sound(batch["sound"], start_B, size, mel.hop)
-        return cut(whole_BMF, start_B, size), sound_BT, whole_B.clamp(max=size)
+        beside = -(-mel.n_fft // mel.hop)  # frames whose sound is seen in another one
+        first_B = start_B - beside
+        wide_BT = cut_sound(batch["sound"], first_B, size + 2 * beside, mel.hop)
+        wide_BMF = mel.log_mel(wide_BT, batch["length"] - first_B * mel.hop)
+        mel_BMF = wide_BMF[:, :, beside:-beside]
+        sound_BT = wide_BT[:, beside * mel.hop : -beside * mel.hop]
+        return mel_BMF, sound_BT, whole_B.clamp(max=size)
 
     def _critic_losses(self, real_BT: Tensor, made_BT: Tensor, frames_B: Tensor) -> Losses:
         losses_B, on = self.critics.told_apart(real_BT, made_BT, frames_B / self.config.segment)
@@ -171,10 +174,10 @@ def cut(rows_BCF: Tensor, start_B: Tensor, size: int) -> Tensor:
 
 
 def cut_sound(sound_BT: Tensor, start_B: Tensor, size: int, hop: int) -> Tensor:
-    """Return the sound of `size` frames from a frame on, and silence after a row's end."""
-    long_BT = F.pad(sound_BT, (0, (size + 1) * hop))
+    """Return the sound of `size` frames from a frame on, and silence before a row's first and after its last."""
     place_BT = start_B[:, None] * hop + torch.arange(size * hop, device=start_B.device)
-    return long_BT.gather(1, place_BT)
+    long_BT = F.pad(sound_BT, (1, 1))  # a sample of silence on both sides
+    return long_BT.gather(1, place_BT.clamp(-1, sound_BT.shape[1]) + 1)
 
 
 def played(
