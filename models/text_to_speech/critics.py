@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 SLOPE: Final = 0.1  # of LeakyReLU below 0
 STRIDE: Final = 3  # of a period critic's layers
+ROUNDED: Final = 1 - 1e-6  # 7 of 13 frames are 7, and 7 / 13 * 13 is a little more
 
 
 class PeriodCritic(nn.Module):
@@ -115,7 +116,7 @@ class Critics(nn.ModuleList):
 
 def inside(share_B: Tensor, size: int) -> Tensor:
     """Return which of so many places in time (B, L) have sound, 1. or 0."""
-    end_B1 = (share_B * size).ceil()[:, None]
+    end_B1 = (share_B * size * ROUNDED).ceil()[:, None]
     return (torch.arange(size, device=share_B.device) < end_B1).float()
 
 

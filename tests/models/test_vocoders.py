@@ -12,7 +12,8 @@ from models.family import Batch, Family
 from models.parts.mel import Mel
 from models.ports import Misfit, Node, Port, check
 from models.request import Request
-from models.text_to_speech.vocoder import Vocoder, spectra_apart
+from models.text_to_speech.critics import inside
+from models.text_to_speech.vocoder import Vocoder, mel_error, spectra_apart
 from tests.models.families_kit import counted, shaken, tiny
 
 GAMES = ("hifi-gan", "vocos")
@@ -48,6 +49,23 @@ def test_more_padding_changes_no_loss(name: str) -> None:
 def test_counts_do_not_depend_on_padding_either() -> None:
     models = [counted(tiny("griffin-lim"), spoken(more=more)) for more in (0, 333)]
     torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
+
+
+def test_as_many_places_have_sound_as_frames_are_there() -> None:
+    for size in range(1, 300):
+        frames = torch.arange(1, size + 1)
+        assert torch.equal(inside(frames / size, size).sum(1).long(), frames)
+        assert torch.equal(inside(frames / size, 256 * size).sum(1).long(), 256 * frames)
+
+
+def test_sound_there_and_back_is_judged_alike_alone_and_beside_longer_rows() -> None:
+    model = shaken("griffin-lim")
+    mel, beside = model.config.mel, spoken(208)
+    beside["length"][2] = 7 * mel.hop  # 7 of 13 frames
+    beside["sound"][2, 7 * mel.hop :] = 0
+    alone = {"sound": beside["sound"][2:, : 7 * mel.hop], "length": beside["length"][2:]}
+    found = mel_error(model, mel, beside)[2:]
+    torch.testing.assert_close(found, mel_error(model, mel, alone), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", GAMES)
