@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.recipe import Bound, Gate, Wins
 
-LESS_IS_BETTER: Final = ("_nats",)  # endings of such outcomes; of others more is better
+LESS_IS_BETTER: Final = ("_nats", "jerk", "_mse")  # endings of such outcomes; of others more is
 
 
 class Interval(BaseModel):

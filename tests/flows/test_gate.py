@@ -108,15 +108,18 @@ def test_evaluations_over_different_sets_are_not_compared() -> None:
     assert "evaluation set set is not production's other" in report.refusal()
 
 
-def test_of_nats_less_is_better_and_nothing_to_compare_is_no_pass() -> None:
-    def measured(nats: float) -> Evaluation:
-        values = {"vae_nats": [nats + (row % 7) / 10 for row in range(200)]}
+@pytest.mark.parametrize("name", ["vae_nats", "jerk", "frames_prediction_mse"])
+def test_of_nats_jerk_and_squared_errors_less_is_better(name: str) -> None:
+    def measured(mean: float) -> Evaluation:
+        values = {name: [mean + (row % 7) / 10 for row in range(200)]}
         return evaluation(0.9).model_copy(update={"outcomes": values})
 
     assert check(COMPARED, measured(99), measured(101)).passed
-    assert (
-        "vae_nats against production -2.0" in check(COMPARED, measured(101), measured(99)).refusal()
-    )
+    told = check(COMPARED, measured(101), measured(99)).refusal()
+    assert f"{name} against production -2.0" in told
+
+
+def test_nothing_to_compare_is_no_pass() -> None:
     silent = evaluation(0.9).model_copy(update={"outcomes": {}})
     assert "nothing was measured sample by sample" in check(COMPARED, silent, silent).refusal()
 
