@@ -470,11 +470,11 @@ class DDPM(Family):
         rows["kept"] = 1 - self._open(request.given["mask"].to(device))
         if strength is not None:
             bounds.within("strength", strength, (0, 1))
-            steps = int(rows["count"][0])
-            first = steps - max(1, round(steps * strength))
+            first = int(rows["count"][0]) - self.steps_of(request)
             _, alpha, sigma = rows["table"][0, first, :3].tolist()
             if first:
                 rows["x"] = alpha * self._learned(rows["known"], rows) + sigma * rows["x"]
+                rows["table"] = samplers.begun_at(rows["table"], first)
             rows["index"] += first
         return rows
 
@@ -493,9 +493,10 @@ class DDPM(Family):
         )
 
     def steps_of(self, request: Request) -> int:
-        """Return the steps of the sampler."""
+        """Return the steps of the sampler, of a change to a picture the last ones."""
         steps: int = request.options.get("steps", self.config.steps)
-        return steps
+        strength = request.options.get("strength")
+        return steps if strength is None else max(1, round(steps * strength))
 
     def done(self, rows: Rows) -> Tensor:
         """Return (B,) bool: the rows that have taken all their steps."""

@@ -84,6 +84,14 @@ def table(
     return torch.cat([torch.stack([times_S, alpha[:-1], sigma[:-1]], 1), moves], 1).float()
 
 
+def begun_at(table_BS7: Tensor, first: int) -> Tensor:
+    """Return the tables of rows whose first step is that one: it looks back on nothing, as a first-order step does."""
+    table_BS7 = table_BS7.clone()
+    table_BS7[:, first, 4] += table_BS7[:, first, 5]
+    table_BS7[:, first, 5] = 0
+    return table_BS7
+
+
 def advance(
     step_B4: Tensor, x: Tensor, x0: Tensor, before: Tensor | None, noise: Tensor | None
 ) -> Tensor:

@@ -285,6 +285,30 @@ def test_low_resolution_is_the_mean_of_the_pixels() -> None:
     torch.testing.assert_close(F.interpolate(picture, 4, mode="area"), folded)
 
 
+@pytest.mark.parametrize(
+    ("objective", "sampler"),
+    [("eps", "ddpm"), ("eps", "ddim"), ("eps", "dpmpp"), ("flow", "euler"), ("flow", "dpmpp")],
+)
+def test_a_change_lands_on_what_the_network_sees_whichever_sampler_begins_in_the_middle(
+    objective: str, sampler: str
+) -> None:
+    """Where every estimate is one picture, the noisy one stays on the straight way from it: no step looks back on none."""
+    made = model(objective=objective, sampler=sampler)
+    side = made.config.image_size
+    image = torch.full((1, 3, side, side), 0.55)
+    given = {"image": image, "mask": torch.ones(1, 1, side, side)}
+    asked = Request(seeds=(1,), given=given, steps=8, strength=0.5)
+    rows, target = made.begin(asked), 2 * image - 1
+    assert made.steps_of(asked) == 4
+    for index in range(4, 8):
+        keep, new, old, _ = rows["table"][0, index, 3:].tolist()
+        after = [*rows["table"][0, :, 1].tolist(), 1.0][index + 1]
+        alpha = float(rows["table"][0, index, 1])
+        before = target if index > 4 else 0 * target
+        moved = keep * alpha * target + new * target + old * before
+        torch.testing.assert_close(moved, after * target, atol=1e-4, rtol=0)
+
+
 def test_the_strength_of_a_change_is_where_its_sampling_begins() -> None:
     """At a share of the steps, the picture and the noise of that level are what is drawn from: SDEdit."""
     made = model()
