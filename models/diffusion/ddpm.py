@@ -26,7 +26,7 @@ from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.rows import drawn
 from models.parts.sizes import around, chosen, sides
-from models.parts.words import Captioned
+from models.parts.words import Led
 from models.ports import Port
 from models.request import DiffusionOptions, Request
 
@@ -38,7 +38,6 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
         "text_layers": (0, 64),
         "dropout": (0, 0.9),
         "steps": (1, schedules.TIMES),
-        "guidance": (0, 50),
         "t_mean": (-3, 6),
     },
 }
@@ -57,7 +56,7 @@ class DDPMOptions(DiffusionOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DDPMConfig(Captioned):
+class DDPMConfig(Led):
     """What is learned and how, how it is sampled, and the sizes of the network."""
 
     image_size: int = 16  # pixels a side
@@ -120,6 +119,7 @@ class DDPMConfig(Captioned):
         if low is not None and self.sizes:
             raise ValueError(f"low_size belongs to squares, got {low} with {self.sizes}")
         _check_sampling(self)
+        self.check_guidance(self.guidance)
 
     @property
     def context_width(self) -> int:
@@ -426,7 +426,7 @@ class DDPM(Family):
         steps = request.options.get("steps", config.steps)
         guidance = request.options.get("guidance", config.guidance)
         bounds.within("steps", steps, BOUNDS["steps"])
-        bounds.within("guidance", guidance, BOUNDS["guidance"])
+        config.check_guidance(guidance)
         device = next(self.parameters()).device
         shape = config.shape_of(chosen(request.options.get("size"), config.sizes))
         table_S7 = self._table(steps)

@@ -39,14 +39,14 @@ from models.family import (
 from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.rows import drawn
-from models.parts.words import Captioned
+from models.parts.words import Led
 from models.request import DiffusionOptions, Request
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
     **dict.fromkeys(("data_std", "sigma_min", "sigma_max", "p_std", "rho"), (1e-4, 1e4)),
     **dict.fromkeys(("steps", "likelihood_steps"), (1, 1000)),
-    **{"p_mean": (-10, 10), "guidance": (0, 50), "caption_drop": (0, 1), "text_layers": (0, 64)},
+    **{"p_mean": (-10, 10), "caption_drop": (0, 1), "text_layers": (0, 64)},
     "dropout": (0, 0.9),
     "levels": (2, 65536),
 }
@@ -56,7 +56,7 @@ CHANGES: Final = 9  # numbers that say how a picture was changed; zeros: not at 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EDMConfig(Captioned):
+class EDMConfig(Led):
     """What is learned and how, how it is sampled, and the sizes of the network; table 1 of the paper."""
 
     image_size: int = 32  # pixels a side
@@ -105,6 +105,7 @@ class EDMConfig(Captioned):
             heads=self.heads,
             context=self.text_width,
         )
+        self.check_guidance(self.guidance)
         if self.sigma_min >= self.sigma_max:
             raise ValueError(
                 f"sigma_min must be below sigma_max {self.sigma_max}, got {self.sigma_min}"
@@ -253,7 +254,7 @@ class EDM(Family):
         steps = request.options.get("steps", c.steps)
         guidance = request.options.get("guidance", c.guidance)
         bounds.within("steps", steps, BOUNDS["steps"])
-        bounds.within("guidance", guidance, BOUNDS["guidance"])
+        c.check_guidance(guidance)
         device = next(self.parameters()).device
         blank = torch.zeros(count, c.channels, c.image_size, c.image_size, device=device)
         lines = heun.table(c.sampler, heun.sigmas(steps, c.sigma_min, c.sigma_max, c.rho))
@@ -333,9 +334,12 @@ class EDM(Family):
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `bits_per_dim` (B,): -log p / (D ln 2), without captions also where these were learned."""
-        pixels = batch["pixels"]
-        context = None if self.text is None else self.text.null_1TD.expand(len(pixels), -1, -1)
+        """Return `bits_per_dim` (B,): -log p / (D ln 2); given captions only where nothing else was learned."""
+        pixels, context = batch["pixels"], None
+        if self.text is not None and self.capabilities.unprompted:
+            context = self.text.null_1TD.expand(len(pixels), -1, -1)
+        elif self.text is not None and (tokens_BT := self.tokens_of(batch)) is not None:
+            context = self.text.apart(tokens_BT)
         generator = torch.Generator(pixels.device).manual_seed(mixed(0))
         nats_B = -self._log_prob(pixels, context, generator)
         return {"bits_per_dim": nats_B / (pixels[0].numel() * math.log(2))}

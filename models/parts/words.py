@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordPiece
 from torch import Tensor
 
+from models.parts import bounds
+
 WORD: Final = regex.compile(
     r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*(?:['\-\u200c\u200d][\p{L}\p{N}][\p{L}\p{M}\p{N}]*)*"
 )
@@ -26,6 +28,7 @@ UNKNOWN: Final = "[UNK]"
 """The piece that no other piece is of; a vocabulary without it is of whole words."""
 NEAREST: Final = 5  # words that are named where none is spelled alike
 LENGTHS: Final = 4  # letters that a word spelled alike has more or less
+GUIDANCE: Final[bounds.Range] = (0, 50)
 MANY: Final = 5000  # words of a vocabulary, of which the nearest would take seconds to find
 
 
@@ -49,6 +52,31 @@ class Captioned:
             ValueError: a caption is empty, longer than max_words or has a word never learned.
         """
         return encode(captions, self.vocabulary, self.max_words) if self.reads_text else None
+
+
+class Led(Captioned):
+    """The same of what may be led away from samples of no caption, by classifier-free guidance."""
+
+    __slots__ = ()
+    caption_drop: float  # share of the captions that are left out in training
+    guidance: float
+
+    def kept(self) -> str:
+        """The name of what is never left out in training, so that nothing is learned without it; empty: all is."""
+        return "caption_drop" if self.reads_text and not self.caption_drop else ""
+
+    def check_guidance(self, guidance: float) -> None:
+        """Refuse guidance out of its range, and other than 1 where nothing is learned that it could lead away from.
+
+        Raises:
+            ValueError: says which.
+        """
+        bounds.within("guidance", guidance, GUIDANCE)
+        if self.kept() and guidance != 1:
+            raise ValueError(
+                f"guidance must be 1 where {self.kept()} is 0, for nothing is learned that it could"
+                f" lead away from, got {guidance}"
+            )
 
 
 def split(caption: str) -> list[str]:

@@ -33,12 +33,11 @@ from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.rows import filled, to_end
 from models.parts.tables import Table
-from models.parts.words import Captioned
+from models.parts.words import Led
 from models.ports import Port
 from models.request import Options, Request
 
 BOS: Final = 0
-GUIDANCE: Final = (0, 50)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +51,7 @@ class DALLEOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DALLEConfig(Captioned):
+class DALLEConfig(Led):
     """Whose codes are learned, given what, and the network's sizes."""
 
     codes: int = 64  # K, of the stage that made them, as are places and codebook
@@ -80,7 +79,7 @@ class DALLEConfig(Captioned):
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
         bounds.check(self, dict.fromkeys(("dropout", "text_share"), bounds.SHARE))
         bounds.within("caption_drop", self.caption_drop, (0, 1))
-        bounds.within("guidance", self.guidance, GUIDANCE)
+        self.check_guidance(self.guidance)
 
     @property
     def side(self) -> int:
@@ -241,7 +240,7 @@ class DALLE(Family):
         self.check(request)
         c, weight, count = self.config, self.tokens.weight, len(request.seeds)
         guidance = request.options.get("guidance", c.guidance)
-        bounds.within("guidance", guidance, GUIDANCE)
+        c.check_guidance(guidance)
         rules = sampling_rules(request, 1.0, weight.device)
         captions, guidance = self._captions(request, guidance)
         empty_SLHD = weight.new_zeros(c.words + c.places, c.layers, c.heads, c.width // c.heads)

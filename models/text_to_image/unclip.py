@@ -31,7 +31,7 @@ from models.parts.attention import EncoderLayer
 from models.parts.influence import influence
 from models.parts.noise import normals
 from models.parts.tables import Table
-from models.parts.words import Captioned
+from models.parts.words import Led
 from models.ports import Port
 from models.request import DiffusionOptions, Request
 
@@ -41,7 +41,6 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
     "spread": (0.01, 10),
     "dropout": bounds.SHARE,
     "steps": (1, schedules.TIMES),
-    "guidance": (0, 50),
     "candidates": (1, 64),
 }
 BOUNDS_OF_DECODER: Final[Mapping[str, bounds.Range]] = {
@@ -51,7 +50,7 @@ BOUNDS_OF_DECODER: Final[Mapping[str, bounds.Range]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PriorConfig(Captioned):
+class PriorConfig(Led):
     """What is learned, how it is drawn, and the sizes of the network."""
 
     embedding: int = 64  # numbers of an embedding
@@ -79,6 +78,11 @@ class PriorConfig(Captioned):
         bounds.check(self, BOUNDS)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
+        self.check_guidance(self.guidance)
+
+    def kept(self) -> str:
+        """As of captions, which CLIP's embedding of them is left out with."""
+        return "" if self.caption_drop else "caption_drop"
 
 
 class Said(NamedTuple):
@@ -228,7 +232,7 @@ class Prior(Family):
         self.check(request)
         guidance = request.options.get("guidance", self.config.guidance)
         bounds.within("steps", self.steps_of(request), BOUNDS["steps"])
-        bounds.within("guidance", guidance, BOUNDS["guidance"])
+        self.config.check_guidance(guidance)
         tokens_BT = self.encode(request.prompts)
         given = (tokens_BT, request.given["text_embedding"])
         return self._drawn(request.seeds, *given, self.steps_of(request), guidance)
@@ -354,6 +358,10 @@ class DecoderConfig(DDPMConfig):
         bounds.check(self, BOUNDS_OF_DECODER)
         if self.sizes:
             raise ValueError(f"sizes: CLIP embeds squares, got {self.sizes}")
+
+    def kept(self) -> str:
+        """As of captions and embeddings."""
+        return DDPMConfig.kept(self) if self.embedding_drop else "embedding_drop"
 
     @property
     def context_width(self) -> int:

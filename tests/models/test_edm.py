@@ -199,6 +199,19 @@ def test_bits_per_dim_are_the_nats_in_bits_and_uniform_noise_costs_its_levels() 
     assert bits.mean() > 8
 
 
+def test_a_model_that_learned_with_captions_alone_is_measured_with_them() -> None:
+    made = model(vocabulary=WORDS, max_words=1, caption_drop=0.0)
+    batch = {"pixels": torch.rand(4, 3, 8, 8), "tokens": torch.tensor([[1], [2], [1], [2]])}
+    told = made.measure(batch)["bits_per_dim"]
+    other = made.measure({**batch, "tokens": 3 - batch["tokens"]})["bits_per_dim"]
+    assert not torch.allclose(told, other, atol=1e-3)
+    usual = model(vocabulary=WORDS, max_words=1)
+    assert torch.equal(
+        usual.measure(batch)["bits_per_dim"],
+        usual.measure({"pixels": batch["pixels"]})["bits_per_dim"],
+    )
+
+
 def test_rows_joined_at_different_steps_end_as_they_do_alone() -> None:
     made = model(vocabulary=WORDS, max_words=1)
     orders = [

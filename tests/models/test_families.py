@@ -327,9 +327,18 @@ def test_without_a_prompt_a_model_draws_of_all_captions_or_refuses(name: str) ->
             with pytest.raises(ValueError, match="give one prompt a seed"):
                 model.sample(asked)
         if "caption_drop" in {field.name for field in dataclasses.fields(model.config)}:
-            config = dataclasses.replace(model.config, caption_drop=0.0)
+            without = {"caption_drop": 0.0, "guidance": 1.0}  # it never learned to go without
+            deaf = type(model)(dataclasses.replace(model.config, **without))
             with pytest.raises(ValueError, match="give one prompt a seed"):
-                type(model)(config).sample(asked)  # it never learned to go without
+                deaf.sample(asked)
+            for guidance in (0.0, 3.0):
+                refused = f"guidance must be 1 where caption_drop is 0.*got {guidance}"
+                with pytest.raises(ValueError, match=refused):
+                    deaf.sample(
+                        dataclasses.replace(request(model, (1, 2)), options={"guidance": guidance})
+                    )
+                with pytest.raises(ValueError, match=refused):
+                    dataclasses.replace(deaf.config, guidance=guidance)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
