@@ -292,7 +292,7 @@ def test_low_resolution_is_the_mean_of_the_pixels() -> None:
 def test_a_change_lands_on_what_the_network_sees_whichever_sampler_begins_in_the_middle(
     objective: str, sampler: str
 ) -> None:
-    """Where every estimate is one picture, the noisy one stays on the straight way from it: no step looks back on none."""
+    """Where every estimate is one picture, the noisy one stays on its way: no step looks back on what is not there."""
     made = model(objective=objective, sampler=sampler)
     side = made.config.image_size
     image = torch.full((1, 3, side, side), 0.55)
