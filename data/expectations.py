@@ -183,7 +183,10 @@ def _learned(row: Row) -> str:
 
 
 def _too_few(_: Row, noun: str) -> str:
-    return f"not every one of {', '.join(SPLITS)} has a sample: at least 3 different {noun}s are needed"
+    return (
+        f"not every one of {', '.join(SPLITS)} has a sample: at least 3 different {noun}s are needed, and train"
+        " among the splits where a source names them"
+    )
 
 
 def _wordy(row: Row) -> str:

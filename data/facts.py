@@ -194,38 +194,58 @@ def _duplicate_of(row: Mapping[str, Any], first: dict[Any, str], kept: Mapping[s
 def _split(
     rows: list[dict[str, Any]], held_out: frozenset[str], validation_rows: int | None
 ) -> None:
-    free = [row for row in rows if not row["split"]]
-    for row in free:
-        kept = row["caption"] in held_out or not row["digest"]
-        row["split"] = "test" if kept else split_of(row["digest"])
+    """Give every row a split, by its own digest alone where the source leaves that to us.
+
+    A source that calls all rows train names no splits. Of one that names train and one more, the third is a share of
+    the training rows: those with digests in the first part of their range, which is as large as the share.
+    """
+    named = {row["split"] for row in rows}
+    ours = [row for row in rows if row["split"] in {None, "train"}]
+    for row in ours:
+        if row["split"] is None or named == {"train"}:
+            kept = row["caption"] in held_out or not row["digest"]
+            row["split"] = "test" if kept else split_of(row["digest"])
+    training = [row for row in rows if row["split"] == "train" and row["digest"]]
+    missing = [split for split in SHARES if split not in named]
     if validation_rows is not None:
-        training = [row for row in rows if row["split"] == "train" and row["digest"]]
         for row in sorted(training, key=lambda row: row["digest"])[:validation_rows]:
             row["split"] = "validation"
-    if free:
-        _fill(rows, {row["digest"] for row in free})
+    elif len(missing) == 1:
+        for row in training:
+            if _place(row["digest"]) < SHARES[missing[0]]:
+                row["split"] = missing[0]
+    _fill(rows, {row["digest"] for row in ours if row["caption"] not in held_out})
 
 
 def split_of(digest: str) -> str:
     """Return the split of a sample by the sha256 of what it shows: stable when others come or go."""
-    place = int(digest[:13], 16) / 16**13
+    place = _place(digest)
     if place < SHARES["train"]:
         return "train"
     return "validation" if place < SHARES["train"] + SHARES["validation"] else "test"
 
 
-def _fill(rows: list[dict[str, Any]], free: set[str]) -> None:
-    """Give an empty split the training sample nearest to it, so that small sources have all three.
+def _place(digest: str) -> float:
+    """Return where in the range of all a digest is, in [0, 1)."""
+    return int(digest[:13], 16) / 16**13
 
-    `free` are the digests of those that the source left to us.
+
+def _fill(rows: list[dict[str, Any]], free: set[str]) -> None:
+    """Give an empty split a sample of another that has several, so that small sources have all three.
+
+    `free` are the digests of those that may be moved.
     """
-    for split in ("test", "validation"):
-        if any(row["split"] == split and row["digest"] for row in rows):
+    places: dict[str, set[str]] = {split: set() for split in SHARES}
+    for row in rows:
+        if row["digest"]:
+            places[row["split"]].add(row["digest"])
+    for split in ("train", "test", "validation"):
+        several = [there for there in places.values() if len(there & free) > 1]
+        if places[split] or not several:
             continue
-        training = free & {row["digest"] for row in rows if row["split"] == "train"}
-        if len(training) < 2:
-            return
-        last = max(training)
+        last = max(several[0] & free)
+        several[0].remove(last)
+        places[split].add(last)
         for row in rows:
             if row["digest"] == last:
                 row["split"] = split

@@ -139,7 +139,7 @@ class Made:
     vocabulary: Sequence[str] = ()
     held_out: Sequence[str] = ()  # captions that training never sees
     captioned: bool = True
-    validation_rows: int | None = None  # taken by hash from a source's own training split
+    validation_rows: int | None = None  # so many, by hash, of a source's own training split
 
 
 def text_made(samples: Iterable[Sample], config: TextEntry, **rest: Any) -> Made:

@@ -1,19 +1,17 @@
 """A user's own dialogues: JSON lines in the shape of OpenAI's chat, `{"messages": [{"role", "content"}, ...]}`.
 
-One file (.jsonl, .gz too), split by the hash of the dialogues, or a folder with train.jsonl, test.jsonl and perhaps
-val.jsonl. A dialogue is, perhaps after a system's word, user and assistant in turn, and ends with the assistant.
+One file (.jsonl, .gz too), split by the hash of the dialogues, or a folder with train.jsonl and val.jsonl or test.jsonl
+or both. A dialogue is, perhaps after a system's word, user and assistant in turn, and ends with the assistant.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from data.makers import Made, MakerError, Sample, Split, TextEntry, text_made
 from data.makers.files import SPLITS, lines_of
 from data.modalities.text import Record, record_bytes
 from infra.documents import DocumentError, parse_json
-
-VALIDATION: Final = 0.05  # of the training dialogues, where a source has a test only
 
 
 class Config(TextEntry):
@@ -30,15 +28,12 @@ def made(config: Config, project: Path) -> Made:
     """
     files = _files(project / config.path)
     found = {split: list(_dialogues(file)) for file, split in files}
-    taken = None
-    if "test" in found and "validation" not in found:
-        taken = max(1, round(VALIDATION * len(found["train"])))
     samples = (
         Sample(f"{file.name}:{number}", record_bytes(dialogue), split=split)
         for file, split in files
         for number, dialogue in found[split]
     )
-    return text_made(samples, config, validation_rows=taken)
+    return text_made(samples, config)
 
 
 def _files(path: Path) -> list[tuple[Path, Split | None]]:
@@ -59,9 +54,8 @@ def _files(path: Path) -> list[tuple[Path, Split | None]]:
         if split is None or split in found:
             raise MakerError(f"{file}: call the files of a folder train, val and test, one each")
         found[split] = file
-    for split in ("train", "test"):
-        if split not in found:
-            raise MakerError(f"{path} has no {split}.jsonl")
+    if "train" not in found:
+        raise MakerError(f"{path} has no train.jsonl")
     return [(file, split) for split, file in found.items()]
 
 

@@ -28,7 +28,6 @@ ENDINGS: Final = (".wav", ".flac", ".ogg")
 LJSPEECH: Final = "metadata.csv"
 KNOWN: Final = ("file_name", "text", "split")
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
-VALIDATION: Final = 0.05  # of what a source does not test on
 
 
 class Config(AudioEntry):
@@ -75,9 +74,6 @@ def made(config: Config, project: Path) -> Made:
         check_there(folder, (one.file for one in labelled))
     else:
         labelled = list(named(folder, config.pattern, config.test))
-    tested = any(one.split == "test" for one in labelled)
-    validated = any(one.split == "validation" for one in labelled)
-    training = sum(one.split == "train" for one in labelled)
     attributes = _attributes(labelled)
     return Made(
         samples=_samples(folder, labelled, tuple(attributes)),
@@ -85,7 +81,6 @@ def made(config: Config, project: Path) -> Made:
         settings={"sample_rate": config.sample_rate, "clip_samples": config.clip_samples},
         attributes=attributes,
         vocabulary=sorted({word for one in labelled for word in one.caption.split()}),
-        validation_rows=max(1, round(VALIDATION * training)) if tested and not validated else None,
     )
 
 

@@ -2,13 +2,14 @@
 
 Two files that are aligned line by line, `NAME.source` and `NAME.target`, or one `NAME.tsv` of lines
 `source<TAB>target`; each may be packed (.gz). A folder may hold several: those called train, val and test are the
-splits; one alone is split by the hash of its pairs. The endings can be others, such as the languages `en` and `de`.
+splits, and train is among them; one alone is split by the hash of its pairs. The endings can be others, such as the
+languages `en` and `de`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +17,6 @@ from data.makers import Made, MakerError, Sample, Split, TextEntry, text_made
 from data.makers.files import SPLITS, lines_of
 from data.modalities.text import record_bytes
 
-VALIDATION: Final = 0.05  # of the training pairs, where a source has a test only
 Ending = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,40}$")]
 
 
@@ -44,13 +44,8 @@ def made(config: Config, project: Path) -> Made:
     Raises:
         MakerError: no such files, or files of different lengths (both are named).
     """
-    path = project / config.path
-    chosen = _chosen(path, config)
-    rows = {one.split: [pair for _, *pair in _lines(one)] for one in chosen}
-    taken = None
-    if "test" in rows and "validation" not in rows:
-        taken = max(1, round(VALIDATION * len(rows["train"])))
-    return text_made(_samples(chosen), config, validation_rows=taken)
+    chosen = [(one, _lines(one)) for one in _chosen(project / config.path, config)]
+    return text_made(_samples(chosen), config)
 
 
 def _chosen(path: Path, config: Config) -> list[Aligned]:
@@ -79,10 +74,10 @@ def _chosen(path: Path, config: Config) -> list[Aligned]:
                 f"{path} has {chosen[split].name} and {name} for {split}: say which with --test"
             )
         chosen[split] = Aligned(name, files, split)
-    needed: tuple[Split, ...] = ("train", "test")
-    for split in needed:
-        if split not in chosen:
-            raise MakerError(f"{path} has no files called {config.test or split}")
+    if "train" not in chosen:
+        raise MakerError(f"{path} has no files called train")
+    if config.test is not None and "test" not in chosen:
+        raise MakerError(f"{path} has no files called {config.test}")
     return list(chosen.values())
 
 
@@ -124,9 +119,9 @@ def _lines(one: Aligned) -> list[tuple[int, bytes, bytes]]:
     return found
 
 
-def _samples(chosen: list[Aligned]) -> Iterator[Sample]:
-    for one in chosen:
-        for number, source, target in _lines(one):
+def _samples(chosen: list[tuple[Aligned, list[tuple[int, bytes, bytes]]]]) -> Iterator[Sample]:
+    for one, lines in chosen:
+        for number, source, target in lines:
             file = f"{one.name}:{number}"
             try:
                 pair = [("source", source.decode().strip()), ("target", target.decode().strip())]

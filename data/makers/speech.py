@@ -19,7 +19,6 @@ from pydantic import Field
 from data.makers import DIGITS, Entry, Made, MakerError, Sample
 from data.makers.captions import MAX_CLASSES, PICTURES_PER_CLASS
 from data.makers.files import check_there, read_file
-from data.makers.labelled_audio import VALIDATION
 from data.makers.speech_layouts import Said, laid_out
 from data.makers.words import normal
 
@@ -71,16 +70,12 @@ def made(config: Config, project: Path) -> Made:
         raise MakerError(f"no folder {folder}: give the folder of your recordings with --path")
     said = _known(laid_out(folder, config.pattern, config.test))
     check_there(folder, (one.file for one in said))
-    tested = any(one.split == "test" for one in said)
-    validated = any(one.split == "validation" for one in said)
-    training = sum(one.split == "train" for one in said)
     texts = _texts(said)
     return speech_made(
         _samples(folder, said, texts),
         config.model_copy(update={"sample_rate": config.sample_rate or _rate(folder, said)}),
         speakers=sorted({one.speaker for one in said}),
         texts=texts,
-        validation_rows=max(1, round(VALIDATION * training)) if tested and not validated else None,
     )
 
 
@@ -90,7 +85,6 @@ def speech_made(
     *,
     speakers: Sequence[str],
     texts: Sequence[str] = (),
-    validation_rows: int | None = None,
 ) -> Made:
     """Return a dataset of speech; a sample's attributes are its text, where texts are classes, and its speaker."""
     return Made(
@@ -104,7 +98,6 @@ def speech_made(
         },
         attributes={**({"text": texts} if texts else {}), "speaker": speakers},
         captioned=False,
-        validation_rows=validation_rows,
     )
 
 

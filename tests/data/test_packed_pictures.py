@@ -119,6 +119,19 @@ def test_parquet_is_read_as_the_datasets_library_writes_it(tmp_path: Path) -> No
     assert found[0].file == "data/train-00000-of-00001.parquet:3"
 
 
+def test_a_parquet_file_called_train_alone_has_all_splits(tmp_path: Path) -> None:
+    table = pa.table({"image": [picture(n) for n in range(40)], "text": ["a cat"] * 40})
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    entry = {"maker": "parquet", "path": str(tmp_path), "image_size": 8}
+    header = json.loads((prepare(tmp_path, entry) / "dataset.json").read_text())
+    rows = {split: found["rows"] for split, found in header["splits"].items()}
+    assert rows["train"] > 25
+    assert all(rows.values())
+    (tmp_path / "train-00000-of-00001.parquet").rename(tmp_path / "test-00000-of-00001.parquet")
+    said = "at least 3 different pictures are needed, and train among the splits"
+    assert any(said in line for line in refused(tmp_path, entry))
+
+
 def test_columns_that_are_not_there_and_pictures_elsewhere_are_named(tmp_path: Path) -> None:
     table = pa.table(
         {

@@ -256,7 +256,7 @@ def test_a_few_repeated_texts_are_left_out_of_training_before_they_are_of_a_test
     folder = prepare(tmp_path, own("pairs", tmp_path))
     learned = records(folder, "train") + records(folder, "validation")
     assert len(learned) == 199
-    assert len(records(folder, "validation")) == 10
+    assert len(records(folder, "validation")) == 11  # those with digests in the first 5 %
     assert not set(learned) & set(records(folder, "test"))
 
 
@@ -329,6 +329,23 @@ def test_json_lines_are_dialogues_and_roles_must_alternate(tmp_path: Path) -> No
     path.write_text("\n".join([*(chatted(said, "yes") for said in many()), chatted("no answer")]))
     told = refused(tmp_path, own("dialogues", path))
     assert "mine.jsonl:41: the last word is the user's: nothing to learn from" in told
+
+
+@pytest.mark.parametrize("kind", ["dialogues", "pairs"])
+def test_a_folder_without_a_test_is_tested_on_a_share_of_its_training(
+    tmp_path: Path, kind: str
+) -> None:
+    source = tmp_path / "mine"
+    source.mkdir()
+    for name, said in (("train", many(200)), ("val", many(210)[200:])):
+        lines = [chatted(one, "yes") if kind == "dialogues" else f"{one}\tyes" for one in said]
+        (source / f"{name}.{'jsonl' if kind == 'dialogues' else 'tsv'}").write_text(
+            "\n".join(lines)
+        )
+    folder = prepare(tmp_path, own(kind, source))
+    train, validation, test = (len(records(folder, one)) for one in ("train", "validation", "test"))
+    assert (train + test, validation) == (200, 10)
+    assert 10 < test < 30
 
 
 @pytest.mark.parametrize(
