@@ -136,8 +136,9 @@ async def form_of(
         ApiError: 415, no form; 400 that names its first wrong field.
     """
     if not request.headers.get("content-type", "").lower().startswith(FORM):
-        message = "send the picture as multipart/form-data, in the field `image`"
-        raise ApiError(415, message, code="unsupported_media_type", param="image")
+        name = next(iter(wanted))
+        message = f"send the file as multipart/form-data, in the field `{name}`"
+        raise ApiError(415, message, code="unsupported_media_type", param=name)
     try:
         form = await request.form(max_files=4, max_fields=MOST_FIELDS)
     except HTTPException as error:  # starlette's, of a broken form
@@ -164,14 +165,19 @@ def _fields(form: FormData) -> tuple[dict[str, Any], dict[str, UploadFile]]:
     """Return the texts of a form and its files, each by its name."""
     texts: dict[str, Any] = {}
     files: dict[str, UploadFile] = {}
+    seen: dict[str, set[str]] = {}  # the parts of each name, "" where it is no part
     for name, value in form.multi_items():
         name = name.removesuffix("[]")
-        if name in texts or name in files:
-            raise invalid(f"{name}: one is taken, got several", name)
+        nested = NESTED.fullmatch(name) if isinstance(value, str) else None
+        whole, part = (nested[1], nested[2]) if nested else (name, "")
+        others = seen.setdefault(whole, set())
+        if others & {part, ""} or (others and not part):
+            raise invalid(f"{whole}: one is taken, got several", whole)
+        others.add(part)
         if isinstance(value, UploadFile):
             files[name] = value
-        elif nested := NESTED.fullmatch(name):
-            texts.setdefault(nested[1], {})[nested[2]] = value
+        elif nested:
+            texts.setdefault(whole, {})[part] = value
         else:
             texts[name] = value
     return texts, files

@@ -6,15 +6,15 @@ from typing import Any, Final
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from starlette.datastructures import UploadFile
 
 from infra.receipts.contents import MOST_BYTES
 from infra.receipts.provenance import Check, check
 from infra.receipts.receipts import NoReceipt, Receipt, ReceiptError
 from infra.receipts.signing import Signing, fingerprint_of
 from services.api.answers import Provenance
+from services.api.edits import read_form
+from services.api.requests import Strict
 from services.api.served import parts_of
-from services.gateway.errors import ApiError, invalid
 from services.gateway.openapi import ANYWHERE, Routes, answers
 
 UPLOAD: Final[dict[str, Any]] = {
@@ -48,21 +48,10 @@ async def answer_provenance(request: Request, signing: Signing) -> Response:
     does), invalid (unsigned, altered, or of another file) or not_present.
 
     Raises:
-        ApiError: 415, no form; 400, no file in it.
+        ApiError: 415, no form; 400, no file in it, or more than that.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        message = "send the file as multipart/form-data, in the field `file`"
-        raise ApiError(415, message, code="unsupported_media_type", param="file")
-    async with request.form(max_files=1, max_fields=1) as form:
-        odd = next((name for name in form if name != "file"), None)
-        if odd is not None and "file" in form:
-            raise invalid(f"unknown parameter {odd!r}", odd or "body", "unknown_parameter")
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            code = "missing_required_parameter"
-            raise invalid("file: send a picture or a sound as a file", "file", code)
-        content = await file.read(MOST_BYTES)
-    found = await asyncio.to_thread(_result, content, signing)
+    _, sent = await read_form(request, Strict, {"file": True}, MOST_BYTES)
+    found = await asyncio.to_thread(_result, sent["file"], signing)
     return JSONResponse(
         {
             "object": "content_provenance_check",

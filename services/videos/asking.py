@@ -134,7 +134,7 @@ def _planned(
     elif files or (isinstance(order, VideoOrder) and order.input_reference):
         entrance = "animate"
         endpoint.must("animations")
-        content = files.get("input_reference") or _within(order)
+        content = files["input_reference"] if files else _within(order)
         opened_picture(content, pipeline)
         given["image"] = content
     work = Work(

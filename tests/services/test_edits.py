@@ -230,6 +230,23 @@ def test_what_is_wrong_with_an_edit_is_named(
     assert (answer.status_code, error["code"], error["param"]) == expected, error["message"]
 
 
+@pytest.mark.parametrize(
+    "twice",
+    [
+        ("prompt", "prompt"),
+        ("prompt", "prompt[x]"),
+        ("prompt[x]", "prompt"),
+        ("prompt[x]", "prompt[x]"),
+    ],
+)
+def test_a_field_is_sent_once_whole_or_in_parts(app: Any, ask: Ask, twice: tuple[str, str]) -> None:
+    fields = [(name, (None, b"a small red circle")) for name in twice]
+    answer = ask(app, "POST", EDITS, files=[("image", MASK), *fields])
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "prompt")
+    assert error["message"] == "prompt: one is taken, got several"
+
+
 def test_what_is_neither_a_form_nor_json_is_refused(app: Any, ask: Ask) -> None:
     plain = {"content-type": "text/plain"}
     answer = ask(app, "POST", EDITS, content=b"{}", headers=plain)

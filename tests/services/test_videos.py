@@ -345,6 +345,41 @@ def test_what_cannot_be_made_is_refused_with_the_way_out(
     assert caught.value.body["param"]
 
 
+IMAGE = "data:image/png;base64,AAAA"
+DOUBLE: list[tuple[str, list[Any], str]] = [
+    (
+        "",
+        [("input_reference", b"")],
+        "input_reference: not a picture that can be read (PNG, JPEG, WEBP, BMP, GIF, TIFF)",
+    ),
+    (
+        "",
+        [("input_reference", png(np.zeros((16, 16, 3), np.uint8))), ("input_reference[image_url]", (None, IMAGE))],
+        "input_reference: one is taken, got several",
+    ),
+    (
+        "/extensions",
+        [("video[id]", (None, f"video_{sign * 26}")) for sign in "01"],
+        "video: one is taken, got several",
+    ),
+    (
+        "/edits",
+        [("video[id]", (None, f"video_{'0' * 26}")), ("video", b"clip")],
+        "video: one is taken, got several",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "parts", "message"), DOUBLE)
+def test_a_form_without_a_file_or_with_two_is_refused(
+    house: Any, path: str, parts: list[Any], message: str
+) -> None:
+    fields = [("model", (None, "moving")), ("prompt", (None, PROMPT)), *parts]
+    key = {"authorization": f"Bearer {house.keys[0]}"}
+    answer = httpx.post(f"{house.address}/v1/videos{path}", files=fields, headers=key)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
 def test_a_clip_cannot_be_changed_by_who_only_makes_them(client: OpenAI, made: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="gives no changed clips"):
         client.post(
