@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +36,10 @@ LEARNED: Final = {
 """The fact of a dataset without which a network cannot learn its modality."""
 SIDES: Final = {"left", "right", "clockwise", "counterclockwise"}
 NUMERALS: Final = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+
+TYPES: Final = {int: "a whole number", float: "a number", str: "a text"}
+RANGED: Final = ("steps", "guidance", "seconds", "frame_rate")
+"""Options that a Config has, too, in the same range."""
 
 
 def checked(path: Path, overrides: Sequence[str], project: Path) -> tuple[Recipe, dict[str, str]]:
@@ -324,7 +329,8 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
             lines.append(f"{where}: {error}")
             continue
         if isinstance(model, Family):
-            lines += [f"{where}.{line}" for line in model.useless(stage.sampling)]
+            wrong = missampled(model, stage.sampling, prepared="splits" in learned)
+            lines += [f"{where}.{line}" for line in wrong]
             if (name := where.removeprefix("stages.")) in recipe.stages:
                 models[name] = model
     models = {name: model for name, model in models.items() if name in drawing(recipe)}
@@ -397,6 +403,52 @@ def _network(
 
         check_passes(stage, model)
     return model
+
+
+def missampled(
+    model: "Family", sampling: Mapping[str, Any], *, prepared: bool = True
+) -> Iterator[str]:
+    """Yield why a stage cannot draw by its own options, which its sampler would tell once it is trained.
+
+    Words, voices and sizes are known of data that are `prepared`.
+    """
+    yield from model.useless(sampling)
+    for name, value in sampling.items():
+        if name in model.takes:
+            try:
+                _check_option(model, name, value, prepared)
+            except ValueError as error:
+                yield str(error)
+    guidance = sampling.get("guidance", getattr(model.config, "guidance", None))
+    if "negative_prompt" in sampling and guidance in {0, 1}:
+        yield "negative_prompt: guidance leads away from it, and there is none; leave it out"
+
+
+def _check_option(model: "Family", name: str, value: Any, prepared: bool) -> None:
+    """Refuse a value that an option of a model cannot have."""
+    from models.parts import bounds
+    from models.parts.sizes import chosen
+    from models.request import RANGES, type_of
+
+    config, kind = model.config, type_of(model.Options, name)
+    kinds: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    if type(value) not in kinds:  # a bool is an int, too
+        raise ValueError(f"{name} must be {TYPES[kind]}, got {str(value)[:40]!r}")
+    if name == "strength":
+        raise ValueError("strength: it is of a change to a picture, which a request gives")
+    if name in RANGES:
+        bounds.within(name, value, RANGES[name])
+    elif name in RANGED and hasattr(config, name):
+        replace(config, **{name: value})
+    elif prepared and name == "size":
+        chosen(value, config.sizes)
+    elif prepared and name == "voice":
+        config.encode_voices([value])
+    elif prepared and name == "negative_prompt":
+        try:
+            model.encode([value])
+        except ValueError as error:
+            raise ValueError(f"negative_prompt: {error}") from None
 
 
 def _facts_of_needs(stage: Stage, before: "Mapping[str, Family]") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows import progress
-from flows.checking import unsuited
+from flows.checking import missampled, unsuited
 from flows.context import environment, git_commit, modality_of, named, registry
 from flows.identity.code import training_code
 from flows.identity.why import CODE, reason, training_work
@@ -138,6 +138,7 @@ def train_stages(
             name: training_spec(recipe, name, _data_of(recipe, name, prepared), trained)
             for name in ready
         }
+        check_sampling(recipe, specs)
         trained |= _train_together(recipe.name, specs)
         waiting = [name for name in waiting if name not in ready]
     return trained
@@ -217,6 +218,28 @@ def check_specs(specs: Sequence[TrainingSpec]) -> None:
                 check_passes(spec, family(config))
         except ValueError as error:
             raise ValueError(f"{spec.name}: {error}") from None
+
+
+def check_sampling(recipe: Recipe, specs: Mapping[str, TrainingSpec]) -> None:
+    """Refuse options that a stage's samples cannot be drawn by, now that its data is prepared, before it is trained.
+
+    Raises:
+        ValueError: names the stage, the option and what is wrong with it.
+    """
+    from data.loaders import facts_of
+    from flows.training.starting import config_of
+    from models import trainable
+    from models.family import Family
+    from models.outline import outline
+
+    for name in specs.keys() & recipe.stages.keys():
+        spec, sampling = specs[name], recipe.stages[name].sampling
+        if not sampling:
+            continue
+        facts = facts_of(spec.prepared, spec.image_size, stills=spec.stills)
+        model = outline(trainable(spec.family), config_of(spec, facts))
+        if isinstance(model, Family) and (lines := [*missampled(model, sampling)]):
+            raise ValueError(f"stages.{name}.{lines[0]}")
 
 
 def _flat(spec: TrainingSpec) -> dict[str, str]:

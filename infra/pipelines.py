@@ -153,6 +153,14 @@ class PinnedStage(_Part):
         return Pin(name=self.name, number=self.version, digest=self.sha256)
 
     @property
+    def sampled(self) -> list[str]:
+        """How it draws where a request does not say, as people read it: "guidance 2.5", "voice george"."""
+        return [
+            f"{name.replace('_', ' ')} {format(value, 'g') if isinstance(value, int | float) else value}"
+            for name, value in self.options.items()
+        ]
+
+    @property
     def pins(self) -> tuple[Pin, ...]:
         """All versions that are loaded for it: that which it adapts before it."""
         return (*([self.adapts.pin] if self.adapts else []), self.pin)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -35,6 +35,22 @@ NEUTRAL: Final[Mapping[str, float]] = {"guidance": 1, "temperature": 1, "top_p":
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What a caller may say of how a family draws; None leaves it to the model. Of this class itself: nothing."""
+
+
+RANGES: Final[Mapping[str, tuple[float, float]]] = {"speed": (0.25, 4), "pitch": (-12, 12)}
+"""The least and the most of options that no Config has."""
+
+
+def type_of(options: type[Options], name: str) -> type:
+    """Return the type of an option's values.
+
+    Example:
+        >>> type_of(DiffusionOptions, "guidance")
+        <class 'float'>
+    """
+    hints: Mapping[str, Any] = get_type_hints(options)
+    kind: type = get_args(hints[name])[0]  # `float | None`
+    return kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -169,12 +169,7 @@ def _stages(a: Pipeline, b: Pipeline) -> list[tuple[str, str, str, bool]]:
             if stage is None:
                 texts.append("-")
                 continue
-            steps = stage.options.get("steps")
-            how = [f"{steps} steps"] if steps else []
-            for option, value in stage.options.items():
-                if option != "steps":
-                    how.append(f"{option.replace('_', ' ')} {value:g}")
-            texts.append(", ".join([f"{stage.name}:{stage.version} ({stage.sha256[:12]})", *how]))
+            texts.append(", ".join([f"{stage.pin.ref} ({stage.sha256[:12]})", *stage.sampled]))
         rows.append((name, texts[0], texts[1], digests[0] == digests[1]))
     return rows
 

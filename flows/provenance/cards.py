@@ -58,12 +58,10 @@ PIPELINE: Final = """\
 {% endfor %}
 It makes {{ made[pipeline.modality] }}{% if pipeline.sample_rate %} at {{ pipeline.sample_rate }} Hz{% endif %}\
 {% if pipeline.abilities %} and can be asked for {{ pipeline.abilities|join(", ") }}{% endif %}.
-{% for stage in pipeline.stages %}{% for setting, value in stage.options.items() %}\
-{% if loop.first %}
-`{{ stage.stage }}` is sampled with {% endif %}{{ setting.replace("_", " ") }} {{ "%g" % value }}\
-{{ "." if loop.last else ", " }}{% if loop.last %}
+{% for stage in pipeline.stages if stage.options %}
+`{{ stage.stage }}` is sampled with {{ stage.sampled|join(", ") }}.
 
-{% endif %}{% endfor %}{% endfor %}
+{% endfor %}
 Data `{{ recipe.data.name }}`, identity `{{ data_identity }}`.
 {% if recipe.found_by %}
 Found by trial {{ recipe.found_by.trial }} of the search in MLflow run `{{ recipe.found_by.search }}`:

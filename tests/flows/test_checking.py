@@ -152,6 +152,38 @@ def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() ->
         ("digits-gan", "stages.gan.training.cuda_graph=true", "gan has 2 players"),
         ("digits-gan", "stages.gan.steps=4", "stages.gan.steps: this model draws in one go"),
         ("shapes", "stages.upsampler.guidance=2", "stages.upsampler.guidance: this model has none"),
+        ("shapes", "stages.base.steps=5000", "stages.base.steps must be between 1 and 1000, got"),
+        (
+            "shapes",
+            "stages.base.options={steps: 4}",
+            "stages.base: options: steps has a field of it",
+        ),
+        (
+            "shapes",
+            "stages.base.options={negative_prompt: 3}",
+            "stages.base.negative_prompt must be a text, got '3'",
+        ),
+        (
+            "shapes",
+            "stages.upsampler.options={negative_prompt: red}",
+            "stages.upsampler.negative_prompt: this model has none",
+        ),
+        (
+            "shapes-captioned",
+            "stages.upsampler.options={negative_prompt: red}",
+            "stages.upsampler.negative_prompt: guidance leads away from it, and there is none",
+        ),
+        (
+            "shapes",
+            "stages.base.options={strength: 0.5}",
+            "stages.base.strength: it is of a change to a picture",
+        ),
+        (
+            "spoken-units",
+            "stages.speech.options={speed: fast}",
+            "stages.speech.speed must be a number, got 'fast'",
+        ),
+        ("spoken-units", "stages.speech.options={speed: 9}", "speech.speed must be between 0.25"),
         (
             "vowels-wavenet",
             "stages.wavenet.top_k=3",

@@ -16,6 +16,9 @@ from flows.comparing.compare import (
     side,
 )
 from flows.comparing.samples import Pictures, amplification, draw_both
+from flows.evaluating.gate import check
+from flows.provenance.cards import pipeline_card
+from flows.recipe import Gate, Recipe
 from flows.reports.compare import page, sheet
 from tests.flows.versions_kit import NAME, Installation
 
@@ -65,9 +68,21 @@ def test_stages_and_recipe_fields_that_differ_are_named(here: Installation) -> N
         ("base", False),
         ("upscaler", False),
     ]
-    assert "3 steps" in found.stages[0][2]
+    assert found.stages[0][2].endswith(", steps 3, guidance 2")
     assert found.recipe == (("description", "-", "sharper"),)
     assert found.as_json()["recipe"][0]["field"] == "description"
+
+
+def test_an_option_that_is_a_text_stands_on_the_page_and_on_the_card(here: Installation) -> None:
+    one, other = side(here.pipeline(0).ref), side(here.pipeline(0, negative="circle").ref)
+    found = compare(one, other)
+    assert found.stages[0][2].endswith(", steps 2, guidance 2, negative prompt circle")
+    assert [same for *_, same in found.stages] == [False, True]
+    assert other.evaluation is not None
+    report = check(Gate(), other.evaluation, production=None)
+    recipe = Recipe.model_validate(other.recipe)
+    card = pipeline_card(recipe, other.pipeline, "d0", other.evaluation, report)
+    assert "`base` is sampled with steps 2, guidance 2, negative prompt circle." in card
 
 
 def test_nested_fields_are_compared_one_by_one() -> None:

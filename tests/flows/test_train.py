@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.recipe import Recipe
-from flows.train import check_specs
+from flows.train import check_sampling, check_specs
 from flows.training.specifying import training_spec
 from tests.flows.modalities_kit import prose, text_folder
 from tests.flows.training_kit import prepare
@@ -36,6 +36,30 @@ def test_a_stage_that_does_not_suit_its_data_is_named_before_anything_is_trained
     check_specs(specs[:1])
     with pytest.raises(ValueError, match=rf"shades\.other: .*{says}"):
         check_specs(specs)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"negative_prompt": "elephants"}, "negative_prompt: unknown word 'elephants'"),
+        ({"size": "40x24"}, "size: this model draws pictures of one size"),
+    ],
+)
+def test_options_that_nothing_can_be_drawn_by_are_refused_before_anything_is_trained(
+    options: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    stage = {"family": "ddpm", "preset": "tiny", "training": {"steps": 1}, "guidance": 2}
+    prepared = {"path": str(prepare(tmp_path / "shades")), "identity": "data"}
+
+    def checked(options: dict[str, object]) -> None:
+        stages = {"base": {**stage, "options": options}}
+        document = {"name": "shades", "data": {"name": "shades"}, "stages": stages}
+        recipe = Recipe.model_validate(document)
+        check_sampling(recipe, {"base": training_spec(recipe, "base", prepared)})
+
+    checked({"negative_prompt": "dark"})
+    with pytest.raises(ValueError, match=rf"stages\.base\.{says}"):
+        checked(options)
 
 
 @pytest.mark.parametrize("family", ["vae", "attribute-judge"])

@@ -137,6 +137,7 @@ class Installation:
         steps: int = 2,
         outcomes: list[float] | None = None,
         over: str = "set-1",
+        negative: str = "",
         **recipe: Any,
     ) -> Version:
         stages = []
@@ -149,6 +150,8 @@ class Installation:
                     guidance=2.0 if kind == "base" else 1.0,
                 )
             )  # fmt: skip
+        if negative:
+            stages[0].options["negative_prompt"] = negative
         judge = self.stage("judge", 99)
         document = Pipeline(
             endpoint=NAME, stages=tuple(stages), vocabulary=WORDS, image_size=(16, 16),
@@ -167,7 +170,9 @@ class Installation:
         self.registry.end_run(run)
         facts = {"kind": "pipeline", "data_identity": "d0", "git_commit": "c0", "run_id": run}
         seal(making, facts)
-        return self._publish(NAME, making, f"pipeline-{seed}-{steps}-{over}-{len(recipe)}", {})
+        return self._publish(
+            NAME, making, f"pipeline-{seed}-{steps}-{over}-{negative}-{len(recipe)}", {}
+        )
 
     def _publish(self, name: str, making: Path, key: str, tags: dict[str, str]) -> Version:
         try:
