@@ -67,7 +67,12 @@ class Text(Modality):
         column: Callable[[str], list[Any]],
         made: Mapping[str, Any],
     ) -> dict[str, list[Any]]:
-        """Return the share of unknown tokens, by the tokenizer of the training split; None for what is no text."""
+        """Return the share of unknown tokens, by the tokenizer of the training split; None for what is no text.
+
+        A tokenizer of bytes knows all text, so none is trained for that.
+        """
+        if made["tokenizer"]["kind"] == "bytes":
+            return {"unknown": [0.0 if found else None for found in rows["decodes"].to_pylist()]}
         all_rows = zip(
             rows.select(["decodes", "split", "left_out"]).to_pylist(),
             column("content"),

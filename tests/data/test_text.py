@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import example, given
@@ -265,6 +266,19 @@ def test_what_the_tokenizer_does_not_know_is_refused(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text(said + "ПРИВЕТ" * 40)
     told = refused(tmp_path, own("text", tmp_path / "book.txt", piece=100))
     assert any("the tokenizer knows none of" in line for line in told)
+
+
+def test_a_tokenizer_of_bytes_knows_all_text_and_none_is_trained_to_say_so() -> None:
+    said = ["plain", "<unk> <pad>", "\u4f60\U0001f600\x00"]
+    document = tokenizing.train([], "bytes", tokenizing.LEAST_BYTES)
+    assert tokenizing.unknown_shares(document, [[one] for one in said]) == [0.0] * 3
+    rows = pa.table({"decodes": [True, False, True]})
+    made = {"tokenizer": {"kind": "bytes", "size": 4096}}
+
+    def unread(name: str) -> list[Any]:
+        raise AssertionError(f"{name} was read")
+
+    assert modality("text").relate(rows, unread, made) == {"unknown": [0.0, None, 0.0]}
 
 
 @pytest.mark.parametrize("packed", [False, True])
