@@ -241,6 +241,13 @@ class Jobs:
             rows = connection.execute(query.limit(limit + 1)).mappings().all()
         return Page([job(dict(row)) for row in rows[:limit]], len(rows) > limit)
 
+    def unended(self, owner: str, kind: str) -> list[Job]:
+        """Return an owner's jobs of a kind that have not ended."""
+        mine = (JOBS.c.owner == owner, JOBS.c.kind == kind, JOBS.c.due.is_not(None))
+        with reading(self._engine) as connection:
+            rows = connection.execute(sa.select(JOBS).where(*mine)).mappings().all()
+        return [job(dict(row)) for row in rows]
+
     def cancel(self, id: str) -> Job:
         """Cancel a job: one that waits at once, one under way at its next step boundary. Others stay as they are.
 
@@ -289,21 +296,24 @@ class Jobs:
         result: Result,
         kept_s: float,
         most: int | None = None,
-        batch: str | None = None,
+        lease: Lease | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Write down a file that is there as a job that is completed, to be kept for so long; the newest of an id.
 
-        The same key and file return the one that there is. What a batch made is bounded by its work, and not counted.
+        The same key and file return the one that there is. What a batch made, under its `lease`, is bounded by its
+        work, and not counted.
 
         Raises:
+            LeaseLost: the batch is another's now.
             JobError: the owner has `most` files that no batch made already.
             infra.jobs.idempotency.Conflict: the key was used for another request.
         """
         now, body = self._clock(), words(FILE, {**request, "sha256": result.digest})
         row = {
             **{"id": id, "kind": FILE, "owner": owner, "pipeline": "", "digests": "{}", "seed": 0},
-            **{"request": json.dumps(dict(request)), "body": body, "batch": batch},
+            **{"request": json.dumps(dict(request)), "body": body},
+            "batch": lease and lease.job.id,
             "idempotency_key": idempotency_key,
             **{"state": "completed", "cancel": False, "deleted": False, "files": True},
             **{"progress": 100.0, "attempt": 0, "tries": 0, "causes": "{}", "fence": 0},
@@ -314,6 +324,8 @@ class Jobs:
         mine = (*kept, JOBS.c.batch.is_(None), ~JOBS.c.deleted, JOBS.c.expires > now)
         with writing(self._engine) as connection:
             take_turns(connection, SUBMIT_LOCK)
+            if lease is not None:
+                lease.hold(connection)
             _free(connection, owner, idempotency_key, now)
             found = asked_before(connection, JOBS, owner, idempotency_key, body)
             if found is not None:

@@ -95,7 +95,7 @@ class Lease:
             LeaseLost: somebody else has the job.
         """
         with writing(self._engine) as connection:
-            row = self._row(connection)
+            row = self.hold(connection)
             end(connection, row, self._clock(), self._kept_s, "completed", result=result)
             faultpoint("jobs.finish")
         faultpoint("jobs.finished")
@@ -107,7 +107,7 @@ class Lease:
             LeaseLost: somebody else has the job.
         """
         with writing(self._engine) as connection:
-            row, now = self._row(connection), self._clock()
+            row, now = self.hold(connection), self._clock()
             if row["cancel"]:
                 end(connection, row, now, self._kept_s, "cancelled", cause=code)
             elif again and row["tries"] < self._most_tries:
@@ -124,7 +124,7 @@ class Lease:
             LeaseLost: somebody else has the job.
         """
         with writing(self._engine) as connection:
-            end(connection, self._row(connection), self._clock(), self._kept_s, "cancelled")
+            end(connection, self.hold(connection), self._clock(), self._kept_s, "cancelled")
 
     def release(self, after_s: float = 0.0) -> None:
         """Give the job back unharmed, for others or for later: this attempt does not count.
@@ -133,7 +133,7 @@ class Lease:
             LeaseLost: somebody else has the job.
         """
         with writing(self._engine) as connection:
-            row = self._row(connection)
+            row = self.hold(connection)
             back = {**give_back(row, None), "tries": max(0, row["tries"] - 1)}
             self._write(connection, **back, due=self._clock() + after_s)
 
@@ -142,7 +142,12 @@ class Lease:
         held = (JOBS.c.fence == self.fence) & (JOBS.c.state == "in_progress")
         return (JOBS.c.id == self.job.id, held)
 
-    def _row(self, connection: Connection) -> Mapping[str, Any]:
+    def hold(self, connection: Connection) -> Mapping[str, Any]:
+        """Hold the job's row until a transaction ends, so that nobody claims it meanwhile.
+
+        Raises:
+            LeaseLost: somebody else has the job.
+        """
         query = sa.select(JOBS).where(*self._mine).with_for_update()
         row = connection.execute(query).mappings().first()
         if row is None:

@@ -104,12 +104,14 @@ async def download(request: Request, name: str) -> Response:
     return await content(request, await asyncio.to_thread(files.file_of, parts.jobs, owner, name))
 
 
-@routes.delete("/v1/files/{name}", response_model=None, responses=answers(FileDeleted, FOUND))
+@routes.delete(
+    "/v1/files/{name}", response_model=None, responses=answers(FileDeleted, [*FOUND, 409])
+)
 async def delete(request: Request, name: str) -> Response:
-    """Remove a file of this key."""
+    """Remove a file of this key, unless a batch that is not over has its requests there."""
     parts, owner = parts_of(request), str(request.scope["owner"])
     job = await asyncio.to_thread(files.file_of, parts.jobs, owner, name)
-    await asyncio.to_thread(parts.jobs.delete, job.id)
+    await asyncio.to_thread(files.remove, parts.jobs, job)
     return JSONResponse({"id": job.id, "object": "file", "deleted": True})
 
 

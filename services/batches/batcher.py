@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,14 +21,14 @@ from infra.database import DatabaseError
 from infra.documents import parse_json
 from infra.jobs.jobs import Jobs
 from infra.jobs.leases import Lease, LeaseLost
-from infra.jobs.table import Job, Output
+from infra.jobs.table import CANCELLED, Error, Job, Output, Result
 from infra.ledger.leases import new_holder
 from services.batches import files, lines
 from services.batches.lines import Answer, Line
 from services.batches.work import KIND, Work, file_id, node, parts, work_of
 from services.gateway.errors import ApiError
 from services.jobs.runner import BROKEN
-from services.jobs.store import Store, StoreError
+from services.jobs.store import Store
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,6 +37,8 @@ PART: Final = 32  # that are committed together
 BEAT_S: Final = 0.2
 LOOK_S: Final = 0.5
 OVER: Final = "batch_over"  # the code where a batch is called off
+LATE: Final = Error("deadline_exceeded", "it was not done by its deadline")
+BROKE: Final = Error("internal_error", "the server failed while answering it")
 LATER: Final = frozenset({429, 503, 504})  # what is asked again
 MOST_LATE: Final = 3  # of answers that were not there in time
 LONGEST_PAUSE_S: Final = 30.0
@@ -77,37 +79,42 @@ class Batcher:
 
     async def work(self, lease: Lease) -> None:
         """Send a batch's requests, all that are not answered yet, and write its files."""
-        sending = asyncio.create_task(self._sent(lease))
+        working: asyncio.Task[Any] = asyncio.create_task(self._sent(lease))
         try:
-            why = await self._watched(lease, sending)
-            if why is not None:
-                await _ended(sending)
-            await asyncio.to_thread(self._close, lease, why)
-        except (ApiError, StoreError) as error:
-            code = error.code if isinstance(error, ApiError) else "file_not_found"
-            await asyncio.to_thread(lease.fail, code, str(error), False)
+            why = await self._watched(lease, working)
+            await _ended(working)
+            working = asyncio.create_task(asyncio.to_thread(self._gathered, lease))
+            while not working.done():
+                await asyncio.to_thread(lease.beat, lease.job.progress)
+                await asyncio.wait({working}, timeout=BEAT_S)
+            await asyncio.to_thread(_end, lease, working.result(), why)
         except (LeaseLost, DatabaseError):
             raise
         except BROKEN as error:
-            logger.error("batch %s failed", lease.job.id, exc_info=error)
-            message = "the server failed while answering it"
-            await asyncio.to_thread(lease.fail, "internal_error", message, True)
+            await asyncio.to_thread(_end, lease, None, _broke(lease, error))
         except asyncio.CancelledError:  # the gateway ends
             with suppress(LeaseLost, DatabaseError):
                 await asyncio.to_thread(lease.release)
             raise
         finally:
-            await _ended(sending)
+            await _ended(working)
 
-    async def _watched(self, lease: Lease, sending: "asyncio.Task[None]") -> str | None:
+    async def _watched(self, lease: Lease, sending: "asyncio.Task[None]") -> Error | None:
         """Keep the lease while requests are sent; return why no more are to be, None where all were."""
         while not sending.done():
             if await asyncio.to_thread(lease.beat, lease.job.progress):
-                return "cancelled"
+                return CANCELLED
             if lease.job.deadline is not None and time.time() > lease.job.deadline:
-                return "deadline_exceeded"
+                return LATE
             await asyncio.wait({sending}, timeout=BEAT_S)
-        sending.result()
+        try:
+            sending.result()
+        except ApiError as error:  # its requests are gone
+            return Error(error.code, error.message)
+        except DatabaseError:
+            raise
+        except BROKEN as error:
+            return _broke(lease, error)
         return None
 
     async def _sent(self, lease: Lease) -> None:
@@ -183,27 +190,20 @@ class Batcher:
             self._store.remove(uri)
             raise
 
-    def _close(self, lease: Lease, why: str | None) -> None:
-        """Write the files of what was answered, and end the batch."""
+    def _gathered(self, lease: Lease) -> Result | None:
+        """Write the files of what was answered; return what is in the first of them, None where nothing was."""
         sealed = lease.stages()
         counts = parts(sealed)
         ordered = [sealed[node(start, *counts[start])] for start in sorted(counts)]
-        kept: dict[bool, Job] = {}
+        kept: list[Job] = []
         for right, which in ((True, "output"), (False, "errors")):
             if sum(one[not right] for one in counts.values()):
                 id = file_id(lease.job.id, "output" if right else "errors")
-                kept[right] = files.keep(
+                kept.append(files.keep(
                     self._jobs, self._store, self._rows(ordered, right), id=id, owner=lease.job.owner,
-                    name=f"{lease.job.id}_{which}.jsonl", purpose="batch_output", batch=lease.job.id,
-                )  # fmt: skip
-        if why == "cancelled":
-            lease.cancelled()
-        elif why is not None:
-            lease.fail(why, "it was not done by its deadline", False)
-        else:
-            result = next(iter(kept.values())).result  # a batch has a request at least
-            assert result is not None
-            lease.finish(result)
+                    name=f"{lease.job.id}_{which}.jsonl", purpose="batch_output", lease=lease,
+                ))  # fmt: skip
+        return kept[0].result if kept else None
 
     def _rows(self, sealed: Sequence[Output], right: bool) -> Iterator[bytes]:
         """Yield the lines of what went right, or wrong, a part at a time."""
@@ -213,7 +213,23 @@ class Batcher:
             yield lines.written([one for one in answers if one.pop("right") == right])
 
 
-async def _ended(task: "asyncio.Task[None]") -> None:
+def _broke(lease: Lease, error: BaseException) -> Error:
+    logger.error("batch %s failed", lease.job.id, exc_info=error)
+    return BROKE
+
+
+def _end(lease: Lease, result: Result | None, why: Error | None) -> None:
+    """End a batch whose files are written, or its attempt where the server broke."""
+    if why == CANCELLED:
+        lease.cancelled()
+    elif why is not None:
+        lease.fail(why.code, why.message, why == BROKE)
+    else:
+        assert result is not None  # a batch has a request at least
+        lease.finish(result)
+
+
+async def _ended(task: "asyncio.Task[Any]") -> None:
     """Cancel a task and wait until it has gone."""
     task.cancel()
     await asyncio.wait({task})

@@ -8,9 +8,11 @@ from typing import Any, Final, Literal
 
 from infra.jobs.idempotency import Conflict
 from infra.jobs.jobs import JobError, Jobs, NotFound
-from infra.jobs.table import FILE, Job, Result
+from infra.jobs.leases import Lease, LeaseLost
+from infra.jobs.table import BATCH, FILE, Job, Result
 from services.api.answers import Body
 from services.batches.lines import LONGEST
+from services.batches.work import work_of
 from services.gateway.errors import ApiError
 from services.jobs.store import Store
 
@@ -61,23 +63,28 @@ def keep(
     name: str,
     purpose: str,
     most: int | None = None,
-    batch: str | None = None,
+    lease: Lease | None = None,
     idempotency_key: str | None = None,
 ) -> Job:
-    """Keep a file for its time; once for an id, or an idempotency key.
+    """Keep a file for its time, once for an idempotency key; a batch's under its `lease`, in place of an older one.
 
     Raises:
+        LeaseLost: the batch is another's now; his file stays.
         JobError: the owner has `most` files already.
         Conflict: the key was used for another request.
     """
-    digest, uri, count = store.put_blocks(id, "content", blocks)
+    place = "content" if lease is None else f"content-{lease.fence}"
+    digest, uri, count = store.put_blocks(id, place, blocks)
     asked = {"filename": name, "purpose": purpose}
     result = Result(digest, uri, JSONL, count)
     try:
         job = jobs.record(
-            asked, id=id, owner=owner, result=result, kept_s=KEPT_S, most=most, batch=batch,
+            asked, id=id, owner=owner, result=result, kept_s=KEPT_S, most=most, lease=lease,
             idempotency_key=idempotency_key,
         )  # fmt: skip
+    except LeaseLost:
+        store.remove(uri)
+        raise
     except (JobError, Conflict):
         store.clear(id)
         raise
@@ -100,6 +107,19 @@ def file_of(jobs: Jobs, owner: str, id: str, param: str = "file_id") -> Job:
         message = f"there is no file {id[:60]!r} of this key, or not any more"
         raise ApiError(404, message, code="file_not_found", param=param)
     return job
+
+
+def remove(jobs: Jobs, file: Job) -> None:
+    """Remove a file, unless requests that are still to be sent are in it.
+
+    Raises:
+        ApiError: 409, a batch is not over that has its requests there.
+    """
+    for batch in jobs.unended(file.owner, BATCH):
+        if work_of(batch).input_file_id == file.id and not batch.cancel:
+            message = f"{batch.id} has requests in it that are not answered yet; cancel it, or wait"
+            raise ApiError(409, message, code="file_in_use", param="file_id", retry=False)
+    jobs.delete(file.id)
 
 
 def page(

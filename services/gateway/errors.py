@@ -10,7 +10,7 @@
     │   ├── 404 model_not_found, file_not_found, video_not_found, batch_not_found, webhook_not_found,
     │   │       unknown_url, 405 method_not_allowed, http_error: where it went
     │   ├── 408 headers_timeout, body_timeout, 413 body_too_large, 431 headers_too_large: how it came
-    │   ├── 409 video_not_completed, batch_over, 410 video_expired, 416 range_not_satisfiable,
+    │   ├── 409 video_not_completed, batch_over, file_in_use, 410 video_expired, 416 range_not_satisfiable,
     │   │       422 idempotency_conflict: jobs
     │   ├── 415 unsupported_media_type
     │   └── unknown_kind: a job that no gateway here makes

@@ -379,14 +379,30 @@ def test_a_batch_that_is_done_leaves_what_it_asked_for_as_it_is(jobs: Jobs) -> N
 
 
 def test_files_that_batches_made_do_not_count_among_an_owner_s(jobs: Jobs) -> None:
+    jobs.submit(BATCH, {}, owner="anna", pipeline="", digests={}, seed=0)
+    lease = claim(jobs)
     for number in range(3):
-        jobs.record({}, id=f"file_{number}", owner="anna", result=RESULT, kept_s=9, batch="batch_1")
+        jobs.record({}, id=f"file_{number}", owner="anna", result=RESULT, kept_s=9, lease=lease)
     given: dict[str, Any] = {"owner": "anna", "result": RESULT, "kept_s": 9.0, "most": 2}
     for number in range(2):
         jobs.record({}, id=f"file_mine_{number}", **given)
     with pytest.raises(JobError, match="2 files of this key are kept"):
         jobs.record({}, id="file_more", **given)
     assert len(jobs.page("anna", FILE).jobs) == 5
+
+
+def test_a_file_of_a_batch_is_recorded_by_whoever_has_it_alone(jobs: Jobs, clock: Clock) -> None:
+    batch = jobs.submit(BATCH, {}, owner="anna", pipeline="", digests={}, seed=0)
+    lost, given = claim(jobs), {"id": "file_1", "owner": "anna", "kept_s": 9.0}
+    clock.now += LEASE_S + 1
+    held = claim(jobs, "two")
+    made = jobs.record({}, result=RESULT, lease=held, **given)  # type: ignore[arg-type]
+    with pytest.raises(LeaseLost, match=batch.id):
+        jobs.record({}, result=replace(RESULT, uri="x"), lease=lost, **given)  # type: ignore[arg-type]
+    assert jobs.get("file_1") == made
+    assert jobs.unended("anna", BATCH) == [jobs.get(batch.id)]
+    held.finish(RESULT)
+    assert jobs.unended("anna", BATCH) == []
 
 
 def test_a_key_names_one_file_for_as_long_as_it_is_there(jobs: Jobs, clock: Clock) -> None:

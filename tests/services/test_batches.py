@@ -2,13 +2,11 @@
 
 import asyncio
 import base64
-import dataclasses
 import io
 import json
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,40 +18,33 @@ from PIL import Image
 
 from infra.jobs.ids import new_id
 from infra.jobs.jobs import Jobs
-from infra.keys import Keys
 from services.api import files as api
-from services.batches import batcher as batching
 from services.batches import files, lines
-from services.batches.batcher import Batcher
 from services.batches.work import file_id
 from services.jobs.runner import STRAY_S, Runner
-from services.jobs.store import Store
-from tests.services.clips_kit import publish_clips
-from tests.services.conftest import network
-from tests.services.served_kit import listening, publish_each_modality, with_toys
+from tests.services.batches_kit import (
+    CHAT,
+    IMAGES,
+    VIDEOS,
+    answers,
+    batch_of,
+    idle_client,
+    opened,
+    requests,
+    sent,
+    store_of,
+    turn,
+)
+from tests.services.served_kit import listening
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")
-CHAT, IMAGES, VIDEOS = "/v1/chat/completions", "/v1/images/generations", "/v1/videos"
 EDITS = "/v1/images/edits"
 
 
 @pytest.fixture(scope="module")
 def house(own_workshop: Any) -> Iterator[Any]:
-    """A gateway whose batches are worked on, and one where none are; of the same database."""
-    keys = Keys(own_workshop.database)
-    with with_toys():
-        publish_clips(own_workshop)
-        publish_each_modality(own_workshop)
-        shapes = own_workshop.publish_pipeline("shapes", network("base"), network("upscaler"))
-        own_workshop.promote(shapes)
-        own_workshop.publish_wired("small", {"base": network("base")})
-        stage = own_workshop.stage()
-        found = [keys.create("first"), keys.create("second")]
-        app = own_workshop.gateway(stage)
-        yield SimpleNamespace(
-            app=app, keys=found, workshop=own_workshop, worked=own_workshop.worked(app, stage)
-        )
-    stage.close()
+    with opened(own_workshop) as house:
+        yield house
 
 
 @pytest.fixture
@@ -69,30 +60,8 @@ def clients(house: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def idle(house: Any) -> Iterator[OpenAI]:
-    """A client of a gateway where nobody works on batches."""
-    with (
-        listening(house.app) as address,
-        OpenAI(base_url=f"{address}/v1", api_key=house.keys[0], max_retries=0) as client,
-    ):
+    with idle_client(house) as client:
         yield client
-
-
-def requests(endpoint: str, *bodies: Any) -> bytes:
-    lines = [
-        {"custom_id": f"r{number}", "method": "POST", "url": endpoint, "body": body}
-        for number, body in enumerate(bodies)
-    ]
-    return "\n".join(map(json.dumps, lines)).encode()
-
-
-def sent(client: OpenAI, content: bytes) -> Any:
-    return client.files.create(file=("asked.jsonl", content), purpose="batch")
-
-
-def batch_of(client: OpenAI, endpoint: str, *bodies: Any, **more: Any) -> Any:
-    file = sent(client, requests(endpoint, *bodies))
-    asked: Any = {"endpoint": endpoint, "completion_window": "24h", **more}
-    return client.batches.create(input_file_id=file.id, **asked)
 
 
 def ended(client: OpenAI, id: str) -> Any:
@@ -107,23 +76,9 @@ def ended(client: OpenAI, id: str) -> Any:
     return found
 
 
-def answers(client: OpenAI, file: str) -> dict[str, Any]:
-    rows = client.files.content(file).text.splitlines()
-    return {one["custom_id"]: one for one in map(json.loads, rows)}
-
-
 def pixels(b64: Any) -> Any:
     with Image.open(io.BytesIO(base64.b64decode(b64))) as image:
         return np.asarray(image)
-
-
-def turn(said: str) -> dict[str, Any]:
-    return {
-        "model": "talker",
-        "messages": [{"role": "user", "content": said}],
-        "seed": 1,
-        "max_tokens": 4,
-    }
 
 
 def test_pictures_texts_and_clips_are_answered_in_files(clients: Any) -> None:
@@ -216,7 +171,7 @@ def test_a_file_is_kept_once_by_its_key(house: Any, idle: OpenAI) -> None:
         return idle.files.create(file=file, purpose="batch", extra_headers=headers)
 
     first = made(b"{}")
-    store = Store(str(house.workshop.folder / "files" / "jobs"))
+    store = store_of(house)
     kept = set(store.jobs())
     assert made(b"{}") == first
     with pytest.raises(openai.UnprocessableEntityError, match="take a new key"):
@@ -331,22 +286,6 @@ def test_a_batch_is_made_once_by_its_key(house: Any, idle: OpenAI) -> None:
         house.workshop.jobs.cancel(one.id)
 
 
-def test_a_line_that_no_request_may_hold_is_answered_so_and_the_others_are_made(
-    house: Any, idle: OpenAI
-) -> None:
-    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
-    odd = [{**turn("a"), "temperature": float("nan")}, turn("\ud800"), turn("a")]
-    batch = batch_of(idle, CHAT, *odd)
-    asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("one", kind="batch")))
-    over = idle.batches.retrieve(batch.id)
-    assert (over.status, over.errors) == ("completed", None)
-    assert over.output_file_id is not None
-    assert over.error_file_id is not None
-    assert list(answers(idle, over.output_file_id)) == ["r2"]
-    for one in answers(idle, over.error_file_id).values():
-        assert one["response"]["status_code"] == 400
-
-
 def test_a_list_of_files_ends_with_the_last_of_its_purpose(house: Any, idle: OpenAI) -> None:
     mine = [sent(idle, b"x").id for _ in range(2)]
     made = house.workshop.jobs.get(mine[0])
@@ -364,7 +303,7 @@ def test_a_list_of_files_ends_with_the_last_of_its_purpose(house: Any, idle: Ope
 
 
 def test_the_files_of_an_old_batch_are_no_strays_while_they_are_written(house: Any) -> None:
-    store = Store(str(house.workshop.folder / "files" / "jobs"))
+    store = store_of(house)
     runner = Runner(house.workshop.jobs, store, None, None, {})  # type: ignore[arg-type]
     id = file_id(new_id("batch", time.time() - 2 * STRAY_S), "output")
 
@@ -378,105 +317,9 @@ def test_the_files_of_an_old_batch_are_no_strays_while_they_are_written(house: A
     assert list(files.rows_of(store, job)) == [b"{}\n"]
 
 
-def test_clips_of_a_cancelled_or_late_batch_are_cancelled_with_it(house: Any, idle: OpenAI) -> None:
-    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
-    clip = {"model": "moving", "prompt": "a red circle"}
-
-    async def until_asked(lease: Any, end: str) -> Any:
-        working = asyncio.create_task(Batcher(jobs, store, house.app._app).work(lease))
-        while len(found := open_clips(lease.job.owner)) < 2:
-            await asyncio.sleep(0.01)
-        jobs.delete(found[1].id)  # its owner may
-        if end == "given up":
-            working.cancel()
-        elif end == "cancelled":
-            jobs.cancel(lease.job.id)
-        else:
-            lease.job = dataclasses.replace(lease.job, deadline=time.time())
-        await asyncio.wait({working})
-        return found[0].id
-
-    def open_clips(owner: str) -> Any:
-        return [one for one in jobs.page(owner, "video", limit=2).jobs if not one.over]
-
-    for end in ("cancelled", "expired", "given up"):
-        batch = batch_of(idle, VIDEOS, clip, clip)
-        lease = jobs.claim("one", kind="batch")
-        video = asyncio.run(until_asked(lease, end))
-        if end == "given up":  # by a gateway that ended; another one is told of the cancel
-            assert idle.batches.cancel(batch.id).status == "cancelling"
-            asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("two", kind="batch")))
-            end = "cancelled"
-        assert idle.batches.retrieve(batch.id).status == end
-        assert jobs.get(video).state == "cancelled"
-    jobs.retry(batch.id)  # makes what was called off
-    assert asyncio.run(until_asked(jobs.claim("one", kind="batch"), "cancelled")) != video
-
-
-def test_a_line_that_is_refused_since_its_batch_is_called_off_stays_unanswered(
-    house: Any, idle: OpenAI
-) -> None:
-    """As where the cancel came while it was sent: a batch that is tried again asks for it anew."""
-    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
+def test_a_file_may_be_removed_when_its_batch_is_over(house: Any, idle: OpenAI) -> None:
     batch = batch_of(idle, CHAT, turn("a"))
-
-    async def called_off(scope: Any, receive: Any, send: Any) -> None:
-        jobs.cancel(batch.id)
-        start = {"type": "http.response.start", "status": 409, "headers": []}
-        await send(start)
-        await send({"type": "http.response.body", "body": b'{"error": {"code": "batch_over"}}'})
-
-    asyncio.run(Batcher(jobs, store, called_off).work(jobs.claim("one", kind="batch")))
-    over = idle.batches.retrieve(batch.id)
-    assert (over.status, over.output_file_id, over.error_file_id) == ("cancelled", None, None)
-    jobs.retry(batch.id)
-    asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("two", kind="batch")))
-    done = idle.batches.retrieve(batch.id)
-    assert done.output_file_id is not None
-    assert list(answers(idle, done.output_file_id)) == ["r0"]
-
-
-def test_who_goes_on_sends_nothing_again_and_a_cancel_keeps_what_is_there(
-    house: Any, idle: OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batching, "PART", 1)
-    jobs, store = house.workshop.jobs, Store(str(house.workshop.folder / "files" / "jobs"))
-    sent_on: list[str] = []
-
-    def app_until(count: int) -> Any:
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            if len(sent_on) == count:
-                await asyncio.Event().wait()  # for ever, as far as this one knows
-            sent_on.append(scope["request_id"])
-            await house.app._app(scope, receive, send)
-
-        return app
-
-    async def until(count: int, then: Any) -> None:
-        lease = jobs.claim("one", kind="batch")
-        working = asyncio.create_task(Batcher(jobs, store, app_until(count)).work(lease))
-        while len(jobs.stages(lease.job.id)) < count:
-            await asyncio.sleep(0.01)
-        then(lease, working)
-        await asyncio.wait({working})
-
-    batch = batch_of(idle, CHAT, *(turn(one) for one in "abab"))
-    asyncio.run(until(1, lambda _, working: working.cancel()))
-    counts = idle.batches.retrieve(batch.id).request_counts
-    assert counts is not None
-    assert (counts.total, counts.completed) == (4, 1)
-    asyncio.run(until(3, lambda lease, _: jobs.cancel(lease.job.id)))
-    assert sent_on == [f"{batch.id}-{number}" for number in range(3)]
-    over = idle.batches.retrieve(batch.id)
-    assert over.status == "cancelled"
-    assert over.output_file_id is not None
-    assert list(answers(idle, over.output_file_id)) == ["r0", "r1", "r2"]
-    jobs.retry(batch.id)
-    asyncio.run(Batcher(jobs, store, house.app._app).work(jobs.claim("two", kind="batch")))
-    assert list(answers(idle, over.output_file_id)) == ["r0", "r1", "r2", "r3"]
-    assert {one.kind for one in jobs.page().jobs} == {"batch", "video"}
-    uploads = [*idle.files.list(purpose="batch")]
-    monkeypatch.setattr(api, "MOST", len(uploads) + 1)  # what batches made does not count
-    sent(idle, b"{}")
-    with pytest.raises(openai.BadRequestError, match="files of this key are kept"):
-        sent(idle, b"{}")
+    with pytest.raises(openai.ConflictError):
+        idle.files.delete(batch.input_file_id)
+    idle.batches.cancel(batch.id)
+    assert idle.files.delete(batch.input_file_id).deleted
