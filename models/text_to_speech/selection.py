@@ -21,6 +21,8 @@ from models.text_to_speech.units import (
     BEHIND,
     END,
     HALF,
+    NEPERS,
+    OCTAVES,
     PHONE,
     SPEAKER,
     UNITS,
@@ -78,9 +80,9 @@ class Selector:
         self._left_U = torch.arange(len(self.row_U), device=units_R.device) + self.row_U
         self._voice_U = self.recording_RX[self.row_U, SPEAKER]
         edge_EX = inventory.edge_EX
-        self._mel_EM = edge_EX[:, :-2] / edge_EX[:, :-2].std(0).clamp(min=1e-3)
-        self._octave_E: Tensor = edge_EX[:, -2]
-        self._energy_E: Tensor = edge_EX[:, -1]
+        self._mel_EM = edge_EX[:, :OCTAVES] / edge_EX[:, :OCTAVES].std(0).clamp(min=1e-3)
+        self._octave_E: Tensor = edge_EX[:, OCTAVES]
+        self._energy_E: Tensor = edge_EX[:, NEPERS]
         begin_U, end_U = self.unit_UX[:, BEGIN], self.unit_UX[:, END]
         self._duration_U = (end_U - begin_U).clamp(min=1).float().log()
 

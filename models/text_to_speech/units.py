@@ -24,6 +24,9 @@ DIGEST, SPEAKER, SAMPLES, UNITS = range(4)
 PHONE, HALF, BEFORE, BEHIND, BEGIN, END = range(6)
 """Columns of half-phones: the phone, 0 or 1, the phones around it, and its first sample and end in the recording."""
 
+OCTAVES, NEPERS = -2, -1
+"""What a frame or an edge sounds like, in columns behind the mel bands: log2 of Hertz, 0 without a voice; energy."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -33,7 +36,7 @@ class Recording:
     speaker: int
     phones: Sequence[int]  # as they were said, pauses left out that were not made
     bounds: Sequence[int]  # where they begin, in frames, and the last one's end
-    seen_FX: Tensor  # each frame: the mel bands, the octave (0: no voice), the energy
+    seen_FX: Tensor  # each frame: the mel bands, the octave, the energy
 
 
 class Inventory(nn.Module):
@@ -106,8 +109,16 @@ class Inventory(nn.Module):
             pcm_T,
             torch.tensor([about], device=device),
             torch.tensor(units, dtype=torch.int32, device=device),
-            ((left_EX + right_EX) / 2).float(),
+            _between(left_EX, right_EX).float(),
         )
+
+
+def _between(left_EX: Tensor, right_EX: Tensor) -> Tensor:
+    """Return the mean of both sides of an edge; of octaves, of those sides that have a voice."""
+    edge_EX = (left_EX + right_EX) / 2
+    voices_E = (left_EX[:, OCTAVES] > 0).float() + (right_EX[:, OCTAVES] > 0)
+    edge_EX[:, OCTAVES] *= 2 / voices_E.clamp(min=1)
+    return edge_EX
 
 
 def _places(counts_R: Tensor, order_R: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Unit selection: what is kept of recordings, which pieces say a text, and how they are joined."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -205,6 +206,15 @@ def test_an_inventory_is_the_same_however_its_recordings_were_shared(data: st.Da
     assert len(whole.sound_T) <= limit
     for name in TABLES:
         assert torch.equal(getattr(joined, name), getattr(whole, name))
+
+
+def test_an_edge_between_a_voice_and_none_is_as_high_as_the_voice() -> None:
+    high = math.log2(120)
+    seen = torch.tensor([[1.0, high, 0.5], [3.0, 0.0, 1.5], [3.0, 0.0, 1.5], [1.0, high + 1, 0.5]])
+    inventory = Inventory(3, 1000)
+    inventory.add([Recording(torch.rand(320), 0, (7, 8), (0, 2, 4), seen)], 80)
+    of_edges = [[1, high, 0.5], [2, high, 1], [3, 0, 1.5], [2, high + 1, 1], [1, high + 1, 0.5]]
+    torch.testing.assert_close(inventory.edge_EX, torch.tensor(of_edges))
 
 
 @given(turn=st.floats(0, 6.28), hertz=st.floats(100, 300))
