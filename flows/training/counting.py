@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from data.loaders import DatasetError, Loader, rows_in
+from data.loaders import DatasetError, Loader
 from flows.recipe import Stage
 from flows.training import halting
 from flows.training.loop import Diverged, Loop
@@ -85,7 +85,7 @@ class CountingLoop(Loop):
             self.on_validation(self.state.step, means["validation_loss"])
 
     def _on_validation(self) -> dict[str, float]:
-        """Return the means over the whole validation split; nothing where it is empty."""
+        """Return the means over the whole validation split, each batch weighed by what it counts; empty: nothing."""
         model, spec = self.state.model, self.spec
         try:
             loader = Loader(
@@ -102,15 +102,15 @@ class CountingLoop(Loop):
             if spec.training.validate_every is not None:
                 raise
             return {}
-        total: dict[str, float] = {}
+        total, count = dict[str, float](), 0.0
         with torch.no_grad():
             for batch in loader.once():
                 losses = model({k: v.to(self.ranks.device) for k, v in batch.items()})
                 found = {"loss": losses.total, **losses.parts}
+                count += float(losses.count)
                 for name, value in found.items():
-                    share = rows_in(batch) / loader.rows
-                    total[name] = total.get(name, 0.0) + float(value) * share
-        return {f"validation_{name}": value for name, value in total.items()}
+                    total[name] = total.get(name, 0.0) + float(value * losses.count)
+        return {f"validation_{name}": value / count for name, value in total.items() if count}
 
 
 def check_passes(spec: Stage | TrainingSpec, model: Trainable) -> None:

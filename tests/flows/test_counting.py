@@ -16,7 +16,7 @@ from infra.storage import verify
 from models import build
 from models.classical.naive_bayes import NaiveBayes
 from tests.data.prepare_kit import prepare as prepare_speech
-from tests.data.speech_kit import digits
+from tests.data.speech_kit import digits, tone
 from tests.flows.training_kit import prepare, spec_of, train_without_ray, weights_of
 
 ROWS = 61  # neither one worker's batches nor two workers' come out even
@@ -161,3 +161,18 @@ def test_two_workers_keep_the_recordings_that_one_keeps(tmp_path: Path) -> None:
     alone, together = (load_file(one / "model.safetensors") for one in weights)
     assert len(alone["inventory.recording_RX"]) > 6
     torch.testing.assert_close(alone, together, rtol=1e-6, atol=1e-6)
+
+
+def test_a_frame_of_validation_counts_alike_in_short_sounds_and_long_ones(tmp_path: Path) -> None:
+    for number in range(80):
+        name = f"{number % 4}_ann_{number // 4}.wav"
+        tone(tmp_path / "files/recordings" / name, number, 0.2 + 0.02 * number)
+    entry = {"maker": "speech", "path": "files/recordings"}
+    pattern = {"pattern": "{text}_{speaker}_{index}.wav", "test": {"index": ["2"]}}
+    prepared = prepare_speech(tmp_path, {**entry, **pattern})
+    found = []
+    for rows in (1, 8):  # each sound by itself, and all together
+        wanted = spec_of(prepared, family="griffin-lim", workers=0, steps=1, batch_size=rows)
+        wanted = wanted.model_copy(update={"image_size": None})
+        found.append(count(wanted, tmp_path / f"runs-{rows}").metrics["validation_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
