@@ -1,6 +1,6 @@
 """Rows that have a caption: pictures, clips and sounds, a tensor row a sample or several.
 
-Shape letters: N rows of a split, U different captions, T words, A attributes.
+Shape letters: N rows of a split, U different captions of the dataset, T words, A attributes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,6 @@ class Captioned:
         self._each = kind.rows_a_sample(split.header)
         self.sizes: Sequence[int] = [self._each * shard["rows"] for shard in split.shards]
         self.captions: list[str] = split.header["captions"]
-        encode = options.encode
-        tokens = encode(self.captions) if encode and any(self.captions) else None
-        self._tokens_UT = None if tokens is None else tokens.to(torch.int64)
         self._beside = {
             name: Outputs(
                 folder,
@@ -63,8 +60,8 @@ class Captioned:
     def learned(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what `rows` gave as it is learned from."""
         found = self._kind.batch(self._split.header, rows, self._options.image_size)
-        if self._tokens_UT is not None:
-            found["tokens"] = self._tokens_UT[rows["codes"]]
+        if self._tokens is not None:
+            found["tokens"] = self._tokens[rows["codes"]]
         if rows["attributes"].shape[1]:
             found["attributes"] = rows["attributes"]
         return found
@@ -90,6 +87,20 @@ class Captioned:
         return self._split.rows_as(
             *(size, *self._kind.view), make=lambda: map(self._arrays, self._split.tables())
         ).columns
+
+    @cached_property
+    def _tokens(self) -> Tensor | None:
+        """Tokens (U, T) of the split's own captions, encoded at the first batch; other captions' rows are 0."""
+        encode = self._options.encode
+        if encode is None or not any(self.captions):
+            return None
+        codes = np.unique(self._columns["codes"][:])
+        tokens = encode([self.captions[code] for code in codes])
+        if tokens is None:
+            return None
+        found = torch.zeros(len(self.captions), *tokens.shape[1:], dtype=torch.int64)
+        found[torch.from_numpy(codes).long()] = tokens.to(torch.int64)
+        return found
 
     @cached_property
     def _others(self) -> Array | None:

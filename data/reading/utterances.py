@@ -56,8 +56,8 @@ class Utterances(Captioned):
             "speaker": rows["attributes"][:, self._speaker],
             "attributes": rows["attributes"],
         }
-        if self._tokens_UT is not None:
-            tokens_BS = self._tokens_UT[rows["codes"]]
+        if self._tokens is not None:
+            tokens_BS = self._tokens[rows["codes"]]
             found["token_length"] = (tokens_BS != 0).sum(1)
             found["tokens"] = tokens_BS[:, : int(found["token_length"].max())]
         return found

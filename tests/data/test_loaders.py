@@ -133,6 +133,29 @@ def test_pixels_tokens_and_attributes_belong_together(dots: Path) -> None:
     assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
 
 
+def test_only_a_splits_own_captions_are_encoded_each_once_and_when_a_batch_needs_them(
+    dots: Path,
+) -> None:
+    asked = list[str]()
+
+    def encode(captions: list[str]) -> torch.Tensor:
+        asked.extend(captions)
+        return lengths(captions)
+
+    for split in ("train", "validation"):
+        asked.clear()
+        loader = Loader(dots, split, batch_size=2, encode=encode)
+        assert loader.facts["max_words"] == 5
+        assert asked == []
+        batches = [loader.batch(step) for step in range(ROWS)]
+        pixels, captions, _ = everything(dots, split)
+        assert sorted(asked) == sorted(set(captions))
+        known = dict(zip(keys({"pixels": pixels}), captions, strict=True))
+        for batch in batches:
+            assert torch.equal(batch["tokens"], lengths([known[key] for key in keys(batch)]))
+    assert len(asked) == 3, "of the dataset's six"
+
+
 def test_downsampling_is_the_mean_over_areas(dots: Path) -> None:
     full = Loader(dots, "train", batch_size=6).batch(4)["pixels"]
     half = Loader(dots, "train", batch_size=6, image_size=2).batch(4)["pixels"]
