@@ -106,8 +106,9 @@ def our_step(model: Trainable, *, in_turn: bool) -> Step:
     def turns(pixels: Tensor) -> float:
         losses = []
         for (player, optimizer), move in zip(optimizers.items(), moves, strict=True):
-            for parameter in optimizer.parameters:
-                parameter.grad = None
+            for one in optimizers.values():  # as the loop does
+                for parameter in one.parameters:
+                    parameter.requires_grad_(one is optimizer).grad = None
             total = model({"pixels": pixels}, player).total
             total.backward()
             move()

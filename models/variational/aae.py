@@ -96,7 +96,7 @@ class AAE(Family):
             return self._judge(z_BZ)
         z_BZ = self.latents(x_BCHW)
         cost = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1).mean()
-        fooling = F.softplus(-self._logit_of_another_player(z_BZ)).mean()  # -log D(z)
+        fooling = F.softplus(-self.prior_logit(z_BZ)).mean()  # -log D(z)
         return Losses(
             cost + self.config.adversary * fooling,
             len(z_BZ),
@@ -143,16 +143,6 @@ class AAE(Family):
         """Return the discriminator's log odds (B,) that each z is a draw from the prior."""
         logit_B: Tensor = self.discriminator(z_BZ).float()[:, 0]
         return logit_B
-
-    def _logit_of_another_player(self, z_BZ: Tensor) -> Tensor:
-        """Return what `prior_logit` does, without gradients of the discriminator's weights."""
-        h = z_BZ
-        for layer in self.discriminator:
-            if isinstance(layer, nn.Linear):
-                h = F.linear(h, layer.weight.detach(), layer.bias.detach())
-                continue
-            h = layer(h)
-        return h.float()[:, 0]
 
     def _judge(self, z_BZ: Tensor) -> Losses:
         """Return the mean of -log D(prior) - log(1 - D(z)) over pairs; the prior is what is real."""

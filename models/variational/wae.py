@@ -73,21 +73,16 @@ class WAE(Family):
         return Capabilities()
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the cost plus lambda MMD^2, eq. 4 of the paper; a batch of 100 or more, or the penalty is noise.
-
-        `mmd` among the parts is to be read beside `mmd_of_prior`, the size of it between two draws from the prior.
-        """
+        """Return the cost plus lambda MMD^2, eq. 4 of the paper; a batch of 100 or more, or the penalty is noise."""
         x_BCHW = batch["pixels"]
         z_BZ = self.latents(x_BCHW)
         cost = (self.decode(z_BZ) - x_BCHW).square().flatten(1).sum(1).mean()
         prior_NZ = batch["prior"] if "prior" in batch else torch.randn_like(z_BZ)
         penalty = mmd(z_BZ, prior_NZ, batch.get("codes"))
-        with torch.no_grad():
-            chance = mmd(torch.randn_like(prior_NZ), prior_NZ).abs()
         return Losses(
             cost + self.config.penalty * penalty,
             len(z_BZ),
-            {"cost": cost.detach(), "mmd": penalty.detach(), "mmd_of_prior": chance},
+            {"cost": cost.detach(), "mmd": penalty.detach()},
         )
 
     @torch.no_grad()

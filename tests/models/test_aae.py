@@ -45,13 +45,6 @@ def test_the_discriminator_learns_from_codes_without_moving_them() -> None:
     assert all(p.grad is None for p in model.player_parameters("autoencoder"))
 
 
-def test_the_autoencoder_s_turn_computes_nothing_for_the_discriminator() -> None:
-    model = aae()
-    model({"pixels": pictures()}).total.backward()
-    assert all(p.grad is None for p in model.discriminator.parameters())
-    assert all(p.grad is not None for p in model.player_parameters("autoencoder"))
-
-
 def test_the_autoencoder_is_paid_for_codes_that_pass_for_the_prior() -> None:
     """A step of the encoder down its loss, without the cost, must raise the discriminator's log odds of its codes."""
     model, x = aae(1.0), pictures(128)
