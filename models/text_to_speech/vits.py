@@ -183,12 +183,10 @@ class VITS(Family):
         tokens_BS = self._tokens(batch)
         if player == "critic":
             with torch.no_grad():  # the generator does not learn to please here
-                segment = self._segments(batch, self._seen(batch))
+                segment, _ = self._made(batch, tokens_BS)
             loss_B, told = self.critics.told_apart(*segment)
         else:
-            seen = self._seen(batch)
-            said, mean_BZF = self._said(tokens_BS, batch["speaker"], seen)
-            segment = self._segments(batch, self._some_by_text(seen, mean_BZF))
+            segment, said = self._made(batch, tokens_BS)
             loss_B, told = played(self.config, self.critics, *segment)
             loss_B = loss_B + self.config.kl_weight * said["kl"] + said["duration"] + said["mean"]
             told = {**told, **said}
@@ -197,6 +195,14 @@ class VITS(Family):
         weight_B = frames_B * fits_B
         parts = {name: weighed(value_B.detach(), weight_B) for name, value_B in told.items()}
         return Losses(weighed(loss_B, weight_B), weight_B.sum(), parts)
+
+    def _made(
+        self, batch: Batch, tokens_BS: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
+        """Return the segments that both players see, some made of what texts tell, and what texts tell wrongly (B,)."""
+        seen = self._seen(batch)
+        said, mean_BZF = self._said(tokens_BS, batch["speaker"], seen)
+        return self._segments(batch, self._some_by_text(seen, mean_BZF)), said
 
     def _tokens(self, batch: Batch) -> Tensor:
         tokens_BS = self.tokens_of(batch)

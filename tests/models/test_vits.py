@@ -133,6 +133,20 @@ def test_the_critics_turn_gives_the_generator_no_gradient() -> None:
     assert all(one.grad is not None for one in model.player_parameters("critic"))
 
 
+@pytest.mark.parametrize(("by_text", "heard"), [(0.0, False), (1.0, True)])
+def test_critics_hear_what_texts_tell_in_the_share_in_which_the_generator_plays_it(
+    by_text: float, heard: bool
+) -> None:
+    model: Any = shaken("vits", speakers=VOICES, by_text=by_text)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(model(spoken(), "critic").parts["made"])
+        with torch.no_grad():  # a text tells other latents
+            model.prior.bias.add_(1.0)
+    assert (found[0] != found[1]) == heard
+
+
 def test_without_an_adversary_there_are_no_critics_and_nothing_is_paid_to_them() -> None:
     model = vits(adversary=0.0)
     assert (len(model.critics), model.turns("critic"), model.turns("generator")) == (0, 0, 1)
