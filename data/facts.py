@@ -138,6 +138,7 @@ def relate(
     *,
     classed: bool,
     tolerant: bool = False,
+    groups: Sequence[str] | None = None,
 ) -> pa.Table:
     """Return the facts with those that need all rows.
 
@@ -145,9 +146,10 @@ def relate(
     are tested only. `duplicate_of`: the first file with the same content (and, for one file listed twice, the same
     caption). `left_out`: a repeated sample that is not learned from, where the modality is tolerant of some. `splits`:
     in how many splits the sample is. `share`: its class's count over the mean count. `held_out`: never trained on.
+    `groups`: as of `give_splits`.
     """
     rows = facts.to_pylist()
-    _split(rows, frozenset(held_out), validation_rows)
+    give_splits(rows, frozenset(held_out), validation_rows, groups)
     places: dict[str, set[str]] = {}
     classes = Counter(row["caption"] for row in rows)
     first: dict[Any, str] = {}
@@ -191,16 +193,22 @@ def _duplicate_of(row: Mapping[str, Any], first: dict[Any, str], kept: Mapping[s
     return earlier if earlier != row["file"] or again != str(row["index"]) else ""
 
 
-def _split(
-    rows: list[dict[str, Any]], held_out: frozenset[str], validation_rows: int | None
+def give_splits(
+    rows: Sequence[dict[str, Any]],
+    held_out: frozenset[str] = frozenset(),
+    validation_rows: int | None = None,
+    groups: Sequence[str] | None = None,
 ) -> None:
     """Give every row a split, by its own digest alone where the source leaves that to us.
 
     A source that calls all rows train names no splits. Of one that names train and one more, the third is a share of
-    the training rows: those with digests in the first part of their range, which is as large as the share.
+    the training rows: those with digests in the first part of their range, which is as large as the share. Other rows
+    have a say only where there would be nothing in a split, or nothing to learn of one of the `groups`, a name a row.
     """
     named = {row["split"] for row in rows}
     ours = [row for row in rows if row["split"] in {None, "train"}]
+    fixed = {row["digest"] for row in rows if row["split"] in {"validation", "test"}}
+    fixed |= {row["digest"] for row in ours if row["caption"] in held_out}
     for row in ours:
         if row["split"] is None or named == {"train"}:
             kept = row["caption"] in held_out or not row["digest"]
@@ -214,7 +222,8 @@ def _split(
         for row in training:
             if _place(row["digest"]) < SHARES[missing[0]]:
                 row["split"] = missing[0]
-    _fill(rows, {row["digest"] for row in ours if row["caption"] not in held_out})
+    movable = {row["digest"] for row in ours if row["digest"]} - fixed
+    _fill(rows, movable - _learned(rows, movable, groups or [""] * len(rows)))
 
 
 def split_of(digest: str) -> str:
@@ -230,20 +239,32 @@ def _place(digest: str) -> float:
     return int(digest[:13], 16) / 16**13
 
 
-def _fill(rows: list[dict[str, Any]], free: set[str]) -> None:
-    """Give an empty split a sample of another that has several, so that small sources have all three.
+def _learned(rows: Sequence[dict[str, Any]], movable: set[str], groups: Sequence[str]) -> set[str]:
+    """Have a row of each group in the training split, its least; returns the digests of these rows."""
+    least: dict[str, tuple[bool, str]] = {}
+    for row, group in zip(rows, groups, strict=True):
+        learned = row["split"] == "train"
+        if row["digest"] and (learned or row["digest"] in movable):
+            found = (not learned, row["digest"])
+            least[group] = min(found, least.get(group, found))
+    digests = {digest for _, digest in least.values()}
+    for row in rows:
+        if row["digest"] in digests & movable:
+            row["split"] = "train"
+    return digests
 
-    `free` are the digests of those that may be moved.
-    """
+
+def _fill(rows: Sequence[dict[str, Any]], movable: set[str]) -> None:
+    """Give an empty split a sample of another that has several, so that small sources have all three."""
     places: dict[str, set[str]] = {split: set() for split in SHARES}
     for row in rows:
         if row["digest"]:
             places[row["split"]].add(row["digest"])
-    for split in ("train", "test", "validation"):
-        several = [there for there in places.values() if len(there & free) > 1]
+    for split in ("test", "validation"):
+        several = [there for there in places.values() if len(there) > 1 and there & movable]
         if places[split] or not several:
             continue
-        last = max(several[0] & free)
+        last = max(several[0] & movable)
         several[0].remove(last)
         places[split].add(last)
         for row in rows:

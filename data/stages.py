@@ -90,17 +90,18 @@ def facts(name: str, project: Path) -> None:
     made = _read_made(folder)
     kind = modality(made["modality"])
     parts = _samples(folder)
-    looked = gather(parts, cluster(parts), made)
+    looked, column = gather(parts, cluster(parts), made), partial(_column, folder)
     related = relate(
         looked,
         made["held_out"],
         made["validation_rows"],
         classed=bool(made["attributes"]),
         tolerant=kind.repeats > 0,
+        groups=kind.groups(column, made),
     )
-    found = kind.relate(related, partial(_column, folder), made)
-    for column, values in found.items():
-        place = related.schema.get_field_index(column)
+    found = kind.relate(related, column, made)
+    for fact, values in found.items():
+        place = related.schema.get_field_index(fact)
         field = related.schema.field(place)
         related = related.set_column(place, field, pa.array(values, field.type))
     write_table(folder / "facts.parquet", related)

@@ -9,7 +9,7 @@ about it.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +22,7 @@ from data.makers.words import normal
 from data.modalities.clip import Found, clip_bytes
 from infra.media.clips import Clip, ClipError, decode
 
-SPLITS: Final[tuple[Split, ...]] = ("test", "validation", "train")
+LEAST_FILES: Final = 3  # before files are split whole
 SLACK: Final = 1e-3  # frames: a tick that is so near counts
 
 
@@ -59,19 +59,17 @@ def made(config: Config, project: Path) -> Made:
 
 
 def splits_of(root: Path, files: Sequence[str]) -> Mapping[str, Split]:
-    """Return the split of each file by the hash of its bytes; none of fewer than three different files.
+    """Return the split of each file by the hash of its bytes; none of fewer than three different files."""
+    from data.facts import give_splits
 
-    The files of the least and of the second least hash are in the test and validation splits, so that none is empty;
-    the others go where `data.facts.split_of` puts them.
-    """
-    from data.facts import split_of
-
-    digests = {file: hashlib.sha256(read_file(root, file)[0]).hexdigest() for file in files}
-    different = sorted(set(digests.values()))
-    if len(different) < len(SPLITS):
+    digests = [hashlib.sha256(read_file(root, file)[0]).hexdigest() for file in files]
+    rows: list[dict[str, Any]] = [
+        {"digest": digest, "caption": "", "split": None} for digest in digests
+    ]
+    if len(set(digests)) < LEAST_FILES:
         return {}
-    fixed = dict(zip(different, SPLITS, strict=False))
-    return {file: fixed.get(digest) or split_of(digest) for file, digest in digests.items()}  # type: ignore[misc]
+    give_splits(rows)
+    return {file: row["split"] for file, row in zip(files, rows, strict=True)}
 
 
 def _cut(file: str, found: tuple[bytes, str], config: Config) -> Iterator[tuple[str, bytes, str]]:

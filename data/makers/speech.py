@@ -1,15 +1,12 @@
 """A user's own recordings of speech with transcripts, in a folder that is laid out as people lay them out.
 
 The layout is found by itself (`speech_layouts.py`): LJSpeech, VCTK, Common Voice, an audio folder of Hugging Face, a
-`labels.csv`, texts beside the sounds, or labels in the names. The text stays as it is written. Rows are split by hash
-as others are, but the first of each speaker is learned from, so that no speaker is unknown; a source's own splits are
-kept.
+`labels.csv`, texts beside the sounds, or labels in the names. The text stays as it is written.
 """
 
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, ClassVar, Final, Literal
@@ -68,7 +65,7 @@ def made(config: Config, project: Path) -> Made:
     folder = project / config.path
     if not folder.is_dir():
         raise MakerError(f"no folder {folder}: give the folder of your recordings with --path")
-    said = _known(laid_out(folder, config.pattern, config.test))
+    said = laid_out(folder, config.pattern, config.test)
     check_there(folder, (one.file for one in said))
     texts = _texts(said)
     return speech_made(
@@ -99,18 +96,6 @@ def speech_made(
         attributes={**({"text": texts} if texts else {}), "speaker": speakers},
         captioned=False,
     )
-
-
-def _known(said: Sequence[Said]) -> list[Said]:
-    """Return the rows, the first of each speaker in the training split where the source has none of its own."""
-    if any(one.split for one in said):
-        return list(said)
-    seen = set[str]()
-    found = []
-    for one in said:
-        found.append(one if one.speaker in seen else replace(one, split="train"))
-        seen.add(one.speaker)
-    return found
 
 
 def _texts(said: Sequence[Said]) -> list[str]:

@@ -53,6 +53,14 @@ class Modality(ABC):
             SampleError: it cannot be decoded.
         """
 
+    def groups(
+        self,
+        column: Callable[[str], list[Any]],  # noqa: ARG002 - none in most
+        made: Mapping[str, Any],  # noqa: ARG002
+    ) -> list[str] | None:
+        """Return a name a sample, where of every name some sample must be learned from; arguments as of `relate`."""
+        return None
+
     def relate(
         self,
         rows: pa.Table,  # noqa: ARG002 - nothing in most

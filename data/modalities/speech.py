@@ -52,6 +52,11 @@ class Speech(Modality):
         """Return what is told of sounds, of this one as it will be learned from."""
         return Audio().told(prepared(decode(content, made["sample_rate"]), made))
 
+    def groups(self, column: Callable[[str], list[Any]], made: Mapping[str, Any]) -> list[str]:
+        """Return the speakers: a voice that was never learned cannot be asked for."""
+        place = [name for name, _ in made["attributes"]].index("speaker")
+        return [values[place] for values in column("attributes")]
+
     def relate(
         self,
         rows: pa.Table,
@@ -59,8 +64,7 @@ class Speech(Modality):
         made: Mapping[str, Any],
     ) -> dict[str, list[Any]]:
         """Return transcripts, speakers, how fast each speaks, and how much of each is learned."""
-        place = [name for name, _ in made["attributes"]].index("speaker")
-        speakers = [values[place] for values in column("attributes")]
+        speakers = self.groups(column, made)
         listed = rows.select(["samples", "split", "caption"]).to_pylist()
         rate, learned, pace = made["sample_rate"], defaultdict[str, float](float), []
         for speaker, row in zip(speakers, listed, strict=True):

@@ -73,6 +73,22 @@ def test_files_of_every_kind_become_equal_clips_of_one_split_a_file(tmp_path: Pa
     assert sum(len(one) for one in backgrounds.values()) == 4, "a file is in one split"
 
 
+def test_a_file_that_comes_moves_no_other_to_another_split(tmp_path: Path) -> None:
+    names = [f"{number}.mp4" for number in range(80)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    before = clip_folder.splits_of(tmp_path, names[:60])
+    assert set(before.values()) == set(SPLITS)
+    for last in range(60, 81):
+        found = clip_folder.splits_of(tmp_path, names[:last])
+        assert {name: found[name] for name in before} == before
+    for first in range(78):
+        assert set(clip_folder.splits_of(tmp_path, names[first : first + 3]).values()) == set(
+            SPLITS
+        )
+    assert clip_folder.splits_of(tmp_path, names[:2]) == {}
+
+
 def test_frames_are_those_shown_at_the_asked_rate(tmp_path: Path) -> None:
     frames = ball(20, 0, side=16)
     config = clip_folder.Config(path=tmp_path, **ENTRY)

@@ -156,6 +156,43 @@ def test_few_rows_are_enough_for_three_splits(splits: list[str | None], count: i
         assert set(found.values()) == set(SHARES)
 
 
+def speakers(names: str, digests: list[str]) -> dict[str, str]:
+    """Return the splits of rows by their digests, whose speakers are these letters."""
+    table = looked(digests, ["a"] * len(digests))
+    rows = relate(table, [], None, classed=False, groups=list(names)).to_pylist()
+    return {row["digest"]: row["split"] for row in rows}
+
+
+def test_of_every_speaker_something_is_learned_and_the_lists_order_has_no_say() -> None:
+    generator = np.random.default_rng(2)
+    few = [generator.bytes(32).hex() for _ in range(60)]
+    tested = [one for one in few if split_of(one) == "test"]
+    learned = [one for one in few if split_of(one) == "train"]
+    digests, names = [*learned, *tested], "a" * len(learned) + "b" * len(tested)
+    found = speakers(names, digests)
+    assert found == speakers(names[::-1], digests[::-1])
+    moved = {one for one in digests if found[one] != split_of(one)}
+    assert found[min(tested)] == "train"
+    assert moved <= {min(tested), max(learned)}, "the other for validation, which was empty"
+    assert set(found.values()) == set(SHARES)
+
+
+def test_a_row_listed_before_a_speakers_others_moves_none_of_them() -> None:
+    digests = [row["digest"] for row in named(120, None).to_pylist()]
+    found = speakers("ab" * 60, digests)
+    assert found == {one: split_of(one) for one in digests}
+    for extra in [f"{place:x}" * 64 for place in range(16)]:
+        more = speakers("a" + "ab" * 60, [extra, *digests])
+        assert more == found | {extra: split_of(extra)}
+
+
+def test_a_speakers_only_row_is_not_taken_for_an_empty_split() -> None:
+    first, second, third = (f"{place}" * 64 for place in (1, 2, 3))  # all to be learned by hash
+    assert speakers("aab", [first, second, third]) == {
+        first: "train", second: "test", third: "train",
+    }  # fmt: skip
+
+
 def test_a_duplicate_names_the_first_file_and_a_second_caption_is_none() -> None:
     table = looked(["aa", "bb", "aa", "bb"], ["a", "b", "c", "d"])
     files = pa.array(["0.png", "1.png", "2.png", "1.png"])
