@@ -181,6 +181,20 @@ def decode(
     return Clip(np.stack([arrays[place] for place in places]), rate, *size, uneven, turned)
 
 
+def check_readable(count: int, frame_rate: float) -> None:
+    """Refuse so many frames at so many a second as `decode` would not read, before they are made.
+
+    Raises:
+        ClipError: there are more than 1024, or they take longer than 600 s.
+    """
+    if count > MOST_FRAMES:
+        says = f"{count} frames at {frame_rate:g} a second"
+        raise ClipError(f"{says}, at most {MOST_FRAMES} are read; cut it")
+    last_s = (count - 1) / frame_rate
+    if last_s > LONGEST_S:
+        raise ClipError(f"{last_s:g} s to its last frame, at most {LONGEST_S:g} s are read; cut it")
+
+
 def frames_of(content: bytes) -> Iterator[_Shown]:
     """Yield a file's frames in order, each with its time, as long as somebody asks for more.
 
@@ -309,8 +323,7 @@ def _places(shown: Sequence[_Shown], rate: float) -> list[int]:
     times = np.array([one.at for one in shown])
     gap = float(times[-1] / (len(times) - 1)) if len(times) > 1 else 1 / rate
     count = max(1, round((times[-1] + (shown[-1].lasts or gap)) * rate))
-    if count > MOST_FRAMES:
-        raise ClipError(f"more than {MOST_FRAMES} frames at {rate:g} a second; cut it")
+    check_readable(count, rate)
     ticks = np.arange(count) / rate + EVEN / 2  # so that rounded times are not missed by one
     found: list[int] = (np.searchsorted(times, ticks, side="right") - 1).clip(0).tolist()
     return found

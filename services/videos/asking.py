@@ -14,6 +14,7 @@ from infra.jobs.idempotency import Conflict
 from infra.jobs.ids import new_id
 from infra.jobs.jobs import BatchOver, Full, NotFound
 from infra.jobs.table import Job
+from infra.media.clips import Clip, ClipError, check_readable
 from infra.pipelines import Pipeline
 from services.api.edits import digests
 from services.api.images import caption
@@ -121,22 +122,23 @@ def _planned(
     options = {**order.options, **_rate(order, endpoint)}
     prompt = "".join(caption(order.prompt, (seed,), endpoint))
     frames = (pipeline.frames or 0) - (entrance == "extend")  # of which the first one is given
-    length = frames / (pipeline.rate(options) or 1)
+    rate = pipeline.rate(options) or 1.0
     if isinstance(order, VideoOrder | VideoExtensionOrder):
-        _check_length(order, endpoint, frames, length)
+        _check_length(order, endpoint, frames, frames / rate)
     if isinstance(order, VideoOrder):
         _check_size(order, endpoint)
     given: dict[str, bytes] = {}
     if isinstance(order, VideoEditOrder):
         endpoint.must("extensions" if entrance == "extend" else "alterations")
         given["clip"], before = _clip(files, source, pipeline, entrance, options)
-        length += before if entrance == "extend" else 0
+        frames += len(before.frames) if entrance == "extend" else 0
     elif files or (isinstance(order, VideoOrder) and order.input_reference):
         entrance = "animate"
         endpoint.must("animations")
         content = files["input_reference"] if files else _within(order)
         opened_picture(content, pipeline)
         given["image"] = content
+    _check_whole(frames, rate, entrance)
     work = Work(
         model=endpoint.model,
         version=endpoint.ref,
@@ -145,7 +147,7 @@ def _planned(
         prompt=prompt,
         entrance=entrance,
         options=options,
-        seconds=length,
+        seconds=frames / rate,
         size=pipeline.size or "",
         output_format=order.output_format or "mp4",
     )
@@ -164,14 +166,13 @@ def _clip(
     pipeline: Pipeline,
     entrance: str,
     options: Mapping[str, Any],
-) -> tuple[bytes, float]:
-    """Return the clip that is given, and how long it is in seconds."""
+) -> tuple[bytes, Clip]:
+    """Return the clip that is given, as a file and as it was read."""
     if ("video" in files) == (source is not None):
         message = "video: send one clip, as a file or by the id of one that was made here"
         raise invalid(message, "video", "missing_required_parameter")
     content = files["video"] if source is None else read(result_of(source).uri)
-    clip = opened_clip(content, pipeline, entrance, options)
-    return content, len(clip.frames) / clip.frame_rate
+    return content, opened_clip(content, pipeline, entrance, options)
 
 
 def _rate(order: Sampling, endpoint: Endpoint) -> dict[str, Any]:
@@ -197,6 +198,16 @@ def _check_length(
     asked = order.num_frames if isinstance(order, VideoOrder) else None
     if asked is not None and asked != frames:
         raise invalid(f"num_frames: {makes}, got {asked}; leave it out", "num_frames")
+
+
+def _check_whole(frames: int, rate: float, entrance: str) -> None:
+    """Refuse what could be made and then neither be shown nor be made from."""
+    try:
+        check_readable(frames, rate)
+    except ClipError as error:
+        name = "video" if entrance == "extend" else "fps"
+        added = "with what is added " if entrance == "extend" else ""
+        raise invalid(f"{name}: {added}{error}", name) from None
 
 
 def _check_size(order: VideoOrder, endpoint: Endpoint) -> None:

@@ -10,8 +10,8 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from infra.jobs.table import Job, Result
-from infra.media.clips import ClipFile, decode, spritesheet, thumbnail
-from services.gateway.errors import ApiError
+from infra.media.clips import ClipError, ClipFile, decode, spritesheet, thumbnail
+from services.gateway.errors import ApiError, invalid
 from services.videos.work import read
 
 Variant: TypeAlias = Literal["video", "thumbnail", "spritesheet"]
@@ -39,7 +39,7 @@ async def content(request: Request, job: Job, variant: Variant = "video") -> Res
     """Return a job's clip or what is made of it, by whole or by range.
 
     Raises:
-        ApiError: as `result_of`; 416, there are no such bytes.
+        ApiError: as `result_of`; 400, the clip cannot be read; 416, there are no such bytes.
     """
     result = result_of(job)
     tag = f'"{result.digest}"' if variant == "video" else f'"{result.digest}-{variant}"'
@@ -58,7 +58,11 @@ def _tags(header: str) -> set[str]:
 
 
 def _made(result: Result, variant: Variant) -> ClipFile:
-    clip = decode(read(result.uri))
+    try:
+        clip = decode(read(result.uri))
+    except ClipError as error:
+        message = f"variant: there is no {variant} of this clip: {error}; take the video itself"
+        raise invalid(message, "variant") from None
     return thumbnail(clip) if variant == "thumbnail" else spritesheet(clip)
 
 

@@ -196,6 +196,14 @@ def test_too_much_is_refused_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
                     decode(content)
 
 
+@pytest.mark.parametrize(("count", "rate"), [(1024, 8.0), (301, 0.5), (1, 0.1)])
+def test_what_would_not_be_read_is_known_before_it_is_made(count: int, rate: float) -> None:
+    clips.check_readable(count, rate)
+    if count > 1:
+        with pytest.raises(ClipError, match=r"at most (1024|600 s)"):
+            clips.check_readable(count + 1, rate)
+
+
 @given(data=st.data(), kind=st.sampled_from(KINDS))
 def test_a_damaged_clip_is_read_or_refused(data: st.DataObject, kind: Any) -> None:
     content = bytearray(FILES[kind])

@@ -258,6 +258,34 @@ def test_an_extension_goes_on_from_where_a_clip_ends(house: Any, client: OpenAI,
         assert steps[5] > steps.max() / 2  # no frame is shown twice where they meet
 
 
+def test_an_extension_ends_where_no_clip_is_read_any_more(house: Any, client: OpenAI) -> None:
+    def extended(count: int) -> Any:
+        frames = np.zeros((count, 16, 16, 3), np.uint8)
+        clip = ("a.mp4", encoded(frames, 8, "mp4").content)
+        body = {"model": "moving", "prompt": PROMPT}
+        form: Any = {"headers": {"Content-Type": "multipart/form-data"}}
+        return client.post(
+            "/videos/extensions", body=body, files=[("video", clip)], options=form, cast_to=object
+        )
+
+    says = "video: with what is added 1025 frames at 8 a second, at most 1024 are read"
+    with pytest.raises(openai.BadRequestError, match=says):
+        extended(1020)
+    longest = extended(1019)["id"]
+    house.hand.work()
+    sheet = client.videos.download_content(longest, variant="thumbnail")
+    assert sheet.response.headers["content-type"] == "image/webp"
+
+
+def test_a_clip_that_cannot_be_read_has_no_thumbnail_and_says_so(
+    house: Any, client: OpenAI, made: Any
+) -> None:
+    file = Path(house.workshop.jobs.get(made.id).result.uri)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(openai.BadRequestError, match="variant: there is no thumbnail of this clip"):
+        client.videos.download_content(made.id, variant="thumbnail")
+
+
 def test_an_edit_shows_something_else_for_as_long(house: Any, client: OpenAI, made: Any) -> None:
     source = decode(client.videos.download_content(made.id).read())
     file = client.videos.edit(
