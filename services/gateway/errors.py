@@ -12,6 +12,7 @@
     │   ├── 408 headers_timeout, body_timeout, 413 body_too_large, 431 headers_too_large: how it came
     │   ├── 409 video_not_completed, batch_over, file_in_use, 410 video_expired, 416 range_not_satisfiable,
     │   │       422 idempotency_conflict: jobs
+    │   ├── 413 answer_too_large: a line of a batch
     │   ├── 415 unsupported_media_type
     │   └── unknown_kind: a job that no gateway here makes
     ├── rate_limit_error: the same request later, after `retry-after`
@@ -34,6 +35,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+
+from infra.database import DatabaseError
 
 logger = logging.getLogger("ray.serve")
 
@@ -118,11 +121,17 @@ def from_validation(error: ValidationError | RequestValidationError) -> ApiError
     return invalid(message, param, code)
 
 
+def unavailable(message: str) -> ApiError:
+    """Return the answer to what may be asked again in a moment."""
+    return ApiError(503, f"{message}; try again", code="unavailable", retry_after_s=5)
+
+
 def install(app: FastAPI) -> None:
     """Make `app` answer every error in this shape."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(DatabaseError, _database_error)
     app.add_exception_handler(Exception, _unknown_error)
 
 
@@ -160,6 +169,11 @@ def _path(request: Request) -> str:
 async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     return from_validation(error).response()
+
+
+async def _database_error(request: Request, error: Exception) -> JSONResponse:
+    logger.warning("request %s: %s", request.scope.get("request_id"), error)
+    return unavailable("the database cannot be used now").response()
 
 
 async def _unknown_error(request: Request, error: Exception) -> JSONResponse:

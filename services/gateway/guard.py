@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.database import DatabaseError
 from infra.keys import Key
 from services.gateway.bodies import Bodies, again, too_large
-from services.gateway.errors import ApiError
+from services.gateway.errors import ApiError, unavailable
 from services.gateway.headers import REQUEST_ID, refusal_of
 from services.gateway.sockets import SHORT_WAY
 
@@ -171,8 +171,7 @@ class Guard:
         try:
             good = await asyncio.to_thread(self._ask, key)
         except DatabaseError as error:
-            message = "the keys cannot be read; try again"
-            raise ApiError(503, message, code="unavailable", retry_after_s=5) from error
+            raise unavailable("the keys cannot be read") from error
         if len(self._verdicts) >= 1000:
             self._verdicts.clear()
         self._verdicts[name] = (now, *good)

@@ -19,7 +19,7 @@ from infra.ledger.rollout_rules import PLACES, Place, Terms
 from infra.pipelines import Ability, Pipeline, PipelineError, read_pipeline
 from infra.registry.registry import Registry, RegistryError, Unreachable, Version
 from infra.storage import IntegrityError
-from services.gateway.errors import ApiError
+from services.gateway.errors import ApiError, unavailable
 from services.pipelines.cards import SAYS, card
 
 _MODEL: Final = re.compile(
@@ -229,7 +229,7 @@ class Endpoints:
             try:
                 _remember(self._pipelines, digest, read_pipeline(directory))
             except PipelineError as error:
-                raise _unavailable(f"{ref} cannot be served") from error
+                raise unavailable(f"{ref} cannot be served") from error
         return self._pipelines[digest]
 
 
@@ -269,17 +269,13 @@ def _asking(question: Callable[[], T], model: str | None = None) -> T:
     try:
         return question()
     except (DatabaseError, Unreachable) as error:
-        raise _unavailable("the registry cannot be reached") from error
+        raise unavailable("the registry cannot be reached") from error
     except RegistryError as error:
         if model is not None:
             raise unknown(model) from error
-        raise _unavailable("a version in production is missing from the registry") from error
+        raise unavailable("a version in production is missing from the registry") from error
     except (IntegrityError, OSError) as error:
-        raise _unavailable("a version in production is damaged") from error
-
-
-def _unavailable(message: str) -> ApiError:
-    return ApiError(503, f"{message}; try again", code="unavailable", retry_after_s=5)
+        raise unavailable("a version in production is damaged") from error
 
 
 def _remember(table: dict[str, T], key: str, value: T) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from services.media.result_store import Files
 IMAGES = "/v1/images/generations"
 JSON_TYPE = {"content-type": "application/json"}
 INVALID_JSON = (400, "invalid_json", "body")
+TABLES = ("jobs", "webhook_endpoints", "transitions")
 Ask = Callable[..., httpx.Response]
 
 
@@ -316,6 +318,23 @@ def test_a_promoted_version_answers_the_very_next_request(
         receipt = receipts.read(base64.b64decode(entry["b64_json"]))
         assert receipt.digest == version["digest"]
     stage.close()
+
+
+@pytest.mark.parametrize("path", ["videos", "files", "batches", "webhook_endpoints", "models"])
+def test_a_database_that_cannot_be_used_answers_503(own_workshop: Any, ask: Ask, path: str) -> None:
+    nothing: Any = None
+    app = own_workshop.gateway(nothing)
+    assert ask(app, "GET", f"/v1/{path}").status_code == 200
+    with sqlite3.connect(own_workshop.folder / "atelier.db") as database:
+        for table in TABLES:
+            database.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+    told = ask(app, "GET", f"/v1/{path}")
+    assert error(told) == (503, "unavailable", None)
+    assert int(told.headers["retry-after"]) >= 1
+    with sqlite3.connect(own_workshop.folder / "atelier.db") as database:
+        for table in TABLES:
+            database.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+    assert ask(app, "GET", f"/v1/{path}").status_code == 200
 
 
 def test_a_damaged_version_answers_503_and_the_others_go_on(
