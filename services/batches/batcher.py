@@ -29,6 +29,7 @@ from services.batches.work import KIND, Work, file_id, node, parts, work_of
 from services.gateway.errors import ApiError
 from services.jobs.runner import BROKEN
 from services.jobs.store import Store
+from services.jobs.working import ended, lasting
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,6 +41,7 @@ OVER: Final = "batch_over"  # the code where a batch is called off
 LATE: Final = Error("deadline_exceeded", "it was not done by its deadline")
 BROKE: Final = Error("internal_error", "the server failed while answering it")
 LATER: Final = frozenset({429, 503, 504})  # what is asked again
+BUSY: Final = LATER | {500}  # what says nothing of a clip that is being made
 MOST_LATE: Final = 3  # of answers that were not there in time
 LONGEST_PAUSE_S: Final = 30.0
 
@@ -54,13 +56,12 @@ class Batcher:
 
     def start(self) -> None:
         """Begin to work, in the event loop that runs now."""
-        self._task = self._task or asyncio.create_task(self._working())
+        self._task = self._task or asyncio.create_task(lasting(self._working, "the batcher"))
 
     async def stop(self) -> None:
         """Work no more; what is under way is given back."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
             self._task = None
 
     async def _working(self) -> None:
@@ -82,7 +83,7 @@ class Batcher:
         working: asyncio.Task[Any] = asyncio.create_task(self._sent(lease))
         try:
             why = await self._watched(lease, working)
-            await _ended(working)
+            await ended(working)
             working = asyncio.create_task(asyncio.to_thread(self._gathered, lease))
             while not working.done():
                 await asyncio.to_thread(lease.beat, lease.job.progress)
@@ -97,7 +98,7 @@ class Batcher:
                 await asyncio.to_thread(lease.release)
             raise
         finally:
-            await _ended(working)
+            await ended(working)
 
     async def _watched(self, lease: Lease, sending: "asyncio.Task[None]") -> Error | None:
         """Keep the lease while requests are sent; return why no more are to be, None where all were."""
@@ -165,25 +166,20 @@ class Batcher:
                 pause = float(told.headers.get("retry-after", 1))
                 await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
                 told = await client.post(line.url, content=sent, headers=headers, timeout=None)
-            body = parse_json(told.text, "an answer")
-            if (body.get("error") or {}).get("code") == OVER:
-                await (
-                    asyncio.Future()
-                )  # called off: the next beat ends this, and the line stays unanswered
-            clip = body.get("id")
-            while told.status_code == 200 and body.get("status") in {"queued", "in_progress"}:
-                await asyncio.sleep(LOOK_S)
-                told = await client.get(f"{line.url}/{clip}")
-                body = parse_json(told.text, "an answer")
+            if told.status_code == 409 and _body(told)["error"]["code"] == OVER:
+                # called off: the next beat ends this, and the line stays unanswered
+                await asyncio.Future()
+            if told.status_code == 200 and line.url == lines.VIDEOS:
+                told = await _clip(client, told)
         identity = f"{batch}-{number}"
-        return lines.answer(batch, number, line, told.status_code, identity, body)
+        return lines.answer(batch, number, line, told.status_code, identity, told.content)
 
     def _commit(self, lease: Lease, start: int, answers: Sequence[Answer]) -> None:
         """Seal what a part was answered with."""
         right = sum(one.right for one in answers)
         name = node(start, right, len(answers) - right)
-        content = lines.written([{"right": one.right, **one.document} for one in answers])
-        digest, uri = self._store.put(lease.job.id, f"{start}-{lease.fence}.jsonl", content)
+        name_of_file = f"{start}-{lease.fence}.jsonl"
+        digest, uri = self._store.put(lease.job.id, name_of_file, lines.sealed(answers))
         try:
             lease.stage_done(name, digest, uri)
         except LeaseLost:
@@ -208,9 +204,20 @@ class Batcher:
     def _rows(self, sealed: Sequence[Output], right: bool) -> Iterator[bytes]:
         """Yield the lines of what went right, or wrong, a part at a time."""
         for output in sealed:
-            rows = self._store.get(output.uri, output.digest).decode().splitlines()
-            answers = [dict(parse_json(row, "an answer")) for row in rows]
-            yield lines.written([one for one in answers if one.pop("right") == right])
+            yield lines.unsealed(self._store.get(output.uri, output.digest), right)
+
+
+async def _clip(client: httpx.AsyncClient, told: httpx.Response) -> httpx.Response:
+    """Wait until a clip that is asked for has ended; return what is told of it then."""
+    place = f"{lines.VIDEOS}/{_body(told)['id']}"
+    while told.status_code in BUSY or _body(told).get("status") in {"queued", "in_progress"}:
+        await asyncio.sleep(LOOK_S)
+        told = await client.get(place)
+    return told
+
+
+def _body(told: httpx.Response) -> dict[str, Any]:
+    return dict(parse_json(told.content, "an answer"))
 
 
 def _broke(lease: Lease, error: BaseException) -> Error:
@@ -227,12 +234,6 @@ def _end(lease: Lease, result: Result | None, why: Error | None) -> None:
     else:
         assert result is not None  # a batch has a request at least
         lease.finish(result)
-
-
-async def _ended(task: "asyncio.Task[Any]") -> None:
-    """Cancel a task and wait until it has gone."""
-    task.cancel()
-    await asyncio.wait({task})
 
 
 class _As:

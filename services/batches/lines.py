@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -13,6 +13,10 @@ from services.gateway.errors import ApiError, from_validation, invalid
 
 MOST: Final = 50_000  # requests of a batch
 LONGEST: Final = 16 * 2**20  # bytes of one
+LARGEST: Final = 64 * 2**20  # bytes of what one is answered with
+VIDEOS: Final = "/v1/videos"
+MARKS: Final = {True: b'{"right": true, ', False: b'{"right": false, '}
+"""What a kept answer begins with."""
 
 
 class Line(BaseModel):
@@ -28,10 +32,10 @@ class Line(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request was answered with."""
+    """What one request was answered with: a line of the output file, or of that of errors."""
 
     right: bool
-    document: Mapping[str, Any]
+    row: bytes
 
 
 def read(rows: Iterable[bytes], endpoint: str) -> Iterator[Line]:
@@ -76,14 +80,31 @@ def _wrong(message: str) -> ApiError:
     return invalid(f"input_file_id: {message}", "input_file_id")
 
 
-def answer(batch: str, number: int, line: Line, status: int, identity: str, body: Any) -> Answer:
-    """Return what stands in the output file for a request, or in that of errors."""
-    response = {"status_code": status, "request_id": identity, "body": body}
+def answer(batch: str, number: int, line: Line, status: int, identity: str, body: bytes) -> Answer:
+    """Return the line of a request that was answered by this JSON.
+
+    Where that may be large it is not parsed: 2048 embeddings have tens of MB, and all else would wait meanwhile.
+    """
+    if len(body) > LARGEST:
+        told = f"the answer has {len(body)} bytes, at most {LARGEST} are kept of one; ask for less a request"
+        wrong = ApiError(413, told, code="answer_too_large")
+        status, body = wrong.status, bytes(wrong.response().body)
+    if not body.isascii() or b"\n" in body:  # some split lines at more than a line feed
+        body = json.dumps(parse_json(body, "an answer")).encode()
+    failed = line.url == VIDEOS and parse_json(body, "a clip").get("status") == "failed"
+    response = {"status_code": status, "request_id": identity, "body": None}
     named = {"id": f"batch_req_{batch.partition('_')[2]}_{number}", "custom_id": line.custom_id}
-    failed = status != 200 or (body.get("object") == "video" and body.get("status") == "failed")
-    return Answer(not failed, {**named, "response": response, "error": None})
+    row = json.dumps({**named, "error": None, "response": response}).encode()
+    return Answer(status == 200 and not failed, row.removesuffix(b"null}}") + body + b"}}")
 
 
-def written(answers: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return answers as a file."""
-    return "".join(f"{json.dumps(one)}\n" for one in answers).encode()
+def sealed(answers: Sequence[Answer]) -> bytes:
+    """Return the answers of a part as they are kept until their batch ends."""
+    return b"".join(MARKS[one.right] + one.row[1:] + b"\n" for one in answers)
+
+
+def unsealed(content: bytes, right: bool) -> bytes:
+    """Return the lines of those answers of a part that went right, or wrong."""
+    mark = MARKS[right]
+    rows = (row for row in content.split(b"\n") if row.startswith(mark))
+    return b"".join(b"{" + row.removeprefix(mark) + b"\n" for row in rows)

@@ -28,6 +28,7 @@ from services.gateway.errors import ApiError
 from services.jobs.outputs import Outputs
 from services.jobs.progress import Progress
 from services.jobs.store import Store
+from services.jobs.working import ended, lasting
 from services.pipelines.executor import Executor
 from services.pipelines.payload import GenerationSpec
 from services.pipelines.request import Complete
@@ -42,7 +43,7 @@ SWEEP_S: Final = 30.0
 STRAY_S: Final = 3600.0  # after which a folder without a job is nobody's; and between two looks
 BROKEN: Final = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    *(ArithmeticError, AssertionError, OSError, EOFError),
+    *(ArithmeticError, AssertionError, OSError, EOFError, MemoryError),
 )
 
 
@@ -88,8 +89,8 @@ class Runner:
     def start(self) -> None:
         """Begin to work, in the event loop that runs now."""
         if not self._tasks:
-            self._spawn(self._claiming())
-            self._spawn(self._sweeping())
+            self._spawn(lasting(self._claiming, "claiming jobs"))
+            self._spawn(lasting(self._sweeping, "sweeping jobs"))
 
     async def stop(self) -> None:
         """Work no more; what is under way is given back."""
@@ -111,11 +112,13 @@ class Runner:
                 lease = await asyncio.to_thread(self._jobs.claim, self._name, but=BATCH)
             except DatabaseError as error:
                 logger.warning("no job can be claimed: %s", error)
-            if lease is not None:
+            finally:
+                if lease is None:
+                    self._free.release()
+            if lease is None:
+                await asyncio.sleep(LOOK_S)
+            else:
                 self._spawn(self._worked(lease))
-                continue
-            self._free.release()
-            await asyncio.sleep(LOOK_S)
 
     async def _sweeping(self) -> None:
         while True:
@@ -159,12 +162,12 @@ class Runner:
         except DatabaseError as error:
             logger.warning("job %s is left to its lease: %s", lease.job.id, error)
         except asyncio.CancelledError:  # the gateway ends
-            await _ended(making)
+            await ended(making)
             with suppress(LeaseLost, DatabaseError):
                 await asyncio.to_thread(lease.release)
             raise
         finally:
-            await _ended(making)
+            await ended(making)
 
     async def _watched(
         self, lease: Lease, making: "asyncio.Task[Result]", progress: Progress
@@ -184,7 +187,7 @@ class Runner:
     async def _settle(self, lease: Lease, making: "asyncio.Task[Result]", why: str | None) -> None:
         """Write down how an attempt ended."""
         if why is not None:
-            await _ended(making)
+            await ended(making)
         if why == "cancelled":
             await asyncio.to_thread(lease.cancelled)
             return
@@ -247,9 +250,3 @@ def _fail(lease: Lease, error: ApiError) -> None:
         lease.release(after_s=float(error.headers.get("retry-after", LOOK_S)))
         return
     lease.fail(error.code, error.message, error.status >= 500 and error.status != 504)
-
-
-async def _ended(task: "asyncio.Task[Result]") -> None:
-    """Cancel a task and wait until it has gone."""
-    task.cancel()
-    await asyncio.wait({task})

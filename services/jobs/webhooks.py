@@ -22,6 +22,7 @@ from infra.database import DatabaseError
 from infra.jobs.outbox import written
 from infra.jobs.webhooks import Delivery, WebhookEndpoint, Webhooks
 from infra.receipts.signing import Signing
+from services.jobs.working import ended, lasting
 
 logger = logging.getLogger("ray.serve")
 
@@ -111,13 +112,12 @@ class Courier:
 
     def start(self) -> None:
         """Begin to deliver, in the event loop that runs now."""
-        self._task = self._task or asyncio.create_task(self._delivering())
+        self._task = self._task or asyncio.create_task(lasting(self._delivering, "the courier"))
 
     async def stop(self) -> None:
         """Deliver no more; what is under way is due again a minute later."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
             self._task = None
 
     async def _delivering(self) -> None:

@@ -1,8 +1,33 @@
 """The place of what works beside the requests of a gateway: between the start and the end of the server around it."""
 
-from typing import Protocol
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("ray.serve")
+
+AGAIN_S: Final = 5.0  # before work that broke begins again
+
+
+async def lasting(work: Callable[[], Coroutine[Any, Any, None]], what: str) -> None:
+    """Do work that has no end, and begin it again where it breaks, whatever by: nobody waits for it who would see."""
+    while True:
+        task = asyncio.create_task(work())
+        try:
+            await asyncio.wait({task})
+        finally:
+            await ended(task)
+        logger.error("%s broke and begins again", what, exc_info=task.exception())
+        await asyncio.sleep(AGAIN_S)
+
+
+async def ended(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task and wait until it has gone."""
+    task.cancel()
+    await asyncio.wait({task})
 
 
 class Beside(Protocol):

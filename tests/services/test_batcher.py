@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from infra.jobs.jobs import Jobs
 from infra.jobs.leases import LeaseLost
 from services.api import files as api
 from services.batches import batcher as batching
+from services.batches import lines
 from services.batches.batcher import Batcher
 from services.batches.work import file_id
 from services.jobs.store import Store
@@ -281,3 +283,61 @@ def test_what_was_answered_stays_where_the_requests_of_a_batch_are_gone(
     assert list(answers(idle, over.output_file_id)) == ["r0"]
     jobs.cancel(batch.id)
     jobs.claim("three", kind="batch")
+
+
+def scripted(*answers: tuple[int, Any]) -> Any:
+    """Return an application that gives these answers, one after the other."""
+    left = iter(answers)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        status, body = next(left)
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+    return app
+
+
+def test_a_clip_is_waited_for_while_nothing_can_be_told_of_it(
+    house: Any, idle: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "LOOK_S", 0.01)
+    jobs, clip = house.workshop.jobs, {"id": "video_1", "object": "video"}
+    busy = [(status, {"error": {"code": "unavailable"}}) for status in (503, 500, 429, 504)]
+    told = [(200, {**clip, "status": status}) for status in ("queued", "in_progress", "completed")]
+    app = scripted(told[0], *busy, *told[1:])
+    batch = batch_of(idle, VIDEOS, {"model": "moving", "prompt": "a"})
+    asyncio.run(Batcher(jobs, store_of(house), app).work(jobs.claim("one", kind="batch")))
+    over = idle.batches.retrieve(batch.id)
+    assert over.output_file_id is not None
+    assert answers(idle, over.output_file_id)["r0"]["response"]["body"] == told[-1][1]
+
+
+def test_an_answer_that_is_too_large_is_its_line_s_error_alone(
+    house: Any, idle: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "LARGEST", 3000)
+    monkeypatch.setattr(batching, "TOGETHER", 1)
+    jobs, app = house.workshop.jobs, scripted((200, {"a": "x" * 3000}), (200, {"a": "x"}))
+    batch = batch_of(idle, CHAT, turn("a"), turn("b"))
+    asyncio.run(Batcher(jobs, store_of(house), app).work(jobs.claim("one", kind="batch")))
+    over = idle.batches.retrieve(batch.id)
+    assert over.output_file_id is not None
+    assert over.error_file_id is not None
+    assert list(answers(idle, over.output_file_id)) == ["r1"]
+    response = answers(idle, over.error_file_id)["r0"]["response"]
+    assert (response["status_code"], response["body"]["error"]["code"]) == (413, "answer_too_large")
+
+
+def test_an_answer_is_kept_as_it_came_and_on_one_line() -> None:
+    line = lines.Line(custom_id='nu"ll}}\u2028', url=CHAT, body={})
+    bodies = [b'{"a": [1e5, 0.10]}', '{"a": "\u2028\u00e9"}'.encode(), b'{\n"a": null}']
+    made = [lines.answer("batch_1", 0, line, 200, "id", body) for body in bodies]
+    assert bodies[0] in made[0].row
+    wrong = lines.answer("batch_1", 1, line, 400, "id", b"{}")
+    kept = lines.sealed([*made, wrong])
+    rows = lines.unsealed(kept, right=True).decode().splitlines()
+    told = [json.loads(row) for row in rows]
+    assert [one["response"]["body"] for one in told] == [json.loads(body) for body in bodies]
+    assert {one["custom_id"] for one in told} == {line.custom_id}
+    assert [one["error"] for one in told] == [None] * 3
+    assert json.loads(lines.unsealed(kept, right=False))["id"] == "batch_req_1_1"
