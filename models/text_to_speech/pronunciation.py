@@ -8,10 +8,13 @@ programming over which phones a letter may stand for (Black, Lenzo and Pagel 199
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 DICTIONARY: Final = "20b5c293e1f311fb"
 PHONES: Final = (
@@ -157,16 +160,15 @@ def _read(word: str, place: int) -> tuple[str, ...]:
     text, padded = _spellings(), f"{EDGE}{word}{EDGE}"
     for before, behind in CONTEXTS:
         first = max(0, place + 1 - before)
-        context = padded[first : place + 2 + behind]
         votes = Counter[tuple[str, ...]]()
-        begin = text.find(context)
-        while begin >= 0 and votes.total() < ALIKE:
+        for begin in _places(padded[first : place + 2 + behind]):
             at = begin + place + 1 - first
             start = text.rfind(EDGE, 0, at) + 1
             other = text[start : text.index(EDGE, at)]
             if other != word and (laid := aligned(other)):
                 votes[laid[at - start]] += 1
-            begin = text.find(context, begin + 1)
+            if votes.total() == ALIKE:
+                break
         if votes:
             return max(sorted(votes), key=votes.__getitem__)
     return ()
@@ -177,6 +179,30 @@ def _spellings() -> str:
     """Return the dictionary's words of letters alone, an edge before and behind each."""
     words = sorted(word for word in dictionary() if re.fullmatch("[a-z]{2,}", word))
     return EDGE + EDGE.join(words) + EDGE
+
+
+def _places(context: str) -> Iterator[int]:
+    """Yield where a context begins in the spellings, from the first on."""
+    text = _spellings()
+    if len(context) < 3:  # which is everywhere
+        begin = text.find(context)
+        while begin >= 0:
+            yield begin
+            begin = text.find(context, begin + 1)
+        return
+    places = map(int, _threes().get(context[:3], ()))
+    yield from (begin for begin in places if text.startswith(context, begin))
+
+
+@lru_cache(maxsize=1)
+def _threes() -> Mapping[str, npt.NDArray[np.int32]]:
+    """Return where three letters, or two and an edge, begin in the spellings, by what they are."""
+    text = _spellings()
+    letters = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    threes = letters[:-2] << 16 | letters[1:-1] << 8 | letters[2:]
+    order = np.argsort(threes, kind="stable").astype(np.int32)
+    parts = np.split(order, np.flatnonzero(np.diff(threes[order])) + 1)
+    return {text[part[0] : part[0] + 3]: part for part in parts}
 
 
 @lru_cache(maxsize=65_536)
