@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prefect import flow, task
+from prefect.futures import wait
 from prefect.runtime import flow_run
 
 from flows import progress
@@ -27,6 +28,8 @@ from infra.settings import settings
 from infra.storage import MANIFEST, seal
 
 if TYPE_CHECKING:
+    from prefect.futures import PrefectFuture
+
     from infra.registry.registry import Version
 
 
@@ -173,7 +176,13 @@ def _train_together(experiment: str, specs: Mapping[str, TrainingSpec]) -> dict[
             for name, need in spec.needs.items():
                 make_outputs(need, spec, name)
         futures = {name: train_stage.submit(spec, experiment) for name, spec in specs.items()}
-        return {name: future.result() for name, future in futures.items()}
+        return outcomes(futures)
+
+
+def outcomes(futures: "Mapping[str, PrefectFuture[Any]]") -> dict[str, Any]:
+    """Return what tasks return, once all have ended: one that failed frees no slot that another still trains on."""
+    wait([*futures.values()])
+    return {name: future.result() for name, future in futures.items()}
 
 
 @task(task_run_name="make {name} for {spec.name}")

@@ -1,11 +1,18 @@
 """What a recipe asks of its stages is checked against the data before anything is trained."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from prefect.futures import PrefectConcurrentFuture
+from prefect.states import Completed, Failed, State
 
 from flows.recipe import Recipe
-from flows.train import check_sampling, check_specs
+from flows.train import check_sampling, check_specs, outcomes
 from flows.training.specifying import training_spec
 from tests.flows.modalities_kit import prose, text_folder
 from tests.flows.training_kit import prepare
@@ -60,6 +67,33 @@ def test_options_that_nothing_can_be_drawn_by_are_refused_before_anything_is_tra
     checked({"negative_prompt": "dark"})
     with pytest.raises(ValueError, match=rf"stages\.base\.{says}"):
         checked(options)
+
+
+def test_a_failed_training_is_told_when_those_beside_it_have_ended() -> None:
+    told = Event()
+
+    def fails() -> State[None]:
+        return Failed(data=ValueError("it diverged"))
+
+    def trains() -> State[int]:
+        assert told.wait(60)
+        return Completed(data=1)
+
+    def both() -> None:
+        with pytest.raises(ValueError, match="it diverged"):
+            outcomes({"one": submitted(fails), "other": other})
+
+    with ThreadPoolExecutor() as pool:
+
+        def submitted(work: Callable[[], State[Any]]) -> PrefectConcurrentFuture[Any]:
+            return PrefectConcurrentFuture(uuid4(), pool.submit(work))
+
+        other = submitted(trains)
+        asked = pool.submit(both)
+        with pytest.raises(TimeoutError):
+            asked.result(0.5)
+        told.set()
+        asked.result(60)
 
 
 @pytest.mark.parametrize("family", ["vae", "attribute-judge"])
