@@ -14,6 +14,7 @@ from flows.recipes.loader import searched_stage
 from flows.scheduling.concurrency import training_slots
 from flows.train import train_stages
 from flows.training.journal import Progress
+from flows.training.spec import TrainingSpec
 from flows.training.specifying import training_spec
 from flows.tuning.plan import Plan, found, plan, trial_recipe, values_of
 from flows.tuning.search import document, search
@@ -21,24 +22,29 @@ from infra.settings import settings
 
 
 def plan_of(recipe: Recipe, prepared: dict[str, Any], trials: int | None = None) -> Plan:
-    """Return the search of the recipe's own values and `trials` drawn ones (None: as many as it says)."""
+    """Return the search of the recipe's own values and `trials` drawn ones (None: as many as it says).
+
+    Trials are of the same code and of the same bytes of their base, which are looked at once.
+    """
     stage, rules = searched_stage(recipe), recipe.search
     assert rules is not None
     count = 1 + (rules.trials if trials is None else trials)
-    specs = tuple(
-        training_spec(trial_recipe(recipe, values_of(rules, recipe.seed, number)), stage, prepared)
-        for number in range(count)
-    )
-    return plan(rules, recipe.seed, specs)
+    firsts: dict[str | None, TrainingSpec] = {}  # by what they start from
+    specs = []
+    for number in range(count):
+        tried = trial_recipe(recipe, values_of(rules, recipe.seed, number))
+        training, config = tried.stages[stage].training, tried.stages[stage].config
+        if training.start not in firsts:
+            firsts[training.start] = training_spec(tried, stage, prepared)
+        own = {"training": training, "config": config}
+        specs.append(firsts[training.start].model_copy(update=own))
+    return plan(rules, recipe.seed, tuple(specs))
 
 
 @task(task_run_name="search {recipe.name}")
-def run_search(
-    recipe: Recipe, prepared: dict[str, Any], trials: int | None = None
-) -> dict[str, Any]:
+def run_search(recipe: Recipe, wanted: Plan) -> dict[str, Any]:
     """Run the trials; returns `flows.tuning.search.document`."""
     here = settings()
-    wanted = plan_of(recipe, prepared, trials)
     reporters: dict[int, Any] = {}
 
     def show(number: int, now: Progress) -> None:
@@ -62,8 +68,9 @@ def run_search(
 def tune(recipe: Recipe, trials: int | None = None) -> dict[str, Any]:
     """Search, then train and judge the recipe with the values found; returns {"search", "version", "trained"}."""
     prepared = prepare_dataset(recipe.data.name)
-    with training_slots(plan_of(recipe, prepared, trials).specs):
-        searched = run_search(recipe, prepared, trials)
+    wanted = plan_of(recipe, prepared, trials)
+    with training_slots(wanted.specs):
+        searched = run_search(recipe, wanted)
     best = next(row for row in searched["trials"] if row["number"] == searched["best"])
     chosen = found(recipe, searched["run"], best["number"], best["values"])
     trained = train_stages(chosen, prepared)

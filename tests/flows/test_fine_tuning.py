@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
 from flows.training.spec import Base, TrainingSpec
 from flows.training.specifying import training_spec
+from flows.tune import plan_of
+from flows.tuning.plan import trial_recipe, values_of
+from flows.tuning.space import Search
 from infra.registry.registry import RegistryError, Version
 from infra.settings import settings
 from infra.storage import seal, verify
@@ -239,6 +243,39 @@ def test_a_stage_is_found_by_its_own_name_or_by_that_of_a_pipeline(here: Install
         version_of(f"{NAME}:1", "gpt")
     with pytest.raises(RegistryError, match=r"no model is called 'toy'; did you mean toys"):
         base_of("toy", "base")
+
+
+def test_a_search_looks_at_a_base_once_for_all_its_trials(
+    here: Installation, prepared: Path
+) -> None:
+    """A base of gigabytes takes minutes to hash, and every trial of it is of the same bytes."""
+    for seed in range(2):
+        here.stage("base", seed)
+    space = {
+        "training.optimizers.model.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+        "training.from": {"choice": [f"{NAME}.base:1", f"{NAME}.base:2"]},
+    }
+    rules = {"space": space, "max_steps": 4, "grace_steps": 2, "validate_every": 2}
+    one = recipe_of(f"{NAME}.base:1").model_copy(update={"search": Search.model_validate(rules)})
+    data = {"path": str(prepared), "identity": "d1"}
+    tried = [trial_recipe(one, values_of(one.search, one.seed, number)) for number in range(8)]
+    wanted = [training_spec(recipe, "base", data) for recipe in tried]
+    assert len({spec.base.digest for spec in wanted if spec.base}) == 2
+    opened: list[str] = []
+    listening = True
+
+    def listen(event: str, arguments: tuple[Any, ...]) -> None:
+        if listening and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(listen)
+    try:
+        found = plan_of(one, data, trials=7).specs
+    finally:
+        listening = False
+    assert found == tuple(wanted)
+    placed = {str(spec.base.path / "model.safetensors") for spec in found if spec.base}
+    assert {path: opened.count(path) for path in placed} == dict.fromkeys(placed, 1)
 
 
 def fine_tuned(here: Installation, prepared: Path, ref: str) -> Version:
