@@ -28,18 +28,21 @@ def gate_of(version: Version) -> Gate:
 
 
 def gate_report(version: Version) -> GateReport:
-    """Return the report of the version's gate, compared with what is in production now."""
+    """Return the report of the version's gate, compared with what is in production now where the gate asks for it."""
     gate, directory = gate_of(version), registry().fetch(version)
     head = ledger().head(version.name, "production")
-    production, votes, against = None, None, None
+    production, votes, baseline, against = None, None, None, None
     if head is not None and head.to_digest is not None and head.to_digest != version.digest:
-        against = f"{version.name}:{head.to_version}"
-        production = comparable(against, head.to_digest, version)
+        there = f"{version.name}:{head.to_version}"
+        if gate.no_worse_than == "production":
+            against = there
+            production = comparable(there, head.to_digest, version)
+            baseline = _baseline(gate, version, there)
         if gate.wins is not None:
             from infra.ledger.votes import wins
 
+            against = there
             votes = wins(settings().database, version.digest, head.to_digest)
-    baseline = None if production is None else _baseline(gate, version, against)
     report = check(gate, _evaluation(directory), production, votes, baseline)
     more = [
         _fits(directory),
@@ -62,10 +65,8 @@ def _beside_base(gate: Gate, version: Version) -> list[Condition]:
     return compare(found, _evaluation(registry().fetch(whole)), whole.ref, gate.margin)
 
 
-def _baseline(gate: Gate, version: Version, production: str | None) -> Evaluation | None:
+def _baseline(gate: Gate, version: Version, production: str) -> Evaluation | None:
     """Return the evaluation of the gate's baseline; None where that is in production, or the candidate itself."""
-    if gate.no_worse_than != "production":
-        return None
     if gate.baseline is not None:
         found = registry().get(f"{version.name}:{gate.baseline}")
         ref, digest = found.ref, found.digest

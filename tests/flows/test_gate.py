@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -10,7 +12,10 @@ from flows.evaluating.gate import (
     check,
     document,
 )
+from flows.promotion.gate_report import gate_report
 from flows.recipe import Approvals, Bound, Gate, Wins
+from infra.registry.registry import RegistryError
+from tests.flows.versions_kit import Installation
 
 
 def evaluation(
@@ -196,3 +201,25 @@ def test_approvals_that_can_never_come_are_refused_in_the_recipe() -> None:
         Approvals(count=2, by=("berta",))
     with pytest.raises(ValueError, match="greater than 1"):
         Gate(max_slowdown=0.9)
+
+
+def test_production_is_looked_at_where_the_gate_asks_for_it_alone(here: Installation) -> None:
+    """It would be judged anew on the candidate's data, and a deleted one would stop whoever asks nothing of it."""
+    metrics = {"alignment": {"at_least": 0.5}}
+    old = here.pipeline(0)
+    here.promote(old)
+    alone = here.pipeline(1, over="set-2", gate={"metrics": metrics})
+    beside = here.pipeline(
+        2, over="set-2", gate={"metrics": metrics, "no_worse_than": "production"}
+    )
+    report = gate_report(beside)
+    assert report.against == old.ref
+    assert "evaluation set set-2 is not production's set-1" in report.refusal()
+    shutil.rmtree(here.registry.fetch(old))
+    here.registry.remove(old)
+    report = gate_report(alone)
+    assert report.passed
+    assert report.against is None
+    assert [one.name for one in report.conditions] == ["alignment", "judge accuracy", "stages fit"]
+    with pytest.raises(RegistryError, match="no version"):
+        gate_report(beside)
