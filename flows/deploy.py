@@ -2,8 +2,10 @@
 
 from prefect import flow
 
+from flows import progress
 from flows.context import ledger
 from flows.promotion.release import load_versions, project_aliases, serve_wanted
+from infra.registry.registry import RegistryError, Unreachable
 
 
 @flow
@@ -11,7 +13,12 @@ def deploy() -> list[str]:
     """Serve what the ledger names; returns the pipeline versions that are loaded."""
     loaded = serve_wanted()
     for name in {row.name for row in ledger().heads()}:
-        project_aliases(name)
+        try:
+            project_aliases(name)
+        except Unreachable:
+            raise
+        except RegistryError as error:  # deleted in MLflow: the others' aliases follow all the same
+            progress.say(f"the aliases of {name} do not follow the ledger: {error}")
     return loaded
 
 

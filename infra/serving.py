@@ -45,6 +45,7 @@ def deploy(
     timeout_s: float = DEPLOY_S,
     *,
     needed: Collection[str] | None = None,
+    left_alone: Collection[str] = (),
 ) -> None:
     """Make every replica hold these stage versions beside what it serves, and wait until each does.
 
@@ -56,6 +57,7 @@ def deploy(
         versions: {"name", "number", "digest", "family"} of each stage version.
         timeout_s: When to give up.
         needed: The digests to wait for; None: of all `versions`. Another version's damage stops nobody else.
+        left_alone: Endpoints whose stages are held as before: nobody can tell which they are now.
 
     Raises:
         VersionRefused: a replica cannot load one that is waited for.
@@ -64,7 +66,9 @@ def deploy(
     _check_host(settings, settings.host)
     deadline = time.monotonic() + timeout_s
     with _dashboard(settings) as client:
-        _put(client, settings, versions, _serve(client))
+        before = _serve(client)
+        kept = _told_before(before, left_alone, {str(version["digest"]) for version in versions})
+        _put(client, settings, [*versions, *kept], before)
         digests = [str(version["digest"]) for version in versions] if needed is None else needed
         _wait(client, settings, list(digests), deadline)
 
@@ -169,6 +173,21 @@ def _put(
     if others:  # Serve would write our way of logging into their applications
         whole.pop("logging_config", None)
     _apply(client, whole)
+
+
+def _told_before(
+    found: Mapping[str, Any], endpoints: Collection[str], anew: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return the stage versions of these endpoints that the gateway was told of, but for those told `anew`."""
+    config = found["applications"].get(APPLICATION, {}).get("deployed_app_config") or {}
+    gateway: Mapping[str, Any] = next(
+        (one for one in config.get("deployments", []) if one["name"] == GATEWAY), {}
+    )
+    return [
+        one
+        for one in (gateway.get("user_config") or {}).get("versions", [])
+        if one["name"].split(".")[0] in endpoints and one["digest"] not in anew
+    ]
 
 
 def front(settings: Settings) -> dict[str, Any]:

@@ -122,14 +122,15 @@ def starting(
     `missing` tells what is not loaded at each question of how far the gateway is, from 1.
     """
     asked: list[str] = []
-    found = {"status": status, "message": "no room", "deployments": {}}
+    found: dict[str, Any] = {"status": status, "message": "no room", "deployments": {}}
 
     class Stand(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
         def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            told = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            [found["deployed_app_config"]] = told["applications"]
             self.answer("PUT", 200, {})
 
         def do_GET(self) -> None:
@@ -170,6 +171,23 @@ def test_the_gateway_is_asked_how_far_it_is_and_serve_seldom(
     with starting("DEPLOYING", lambda n: {digest: "not loaded"} if n < 4 else {}) as (port, asked):
         serving.deploy(settings(tmp_path, dashboard_port=port, gateway_port=port), [PIN])
     assert asked == ["state", "PUT", "ready", "state", "ready", "ready", "ready"]
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_what_an_endpoint_holds_that_nobody_can_look_up_now_stays_held(tmp_path: Path) -> None:
+    lost = {**PIN, "name": "lost.base", "digest": "b" * 64}
+    other = {**PIN, "number": 2, "digest": "c" * 64}
+    with starting("RUNNING", lambda _: {}) as (port, _):
+        mine = settings(tmp_path, dashboard_port=port, gateway_port=port)
+        serving.deploy(mine, [PIN, lost])
+        serving.deploy(mine, [other], left_alone={"lost"})
+        found = serving.status(mine)
+        assert found is not None
+        assert found["versions"] == {"Gateway": [other, lost]}
+        serving.deploy(mine, [other])
+        found = serving.status(mine)
+    assert found is not None
+    assert found["versions"] == {"Gateway": [other]}
 
 
 @pytest.mark.usefixtures("dashboard")

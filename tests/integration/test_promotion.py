@@ -1,6 +1,7 @@
 """Promotion as a transaction over a served house: killed anywhere, refused when bad, approved by another."""
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from flows.context import actor
 from flows.promotion import approvals
 from flows.promotion.procedure import FAULTPOINTS, Refused, request, roll_back
 from flows.promotion.reconcile import reconcile
+from infra.ledger.leases import holding, new_holder
 from infra.ledger.ledger import Conflict
 from infra.ledger.promotions import PromotionError
 from infra.serving import VersionRefused
@@ -361,3 +363,32 @@ def test_show_and_history_tell_what_was_decided_and_when(installation: Installat
     assert [row["to_version"] for row in then] == [1]
     before = (rows[0].at - timedelta(seconds=1)).isoformat()
     assert json.loads(atelier("history", "walk", "--at", before, "--json")) == []
+
+
+def test_a_version_that_was_deleted_stops_no_other_promotion_and_no_reconciler(
+    installation: Installation,
+) -> None:
+    from mlflow import MlflowClient
+
+    gone = installation.publish("gone", installation.stage(1))
+    request(gone.ref)
+    other = installation.publish("stays", installation.stage(2))
+    rows = []
+    for version, epoch in ((gone, 1), (other, 0)):  # two promoters are lost
+        holder = new_holder()
+        row = installation.journal.intend(
+            kind="promote", name=version.name, place="production", version=version.number,
+            digest=version.digest, epoch=epoch, actor="anna", reason="a trial", forced=False, holder=holder,
+        )  # fmt: skip
+        rows.append(row)
+        with holding(installation.journal, row.id, holder):
+            pass
+    shutil.rmtree(installation.settings.state / "versions" / gone.digest)
+    MlflowClient(installation.settings.mlflow_uri).delete_registered_model("gone")
+    found = reconcile()
+    assert [line.partition(" ")[0] for line in found] == [row.id for row in rows]
+    assert "is undone, not all in line yet: no model is called 'gone'" in found[0]
+    assert found[1].endswith("undone: stays:1 did not reach production")
+    assert request(other.ref)["changed"]
+    assert installation.served("stays")[0].version == other.ref
+    assert installation.served("gone")[0].version == gone.ref, "what is loaded stays so"
