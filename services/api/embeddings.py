@@ -24,7 +24,7 @@ from services.gateway.openapi import Routes
 from services.pipelines.payload import Embedded, EmbedWork, Pictures, Prompt, Refused, Vectors
 from services.pipelines.request import refusal
 from services.routing.endpoints import Endpoint
-from services.routing.request_session import Deadline, from_the_house
+from services.routing.request_session import Deadline, from_the_house, of_a_batch, patience
 
 MOST_INPUTS: Final = 2048
 MOST_PICTURES: Final = 32
@@ -151,8 +151,9 @@ async def embed(request: Request) -> Response:
         pixels=pixels,
         dimensions=order.dimensions,
         ahead=from_the_house(request),
+        behind=of_a_batch(request),
     )
-    async with Deadline(parts.arguments.timeout_s):
+    async with Deadline(patience(request, parts.arguments.timeout_s)):
         found = await parts.stage_of(pinned).embed(work)
     if isinstance(found, Refused):
         raise refusal(replace(found, param=found.param or "input"))

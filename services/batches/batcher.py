@@ -8,6 +8,7 @@ clip is asked for under a key that is its line's, so that it is made once, and c
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -42,7 +43,6 @@ LATE: Final = Error("deadline_exceeded", "it was not done by its deadline")
 BROKE: Final = Error("internal_error", "the server failed while answering it")
 LATER: Final = frozenset({429, 503, 504})  # what is asked again
 BUSY: Final = LATER | {500}  # what says nothing of a clip that is being made
-MOST_LATE: Final = 3  # of answers that were not there in time
 LONGEST_PAUSE_S: Final = 30.0
 
 
@@ -156,13 +156,12 @@ class Batcher:
         line: Line,
     ) -> Answer:
         """Return what one request is answered with, when there is room for it."""
-        batch, late = lease.job.id, 0
+        batch = lease.job.id
         headers = {"idempotency-key": f"{batch}/{number}", "content-type": "application/json"}
         sent = json.dumps(line.body)  # as it came: what no request may hold is refused there
         async with gate:
             told = await client.post(line.url, content=sent, headers=headers, timeout=None)
-            while told.status_code in LATER and late < MOST_LATE:
-                late += told.status_code == 504
+            while told.status_code in LATER:
                 pause = float(told.headers.get("retry-after", 1))
                 await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
                 told = await client.post(line.url, content=sent, headers=headers, timeout=None)
@@ -241,10 +240,12 @@ class _As:
 
     def __init__(self, app: ASGIApp, batch: Job) -> None:
         self._app, self._batch = app, batch
+        left_s = math.inf if batch.deadline is None else batch.deadline - time.time()
+        self._until = time.monotonic() + left_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a request on."""
         headers = dict(scope["headers"])
         identity = headers.get(b"idempotency-key", b"").decode().replace("/", "-")
         of = {"owner": self._batch.owner, "batch": self._batch.id, "request_id": identity}
-        await self._app({**scope, **of, "house": False, "behind": True}, receive, send)
+        await self._app({**scope, **of, "house": False, "behind": self._until}, receive, send)

@@ -203,7 +203,8 @@ class Executor:
         takes = Port.parse(ranker.entries["pixels"].inputs["pixels"])
         pixels = await asyncio.to_thread(_seen, made.made, takes)
         prompts = spec.prompts[:: spec.best_of]
-        work = EmbedWork(pin=ranker.pin, texts=prompts, pixels=pixels, ahead=spec.ahead)
+        order = {"ahead": spec.ahead, "behind": spec.behind}
+        work = EmbedWork(pin=ranker.pin, texts=prompts, pixels=pixels, **order)
         found = await self._stage_of(ranker).embed(work)
         if isinstance(found, Refused):
             raise refusal(found)

@@ -212,6 +212,7 @@ class EmbedWork:
     pixels: Pictures | None = None
     dimensions: int | None = None  # that an embedding must have; None: whatever it has
     ahead: bool = False  # see GenerationSpec
+    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)

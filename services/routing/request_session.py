@@ -54,12 +54,16 @@ class Exchange:
             return await self.arms.draw(self.route, self._planned)
 
     def _deadline(self) -> "Deadline":
-        return Deadline(self.timeout_s, self.began)
+        return Deadline(self._patience_s, self.began)
+
+    @property
+    def _patience_s(self) -> float:
+        return patience(self.request, self.timeout_s, self.began)
 
     def _planned(self, endpoint: Endpoint) -> GenerationSpec:
         """Return what the request wants of a version, by when, and whether it goes before others."""
-        until, ahead = self.began + self.timeout_s, from_the_house(self.request)
-        behind = bool(self.request.scope.get("behind"))  # a batch's
+        until, ahead = self.began + self._patience_s, from_the_house(self.request)
+        behind = of_a_batch(self.request)
         return replace(self.planning(endpoint), until=until, ahead=ahead, behind=behind)
 
     async def stream(
@@ -182,6 +186,22 @@ class Deadline:
 def from_the_house(request: Request) -> bool:
     """Return whether the platform itself asks, to try a version."""
     return bool(request.scope["house"])
+
+
+def of_a_batch(request: Request) -> bool:
+    """Return whether a batch asks, after all that people wait for."""
+    return "behind" in request.scope
+
+
+def patience(request: Request, timeout_s: float, began: float | None = None) -> float:
+    """Return within how many seconds from when it began, by time.monotonic, or from now a request is to be answered.
+
+    A batch's own has until the batch's deadline: all that people ask for comes before it.
+    """
+    if not of_a_batch(request):
+        return timeout_s
+    until: float = request.scope["behind"]
+    return until - (time.monotonic() if began is None else began)
 
 
 def event(body: Mapping[str, Any], kind: str = "") -> bytes:

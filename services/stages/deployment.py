@@ -183,7 +183,7 @@ class Stage:
         ports = held.model.entries[task.entry].inputs
         rows = rows_of(given, ports)
         call = partial(enter, held.model, task.entry, rows, task.spec.prompts)
-        found = await self._ask(call, task.spec.ahead)
+        found = await self._ask(call, task.spec.ahead, task.spec.behind)
         return found if isinstance(found, Refused) else Drawn(found, warnings)
 
     async def _told(self, ready: "_Ready", event: TEvent) -> TEvent | Refused:
@@ -193,7 +193,8 @@ class Stage:
         model = ready.held.model
         if not isinstance(event, Sounded) or type(model).sources is Family.sources:
             return event
-        found = await self._ask(partial(model.sources, ready.request), ready.task.spec.ahead)
+        spec = ready.task.spec
+        found = await self._ask(partial(model.sources, ready.request), spec.ahead, spec.behind)
         if isinstance(found, Refused):
             return found
         return replace(event, sources=tuple(map(tuple, found)))
@@ -244,7 +245,8 @@ class Stage:
         recalled: dict[Prompt, Any] = {}
         if recalls(spec):
             known = tuple(dict.fromkeys(prompts))
-            rows = await self._ask(partial(next, recall(held.model, known)), spec.ahead)
+            call = partial(next, recall(held.model, known))
+            rows = await self._ask(call, spec.ahead, spec.behind)
             if isinstance(rows, Refused):
                 return rows
             recalled = {} if logprobs is None else dict(zip(known, rows, strict=True))
@@ -277,7 +279,7 @@ class Stage:
             ]
         found: list[Embedded] = []
         for call in calls:
-            answer = await self._ask(call, work.ahead)
+            answer = await self._ask(call, work.ahead, work.behind)
             if isinstance(answer, Refused):
                 return answer
             size = answer.vectors.shape[1]
@@ -368,7 +370,7 @@ class Stage:
         why = self._problems.get(pin.digest, "it is not loaded")
         return Refused("missing", f"{pin.ref}: {why}")
 
-    async def _ask(self, call: Callable[[], Any], ahead: bool) -> Any:
+    async def _ask(self, call: Callable[[], Any], ahead: bool, behind: bool = False) -> Any:
         """Return what a call in the engine's thread returns, or why it does not."""
         from services.stages.scheduler import Failed, Full
 
@@ -379,7 +381,7 @@ class Stage:
             loop.call_soon_threadsafe(told.put_nowait, found)
 
         try:
-            question = self._engine.ask(call, deliver, ahead=ahead)
+            question = self._engine.ask(call, deliver, ahead=ahead, behind=behind)
         except Full as full:
             return Refused("full", str(full), full.retry_after_s)
         except RuntimeError as error:

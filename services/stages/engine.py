@@ -55,6 +55,7 @@ from services.stages.scheduler import (
     Lane,
     NotFinite,
     Question,
+    Questions,
     Row,
     Shown,
     Ticket,
@@ -64,7 +65,7 @@ from services.stages.scheduler import (
     rows_of,
     together,
 )
-from services.stages.shares import FRESH_S, TRUSTED, Account
+from services.stages.shares import BEHIND_COSTS, FRESH_S, TRUSTED, Account
 from services.stages.token_logprobs import told, told_end
 
 BUCKETS: Final = (4, 8, 16)
@@ -92,8 +93,7 @@ class Engine:
         # people's and jobs'
         self._accounts: tuple[WeakKeyDictionary[Family, Account], ...]
         self._accounts = (WeakKeyDictionary(), WeakKeyDictionary())
-        self._questions: deque[Question] = deque()
-        self._asking = Account()  # all questions together are one model
+        self._questions = (Questions(), Questions(behind=True))  # each like one model
         self._clock_s = 0.0  # what the model that takes the next step has had
         self._closing = False
         self._changed = threading.Condition()
@@ -159,12 +159,18 @@ class Engine:
         return ticket
 
     def ask(
-        self, call: Callable[[], Any], deliver: Callable[[Any], None], *, ahead: bool = False
+        self,
+        call: Callable[[], Any],
+        deliver: Callable[[Any], None],
+        *,
+        ahead: bool = False,
+        behind: bool = False,
     ) -> Question:
         """Queue a call that uses a model; `deliver` gets what it returned, or Failed, in the worker's thread.
 
         Calls are made one at a time between steps, and all together have a model's share of the time. One that returns
-        None is made again, until there is an answer. With `ahead` it goes before those that wait.
+        None is made again, until there is an answer. With `ahead` it goes before those that wait; those `behind` have a
+        share of their own, as small as that of such rows.
 
         Raises:
             Full: too many calls wait already.
@@ -172,13 +178,14 @@ class Engine:
         """
         question = Question(call, deliver)
         with self._changed:
-            self._make_sure_of_room(1, 0 if ahead else len(self._questions))
-            if not self._questions:
-                self._asking.used_s = max(self._asking.used_s, self._clock_s)
+            questions = self._questions[behind]
+            self._make_sure_of_room(1, 0 if ahead or behind else len(questions.waiting))
+            if not questions.waiting:
+                questions.account.used_s = max(questions.account.used_s, self._clock_s)
             if ahead:
-                self._questions.appendleft(question)
+                questions.waiting.appendleft(question)
             else:
-                self._questions.append(question)
+                questions.waiting.append(question)
             self._changed.notify()
         return question
 
@@ -186,7 +193,8 @@ class Engine:
         """Forget a ticket or question: what waits at once, drawn rows at the next step boundary."""
         with self._changed:
             one.over = True
-            self._questions = deque(asked for asked in self._questions if not asked.over)
+            for questions in self._questions:
+                questions.waiting = deque(asked for asked in questions.waiting if not asked.over)
             for lane in self._lanes.values():
                 lane.waiting = deque(row for row in lane.waiting if not row.over)
 
@@ -253,27 +261,28 @@ class Engine:
                         self._advance(turn)
                 else:
                     with torch.no_grad():  # a likelihood may need gradients
-                        self._answer()
+                        self._answer(turn)
         finally:
             self._stop()
 
-    def _next(self) -> Lane | Account | None:
-        """Wait for work; return what has had least: a model's lane, the questions' account, or None when closing."""
+    def _next(self) -> Lane | Questions | None:
+        """Wait for work; return what has had least: a model's lane, people's or jobs' questions; None when closing."""
         with self._changed:
             for key in [key for key, lane in self._lanes.items() if not lane.busy]:
                 del self._lanes[key]
-            while not self._lanes and not self._questions and not self._closing:
+            while not (turns := self._turns_to_take()) and not self._closing:
                 self._changed.wait()
             if self._closing:
                 return None
-            turns: list[Lane | Account] = [*self._lanes.values()]
-            turns += [self._asking] if self._questions else []
             turn = min(turns, key=_had)
             self._clock_s, _ = _had(turn)
             if isinstance(turn, Lane):
                 self._turns += 1
                 turn.turn = self._turns
             return turn
+
+    def _turns_to_take(self) -> list[Lane | Questions]:
+        return [*self._lanes.values(), *(one for one in self._questions if one.waiting)]
 
     def _stop(self) -> None:
         with self._changed:
@@ -283,20 +292,20 @@ class Engine:
                 for lane in self._lanes.values()
                 for row in (*lane.members, *lane.fresh, *lane.waiting)
             }
-            questions = list(self._questions)
+            waiting = [asked for one in self._questions for asked in one.waiting]
             self._lanes.clear()
-            self._questions.clear()
+            self._questions = (Questions(), Questions(behind=True))
         for ticket in tickets:
             _fail(ticket, "stopped", "the replica stopped while drawing")
-        for question in questions:
+        for question in waiting:
             question.deliver(Failed("stopped", "the replica stopped before it answered"))
 
-    def _answer(self) -> None:
+    def _answer(self, questions: Questions) -> None:
         """Make the oldest call, or its next part; one that breaks fails alone."""
         with self._changed:
-            if not self._questions:
+            if not questions.waiting:
                 return
-            question = self._questions.popleft()
+            question = questions.waiting.popleft()
         began = time.perf_counter()
         try:
             found = question.call()
@@ -305,10 +314,11 @@ class Engine:
         except BROKEN as error:
             wrong = isinstance(error, ValueError)  # the input, not the model
             found = Failed("invalid" if wrong else _fault(error), _line(error))
-        self._asking.note(1, time.perf_counter() - began, time.monotonic())
+        passed, counts = time.perf_counter() - began, BEHIND_COSTS if questions.behind else 1.0
+        questions.account.note(1, passed, time.monotonic(), counts=counts)
         if found is None:
             with self._changed:
-                self._questions.extendleft([] if question.over else [question])
+                questions.waiting.extendleft([] if question.over else [question])
             return
         if not question.over:
             question.deliver(found)
@@ -358,9 +368,9 @@ def _fault(error: BaseException) -> FailedKind:
     return "out_of_memory" if wanted else "failed"
 
 
-def _had(turn: Lane | Account) -> tuple[float, float]:
+def _had(turn: Lane | Questions) -> tuple[float, float]:
     """Return what has been had of the time and, of lanes that share that, when the last step was taken."""
-    return (turn.account.used_s, turn.turn) if isinstance(turn, Lane) else (turn.used_s, math.inf)
+    return turn.account.used_s, turn.turn if isinstance(turn, Lane) else math.inf
 
 
 def _expire(rows: Sequence[Row]) -> None:

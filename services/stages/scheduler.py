@@ -187,6 +187,15 @@ class Lane:
         return max(fit, default=self.buckets[0])
 
 
+@dataclass(slots=True)
+class Questions:
+    """Calls that wait, and the time that they had together; those of jobs are asked `behind`, by themselves."""
+
+    behind: bool = False
+    waiting: deque["Question"] = field(default_factory=deque)
+    account: Account = field(default_factory=Account)
+
+
 @dataclass(eq=False, slots=True)
 class Question:
     """A call that needs a model and gives one answer; it is made between two steps."""

@@ -14,6 +14,7 @@ from tests.services.clips_kit import publish_clips
 from tests.services.conftest import network
 from tests.services.served_kit import listening, publish_each_modality, with_toys
 
+EMBEDDINGS = "/v1/embeddings"
 CHAT, IMAGES, VIDEOS = "/v1/chat/completions", "/v1/images/generations", "/v1/videos"
 
 
@@ -31,7 +32,7 @@ def opened(workshop: Any) -> Iterator[Any]:
         found = [keys.create("first"), keys.create("second")]
         app = workshop.gateway(stage)
         yield SimpleNamespace(
-            app=app, keys=found, workshop=workshop, worked=workshop.worked(app, stage)
+            app=app, stage=stage, keys=found, workshop=workshop, worked=workshop.worked(app, stage)
         )
     stage.close()
 

@@ -1,13 +1,14 @@
 """Whoever works on a batch is stopped, lost, slow or called off: each request is answered once, no answer lost."""
 
 import asyncio
-import dataclasses
 import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
@@ -20,9 +21,13 @@ from services.batches import lines
 from services.batches.batcher import Batcher
 from services.batches.work import file_id
 from services.jobs.store import Store
+from services.pipelines.payload import Embedded, EmbedWork, Refused
+from services.routing.endpoints import Endpoints
 from tests.infra.jobs_kit import LEASE_S, Clock
 from tests.services.batches_kit import (
     CHAT,
+    EMBEDDINGS,
+    IMAGES,
     VIDEOS,
     answers,
     batch_of,
@@ -32,6 +37,7 @@ from tests.services.batches_kit import (
     store_of,
     turn,
 )
+from tests.services.served_kit import listening
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ def test_clips_of_a_cancelled_or_late_batch_are_cancelled_with_it(house: Any, id
         elif end == "cancelled":
             jobs.cancel(lease.job.id)
         else:
-            lease.job = dataclasses.replace(lease.job, deadline=time.time())
+            lease.job = replace(lease.job, deadline=time.time())
         await asyncio.wait({working})
         return found[0].id
 
@@ -341,3 +347,43 @@ def test_an_answer_is_kept_as_it_came_and_on_one_line() -> None:
     assert {one["custom_id"] for one in told} == {line.custom_id}
     assert [one["error"] for one in told] == [None] * 3
     assert json.loads(lines.unsealed(kept, right=False))["id"] == "batch_req_1_1"
+
+
+def test_a_batch_has_its_window_for_what_people_are_told_is_late(house: Any, idle: OpenAI) -> None:
+    app = house.workshop.gateway(house.stage, timeout_s=1e-6)
+    jobs, picture = house.workshop.jobs, {"model": "shapes", "prompt": "a", "steps": 1}
+    asked = [(CHAT, turn("a")), (EMBEDDINGS, {"model": "reader", "input": "a"}), (IMAGES, picture)]
+    with listening(app) as address, httpx.Client(base_url=address) as person:
+        for path, body in asked:
+            headers = {"authorization": f"Bearer {house.keys[0]}"}
+            assert person.post(path, json=body, headers=headers).status_code == 504
+    for path, body in asked:
+        batch = batch_of(idle, path, body)
+        asyncio.run(Batcher(jobs, store_of(house), app._app).work(jobs.claim("one", kind="batch")))
+        counts = idle.batches.retrieve(batch.id).request_counts
+        assert counts is not None
+        assert (counts.completed, counts.failed) == (1, 0), path
+
+
+def test_embeddings_of_a_batch_are_no_part_of_people_s_queue(house: Any) -> None:
+    stage, go = house.workshop.stage(max_waiting=1), threading.Event()
+    endpoint = Endpoints(house.workshop.ledger, house.workshop.registry).resolve("reader")
+    work = EmbedWork(pin=endpoint.pipeline.stages[0].pin, texts=("a",))
+
+    async def asked() -> None:
+        assert isinstance(await stage.embed(work), Embedded)
+        began = threading.Event()
+        stage._engine.ask(lambda: began.set() or go.wait(60), lambda _: None)
+        await asyncio.to_thread(began.wait)
+        stage._engine.ask(lambda: "waits", lambda _: None)
+        refused = await stage.embed(work)
+        assert isinstance(refused, Refused)
+        assert refused.kind == "full"
+        behind = asyncio.create_task(stage.embed(replace(work, behind=True)))
+        await asyncio.wait({behind}, timeout=0.1)
+        assert not behind.done()
+        go.set()
+        assert isinstance(await behind, Embedded)
+
+    asyncio.run(asked())
+    stage.close()

@@ -302,6 +302,35 @@ def test_a_question_in_parts_lets_others_between(
     assert isinstance(inbox.last(), Finished)
 
 
+def test_questions_of_jobs_let_people_s_go_first_and_keep_nobody_out(
+    engine: Engine, clock: Clock
+) -> None:
+    began, go, told = threading.Event(), threading.Event(), Inbox()
+
+    def busy() -> bool:
+        began.set()
+        return go.wait(PATIENCE_S)
+
+    def asked(name: str) -> Callable[[], str]:
+        def call() -> str:
+            clock.now += 1.0
+            return name
+
+        return call
+
+    engine.ask(busy, Inbox().put)
+    assert began.wait(PATIENCE_S)
+    for _ in range(33):  # as many as may wait, and one
+        engine.ask(asked("job"), told.put, behind=True)
+    for _ in range(32):
+        engine.ask(asked("person"), told.put)
+    with pytest.raises(Full, match="32 samples are waiting"):
+        engine.ask(asked("person"), told.put)
+    go.set()
+    found = [told.last() for _ in range(65)]
+    assert found[:23] == ["person", "job", *["person"] * 20, "job"]
+
+
 def test_who_goes_ahead_waits_for_nobodys_samples_and_no_full_queue(
     engine: Engine, timed: Callable[..., Any], clock: Clock
 ) -> None:
