@@ -42,6 +42,7 @@ LINEAGE: Final = (
     *("run_id", "data_identity", "code_identity", "git_commit", "seed", "search"),
     *("base", "base_digest", "needs", "needs_digests"),
 )
+NAMED: Final = 8  # models that are named where one is asked for that there is not
 _REF: Final = re.compile(r"(?P<name>[^:@]+)(:(?P<number>[1-9][0-9]{0,8})|@(?P<alias>[a-z]+))?")
 
 
@@ -229,7 +230,7 @@ class Registry(Runs):
         """
         found = self._listed(name)
         if not found and name not in (names := self.names()):
-            raise RegistryError(_no_such(name, names))
+            raise RegistryError(no_such(name, names))
         return sorted((as_version(one) for one in found), key=lambda version: version.number)
 
     def project(self, name: str, aliases: Mapping[str, int]) -> None:
@@ -390,21 +391,21 @@ class Registry(Runs):
     def _unknown(self, name: str, ref: str) -> str:
         names = self.names()
         if name not in names:
-            return _no_such(name, names)
+            return no_such(name, names)
         numbers = sorted(int(version.version) for version in self._listed(name))
         if not numbers:
             return f"{name} has no version: its publication was cut off, or all were deleted; publish it again"
         return f"{name} has no version {ref.rpartition(':')[2]}; it has {ranges(numbers)}"
 
 
-def _no_such(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = (
-        f"did you mean {', '.join(near)}?"
-        if near
-        else f"there are: {', '.join(names) or 'none yet'}"
-    )
-    return f"no model is called {name!r}; {hint}"
+def no_such(name: str, names: list[str]) -> str:
+    """Return what to say of a name that no model has: the nearest ones, or some that there are."""
+    if near := difflib.get_close_matches(name, names, n=3):
+        return f"no model is called {name!r}; did you mean {', '.join(near)}?"
+    whole = [one for one in names if "." not in one] or names  # stages are named behind a dot
+    told = ", ".join(whole[:NAMED]) or "none yet"
+    more = f" and {len(whole) - NAMED} more (atelier models)" if len(whole) > NAMED else ""
+    return f"no model is called {name!r}; there are: {told}{more}"
 
 
 __all__ = ["PUBLISHABLE", "Registry", "RegistryError", "Status", "Unreachable", "Version"]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
-from infra.registry.registry import Registry, RegistryError, Unreachable, Version
+from infra.registry.registry import Registry, RegistryError, Unreachable, Version, no_such
 from infra.settings import QUIET
 from infra.storage import MANIFEST, IntegrityError, seal, sha256_of
 from tests.s3_kit import BUCKET, bucket, keys
@@ -242,12 +242,22 @@ def test_names_versions_and_aliases_are_listed(registry: Registry, tmp_path: Pat
         registry.get("listed@staging")
 
 
+def test_of_many_models_some_are_named_and_no_stages() -> None:
+    many = [f"m{number:02d}" for number in range(20)] + ["m00.base"]
+    assert no_such("zzz", many) == (
+        "no model is called 'zzz'; there are: m00, m01, m02, m03, m04, m05, m06, m07 and 12 more (atelier models)"
+    )
+    assert no_such("zzz", ["m00", "m00.base"]) == "no model is called 'zzz'; there are: m00"
+    assert no_such("zzz", ["m00.base"]) == "no model is called 'zzz'; there are: m00.base"
+    assert no_such("zzz", []) == "no model is called 'zzz'; there are: none yet"
+
+
 @pytest.mark.parametrize(
     ("ref", "message"),
     [
         ("knwon.base", r"no model is called 'knwon.base'; did you mean known.base"),
         ("known.base:9", r"known.base has no version 9; it has 1, 2"),
-        ("zzzzzz@staging", r"no model is called 'zzzzzz'; there are: .*known.base"),
+        ("zzzzzz@staging", r"no model is called 'zzzzzz'; there are: [a-z]"),
         ("known.base:x", r"names no version; write NAME, NAME:3 or NAME@staging"),
         ("a' or 1=1", r"cannot be a model name"),
     ],
