@@ -27,27 +27,23 @@ from flows.cli import (
 from flows.cli.terminal import aside, show_json
 from infra.settings import NoProjectError, require_project, settings
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-for verbs in (
-    training_verbs,
-    tune_verbs,
-    promotion_verbs,
-    rollout_verbs,
-    schedule_verbs,
-    version_verbs,
-    compare_verbs,
-    picture_verbs,
-    job_verbs,
-    lineage_verbs,
-    stack_verbs,
-    data_verbs,
-    recipe_verbs,
-    bench_verbs,
-):
-    verbs.register(app)
+TOPICS = {
+    "Data and recipes": (data_verbs, recipe_verbs),
+    "Training": (training_verbs, tune_verbs, schedule_verbs),
+    "Versions and their promotion": (version_verbs, compare_verbs, promotion_verbs, rollout_verbs),
+    "What is served": (picture_verbs, job_verbs),
+    "Where it comes from and goes": (lineage_verbs,),
+    "The stack": (stack_verbs, bench_verbs),
+}
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+for topic, modules in TOPICS.items():
+    for verbs in modules:
+        commands, groups = len(app.registered_commands), len(app.registered_groups)
+        verbs.register(app)
+        for command in app.registered_commands[commands:]:
+            command.rich_help_panel = topic
+        for group in app.registered_groups[groups:]:
+            group.rich_help_panel = topic
 
 
 @app.callback()

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from flows.__main__ import told
+from flows.__main__ import TOPICS, app, told
 from flows.cli import completing, terminal
 from flows.cli.client import _words
 from flows.training.journal import Progress
@@ -127,6 +127,11 @@ def cli(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Completed
         text=True,
         timeout=60,
     )
+
+
+def test_help_shows_every_command_under_its_topic() -> None:
+    shown = [*app.registered_commands, *app.registered_groups]
+    assert {one.rich_help_panel for one in shown} == set(TOPICS)
 
 
 @pytest.mark.parametrize("arguments", [["up"], ["data", "list"], ["run", "x.yaml"]])
