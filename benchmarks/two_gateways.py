@@ -1,7 +1,7 @@
 """Two gateways of one stack on one database, of which one or the other is killed -9 while clips are made.
 
 python -m benchmarks.two_gateways                # 200 clips of ten keys
-python -m benchmarks.two_gateways --clips 40
+python -m benchmarks.two_gateways --clips 40 --postgres    # jobs, ledger and keys on Postgres in place of SQLite
 
 Each gateway's process has a runner; Make-A-Video's six stages, untrained and small, are apart. Of four clips one is
 asked for at the front without an idempotency key, as a stranger would, and three at one gateway's own socket by a key,
@@ -16,10 +16,13 @@ import io
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -33,6 +36,7 @@ from infra.jobs.table import JOBS
 from infra.keys import Keys
 from infra.receipts.clip_receipts import rest_sha256
 from infra.stack.spec import ray_folder
+from tests.databases_kit import Databases
 from tests.integration.cascade_kit import CLIPS, Seen, publish_clips, seen
 from tests.integration.serving_kit import House, wait_for
 
@@ -262,11 +266,15 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=200)
-    count = parser.parse_args().clips
+    parser.add_argument("--postgres", action="store_true")
+    asked = parser.parse_args()
     began, well = time.monotonic(), False
-    with own_stack(PLACEMENT) as (house, folder):
-        serving.deploy(house.settings, publish_clips(house, folder, STEPS), LIMIT_S)
-        well = under_fire(house, count)
+    with tempfile.TemporaryDirectory() as name, closing(Databases(Path(name))) as databases:
+        if asked.postgres:
+            os.environ["ATELIER_DATABASE_URL"] = databases.migrated("postgresql").url
+        with own_stack(PLACEMENT) as (house, folder):
+            serving.deploy(house.settings, publish_clips(house, folder, STEPS), LIMIT_S)
+            well = under_fire(house, asked.clips)
     leave(well, began)
 
 
