@@ -7,6 +7,7 @@ with the first object, not with this module, so that a gateway apart from its st
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
+LOADS: Final = 2  # versions that are loaded at a time
 SHORT: Final = 2000  # characters that are looked through at once, not in a thread: 0.1 ms
 TEvent = TypeVar("TEvent", bound=Event)
 
@@ -101,6 +103,9 @@ class Stage:
             buckets=given.buckets,
             threads=given.threads,
         )
+        # threads of their own: whoever waits for a download is not to keep others from the event loop's
+        self._loads = ThreadPoolExecutor(LOADS, thread_name_prefix="loads")
+        self._loading: dict[str, Future[Held]] = {}  # by digest
         self._apart = given.apart
         self._unknown_words = given.unknown_words
         self._problems: dict[str, str] = {}
@@ -351,6 +356,7 @@ class Stage:
     def close(self) -> None:
         """Stop the engine; what is under way fails as `stopped`."""
         self._engine.close()
+        self._loads.shutdown(wait=False)
 
     async def _load(self, pin: Pin) -> "Held | None":
         from services.stages.loader import Unloadable
@@ -358,13 +364,22 @@ class Stage:
         if (held := self._versions.held(pin.digest)) is not None:
             return held
         try:
-            held = await asyncio.to_thread(self._versions.load, pin)
+            held = await asyncio.shield(asyncio.wrap_future(self._loaded(pin)))
         except Unloadable as error:
             logger.warning("%s", error)
             self._problems[pin.digest] = str(error)
             return None
         self._problems.pop(pin.digest, None)
         return held
+
+    def _loaded(self, pin: Pin) -> "Future[Held]":
+        """Return a version that is being loaded, for all who ask for it meanwhile."""
+        loading = self._loading.get(pin.digest)
+        if loading is None:
+            loading = self._loads.submit(self._versions.load, pin)
+            self._loading[pin.digest] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(pin.digest, None))
+        return loading
 
     def _missing(self, pin: Pin) -> Refused:
         why = self._problems.get(pin.digest, "it is not loaded")

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from PIL import Image
 
 from infra.receipts import receipts
 from infra.receipts.signing import Signing
+from infra.registry.registry import Registry
 from models.family import Family
 from services.gateway import errors
 from services.gateway.guard import require_key_off_loopback
 from services.media.result_store import Files
+from services.pipelines.payload import GenerationSpec, StageTask
+from services.routing.endpoints import Endpoints
+from services.stages.deployment import Stage
 
 IMAGES = "/v1/images/generations"
 JSON_TYPE = {"content-type": "application/json"}
@@ -335,6 +341,45 @@ def test_a_database_that_cannot_be_used_answers_503(own_workshop: Any, ask: Ask,
         for table in TABLES:
             database.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
     assert ask(app, "GET", f"/v1/{path}").status_code == 200
+
+
+class Slow(Registry):
+    """A registry whose versions come when they may."""
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__("http://127.0.0.1:9", cache)
+        self.came, self.go, self.fetched = threading.Event(), threading.Event(), list[str]()
+
+    def fetch(self, ref: str, *, digest: str) -> Path:
+        self.fetched.append(ref)
+        self.came.set()
+        assert self.go.wait(60)
+        return super().fetch(ref, digest=digest)
+
+
+def test_versions_that_are_being_loaded_hold_up_nothing_else(workshop: Any) -> None:
+    registry = Slow(workshop.cache)
+    stage = Stage({"tracking_uri": "sqlite:///none", "cache": workshop.cache}, registry)
+    pinned = Endpoints(workshop.ledger, workshop.registry).resolve("shapes").pipeline.stages[0]
+    task = StageTask(pin=pinned.pin, spec=GenerationSpec(seeds=(1,), prompts=("a red circle",)))
+
+    async def run() -> None:
+        with ThreadPoolExecutor(2) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            asked = [asyncio.create_task(stage.check(task)) for _ in range(8)]
+            while not registry.came.is_set():
+                await asyncio.sleep(0.01)
+            asked[0].cancel()  # who goes leaves it to the others
+            try:
+                async with asyncio.timeout(10):
+                    assert await asyncio.to_thread(lambda: "free") == "free"
+            finally:
+                registry.go.set()
+            assert await asyncio.gather(*asked[1:]) == [None] * 7
+
+    asyncio.run(run())
+    assert registry.fetched == [pinned.pin.ref]
+    stage.close()
 
 
 def test_a_damaged_version_answers_503_and_the_others_go_on(
