@@ -55,6 +55,11 @@ def read(rows: Iterable[bytes], endpoint: str) -> Iterator[Line]:
             raise _wrong(f"line {number}: url: this batch is for {endpoint}, got {line.url[:80]!r}")
         if line.body.get("stream"):
             raise _wrong(f"line {number}: body.stream: nobody listens; leave it out")
+        if line.body.get("response_format") == "url":
+            raise _wrong(
+                f"line {number}: body.response_format: a link opens for an hour, answers are kept for 30 days;"
+                " ask for b64_json"
+            )
         name = hashlib.blake2b(line.custom_id.encode(), digest_size=16).digest()
         if name in names:
             raise _wrong(f"line {number}: custom_id: {line.custom_id[:80]!r} is taken by another")

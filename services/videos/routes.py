@@ -15,7 +15,7 @@ from infra.jobs.table import Job
 from services.api.edits import FORM, read_form
 from services.api.served import Body, parts_of, read_order
 from services.gateway.openapi import ANYWHERE, OF_MODELS, STREAM, Routes, answers
-from services.routing.request_session import event
+from services.routing.request_session import event, of_a_batch
 from services.videos import content
 from services.videos.answers import Video, VideoDeleted, VideoList, ending, shown
 from services.videos.asking import again, ask, job_of, owner_of
@@ -159,7 +159,7 @@ async def _whole(request: Request, job: Job) -> dict[str, Any]:
     parts = parts_of(request)
     stages = await asyncio.to_thread(parts.jobs.stages, job.id)
     body = {**shown(job), "stages": list(stages)}
-    if job.result is not None:
+    if job.result is not None and not of_a_batch(request):  # a link opens for an hour alone
         address = parts.arguments.public_url or str(request.base_url).rstrip("/")
         body["url"] = f"{address}{parts.files.link(f'{job.id}.{ending(job)}')}"
     return body
