@@ -196,6 +196,21 @@ class Jobs:
         with reading(self._engine) as connection:
             return outputs(connection, id)
 
+    def finished(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Return which stages of these jobs are finished; of one without any nothing is said."""
+        found: dict[str, list[str]] = {}
+        query = sa.select(STAGES.c.job, STAGES.c.node).where(STAGES.c.job.in_(ids))
+        with reading(self._engine) as connection:
+            for id, node in connection.execute(query):
+                found.setdefault(id, []).append(node)
+        return found
+
+    def fetchable(self, ids: Sequence[str]) -> set[str]:
+        """Return those of these jobs whose result can be had."""
+        there = (JOBS.c.id.in_(ids), JOBS.c.result.is_not(None), sa.not_(JOBS.c.deleted))
+        with reading(self._engine) as connection:
+            return set(connection.scalars(sa.select(JOBS.c.id).where(*there)))
+
     def costs(self, pipeline: str) -> dict[str, float]:
         """Return how many seconds each node of a pipeline version took at its latest jobs, in the middle."""
         newest = sa.select(JOBS.c.id).where(

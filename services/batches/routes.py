@@ -94,7 +94,7 @@ async def listed(
         await _of(request, after)
     parts, owner = parts_of(request), str(request.scope["owner"])
     page = await asyncio.to_thread(parts.jobs.page, owner, KIND, after, limit)
-    data = await asyncio.to_thread(lambda: [shown(parts.jobs, job) for job in page.jobs])
+    data = await asyncio.to_thread(shown, parts.jobs, page.jobs)
     return JSONResponse(listing(data, page.has_more))
 
 
@@ -134,4 +134,5 @@ def _unknown(id: str) -> ApiError:
 
 
 async def _told(request: Request, job: Job) -> Response:
-    return JSONResponse(await asyncio.to_thread(shown, parts_of(request).jobs, job))
+    [told] = await asyncio.to_thread(shown, parts_of(request).jobs, [job])
+    return JSONResponse(told)

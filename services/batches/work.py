@@ -1,12 +1,12 @@
 """What a batch's row says, how far it is, and where its files are."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from infra.jobs.jobs import Jobs, NotFound
+from infra.jobs.jobs import Jobs
 from infra.jobs.table import BATCH, CANCELLED, Job
 from services.api.answers import Body
 
@@ -90,9 +90,18 @@ def file_id(batch: str, which: Literal["output", "errors"]) -> str:
     return f"file_{batch.partition('_')[2]}_{which}"
 
 
-def shown(jobs: Jobs, job: Job) -> dict[str, Any]:
-    """Return a batch as OpenAI's clients know it."""
-    work, done = work_of(job), parts(jobs.stages(job.id)).values()
+def shown(jobs: Jobs, batches: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return batches as OpenAI's clients know them."""
+    done = jobs.finished([one.id for one in batches])
+    there = jobs.fetchable(
+        [file_id(one.id, which) for one in batches for which in ("output", "errors")]
+    )
+    return [_shown(one, done.get(one.id, ()), there) for one in batches]
+
+
+def _shown(job: Job, nodes: Iterable[str], there: Container[str]) -> dict[str, Any]:
+    work, done = work_of(job), parts(nodes).values()
+    output, wrong = file_id(job.id, "output"), file_id(job.id, "errors")
     status = _status(job)
     ended = int(job.ended) if job.ended else None
     errors = None
@@ -103,8 +112,8 @@ def shown(jobs: Jobs, job: Job) -> dict[str, Any]:
         **{"id": job.id, "object": "batch", "endpoint": work.endpoint, "status": status},
         "input_file_id": work.input_file_id,
         "completion_window": "24h",
-        "output_file_id": _there(jobs, file_id(job.id, "output")),
-        "error_file_id": _there(jobs, file_id(job.id, "errors")),
+        "output_file_id": output if output in there else None,
+        "error_file_id": wrong if wrong in there else None,
         "errors": errors,
         "created_at": int(job.created),
         "in_progress_at": int(job.started) if job.started else None,
@@ -130,10 +139,3 @@ def _status(job: Job) -> str:
         return "cancelling"
     known: Mapping[str, str] = {"queued": "validating", "expired": "completed"}
     return known.get(job.state, job.state)
-
-
-def _there(jobs: Jobs, id: str) -> str | None:
-    try:
-        return id if jobs.get(id).result is not None else None
-    except NotFound:
-        return None

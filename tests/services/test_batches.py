@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import sqlalchemy as sa
 from openai import OpenAI
 from PIL import Image
 
@@ -114,6 +115,7 @@ def test_pictures_texts_and_clips_are_answered_in_files(clients: Any) -> None:
     assert list(said) == ["r0", "r1"]
     video = answers(client, done[2].output_file_id)["r0"]["response"]["body"]
     assert (video["status"], video["seed"]) == ("completed", 4)
+    assert "url" not in video  # it would open for an hour, and its answer is kept for 30 days
     assert client.videos.download_content(video["id"]).read()
     assert [one.id for one in client.batches.list(limit=2)][:3] == [one.id for one in made[::-1]]
 
@@ -189,6 +191,10 @@ WRONG = [
     (requests(IMAGES, {}), r"line 1: url: this batch is for /v1/chat/completions, got '/v1/images"),
     (GOOD + b"\n" + GOOD, r"line 2: custom_id: 'r0' is taken"),
     (requests(CHAT, {**turn("a"), "stream": True}), r"line 1: body.stream"),
+    (
+        requests(CHAT, {"response_format": "url"}),
+        r"line 1: body.response_format: a link opens for an",
+    ),
 ]
 
 
@@ -284,6 +290,30 @@ def test_a_batch_is_made_once_by_its_key(house: Any, idle: OpenAI) -> None:
         made("mine", metadata={"a": "b"})
     for one in idle.batches.list(limit=2).data:
         house.workshop.jobs.cancel(one.id)
+
+
+def test_a_list_of_batches_asks_the_database_no_more_often_than_one_of_them(
+    house: Any, idle: OpenAI
+) -> None:
+    asked: list[str] = []
+
+    def noted(*event: Any) -> None:
+        asked.append(event[2])
+
+    for _ in range(3):
+        batch_of(idle, CHAT, turn("a"))
+    house.workshop.keys.any()
+    counts = []
+    for limit in (1, 3):
+        sa.event.listen(sa.Engine, "before_cursor_execute", noted)
+        found = idle.batches.list(limit=limit).data
+        sa.event.remove(sa.Engine, "before_cursor_execute", noted)
+        assert len(found) == limit
+        counts.append(sum("job" in one for one in asked))
+        asked.clear()
+    assert counts == [3, 3]
+    for one in found:
+        idle.batches.cancel(one.id)
 
 
 def test_a_list_of_files_ends_with_the_last_of_its_purpose(house: Any, idle: OpenAI) -> None:
