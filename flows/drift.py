@@ -46,8 +46,8 @@ class Sample:
     pictures: "Tensor"
 
 
-def kept(name: str, digest: str, first: PinnedStage) -> Sample:
-    """Return the answers that the gateway kept of one version, oldest first.
+def kept(name: str, digest: str, first: PinnedStage, channels: int) -> Sample:
+    """Return the answers that the gateway kept of one version, oldest first, with as many channels as its judge sees.
 
     Those for which a user chose other options, or another size, than the pipeline's own are left out: they differ by
     wish.
@@ -59,14 +59,14 @@ def kept(name: str, digest: str, first: PinnedStage) -> Sample:
     import torch
     from PIL import Image
 
-    folder = settings().samples / name
+    folder, mode = settings().samples / name, "L" if channels == 1 else "RGB"
     prompts, pictures = [], []
     for path, _ in oldest_first(folder, "*.png")[-MOST:]:
         receipt = read(path)
         own = receipt.sampling == first.options
         if receipt.digest == digest and own:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
+                pixels = np.atleast_3d(np.asarray(image.convert(mode)))
             pictures.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
             prompts.append(receipt.prompt)
     if len(pictures) < LEAST:
@@ -199,12 +199,12 @@ def examine(name: str) -> DriftReport:
         raise ValueError(
             f"{name}:{row.to_version} gives {pipeline.modality}: drift is looked for in pictures alone"
         )
-    served = kept(name, row.to_digest, pipeline.lead)
     recipe = Recipe.model_validate_json((directory / "recipe.json").read_text())
     record = Evaluation.model_validate_json((directory / "evaluation.json").read_text()).judge
     if record is None:
         raise ValueError(f"{name}:{row.to_version} was judged without a judge; drift needs one")
     judge = load_judge_network(registry().fetch(record.version, digest=record.sha256))
+    served = kept(name, row.to_digest, pipeline.lead, judge.config.channels)
     captions = prepared(recipe.data.name, settings().project).header["captions"]
     evaluated, _ = fixed_requests(pipeline, captions, recipe.evaluation)
     models = [

@@ -213,7 +213,8 @@ class PictureAnswer:
         entries = []
         for row, seed in enumerate(step.spec.seeds):
             file = stamped_png(self._exchange, step, row, made[row])
-            if step.endpoint.stage == "production" and step.spec.entrance == "generate":
+            first = step.spec.entrance == "generate" and step.spec.best_of == 1  # as it is drawn
+            if first and step.endpoint.stage == "production":
                 self._kept.keep(step.endpoint.name, step.endpoint.pipeline.sample, file)
             entries.append({**self._deliver(file), "seed": seed})
         return entries

@@ -128,11 +128,13 @@ def test_answers_that_a_user_wished_otherwise_or_another_version_drew_do_not_cou
         steps = 2 if number < 30 else 12
         digest = "b" * 64 if 30 <= number < 50 else "a" * 64
         (folder / f"{number}.png").write_bytes(answered(digest, steps))
-    sample = kept("patches", "a" * 64, first)
+    sample = kept("patches", "a" * 64, first, channels=3)
     assert sample.pictures.shape == (110, 3, 8, 8)
+    grey = kept("patches", "a" * 64, first, channels=1)
+    assert grey.pictures.shape == (110, 1, 8, 8), "what a judge of grey pictures sees"
     assert set(sample.prompts) == {PROMPTS[0]}
     with pytest.raises(TooFew, match="20 answers of patches are kept, 100 are needed"):
-        kept("patches", "b" * 64, first)
+        kept("patches", "b" * 64, first, channels=3)
 
 
 def answered(digest: str, steps: int) -> bytes:

@@ -85,6 +85,18 @@ def test_a_stream_ends_with_the_pictures_that_were_kept(served: Any, ask: Ask) -
     assert (pixels(base64.b64decode(told["b64_json"])) == pixels(file)).all()
 
 
+def test_a_chosen_picture_is_not_kept_to_be_compared_with_ones_that_nobody_chose(
+    served: Any, workshop: Any, ask: Ask
+) -> None:
+    body = {"model": "ranked", "prompt": PROMPT, "seed": 40}
+    [(_, chosen)] = drawn(ask(served, "POST", PATH, json={**body, "best_of": 4}))
+    [(_, first)] = drawn(ask(served, "POST", PATH, json=body))
+    folder = workshop.folder / "samples" / "ranked"
+    kept = [path.read_bytes() for path in folder.glob("*.png")]
+    assert first in kept
+    assert chosen not in kept
+
+
 def test_one_candidate_asks_for_nothing(served: Any, ask: Ask) -> None:
     for model in ("ranked", "plain"):
         body = {"model": model, "prompt": PROMPT, "seed": 7}
