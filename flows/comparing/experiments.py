@@ -115,10 +115,8 @@ def experiment(recipe: Recipe, seeds: int = 1) -> Row:
     for number in range(seeds):
         seeded = recipe.model_copy(update={"seed": recipe.seed + number})
         judge = {name: version for name, version in trained.items() if name == "judge"}
-        if judge:
-            seeded = seeded.model_copy(update={"judge": None})
         try:
-            found = one_by_one(seeded, prepared) | judge
+            found = one_by_one(seeded, prepared, judge)
         except ArithmeticError as error:  # it diverged, which is an answer
             honest.append(Side(note=f"diverged: {error}"))
             continue
@@ -133,9 +131,8 @@ def _broken(recipe: Recipe, number: int, trained: dict[str, Any], prepared: dict
     broken = control_of(recipe, number)
     same = unchanged(recipe, broken, trained)
     changed = {name: stage for name, stage in broken.stages.items() if name not in same}
-    judge = None if "judge" in same else broken.judge
     try:
-        parts = broken.model_copy(update={"stages": changed, "judge": judge})
+        parts = broken.model_copy(update={"stages": changed})
         stages = one_by_one(parts, prepared, same)
     except ArithmeticError as error:
         return Side(note=str(error))
@@ -160,7 +157,7 @@ def _learned(stage: Stage) -> Stage:
 def one_by_one(
     recipe: Recipe, prepared: dict[str, Any], there: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Train the recipe's networks in turn, beside those that are `there`; returns as `train_stages`."""
+    """Train the recipe's networks in turn, but for those that are `there`; returns as `train_stages`."""
     found = dict(there or {})
     for name, stage in recipe.stages.items():
         alone = recipe.model_copy(update={"stages": {name: stage}, "judge": None})

@@ -213,6 +213,12 @@ def test_a_control_trains_what_it_changes_and_what_learned_from_that(
     assert experiments.unchanged(honest, broken, trained).keys() == left
 
 
+def test_a_judge_of_its_own_data_that_is_there_is_not_trained_again() -> None:
+    recipe = load(RECIPES / "shapes-teal.yaml")
+    there = dict.fromkeys([*recipe.stages, "judge"], {"name": "any", "version": 1, "digest": "d"})
+    assert experiments.one_by_one(recipe, {}, there) == there
+
+
 def test_a_stage_whose_need_is_not_there_is_told_and_waits_for_nobody() -> None:
     honest = load(RECIPES / "shapes-dalle.yaml")
     alone = honest.model_copy(update={"stages": {"prior": honest.stages["prior"]}, "judge": None})
