@@ -88,6 +88,7 @@ def _identity(recipe: Recipe, data: Mapping[str, Any]) -> str:
     asked = {
         "recipe": recipe.model_dump(mode="json"),
         "data": data,
+        "judged": None if recipe.judge is None else _own_data(recipe.judge, data),
         "code": stamp(),
         "environment": environment(),
     }

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from data.catalog import known
 from flows.checking import check, check_for
 from flows.evaluating.measured import Able, measured, refusals
 from flows.recipes.loader import RecipeError, load
+from infra.documents import read_yaml
 from infra.settings import settings
 
 ROOT = Path(__file__).parents[2]
@@ -317,6 +319,29 @@ def test_a_check_is_not_remembered_once_its_recipe_has_changed() -> None:
     changed = load(RECIPES / "digits-vae.yaml", ["stages.vae.config.binarize=none"])
     with pytest.raises(RecipeError):
         check(changed, ROOT)
+
+
+def test_a_check_is_not_remembered_once_the_judges_own_data_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATELIER_PROJECT", str(tmp_path))
+    monkeypatch.setenv("ATELIER_HOME", str(tmp_path / "state"))
+    settings.cache_clear()
+    document = read_yaml(ROOT / "params.yaml")
+    wanted = load(RECIPES / "shapes.yaml", ["judge.data={name: shapes-seven}"])
+
+    def told() -> None:
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+        check(wanted, tmp_path)
+
+    try:
+        told()
+        del document["datasets"]["shapes-seven"]
+        with pytest.raises(RecipeError, match=r"judge\.data\.name: unknown dataset 'shapes-seven'"):
+            told()
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
 
 
 def test_a_recipe_is_checked_where_nothing_may_be_written(
