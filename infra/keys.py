@@ -115,12 +115,11 @@ class Keys:
             row = connection.execute(sa.select(API_KEYS).where(here)).mappings().one()
         return _key(dict(row))
 
-    def check(self, key: str) -> bool:
-        """Return whether a request with this key may pass; the time does not tell how much of it was right."""
-        return self.find(key) is not None
-
     def find(self, key: str) -> Key | None:
-        """Return what is known of a key that may pass, else None; a key's use is noted once a day."""
+        """Return what is known of a key that may pass, else None; a key's use is noted once a day.
+
+        The time does not tell how much of a key was right.
+        """
         if not key.isascii():
             return None
         digest = _digest(key)

@@ -398,11 +398,11 @@ class Jobs:
             connection.execute(sa.delete(STAGES).where(STAGES.c.job.in_(forgotten)))
             connection.execute(sa.delete(JOBS).where(gone, sa.not_(JOBS.c.files)))
 
-    def leftovers(self, limit: int = 100) -> list[str]:
-        """Return jobs that nobody can ask for any more and whose files are still to be removed."""
+    def leftovers(self) -> list[str]:
+        """Return jobs, at most a hundred, that nobody can ask for any more and whose files are still to be removed."""
         gone = JOBS.c.due.is_(None) & (JOBS.c.deleted | (JOBS.c.state == "expired"))
         with reading(self._engine) as connection:
-            query = sa.select(JOBS.c.id).where(gone, JOBS.c.files | JOBS.c.deleted).limit(limit)
+            query = sa.select(JOBS.c.id).where(gone, JOBS.c.files | JOBS.c.deleted).limit(100)
             return list(connection.scalars(query))
 
     def unknown(self, ids: Sequence[str]) -> list[str]:

@@ -215,7 +215,8 @@ def test_a_control_trains_what_it_changes_and_what_learned_from_that(
 
 def test_a_judge_of_its_own_data_that_is_there_is_not_trained_again() -> None:
     recipe = load(RECIPES / "shapes-teal.yaml")
-    there = dict.fromkeys([*recipe.stages, "judge"], {"name": "any", "version": 1, "digest": "d"})
+    version = {"name": "any", "version": 1, "digest": "d"}
+    there = dict.fromkeys([*recipe.stages, "judge"], version)
     assert experiments.one_by_one(recipe, {}, there) == there
 
 

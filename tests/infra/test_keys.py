@@ -20,9 +20,9 @@ def test_a_key_passes_and_others_do_not(keys: Keys) -> None:
     key = keys.create("laptop")
     assert key.startswith("sk-atelier-")
     assert len(key) == len("sk-atelier-") + 43
-    assert keys.check(key)
+    assert keys.find(key)
     for other in ("", "sk-atelier-", key[:-1], key + "x", key.swapcase(), "clé", "\ud800"):
-        assert not keys.check(other)
+        assert not keys.find(other)
 
 
 def test_two_keys_with_equal_first_letters_both_pass(
@@ -31,19 +31,19 @@ def test_two_keys_with_equal_first_letters_both_pass(
     drawn = iter(["AAAAAAAA" + "b" * 35, "AAAAAAAA" + "c" * 35])
     monkeypatch.setattr("secrets.token_urlsafe", lambda _bytes: next(drawn))
     first, second = keys.create("one"), keys.create("two")
-    assert keys.check(first)
-    assert keys.check(second)
-    assert not keys.check("sk-atelier-AAAAAAAA" + "d" * 35)
+    assert keys.find(first)
+    assert keys.find(second)
+    assert not keys.find("sk-atelier-AAAAAAAA" + "d" * 35)
 
 
 def test_a_revoked_key_is_refused_at_once_by_every_process(keys: Keys, database: Database) -> None:
     key, other = keys.create("laptop"), keys.create("phone")
     with closing(Keys(database.url)) as elsewhere:
-        assert elsewhere.check(key)
+        assert elsewhere.find(key)
         revoked = keys.revoke("laptop")
         assert revoked.revoked is not None
-        assert not elsewhere.check(key)
-        assert elsewhere.check(other)
+        assert not elsewhere.find(key)
+        assert elsewhere.find(other)
     assert keys.revoke("laptop") == revoked
 
 
@@ -77,7 +77,7 @@ def test_a_listing_tells_when_but_not_what(keys: Keys, database: Database) -> No
     assert (made.label, made.revoked, made.used) == ("laptop", None, None)
     assert key.startswith(made.prefix)
     assert len(made.prefix) == len("sk-atelier-") + 8
-    keys.check(key)
+    keys.find(key)
     assert keys.list()[0].used == made.created.date().isoformat()
     with database.engine().connect() as connection:
         stored = repr(connection.exec_driver_sql("SELECT * FROM api_keys").all())
