@@ -15,7 +15,6 @@ from typing import ClassVar, Final, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds, classes
@@ -234,14 +233,6 @@ class LDA(Family):
         directions = (self.whiten_DD != 0).any(0).sum()
         constant = self.log_det + directions * math.log(2 * math.pi)
         return self.log_prior_Y - (torch.stack(distance, 1) + constant) / 2
-
-    def log_posterior(self, pixels: Tensor) -> Tensor:
-        """Return log p(y | x), (B, Y)."""
-        return F.log_softmax(self.log_joint(pixels), dim=1)
-
-    def predict_proba(self, pixels: Tensor) -> Tensor:
-        """Return p(y | x), (B, Y); the classes are in the vocabulary's order."""
-        return self.log_posterior(pixels).exp()
 
 
 def _move_to_identity(covariance_DD: Tensor, amount: float) -> Tensor:

@@ -15,7 +15,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds, classes
@@ -200,14 +199,6 @@ class NaiveBayes(Family):
             for mean_D, variance_D in zip(self.mean_YD, self.variance_YD, strict=True)
         ]
         return self.log_prior_Y - (torch.stack(distance, 1) + constant_Y) / 2
-
-    def log_posterior(self, pixels: Tensor) -> Tensor:
-        """Return log p(y | x), (B, Y)."""
-        return F.log_softmax(self.log_joint(pixels), dim=1)
-
-    def predict_proba(self, pixels: Tensor) -> Tensor:
-        """Return p(y | x), (B, Y); the classes are in the vocabulary's order."""
-        return self.log_posterior(pixels).exp()
 
     def _arrangements(self, x_BD: Tensor) -> Tensor:
         """Return log p(total) and the log of the multinomial coefficient, (B,): what no class has a part in."""

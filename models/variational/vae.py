@@ -25,7 +25,6 @@ from models.request import Request
 
 IMPORTANCE: Final = 100  # codes a picture that `measure` draws for the IWAE bound
 LEVELS: Final = 256  # of a dequantised pixel
-ACTIVE: Final = 0.01  # least variance of a latent unit's posterior mean over pictures; Burda et al., section 5.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,12 +160,6 @@ class VAE(Family):
     def measured(self) -> tuple[str, ...]:
         """Return the names that `measure` gives with this config."""
         return self.measures if self.capabilities.likelihood else ("kl",)
-
-    @torch.no_grad()
-    def active_units(self, batch: Batch) -> int:
-        """Return how many latent units tell pictures apart (0..Z); 0 is a collapsed posterior."""
-        mean_BZ, _ = self.posterior(self._observed(batch["pixels"]))
-        return int((mean_BZ.var(0) > ACTIVE).sum())
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(z | x), (B, Z) each."""
