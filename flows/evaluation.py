@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, task
 from prefect.runtime import flow_run
@@ -128,8 +128,12 @@ def judge_pipeline(
     evaluation, files = evaluate_on_ray(order)
     run_id = record(recipe.name, key, evaluation, files)
     files[CODE] = json.dumps(work["code"], indent=1).encode()
-    version = _publish(recipe, pipeline, prepared, evaluation, files, run_id=run_id, key=key)
-    registry().end_run(run_id)
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        version = _publish(recipe, pipeline, prepared, evaluation, files, run_id=run_id, key=key)
+        status = "FINISHED"
+    finally:
+        registry().end_run(run_id, status)
     return named(version)
 
 
