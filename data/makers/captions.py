@@ -7,7 +7,7 @@ from typing import Annotated, Final, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from data.makers import Entry, Made, Sample
+from data.makers import Entry, Made, Sample, Split
 from data.makers.words import normal, pieces
 from infra.media.pictures import size_of
 
@@ -84,8 +84,15 @@ def told_by(captions: Iterable[str], most: int | None) -> tuple[list[str], list[
     return classes if few else [], words if most is None else pieces(counts.elements(), most)
 
 
-def sample(file: str, found: tuple[bytes, str], caption: str, *, classed: bool) -> Sample:
+def sample(
+    file: str,
+    found: tuple[bytes, str],
+    caption: str,
+    *,
+    classed: bool,
+    split: Split | None = None,
+) -> Sample:
     """Return a picture as found, its bytes or why there are none, with its caption as it is learned."""
     content, problem = found
     said = normal(caption)
-    return Sample(file, content, said, problem=problem, attributes=(said,) if classed else ())
+    return Sample(file, content, said, split, problem, (said,) if classed else ())

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from data.makers import ClipEntry, Made, Sample, Split, clips_made
 from data.makers.captions import told_by
-from data.makers.files import check_there, read_file
+from data.makers.files import check_there, in_folders, read_file
 from data.makers.folder import read_captions
 from data.makers.words import normal
 from data.modalities.clip import Found, clip_bytes
@@ -59,12 +59,13 @@ def made(config: Config, project: Path) -> Made:
 
 
 def splits_of(root: Path, files: Sequence[str]) -> Mapping[str, Split]:
-    """Return the split of each file by the hash of its bytes; none of fewer than three different files."""
+    """Return the split of each file, by its folder or by the hash of its bytes; none of fewer than three different."""
     from data.facts import give_splits
 
     digests = [hashlib.sha256(read_file(root, file)[0]).hexdigest() for file in files]
     rows: list[dict[str, Any]] = [
-        {"digest": digest, "caption": "", "split": None} for digest in digests
+        {"digest": digest, "caption": "", "split": split}
+        for digest, split in zip(digests, in_folders(files), strict=True)
     ]
     if len(set(digests)) < LEAST_FILES:
         return {}

@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -23,6 +23,18 @@ SPLITS: Final[dict[str, Split]] = {
     "test": "test",
 }
 """What people call their splits."""
+
+
+def split_of(file: Path) -> Split | None:
+    """Return the split that a file of many rows is named after, as `train-00000-of-00001.parquet`, or None."""
+    return SPLITS.get(file.name.partition("-")[0].partition(".")[0].lower())
+
+
+def in_folders(files: Sequence[str]) -> list[Split | None]:
+    """Return the splits whose folders the files lie in, where all of them do: `train` may be what a picture shows."""
+    first = [PurePosixPath(file).parts[:-1][:1] for file in files]
+    found = [SPLITS.get(folder[0].lower()) if folder else None for folder in first]
+    return found if all(found) else [None] * len(files)
 
 
 def unpacked(path: Path) -> bytes:

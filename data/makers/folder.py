@@ -1,10 +1,11 @@
 """A user's own captioned pictures, in a folder.
 
 Either Hugging Face's imagefolder layout, `metadata.csv` or `metadata.jsonl` with `file_name` and `text` (or `caption`),
-or a `captions.tsv` of lines `file<TAB>caption`. Names are relative to the folder and stay inside it. What is wrong with
-one picture becomes a fact about it, so that validation can name them all at once; what is wrong with the list is an
-error. The `datasets` library reads the same layout, but takes seconds to import, keeps a cache of its own and stops at
-the first missing file: the format is kept, the reader is not (a test compares the two).
+or a `captions.tsv` of lines `file<TAB>caption`; or one of them in each of the folders train, validation and test. Where
+all files lie in such folders, these are the splits. Names are relative to the list's folder and stay inside it. What is
+wrong with one picture becomes a fact about it, so that validation can name them all at once; what is wrong with the
+list is an error. The `datasets` library reads the same layout, but takes seconds to import, keeps a cache of its own
+and stops at the first missing file: the format is kept, the reader is not (a test compares the two).
 """
 
 import csv
@@ -15,7 +16,7 @@ from typing import Final, Literal
 
 from data.makers import Made, MakerError, Sample
 from data.makers.captions import CaptionedEntry, captioned, sample
-from data.makers.files import check_name, check_there, read_file
+from data.makers.files import SPLITS, check_name, check_there, in_folders, read_file
 from infra.documents import DocumentError, parse_json
 
 LISTS: Final = ("metadata.csv", "metadata.jsonl", "captions.tsv")
@@ -38,26 +39,35 @@ def made(config: Config, project: Path) -> Made:
     check_there(folder, (file for file, _ in captions))
 
     def pictures(classed: bool) -> Iterator[Sample]:
-        root = folder.resolve()
-        for file, caption in captions:
-            yield sample(file, read_file(root, file), caption, classed=classed)
+        root, splits = folder.resolve(), in_folders([file for file, _ in captions])
+        for (file, caption), split in zip(captions, splits, strict=True):
+            yield sample(file, read_file(root, file), caption, classed=classed, split=split)
 
     return captioned(config, (caption for _, caption in captions), pictures)
 
 
 def read_captions(folder: Path) -> list[tuple[str, str]]:
-    """Return (file, caption) in the order of the folder's list.
+    """Return (file, caption) in the order of the folder's list, or of those of its splits' folders.
 
     Raises:
         MakerError: as `made`.
     """
     if not folder.is_dir():
         raise MakerError(f"no folder {folder}: give the folder of your pictures with --path")
-    lists = [folder / name for name in LISTS if (folder / name).is_file()]
-    if not lists:
+    parts = [one for one in sorted(folder.iterdir()) if one.name.lower() in SPLITS and one.is_dir()]
+    found = [*_listed(folder), *(row for part in parts for row in _listed(part))]
+    if not found:
         raise MakerError(
             f"{folder} has none of {', '.join(LISTS)}: list every picture with its caption in one"
         )
+    return [(file.relative_to(folder).as_posix(), caption) for file, caption in found]
+
+
+def _listed(folder: Path) -> list[tuple[Path, str]]:
+    """Return the files and captions of a folder's own list; none where it has no list."""
+    lists = [folder / name for name in LISTS if (folder / name).is_file()]
+    if not lists:
+        return []
     if len(lists) > 1:
         raise MakerError(f"{folder} has {lists[0].name} and {lists[1].name}: keep one list")
     rows = list(_lines(lists[0]))
@@ -65,7 +75,7 @@ def read_captions(folder: Path) -> list[tuple[str, str]]:
         raise MakerError(f"{lists[0]} lists no picture")
     for number, file, _ in rows:
         check_name(lists[0], number, file)
-    return [(file, caption) for _, file, caption in rows]
+    return [(folder / file, caption) for _, file, caption in rows]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.makers import Made, MakerError, Sample, Split
+from data.makers import Made, MakerError, Sample
 from data.makers.captions import CaptionedEntry, captioned, sample
-from data.makers.files import MAX_BYTES, SPLITS
+from data.makers.files import MAX_BYTES, split_of
 
 CAPTIONS: Final = ("text", "caption")
 ROWS: Final = 256  # read at a time
@@ -45,8 +45,8 @@ def made(config: Config, project: Path) -> Made:
         for file in files:
             for number, (image, text) in enumerate(_rows(file, [*columns[file]])):
                 name = f"{file.relative_to(folder).as_posix()}:{number}"
-                found = sample(name, _picture(image), text or "", classed=classed)
-                yield _in_split(found, _split_of(file))
+                said, split = text or "", split_of(file)
+                yield sample(name, _picture(image), said, classed=classed, split=split)
 
     return captioned(config, (text or "" for text in captions), pictures)
 
@@ -80,11 +80,3 @@ def _picture(value: Any) -> tuple[bytes, str]:
         return b"", "no bytes: a path outside of the file is not followed"
     large = len(content) > MAX_BYTES
     return (b"", f"{len(content)} bytes, at most {MAX_BYTES}") if large else (content, "")
-
-
-def _split_of(file: Path) -> Split | None:
-    return SPLITS.get(file.name.partition("-")[0].partition(".")[0])
-
-
-def _in_split(found: Sample, split: Split | None) -> Sample:
-    return Sample(found.file, found.content, found.caption, split, found.problem, found.attributes)

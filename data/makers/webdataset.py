@@ -1,7 +1,8 @@
 """A user's own captioned pictures in WebDataset's layout: tar files of KEY.jpg beside KEY.txt or KEY.json.
 
 A key is a member's name up to its first dot after the last slash. The caption is the text of `.txt`, or `text` or
-`caption` of `.json`. Members are read inside their archive and never unpacked; what is no file is left out. The
+`caption` of `.json`. Archives that begin with train, validation or test are those splits; of others the split is by
+hash. Members are read inside their archive and never unpacked; what is no file is left out. The
 `webdataset` package decodes by default what may be pickled: the layout is kept, the reader is not.
 """
 
@@ -12,7 +13,7 @@ from typing import Final, Literal
 
 from data.makers import Made, MakerError, Sample
 from data.makers.captions import CaptionedEntry, captioned, sample
-from data.makers.files import MAX_BYTES
+from data.makers.files import MAX_BYTES, split_of
 from infra.documents import DocumentError, parse_json
 
 PICTURES: Final = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -47,7 +48,8 @@ def made(config: Config, project: Path) -> Made:
             for name, found in _pictures(archive):
                 key, _ = _parted(name)
                 file = f"{archive.name}/{name}"
-                yield sample(file, found, told.get(key, ""), classed=classed)
+                said = told.get(key, "")
+                yield sample(file, found, said, classed=classed, split=split_of(archive))
 
     return captioned(config, captions, pictures)
 

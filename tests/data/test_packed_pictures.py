@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.makers import Made, MakerError, parquet, webdataset
+from data.makers import Made, MakerError, clip_folder, folder, parquet, webdataset
 from infra.media.pictures import png
 from tests.data.prepare_kit import prepare, refused
 
@@ -99,6 +99,41 @@ def test_archives_are_prepared_like_any_dataset(tmp_path: Path) -> None:
     members["7.txt"] = b""
     archive(tmp_path / "x.tar", members)
     assert any("x.tar/7.png" in line for line in refused(tmp_path, entry))
+
+
+def test_archives_called_train_and_test_are_those_splits(tmp_path: Path) -> None:
+    for place, name in enumerate(("train-000.tar", "test-000.tar", "more.tar")):
+        archive(tmp_path / name, {"a.png": picture(place), "a.txt": b"a cat"})
+    assert {one.file: one.split for one in made_of(tmp_path).samples} == {
+        "train-000.tar/a.png": "train",
+        "test-000.tar/a.png": "test",
+        "more.tar/a.png": None,
+    }
+
+
+@pytest.mark.parametrize("lists", ["one", "each"])
+def test_folders_called_train_and_test_are_those_splits(tmp_path: Path, lists: str) -> None:
+    folders = ("train", "val", "Test")
+    for place, name in enumerate(folders):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(picture(place))
+        if lists == "each":
+            (tmp_path / name / "metadata.csv").write_text("file_name,text\na.png,a cat\n")
+    if lists == "one":
+        rows = "".join(f"{name}/a.png,a cat\n" for name in folders)
+        (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    found = {one.file: one.split for one in made_of(tmp_path, folder).samples}
+    assert found == {"train/a.png": "train", "val/a.png": "validation", "Test/a.png": "test"}
+    assert clip_folder.splits_of(tmp_path, list(found)) == found
+
+
+def test_a_folder_called_train_beside_others_is_what_its_pictures_show(tmp_path: Path) -> None:
+    for place, name in enumerate(("train", "boat")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(picture(place))
+    listed = "file_name,text\ntrain/a.png,a train\nboat/a.png,a boat\n"
+    (tmp_path / "metadata.csv").write_text(listed)
+    assert [one.split for one in made_of(tmp_path, folder).samples] == [None, None]
 
 
 def test_parquet_is_read_as_the_datasets_library_writes_it(tmp_path: Path) -> None:
