@@ -6,11 +6,11 @@ Multipart, as OpenAI's clients send it, or JSON with data URLs, as the lines of 
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -40,6 +40,7 @@ FILES: Final = {"image": True, "mask": False}
 """The files of the form, and whether they must be there."""
 Drawn: TypeAlias = tuple[int, int, tuple[Size, ...]]
 """What pictures are like: pixels a side, channels and, where they are no squares, the sizes that there are."""
+TOpened = TypeVar("TOpened")
 
 
 def with_files(wanted: Mapping[str, bool], schema: dict[str, Any]) -> None:
@@ -86,26 +87,23 @@ class EditDocument(EditOrder):
 
 
 @dataclass(eq=False, slots=True)
-class Uploads:
-    """The files of a form by name, each decoded once for a size."""
+class Uploads(Generic[TOpened]):
+    """The files of a form by name, opened once for a size, whoever plans with them; not in the event loop."""
 
     contents: Mapping[str, bytes]
-    _decoded: dict[Drawn, tuple[Pictures, Pictures]] = field(default_factory=dict)
+    opening: Callable[[Mapping[str, bytes], Drawn], TOpened]
+    _opened: dict[Drawn, TOpened] = field(default_factory=dict)
 
-    def decoded(self, endpoint: Endpoint, order: PictureOrder) -> tuple[Pictures, Pictures]:
-        """Return the picture (C, H, W) in [0, 1] and the mask (1, H, W), 1 where it is to be drawn anew.
-
-        The mask is what is transparent: of the file `mask`, else of the picture itself. Where no size is asked for they
-        have the one of which least is cropped.
+    def opened(self, endpoint: Endpoint, order: PictureOrder, entrance: str) -> TOpened:
+        """Return what is in them as a version takes it; where no size is asked for, of which least is cropped.
 
         Raises:
-            ApiError: 400, one cannot be read, they are not equally large, or nothing is transparent.
+            ApiError: 400, one cannot be read.
         """
-        endpoint.must("edits")
-        key = drawn_by(endpoint.pipeline, "edit", size_named(order, endpoint))
-        if key not in self._decoded:
-            self._decoded[key] = _decoded(self.contents, key)
-        return self._decoded[key]
+        key = drawn_by(endpoint.pipeline, entrance, size_named(order, endpoint))
+        if key not in self._opened:
+            self._opened[key] = self.opening(self.contents, key)
+        return self._opened[key]
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -196,14 +194,18 @@ def _check_files(files: Mapping[str, UploadFile], wanted: Mapping[str, bool], la
 
 
 def plan_edit(
-    files: Uploads, order: EditOrder, seeds: tuple[int, ...], endpoint: Endpoint
+    files: Uploads[tuple[Pictures, Pictures]],
+    order: EditOrder,
+    seeds: tuple[int, ...],
+    endpoint: Endpoint,
 ) -> GenerationSpec:
     """Return what to change with a version, after checking what depends on it.
 
     Raises:
         ApiError: 400 that names the parameter.
     """
-    image, mask = files.decoded(endpoint, order)
+    endpoint.must("edits")
+    image, mask = files.opened(endpoint, order, "edit")
     asked, count = plan_drawing(order, seeds, endpoint, "edit"), len(seeds)
     return GenerationSpec(
         seeds=seeds,
@@ -224,7 +226,14 @@ def as_large(options: Mapping[str, Any], image: Pictures, pipeline: Pipeline) ->
     return options if same else {**options, "size": size}
 
 
-def _decoded(files: Mapping[str, bytes], wanted: Drawn) -> tuple[Pictures, Pictures]:
+def _opened(files: Mapping[str, bytes], wanted: Drawn) -> tuple[Pictures, Pictures]:
+    """Return the picture (C, H, W) in [0, 1] and the mask (1, H, W), 1 where it is to be drawn anew.
+
+    The mask is what is transparent: of the file `mask`, else of the picture itself.
+
+    Raises:
+        ApiError: 400, one cannot be read, they are not equally large, or nothing is transparent.
+    """
     name = "image"
     side, channels, sizes = wanted
     try:
@@ -257,13 +266,11 @@ async def edit(request: Request) -> Response:
     if request.headers.get("content-type", "").lower().startswith(JSON):
         document = await read_order(request, EditDocument)
         order: EditOrder = document
-        files = Uploads(await asyncio.to_thread(lambda: document.contents))
+        contents: Mapping[str, bytes] = await asyncio.to_thread(lambda: document.contents)
     else:
         order, contents = await read_form(request, EditOrder, FILES)
-        files = Uploads(contents)
-    exchange = await exchange_of(request, order, partial(plan_edit, files))
-    # large ones take their time
-    await asyncio.to_thread(files.decoded, exchange.route.endpoint, order)
+    files = Uploads(contents, _opened)
+    exchange = await exchange_of(request, order, partial(plan_edit, files), opens=True)
     parts = parts_of(request)
     answer = PictureAnswer(exchange, order, parts.files, parts.samples, "image_edit")
     return await (answer.stream() if order.stream else answer.whole())

@@ -76,8 +76,10 @@ async def exchange_of(
     request: Request,
     order: Asked,
     planning: Callable[[Asked, tuple[int, ...], Endpoint], GenerationSpec],
+    *,
+    opens: bool = False,
 ) -> Exchange:
-    """Return the request with where it goes and what it wants there."""
+    """Return the request with where it goes and what it wants there; `opens`: files are read for that."""
     parts, seeds = parts_of(request), order.seeds()
     session = order.session or str(seeds[0])  # who says nothing at all is somebody else each time
     return Exchange(
@@ -86,6 +88,7 @@ async def exchange_of(
         request=request,
         route=await asyncio.to_thread(parts.endpoints.route, order.asked, session),
         planning=partial(planning, order, seeds),
+        opens=opens,
         signing=parts.signing,
         public_url=parts.arguments.public_url,
     )

@@ -1,5 +1,6 @@
 """POST /v1/images/variations: what a picture shows, drawn anew; multipart, as OpenAI's clients send it."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -10,8 +11,8 @@ from pydantic import ConfigDict
 
 from infra.media.pictures import PictureError, decode
 from services.api.answers import Pictures as PictureList
-from services.api.edits import FORM, Drawn, as_large, digests, drawn_by, read_form, with_files
-from services.api.images import PictureAnswer, plan_drawing, size_named
+from services.api.edits import FORM, Drawn, Uploads, as_large, digests, read_form, with_files
+from services.api.images import PictureAnswer, plan_drawing
 from services.api.requests import PictureOrder
 from services.api.served import exchange_of, parts_of
 from services.gateway.errors import invalid
@@ -29,7 +30,7 @@ class VariationOrder(PictureOrder):
 
 
 def plan_variation(
-    files: dict[str, bytes], order: VariationOrder, seeds: tuple[int, ...], endpoint: Endpoint
+    files: Uploads[Pictures], order: VariationOrder, seeds: tuple[int, ...], endpoint: Endpoint
 ) -> GenerationSpec:
     """Return what to draw with a version, after checking what depends on it.
 
@@ -38,19 +39,18 @@ def plan_variation(
     """
     endpoint.must("variations")
     asked = plan_drawing(order, seeds, endpoint, "vary")
-    named = size_named(order, endpoint)
-    image = opened(files["image"], drawn_by(endpoint.pipeline, "vary", named))
+    image = files.opened(endpoint, order, "vary")
     return GenerationSpec(
         seeds=seeds,
         entrance="vary",
         options=as_large(asked.options, image, endpoint.pipeline),
         previews=asked.previews,
         given={"image": np.repeat(image[None], len(seeds), 0)},
-        uploads=digests(files),
+        uploads=digests(files.contents),
     )
 
 
-def opened(file: bytes, wanted: Drawn) -> Pictures:
+def _opened(files: Mapping[str, bytes], wanted: Drawn) -> Pictures:
     """Return a picture (C, H, W) in [0, 1].
 
     Raises:
@@ -58,7 +58,7 @@ def opened(file: bytes, wanted: Drawn) -> Pictures:
     """
     try:
         side, channels, sizes = wanted
-        found = decode(file, side, channels, sizes).pixels
+        found = decode(files["image"], side, channels, sizes).pixels
     except PictureError as error:
         raise invalid(f"image: {error}", "image") from None
     image: Pictures = found.transpose(2, 0, 1).astype(np.float32) / 255
@@ -71,8 +71,9 @@ routes = Routes()
 @routes.takes("/v1/images/variations", VariationOrder, PictureList, STREAM, FORM)
 async def vary(request: Request) -> Response:
     """Draw pictures that show what a picture shows."""
-    order, files = await read_form(request, VariationOrder, FILES)
-    exchange = await exchange_of(request, order, partial(plan_variation, files))
+    order, contents = await read_form(request, VariationOrder, FILES)
+    files = Uploads(contents, _opened)
+    exchange = await exchange_of(request, order, partial(plan_variation, files), opens=True)
     parts = parts_of(request)
     answer = PictureAnswer(exchange, order, parts.files, parts.samples, "image_variation")
     return await (answer.stream() if order.stream else answer.whole())

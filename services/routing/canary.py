@@ -5,7 +5,7 @@ A challenger costs nobody an answer: whatever it does wrong, the champion draws 
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -25,7 +25,7 @@ from services.routing.observer import Observer, asked, look
 MIRRORED: Final = 4  # shadow requests under way; more are left out
 FAULTS: Final = (ApiError, RuntimeError, ValueError, TypeError, LookupError, OSError)
 
-Planning: TypeAlias = Callable[[Endpoint], GenerationSpec]
+Planning: TypeAlias = Callable[[Endpoint], Awaitable[GenerationSpec]]
 """What a request wants of a version; raises 400 where the version cannot."""
 
 
@@ -79,7 +79,7 @@ class Arms:
     ) -> AsyncGenerator[Step]:
         if rollout is not None and rollout.place == "shadow" and not route.chosen:
             rollout = None  # counted where both arms draw
-        spec, began = planning(route.endpoint), time.perf_counter()
+        spec, began = await planning(route.endpoint), time.perf_counter()
         try:
             async with aclosing(self._steps(route.endpoint, spec, whole)) as steps:
                 async for step in steps:
@@ -128,8 +128,8 @@ class Arms:
             else:
                 self._failed(rollout, "challenger", error)
 
-        def again(endpoint: Endpoint) -> GenerationSpec:
-            spec = planning(endpoint)  # sketches that were shown stay the only ones
+        async def again(endpoint: Endpoint) -> GenerationSpec:
+            spec = await planning(endpoint)  # sketches that were shown stay the only ones
             return replace(spec, previews=0) if sketched else spec
 
         async with aclosing(self._champion(None, route, again, whole)) as steps:
@@ -144,7 +144,7 @@ class Arms:
         if endpoint is None:
             raise ApiError(503, "the challenger's files cannot be had", code="unavailable")
         began, until = time.perf_counter(), time.monotonic() + self._patience_s
-        spec = replace(planning(endpoint), once=True, until=until)
+        spec = replace(await planning(endpoint), once=True, until=until)
         async with aclosing(self._steps(endpoint, spec, whole)) as steps:
             while True:
                 async with asyncio.timeout_at(until):  # asyncio's clock is the monotonic one

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from fastapi import Request
@@ -15,9 +16,9 @@ from infra.receipts import provenance
 from infra.receipts.receipts import GENERATOR, OPTIONS, Receipt, StageReceipt
 from infra.receipts.signing import Signing
 from services.gateway.errors import ApiError, logger
-from services.pipelines.payload import GenerationSpec
-from services.pipelines.request import Complete, Said
-from services.routing.canary import Arms, Planning, Step
+from services.pipelines.payload import GenerationSpec, Piece
+from services.pipelines.request import Complete
+from services.routing.canary import Arms, Step
 from services.routing.endpoints import Endpoint, Route
 
 UNSAID: Final = frozenset({"logprobs"})
@@ -32,7 +33,8 @@ class Exchange:
     timeout_s: float
     request: Request
     route: Route
-    planning: Planning
+    planning: Callable[[Endpoint], GenerationSpec]
+    opens: bool  # files: not in the event loop
     signing: Signing
     public_url: str | None
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -60,11 +62,13 @@ class Exchange:
     def _patience_s(self) -> float:
         return patience(self.request, self.timeout_s, self.began)
 
-    def _planned(self, endpoint: Endpoint) -> GenerationSpec:
+    async def _planned(self, endpoint: Endpoint) -> GenerationSpec:
         """Return what the request wants of a version, by when, and whether it goes before others."""
         until, ahead = self.began + self._patience_s, from_the_house(self.request)
         behind = of_a_batch(self.request)
-        return replace(self.planning(endpoint), until=until, ahead=ahead, behind=behind)
+        plan = partial(self.planning, endpoint)
+        spec = await asyncio.to_thread(plan) if self.opens else plan()
+        return replace(spec, until=until, ahead=ahead, behind=behind)
 
     async def stream(
         self,
@@ -102,8 +106,8 @@ class Exchange:
     ) -> AsyncIterator[bytes]:
         async def made(step: Step) -> list[bytes]:
             # files to write: not in the event loop
-            whole = isinstance(step.progress, Complete | Said)
-            return await asyncio.to_thread(lambda: list(events(step))) if whole else [*events(step)]
+            quick = isinstance(step.progress, Piece)
+            return [*events(step)] if quick else await asyncio.to_thread(lambda: [*events(step)])
 
         try:
             for line in await made(first):

@@ -70,7 +70,7 @@ async def ask(
     said = {
         "entrance": entrance,
         **order.model_dump(mode="json", exclude_defaults=True),
-        "files": digests(files),
+        "files": await asyncio.to_thread(digests, files),
     }
     if (earlier := await _earlier(request, said)) is not None:
         return earlier

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -129,6 +130,41 @@ def test_variations_follow_the_picture_and_each_seed_draws_another(app: Any, ask
     receipt = receipts.read(base64.b64decode(both.json()["data"][1]["b64_json"]))
     assert (receipt.entrance, receipt.seed, receipt.prompt) == ("vary", 8, "")
     assert receipt.inputs == {"image": hashlib.sha256(picture(0)).hexdigest()}
+
+
+@pytest.fixture
+def held_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Pillow was asked for while an event loop waited."""
+    found: list[str] = []
+    for kind, name in ((Image, "open"), (Image.Image, "save")):
+        real: Callable[..., Any] = getattr(kind, name)
+
+        def seen(
+            *given: Any, real: Callable[..., Any] = real, name: str = name, **more: Any
+        ) -> Any:
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop()
+                found.append(name)
+            return real(*given, **more)
+
+        monkeypatch.setattr(kind, name, seen)
+    return found
+
+
+@pytest.mark.parametrize("path", [VARIATIONS, "/v1/images/edits"])
+def test_no_picture_is_read_or_written_while_others_wait(
+    app: Any, ask: Ask, held_up: list[str], path: str
+) -> None:
+    alpha = Image.open(io.BytesIO(picture(0)))
+    alpha.putalpha(0)
+    clear = io.BytesIO()
+    alpha.save(clear, "PNG")
+    fields = {"model": "unclip", "stream": "true", "partial_images": "2"}
+    fields |= {"prompt": RED} if path != VARIATIONS else {}
+    answer = ask(app, "POST", path, files={"image": clear.getvalue()}, data=fields)
+    kinds = [line.rpartition(".")[2] for line in answer.text.splitlines() if "event: " in line]
+    assert kinds == ["partial_image", "partial_image", "completed"], answer.text
+    assert held_up == []
 
 
 def test_openai_s_own_client_asks_for_variations(app: Any) -> None:
