@@ -211,8 +211,8 @@ async def test(request: Request, webhook_endpoint_id: str) -> Response:
         why = " ".join(str(error).split()) or type(error).__name__
         raise invalid(f"url: the endpoint gave no answer: {why}", "url") from None
     body = {"webhook_endpoint_id": endpoint.id, "event_type": order.event_type}
-    tested = {"object": "webhook_endpoint.test", "status_code": status, "success": True}
-    return JSONResponse({**body, **tested})
+    tested = {"object": "webhook_endpoint.test", "status_code": status}
+    return JSONResponse({**body, **tested, "success": httpx.codes.is_success(status)})
 
 
 async def _welcome(request: Request, url: str) -> None:

@@ -160,7 +160,7 @@ class Courier:
             status = await _sent(self._signing, delivery, private=self._private)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             return " ".join(str(error).split()) or type(error).__name__
-        return None if 200 <= status < 300 else f"the endpoint answered {status}"
+        return None if httpx.codes.is_success(status) else f"the endpoint answered {status}"
 
 
 async def tell(

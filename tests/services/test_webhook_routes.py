@@ -26,7 +26,7 @@ def ear() -> Iterator[Any]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             heard.put((body, {name.lower(): value for name, value in self.headers.items()}))
-            self.send_response(202)
+            self.send_response(410 if self.path.endswith("gone") else 202)
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -75,8 +75,13 @@ def test_a_test_says_what_the_address_answered(client: OpenAI, ear: Any) -> None
     hook = made(client, ear)
     tested = client.webhooks.test(hook.id, event_type="video.failed")
     assert (tested.status_code, tested.event_type) == (202, "video.failed")
+    assert tested.success
     body, headers = ear.heard.get(timeout=30)
     client.webhooks.verify_signature(body, headers, secret=hook.signing_secret)
+    client.webhooks.update(hook.id, url=f"{ear.url}/gone")
+    refused = client.webhooks.test(hook.id, event_type="video.failed")
+    assert (refused.status_code, refused.success) == (410, False), "as of a real event"
+    ear.heard.get(timeout=30)
     client.webhooks.update(hook.id, url="http://127.0.0.1:9/nobody")
     with pytest.raises(openai.BadRequestError, match="gave no answer"):
         client.webhooks.test(hook.id, event_type="video.failed")
