@@ -19,7 +19,7 @@ from infra.ledger.rollout_rules import PLACES, Place, Terms
 from infra.pipelines import Ability, Pipeline, PipelineError, read_pipeline
 from infra.registry.registry import Registry, RegistryError, Unreachable, Version
 from infra.storage import IntegrityError
-from services.gateway.errors import ApiError, unavailable
+from services.gateway.errors import ApiError, logger, unavailable
 from services.pipelines.cards import SAYS, card
 
 _MODEL: Final = re.compile(
@@ -163,22 +163,27 @@ class Endpoints:
         return Endpoint(ref, name, int(number), digest, None, 0, 0, self._pipeline(ref, digest))
 
     def everything(self) -> list[Endpoint]:
-        """Return what the ledger serves: NAME for production, NAME@staging.
+        """Return what the ledger serves: NAME for production, NAME@staging; not what cannot be had, as for damage.
 
         Raises:
-            ApiError: 503 when ledger or registry cannot be reached.
+            ApiError: 503, the ledger cannot be reached, or nothing can be had.
         """
         rows = [
             row
             for row in _asking(self._ledger.heads)
             if row.to_version is not None and row.stage in {"production", "staging"}
         ]
-        return [
-            self._endpoint(
-                row.name if row.stage == "production" else f"{row.name}@{row.stage}", row
-            )
-            for row in rows
-        ]
+        found, lost = list[Endpoint](), None
+        for row in rows:
+            model = row.name if row.stage == "production" else f"{row.name}@{row.stage}"
+            try:
+                found.append(self._endpoint(model, row))
+            except ApiError as error:
+                logger.warning("%s is not listed: %s", model, error)
+                lost = error
+        if lost is not None and not found:
+            raise lost
+        return found
 
     def reachable(self) -> bool:
         """Return whether the ledger answers."""

@@ -404,6 +404,22 @@ def test_a_damaged_version_answers_503_and_the_others_go_on(
     stage.close()
 
 
+def test_what_is_damaged_is_not_listed_and_the_others_are(
+    own_workshop: Any, networks: Callable[..., Family], ask: Ask
+) -> None:
+    broken, whole = (own_workshop.publish_pipeline(name, networks("vae")) for name in ("a", "b"))
+    own_workshop.promote(broken)
+    stage = own_workshop.stage()
+    app = own_workshop.gateway(stage)
+    (own_workshop.cache / broken["digest"] / "pipeline.json").write_text("{")
+    nothing = ask(app, "GET", "/v1/models")
+    assert error(nothing)[:2] == (503, "unavailable"), "of which nobody would know"
+    own_workshop.promote(whole)
+    assert [one["id"] for one in ask(app, "GET", "/v1/models").json()["data"]] == ["b"]
+    assert ask(app, "GET", "/v1/audio/voices").status_code == 200
+    stage.close()
+
+
 def test_reconfiguring_loads_what_is_listed_and_reports_what_cannot_be(
     workshop: Any, networks: Callable[..., Family], ask: Ask
 ) -> None:
