@@ -185,7 +185,7 @@ class Stage:
             given = {name: await fetched(array) for name, array in task.spec.given.items()}
         except LostError as error:
             return Refused("lost", str(error))
-        ports = held.model.entries[task.entry].inputs
+        ports = held.entries[task.entry].inputs
         rows = rows_of(given, ports)
         call = partial(enter, held.model, task.entry, rows, task.spec.prompts)
         found = await self._ask(call, task.spec.ahead, task.spec.behind)

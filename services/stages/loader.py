@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import torch
 from infra.documents import read_json
 from infra.pipelines import Pin
 from models import build
-from models.family import Family
+from models.family import Entry, Family
 from models.parts import adapter_rows, lora
 from services.stages.batch_invariance import agreeing
 from services.stages.engine import BUCKETS
@@ -29,6 +29,7 @@ class Held:
     bytes: int
     buckets: tuple[int, ...]
     finite: bool  # of text, since tokens cannot show what they were drawn from; else what is drawn tells
+    entries: Mapping[str, Entry]  # taken once: their spaces are a hash of all weights
 
 
 class Unloadable(ValueError):
@@ -139,7 +140,7 @@ class Versions:
         writes = model.capabilities.modality == "text"
         finite = not writes or all(bool(tensor.isfinite().all()) for tensor in model.parameters())
         buckets = agreeing(model, self._buckets) if finite else self._buckets
-        return Held(model, size, buckets, finite)
+        return Held(model, size, buckets, finite, model.entries)
 
     def _base(self, adapter: lora.LoRA) -> Family:
         """Return the network that an adapter adds to, which is loaded once for all of them."""

@@ -132,6 +132,22 @@ def test_variations_follow_the_picture_and_each_seed_draws_another(app: Any, ask
     assert receipt.inputs == {"image": hashlib.sha256(picture(0)).hexdigest()}
 
 
+def test_what_a_model_s_entries_are_is_not_asked_for_at_every_request(
+    app: Any, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CLIP's are of these weights alone, all of which are hashed for that."""
+    vary(app, ask)  # it is loaded
+    hashed, real = list[int](), hashlib.blake2b
+
+    def seen(*given: Any, **more: Any) -> Any:
+        hashed.extend([] if given else [1])  # what is not there at once, as weights
+        return real(*given, **more)
+
+    monkeypatch.setattr(hashlib, "blake2b", seen)
+    assert vary(app, ask).status_code == 200
+    assert not hashed
+
+
 @pytest.fixture
 def held_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What Pillow was asked for while an event loop waited."""
