@@ -53,7 +53,12 @@ class Exchange:
     async def whole(self) -> tuple[Step, Complete]:
         """Return who answered, and all samples."""
         async with self._deadline():
-            return await self.arms.draw(self.route, self._planned)
+            return await self.arms.draw(self._way, self._planned)
+
+    @property
+    def _way(self) -> Route:
+        """Where it goes; a batch's to the champion alone, since how long it waits says nothing of a challenger."""
+        return Route(self.route.endpoint) if of_a_batch(self.request) else self.route
 
     def _deadline(self) -> "Deadline":
         return Deadline(self._patience_s, self.began)
@@ -89,7 +94,7 @@ class Exchange:
             media_type: What all of it is.
             told: Headers, by the first step.
         """
-        steps = self.arms.watch(self.route, self._planned)
+        steps = self.arms.watch(self._way, self._planned)
         async with self._deadline():
             first = await anext(steps)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **told(first)}

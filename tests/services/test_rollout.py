@@ -3,6 +3,7 @@ import base64
 import dataclasses
 import io
 import itertools
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -153,6 +154,23 @@ def trial(workshop: Any, networks: Callable[..., Family]) -> Any:
             made.stage.close()
 
     return making
+
+
+def test_what_a_batch_asks_for_is_the_champion_s_and_counts_for_nobody(trial: Any) -> None:
+    """It waits behind people: that would be held against the challenger, who has half of the time-out."""
+    with trial() as t:
+        t.begin(100)
+        assert {receipt.place for receipt in t.users(1)} == {"canary"}
+        gateway = t.app._app
+        of_a_batch = {"house": False, "owner": "", "request_id": "batch_1-0", "behind": math.inf}
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            await gateway({**scope, **of_a_batch}, receive, send)
+
+        t.app = behind
+        assert {receipt.version for receipt in t.users(3)} == {f"{t.name}:1"}
+        seen = t.tallies()
+        assert (seen["champion"].requests, seen["challenger"].requests) == (0, 1)
 
 
 @settings(max_examples=30, deadline=None)
