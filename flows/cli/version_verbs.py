@@ -84,23 +84,24 @@ def _families(as_json: bool) -> None:
         captions = {"vocabulary": ("zero", "one"), "max_words": 1}
         asked = {"text": "caption"} if hasattr(cls.presets["tiny"], "text") else {}
         configs = [*cls.presets.values(), configure(name, "tiny", asked, captions)]
-        able = []
-        for config in configs:
-            model = outline(cls, config)
-            assert isinstance(model, Family)
-            able.append(model.capabilities)
+        seen = [outline(cls, config) for config in configs]
+        able = [model.capabilities for model in seen if isinstance(model, Family)]
+        first = seen[0]
+        assert isinstance(first, Family)
+        ports = [one for one in first.inputs.values() if not one.optional and one.kind != "text"]
         reads = "text" if able[0].condition == "text" else "captions"
         gives = ("likelihood", "upscales", "stepwise", "tokenizes", "chats", "embeds", "recalls")
         rows.append(
             (
                 name,
-                able[0].modality,
-                reads if able[-1].condition == "text" else "nothing",
+                " ".join(port.kind for port in first.outputs.values()),
+                " ".join(port.kind for port in ports),
+                reads if able[-1].condition == "text" else "",
                 " ".join(word for word in gives if any(getattr(one, word) for one in able)),
                 " ".join(cls.presets),
             )
         )
-    columns = ("family", "makes", "reads", "also", "presets")
+    columns = ("family", "makes", "of", "reads", "also", "presets")
     if as_json:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
