@@ -55,6 +55,9 @@ NEGATIVE: Final = "negative"
 """What a request gives of a negative prompt, at an entrance where another stage reads it than what draws."""
 EDITED: Final = ("image", "mask")
 """The inputs of a stage that changes a picture where a mask is 1."""
+NEARLY_SURE: Final = (
+    0.1  # of a temperature or top_p: below, the likeliest is drawn as good as always
+)
 SAMPLED: Final = (
     *("images", "edits", "variations", "blends"),
     *("speech", "completions", "chat", "samples"),
@@ -296,6 +299,17 @@ class Pipeline(_Part):
     def options(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return a request's options over those that are pinned; None asks for nothing."""
         return {**self.lead.options, **{k: v for k, v in asked.items() if v is not None}}
+
+    def varies(self, asked: Mapping[str, Any]) -> bool:
+        """Return whether what is drawn with these options must differ from seed to seed, its prompt being the same.
+
+        Not where the likeliest is taken each time, or nearly; nor are the same words spoken differently.
+        """
+        options = self.options(asked)
+        sure = options.get("top_k") == 1 or any(
+            options.get(name, 1) < NEARLY_SURE for name in ("temperature", "top_p")
+        )
+        return not sure and not self.speaks
 
     def node(self, entrance: str, name: str) -> PinnedStage:
         """Return the stage of a node."""

@@ -91,7 +91,7 @@ class Arms:
                         if rollout.place == "shadow":
                             self._mirror(rollout, route, planning, step, made, seconds)
                         else:
-                            await self._saw(rollout, "champion", step.spec, made, seconds)
+                            await self._saw(rollout, "champion", step, made, seconds)
                     yield step
         except ApiError as error:
             if rollout is not None and error.status >= 500:
@@ -156,7 +156,7 @@ class Arms:
                         time.perf_counter() - began if whole else None,
                         step.progress.made,
                     )
-                    if await self._saw(rollout, "challenger", step.spec, made, seconds):
+                    if await self._saw(rollout, "challenger", step, made, seconds):
                         raise _Defective
                 yield step
 
@@ -186,7 +186,7 @@ class Arms:
             return
 
         async def compare() -> None:
-            await self._saw(rollout, "champion", step.spec, made, seconds)
+            await self._saw(rollout, "champion", step, made, seconds)
             try:
                 async for other in self._challenger(rollout, route.challenger, planning, True):
                     assert isinstance(other.progress, Complete)
@@ -209,13 +209,14 @@ class Arms:
         self,
         rollout: Rollout,
         arm: Arm,
-        spec: GenerationSpec,
+        step: Step,
         made: Sequence[One],
         seconds: float | None,
     ) -> bool:
         """Count an arm's samples; returns whether they are not to be shown."""
-        looks = await asyncio.to_thread(lambda: [look(one) for one in made])
-        seeds = (0,) * len(made) if spec.options.get("temperature") == 0 else spec.seeds
+        looks, spec = await asyncio.to_thread(lambda: [look(one) for one in made]), step.spec
+        varies = step.endpoint.pipeline.varies(spec.options)
+        seeds = spec.seeds if varies else (0,) * len(made)
         wanted = [asked(seed, spec.asked(row)) for row, seed in enumerate(seeds)]
         nothing_asked = spec.options.get("max_tokens") == 0  # of text
         flat = not nothing_asked and any(one.flat for one in looks)

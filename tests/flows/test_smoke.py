@@ -161,6 +161,18 @@ def test_what_is_no_good_picture_fails(
         smoke(candidate(2), None, max_slowdown=1.5)
 
 
+def test_who_takes_the_likeliest_draws_alike_for_a_prompt_but_not_for_all(
+    answers: dict[str, Answer],
+) -> None:
+    """Four are asked for, of two prompts."""
+    sure = trying("image", image_size=(SIDE, SIDE), stage={"options": {"top_k": 1}})
+    answers["toy:2"] = lambda asked: noise({"seed": len(asked["prompt"])})
+    assert smoke(sure, None, max_slowdown=1.5)[0].passed
+    answers["toy:2"] = lambda _: noise({"seed": 0})
+    with pytest.raises(SmokeFailed, match="seed 1: the same picture as with seed 0"):
+        smoke(sure, None, max_slowdown=1.5)
+
+
 SOUND = trying("audio", "speech", sample_rate=8000, stage={"options": {"seconds": 0.25}})
 
 

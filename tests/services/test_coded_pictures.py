@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from PIL import Image
 
 from flows.evaluating.pipeline import StageMismatch, check_fit, draw, ports_of
 from flows.recipes.loader import load
+from infra.ledger.rollout_rules import Terms
 from infra.pipelines import PinnedStage, Pipeline
 from infra.receipts import receipts
 from models import configure
@@ -106,6 +108,43 @@ def test_how_codes_are_drawn_can_be_asked_for(app: Any, ask: Ask) -> None:
     several = drawn(app, ask, n=3, guidance=2.0)
     alone = drawn(app, ask, seed=9, guidance=2.0)[0]
     assert np.array_equal(several[2], alone)
+
+
+def test_a_challenger_may_draw_alike_for_every_seed_where_the_likeliest_is_asked_for(
+    own_workshop: Any, ask: Ask, stages: dict[str, Family]
+) -> None:
+    recipe = load(RECIPE)
+    assert recipe.pipeline is not None
+    other = deepcopy(stages["prior"])
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    for prior in (other, stages["prior"]):
+        own_workshop.publish_wired(
+            "rolled", {**stages, "prior": prior}, recipe.pipeline["generate"]
+        )
+    digest = next(
+        key
+        for key, one in own_workshop.published.items()
+        if (one["name"], one["number"]) == ("rolled", 1)
+    )
+    terms = Terms(percent=100, limits={"max_slowdown": 1000.0, "max_repeated": 0})
+    own_workshop.ledger.transition(
+        name="rolled", stage="canary", to_version=1, to_digest=digest, expected_epoch=0,
+        key="rolled/canary/0", actor="test", report={"terms": terms.model_dump()},
+    )  # fmt: skip
+    stage = own_workshop.stage()
+    app = own_workshop.gateway(stage)
+    sure = ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4})
+    for seed, changes in enumerate(sure):
+        body = asked(model="rolled", seed=seed, n=2, **changes)
+        answer = ask(app, "POST", IMAGES, json=body).json()["data"]
+        assert np.array_equal(*(pixels(one["b64_json"]) for one in answer))
+        assert receipts.read(base64.b64decode(answer[0]["b64_json"])).version == "rolled:1"
+    stage.close()
+    own_workshop.observer.close()
+    told = own_workshop.observations.read("rolled", "canary", 1)["challenger"]
+    assert (told.requests, told.repeated) == (4, 0)
 
 
 @pytest.mark.parametrize(
