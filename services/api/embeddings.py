@@ -2,13 +2,14 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic.json_schema import JsonSchemaValue
 
@@ -103,22 +104,30 @@ def _pixels(urls: Sequence[str], port: Port) -> Pictures:
     return (np.stack(found).transpose(0, 3, 1, 2) / 255).astype(np.float32)
 
 
-def _document(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> dict[str, Any]:
+def _body(endpoint: Endpoint, found: Embedded, base64_wanted: bool) -> bytes:
+    """Return the answer, JSON that is written vector by vector: whoever else has work comes between."""
     tokens = sum(found.tokens)
-    return {
+    about = {
         "object": "list",
         "model": endpoint.ref,
-        "data": [
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        **({"warnings": list(found.warnings)} if found.warnings else {}),
+    }
+    rows = ",".join(
+        _json(
             {
                 "object": "embedding",
                 "index": index,
                 "embedding": _packed(vector) if base64_wanted else vector.tolist(),
             }
-            for index, vector in enumerate(found.vectors)
-        ],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        **({"warnings": list(found.warnings)} if found.warnings else {}),
-    }
+        )
+        for index, vector in enumerate(found.vectors)
+    )
+    return f'{_json(about)[:-1]},"data":[{rows}]}}'.encode()
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _packed(vector: Vectors) -> str:
@@ -157,4 +166,5 @@ async def embed(request: Request) -> Response:
         found = await parts.stage_of(pinned).embed(work)
     if isinstance(found, Refused):
         raise refusal(replace(found, param=found.param or "input"))
-    return JSONResponse(_document(endpoint, found, order.encoding_format == "base64"))
+    body = await asyncio.to_thread(_body, endpoint, found, order.encoding_format == "base64")
+    return Response(body, media_type="application/json")
