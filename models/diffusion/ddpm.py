@@ -26,7 +26,7 @@ from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.rows import drawn
 from models.parts.sizes import around, chosen, sides
-from models.parts.words import Led
+from models.parts.words import GUIDANCE, Led
 from models.ports import Port
 from models.request import DiffusionOptions, Request
 
@@ -38,6 +38,7 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
         "text_layers": (0, 64),
         "dropout": (0, 0.9),
         "steps": (1, schedules.TIMES),
+        "guidance": GUIDANCE,
         "t_mean": (-3, 6),
     },
 }
@@ -119,7 +120,6 @@ class DDPMConfig(Led):
         if low is not None and self.sizes:
             raise ValueError(f"low_size belongs to squares, got {low} with {self.sizes}")
         _check_sampling(self)
-        self.check_guidance(self.guidance)
 
     @property
     def context_width(self) -> int:
@@ -426,7 +426,9 @@ class DDPM(Family):
         steps = request.options.get("steps", config.steps)
         guidance = request.options.get("guidance", config.guidance)
         bounds.within("steps", steps, BOUNDS["steps"])
-        config.check_guidance(guidance)
+        bounds.within("guidance", guidance, GUIDANCE)
+        if request.options.get("negative_prompt") is None:  # else it leads away from that
+            config.check_guidance(guidance)
         device = next(self.parameters()).device
         shape = config.shape_of(chosen(request.options.get("size"), config.sizes))
         table_S7 = self._table(steps)

@@ -39,14 +39,14 @@ from models.family import (
 from models.parts import bounds
 from models.parts.noise import normals
 from models.parts.rows import drawn
-from models.parts.words import Led
+from models.parts.words import GUIDANCE, Led
 from models.request import DiffusionOptions, Request
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
     **dict.fromkeys(("data_std", "sigma_min", "sigma_max", "p_std", "rho"), (1e-4, 1e4)),
     **dict.fromkeys(("steps", "likelihood_steps"), (1, 1000)),
-    **{"p_mean": (-10, 10), "caption_drop": (0, 1), "text_layers": (0, 64)},
+    **{"p_mean": (-10, 10), "guidance": GUIDANCE, "caption_drop": (0, 1), "text_layers": (0, 64)},
     "dropout": (0, 0.9),
     "levels": (2, 65536),
 }
@@ -105,7 +105,6 @@ class EDMConfig(Led):
             heads=self.heads,
             context=self.text_width,
         )
-        self.check_guidance(self.guidance)
         if self.sigma_min >= self.sigma_max:
             raise ValueError(
                 f"sigma_min must be below sigma_max {self.sigma_max}, got {self.sigma_min}"

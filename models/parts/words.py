@@ -68,6 +68,8 @@ class Led(Captioned):
     def check_guidance(self, guidance: float) -> None:
         """Refuse guidance out of its range, and other than 1 where nothing is learned that it could lead away from.
 
+        Of what is asked for, not of a Config's default: a version that is always asked for 1 draws rightly.
+
         Raises:
             ValueError: says which.
         """

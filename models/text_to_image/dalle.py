@@ -33,7 +33,7 @@ from models.parts.dropout import Dropout
 from models.parts.noise import uniforms
 from models.parts.rows import filled, to_end
 from models.parts.tables import Table
-from models.parts.words import Led
+from models.parts.words import GUIDANCE, Led
 from models.ports import Port
 from models.request import Options, Request
 
@@ -79,7 +79,7 @@ class DALLEConfig(Led):
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
         bounds.check(self, dict.fromkeys(("dropout", "text_share"), bounds.SHARE))
         bounds.within("caption_drop", self.caption_drop, (0, 1))
-        self.check_guidance(self.guidance)
+        bounds.within("guidance", self.guidance, GUIDANCE)
 
     @property
     def side(self) -> int:

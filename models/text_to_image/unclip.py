@@ -31,7 +31,7 @@ from models.parts.attention import EncoderLayer
 from models.parts.influence import influence
 from models.parts.noise import normals
 from models.parts.tables import Table
-from models.parts.words import Led
+from models.parts.words import GUIDANCE, Led
 from models.ports import Port
 from models.request import DiffusionOptions, Request
 
@@ -42,6 +42,7 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
     "dropout": bounds.SHARE,
     "steps": (1, schedules.TIMES),
     "candidates": (1, 64),
+    "guidance": GUIDANCE,
 }
 BOUNDS_OF_DECODER: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("embedding", "embedding_tokens"), (1, 4096)),
@@ -78,7 +79,6 @@ class PriorConfig(Led):
         bounds.check(self, BOUNDS)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
-        self.check_guidance(self.guidance)
 
     def kept(self) -> str:
         """As of captions, which CLIP's embedding of them is left out with."""

@@ -285,6 +285,15 @@ def test_low_resolution_is_the_mean_of_the_pixels() -> None:
     torch.testing.assert_close(F.interpolate(picture, 4, mode="area"), folded)
 
 
+def test_a_negative_prompt_leads_where_captions_were_never_left_out() -> None:
+    made = model(vocabulary=("red", "blue"), max_words=1, caption_drop=0.0)
+    asked = Request(seeds=(1,), prompts=("red",), steps=2, guidance=3.0)
+    with pytest.raises(ValueError, match="guidance must be 1 where caption_drop is 0"):
+        made.sample(asked)
+    away = Request(seeds=(1,), prompts=("red",), steps=2, guidance=3.0, negative_prompt="blue")
+    assert made.sample(away).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [("eps", "ddpm"), ("eps", "ddim"), ("eps", "dpmpp"), ("flow", "euler"), ("flow", "dpmpp")],

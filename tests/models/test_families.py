@@ -337,8 +337,6 @@ def test_without_a_prompt_a_model_draws_of_all_captions_or_refuses(name: str) ->
                     deaf.sample(
                         dataclasses.replace(request(model, (1, 2)), options={"guidance": guidance})
                     )
-                with pytest.raises(ValueError, match=refused):
-                    dataclasses.replace(deaf.config, guidance=guidance)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
