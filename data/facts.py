@@ -248,8 +248,9 @@ def _learned(rows: Sequence[dict[str, Any]], movable: set[str], groups: Sequence
             found = (not learned, row["digest"])
             least[group] = min(found, least.get(group, found))
     digests = {digest for _, digest in least.values()}
+    moved = digests & movable
     for row in rows:
-        if row["digest"] in digests & movable:
+        if row["digest"] in moved:
             row["split"] = "train"
     return digests
 

@@ -59,7 +59,7 @@ def made(config: Config, project: Path) -> Made:
 
 
 def splits_of(root: Path, files: Sequence[str]) -> Mapping[str, Split]:
-    """Return the split of each file, by its folder or by the hash of its bytes; none of fewer than three different."""
+    """Return the split of each file: its folder's, or by the hash of its bytes where there are three different ones."""
     from data.facts import give_splits
 
     digests = [hashlib.sha256(read_file(root, file)[0]).hexdigest() for file in files]
@@ -67,10 +67,9 @@ def splits_of(root: Path, files: Sequence[str]) -> Mapping[str, Split]:
         {"digest": digest, "caption": "", "split": split}
         for digest, split in zip(digests, in_folders(files), strict=True)
     ]
-    if len(set(digests)) < LEAST_FILES:
-        return {}
-    give_splits(rows)
-    return {file: row["split"] for file, row in zip(files, rows, strict=True)}
+    if len(set(digests)) >= LEAST_FILES:
+        give_splits(rows)
+    return {file: row["split"] for file, row in zip(files, rows, strict=True) if row["split"]}
 
 
 def _cut(file: str, found: tuple[bytes, str], config: Config) -> Iterator[tuple[str, bytes, str]]:

@@ -55,7 +55,7 @@ def read_captions(folder: Path) -> list[tuple[str, str]]:
     if not folder.is_dir():
         raise MakerError(f"no folder {folder}: give the folder of your pictures with --path")
     parts = [one for one in sorted(folder.iterdir()) if one.name.lower() in SPLITS and one.is_dir()]
-    found = [*_listed(folder), *(row for part in parts for row in _listed(part))]
+    found = _listed(folder) or [row for part in parts for row in _listed(part)]
     if not found:
         raise MakerError(
             f"{folder} has none of {', '.join(LISTS)}: list every picture with its caption in one"

@@ -125,6 +125,16 @@ def test_folders_called_train_and_test_are_those_splits(tmp_path: Path, lists: s
     found = {one.file: one.split for one in made_of(tmp_path, folder).samples}
     assert found == {"train/a.png": "train", "val/a.png": "validation", "Test/a.png": "test"}
     assert clip_folder.splits_of(tmp_path, list(found)) == found
+    two = ["train/a.png", "Test/a.png"]
+    assert clip_folder.splits_of(tmp_path, two) == {one: found[one] for one in two}
+
+
+def test_where_the_folder_has_a_list_of_its_own_others_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(picture(0))
+    (tmp_path / "train" / "metadata.csv").write_text("id,label\n1,2\n")
+    (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/a.png,a cat\n")
+    assert [one.file for one in made_of(tmp_path, folder).samples] == ["train/a.png"]
 
 
 def test_a_folder_called_train_beside_others_is_what_its_pictures_show(tmp_path: Path) -> None:
