@@ -38,19 +38,18 @@ class Answer:
     row: bytes
 
 
-def read(rows: Iterable[bytes], endpoint: str) -> Iterator[Line]:
-    """Yield the requests in a file's lines, one at a time in memory.
+def count(rows: Iterable[bytes], endpoint: str) -> int:
+    """Return how many requests a new batch has, all of which may be sent.
+
+    What may be sent is asked here alone: a batch that was taken before a rule came goes on.
 
     Raises:
         ApiError: 400 that names the first line that cannot be sent to the endpoint, and why.
     """
     names: set[bytes] = set()  # by their hashes: a name is as long as its sender likes
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
+    for number, line in read(rows):
         if len(names) == MOST:
             raise _wrong(f"a batch has 1 to {MOST} requests, one a line, got more")
-        line = _line(number, row)
         if line.url != endpoint:
             raise _wrong(f"line {number}: url: this batch is for {endpoint}, got {line.url[:80]!r}")
         if line.body.get("stream"):
@@ -64,9 +63,20 @@ def read(rows: Iterable[bytes], endpoint: str) -> Iterator[Line]:
         if name in names:
             raise _wrong(f"line {number}: custom_id: {line.custom_id[:80]!r} is taken by another")
         names.add(name)
-        yield line
     if not names:
         raise _wrong(f"a batch has 1 to {MOST} requests, one a line, got 0")
+    return len(names)
+
+
+def read(rows: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
+    """Yield the requests in a file's lines and the numbers of these, from 1, one at a time in memory.
+
+    Raises:
+        ApiError: 400 that names the first line that is no request, and why.
+    """
+    for number, row in enumerate(rows, 1):
+        if row.strip():
+            yield number, _line(number, row)
 
 
 def _line(number: int, row: bytes) -> Line:

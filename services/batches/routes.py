@@ -73,7 +73,7 @@ def _submitted(parts: Parts, owner: str, order: BatchOrder, key: str | None) -> 
     work = Work(
         endpoint=order.endpoint,
         input_file_id=file.id,
-        total=sum(1 for _ in lines.read(rows, order.endpoint)),
+        total=lines.count(rows, order.endpoint),
         metadata=order.metadata,
     )
     until, request = time.time() + WINDOW_S, work.model_dump(mode="json")

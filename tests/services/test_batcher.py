@@ -19,7 +19,7 @@ from services.api import files as api
 from services.batches import batcher as batching
 from services.batches import lines
 from services.batches.batcher import Batcher
-from services.batches.work import file_id
+from services.batches.work import Work, file_id
 from services.jobs.store import Store
 from services.pipelines.payload import Embedded, EmbedWork, Refused
 from services.routing.endpoints import Endpoints
@@ -33,6 +33,7 @@ from tests.services.batches_kit import (
     batch_of,
     idle_client,
     opened,
+    requests,
     sent,
     store_of,
     turn,
@@ -66,6 +67,26 @@ def test_a_line_that_no_request_may_hold_is_answered_so_and_the_others_are_made(
     assert list(answers(idle, over.output_file_id)) == ["r2"]
     for one in answers(idle, over.error_file_id).values():
         assert one["response"]["status_code"] == 400
+
+
+def test_a_batch_that_was_taken_before_its_lines_were_refused_goes_on(
+    house: Any, idle: OpenAI
+) -> None:
+    """As at an upgrade: links were refused later, so its row is written as it was then."""
+    jobs, body = house.workshop.jobs, {"model": "small", "prompt": "a", "steps": 1}
+    file = sent(idle, requests(IMAGES, body, {**body, "response_format": "url"}, body))
+    work = Work(endpoint=IMAGES, input_file_id=file.id, total=3)
+    owner = jobs.get(file.id).owner
+    batch = jobs.submit(
+        "batch", work.model_dump(mode="json"), owner=owner, pipeline="", digests={}, seed=0
+    )
+    asyncio.run(
+        Batcher(jobs, store_of(house), house.app._app).work(jobs.claim("one", kind="batch"))
+    )
+    over = idle.batches.retrieve(batch.id)
+    assert (over.status, over.errors) == ("completed", None)
+    assert over.output_file_id is not None
+    assert list(answers(idle, over.output_file_id)) == ["r0", "r1", "r2"]
 
 
 def test_clips_of_a_cancelled_or_late_batch_are_cancelled_with_it(house: Any, idle: OpenAI) -> None:
