@@ -143,8 +143,9 @@ class Arms:
     ) -> AsyncGenerator[Step]:
         if endpoint is None:
             raise ApiError(503, "the challenger's files cannot be had", code="unavailable")
-        began, until = time.perf_counter(), time.monotonic() + self._patience_s
+        until = time.monotonic() + self._patience_s
         spec = replace(await planning(endpoint), once=True, until=until)
+        began = time.perf_counter()  # as of the champion
         async with aclosing(self._steps(endpoint, spec, whole)) as steps:
             while True:
                 async with asyncio.timeout_at(until):  # asyncio's clock is the monotonic one

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infra.ledger.rollout_rules import Terms
+from infra.ledger.rollout_rules import Terms, bucket
 from infra.receipts import receipts
 from models.family import Family
-from services.routing.endpoints import Rollout, _chosen
+from services.pipelines.payload import GenerationSpec
+from services.routing.endpoints import Endpoint, Endpoints, Rollout, _chosen
 from services.routing.observer import look
 
 IMAGES = "/v1/images/generations"
@@ -171,6 +172,39 @@ def test_what_a_batch_asks_for_is_the_champion_s_and_counts_for_nobody(trial: An
         assert {receipt.version for receipt in t.users(3)} == {f"{t.name}:1"}
         seen = t.tallies()
         assert (seen["champion"].requests, seen["challenger"].requests) == (0, 1)
+
+
+class Clock:
+    """Stands in for `time` where arms are timed; only `planning` moves it."""
+
+    monotonic = staticmethod(time.monotonic)
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    async def planning(self, _endpoint: Endpoint) -> GenerationSpec:
+        self.now += 100.0
+        return GenerationSpec(seeds=(1,), prompts=(PROMPT,))
+
+
+def test_of_both_arms_the_drawing_is_timed_without_the_planning(
+    trial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an upload has to be decoded."""
+    clock = Clock()
+    monkeypatch.setattr("services.routing.canary.time", clock)
+    with trial() as t:
+        t.begin(50)
+        endpoints = Endpoints(t.workshop.ledger, t.workshop.registry)
+        routes = [endpoints.route(t.name, f"u{number}") for number in range(20)]
+        for chosen in (False, True):
+            route = next(one for one in routes if one.chosen is chosen)
+            asyncio.run(t.workshop.arms.draw(route, clock.planning))
+        seen = t.tallies()
+    assert clock.now == 200.0
+    for arm in ("champion", "challenger"):
+        assert [*seen[arm].latencies.values()] == [{bucket(0.0): 1}], arm
 
 
 @settings(max_examples=30, deadline=None)
