@@ -26,6 +26,7 @@ _MODEL: Final = re.compile(
     r"(?P<name>[a-z][a-z0-9-]{0,40})(\+(?P<adapter>[a-z0-9-]{1,40}))?(@(?P<stage>staging|production|canary|shadow)|:(?P<number>[1-9][0-9]{0,8}))?"
 )
 _REMEMBERED: Final = 512  # pipelines, and versions by number
+_AWAY: Final = (DatabaseError, Unreachable)
 
 T = TypeVar("T")
 
@@ -163,10 +164,10 @@ class Endpoints:
         return Endpoint(ref, name, int(number), digest, None, 0, 0, self._pipeline(ref, digest))
 
     def everything(self) -> list[Endpoint]:
-        """Return what the ledger serves: NAME for production, NAME@staging; not what cannot be had, as for damage.
+        """Return what the ledger serves: NAME for production, NAME@staging; not what is damaged or missing.
 
         Raises:
-            ApiError: 503, the ledger cannot be reached, or nothing can be had.
+            ApiError: 503, ledger or registry cannot be reached, or nothing can be had.
         """
         rows = [
             row
@@ -179,6 +180,8 @@ class Endpoints:
             try:
                 found.append(self._endpoint(model, row))
             except ApiError as error:
+                if isinstance(error.__cause__, _AWAY):
+                    raise  # a list of what happens to be here would pass for all
                 logger.warning("%s is not listed: %s", model, error)
                 lost = error
         if lost is not None and not found:
@@ -273,7 +276,7 @@ def _asking(question: Callable[[], T], model: str | None = None) -> T:
     """Return the answer of ledger or registry, or raise what the client is to hear."""
     try:
         return question()
-    except (DatabaseError, Unreachable) as error:
+    except _AWAY as error:
         raise unavailable("the registry cannot be reached") from error
     except RegistryError as error:
         if model is not None:

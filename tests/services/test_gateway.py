@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from services.media.result_store import Files
 from services.pipelines.payload import GenerationSpec, StageTask
 from services.routing.endpoints import Endpoints
 from services.stages.deployment import Stage
+from tests.services.conftest import Workshop
 
 IMAGES = "/v1/images/generations"
 JSON_TYPE = {"content-type": "application/json"}
@@ -404,19 +406,26 @@ def test_a_damaged_version_answers_503_and_the_others_go_on(
     stage.close()
 
 
-def test_what_is_damaged_is_not_listed_and_the_others_are(
-    own_workshop: Any, networks: Callable[..., Family], ask: Ask
+def test_what_is_damaged_is_not_listed_but_an_outage_of_the_registry_is_said(
+    tmp_path: Path, networks: Callable[..., Family], ask: Ask
 ) -> None:
-    broken, whole = (own_workshop.publish_pipeline(name, networks("vae")) for name in ("a", "b"))
-    own_workshop.promote(broken)
-    stage = own_workshop.stage()
-    app = own_workshop.gateway(stage)
-    (own_workshop.cache / broken["digest"] / "pipeline.json").write_text("{")
+    shop = Workshop(tmp_path)  # of its registry no server is there
+    shop.cache.mkdir()
+    stage = shop.stage()
+    app = shop.gateway(stage)
+    shop.promote(shop.publish("damaged", {"pipeline.json": {"format": 1}}))
     nothing = ask(app, "GET", "/v1/models")
     assert error(nothing)[:2] == (503, "unavailable"), "of which nobody would know"
-    own_workshop.promote(whole)
-    assert [one["id"] for one in ask(app, "GET", "/v1/models").json()["data"]] == ["b"]
+    shop.promote(shop.publish_pipeline("whole", networks("vae")))
+    assert [one["id"] for one in ask(app, "GET", "/v1/models").json()["data"]] == ["whole"]
     assert ask(app, "GET", "/v1/audio/voices").status_code == 200
+    elsewhere = shop.publish_pipeline("elsewhere", networks("vae"))
+    shutil.rmtree(shop.cache / elsewhere["digest"])  # as on a machine that never fetched it
+    shop.promote(elsewhere)
+    for path in ("/v1/models", "/v1/audio/voices"):
+        away = ask(app, "GET", path)
+        assert error(away)[:2] == (503, "unavailable"), "a short list would pass for all"
+        assert "the registry cannot be reached" in away.json()["error"]["message"]
     stage.close()
 
 
