@@ -205,12 +205,6 @@ class Stage(Strict):
     options: dict[str, Any] = Field(default_factory=dict)  # further ones that the family has
 
     @model_validator(mode="after")
-    def _says_each_option_once(self) -> "Stage":
-        if twice := sorted(self.options.keys() & set(SAMPLING)):
-            raise ValueError(f"options: {twice[0]} has a field of its own: say it there")
-        return self
-
-    @model_validator(mode="after")
     def _adapts_what_is_there(self) -> "Stage":
         if self.training.lora and (self.config or self.preset != "base"):
             field = "config" if self.config else "preset"

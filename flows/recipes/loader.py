@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from flows.recipe import Recipe, Stage, drawing, split
 from flows.tuning.space import Search
 from infra.documents import DocumentError, parse_yaml, read_yaml
+from infra.pipelines import SAMPLING
 from infra.settings import settings
 from models import near
 from models.declared import ranks
@@ -47,6 +48,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(f"--set {override}: {error}") from None
     try:
         recipe = Recipe.model_validate(document)
+        _check_options(recipe)
         _check_starts(recipe)
         _check_pipeline(recipe)
         _check_needs(recipe)
@@ -133,6 +135,15 @@ def control_of(recipe: Recipe, number: int = 0) -> Recipe:
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(f"control.set: {_first(error)}") from None
+
+
+def _check_options(recipe: Recipe) -> None:
+    """Refuse an option that has a field of its own; recipes that are stored with their versions may have such."""
+    judge = {"judge": recipe.judge} if recipe.judge else {}
+    stages = {f"stages.{name}": stage for name, stage in recipe.stages.items()}
+    for where, stage in {**stages, **judge}.items():
+        if twice := sorted(stage.options.keys() & set(SAMPLING)):
+            raise RecipeError(f"{where}.options: {twice[0]} has a field of its own: say it there")
 
 
 def _check_pipeline(recipe: Recipe) -> None:
@@ -222,7 +233,7 @@ def _check_bases(recipe: Recipe) -> None:
 
 
 def _check_control(recipe: Recipe, number: int) -> None:
-    control_of(recipe, number)
+    _check_options(control_of(recipe, number))
     refused_by = recipe.control[number].refused_by
     asked = [*refused_by, *([recipe.peer.metric] if recipe.peer else [])]
     if unknown := [name for name in asked if name not in recipe.gate.metrics]:

@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from flows.recipe import Resources
+from flows.recipe import Recipe, Resources
 from flows.recipes.loader import RecipeError, load
 from flows.training.spec import TrainingSpec
 
@@ -47,6 +48,28 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
     with pytest.raises(RecipeError, match=message) as refused:
         load(SHAPES, [override])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("stages.base.options={steps: 4}", r"stages\.base\.options"),
+        ("judge.options={steps: 4}", r"judge\.options"),
+        (
+            "control={set: {stages.base.options.steps: 4}, refused_by: [alignment]}",
+            r"stages\.base\.options",
+        ),
+    ],
+)
+def test_an_option_with_a_field_of_its_own_is_refused_and_stored_recipes_that_have_it_are_read(
+    override: str, where: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf"{where}: steps has a field of its own: say it there"):
+        load(SHAPES, [override])
+    stored = load(SHAPES).model_dump(mode="json")
+    stored["stages"]["base"]["options"] = {"steps": 4}
+    read = Recipe.model_validate_json(json.dumps(stored))
+    assert read.stages["base"].sampling == load(SHAPES).stages["base"].sampling
 
 
 @pytest.mark.parametrize("size", ["32", "null"])
