@@ -7,6 +7,7 @@ from flows.promotion.procedure import finish
 from flows.promotion.release import project_aliases, serve_wanted
 from infra.ledger.leases import holding, new_holder
 from infra.ledger.promotions import Promotion, PromotionError
+from infra.pipelines import PipelineError
 from infra.registry.registry import RegistryError
 from infra.serving import ServingError
 from infra.storage import IntegrityError
@@ -44,7 +45,7 @@ def _settle(row: Promotion, holder: str) -> str:
         promotions().advance(row.id, holder, "undone", error=why)
         serve_wanted(needed=[])
         project_aliases(row.name)
-    except (RegistryError, IntegrityError, ServingError) as error:
+    except (RegistryError, IntegrityError, PipelineError, ServingError) as error:
         return f"{row.id} is {promotions().get(row.id).state}, not all in line yet: {error}"
     except PromotionError as error:
         return f"{row.id} was settled by another: {error}"

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from flows.context import ledger, promotions, registry
 from infra.ledger.ledger import Stage
-from infra.pipelines import Pipeline, read_pipeline
+from infra.pipelines import Pipeline, PipelineError, read_pipeline
 from infra.registry.registry import RegistryError, Unreachable
 from infra.settings import settings
 from infra.storage import IntegrityError
@@ -56,27 +56,27 @@ def serve_wanted(
 ) -> list[str]:
     """Have every replica hold the wanted versions and `extra` (digest by "shapes:4"); returns their names.
 
-    `needed` are the stage digests to wait for; None: all. A wanted version that was deleted or damaged stops nobody
-    else: it is told, and what is loaded of its endpoint stays so.
+    `needed` are the stage digests to wait for; None: all. A wanted version that was deleted, damaged or made by a
+    newer Atelier stops nobody else: it is told, and what is loaded of its endpoint stays so.
 
     Raises:
-        RegistryError, IntegrityError: one of `extra` cannot be fetched, or MLflow does not answer.
+        RegistryError, IntegrityError, PipelineError: one of `extra` cannot be read, or MLflow does not answer.
         infra.serving.ServingError: as `infra.serving.deploy`.
     """
     from infra import serving
 
     asked = extra or {}
-    others, lost = fetchable({ref: one for ref, one in wanted().items() if ref not in asked})
+    others, lost = readable({ref: one for ref, one in wanted().items() if ref not in asked})
     for ref, why in lost.items():
-        log.warning("%s is to be served and cannot be fetched: %s", ref, why)
+        log.warning("%s is to be served and cannot be read: %s", ref, why)
     pins = stage_versions({**others, **asked})
     endpoints = {ref.partition(":")[0] for ref in lost}
     serving.deploy(settings(), pins, needed=needed, left_alone=endpoints)
     return [*others, *asked]
 
 
-def fetchable(versions: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return those of these pipeline versions (digest by "shapes:4") that can be had, and why the others cannot.
+def readable(versions: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return those of these pipeline versions (digest by "shapes:4") that can be read, and why the others cannot.
 
     Raises:
         Unreachable: MLflow does not answer, so nobody knows.
@@ -84,10 +84,10 @@ def fetchable(versions: Mapping[str, str]) -> tuple[dict[str, str], dict[str, st
     there, lost = dict[str, str](), dict[str, str]()
     for ref, digest in versions.items():
         try:
-            registry().fetch(ref, digest=digest)
+            read_pipeline(registry().fetch(ref, digest=digest))
         except Unreachable:
             raise
-        except (RegistryError, IntegrityError) as error:
+        except (RegistryError, IntegrityError, PipelineError) as error:
             lost[ref] = str(error)
         else:
             there[ref] = digest

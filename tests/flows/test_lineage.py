@@ -17,7 +17,7 @@ from PIL import Image
 
 from flows import context
 from flows.context import signing
-from flows.promotion.release import project_aliases, stage_versions
+from flows.promotion.release import project_aliases, readable, stage_versions
 from flows.provenance.cards import live_card, renew
 from flows.provenance.lineage import COLUMNS, Graph, Node, graph_of, mermaid_text
 from flows.provenance.tracing import (
@@ -34,6 +34,7 @@ from infra.receipts import provenance
 from infra.receipts.receipts import ReceiptError, attach, read
 from infra.receipts.signing import Signing
 from infra.registry.registry import Registry
+from infra.storage import seal
 from tests.flows.conftest import installations
 from tests.flows.versions_kit import NAME, Installation
 from tests.infra.test_provenance import lying
@@ -377,3 +378,18 @@ def test_a_pinned_stage_is_found_by_digest_where_its_number_is_another_versions(
     assert fresh.fetch(f"{NAME}.base:99", digest=pinned.digest).name == pinned.digest
     pipeline = here.pipeline(3)
     assert [one["number"] for one in stage_versions({pipeline.ref: pipeline.digest})] == [3, 1]
+
+
+def test_a_pipeline_that_a_newer_atelier_wrote_is_told_beside_those_that_can_be_read(
+    here: Installation,
+) -> None:
+    good, making = here.pipeline(), here.home / "making"
+    making.mkdir()
+    (making / "pipeline.json").write_text('{"format": 99}')
+    seal(making, {"kind": "pipeline", "data_identity": "d0", "git_commit": "c0"})
+    newer = here.registry.publish("newer", making, key="newer", tags={})
+    there, lost = readable({newer.ref: newer.digest, good.ref: good.digest})
+    assert there == {good.ref: good.digest}
+    assert lost.keys() == {newer.ref}
+    assert "pipeline.json is no pipeline of format 1 or 2" in lost[newer.ref]
+    assert len(stage_versions(there)) == 2
