@@ -113,8 +113,7 @@ def experiment(recipe: Recipe, seeds: int = 1) -> Row:
     trained: dict[str, Any] = {}
     honest = []
     for number in range(seeds):
-        seeded = recipe.model_copy(update={"seed": recipe.seed + number})
-        judge = {name: version for name, version in trained.items() if name == "judge"}
+        seeded, judge = by_seed(recipe, number, trained)
         try:
             found = one_by_one(seeded, prepared, judge)
         except ArithmeticError as error:  # it diverged, which is an answer
@@ -124,6 +123,14 @@ def experiment(recipe: Recipe, seeds: int = 1) -> Row:
         honest.append(side(judge_pipeline(seeded, found, prepared), found, list(recipe.stages)))
     controls = [_broken(recipe, number, trained, prepared) for number in range(len(recipe.control))]
     return row(recipe, honest, controls)
+
+
+def by_seed(
+    recipe: Recipe, number: int, trained: Mapping[str, Any]
+) -> tuple[Recipe, dict[str, Any]]:
+    """Return the recipe by its seed of this number, and of what was trained the judge, which looks at all seeds."""
+    judge = {name: version for name, version in trained.items() if name == "judge"}
+    return recipe.model_copy(update={"seed": recipe.seed + number}), judge
 
 
 def _broken(recipe: Recipe, number: int, trained: dict[str, Any], prepared: dict[str, Any]) -> Side:

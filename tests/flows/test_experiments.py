@@ -213,11 +213,14 @@ def test_a_control_trains_what_it_changes_and_what_learned_from_that(
     assert experiments.unchanged(honest, broken, trained).keys() == left
 
 
-def test_a_judge_of_its_own_data_that_is_there_is_not_trained_again() -> None:
+def test_a_further_seed_is_judged_by_the_first_ones_judge_and_its_own_data() -> None:
     recipe = load(RECIPES / "shapes-teal.yaml")
-    version = {"name": "any", "version": 1, "digest": "d"}
-    there = dict.fromkeys([*recipe.stages, "judge"], version)
-    assert experiments.one_by_one(recipe, {}, there) == there
+    trained = {name: {"name": name, "version": 1} for name in [*recipe.stages, "judge"]}
+    seeded, there = experiments.by_seed(recipe, 2, trained)
+    assert seeded.seed == recipe.seed + 2
+    assert seeded.judge == recipe.judge
+    assert seeded.judged_by == recipe.judged_by != recipe.data
+    assert there == {"judge": trained["judge"]}
 
 
 def test_a_stage_whose_need_is_not_there_is_told_and_waits_for_nobody() -> None:
