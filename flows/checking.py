@@ -413,14 +413,14 @@ def missampled(
 
     Words, voices and sizes are known of data that are `prepared`.
     """
+    guidance = sampling.get("guidance", getattr(model.config, "guidance", None))
     yield from model.useless(sampling)
-    for name, value in sampling.items():
-        if name in model.takes:
+    for name, value in {**sampling, "guidance": guidance}.items():
+        if name in model.takes and value is not None:
             try:
                 _check_option(model, name, value, prepared)
             except ValueError as error:
                 yield str(error)
-    guidance = sampling.get("guidance", getattr(model.config, "guidance", None))
     if "negative_prompt" in sampling and guidance in {0, 1}:
         yield "negative_prompt: guidance leads away from it, and there is none; leave it out"
 
@@ -439,6 +439,8 @@ def _check_option(model: "Family", name: str, value: Any, prepared: bool) -> Non
         raise ValueError("strength: it is of a change to a picture, which a request gives")
     if name in RANGES:
         bounds.within(name, value, RANGES[name])
+    elif name == "guidance" and hasattr(config, "check_guidance"):
+        config.check_guidance(value)
     elif name in RANGED and hasattr(config, name):
         replace(config, **{name: value})
     elif prepared and name == "size":

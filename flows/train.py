@@ -141,8 +141,7 @@ def train_stages(
             name: training_spec(recipe, name, _data_of(recipe, name, prepared), trained)
             for name in ready
         }
-        check_sampling(recipe, specs)
-        trained |= _train_together(recipe.name, specs)
+        trained |= _train_together(recipe, specs)
         waiting = [name for name in waiting if name not in ready]
     return trained
 
@@ -163,10 +162,14 @@ def needed(recipe: Recipe, name: str) -> set[str]:
     return start | {split(wanted)[0] for wanted in stage.needs.values()}
 
 
-def _train_together(experiment: str, specs: Mapping[str, TrainingSpec]) -> dict[str, Any]:
+def _train_together(recipe: Recipe, specs: Mapping[str, TrainingSpec]) -> dict[str, Any]:
     """Start these trainings at once; they ask for room in their order, and another flow's trainings wait."""
-    new = [spec for spec in specs.values() if not registry().find(spec.name, spec.identity)]
+    missing = {
+        name: spec for name, spec in specs.items() if not registry().find(spec.name, spec.identity)
+    }
+    new = [*missing.values()]
     check_specs(new)
+    check_sampling(recipe, missing)
     for spec in new:
         if because := reason(spec.name, work_of(spec)):
             progress.say(f"{spec.name} is trained anew: {because}")
@@ -175,7 +178,7 @@ def _train_together(experiment: str, specs: Mapping[str, TrainingSpec]) -> dict[
         for spec in new:
             for name, need in spec.needs.items():
                 make_outputs(need, spec, name)
-        futures = {name: train_stage.submit(spec, experiment) for name, spec in specs.items()}
+        futures = {name: train_stage.submit(spec, recipe.name) for name, spec in specs.items()}
         return outcomes(futures)
 
 
@@ -243,8 +246,6 @@ def check_sampling(recipe: Recipe, specs: Mapping[str, TrainingSpec]) -> None:
 
     for name in specs.keys() & recipe.stages.keys():
         spec, sampling = specs[name], recipe.stages[name].sampling
-        if not sampling:
-            continue
         facts = facts_of(spec.prepared, spec.image_size, stills=spec.stills)
         model = outline(trainable(spec.family), config_of(spec, facts))
         if isinstance(model, Family) and (lines := [*missampled(model, sampling)]):

@@ -12,7 +12,7 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Completed, Failed, State
 
 from flows.recipe import Recipe
-from flows.train import check_sampling, check_specs, outcomes
+from flows.train import check_sampling, check_specs, outcomes, train_stages
 from flows.training.specifying import training_spec
 from tests.flows.modalities_kit import prose, text_folder
 from tests.flows.training_kit import prepare
@@ -67,6 +67,45 @@ def test_options_that_nothing_can_be_drawn_by_are_refused_before_anything_is_tra
     checked({"negative_prompt": "dark"})
     with pytest.raises(ValueError, match=rf"stages\.base\.{says}"):
         checked(options)
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ({"config": {"caption_drop": 0.0, "guidance": 1.0}, "guidance": 2}, "got 2"),
+        ({"config": {"caption_drop": 0.0}}, r"got 3\.0"),
+    ],
+)
+def test_guidance_that_nothing_was_learned_for_is_refused_whoever_sets_it(
+    stage: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    whole = {"family": "ddpm", "preset": "tiny", "training": {"steps": 1}, **stage}
+    document = {"name": "shades", "data": {"name": "shades"}, "stages": {"base": whole}}
+    recipe = Recipe.model_validate(document)
+    prepared = {"path": str(prepare(tmp_path / "shades")), "identity": "data"}
+    with pytest.raises(ValueError, match=rf"guidance must be 1 where caption_drop is 0.*{says}"):
+        check_sampling(recipe, {"base": training_spec(recipe, "base", prepared)})
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "says"),
+    [
+        ("prose", {}, r"prose\.base: ddpm learns no text"),
+        ("shades", {"image_size": 7}, r"shades\.base: .*image_size 7"),
+        ("shades", {"preset": "huge"}, r"shades\.base: .*has no preset 'huge'"),
+        ("shades", {"options": {"size": "40x24"}}, r"stages\.base\.size: this model draws"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_a_stage_that_does_not_suit_its_data_is_told_before_its_options(
+    name: str, stage: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    whole = {"family": "ddpm", "preset": "tiny", "training": {"steps": 1}, "guidance": 2, **stage}
+    document = {"name": name, "data": {"name": name}, "stages": {"base": whole}}
+    folder = tmp_path / name
+    made = text_folder(folder, {"train": prose(0, 3)}) if name == "prose" else prepare(folder)
+    with pytest.raises(ValueError, match=says):
+        train_stages(Recipe.model_validate(document), {"path": str(made), "identity": "data"})
 
 
 def test_a_failed_training_is_told_when_those_beside_it_have_ended() -> None:
