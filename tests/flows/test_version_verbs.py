@@ -36,5 +36,7 @@ def test_every_family_is_listed_with_all_that_it_can_do(capsys: pytest.CaptureFi
         "pixelcnn": "captions",
         "wavenet": "captions",
         "gpt": "text",
-        "nade": "nothing",
+        "nade": "",
     }
+    told = {name: (found[name]["makes"], found[name]["of"]) for name in ("nade", "dalle", "vocos")}
+    assert told == {"nade": ("pixels", ""), "dalle": ("codes", ""), "vocos": ("sound", "mel")}
