@@ -20,10 +20,10 @@ from services.media.codecs import Bitmap, Sound
 from services.pipelines.payload import GenerationSpec, Piece, Text
 from services.pipelines.request import Complete, Maker, One, Progress, Said
 from services.routing.endpoints import Endpoint, Rollout, Route
-from services.routing.observer import Observer, asked, look
+from services.routing.observer import AWRY, Observer, asked, look
 
 MIRRORED: Final = 4  # shadow requests under way; more are left out
-FAULTS: Final = (ApiError, RuntimeError, ValueError, TypeError, LookupError, OSError)
+FAULTS: Final = (ApiError, *AWRY)
 
 Planning: TypeAlias = Callable[[Endpoint], Awaitable[GenerationSpec]]
 """What a request wants of a version; raises 400 where the version cannot."""

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from infra.database import DatabaseError
 from infra.ledger.ledger import Conflict, KeyReused, Ledger
 from infra.ledger.rollout_metrics import Observations
 from infra.ledger.rollout_rules import Arm, Tally, verdict
@@ -29,6 +28,7 @@ logger = logging.getLogger("ray.serve")
 
 REMEMBERED: Final = 4096  # pictures of an arm, to see one again
 ROLLOUTS: Final = 64  # kept in memory, the newest
+AWRY: Final = (RuntimeError, ValueError, TypeError, LookupError, OSError)
 SHAPES: Final = 32  # of requests, whose latencies are kept apart
 SAME_SIGNS: Final = 16  # so many of one sign and no other are no text
 
@@ -204,7 +204,7 @@ class Observer:
                 self._judge(state)
             if state.stopped is not None and not state.ended:
                 self._end(state, state.stopped)
-        except DatabaseError as error:
+        except AWRY as error:  # DatabaseError among them; the thread goes on
             logger.warning("what a rollout showed cannot be written: %s", error)
             state.unwritten = True
 
