@@ -84,6 +84,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         frames=frames_of(entrances["generate"], models) if made.kind == "clip" else None,
         frame_rate=facts["frame_rate"] if made.kind == "clip" else None,
         sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
+        resolution=made.shape[-1] if made.kind == "volume" else None,
         tokenizer=facts_of_tokenizer(models[last_of(recipe)]) if made.kind == "text" else None,
         sample=recipe.drift.sample if recipe.drift else 0.0,
         try_prompts=recipe.try_prompts,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Modality: TypeAlias = Literal["image", "audio", "text", "embedding", "clip"]
+Modality: TypeAlias = Literal["image", "audio", "text", "embedding", "clip", "mesh"]
 Ability: TypeAlias = Literal[
     "images",
     "edits",
@@ -20,6 +20,7 @@ Ability: TypeAlias = Literal[
     "animations",
     "alterations",
     "extensions",
+    "meshes",
     "speech",
     "completions",
     "chat",
@@ -230,6 +231,7 @@ class Pipeline(_Part):
     frames: int | None = None  # of a clip
     frame_rate: float | None = None  # of a clip, frames a second, where a request asks for no other
     sample_rate: int | None = None  # Hz, of sound
+    resolution: int | None = None  # voxels a side, of what a mesh is cut from
     tokenizer: Tokenizer | None = None  # of text
     sample: float = 0.0  # share of the answers in production that the gateway keeps
     try_prompts: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """The contract between a generative family and everything that trains, judges or serves it.
 
 Shape letters: B rows of a batch, N examples of a split, F frames, C channels, H and W pixels, P places of a grid of
-codes, T places in time (words, tokens or sound samples), E numbers of an embedding. Pixels are in [0, 1] and sound in
-[-1, 1] at every public edge.
+codes, T places in time (words, tokens or sound samples), E numbers of an embedding, R voxels a side of a volume.
+Pixels are in [0, 1] and sound in [-1, 1] at every public edge.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.ports import Port, Source
 from models.request import NEUTRAL, UNTAKEN, Options, Prompt, Record, Request
 
-Modality: TypeAlias = Literal["image", "audio", "text", "clip"]
+Modality: TypeAlias = Literal["image", "audio", "text", "clip", "mesh"]
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """One row a sample in every tensor.
@@ -277,6 +277,7 @@ class Family(Trainable):
 
         image: (B, C, H, W) in [0, 1]. clip: (B, F, C, H, W) in [0, 1]. audio: (B, T) in [-1, 1], at
         `config.sample_rate`. text: (B, T) int64, the tokens that were written, -1 from the end of each row's text on.
+        mesh: (B, 4, R, R, R) in [0, 1], a colour and an opacity a voxel, as `text_to_3d.volumes` lays them out.
 
         Raises:
             ValueError: the request cannot be answered. Where a field other than the prompt is why, the message begins
@@ -325,6 +326,8 @@ class Family(Trainable):
         if kind == "clip":
             size = (c.frames, c.channels, c.image_size, c.image_size)
             return {"frames": Port("clip", size)}
+        if kind == "mesh":
+            return {"volume": Port("volume", (4, c.resolution, c.resolution, c.resolution))}
         if kind == "audio":
             return {"sound": Port("sound", (None,), space=f"{c.sample_rate} Hz")}
         return {"text": Port("text")}

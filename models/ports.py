@@ -30,7 +30,7 @@ Kind: TypeAlias = Literal[
     "clip",
     "mel",
     "sound",
-    "mesh",
+    "volume",
     "number",
 ]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)

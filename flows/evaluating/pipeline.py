@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PASSES: Final = 2  # of what goes on from half of a clip, to extend it
 MODALITIES: Final[Mapping[str, Modality]] = {
     **{"pixels": "image", "sound": "audio"},
-    **{"text": "text", "embedding": "embedding", "clip": "clip"},
+    **{"text": "text", "embedding": "embedding", "clip": "clip", "volume": "mesh"},
 }
 """What a pipeline makes, by the kind of what comes out."""
 SILENCE: Final[Mapping[Modality, float]] = {
@@ -44,6 +44,7 @@ SILENCE: Final[Mapping[Modality, float]] = {
     "text": -1,
     "embedding": 0,
     "clip": 0,
+    "mesh": 0,
 }
 """What follows a sample that ended before others of its batch."""
 
@@ -81,6 +82,7 @@ def abilities(model: "Family") -> tuple[Ability, ...]:
     found: list[tuple[Ability, bool]] = [
         ("images", "pixels" in kinds),
         ("videos", "clip" in kinds),
+        ("meshes", "volume" in kinds),
         ("speech", "sound" in kinds and able.condition == "text"),
         ("completions", able.modality == "text" and able.condition == "text"),
         ("chat", able.chats),

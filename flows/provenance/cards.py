@@ -41,7 +41,7 @@ A `{{ spec.family }}` ({{ spec.preset }}) trained on `{{ spec.dataset }}`\
 
 MADE: Final[Mapping[Modality, str]] = {
     **{"image": "pictures", "audio": "sound", "text": "text"},
-    **{"embedding": "embeddings", "clip": "clips"},
+    **{"embedding": "embeddings", "clip": "clips", "mesh": "meshes"},
 }
 
 PIPELINE: Final = """\

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLUMNS: Final = ("data", "run", "version", "pipeline", "endpoint", "receipt")
 NOUNS: Final[Mapping[Modality, str]] = {
     **{"image": "picture", "audio": "sound", "text": "text", "clip": "clip"},
-    "embedding": "embedding",
+    **{"embedding": "embedding", "mesh": "mesh"},
 }
 MOST_ENDPOINTS: Final = 8  # rows of the ledger drawn; `atelier history` has all
 

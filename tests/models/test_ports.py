@@ -86,7 +86,7 @@ def test_a_misfit_of_kind_shape_or_space_is_refused_by_both_its_ends(
     other = data.draw(
         st.sampled_from(
             [
-                Port("mesh" if found.kind != "mesh" else "mel", found.shape, found.space),
+                Port("volume" if found.kind != "volume" else "mel", found.shape, found.space),
                 Port(found.kind, (*found.shape, 7), found.space),
                 Port(found.kind, found.shape, f"{found.space} elsewhere"),
             ]
