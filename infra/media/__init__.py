@@ -1,1 +1,1 @@
-"""Pictures, clips and sounds: read, written, and whether there is anything in them."""
+"""Pictures, clips, meshes and sounds: read, written, and whether there is anything in them."""
