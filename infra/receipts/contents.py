@@ -10,7 +10,7 @@ import struct
 import warnings
 from typing import BinaryIO, Final
 
-from infra.receipts import clip_receipts, sound_receipts, stream_receipts
+from infra.receipts import clip_receipts, mesh_receipts, sound_receipts, stream_receipts
 
 LARGEST_SIDE: Final = 4096  # pixels of a picture that is decoded
 MOST_SAMPLES: Final = 2**24  # of a sound that is decoded
@@ -138,14 +138,16 @@ def frames_sha256(file: BinaryIO) -> str:
     return hashlib.sha256(file.read(max(0, end - file.tell()))).hexdigest()
 
 
-def clip_sha256(file: BinaryIO) -> str:
-    """Return the hash over a clip's bytes, the receipt in it left out.
+def rest_sha256(file: BinaryIO) -> str:
+    """Return the hash over a clip's or mesh's bytes, the receipt in it left out.
 
     Raises:
         ContentError: damaged.
     """
+    file.seek(0)
+    clip = clip_receipts.is_clip(file.read(12))
     try:
-        return clip_receipts.rest_sha256(file)
+        return clip_receipts.rest_sha256(file) if clip else mesh_receipts.rest_sha256(file)
     except ValueError as error:
         raise ContentError(str(error)) from None
 

@@ -1,8 +1,9 @@
-"""Signed receipts: who made a picture, a sound or a text, and what of that can be checked without asking anybody.
+"""Signed receipts: who made a picture, a clip, a mesh, a sound or a text, and what can be checked without asking.
 
 The signature (infra.receipts.signing, the key that signs exports) covers every field of the receipt, and with it the
 sha256 of what is seen, heard or read (infra.receipts.contents). Texts, a time and a resolution may be added to a PNG,
-texts to a WAV or FLAC, nothing to a clip; a changed pixel, sample, prompt or seed, and another's receipt are found.
+texts to a WAV or FLAC, nothing to a clip or mesh; a changed pixel, sample, prompt or seed, and another's receipt are
+found.
 """
 
 import io
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from infra.receipts import clip_receipts, contents, sound_receipts
+from infra.receipts import clip_receipts, contents, mesh_receipts, sound_receipts
 from infra.receipts.contents import ContentError
 from infra.receipts.receipts import START, Receipt, ReceiptError, parse, read
 from infra.receipts.signing import Signing, Untrusted
@@ -43,8 +44,8 @@ def sign(receipt: Receipt, made: bytes | str, signing: Signing, *, beside: bool 
 
     Args:
         receipt: What made it; a digest and a signature of before are replaced.
-        made: A PNG, WAV or FLAC, the receipt's own `size` or `sample_rate` in its header; a clip; MP3 or AAC; a text;
-            or any other file.
+        made: A PNG, WAV or FLAC, the receipt's own `size` or `sample_rate` in its header; a clip or mesh; MP3 or AAC;
+            a text; or any other file.
         signing: The key.
         beside: The receipt travels beside the file, whose every byte counts.
 
@@ -137,8 +138,8 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
 def _digest(file: BinaryIO, receipt: Receipt) -> dict[str, str | None]:
     """Return the digest of what a receipt lies in, under its field's name."""
     start = file.read(START)
-    if clip_receipts.is_clip(start):
-        return {"file_sha256": contents.clip_sha256(file)}
+    if clip_receipts.is_clip(start) or mesh_receipts.is_mesh(start):
+        return {"file_sha256": contents.rest_sha256(file)}
     if sound_receipts.is_packed(start):
         return {"file_sha256": contents.frames_sha256(file)}
     if sound_receipts.is_sound(start):

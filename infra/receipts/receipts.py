@@ -1,9 +1,10 @@
-"""Receipts: which endpoint, versions, seed and parameters made a picture, a sound or a text.
+"""Receipts: which endpoint, versions, seed and parameters made a picture, a clip, a mesh, a sound or a text.
 
 A PNG carries it in one tEXt chunk `atelier` of ASCII JSON straight after the header; the pixels' bytes stay as they
 are. PNG: https://www.w3.org/TR/png-3/, section 5 (chunks) and 11.3.3.3 (tEXt). WAV and FLAC: see
-infra.receipts.sound_receipts; MP4, GIF and WebP: infra.receipts.clip_receipts. A text's receipt goes beside it and
-names its sha256; a file with the answer's JSON can be read.
+infra.receipts.sound_receipts; MP4, GIF and WebP: infra.receipts.clip_receipts; GLB and OBJ:
+infra.receipts.mesh_receipts. A text's receipt goes beside it and names its sha256; a file with the answer's JSON can be
+read.
 """
 
 import io
@@ -17,7 +18,7 @@ from typing import Annotated, Any, BinaryIO, Final, Literal, Protocol
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from infra.documents import parse_json
-from infra.receipts import clip_receipts, sound_receipts
+from infra.receipts import clip_receipts, mesh_receipts, sound_receipts
 from infra.receipts.contents import PNG as SIGNATURE
 from infra.receipts.contents import text_sha256
 
@@ -60,10 +61,10 @@ class StageReceipt(Strict):
 
 
 class Receipt(Strict):
-    """What made one picture, clip, sound or text; the same values make it again. None: not asked for, or meaningless.
+    """What made one picture, clip, mesh, sound or text; the same values make it again.
 
-    One of the four digests names what it speaks for, and `signature` covers it and every other field; a receipt from
-    before there were signatures has none (infra.receipts.provenance).
+    None: not asked for, or meaningless. One of the four digests names what it speaks for, and `signature` covers it and
+    every other field; a receipt from before there were signatures has none (infra.receipts.provenance).
     """
 
     format: Literal[1] = 1
@@ -119,7 +120,7 @@ class Receipt(Strict):
 
 
 def attach(file: bytes, receipt: Receipt) -> bytes:
-    """Return the file (PNG; MP4, GIF, WebP; WAV, FLAC, MP3, AAC) with this receipt alone; the rest keeps its bytes.
+    """Return the file (of a kind that `read` reads) with this receipt alone; the rest keeps its bytes.
 
     Raises:
         ReceiptError: another kind of file, or a receipt above 64 KiB.
@@ -157,7 +158,7 @@ def _text(receipt: Receipt) -> bytes:
 
 
 def read(source: Path | bytes) -> Receipt:
-    """Return the receipt of a PNG, MP4, GIF, WebP, WAV, FLAC, MP3 or AAC, or of an answer's JSON with one text.
+    """Return the receipt of a PNG, MP4, GIF, WebP, GLB, OBJ, WAV, FLAC, MP3 or AAC, or of the JSON of one text.
 
     Reads no pixels, of sound at most a WAV's last 256 KiB, and else never more than 64 KiB at once; of JSON 16 MiB.
 
@@ -189,6 +190,8 @@ def _carrier(start: bytes) -> Carrier | None:
     """Return who carries receipts in files that begin so; None of pictures and texts."""
     if clip_receipts.is_clip(start):
         return clip_receipts
+    if mesh_receipts.is_mesh(start):
+        return mesh_receipts
     return sound_receipts if sound_receipts.is_sound(start) else None
 
 
@@ -262,7 +265,7 @@ def _chunks(file: BinaryIO, where: str, *, texts_only: bool) -> Iterator[tuple[b
     """Yield a PNG's chunks in order as (kind, content); with `texts_only` only tEXt has its content."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
         raise NoReceipt(
-            f"{where} is not a PNG, MP4, GIF, WebP, WAV, FLAC, MP3 or AAC, and no answer's JSON:"
+            f"{where} is not a PNG, MP4, GIF, WebP, GLB, OBJ, WAV, FLAC, MP3 or AAC, and no answer's JSON:"
             " only these carry receipts"
         )
     for _ in range(MOST_CHUNKS):

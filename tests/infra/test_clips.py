@@ -16,14 +16,8 @@ from PIL import Image
 
 from infra.media import clips
 from infra.media.clips import ClipError, Frames, decode, encoded, spritesheet, thumbnail
-from infra.receipts.provenance import sign
-from infra.receipts.receipts import NoReceipt, Receipt, ReceiptError, attach, read
-from infra.receipts.signing import Signing
-from tests.infra.test_provenance import GOOD, outcome, said
-from tests.infra.test_receipts import RECEIPT
 
 KINDS: tuple[Any, ...] = ("mp4", "gif", "webp")
-CLIP = RECEIPT.model_copy(update={"size": "32x24", "frames": 6, "frame_rate": 8.0})
 
 
 def moving(count: int = 6, height: int = 24, width: int = 32, channels: int = 3) -> Frames:
@@ -36,11 +30,6 @@ def moving(count: int = 6, height: int = 24, width: int = 32, channels: int = 3)
 
 
 FILES = {kind: encoded(moving(), 8, kind).content for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def signing(tmp_path_factory: pytest.TempPathFactory) -> Signing:
-    return Signing(tmp_path_factory.mktemp("signing"))
 
 
 @given(
@@ -212,58 +201,3 @@ def test_a_damaged_clip_is_read_or_refused(data: st.DataObject, kind: Any) -> No
     with contextlib.suppress(ClipError):
         found = decode(bytes(content[: data.draw(st.integers(1, len(content)))]))
         assert 1 <= len(found.frames) <= clips.MOST_FRAMES
-
-
-def stamped(kind: str, receipt: Receipt, signing: Signing) -> bytes:
-    return attach(FILES[kind], sign(receipt, FILES[kind], signing))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_clip_carries_its_receipt_and_shows_what_it_showed(kind: str, signing: Signing) -> None:
-    made = stamped(kind, CLIP, signing)
-    assert outcome(made, signing) == GOOD
-    assert read(made).frame_rate == 8
-    np.testing.assert_array_equal(decode(made).frames, decode(FILES[kind]).frames)
-    newer = read(made).model_copy(update={"seed": 8})
-    assert read(attach(made, newer)) == newer
-    assert outcome(attach(made, newer), signing)["signature"] is False
-    with pytest.raises(NoReceipt, match="no receipt in"):
-        read(FILES[kind])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_another_clip_with_this_receipt_is_found(kind: Any, signing: Signing) -> None:
-    other = encoded(moving()[::-1], 8, kind).content
-    forged = attach(other, sign(CLIP, FILES[kind], signing))
-    assert outcome(forged, signing) == {**GOOD, "content": False}
-    assert "not the file that was signed" in said(forged, signing)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(data=st.data())
-def test_one_changed_byte_of_a_signed_clip_is_found(
-    kind: str, signing: Signing, data: st.DataObject
-) -> None:
-    made = bytearray(stamped(kind, CLIP, signing))
-    made[data.draw(st.integers(0, len(made) - 1))] ^= data.draw(st.integers(1, 255))
-    try:
-        found = outcome(bytes(made), signing)
-    except ReceiptError:
-        return
-    assert found != GOOD
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(length=st.integers(0, 2**16))
-def test_every_truncation_of_a_signed_clip_is_refused(
-    kind: str, signing: Signing, length: int
-) -> None:
-    made = stamped(kind, CLIP, signing)
-    with pytest.raises(ReceiptError):
-        read(made[: length % len(made)])
-
-
-@given(prompt=st.text(max_size=300), kind=st.sampled_from(KINDS))
-def test_any_prompt_survives_in_any_clip(prompt: str, kind: str) -> None:
-    receipt = CLIP.model_copy(update={"prompt": prompt})
-    assert read(attach(attach(FILES[kind], CLIP), receipt)) == receipt
