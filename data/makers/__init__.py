@@ -32,6 +32,7 @@ MAKERS: Final[Mapping[str, str]] = {
     "labelled-audio": "data.makers.labelled_audio",
     "clips": "data.makers.clip_folder",
     "moving": "data.makers.moving",
+    "solids": "data.makers.solids",
     "spoken": "data.makers.spoken",
     "speech": "data.makers.speech",
     "moving-mnist": "data.makers.moving_mnist",
