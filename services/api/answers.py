@@ -1,6 +1,6 @@
 """The bodies of answers, as /v1/openapi.json shows them in OpenAI's words; `seed` and `receipt` are ours."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -303,3 +303,10 @@ class ReadinessReport(Body):
     ledger: bool
     stages: bool
     missing: dict[str, str] | None = None
+
+
+def listing(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """Return a part of a list as OpenAI's clients page through it."""
+    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    body = {"first_id": ends[0], "last_id": ends[1], "has_more": has_more}
+    return {"object": "list", "data": data, **body}

@@ -17,23 +17,22 @@ from infra.jobs.idempotency import Conflict
 from infra.jobs.ids import new_id
 from infra.jobs.jobs import JobError, NotFound
 from infra.jobs.table import FILE
+from services.api.answers import listing
 from services.api.edits import FORM, form_of
 from services.api.requests import Strict
 from services.api.served import parts_of
 from services.batches import files
 from services.batches.files import JSONL, LARGEST, MOST, FileDeleted, FileList, FileObject
-from services.batches.routes import listing
 from services.gateway.errors import invalid
-from services.gateway.openapi import ANYWHERE, Routes, answers
+from services.gateway.openapi import ANYWHERE, BINARY, Routes, answers
+from services.jobs.content import ENDINGS, content
 from services.jobs.idempotency import conflict, key_of
 from services.jobs.store import Store
 from services.media.result_store import gone
-from services.videos.content import content
 
-OF_A_JOB: Final = re.compile(r"(video_[0-9A-Z]{26})\.(mp4|gif|webp)")
-BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+OF_A_JOB: Final = re.compile(rf"([a-z]+_[0-9A-Z]{{26}})\.({'|'.join(ENDINGS.values())})")
 BLOCK: Final = 2**20  # bytes that are kept at a time
-KINDS: Final = ("image/png", "image/gif", "image/webp", "video/mp4")
+KINDS: Final = ("image/png", *ENDINGS)
 
 routes = Routes()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -11,6 +11,7 @@ from pydantic import Field
 from infra.jobs.idempotency import Conflict
 from infra.jobs.jobs import Full, NotFound
 from infra.jobs.table import Job
+from services.api.answers import listing
 from services.api.requests import Strict
 from services.api.served import Parts, parts_of, read_order
 from services.batches import files, lines
@@ -96,13 +97,6 @@ async def listed(
     page = await asyncio.to_thread(parts.jobs.page, owner, KIND, after, limit)
     data = await asyncio.to_thread(shown, parts.jobs, page.jobs)
     return JSONResponse(listing(data, page.has_more))
-
-
-def listing(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    """Return a part of a list as OpenAI's clients page through it."""
-    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    body = {"first_id": ends[0], "last_id": ends[1], "has_more": has_more}
-    return {"object": "list", "data": data, **body}
 
 
 @routes.get(ONE, response_model=None, responses=answers(Batch, FOUND))

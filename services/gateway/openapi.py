@@ -23,8 +23,8 @@ REASONS: Final[Mapping[int, str]] = {
     403: "The link has expired.",
     404: "There is no such model, file or url.",
     408: "The request did not arrive in time.",
-    409: "The clip is not there yet, or never will be; `message` says which.",
-    410: "The clip was kept for its time, and is gone.",
+    409: "What is asked for is not there yet, or never will be; `message` says which.",
+    410: "What was made was kept for its time, and is gone.",
     413: "The body is too large.",
     415: "The body is of another type.",
     416: "There are no such bytes.",
@@ -45,6 +45,7 @@ EVENT: Final = {
     "required": ["data"],
     "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
 }
+BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 STREAM: Final = {"text/event-stream": {"schema": EVENT}}
 """With stream: true."""
 

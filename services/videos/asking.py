@@ -1,62 +1,28 @@
 """From a request to a job: what of it a pipeline can make, and what is written down for whoever makes it."""
 
 import asyncio
-import re
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import Request
 
-from infra.jobs.idempotency import Conflict
-from infra.jobs.ids import new_id
-from infra.jobs.jobs import BatchOver, Full, NotFound
 from infra.jobs.table import Job
 from infra.media.clips import Clip, ClipError, check_readable
 from infra.pipelines import Pipeline
 from services.api.edits import digests
 from services.api.images import caption
-from services.api.served import Parts, parts_of
+from services.api.served import parts_of
 from services.gateway.errors import ApiError, invalid
-from services.jobs.idempotency import conflict, key_of
-from services.jobs.store import Store
-from services.pipelines.executor import Executor
-from services.pipelines.payload import GenerationSpec
+from services.jobs.asking import check, earlier, submit
+from services.jobs.content import read, result_of
 from services.routing.endpoints import Endpoint
-from services.videos.content import result_of
+from services.videos.answers import VIDEOS
 from services.videos.requests import Sampling, VideoEditOrder, VideoExtensionOrder, VideoOrder
-from services.videos.work import KIND, Input, Work, opened_clip, opened_picture, read, work_of
+from services.videos.work import KIND, ClipWork, opened_clip, opened_picture, work_of
 
-LONGEST_S: Final = 24 * 3600  # until a deadline
 CLOSE: Final = 0.005  # s or frames a second by which what is asked for may miss what is made
-
-
-def owner_of(request: Request) -> str:
-    """Return whose jobs a request may see and make: its key's, or everybody's while there is no key."""
-    return str(request.scope["owner"])
-
-
-async def job_of(request: Request, id: str) -> Job:
-    """Return a clip of whoever asks.
-
-    Raises:
-        ApiError: 404, there is none, or it is another key's.
-    """
-    try:
-        job = await asyncio.to_thread(parts_of(request).jobs.get, id)
-    except NotFound:
-        raise _unknown(id) from None
-    if job.owner != owner_of(request) or job.kind != KIND:
-        raise _unknown(id)
-    return job
-
-
-def _unknown(id: str) -> ApiError:
-    shown = id if len(id) <= 60 else f"{id[:60]}..."
-    message = f"there is no video {shown!r} of this key, or not any more; GET /v1/videos lists them"
-    return ApiError(404, message, code="video_not_found", param="video_id")
 
 
 async def ask(
@@ -72,8 +38,8 @@ async def ask(
         **order.model_dump(mode="json", exclude_defaults=True),
         "files": await asyncio.to_thread(digests, files),
     }
-    if (earlier := await _earlier(request, said)) is not None:
-        return earlier
+    if (before := await earlier(request, KIND, said)) is not None:
+        return before
     parts, seed = parts_of(request), order.seed
     seed = secrets.randbelow(2**32) if seed is None else seed
     source = await _source(request, order)
@@ -83,23 +49,15 @@ async def ask(
     work, given = await asyncio.to_thread(
         _planned, route.endpoint, order, files, entrance, seed, source
     )
-    await _check(parts, work, route.endpoint)
-    return await submit(request, work, given, route.endpoint, seed, said)
-
-
-async def _check(parts: Parts, work: Work, endpoint: Endpoint) -> None:
-    """Refuse what a stage would refuse once the job is under way."""
-    pipeline = endpoint.pipeline
-    prompts = (work.prompt,) if pipeline.reads_text else ()
-    spec = GenerationSpec(seeds=(0,), prompts=prompts, entrance=work.entrance, options=work.options)
-    await Executor(parts.stage_of).check(pipeline, spec)
+    await check(parts, work, route.endpoint)
+    return await submit(request, KIND, work, route.endpoint, seed, said, given)
 
 
 async def _source(request: Request, order: Sampling) -> Job | None:
     """Return the clip that an edit or extension names."""
     if not isinstance(order, VideoEditOrder) or order.video is None:
         return None
-    source = await job_of(request, order.video.id)
+    source = await VIDEOS.job_of(request, order.video.id)
     result_of(source)
     return source
 
@@ -115,7 +73,7 @@ def _planned(
     entrance: str,
     seed: int,
     source: Job | None,
-) -> tuple[Work, dict[str, bytes]]:
+) -> tuple[ClipWork, dict[str, bytes]]:
     """Return what is to be made, and of which files."""
     pipeline = endpoint.pipeline
     endpoint.must("videos")
@@ -139,14 +97,11 @@ def _planned(
         opened_picture(content, pipeline)
         given["image"] = content
     _check_whole(frames, rate, entrance)
-    work = Work(
-        model=endpoint.model,
-        version=endpoint.ref,
-        place=endpoint.stage,
-        epoch=endpoint.epoch,
-        prompt=prompt,
+    work = ClipWork.asked(
+        endpoint,
+        prompt,
+        options,
         entrance=entrance,
-        options=options,
         seconds=frames / rate,
         size=pipeline.size or "",
         output_format=order.output_format or "mp4",
@@ -224,15 +179,15 @@ async def again(request: Request, source: Job, prompt: str) -> Job:
         ApiError: as `submit`; 503, its version cannot be had; 410, nor can the file that it was made of.
     """
     asked = {"remix": source.id, "prompt": prompt}
-    if (earlier := await _earlier(request, asked)) is not None:
-        return earlier
+    if (before := await earlier(request, KIND, asked)) is not None:
+        return before
     parts, work = parts_of(request), work_of(source)
     digest = source.digests[source.pipeline]
     endpoint = await asyncio.to_thread(parts.endpoints.pinned, source.pipeline, digest)
     endpoint = replace(endpoint, model=work.model)
     said = "".join(caption(prompt, (source.seed,), endpoint))
     remix = work.model_copy(update={"prompt": said, "remixed_from": source.id})
-    await _check(parts, remix, endpoint)
+    await check(parts, remix, endpoint)
     try:
         given = {name: await asyncio.to_thread(read, one.uri) for name, one in work.inputs.items()}
     except OSError:
@@ -240,92 +195,4 @@ async def again(request: Request, source: Job, prompt: str) -> Job:
             f"{source.id} was made of a file that is not kept any more; ask anew with the file"
         )
         raise ApiError(410, message, code="video_expired", retry=False) from None
-    return await submit(request, remix, given, endpoint, source.seed, asked)
-
-
-async def _earlier(request: Request, asked: Mapping[str, Any]) -> Job | None:
-    """Return the job that this request was answered with before, whatever has been promoted since.
-
-    Raises:
-        ApiError: 400, no idempotency key; 422, it names another request.
-    """
-    try:
-        return await asyncio.to_thread(
-            parts_of(request).jobs.earlier,
-            KIND,
-            asked,
-            owner=owner_of(request),
-            idempotency_key=key_of(request),
-        )
-    except Conflict as error:
-        raise conflict(error) from None
-
-
-async def submit(
-    request: Request,
-    work: Work,
-    given: Mapping[str, bytes],
-    endpoint: Endpoint,
-    seed: int,
-    asked: Mapping[str, Any],
-) -> Job:
-    """Write a job down, with the files that it is made of; the same idempotency key and request give the same one.
-
-    Raises:
-        ApiError: 429, the key's quota or the queue is full; 422, the idempotency key names another request; 409, the
-            batch that asks is called off.
-    """
-    digests = {endpoint.ref: endpoint.digest}
-    digests |= {one.pin.ref: one.sha256 for one in endpoint.pipeline.stages}
-    id = new_id(KIND, time.time())
-    facts = {
-        "id": id if given else None,
-        "owner": owner_of(request),
-        "pipeline": endpoint.ref,
-        "digests": digests,
-        "seed": seed,
-        "idempotency_key": key_of(request),
-        "asked": asked,
-        "deadline": _deadline(request),
-        "batch": request.scope.get("batch"),
-    }
-    try:
-        return await asyncio.to_thread(_submitted, parts_of(request), work, given, id, facts)
-    except Full as error:
-        raise ApiError(
-            429, str(error), code="queue_full", retry_after_s=error.retry_after_s
-        ) from None
-    except Conflict as error:
-        raise conflict(error) from None
-    except BatchOver as error:
-        raise ApiError(409, str(error), code="batch_over", retry=False) from None
-
-
-def _submitted(
-    parts: Parts, work: Work, given: Mapping[str, bytes], id: str, facts: Mapping[str, Any]
-) -> Job:
-    """Keep a job's files under its id, where they go with it, and write it down."""
-    if not given:
-        return parts.jobs.submit(KIND, work.model_dump(mode="json"), **facts)
-    store, inputs, job = Store(parts.arguments.made), {}, None
-    try:
-        for name, content in given.items():
-            digest, uri = store.put(id, f"given-{name}", content)
-            inputs[name] = Input(uri=uri, sha256=digest)
-        whole = work.model_copy(update={"inputs": inputs})
-        job = parts.jobs.submit(KIND, whole.model_dump(mode="json"), **facts)
-        return job
-    finally:
-        if job is None or job.id != id:  # refused, or the same key was faster
-            store.clear(id)
-
-
-def _deadline(request: Request) -> float | None:
-    """Return when a job is not wanted any more, in Unix seconds, as the header Cancel-After says."""
-    said = request.headers.get("cancel-after")
-    if said is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,9}", said) or not 1 <= int(said) <= LONGEST_S:
-        message = f"cancel-after: whole seconds, 1 to {LONGEST_S}, got {said[:40]!r}"
-        raise ApiError(400, message, code="header", param="cancel-after")
-    return time.time() + int(said)
+    return await submit(request, KIND, remix, endpoint, source.seed, asked, given)

@@ -5,64 +5,41 @@ Whoever runs the job reads the row alone: versions by digest, uploads by where t
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Literal
 
-import fsspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from infra.jobs.table import Job
 from infra.media.clips import Clip, ClipError, decode, encoded
 from infra.media.pictures import PictureError
 from infra.media.pictures import decode as decode_picture
 from infra.pipelines import Pipeline
-from infra.receipts import provenance
-from infra.receipts.receipts import attach
 from infra.receipts.signing import Signing
 from models.ports import Port
 from services.gateway.errors import invalid
+from services.jobs.content import read
 from services.jobs.runner import File, Kind
+from services.jobs.work import Input, Work
 from services.pipelines.payload import GenerationSpec, Pictures
 from services.pipelines.request import Complete
 from services.routing.endpoints import Endpoint
-from services.routing.request_session import facts
 
 KIND: Final = "video"
 
 
-class Input(BaseModel):
-    """A file that was given, and where it is kept."""
+class ClipWork(Work):
+    """The request of a job for a clip."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    uri: str
-    sha256: str
-
-
-class Work(BaseModel):
-    """The request of a job, as its row has it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str  # as asked for
-    version: str  # that answers: "moving:3"
-    place: str | None  # of the ledger, and its row there, for the receipt
-    epoch: int
-    prompt: str
-    entrance: str
-    options: dict[str, Any]
     seconds: float
     size: str
     output_format: Literal["mp4", "gif", "webp"]
-    inputs: dict[str, Input] = {}
     remixed_from: str | None = None
 
 
-def work_of(job: Job) -> Work:
+def work_of(job: Job) -> ClipWork:
     """Return what a job asks for."""
-    return Work.model_validate(dict(job.request))
+    return ClipWork.model_validate(dict(job.request))
 
 
 def spec_of(job: Job, pipeline: Pipeline) -> GenerationSpec:
@@ -72,17 +49,11 @@ def spec_of(job: Job, pipeline: Pipeline) -> GenerationSpec:
         ApiError: 400, a file that was given cannot be read.
     """
     work = work_of(job)
-    return GenerationSpec(
-        seeds=(job.seed,),
-        prompts=(work.prompt,) if pipeline.reads_text else (),
-        entrance=work.entrance,
-        options=work.options,
-        given={name: _given(name, one, pipeline, work) for name, one in work.inputs.items()},
-        uploads={name: one.sha256 for name, one in work.inputs.items()},
-    )
+    given = {name: _given(name, one, pipeline, work) for name, one in work.inputs.items()}
+    return replace(work.spec(pipeline, job.seed), given=given)
 
 
-def _given(name: str, given: Input, pipeline: Pipeline, work: Work) -> Pictures:
+def _given(name: str, given: Input, pipeline: Pipeline, work: ClipWork) -> Pictures:
     content = read(given.uri)
     if name == "image":
         return opened_picture(content, pipeline)[None]
@@ -91,13 +62,6 @@ def _given(name: str, given: Input, pipeline: Pipeline, work: Work) -> Pictures:
     last = frames if count is None else frames[-count:]
     found: Pictures = last.transpose(0, 3, 1, 2)[None].astype(np.float32) / np.float32(255)
     return found
-
-
-def read(uri: str) -> bytes:
-    """Return a kept file's bytes."""
-    with fsspec.open(uri, "rb") as file:
-        content: bytes = file.read()
-    return content
 
 
 def taken(pipeline: Pipeline, entrance: str, name: str) -> Port:
@@ -166,15 +130,5 @@ def finished(signing: Signing, job: Job, endpoint: Endpoint, complete: Complete)
         before = _decoded(source, pipeline, work.options, side, channels)
         clip = replace(clip, frames=np.concatenate([before.frames, clip.frames[1:]]))
     made = encoded(clip.frames, clip.frame_rate, work.output_format)
-    spec = GenerationSpec(
-        seeds=(job.seed,),
-        prompts=(work.prompt,),
-        entrance=work.entrance,
-        options=work.options,
-        uploads={name: one.sha256 for name, one in work.inputs.items()},
-    )
-    asked = replace(endpoint, stage=work.place, epoch=work.epoch)
-    receipt = facts(asked, spec, 0, datetime.fromtimestamp(job.created, UTC), job.id)
-    told = receipt.model_copy(update={"frames": len(clip.frames), "frame_rate": clip.frame_rate})
-    stamped = attach(made.content, provenance.sign(told, made.content, signing))
-    return File(stamped, made.media_type, work.output_format)
+    shown = {"frames": len(clip.frames), "frame_rate": clip.frame_rate}
+    return work.stamped(signing, job, endpoint, made, **shown)
