@@ -33,12 +33,14 @@ from services.gateway import errors, sockets
 from services.gateway.guard import Guard, require_key_off_loopback
 from services.gateway.openapi import Api
 from services.gateway.readiness import Readiness
-from services.jobs.runner import Runner
+from services.jobs.runner import Kind, Runner
 from services.jobs.store import Store
 from services.jobs.webhooks import Courier
 from services.jobs.working import Working
 from services.media.answer_log import Samples
 from services.media.result_store import Files
+from services.meshes import routes as meshes
+from services.meshes import work as mesh_work
 from services.pipelines.executor import Executor
 from services.pipelines.request import StageOf, Stages
 from services.pipelines.stage_client import Remote
@@ -47,7 +49,7 @@ from services.routing.endpoints import Endpoints
 from services.settings import Arguments
 from services.stages.deployment import Stage
 from services.videos import routes as videos
-from services.videos.work import KIND, clips
+from services.videos import work as video_work
 
 if TYPE_CHECKING:
     from ray import serve
@@ -78,6 +80,7 @@ def inside(parts: Parts) -> Api:
         scores,
         provenance,
         videos,
+        meshes,
         webhooks,
         batches,
     ):
@@ -101,6 +104,14 @@ def guarded(app: Api, parts: Parts, *, behind_proxy: bool = False) -> ASGIApp:
 def drawn_by(placement: Placement, stages: Mapping[str, Stages]) -> StageOf:
     """Return which of the pools' `stages` draws a pinned one."""
     return lambda pinned: stages[placement.pool_of(pinned.name, pinned.family).name]
+
+
+def kinds(signing: Signing) -> dict[str, Kind]:
+    """Return how jobs are made, by kind."""
+    return {
+        video_work.KIND: video_work.clips(signing),
+        mesh_work.KIND: mesh_work.meshes(signing),
+    }
 
 
 class Gateway:
@@ -131,8 +142,7 @@ class Gateway:
         stage_of = drawn_by(given.placement, self._own or remote)
         observer = Observer(ledger, Observations(given.database))
         executor, store, jobs = Executor(stage_of), Store(given.made), Jobs(given.database)
-        kinds = {KIND: clips(signing)}
-        self._runner = Runner(jobs, store, endpoints, executor, kinds)
+        self._runner = Runner(jobs, store, endpoints, executor, kinds(signing))
         webhooks, private = Webhooks(given.database), given.private_webhooks
         self._courier = Courier(webhooks, signing, private=private)
         self._parts = Parts(

@@ -59,6 +59,7 @@ class Model(Body):
     sizes: list[str] | None = None  # that may be asked for
     frames: int | None = None
     frame_rate: float | None = None
+    resolution: int | None = None  # voxels a side, of what a mesh is cut from
     sample_rate: int | None = None
     seconds: float | None = None
     response_formats: list[str] | None = None

@@ -159,6 +159,19 @@ async def read_form(
         return order, {name: await file.read() for name, file in files.items()}
 
 
+async def read_sent(
+    request: Request, kind: type[TOrder], file: str = "", largest: int = LARGEST
+) -> tuple[TOrder, dict[str, bytes]]:
+    """Return the body, a form or JSON, and the file that may be in a form under this name.
+
+    Raises:
+        ApiError: 415, another type; 400 that names its first wrong field.
+    """
+    if request.headers.get("content-type", "").lower().startswith(FORM):
+        return await read_form(request, kind, {file: False} if file else {}, largest)
+    return await read_order(request, kind), {}
+
+
 def _fields(form: FormData) -> tuple[dict[str, Any], dict[str, UploadFile]]:
     """Return the texts of a form and its files, each by its name."""
     texts: dict[str, Any] = {}

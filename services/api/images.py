@@ -24,7 +24,7 @@ from services.api.served import exchange_of, parts_of, read_order
 from services.gateway.errors import ApiError, invalid
 from services.gateway.openapi import STREAM, Routes
 from services.media.answer_log import Samples
-from services.media.codecs import Sound, png
+from services.media.codecs import Sound, Volume, png
 from services.media.result_store import Files
 from services.pipelines.payload import GenerationSpec, Text
 from services.pipelines.request import Complete, One, Sketch
@@ -237,7 +237,7 @@ class PictureAnswer:
 
 def stamped_png(exchange: Exchange, step: Step, row: int, made: One) -> bytes:
     """Return picture `row` as a PNG with its receipt."""
-    assert not isinstance(made, Text | Sound | Clip)
+    assert not isinstance(made, Text | Sound | Clip | Volume)
     file = png(made)
     return attach(file, exchange.receipt(step, row, file))
 

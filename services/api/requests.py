@@ -262,6 +262,21 @@ Caption: TypeAlias = Annotated[
 ]
 
 
+class JobOrder(Guided):
+    """What a job is asked to make, and how it is drawn; whatever is left out is as its pipeline pins it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [apart("steps", "num_inference_steps"), apart("guidance", "guidance_scale")]
+        }
+    )
+
+    prompt: Caption
+    model: Annotated[str, Field(max_length=100)] | None = None  # None: the only one in production
+    seed: Seed | None = None
+    user: Label | None = None
+
+
 class ImageOrder(PictureOrder):
     """A request for pictures of what a prompt says."""
 

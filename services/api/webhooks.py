@@ -20,13 +20,19 @@ from services.jobs.idempotency import conflict, key_of
 from services.jobs.webhooks import Unwelcome, address_of, secret_of, tell
 
 Event = Literal[
-    "video.completed", "video.failed", "batch.completed", "batch.failed", "batch.cancelled"
+    "video.completed",
+    "video.failed",
+    "mesh.completed",
+    "mesh.failed",
+    "batch.completed",
+    "batch.failed",
+    "batch.cancelled",
 ]
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 FOUND: Final = (*ANYWHERE, 404)
 TAKEN: Final = (*ANYWHERE, 404, 415)
 ONCE: Final = (*TAKEN, 422)
-TESTED: Final = {"id": "video_00000000000000000000000000"}  # of no job
+TESTED: Final = "00000000000000000000000000"  # the id, behind its kind, of no job
 HINT: Final = 4  # last signs of a secret that are shown
 T = TypeVar("T")
 
@@ -206,7 +212,8 @@ async def test(request: Request, webhook_endpoint_id: str) -> Response:
     )
     try:
         private = parts.arguments.private_webhooks
-        status = await tell(parts.signing, endpoint, order.event_type, TESTED, private=private)
+        data = {"id": f"{order.event_type.partition('.')[0]}_{TESTED}"}
+        status = await tell(parts.signing, endpoint, order.event_type, data, private=private)
     except (httpx.HTTPError, Unwelcome) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise invalid(f"url: the endpoint gave no answer: {why}", "url") from None

@@ -2,7 +2,7 @@
 
 A batch is a job. Its requests are sent some at a time, after all that people wait for; what a part of them was
 answered is sealed and committed like a stage, so that whoever goes on after a kill sends only the last part again. A
-clip is asked for under a key that is its line's, so that it is made once, and cancelled where the batch is.
+clip or mesh is asked for under a key that is its line's, so that it is made once, and cancelled where the batch is.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ OVER: Final = "batch_over"  # the code where a batch is called off
 LATE: Final = Error("deadline_exceeded", "it was not done by its deadline")
 BROKE: Final = Error("internal_error", "the server failed while answering it")
 LATER: Final = frozenset({429, 503, 504})  # what is asked again
-BUSY: Final = LATER | {500}  # what says nothing of a clip that is being made
+BUSY: Final = LATER | {500}  # what says nothing of a job that is under way
 LONGEST_PAUSE_S: Final = 30.0
 
 
@@ -168,8 +168,8 @@ class Batcher:
             if told.status_code == 409 and _body(told)["error"]["code"] == OVER:
                 # called off: the next beat ends this, and the line stays unanswered
                 await asyncio.Future()
-            if told.status_code == 200 and line.url == lines.VIDEOS:
-                told = await _clip(client, told)
+            if told.status_code == 200 and line.url in lines.JOBS:
+                told = await _over(client, line.url, told)
         identity = f"{batch}-{number}"
         return lines.answer(batch, number, line, told.status_code, identity, told.content)
 
@@ -206,9 +206,9 @@ class Batcher:
             yield lines.unsealed(self._store.get(output.uri, output.digest), right)
 
 
-async def _clip(client: httpx.AsyncClient, told: httpx.Response) -> httpx.Response:
-    """Wait until a clip that is asked for has ended; return what is told of it then."""
-    place = f"{lines.VIDEOS}/{_body(told)['id']}"
+async def _over(client: httpx.AsyncClient, url: str, told: httpx.Response) -> httpx.Response:
+    """Wait until a job that is asked for is over; return what is told of it then."""
+    place = f"{url}/{_body(told)['id']}"
     while told.status_code in BUSY or _body(told).get("status") in {"queued", "in_progress"}:
         await asyncio.sleep(LOOK_S)
         told = await client.get(place)

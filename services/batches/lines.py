@@ -14,7 +14,8 @@ from services.gateway.errors import ApiError, from_validation, invalid
 MOST: Final = 50_000  # requests of a batch
 LONGEST: Final = 16 * 2**20  # bytes of one
 LARGEST: Final = 64 * 2**20  # bytes of what one is answered with
-VIDEOS: Final = "/v1/videos"
+JOBS: Final = frozenset({"/v1/videos", "/v1/meshes"})
+"""Where what is asked for is a job, whose end is the answer."""
 MARKS: Final = {True: b'{"right": true, ', False: b'{"right": false, '}
 """What a kept answer begins with."""
 
@@ -106,7 +107,7 @@ def answer(batch: str, number: int, line: Line, status: int, identity: str, body
         status, body = wrong.status, bytes(wrong.response().body)
     if not body.isascii() or b"\n" in body:  # some split lines at more than a line feed
         body = json.dumps(parse_json(body, "an answer")).encode()
-    failed = line.url == VIDEOS and parse_json(body, "a clip").get("status") == "failed"
+    failed = line.url in JOBS and parse_json(body, "a job").get("status") == "failed"
     response = {"status_code": status, "request_id": identity, "body": None}
     named = {"id": f"batch_req_{batch.partition('_')[2]}_{number}", "custom_id": line.custom_id}
     row = json.dumps({**named, "error": None, "response": response}).encode()

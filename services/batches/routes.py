@@ -38,6 +38,7 @@ class BatchOrder(Strict):
         "/v1/images/generations",
         "/v1/images/edits",
         "/v1/videos",
+        "/v1/meshes",
     ]
     completion_window: Literal["24h"]
     metadata: (

@@ -7,11 +7,12 @@
     │   │       unsupported_capability: the body
     │   │       header, invalid_http, no_websockets: the rest of it
     │   ├── 401 invalid_api_key, 403 link_expired, 421 misdirected_request: the door
-    │   ├── 404 model_not_found, file_not_found, video_not_found, batch_not_found, webhook_not_found,
-    │   │       unknown_url, 405 method_not_allowed, http_error: where it went
+    │   ├── 404 model_not_found, file_not_found, video_not_found, mesh_not_found, batch_not_found,
+    │   │       webhook_not_found, unknown_url, 405 method_not_allowed, http_error: where it went
     │   ├── 408 headers_timeout, body_timeout, 413 body_too_large, 431 headers_too_large: how it came
-    │   ├── 409 video_not_completed, batch_over, file_in_use, 410 video_expired, 416 range_not_satisfiable,
-    │   │       422 idempotency_conflict: jobs
+    │   ├── 409 video_not_completed, mesh_not_completed, batch_over, file_in_use, 410 video_expired, mesh_expired,
+    │   │       416 range_not_satisfiable, 422 idempotency_conflict: jobs
+    │   ├── mesh_empty: a job whose volume has no surface
     │   ├── 413 answer_too_large: a line of a batch
     │   ├── 415 unsupported_media_type
     │   └── unknown_kind: a job that no gateway here makes

@@ -40,6 +40,13 @@ class Sound:
         return len(self.levels) / self.sample_rate
 
 
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What a mesh is cut from: a colour and an opacity a voxel, as infra.media.meshes has them."""
+
+    levels: NDArray[np.float32]  # (4, R, R, R) in [0, 1]
+
+
 def bitmap(picture: Pictures) -> Bitmap:
     """Return (C, H, W) in [0, 1] as (H, W, C) bytes, rounded."""
     levels = (picture.clip(0, 1) * 255).round().astype(np.uint8)

@@ -63,6 +63,8 @@ def card(pipeline: Pipeline) -> dict[str, Any]:
     if pipeline.modality == "clip":
         found |= {"frames": pipeline.frames, "frame_rate": pipeline.rate({})}
         found["seconds"] = pipeline.seconds({})
+    if pipeline.modality == "mesh":
+        found["resolution"] = pipeline.resolution
     if pipeline.modality == "audio":
         found["sample_rate"] = pipeline.sample_rate
         found["seconds"] = options.get("seconds")

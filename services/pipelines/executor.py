@@ -19,7 +19,7 @@ import numpy as np
 from infra.pipelines import NEGATIVE, PinnedStage, Pipeline
 from models.ports import REQUEST, Call, Port, Source, salted, walk
 from services.gateway.errors import ApiError
-from services.media.codecs import Sound, bitmap, clip, enlarged, sound
+from services.media.codecs import Sound, Volume, bitmap, clip, enlarged, sound
 from services.media.speech import at_speed, growing, joined, parted
 from services.pipelines.by_reference import LostError, Reference
 from services.pipelines.payload import (
@@ -389,8 +389,10 @@ class _Run:
                 warnings=warnings,
                 sources=made.sources,
             )
-        size = self._pipeline.sides_of(self._spec.options)
         assert not isinstance(made.pictures, Reference)
+        size = self._pipeline.sides_of(self._spec.options)
+        if self._pipeline.modality == "mesh":
+            size = (self._pipeline.resolution or 0,) * 2
         if size is None or made.pictures.shape[-2:] != size[::-1]:
             raise ApiError(
                 500, "the last stage drew another size than promised", code="internal_error"
@@ -399,6 +401,8 @@ class _Run:
             rate = self._pipeline.rate(self._spec.options)
             assert rate is not None
             return Complete([clip(one, rate) for one in made.pictures], warnings=warnings)
+        if self._pipeline.modality == "mesh":  # cut from the volume by whoever writes its file
+            return Complete([Volume(one) for one in made.pictures], warnings=warnings)
         return Complete([bitmap(picture) for picture in made.pictures], warnings=warnings)
 
 

@@ -18,7 +18,7 @@ from models.ports import Source, salted
 from services.pipelines.by_reference import Reference
 
 Pictures: TypeAlias = NDArray[np.float32]
-"""(N, C, H, W) in [0, 1]."""
+"""(N, C, H, W) in [0, 1]; of volumes (N, 4, R, R, R), R voxels a side."""
 Sounds: TypeAlias = NDArray[np.float32]
 """(N, T) in [-1, 1]."""
 Vectors: TypeAlias = NDArray[np.float32]

@@ -8,7 +8,7 @@ from infra.media.clips import Clip
 from infra.pipelines import PinnedStage, Pipeline
 from models.ports import Source
 from services.gateway.errors import ApiError, invalid
-from services.media.codecs import Bitmap, Sound
+from services.media.codecs import Bitmap, Sound, Volume
 from services.pipelines.payload import (
     Embedded,
     EmbedWork,
@@ -23,7 +23,7 @@ from services.pipelines.payload import (
 )
 from services.pipelines.payload import Made as Samples
 
-One: TypeAlias = Bitmap | Clip | Sound | Text
+One: TypeAlias = Bitmap | Clip | Sound | Text | Volume
 """A finished sample."""
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from infra.ledger.rollout_rules import Arm, Tally, bucket
 from infra.media.clips import Clip
 from services.gateway.errors import ApiError, logger
-from services.media.codecs import Bitmap, Sound
+from services.media.codecs import Bitmap, Sound, Volume
 from services.pipelines.payload import GenerationSpec, Piece, Text
 from services.pipelines.request import Complete, Maker, One, Progress, Said
 from services.routing.endpoints import Endpoint, Rollout, Route
@@ -273,7 +273,8 @@ def _apart(one: One, other: One) -> float:
     return float(np.abs(a.astype(np.int32) - b).mean()) / span
 
 
-def _levels(one: Bitmap | Clip | Sound) -> NDArray[Any]:
+def _levels(one: Bitmap | Clip | Sound | Volume) -> NDArray[Any]:
+    assert not isinstance(one, Volume)  # a job's: no rollout compares them
     if isinstance(one, Sound):
         return one.levels
     return one.frames if isinstance(one, Clip) else one

@@ -19,7 +19,8 @@ from infra.ledger.rollout_metrics import Observations
 from infra.ledger.rollout_rules import Arm, Tally, verdict
 from infra.media.blank import FLAT, SILENT, contrast, swing
 from infra.media.clips import Clip
-from services.media.codecs import Sound
+from infra.media.meshes import SURFACE
+from services.media.codecs import Sound, Volume
 from services.pipelines.payload import Text
 from services.pipelines.request import One
 from services.routing.endpoints import Rollout
@@ -61,6 +62,9 @@ def look(one: One) -> Look:
         return Look(
             swing(levels) < SILENT, hashlib.blake2b(levels.tobytes(), digest_size=16).digest()
         )
+    if isinstance(one, Volume):
+        empty = bool(one.levels[3].max() <= SURFACE)
+        return Look(empty, hashlib.blake2b(one.levels.tobytes(), digest_size=16).digest())
     return Look(contrast(one) < FLAT, hashlib.blake2b(one.tobytes(), digest_size=16).digest())
 
 

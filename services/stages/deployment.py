@@ -569,7 +569,7 @@ def _together(held: "Held", spec: GenerationSpec, made: Sequence[Any]) -> Made:
     from services.stages.scoring import count_tokens
 
     modality = held.model.capabilities.modality
-    if modality in {"image", "clip"}:
+    if modality in {"image", "clip", "mesh"}:
         return Drawn(np.stack(made))
     if modality == "audio":
         return _sounded(held, made)

@@ -4,24 +4,12 @@ import base64
 import binascii
 from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.config import JsonDict
+from pydantic import Field
 
-from services.api.requests import (
-    Caption,
-    Guided,
-    Label,
-    Seed,
-    Strict,
-    apart,
-)
+from services.api.requests import Caption, JobOrder, Strict
 from services.gateway.errors import invalid
 
 DATA_URL: Final = r"^data:image/[a-z+.-]{1,20};base64,[A-Za-z0-9+/]+={0,2}$"
-FORMATS: Final = ("mp4", "gif", "webp")
-TOGETHER: Final[JsonDict] = {
-    "allOf": [apart("steps", "num_inference_steps"), apart("guidance", "guidance_scale")]
-}
 
 Seconds = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4})?$")]
 
@@ -56,17 +44,11 @@ class VideoRemix(Strict):
     prompt: Caption
 
 
-class Sampling(Guided):
-    """How a clip is drawn and written; whatever is left out is as its pipeline pins it."""
+class Sampling(JobOrder):
+    """How a clip is drawn and written."""
 
-    model_config = ConfigDict(json_schema_extra=TOGETHER)
-
-    prompt: Caption
-    model: Annotated[str, Field(max_length=100)] | None = None  # None: the only one in production
-    seed: Seed | None = None
     fps: Annotated[float, Field(gt=0, le=240)] | None = None
     output_format: Literal["mp4", "gif", "webp"] | None = "mp4"
-    user: Label | None = None
 
 
 class VideoOrder(Sampling):

@@ -6,8 +6,7 @@ from typing import Final
 from fastapi import Request
 from fastapi.responses import Response
 
-from services.api.edits import FORM, read_form
-from services.api.served import Body, read_order
+from services.api.edits import FORM, JSON, read_sent
 from services.gateway.openapi import BINARY, Routes, answers
 from services.jobs.content import content, made_of
 from services.jobs.resource import FOUND, MADE
@@ -17,7 +16,6 @@ from services.videos.requests import VideoEditOrder, VideoExtensionOrder, VideoO
 from services.videos.variants import Variant, made
 
 LARGEST: Final = 16 * 2**20  # bytes of a clip that is sent
-JSON: Final = "application/json"
 FILES: Final = dict.fromkeys(("video/mp4", "image/gif", "image/webp", "image/jpeg"), BINARY)
 
 routes = Routes()
@@ -27,28 +25,28 @@ VIDEOS.answer(routes, Video, VideoList, VideoDeleted)
 @routes.takes("/v1/videos", VideoOrder, Video, None, FORM, JSON, errors=MADE)
 async def create(request: Request) -> Response:
     """Ask for a clip."""
-    order, files = await _read(request, VideoOrder, "input_reference")
+    order, files = await read_sent(request, VideoOrder, "input_reference", LARGEST)
     return await VIDEOS.asked(request, await ask(request, order, files))
 
 
 @routes.takes("/v1/videos/edits", VideoEditOrder, Video, None, FORM, JSON, errors=MADE)
 async def edit(request: Request) -> Response:
     """Ask for a clip that is made from another one."""
-    order, files = await _read(request, VideoEditOrder, "video")
+    order, files = await read_sent(request, VideoEditOrder, "video", LARGEST)
     return await VIDEOS.asked(request, await ask(request, order, files, "alter"))
 
 
 @routes.takes("/v1/videos/extensions", VideoExtensionOrder, Video, None, FORM, JSON, errors=MADE)
 async def extend(request: Request) -> Response:
     """Ask for a clip that goes on from another one."""
-    order, files = await _read(request, VideoExtensionOrder, "video")
+    order, files = await read_sent(request, VideoExtensionOrder, "video", LARGEST)
     return await VIDEOS.asked(request, await ask(request, order, files, "extend"))
 
 
 @routes.takes("/v1/videos/{video_id}/remix", VideoRemix, Video, None, FORM, JSON, errors=MADE)
 async def remix(request: Request, video_id: str) -> Response:
     """Ask for a clip again, of another prompt."""
-    order, _ = await _read(request, VideoRemix, "")
+    order, _ = await read_sent(request, VideoRemix)
     source = await VIDEOS.job_of(request, video_id)
     return await VIDEOS.asked(request, await again(request, source, order.prompt))
 
@@ -65,10 +63,3 @@ async def download(request: Request, video_id: str, variant: Variant = "video") 
     if variant == "video":
         return await content(request, job)
     return await made_of(request, job, variant, partial(made, variant=variant))
-
-
-async def _read(request: Request, kind: type[Body], file: str) -> tuple[Body, dict[str, bytes]]:
-    """Return the body, a form or JSON, and its file."""
-    if request.headers.get("content-type", "").lower().startswith(FORM):
-        return await read_form(request, kind, {file: False} if file else {}, LARGEST)
-    return await read_order(request, kind), {}

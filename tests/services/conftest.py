@@ -36,7 +36,7 @@ from models.family import Family
 from models.parts.lora import own
 from models.variational.vae import VAE
 from services.api.served import Parts
-from services.application import create, drawn_by
+from services.application import create, drawn_by, kinds
 from services.batches.batcher import Batcher
 from services.gateway.readiness import Readiness
 from services.jobs.runner import Runner
@@ -51,7 +51,6 @@ from services.routing.endpoints import Endpoints
 from services.routing.observer import Observer
 from services.settings import Arguments
 from services.stages.deployment import Stage
-from services.videos.work import KIND, clips
 from tests.services.toys import described
 
 WORDS = ("a", "small", "large", "red", "green", "circle", "square", "on", "the", "left")
@@ -280,9 +279,8 @@ class Workshop:
             Store(str(self.folder / "files" / "jobs")),
             Endpoints(self.ledger, self.registry),
         )
-        kinds = {KIND: clips(self.signing())}
         courier = Courier(self.webhooks, self.signing(), private=True)
-        runner = Runner(self.jobs, store, endpoints, executor, kinds)
+        runner = Runner(self.jobs, store, endpoints, executor, kinds(self.signing()))
         return Working(app, runner, courier, Batcher(self.jobs, store, app._app))
 
 

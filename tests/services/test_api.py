@@ -171,6 +171,12 @@ OPERATIONS = [
     ("/v1/videos/{video_id}/remix", "post"),
     ("/v1/videos/{video_id}/content", "get"),
     ("/v1/videos/{video_id}/events", "get"),
+    ("/v1/meshes", "post"),
+    ("/v1/meshes", "get"),
+    ("/v1/meshes/{mesh_id}", "get"),
+    ("/v1/meshes/{mesh_id}", "delete"),
+    ("/v1/meshes/{mesh_id}/content", "get"),
+    ("/v1/meshes/{mesh_id}/events", "get"),
     ("/v1/webhook_event_types", "get"),
     ("/v1/webhook_endpoints", "post"),
     ("/v1/webhook_endpoints", "get"),
@@ -183,7 +189,7 @@ OPERATIONS = [
 CLIPS = ("/v1/videos", "/v1/videos/edits", "/v1/videos/extensions")
 FORMS = (
     *("/v1/images/edits", "/v1/images/variations", "/v1/content_provenance_checks"),
-    *(*CLIPS, "/v1/files"),
+    *(*CLIPS, "/v1/meshes", "/v1/files"),
 )
 TAKE_A_BODY = [path for path, method in OPERATIONS if method == "post"]
 EACH_WAY = math.ceil(REQUESTS / len(TAKE_A_BODY) / 2)

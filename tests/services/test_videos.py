@@ -1,12 +1,9 @@
 """The real `openai` client asks for clips: they are jobs, seen by their owner's key alone, and fetched in any way."""
 
-import asyncio
 import io
 import json
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +18,6 @@ from PIL import Image
 
 from infra.jobs.ids import made_at, new_id
 from infra.jobs.jobs import Jobs
-from infra.jobs.leases import Lease
-from infra.jobs.table import Result
 from infra.keys import Keys
 from infra.media.clips import decode, encoded
 from infra.media.pictures import png
@@ -33,40 +28,12 @@ from services.jobs.runner import Runner
 from services.jobs.store import Store
 from services.pipelines.executor import Executor
 from services.routing.endpoints import Endpoints
-from services.videos.work import finished, spec_of
 from tests.services.clips_kit import publish_clips
+from tests.services.hand_kit import Hand
 from tests.services.served_kit import listening, with_toys
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")  # OpenAI's own, not its client
 PROMPT = "a red circle moving left"
-
-
-class Hand:
-    """Works jobs off one by one, when a test says so."""
-
-    def __init__(self, workshop: Any, stage: Any, folder: Path) -> None:
-        self._jobs, self._folder = workshop.jobs, folder
-        self._endpoints = Endpoints(workshop.ledger, workshop.registry)
-        self._executor = Executor(lambda _: stage)
-        self._signing = workshop.signing()
-
-    def claim(self) -> Lease:
-        lease = self._jobs.claim("hand")
-        assert lease is not None
-        return lease  # type: ignore[no-any-return]
-
-    def finish(self, lease: Lease) -> None:
-        job = lease.job
-        endpoint = self._endpoints.pinned(job.pipeline, job.digests[job.pipeline])
-        spec = spec_of(job, endpoint.pipeline)
-        complete = asyncio.run(self._executor.draw(endpoint.pipeline, spec))
-        file = finished(self._signing, job, endpoint, complete)
-        path = self._folder / job.id
-        path.write_bytes(file.content)
-        lease.finish(Result("ab" * 32, str(path), file.media_type, len(file.content)))
-
-    def work(self) -> None:
-        self.finish(self.claim())
 
 
 @pytest.fixture(scope="module")
@@ -107,28 +74,8 @@ def made(house: Any, client: OpenAI) -> Any:
     return client.videos.retrieve(video.id)
 
 
-@contextmanager
-def working(house: Any) -> Iterator[None]:
-    """Somebody works jobs off meanwhile."""
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(0.02):
-            lease = house.workshop.jobs.claim("hand")
-            if lease is not None:
-                house.hand.finish(lease)
-
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(work)
-        try:
-            yield
-        finally:
-            over.set()
-            done.result()
-
-
 def test_a_clip_is_asked_for_awaited_and_described(house: Any, client: OpenAI) -> None:
-    with working(house):
+    with house.hand.working():
         video = client.videos.create_and_poll(
             model="moving", prompt=PROMPT, seconds="0.75", size="16x16"
         )  # type: ignore[arg-type]
@@ -498,7 +445,7 @@ def test_a_clip_that_is_not_there_in_time_is_not_made(house: Any, client: OpenAI
 
 
 def test_a_wait_ends_with_the_clip_or_in_time(house: Any, client: OpenAI) -> None:
-    with working(house):
+    with house.hand.working():
         raw = client.videos.with_raw_response.create(
             model="moving", prompt=PROMPT, extra_headers={"prefer": "respond-async, wait=30"}
         )

@@ -216,6 +216,7 @@ TOYS: dict[str, str] = {
     "toy-inverting": f"{__name__}:Inverting",
     "toy-speaker": "tests.services.toys:Speaker",
     "toy-moving": "tests.services.clips_kit:Moving",
+    "toy-ball": "tests.services.meshes_kit:Ball",
 }
 
 
