@@ -18,7 +18,7 @@ from infra.storage import atomic_write
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
 
-POLL_S: Final = 0.5  # between two looks at a clip that is being made
+POLL_S: Final = 0.5  # between two looks at a job
 WARNINGS: Final = "x-atelier-warnings"  # the header of a sound's
 
 
@@ -121,16 +121,16 @@ def speak(model: str, text: str, *, seed: int | None = None, **more: Any) -> byt
     return base64.b64decode(answer["data"][0]["b64"])
 
 
-def film(
-    model: str, prompt: str, told: Callable[[Mapping[str, Any]], None], **wishes: Any
+def await_job(
+    route: str, model: str, prompt: str, told: Callable[[Mapping[str, Any]], None], **wishes: Any
 ) -> bytes:
-    """Return one clip as a file, with its receipt; `told` hears how far it is, again and again.
+    """Return what a job makes as a file, with its receipt; `told` hears how far it is, again and again.
 
-    `wishes` are fields of the API: `output_format`, `seed`, `steps`, `guidance`, `seconds`. Whoever does not wait for
-    the end cancels it.
+    `route` is "/videos" or "/meshes", `wishes` are fields of the API: `output_format`, `seed`, `steps`, `guidance`,
+    `seconds`. Whoever does not wait for the end cancels it.
 
     Raises:
-        Unanswered, NoGateway: as `paint`; the clip failed.
+        Unanswered, NoGateway: as `paint`; the job failed.
     """
     from openai import HttpxBinaryResponseContent
 
@@ -138,20 +138,20 @@ def film(
     body = {name: value for name, value in asked.items() if value is not None}
     once: Any = {"headers": {"idempotency-key": uuid.uuid4().hex}}  # the client asks again itself
     with _asking() as ours:
-        video: Any = ours.post("/videos", cast_to=object, body=body, options=once)
-        place = f"/videos/{video['id']}"
+        job: Any = ours.post(route, cast_to=object, body=body, options=once)
+        place = f"{route}/{job['id']}"
         try:
-            while video["status"] in {"queued", "in_progress"}:
-                told(video)
+            while job["status"] in {"queued", "in_progress"}:
+                told(job)
                 time.sleep(POLL_S)
-                video = ours.get(place, cast_to=object)
+                job = ours.get(place, cast_to=object)
         except KeyboardInterrupt:
             ours.delete(place, cast_to=object)
             raise
-        told(video)
-        if video["status"] != "completed":
-            error = video["error"] or {"code": "unknown", "message": "it failed"}
-            raise Unanswered(f"{video['id']}: {error['message']} ({error['code']})")
+        told(job)
+        if job["status"] != "completed":
+            error = job["error"] or {"code": "unknown", "message": "it failed"}
+            raise Unanswered(f"{job['id']}: {error['message']} ({error['code']})")
         content: bytes = ours.get(f"{place}/content", cast_to=HttpxBinaryResponseContent).content
         return content
 

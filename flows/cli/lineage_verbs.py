@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Picture = Annotated[
     Path,
     typer.Argument(
-        metavar="FILE", help="A picture, a clip, a sound or a text's answer, with a receipt."
+        metavar="FILE",
+        help="A picture, a clip, a mesh, a sound or a text's answer, with a receipt.",
     ),
 ]
 
@@ -94,7 +95,7 @@ def replay(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a picture, clip, sound or text again from its receipt; exit code 1 when more than rounding differs."""
+    """Make a picture, clip, mesh, sound or text again from its receipt; exit code 1 when more than rounding differs."""
     use_stack()
     from flows.provenance import tracing
     from infra.storage import atomic_write
@@ -145,8 +146,8 @@ def _again(file: Path, found: "Trace") -> "Replay":
             more |= {"voice": own.get("voice", "default"), "speed": own.get("speed", asked.speed)}
         again = speak(ref, asked.prompt, seed=asked.seed, **more)
         return tracing.compare_sounds(found, file.read_bytes(), again, where=through)
-    if found.pipeline.modality == "clip":
-        return _filmed_again(file.read_bytes(), found)
+    if found.pipeline.modality in {"clip", "mesh"}:
+        return _awaited_again(file.read_bytes(), found)
     where = through
     mixed = asked.blend and dict(zip(("prompt", "weight"), asked.blend, strict=True))
     try:
@@ -157,24 +158,27 @@ def _again(file: Path, found: "Trace") -> "Replay":
     return tracing.compare_pixels(found, file.read_bytes(), again, where=where)
 
 
-def _filmed_again(first: bytes, found: "Trace") -> "Replay":
-    """Make a clip once more, in a file of the same kind: what packing loses of both is the same."""
-    from flows.cli.client import NoGateway, film
+def _awaited_again(first: bytes, found: "Trace") -> "Replay":
+    """Make a clip or mesh once more, in a file of the same kind: what packing loses of both is the same."""
+    from flows.cli.client import NoGateway, await_job
     from flows.provenance import tracing
-    from infra.media.clips import kind_of
+    from infra.media import clips, meshes
 
-    kind, sampling = kind_of(first), dict(found.receipt.sampling)
-    sampling["fps"] = sampling.pop("frame_rate", None)
+    moves, sampling = found.pipeline.modality == "clip", dict(found.receipt.sampling)
+    kind = clips.kind_of(first) if moves else meshes.kind_of(first)
+    if moves:
+        sampling["fps"] = sampling.pop("frame_rate", None)
     where = "through the gateway"
     try:
-        again = film(
-            found.version.ref, found.receipt.prompt, lambda _: None, output_format=kind,
-            seed=found.receipt.seed, **sampling,
+        again = await_job(
+            "/videos" if moves else "/meshes", found.version.ref, found.receipt.prompt, lambda _: None,
+            output_format=kind, seed=found.receipt.seed, **sampling,
         )  # fmt: skip
     except NoGateway:
         again = tracing.redraw(found, kind)
         where = "in this process on the CPU, since no gateway answers"
-    return tracing.compare_clips(found, first, again, where=where)
+    compared = tracing.compare_clips if moves else tracing.compare_meshes
+    return compared(found, first, again, where=where)
 
 
 def lineage(

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 TAKES: Final[Mapping[str, Set[str]]] = {
     **{"image": {"steps", "guidance", "size"}, "clip": {"steps", "guidance", "seconds"}},
-    **{"audio": {"seconds"}, "text": frozenset()},
+    **{"audio": {"seconds"}, "text": frozenset(), "mesh": {"steps", "guidance"}},
 }
 """Which options `generate` has for what a model makes."""
-WRITTEN: Final = {"image": ("png",), "audio": ("wav",), "clip": ("mp4", "gif", "webp")}
+WRITTEN: Final = {
+    **{"image": ("png",), "audio": ("wav",)},
+    **{"clip": ("mp4", "gif", "webp"), "mesh": ("glb", "obj")},
+}
 """How the files are called that it writes; a text's as one likes."""
+JOBS: Final = {"clip": "/videos", "mesh": "/meshes"}
+"""Where what takes long is asked for."""
 
 
 def register(app: typer.Typer) -> None:
@@ -203,16 +208,19 @@ def generate(
             "-o",
             "--output",
             help="Where to write the PNG or WAV; a clip as .mp4, .gif or .webp; "
+            "a mesh as .glb or .obj; "
             "a text, with its receipt if FILE.json.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture or clip.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Of a picture or clip.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture, clip or mesh.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Of a picture, clip or mesh.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Of a sound or clip.")] = None,
     size: Annotated[str | None, typer.Option(help="Of a picture: one of the model's own.")] = None,
 ) -> None:
-    """Make one picture, clip, sound or text through the served API; text comes as it is written."""
+    """Make one picture, clip, mesh, sound or text through the served API; text comes as it is written."""
     from flows.cli import client
     from infra.storage import atomic_write
 
@@ -246,8 +254,8 @@ def generate(
         raise typer.BadParameter(f"{name} makes {modality}: say where to write it with -o FILE")
     elif modality == "audio":
         made = client.speak(name, prompt, seed=seed, **asked)
-    elif modality == "clip":
-        made = _filmed(name, prompt, output, {"seed": seed, **asked})
+    elif modality in JOBS:
+        made = _awaited(JOBS[modality], name, prompt, output, {"seed": seed, **asked})
     else:
         made = client.paint(name, prompt, seed=seed, **asked)
     if output is None:
@@ -258,17 +266,18 @@ def generate(
         console.print(f"{output}  (where it came from: atelier verify {output})")
 
 
-def _filmed(name: str, prompt: str, output: Path, asked: Mapping[str, Any]) -> bytes:
-    """Return a clip, and say meanwhile how far it is and which stages are done."""
+def _awaited(route: str, name: str, prompt: str, output: Path, asked: Mapping[str, Any]) -> bytes:
+    """Return what a job makes, and say meanwhile how far it is and which stages are done."""
     from flows.cli import client
 
     done: list[str] = []
     with aside.status(f"{name}: queued") as line:
 
-        def told(video: Mapping[str, Any]) -> None:
-            line.update(f"{name}: {video['status'].replace('_', ' ')}, {video['progress']} %")
-            for stage in video["stages"][len(done) :]:
+        def told(job: Mapping[str, Any]) -> None:
+            line.update(f"{name}: {job['status'].replace('_', ' ')}, {job['progress']} %")
+            for stage in job["stages"][len(done) :]:
                 done.append(stage)
-                aside.print(f"  {stage} is done, {video['progress']} %", style="dim")
+                aside.print(f"  {stage} is done, {job['progress']} %", style="dim")
 
-        return client.film(name, prompt, told, output_format=kind_of_file(output), **asked)
+        kind = kind_of_file(output)
+        return client.await_job(route, name, prompt, told, output_format=kind, **asked)

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.evaluating.gate import Condition
-from flows.promotion.smoke_checks import MALFORMED, Candidate, SmokeFailed, tryout
+from flows.promotion.smoke_checks import ANSWERS, MALFORMED, Candidate, SmokeFailed, tryout
 from infra.serving import address
 from infra.settings import settings
 from infra.storage import atomic_write
@@ -22,9 +22,8 @@ from infra.storage import atomic_write
 if TYPE_CHECKING:
     import httpx
 
-ANSWERS: Final = 4
 LONGEST_S: Final = 30.0  # of one answer, a full queue's waits included
-LONGEST_JOB_S: Final = 600.0  # of one clip
+LONGEST_JOB_S: Final = 600.0  # of one clip or mesh
 ROUNDS: Final = 3  # of measuring, before a version is called slow
 
 
@@ -72,7 +71,7 @@ def _round(
     """
     made, ours, theirs = [], [], []
     beside = old
-    for number in range(-1 if warm else 0, ANSWERS):
+    for number in range(-1 if warm else 0, tryout(new.pipeline).answers):
         began = time.perf_counter()
         answer = _ask(http, new, number % (ANSWERS + 1))
         passed = time.perf_counter() - began
@@ -146,7 +145,7 @@ def _ask(http: "httpx.Client", one: Candidate, number: int) -> Any:
 def _made(http: "httpx.Client", one: Candidate, job: str) -> bytes:
     """Return the file that a job makes, and forget the job."""
     deadline = time.monotonic() + LONGEST_JOB_S
-    path = f"/v1/videos/{job}"
+    path = f"{tryout(one.pipeline).path}/{job}"
     try:
         while (found := http.get(path).json())["status"] in {"queued", "in_progress"}:
             if time.monotonic() > deadline:

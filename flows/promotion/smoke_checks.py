@@ -11,6 +11,7 @@ from typing import Any, Final
 from infra.media.blank import FLAT, SILENT, contrast, swing
 from infra.pipelines import Pipeline
 
+ANSWERS: Final = 4
 TOKENS: Final = 16  # of a text, at most
 TEXTS: Final = ("a", "the", "one", "once")  # for a version that names no prompts to try
 
@@ -49,6 +50,7 @@ class Tryout:
     read: Callable[[Any], Any]  # of the answer's JSON; raises what MALFORMED lists
     check: Callable[[Candidate, Sequence[Any]], str]  # returns what is good, in words
     job: bool = False  # the answer is a job; `read` takes the bytes of what it made
+    answers: int = ANSWERS  # that are asked for
 
 
 MALFORMED: Final = (
@@ -71,6 +73,8 @@ def tryout(pipeline: Pipeline) -> Tryout:
         return SOUNDS
     if pipeline.modality == "clip":
         return CLIPS
+    if pipeline.modality == "mesh":
+        return MESHES
     for ability, found in (("chat", TURNS), ("embeddings", VECTORS), ("completions", TEXT)):
         if ability in pipeline.abilities:
             return found
@@ -158,6 +162,23 @@ def _clips(new: Candidate, made: Sequence[Any]) -> str:
     return f"{len(made)} clips of {new.pipeline.frames} frames drawn, none flat, all different"
 
 
+def _mesh(content: bytes) -> Any:
+    """Return vertices (N, 3)."""
+    from infra.media.meshes import decoded
+
+    return decoded(content).vertices
+
+
+def _meshes(new: Candidate, made: Sequence[Any]) -> str:
+    """Refuse meshes that are but the cube they lie in, and the same one for different prompts and seeds."""
+    voxel = 2 / (new.pipeline.resolution or 1)
+    for number, vertices in enumerate(made):
+        if abs(vertices).max(axis=1).min() > 1 - voxel:
+            raise SmokeFailed(f"{new.asked(number)}: the mesh is a cube, opaque to its sides")
+        _differs(new, made, number, "mesh")
+    return f"{len(made)} meshes made, none empty or full, all different"
+
+
 def _text(answer: Any) -> str:
     choice = (answer.get("choices") or answer["data"])[0]
     found = choice["text"] if "text" in choice else choice["message"]["content"]
@@ -202,6 +223,9 @@ CLIPS: Final = Tryout(
     _clips,
     job=True,
 )
+MESHES: Final = Tryout(
+    "/v1/meshes", "mesh", _prompted, _mesh, _meshes, job=True, answers=2
+)  # each takes minutes
 SOUNDS: Final = Tryout("/v1/samples", "sound", _prompted, _sound, _sounds)
 TEXT: Final = Tryout(
     "/v1/completions", "text", lambda n, i: _prompted(n, i, max_tokens=TOKENS), _text, _texts

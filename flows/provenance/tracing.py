@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["agrees", "silent", "contradicts"]
 ROUNDING: int = 1  # of 255: what another batch size or processor may change
+PARTS: int = 255  # of the cube that a mesh lies in, in which its differences are told
 PACKING: float = 3.0
 """Of 255, the mean over a frame: what rounding becomes where both clips are packed with loss (MP4, GIF). Frames that
 differ by one level at random came back .6 apart, of noise 2.8."""
@@ -217,10 +218,10 @@ def _says_elsewhere(receipt: Receipt, version: "Version", origin: str) -> tuple[
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A picture, clip or sound that was made again, beside the first."""
+    """A picture, clip, mesh or sound that was made again, beside the first."""
 
-    picture: bytes  # PNG; MP4, GIF or WebP; or WAV
-    pixels: int  # or sound samples
+    picture: bytes  # PNG; MP4, GIF or WebP; GLB or OBJ; or WAV
+    pixels: int  # or sound samples, or vertices
     differing: int
     most: int  # of `levels`, the largest difference
     notes: tuple[str, ...]
@@ -264,11 +265,11 @@ def check_replayable(found: Trace) -> None:
 
 
 def redraw(found: Trace, kind: str = "png") -> bytes:
-    """Draw a receipt's picture or clip again in this process, on the CPU; returns a file with a receipt of its own.
+    """Draw a receipt's picture, clip or mesh again in this process, on the CPU; returns a file with its own receipt.
 
     Args:
         found: What is known of the receipt.
-        kind: Of a clip's file: "mp4", "gif" or "webp".
+        kind: Of a clip's or mesh's file: "mp4", "gif" or "webp"; "glb" or "obj".
     """
     import torch
 
@@ -290,7 +291,10 @@ def redraw(found: Trace, kind: str = "png") -> bytes:
         beside=beside,
         options=receipt.sampling,
     )[0]
-    made = _filmed(found, picture, kind) if found.pipeline.modality == "clip" else _png(picture)
+    if found.pipeline.modality == "clip":
+        made = _filmed(found, picture, kind)
+    else:
+        made = _cut(picture, kind) if found.pipeline.modality == "mesh" else _png(picture)
     anew = {
         "generator": GENERATOR,
         "place": None,
@@ -318,6 +322,36 @@ def _filmed(found: Trace, frames_FCHW: "Tensor", kind: str) -> bytes:
     assert rate is not None  # a pipeline of clips has one
     levels = (frames_FCHW.clamp(0, 1) * 255).round().numpy().astype(np.uint8)
     return encoded(levels.transpose(0, 2, 3, 1), rate, kind).content  # type: ignore[arg-type]
+
+
+def _cut(volume_4RRR: "Tensor", kind: str) -> bytes:
+    from infra.media.meshes import encoded, mesh_of
+
+    return encoded(mesh_of(volume_4RRR.numpy()), kind).content  # type: ignore[arg-type]
+
+
+def compare_meshes(found: Trace, first: bytes, again: bytes, *, where: str) -> Replay:
+    """Return how two meshes of one receipt differ: how far each one's vertices are from the other's nearest.
+
+    Raises:
+        Untraceable: a mesh cannot be read.
+    """
+    import numpy as np
+    from scipy.spatial import KDTree
+
+    from infra.media.meshes import MeshError, decoded
+
+    try:
+        # a colour counts as a fourth to sixth place: black to white is as far as the cube is wide
+        a, b = (
+            np.hstack([one.vertices / 2, one.colours / 255]) for one in map(decoded, (first, again))
+        )
+    except MeshError as error:
+        raise Untraceable(f"the mesh cannot be read: {error}") from None
+    apart = np.concatenate([KDTree(b).query(a)[0], KDTree(a).query(b)[0]])
+    most = round(PARTS * float(apart.max()))
+    notes = _notes(found, again, where, differs=bool(apart.any()))
+    return Replay(again, len(apart), int((apart > 0).sum()), most, notes, "vertices", PARTS)
 
 
 def compare_clips(found: Trace, first: bytes, again: bytes, *, where: str) -> Replay:

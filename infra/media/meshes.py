@@ -118,6 +118,11 @@ def encoded(mesh: Mesh, kind: Kind) -> MeshFile:
     return MeshFile(content, MEDIA_TYPES[kind])
 
 
+def kind_of(content: bytes) -> Kind:
+    """Return what a file is by its first bytes; an OBJ has none of its own, so it is whatever is no GLB."""
+    return "glb" if content[:4] == b"glTF" else "obj"
+
+
 def decoded(content: bytes) -> Mesh:
     """Return the mesh in a GLB or OBJ with a colour a vertex.
 
@@ -128,7 +133,7 @@ def decoded(content: bytes) -> Mesh:
         raise MeshError(f"{len(content)} bytes, at most {MOST_BYTES} are read")
     import trimesh
 
-    kind = "glb" if content[:4] == b"glTF" else "obj"
+    kind = kind_of(content)
     try:
         scene = trimesh.load_scene(io.BytesIO(content), kind, process=False, maintain_order=True)
         [found] = scene.geometry.values()

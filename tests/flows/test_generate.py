@@ -19,6 +19,7 @@ from infra.receipts.receipts import read
 from infra.settings import settings
 from tests.services.clips_kit import publish_clips
 from tests.services.conftest import Workshop, network
+from tests.services.meshes_kit import publish_meshes
 from tests.services.served_kit import listening, with_toys
 from tests.services.text_kit import gpt
 from tests.services.toys import Voice
@@ -199,22 +200,25 @@ def test_what_the_model_did_not_read_is_said_beside_what_it_made(
     assert capsys.readouterr().err == ""
 
 
-def test_a_clip_is_awaited_with_its_stages_and_written_as_its_name_says(
+def test_clips_and_meshes_are_awaited_with_their_stages_and_written_as_their_names_say(
     private_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workshop = Workshop(tmp_path / "workshop")
     workshop.cache.mkdir(parents=True)
     with with_toys():
         publish_clips(workshop)
+        publish_meshes(workshop)
         stage = workshop.stage()
         app = workshop.worked(workshop.gateway(stage), stage)
         with listening(app, settings().gateway_port):
-            for name, kind in (
-                ("clip.mp4", b"ftyp"),
-                ("clip.gif", b"GIF8"),
-                ("clip.webp", b"WEBP"),
+            for model, name, kind in (
+                ("moving", "clip.mp4", b"ftyp"),
+                ("moving", "clip.gif", b"GIF8"),
+                ("moving", "clip.webp", b"WEBP"),
+                ("balls", "ball.glb", b"glTF"),
+                ("balls", "ball.obj", b"# atelier"),
             ):
-                generate("moving", "a red circle", tmp_path / name, seed=1)
+                generate(model, "a red", tmp_path / name, seed=1)
                 assert kind in (tmp_path / name).read_bytes()[:12]
                 assert read(tmp_path / name).seed == 1
                 told = capsys.readouterr()
@@ -224,6 +228,12 @@ def test_a_clip_is_awaited_with_its_stages_and_written_as_its_name_says(
                 generate("moving", "a red circle", tmp_path / "clip.avi")
             with pytest.raises(Unanswered, match=r"seconds: moving makes 6 frames"):
                 generate("moving", "a red circle", tmp_path / "clip.mp4", seconds=4)
+            with pytest.raises(
+                Unanswered, match=r"what was drawn has no surface .* \(mesh_empty\)"
+            ):
+                generate("balls", "nothing", tmp_path / "ball.glb")
+            with pytest.raises(typer.BadParameter, match="balls makes mesh: it takes no --seconds"):
+                generate("balls", "a red", tmp_path / "ball.glb", seconds=4)
     stage.close()
 
 

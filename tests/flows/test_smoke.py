@@ -17,6 +17,8 @@ from flows.promotion.smoke import draws_once, own_key, smoke
 from flows.promotion.smoke_checks import Candidate, SmokeFailed
 from infra.keys import Keys
 from infra.media.clips import encoded
+from infra.media.meshes import encoded as encoded_mesh
+from infra.media.meshes import mesh_of
 from infra.pipelines import PinnedStage, Pipeline
 from infra.settings import settings
 
@@ -220,6 +222,37 @@ def test_what_is_no_good_clip_fails(answers: dict[str, Answer], answer: Answer, 
     answers["toy:2"] = answer
     with pytest.raises(SmokeFailed, match=says):
         smoke(trying("clip", image_size=(SIDE, SIDE), frames=5, frame_rate=8), None, 1.5)
+
+
+def cut(opacity: float, size: int) -> tuple[int, Any]:
+    """A job for a mesh: a block that is so wide."""
+    volume = np.zeros((4, SIDE, SIDE, SIDE))
+    volume[3, :, :, :size] = opacity
+    file = encoded_mesh(mesh_of(volume), "glb").content
+    return 200, [{"status": "in_progress"}, {"status": "completed"}, file]
+
+
+def test_meshes_are_waited_for_and_the_report_says_what_they_are(
+    answers: dict[str, Answer],
+) -> None:
+    answers["toy:2"] = lambda asked: cut(1, 3 + asked["seed"])
+    (found,) = smoke(trying("mesh", resolution=SIDE), None, 1.5)
+    assert found.says == "2 meshes made, none empty or full, all different"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda asked: cut(0.9 + asked["seed"] / 100, SIDE), "the mesh is a cube"),
+        (lambda _: cut(1, 3), "the same mesh as with seed 0"),
+        (lambda _: (200, list(FAILED)), "toy:2 failed: no memory"),
+        (lambda _: (200, [{"status": "completed"}, b"none"]), "answered 200 without a mesh"),
+    ],
+)
+def test_what_is_no_good_mesh_fails(answers: dict[str, Answer], answer: Answer, says: str) -> None:
+    answers["toy:2"] = answer
+    with pytest.raises(SmokeFailed, match=says):
+        smoke(trying("mesh", resolution=SIDE), None, 1.5)
 
 
 def said(text: str) -> tuple[int, Any]:

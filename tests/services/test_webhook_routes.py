@@ -145,7 +145,7 @@ def test_endpoints_are_listed_changed_and_forgotten(client: OpenAI, ear: Any) ->
     assert (changed.name, changed.event_types) == ("nightly", ["video.failed"])
     assert not hasattr(changed, "signing_secret")
     assert client.webhooks.event_types.list().data == [
-        *("video.completed", "video.failed"),
+        *("video.completed", "video.failed", "mesh.completed", "mesh.failed"),
         *("batch.completed", "batch.failed", "batch.cancelled"),
     ]
     for one in hooks:
