@@ -108,7 +108,7 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
     _refuse(lines)
     kind = _kind(recipe, models)
     if kind not in MODALITIES:
-        given = "what another stage makes of it: pictures, clips, sound or text"
+        given = "what another stage makes of it: pictures, clips, meshes, sound or text"
         _refuse(
             [f"stages: {kind} comes out of {last_of(recipe)}, and can only be given as {given}"]
         )
@@ -371,9 +371,10 @@ def _misjudged(recipe: Recipe, made: Modality) -> list[str]:
     if why := unseen(made):
         return [f"judge: {why}"]
     sees = "clip" if "frames" in declared(recipe.judge.family).settings else "image"
-    if sees == made:
+    shown = "image" if made == "mesh" else made  # it is seen in pictures
+    if sees == shown:
         return []
-    right = {"clip": "clip-judge", "image": "attribute-judge"}[made]
+    right = {"clip": "clip-judge", "image": "attribute-judge"}[shown]
     return [f"judge: {recipe.judge.family} sees {sees}s, and {made}s come out: take {right}"]
 
 

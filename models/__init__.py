@@ -20,6 +20,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "diffusers-clips": "models.text_to_video.diffusers_clips:DiffusersClips",
     "diffusers-decoder": "models.text_to_image.diffusers_unclip.decoder:DiffusersDecoder",
     "diffusers-prior": "models.text_to_image.diffusers_unclip.prior:DiffusersPrior",
+    "dreamfusion": "models.text_to_3d.dreamfusion:DreamFusion",
     "dvae": "models.variational.dvae:DVAE",
     "edm": "models.diffusion.edm:EDM",
     "gan": "models.adversarial.gan:GAN",

@@ -5,7 +5,9 @@ split. The world is glTF's, right-handed with +y up, and solids stand along y. A
 looks at the centre from (sin a cos e, sin e, cos a cos e), so that of azimuth 0 has +x to its right, and sees
 [-FRAME, FRAME] by parallel rays. Azimuths are even; so are elevations within a view, and two pictures of three are from
 the side, which is nearly DreamFusion's even elevations from -10 to 90 degrees (Poole et al. 2022, arXiv:2209.14988,
-section 3.2). As there, the light comes from near the camera. Backgrounds vary so widely that none belongs to a solid.
+section 3.2). All are solids of revolution: how a cube is turned no caption says, and what looks right from everywhere
+is then a cylinder. As there, the light comes from near the camera. Backgrounds vary so widely that none belongs to a
+solid.
 """
 
 import itertools
@@ -30,8 +32,8 @@ def _sphere(p: Floats) -> Any:
     return np.linalg.norm(p, axis=0) - 0.85
 
 
-def _cube(p: Floats) -> Any:
-    return abs(p).max(0) - 0.57
+def _cylinder(p: Floats) -> Any:
+    return np.maximum(np.hypot(p[0], p[2]), abs(p[1])) - 0.62
 
 
 def _cone(p: Floats) -> Any:
@@ -46,12 +48,15 @@ def _ring(p: Floats) -> Any:
 
 SOLIDS: Final[Mapping[str, Distance]] = {
     "sphere": _sphere,
-    "cube": _cube,
+    "cylinder": _cylinder,
     "cone": _cone,
     "ring": _ring,
 }
 COLOURS: Final = ("red", "green", "blue", "yellow")
-VIEWS: Final[Mapping[str, tuple[float, float]]] = {"side": (-10, 60), "above": (60, 90)}
+VIEWS: Final[Mapping[str, tuple[float, float]]] = {
+    "seen from the side": (-10, 60),
+    "seen from above": (60, 90),
+}
 """Elevations, in degrees."""
 ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "colour": COLOURS,
@@ -60,8 +65,7 @@ ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 PAIRS: Final = tuple(f"a {one} {solid}" for one, solid in itertools.product(COLOURS, SOLIDS))
 ORDER: Final = tuple(
-    f"{pair} seen from {view}"
-    for pair, view in itertools.product(PAIRS, ("the side", "above", "the side"))
+    f"{pair} {view}" for pair, view in itertools.product(PAIRS, (*VIEWS, "seen from the side"))
 )
 CAPTIONS: Final = tuple(dict.fromkeys(ORDER))
 HELD_OUT: Final = tuple(one for one in CAPTIONS if one.partition(" seen")[0] in held_out_of(PAIRS))
@@ -163,7 +167,7 @@ def camera_of(azimuth: float, elevation: float) -> Floats:
 
 def values_of(caption: str) -> tuple[str, str, str]:
     """Return colour, solid and view."""
-    _, colour, solid, *_, view = caption.split()
+    _, colour, solid, view = caption.split(maxsplit=3)
     return colour, solid, view
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 INTO: Final[Mapping[Modality, str]] = {
     **{"image": " -o picture.png", "audio": " -o sound.wav", "clip": " -o clip.mp4"},
-    **{"text": "", "embedding": ""},
+    **{"text": "", "embedding": "", "mesh": " -o thing.glb"},
 }
 """Where `atelier generate` is told to write what a model makes."""
 RecipeFile = Annotated[

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 COSTS = ("seconds_per_sample", "cpu_seconds_per_sample")
 GIVEN: Final = 10  # frames that a prediction has, and as many that it gives
+VIEW: Final = "view"
+"""The attribute of a caption that says from where a thing is seen, and no thing has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,8 @@ def measured(
     few = _few(data)
     if (made or data["modality"]) == "clip":
         return _of_clips(data, stages, few, judged=judged, prompted=prompted, seeds=seeds)
+    if made == "mesh":
+        return _of_meshes(data, few, judged=judged, prompted=prompted)
     if data["modality"] == "clip":
         data = {**data, "modality": "image", "attributes": _shown(data)}
     found, drawn = dict.fromkeys(COSTS, ""), dict[str, str]()
@@ -148,6 +152,18 @@ def _of_clips(
     for name in ("judge_confidence", "least_class"):
         told.pop(name)
     return found | told
+
+
+def _of_meshes(
+    data: Mapping[str, Any], few: str, *, judged: bool, prompted: bool | None
+) -> dict[str, str]:
+    """Return as `measured`, of meshes: no thing has the view from which a picture shows it."""
+    named = {name: values for name, values in data["attributes"].items() if name != VIEW}
+    no_judge = "" if judged else "the recipe has no judge"
+    told = _judged({**data, "attributes": named}, no_judge or few, prompted)
+    for name in ("judge_confidence", "least_class"):
+        told.pop(name)
+    return dict.fromkeys((*COSTS, "connected"), "") | told
 
 
 def _unpredicted(data: Mapping[str, Any], seen: int) -> str:

@@ -21,20 +21,21 @@ MODULES: Final = {
     "text": "flows.evaluating.texts",
     "clip": "flows.evaluating.clips",
     "embedding": "flows.evaluating.embeddings",
+    "mesh": "flows.evaluating.meshes",
 }
 SPEECH: Final = "flows.evaluating.speech"
 """Of sound that was learned from utterances: words and voices."""
 
 
-SEEN: Final = frozenset({"image", "clip"})
-"""What a judge sees."""
+SEEN: Final = frozenset({"image", "clip", "mesh"})
+"""What a judge sees; a mesh in pictures of it."""
 
 
 def unseen(modality: Modality) -> str:
     """Return why there can be no judge of what comes out; empty where there can."""
     if modality in SEEN:
         return ""
-    return f"it sees pictures or clips, and {modality} comes out: leave the judge out"
+    return f"it sees pictures, clips or meshes, and {modality} comes out: leave the judge out"
 
 
 class Judging(Protocol):

@@ -5,7 +5,7 @@ is none to another or to pictures.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +32,7 @@ def training_code(family: str, modality: str) -> Code:
     return remembered(training_entries(Sources(ROOT), family, modality))
 
 
-def judging_code(families: Iterable[str], modality: str) -> Code:
+def judging_code(families: Collection[str], modality: str) -> Code:
     """Return the code that decides how what these families make of a modality is judged."""
     return remembered(judging_entries(Sources(ROOT), families, modality))
 
@@ -45,13 +45,14 @@ def training_entries(sources: Sources, family: str, modality: str) -> tuple[str,
     )
 
 
-def judging_entries(sources: Sources, families: Iterable[str], modality: str) -> tuple[str, ...]:
+def judging_entries(sources: Sources, families: Collection[str], modality: str) -> tuple[str, ...]:
     """Return where judging begins."""
     known = _families(sources)
     judges = sources.table("flows.evaluating.modalities:MODULES")
     return (
         *("flows.evaluating.evaluate:evaluate_on_ray", "flows.evaluating.gate:check"),
         *((judges["embedding"],) if modality == "image" else ()),  # of pictures, too
+        *((judges["mesh"],) if any(".text_to_3d." in known[family] for family in families) else ()),
         *(
             judges.get(modality, judges["audio"]),
             *_data(sources, modality),

@@ -266,7 +266,7 @@ class DDPM(Family):
     """Pictures from noise, captions and, where `low_size` is set, their low-resolution copies."""
 
     Config = DDPMConfig
-    Options = DDPMOptions
+    Options: ClassVar[type[DiffusionOptions]] = DDPMOptions
     adapts: ClassVar[tuple[str, ...]] = ("qkv", "context", "out", "caption", "film")
     presets: ClassVar[Mapping[str, DDPMConfig]] = {
         "tiny": DDPMConfig(image_size=8, widths=(16, 24), text_width=16, heads=2, steps=4),
@@ -279,7 +279,7 @@ class DDPM(Family):
         ),
     }
     learns: ClassVar[str] = "pixels"  # what of a batch
-    call_sizes = ()
+    call_sizes: tuple[int, ...] | None = ()
     config: DDPMConfig
 
     def __init__(self, config: DDPMConfig) -> None:

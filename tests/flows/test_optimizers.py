@@ -33,6 +33,7 @@ LOOKED_UP: Mapping[str, set[str]] = {
         "text_encoder.shared.weight",
         "text_encoder.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     },
+    "dreamfusion": IN_CAPTIONS,
     "dvae": {"vectors.weight"},
     "edm": IN_CAPTIONS,
     "gan": {"critic.words.weight", "generator.words.weight"},

@@ -58,6 +58,8 @@ def batch_of(model: Family, count: int = 16) -> dict[str, Tensor]:
         kind = "mel"  # as long as texts take
     if kind == "embedding" and not model.needs and hasattr(model.config, "image_size"):
         kind = "pixels"  # whose embedding it is
+    if kind == "volume":
+        kind = "pixels"  # it is learned from pictures
     if kind == "text":
         rows = model.examples(records_for(model))
         index = torch.arange(count) % len(next(iter(rows.values())))

@@ -193,6 +193,17 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"latent": 0}, "latent must be at least 1, got 0"),
         ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1.0"),
     ),
+    "dreamfusion": (
+        ({"resolution": 2}, "resolution must be between 4 and 256, got 2"),
+        ({"cameras": 0}, "cameras must be between 1 and 64, got 0"),
+        ({"iterations": 0}, "iterations must be between 1 and 20000, got 0"),
+        ({"rate": 0.0}, "rate must be between 0.0001 and 1, got 0.0"),
+        ({"sparsity": -1.0}, "sparsity must be at least 0, got -1.0"),
+        ({"channels": 1}, "seen in squares of three colours, .* got channels 1"),
+        ({"low_size": 4}, "by no low picture, got .* low_size 4"),
+        ({"sizes": ("8x16",)}, r"seen in squares of three colours, .* sizes \('8x16',\)"),
+        ({"views": ("from above",)}, r"views are two, .* got \('from above',\)"),
+    ),
     "latent-clips": (
         ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
         ({"patch_frames": 2}, "patch_frames must divide frames 9, got 2"),

@@ -159,12 +159,14 @@ def check_samples(model: Family, samples: torch.Tensor, count: int) -> None:
         assert samples.min() >= -1
         assert all(isinstance(model.text_of(row[row >= 0]), str) for row in samples)
         return
-    least = 0 if kind in {"pixels", "clip"} else -1
+    least = 0 if kind in {"pixels", "clip", "volume"} else -1
     assert samples.isfinite().all()
     assert least <= samples.min() <= samples.max() <= 1
     if kind in {"pixels", "clip"}:
         picture = (config.channels, config.image_size, config.image_size)
         assert samples.shape[1:] == ((config.frames, *picture) if kind == "clip" else picture)
+    elif kind == "volume":
+        assert samples.shape[1:] == (4, *[config.resolution] * 3)
     else:
         assert samples.dim() == 2
         assert config.sample_rate > 0
