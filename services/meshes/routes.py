@@ -2,24 +2,27 @@
 
 import secrets
 from asyncio import to_thread
-from typing import Final
+from typing import Final, Literal
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from infra.jobs.table import Job
+from infra.media.mesh_views import sheet
+from infra.media.meshes import MeshError, MeshFile, decoded
 from services.api.edits import FORM, JSON, read_sent
 from services.api.images import caption
 from services.api.served import parts_of
+from services.gateway.errors import invalid
 from services.gateway.openapi import BINARY, Routes, answers
 from services.jobs.asking import check, earlier, submit
-from services.jobs.content import content
+from services.jobs.content import content, made_of
 from services.jobs.resource import FOUND, MADE
 from services.meshes.answers import MESHES, Mesh, MeshDeleted, MeshList
 from services.meshes.requests import MeshOrder
 from services.meshes.work import KIND, MeshWork
 
-FILES: Final = dict.fromkeys(("model/gltf-binary", "model/obj"), BINARY)
+FILES: Final = dict.fromkeys(("model/gltf-binary", "model/obj", "image/png"), BINARY)
 
 routes = Routes()
 MESHES.answer(routes, Mesh, MeshList, MeshDeleted)
@@ -38,9 +41,22 @@ async def create(request: Request) -> Response:
     response_model=None,
     responses=answers(None, [*FOUND, 409, 410, 416], FILES),
 )
-async def download(request: Request, mesh_id: str) -> Response:
-    """Return a mesh, whole or a range of its bytes."""
-    return await content(request, await MESHES.job_of(request, mesh_id))
+async def download(
+    request: Request, mesh_id: str, variant: Literal["mesh", "preview"] = "mesh"
+) -> Response:
+    """Return a mesh, whole or a range of its bytes, or a picture of it from four sides."""
+    job = await MESHES.job_of(request, mesh_id)
+    if variant == "mesh":
+        return await content(request, job)
+    return await made_of(request, job, variant, _preview)
+
+
+def _preview(file: bytes) -> MeshFile:
+    try:
+        return sheet(decoded(file))
+    except MeshError as error:
+        message = f"variant: there is no preview of this mesh: {error}; take the mesh itself"
+        raise invalid(message, "variant") from None
 
 
 async def _ask(request: Request, order: MeshOrder) -> Job:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from infra.media import meshes
+from infra.media.mesh_views import view
 from infra.media.meshes import EmptyMeshError, Mesh, MeshError, decoded, encoded, mesh_of
 
 KINDS: tuple[Any, ...] = ("glb", "obj")
@@ -158,3 +159,33 @@ def test_too_much_is_refused_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(meshes, "MOST_BYTES", 100)
     with pytest.raises(MeshError, match="at most 100 are read"):
         decoded(FILES["glb"])
+
+
+def test_each_side_is_seen_from_its_own_side_alone() -> None:
+    volume = np.zeros((4, 8, 8, 8))  # z, y, x
+    volume[3, 2:6, 2:6, 2:6] = 1
+    volume[0, 4:, :, :] = 1  # the front is red
+    volume[2, :4, :, :] = 1  # the back is blue
+    volume[1, :, :, 4:] = 1  # and the right is green, too
+    mesh = mesh_of(volume)
+    red, green, blue = np.eye(3, dtype=bool)
+    for azimuth, left, right in (
+        (0, red, red | green),
+        (90, red | green, blue | green),
+        (180, blue | green, blue),
+        (270, blue, red),
+    ):
+        seen = view(mesh, np.radians(azimuth), 0.0, 64) > 100
+        np.testing.assert_array_equal(seen[32, [22, 42], :3], [left, right], str(azimuth))
+    assert view(mesh, 0.0, 0.0, 64)[0, 0, 3] == 0  # nothing is there
+
+
+def test_a_picture_of_a_mesh_has_no_holes_and_is_as_large_as_it() -> None:
+    seen = view(BALL, 0.0, 0.3, 64)
+    disc = seen[..., 3] > 0
+    rows = np.flatnonzero(disc.any(1))
+    for row in rows:
+        shown = np.flatnonzero(disc[row])
+        assert disc[row, shown[0] : shown[-1] + 1].all()
+    largest = 1.1 * np.linalg.norm(BALL.vertices, axis=1).max()
+    assert len(rows) == pytest.approx(64 * 0.5 / largest, abs=2)

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from infra.keys import Keys
 from infra.media.meshes import decoded
@@ -100,6 +101,18 @@ def test_an_obj_is_asked_for_by_name_in_a_form_too(house: Any) -> None:
     assert (mesh["format"], file.headers["content-type"]) == ("obj", "model/obj")
     assert check(file.content, house.workshop.signing())[0].seed == 1
     np.testing.assert_array_equal(np.unique(decoded(file.content).colours, axis=0), [[0, 255, 0]])
+
+
+def test_a_preview_is_a_picture_from_four_sides(house: Any) -> None:
+    mesh = made(house, seed=2)
+    answer = content(house, mesh, params={"variant": "preview"})
+    assert answer.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.size == (4 * 256, 256)
+        assert image.getpixel((128, 128))[0] > 100  # type: ignore[index]
+    known = {"if-none-match": answer.headers["etag"]}
+    again = content(house, mesh, params={"variant": "preview"}, headers=known)
+    assert again.status_code == 304
 
 
 def test_a_mesh_is_linked_ranged_and_nobody_else_s(house: Any) -> None:
