@@ -197,6 +197,7 @@ class Workshop:
             entrances=entrances,
             vocabulary=WORDS,
             **sizes_of(generate, stages, models),
+            resolution=made.shape[-1] if made.kind == "volume" else None,
             sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
             sample=1.0,
         )

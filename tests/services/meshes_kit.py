@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infra.pipelines import PinnedStage, Pipeline
-from models import describe
 from models.family import Batch, Capabilities, Family, Losses
 from models.parts import words
-from models.ports import Port
 from models.request import DiffusionOptions, Request
 
 WORDS = ("a", "red", "green", "ball", "nothing")
@@ -60,30 +57,6 @@ class Ball(Family):
         return torch.stack(rows).view(len(rows), 4, *[len(centres)] * 3)
 
 
-def publish_meshes(workshop: Any, name: str = "balls") -> Pipeline:
-    """Put a pipeline of meshes in production."""
-    model = Ball(Ball.presets["tiny"]).eval()
-    version = workshop.publish(f"{name}.base", {}, model)
-    stage = PinnedStage(
-        stage="base",
-        name=version["name"],
-        version=version["number"],
-        sha256=version["digest"],
-        family=describe(model)["family"],
-        inputs={"text": str(Port("text"))},
-        outputs={name: str(port) for name, port in model.outputs.items()},
-    )
-    wired = {"stage": "base", "wires": {"text": "request.text"}}
-    pipeline = Pipeline.model_validate(
-        {
-            "endpoint": name,
-            "modality": "mesh",
-            "abilities": ("meshes",),
-            "stages": (stage,),
-            "entrances": {"generate": {"nodes": {"base": wired}, "output": "base.volume"}},
-            "vocabulary": WORDS,
-            "resolution": model.config.resolution,
-        }
-    )
-    workshop.promote(workshop.publish(name, {"pipeline.json": pipeline.model_dump(mode="json")}))
-    return pipeline
+def publish_meshes(workshop: Any) -> None:
+    """Put a pipeline of meshes in production, by the name of balls."""
+    workshop.publish_wired("balls", {"base": Ball(Ball.presets["tiny"]).eval()})
