@@ -1,6 +1,8 @@
-"""What two pipeline versions make of the same prompts and seeds: pictures, spectrograms of sounds, or texts."""
+"""What two pipeline versions make of the same prompts and seeds: pictures, what is seen of sounds, or texts."""
 
+import math
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -12,15 +14,17 @@ from infra.settings import settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from infra.pipelines import Modality
     from models.family import Family
 
 PICTURES: Final = 24
+HEIGHT: Final = math.radians(20)  # from which meshes are looked down on
 FACTORS: Final = (32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The same requests drawn by both, (N, C, H, W) in [0, 1]; of sounds these are the spectrograms."""
+    """The same requests drawn by both, (N, C, H, W) in [0, 1]; of sounds, clips and meshes as `SEEN` says."""
 
     prompts: tuple[str, ...]  # "" without text
     seeds: tuple[int, ...]
@@ -90,15 +94,8 @@ def draw_both(first: Side, second: Side, count: int = PICTURES) -> Pictures | Te
             for networks, rows in zip(models, drawn, strict=True)
         )
         return Texts(shown, tuple(seeds), source, ours, theirs)
-    if kinds[0] == "audio":
-        a, b = (_spectrograms(rows) for rows in drawn)
-        what = "sounds, as their spectrograms show"
-    elif kinds[0] == "clip":
-        a, b = (rows.clamp(0, 1).permute(0, 2, 3, 1, 4).flatten(3) for rows in drawn)
-        what = "clips, their frames side by side"
-    else:
-        a, b = (rows.clamp(0, 1) for rows in drawn)
-        what = "pictures"
+    shown_as, what = SEEN[kinds[0]]
+    a, b = map(shown_as, drawn)
     if a.shape != b.shape:
         return Pictures(shown, tuple(seeds), source, a, b, None, 1, 0.0)
     apart = (a - b).abs()
@@ -125,6 +122,31 @@ def _spectrograms(sound_NT: "Tensor") -> "Tensor":
 
     levels = np.stack([np.asarray(spectrogram(x_T)) for x_T in sound_NT.float()])
     return torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
+
+
+def _around(volumes_N4RRR: "Tensor") -> "Tensor":
+    """Return volumes from four sides, side by side, (N, 3, H, 4 W) in [0, 1]: what is solid of them."""
+    import torch
+
+    from models.text_to_3d import volumes
+
+    turn_V = math.pi / 2 * torch.arange(4)
+    axes_V33 = volumes.axes(turn_V, torch.full_like(turn_V, HEIGHT))
+    side = 2 * volumes_N4RRR.shape[-1]
+    return _side_by_side(volumes.seen(volumes.solid(volumes_N4RRR), axes_V33, side))
+
+
+def _side_by_side(frames_NFCHW: "Tensor") -> "Tensor":
+    return frames_NFCHW.clamp(0, 1).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+SEEN: "Final[Mapping[Modality, tuple[Callable[[Tensor], Tensor], str]]]" = {
+    "image": (lambda rows: rows.clamp(0, 1), "pictures"),
+    "audio": (_spectrograms, "sounds, as their spectrograms show"),
+    "clip": (_side_by_side, "clips, their frames side by side"),
+    "mesh": (_around, "meshes, from four sides"),
+}
+"""What is looked at of what is drawn, (N, C, H, W) in [0, 1], and what it is called."""
 
 
 def amplification(apart: "Tensor") -> int:

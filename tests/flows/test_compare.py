@@ -15,7 +15,7 @@ from flows.comparing.compare import (
     differences,
     side,
 )
-from flows.comparing.samples import Pictures, amplification, draw_both
+from flows.comparing.samples import SEEN, Pictures, amplification, draw_both
 from flows.evaluating.gate import check
 from flows.provenance.cards import pipeline_card
 from flows.recipe import Gate, Recipe
@@ -141,3 +141,16 @@ def test_a_stage_is_not_compared(here: Installation) -> None:
     here.pipeline()
     with pytest.raises(Incomparable, match=r"toys\.base:1 is a stage: compare 'toys'"):
         side(f"{NAME}.base")
+
+
+def test_meshes_are_laid_side_by_side_from_four_sides() -> None:
+    volume = torch.zeros(1, 4, 8, 8, 8)  # z, y, x
+    volume[:, 3, 2:6, 2:6, 2:6] = 1
+    volume[:, 0, 4:] = 1  # red is its front, and blue its back
+    volume[:, 2, :4] = 1
+    seen_as, what = SEEN["mesh"]
+    shown = seen_as(volume)
+    assert (shown.shape, what) == ((1, 3, 16, 64), "meshes, from four sides")
+    front, back = shown[0, :, 8, 8], shown[0, :, 8, 40]
+    assert front[0] > 0.9 > 0.1 > front[2]
+    assert back[2] > 0.9 > 0.1 > back[0]
