@@ -34,6 +34,8 @@ LEARNED: Final = {
     **{"audio": "sample_rate", "speech": "sample_rate", "text": "tokenizer"},
 }
 """The fact of a dataset without which a network cannot learn its modality."""
+OTHERS: Final[Mapping[str, Modality]] = {"clip": "image", "image": "mesh"}
+"""What else may come out of what was learned from: of clips single frames, of pictures of things the things."""
 SIDES: Final = {"left", "right", "clockwise", "counterclockwise"}
 NUMERALS: Final = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
 
@@ -150,8 +152,9 @@ def _declared(recipe: Recipe, data: Mapping[str, Any] | None) -> list[str]:
         seeds = len(recipe.evaluation.seeds)
         judged = recipe.judge is not None
         found = measured(data, able, judged=judged, prompted=None, seeds=seeds)
-        if data["modality"] == "clip":  # what comes out may be single frames
-            found |= measured(data, able, judged=judged, prompted=None, seeds=seeds, made="image")
+        other: Modality | None = OTHERS.get(data["modality"])
+        if other is not None:
+            found |= measured(data, able, judged=judged, prompted=None, seeds=seeds, made=other)
         asked = refusals(tuple(recipe.gate.metrics), found)
         lines += [f"gate.metrics: {line}" for line in asked]
     return lines

@@ -58,11 +58,7 @@ VIEWS: Final[Mapping[str, tuple[float, float]]] = {
     "seen from above": (60, 90),
 }
 """Elevations, in degrees."""
-ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
-    "colour": COLOURS,
-    "solid": tuple(SOLIDS),
-    "view": tuple(VIEWS),
-}
+ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {"colour": COLOURS, "solid": tuple(SOLIDS)}
 PAIRS: Final = tuple(f"a {one} {solid}" for one, solid in itertools.product(COLOURS, SOLIDS))
 ORDER: Final = tuple(
     f"{pair} {view}" for pair, view in itertools.product(PAIRS, (*VIEWS, "seen from the side"))
@@ -102,7 +98,7 @@ def _samples(config: Config) -> Iterator[Sample]:
     for index in range(config.count):
         caption = ORDER[index % len(ORDER)]
         pixels = draw(caption, np.random.default_rng((config.seed, index)), config.image_size)
-        yield Sample(f"{index:06d}.png", png(pixels), caption, attributes=values_of(caption))
+        yield Sample(f"{index:06d}.png", png(pixels), caption, attributes=values_of(caption)[:2])
 
 
 def draw(caption: str, generator: np.random.Generator, side: int = 32) -> Pixels:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 COSTS = ("seconds_per_sample", "cpu_seconds_per_sample")
 GIVEN: Final = 10  # frames that a prediction has, and as many that it gives
-VIEW: Final = "view"
-"""The attribute of a caption that says from where a thing is seen, and no thing has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,10 +155,9 @@ def _of_clips(
 def _of_meshes(
     data: Mapping[str, Any], few: str, *, judged: bool, prompted: bool | None
 ) -> dict[str, str]:
-    """Return as `measured`, of meshes: no thing has the view from which a picture shows it."""
-    named = {name: values for name, values in data["attributes"].items() if name != VIEW}
+    """Return as `measured`, of meshes."""
     no_judge = "" if judged else "the recipe has no judge"
-    told = _judged({**data, "attributes": named}, no_judge or few, prompted)
+    told = _judged(data, no_judge or few, prompted)
     for name in ("judge_confidence", "least_class"):
         told.pop(name)
     return dict.fromkeys((*COSTS, "connected"), "") | told

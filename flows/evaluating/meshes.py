@@ -18,12 +18,10 @@ from torch import Tensor
 
 from data.loaders import read_header
 from flows.evaluating import pictures
-from flows.evaluating.measured import VIEW
 from flows.evaluating.pipeline import as_asked
 from flows.evaluating.scores import Judged, Scores
 from flows.evaluating.sheets import of_clips
 from flows.recipe import Evaluation as EvaluationSpec
-from infra.media.meshes import SURFACE
 from infra.pipelines import Pipeline
 from models.family import Family
 from models.judges import metrics as m
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
 
     from models.judges.attribute_judge import AttributeJudge
 
+SEEN: Final = " seen from "
+"""What a caption says behind the thing: from where a picture shows it."""
 AROUND: Final = 12  # views from which each volume is judged, evenly about it
 HEIGHT: Final = math.radians(20)  # from which they look down
 ELEVATIONS: Final = (
@@ -52,20 +52,18 @@ def requests(
     pipeline: Pipeline, prepared: Path, spec: EvaluationSpec
 ) -> tuple[list[str], list[int]]:
     """Return every caption without its view, and with every seed."""
-    header = read_header(prepared)
-    things = dict.fromkeys(thing(one, header["attributes"]) for one in header["captions"])
+    things = dict.fromkeys(thing(one) for one in read_header(prepared)["captions"])
     return pictures.fixed_requests(pipeline, list(things), spec)
 
 
-def thing(caption: str, attributes: Mapping[str, Sequence[str]]) -> str:
+def thing(caption: str) -> str:
     """Return a caption without what says from where the thing is seen.
 
     Example:
-        >>> thing("a red cone seen from above", {"view": ["seen from above"]})
+        >>> thing("a red cone seen from above")
         'a red cone'
     """
-    views = (view for view in attributes.get(VIEW, ()) if caption.endswith(f" {view}"))
-    return caption.removesuffix(f" {next(views, '')}").rstrip()
+    return caption.partition(SEEN)[0]
 
 
 def score(
@@ -82,13 +80,13 @@ def score(
     facts = read_header(prepared)
     made = torch.from_numpy(np.concatenate(drawn)).float() / 255
     scores = Scores(spec)
-    connected = torch.tensor([_connected(one[3] > SURFACE) for one in made.numpy()])
+    connected = torch.tensor([_connected(one[3] > volumes.SURFACE) for one in made.numpy()])
     scores.mean("connected", connected, over=prompts)
     if judge is not None:
         whole, side = volumes.solid(made), judge.config.image_size
         _by_judge(scores, judge, whole, prompts, facts, side)
         seen = _as_real(whole, side)
-        held_out = {thing(one, facts["attributes"]) for one in facts["held_out"]}
+        held_out = {thing(one) for one in facts["held_out"]}
         asked = [place for place, one in enumerate(prompts) if one not in held_out]
         shown = seen[asked].flatten(0, 1) if prompts else seen.flatten(0, 1)
         pictures.distribution(scores, judge, shown, *_familiar(prepared, facts, side))
@@ -111,25 +109,23 @@ def _by_judge(
     side: int,
 ) -> None:
     """Add alignment: of the views all about a thing those in which all that its caption says is seen."""
-    columns = [place for place, name in enumerate(facts["attributes"]) if name != VIEW]
-    if not prompts or not columns:
+    if not prompts or not facts["attributes"]:
         return
     turn = torch.arange(AROUND) * (2 * math.pi / AROUND)
     axes_V33 = volumes.axes(turn, torch.full_like(turn, HEIGHT))
     shown = volumes.seen(whole, axes_V33, side, GREY)
     with torch.no_grad():
-        predicted = judge.predict(shown.flatten(0, 1)).cpu()[:, columns]
-    named = {name: of for name, of in facts["attributes"].items() if name != VIEW}
-    wanted = pictures.wanted_attributes(prompts, named).repeat_interleave(AROUND, 0)
-    joint, single = m.alignment(predicted, wanted)
+        predicted = judge.predict(shown.flatten(0, 1)).cpu()
+    wanted = pictures.wanted_attributes(prompts, facts["attributes"])
+    joint, single = m.alignment(predicted, wanted.repeat_interleave(AROUND, 0))
     scores.mean("alignment", _of_things(joint), over=prompts, keep=True)
-    held_out = {thing(one, facts["attributes"]) for one in facts["held_out"]}
+    held_out = {thing(one) for one in facts["held_out"]}
     for part, inside in (("trained", False), ("held_out", True)):
         chosen = [place for place, one in enumerate(prompts) if (one in held_out) == inside]
         if chosen and held_out:
             over = [prompts[place] for place in chosen]
             scores.mean(f"alignment_{part}", _of_things(joint)[chosen], over=over)
-    for column, name in enumerate(named):
+    for column, name in enumerate(facts["attributes"]):
         scores.mean(f"alignment_{name}", _of_things(single[:, column]), over=prompts)
 
 
@@ -161,7 +157,8 @@ def _familiar(prepared: Path, facts: Mapping[str, Any], side: int) -> list[Tenso
 
 
 def _gallery(made: Tensor, prompts: Sequence[str], count: int) -> bytes:
-    """Return strips of views all about some of the volumes."""
+    """Return strips of views all about the first volumes."""
     turn = torch.arange(SHOWN) * (2 * math.pi / SHOWN)
     axes_V33 = volumes.axes(turn, torch.full_like(turn, HEIGHT))
-    return of_clips(volumes.seen(made, axes_V33, 2 * made.shape[-1]), prompts, max(1, count // 4))
+    shown = volumes.seen(made[: count // 2], axes_V33, 2 * made.shape[-1])
+    return of_clips(shown, prompts[: count // 2], len(shown))

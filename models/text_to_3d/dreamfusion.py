@@ -41,7 +41,8 @@ TIMES: Final = (0.02, 0.98)  # of the noise, as shares of all; section 3.2, step
 LAST: Final = 0.5  # the most noise at the end, where what is there is only bettered
 BETAS: Final = (0.9, 0.99)  # of Adam
 CAMERAS: Final = 1  # the stage of the numbers that cameras, times and backgrounds are drawn by
-HARD: Final = 8.0  # how much steeper opacity is at the end, of a surface, than at first, of a haze
+HARD: Final = 24.0  # how much steeper opacity is at the end, of a surface, than at first, of a haze
+SET: Final = 0.75  # the share of the steps after which it is as steep as that
 MOVED: Final = ("volume", "mean", "square")  # what a step changes of a row
 
 
@@ -284,5 +285,5 @@ def _formed(logits: Tensor, index_B: Tensor, count_B: Tensor) -> tuple[Tensor, T
     go on (Yariv et al. 2021, arXiv:2106.12052). A thickness of softplus(x) stops a share sigmoid(x) of the light.
     """
     smooth = F.avg_pool3d(logits, 3, 1, 1, count_include_pad=False)
-    hard_B = (1 + (HARD - 1) * index_B / count_B).to(logits.device)
+    hard_B = (1 + (HARD - 1) * (index_B / (SET * count_B)).clamp(max=1)).to(logits.device)
     return smooth[:, :3], smooth[:, 3] * hard_B[:, None, None, None]

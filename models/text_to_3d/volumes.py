@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 FRAME: Final = 1.1  # half the side of what a picture shows, in the plane through the centre
 SOLID: Final = 1 - 1e-4  # the most opacity that is told from more
-SHARP: Final = 20.0  # how steep what is solid begins where the opacity is 1/2
+SURFACE: Final = 0.5  # the opacity at which there is something
 
 
 def axes(azimuth_V: Tensor, elevation_V: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def thickness(opacity: Tensor) -> Tensor:
 
 def solid(volumes_N4RRR: Tensor) -> Tensor:
     """Return volumes of which that alone is left whose opacity is above 1/2, opaque: what a mesh is cut from."""
-    opacity = ((volumes_N4RRR[:, 3:] - 0.5) * SHARP).sigmoid()
+    opacity = (volumes_N4RRR[:, 3:] > SURFACE).float()
     return torch.cat([volumes_N4RRR[:, :3], opacity], 1)
 
 

@@ -104,7 +104,7 @@ def test_what_is_solid_is_what_a_mesh_is_cut_from() -> None:
     volume[:, 3, 0] = torch.tensor([[0.2, 0.4], [0.6, 1.0]])
     found = volumes.solid(volume)
     assert found[:, :3].equal(volume[:, :3])
-    torch.testing.assert_close(found[0, 3, 0].round(), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    assert found[0, 3, 0].tolist() == [[0, 0], [1, 1]]
 
 
 class Wanting(nn.Module):
@@ -184,17 +184,10 @@ def test_steps_out_of_range_are_refused(steps: int) -> None:
 
 def test_the_control_that_does_not_turn_looks_right_from_the_front_alone() -> None:
     wanted = torch.stack([disc(), 0 * disc(), 0 * disc()])
-    turning, still = (
-        distilling(wanted, turning=turning).sample(Request(seeds=(3,), steps=60))
-        for turning in (True, False)
+    still = distilling(wanted, turning=False).sample(Request(seeds=(3,), steps=60))
+    front, side, above = (
+        float((picture - wanted).square().mean())
+        for picture in volumes.seen(still, sides((0, 0), (90, 0), (0, 90)), 8, background=0.0)[0]
     )
-    front, above = sides((0, 0)), sides((0, 90))
-    errors = [
-        [
-            float((volumes.seen(one, at, 8, background=0.0)[0, 0] - wanted).square().mean())
-            for at in (front, above)
-        ]
-        for one in (turning, still)
-    ]
-    assert errors[1][0] < 0.05
-    assert errors[1][1] > 3 * errors[0][1]
+    assert front < 0.02
+    assert min(side, above) > 3 * front
