@@ -12,6 +12,7 @@ from infra.keys import Keys
 from services.jobs.store import Store
 from tests.services.clips_kit import publish_clips
 from tests.services.conftest import network
+from tests.services.meshes_kit import publish_meshes
 from tests.services.served_kit import listening, publish_each_modality, with_toys
 
 EMBEDDINGS = "/v1/embeddings"
@@ -24,6 +25,7 @@ def opened(workshop: Any) -> Iterator[Any]:
     keys = Keys(workshop.database)
     with with_toys():
         publish_clips(workshop)
+        publish_meshes(workshop)
         publish_each_modality(workshop)
         shapes = workshop.publish_pipeline("shapes", network("base"), network("upscaler"))
         workshop.promote(shapes)

@@ -82,23 +82,25 @@ def pixels(b64: Any) -> Any:
         return np.asarray(image)
 
 
-def test_pictures_texts_and_clips_are_answered_in_files(clients: Any) -> None:
+def test_pictures_texts_clips_and_meshes_are_answered_in_files(clients: Any) -> None:
     client = clients[0]
     picture = {"model": "shapes", "prompt": "a small red circle", "seed": 3, "steps": 2}
     picture["response_format"] = "b64_json"
     clip = {"model": "moving", "prompt": "a red circle", "seed": 4}
+    mesh = {"model": "balls", "prompt": "a red ball", "seed": 4}
     made = [
         batch_of(client, IMAGES, picture, {**picture, "prompt": "a smal circle"}, metadata={"a": "b"}),
         batch_of(client, CHAT, turn("a"), turn("b")),
         batch_of(client, VIDEOS, clip),
+        batch_of(client, "/v1/meshes", mesh, {**mesh, "prompt": "nothing"}),
     ]  # fmt: skip
     done = [ended(client, one.id) for one in made]
     counts = [
         (one.request_counts.total, one.request_counts.completed, one.request_counts.failed)
         for one in done
     ]
-    assert [one.status for one in done] == ["completed"] * 3
-    assert counts == [(2, 1, 1), (2, 2, 0), (1, 1, 0)]
+    assert [one.status for one in done] == ["completed"] * 4
+    assert counts == [(2, 1, 1), (2, 2, 0), (1, 1, 0), (2, 1, 1)]
     assert done[0].metadata == {"a": "b"}
     right = answers(client, done[0].output_file_id)
     direct = client.images.generate(**{k: v for k, v in picture.items() if k in {"model", "prompt"}},
@@ -115,9 +117,11 @@ def test_pictures_texts_and_clips_are_answered_in_files(clients: Any) -> None:
     assert list(said) == ["r0", "r1"]
     video = answers(client, done[2].output_file_id)["r0"]["response"]["body"]
     assert (video["status"], video["seed"]) == ("completed", 4)
+    empty = answers(client, done[3].error_file_id)["r1"]["response"]["body"]
+    assert (empty["status"], empty["error"]["code"]) == ("failed", "mesh_empty")
     assert "url" not in video  # it would open for an hour, and its answer is kept for 30 days
     assert client.videos.download_content(video["id"]).read()
-    assert [one.id for one in client.batches.list(limit=2)][:3] == [one.id for one in made[::-1]]
+    assert [one.id for one in client.batches.list(limit=2)][:4] == [one.id for one in made[::-1]]
 
 
 def test_pictures_are_changed_in_files(clients: Any) -> None:
