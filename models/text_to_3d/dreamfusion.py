@@ -205,10 +205,8 @@ class DreamFusion(DDPM):
         [draws_6V] = uniforms(seeds, (6, c.cameras), device, stage=CAMERAS, draws=draws)
         axes_V33, above_V = self._cameras(draws_6V[:2])
         behind_V3 = draws_6V[3:].T[..., None, None]  # a background that tells no thing from another
-        with (
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-        ):  # of what the engine has begun without
+        # an engine steps in inference mode, whose tensors take no part in a gradient until they are cloned
+        with torch.inference_mode(mode=False), torch.enable_grad():
             logits = row["volume"].clone().requires_grad_()
             [colours], [haze] = _formed(logits, row["index"].clone(), row["count"].clone())
             shown, opaque = volumes.render(
