@@ -126,4 +126,5 @@ def _behind_lines(file: BinaryIO) -> int:
             return end
     line = tail[:-1].rfind(b"\n") + 1
     ours = tail.startswith(COMMENT, line) and tail.endswith(b"\n")
+    ours = ours and tail[line:].isascii()  # some readers end a line at U+2028, too
     return place + line if ours else end

@@ -86,6 +86,17 @@ def test_nothing_is_added_to_a_signed_mesh(kind: str, signing: Signing, added: b
         outcome(stamped(kind, CLIP, signing) + added, signing)
 
 
+@pytest.mark.parametrize("end", ["\r", "\v", "\x85", "\u2028"])
+def test_nothing_is_hidden_from_the_signature_in_an_obj_s_receipt(
+    end: str, signing: Signing
+) -> None:
+    """A field that is said twice counts as it is said last, so the first could hold lines of another mesh."""
+    hidden = f'{{"prompt":"{end}v 9 9 9{end}f 1 2 3{end}",'.encode()
+    before, text, receipt = stamped("obj", CLIP, signing).partition(b"# atelier receipt ")
+    with pytest.raises(ReceiptError):
+        outcome(before + text + receipt.replace(b"{", hidden, 1), signing)
+
+
 @pytest.mark.parametrize("kind", FILES)
 @given(length=st.integers(0, 2**16))
 def test_every_truncation_of_a_signed_file_is_refused(
