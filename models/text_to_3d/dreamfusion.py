@@ -159,7 +159,7 @@ class DreamFusion(DDPM):
 
     def _said(self, request: Request) -> list[Request]:
         """Return the request as it is said of each kind of view (section 3.2, step 3): "from above" behind a prompt."""
-        if not self.config.views or not request.prompts:
+        if not self.config.views:
             return [request]
         return [
             replace(request, prompts=tuple(f"{prompt} {view}" for prompt in request.prompts))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from models.parts.rows import join
 from models.request import Request
 from models.text_to_3d import volumes
 from tests.models.families_kit import tiny
@@ -168,6 +169,16 @@ def test_a_volume_is_asked_for_from_above_where_it_is_seen_from_there() -> None:
     is_high = [bool(one.equal(high)) for one in told]
     assert all(one.equal(high) or one.equal(low) for one in told)
     assert 0.15 < sum(is_high) / 64 < 0.45  # a third, as elevations are even from -10 to 90 degrees
+
+
+def test_a_volume_without_a_prompt_is_told_the_same_alone_and_beside_one_that_has_one() -> None:
+    model: Any = distilling(
+        torch.zeros(3, 8, 8), vocabulary=WORDS, views=VIEWS, cameras=64, caption_drop=0.5
+    )
+    alone = model.begin(Request(seeds=(5,)))
+    model.step(join([alone, model.begin(Request(seeds=(6,), prompts=("red",)))]))
+    told, _ = model.network.told
+    torch.testing.assert_close(told, model.null.expand_as(told), rtol=0, atol=0)
 
 
 def test_a_prompt_that_is_too_long_with_its_view_is_refused() -> None:
