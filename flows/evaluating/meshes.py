@@ -160,5 +160,6 @@ def _gallery(made: Tensor, prompts: Sequence[str], count: int) -> bytes:
     """Return strips of views all about the first volumes."""
     turn = torch.arange(SHOWN) * (2 * math.pi / SHOWN)
     axes_V33 = volumes.axes(turn, torch.full_like(turn, HEIGHT))
-    shown = volumes.seen(made[: count // 2], axes_V33, 2 * made.shape[-1])
-    return of_clips(shown, prompts[: count // 2], len(shown))
+    few = max(1, count // 2)
+    shown = volumes.seen(made[:few], axes_V33, 2 * made.shape[-1])
+    return of_clips(shown, prompts[:few], len(shown))

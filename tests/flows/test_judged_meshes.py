@@ -76,14 +76,18 @@ def broken(made: Tensor, how: str) -> Tensor:
 
 
 def scored(
-    prepared: Path, judge: AttributeJudge | None, made: Tensor, prompts: Sequence[str]
+    prepared: Path,
+    judge: AttributeJudge | None,
+    made: Tensor,
+    prompts: Sequence[str],
+    gallery: int = 32,
 ) -> Any:
     found = judging.score(
         [judging.packed(made)],
         prompts,
         judge=judge,
         prepared=prepared,
-        spec=Evaluation(bootstrap=20),
+        spec=Evaluation(bootstrap=20, gallery=gallery),
         models=[],
         pipeline=pinned(),
     )
@@ -113,6 +117,11 @@ def test_real_solids_pass_and_each_broken_kind_fails_by_its_own_number(
     for how, (name, most) in limits.items():
         found = scored(prepared, judge, broken(made, how), THINGS)
         assert found[name].value <= most, how
+
+
+def test_a_gallery_of_one_shows_one(prepared: Path) -> None:
+    made = torch.stack([real(one) for one in THINGS[:2]])
+    assert scored(prepared, None, made, THINGS[:2], gallery=1)["connected"].value == 1
 
 
 def test_things_are_asked_for_by_captions_that_name_no_view(prepared: Path) -> None:
