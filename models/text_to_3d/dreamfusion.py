@@ -24,6 +24,7 @@ from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.family import Capabilities, Rows
 from models.parts import bounds
 from models.parts.noise import normals, uniforms
+from models.parts.words import hint, unknown
 from models.ports import Port
 from models.request import DiffusionOptions, Request
 from models.text_to_3d import volumes
@@ -78,6 +79,9 @@ class DreamFusionConfig(DDPMConfig):
             )
         if len(self.views) not in {0, 2}:
             raise ValueError(f"views are two, from the side and from above, got {self.views}")
+        for view in self.views if self.reads_text else ():
+            if odd := unknown(view, self.vocabulary):
+                raise ValueError(f"views: unknown word {odd[0]!r}{hint(odd[0], self.vocabulary)}")
 
 
 class DreamFusion(DDPM):

@@ -203,6 +203,10 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"low_size": 4}, "by no low picture, got .* low_size 4"),
         ({"sizes": ("8x16",)}, r"seen in squares of three colours, .* sizes \('8x16',\)"),
         ({"views": ("from above",)}, r"views are two, .* got \('from above',\)"),
+        (
+            {"views": ("low", "hihg"), "vocabulary": ("low", "high")},
+            "views: unknown word 'hihg'; did you mean 'high'",
+        ),
     ),
     "latent-clips": (
         ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
