@@ -10,6 +10,7 @@ ray (Sun et al. 2022, arXiv:2111.11215, section 4), and its colours have the lig
 Shape letters: B volumes, V views of one, R voxels a side, H and W pixels, K view words, T words, D text width.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.family import Capabilities, Rows
 from models.parts import bounds
 from models.parts.noise import normals, uniforms
-from models.parts.words import hint, unknown
+from models.parts.words import cut, hint, unknown
 from models.ports import Port
 from models.request import DiffusionOptions, Request
 from models.text_to_3d import volumes
@@ -121,6 +122,20 @@ class DreamFusion(DDPM):
     def outputs(self) -> Mapping[str, Port]:
         """Return what it gives: a volume."""
         return {"volume": Port("volume", (4, *[self.config.resolution] * 3))}
+
+    def check(self, request: Request) -> None:
+        """Refuse what any family refuses, and a prompt that is too long once a view stands behind it.
+
+        Raises:
+            ValueError: begins with the field's name, unless the prompt is missing.
+        """
+        super().check(request)
+        most = self.config.max_words
+        for prompt, view in itertools.product(dict.fromkeys(request.prompts), self.config.views):
+            if (count := len(cut(f"{prompt} {view}", self.config.vocabulary))) > most:
+                raise ValueError(
+                    f"prompt: with {view!r} behind it, it has {count} words, the model reads {most}"
+                )
 
     @torch.no_grad()
     def begin(self, request: Request) -> Rows:

@@ -181,10 +181,13 @@ def test_a_volume_without_a_prompt_is_told_the_same_alone_and_beside_one_that_ha
     torch.testing.assert_close(told, model.null.expand_as(told), rtol=0, atol=0)
 
 
-def test_a_prompt_that_is_too_long_with_its_view_is_refused() -> None:
+def test_a_prompt_that_is_too_long_with_its_view_is_refused_before_anything_is_drawn() -> None:
     model = tiny("dreamfusion", vocabulary=WORDS, views=VIEWS, max_words=2)
-    with pytest.raises(ValueError, match="has 3 words, the model reads 2"):
-        model.sample(Request(seeds=(1,), prompts=("red green",)))
+    model.check(Request(seeds=(1,), prompts=("red",)))
+    says = "^prompt: with 'low' behind it, it has 3 words, the model reads 2"
+    for draw in (model.check, model.sample):
+        with pytest.raises(ValueError, match=says):
+            draw(Request(seeds=(1,), prompts=("red green",)))
 
 
 @pytest.mark.parametrize("steps", [0, 20_001])
