@@ -170,11 +170,11 @@ def _mesh(content: bytes) -> Any:
 
 
 def _meshes(new: Candidate, made: Sequence[Any]) -> str:
-    """Refuse meshes that are but the cube they lie in, and the same one for different prompts and seeds."""
-    voxel = 2 / (new.pipeline.resolution or 1)
+    """Refuse meshes that fill their volume, a cube or its ball, and the same one for different prompts and seeds."""
+    half = 1 / (new.pipeline.resolution or 1)  # of a voxel
     for number, vertices in enumerate(made):
-        if abs(vertices).max(axis=1).min() > 1 - voxel:
-            raise SmokeFailed(f"{new.asked(number)}: the mesh is a cube, opaque to its sides")
+        if (vertices**2).sum(axis=1).min() > (1 - half) ** 2:
+            raise SmokeFailed(f"{new.asked(number)}: the mesh is full: all of its volume is opaque")
         _differs(new, made, number, "mesh")
     return f"{len(made)} meshes made, none empty or full, all different"
 

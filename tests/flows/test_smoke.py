@@ -232,18 +232,30 @@ def cut(opacity: float, size: int) -> tuple[int, Any]:
     return 200, [{"status": "in_progress"}, {"status": "completed"}, file]
 
 
+def ball(opacity: float, radius: float) -> tuple[int, Any]:
+    """A job for a mesh: a ball about the middle."""
+    centres = (2 * np.arange(SIDE) + 1) / SIDE - 1
+    away = np.linalg.norm(np.stack(np.meshgrid(centres, centres, centres)), axis=0)
+    volume = np.stack([*np.zeros((3, SIDE, SIDE, SIDE)), opacity * (away <= radius)])
+    file = encoded_mesh(mesh_of(volume), "glb").content
+    return 200, [{"status": "completed"}, file]
+
+
 def test_meshes_are_waited_for_and_the_report_says_what_they_are(
     answers: dict[str, Answer],
 ) -> None:
     answers["toy:2"] = lambda asked: cut(1, 3 + asked["seed"])
     (found,) = smoke(trying("mesh", resolution=SIDE), None, 1.5)
     assert found.says == "2 meshes made, none empty or full, all different"
+    answers["toy:2"] = lambda asked: ball(1, 0.7 + asked["seed"] / 10)
+    assert smoke(trying("mesh", resolution=SIDE), None, 1.5)[0].passed
 
 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (lambda asked: cut(0.9 + asked["seed"] / 100, SIDE), "the mesh is a cube"),
+        (lambda asked: cut(0.9 + asked["seed"] / 100, SIDE), "the mesh is full"),
+        (lambda asked: ball(0.9 + asked["seed"] / 100, 1), "the mesh is full"),
         (lambda _: cut(1, 3), "the same mesh as with seed 0"),
         (lambda _: (200, list(FAILED)), "toy:2 failed: no memory"),
         (lambda _: (200, [{"status": "completed"}, b"none"]), "answered 200 without a mesh"),
