@@ -34,13 +34,11 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("image_size", "channels", "max_words", "patch", "blocks", "heads"), (1, 4096)),
     **dict.fromkeys(("low_noise", "low_noise_sampling", "low_blur", "caption_drop", "eta"), (0, 1)),
     **dict.fromkeys(("low_gain", "data_std", "shift"), (0.01, 100)),
-    **{
-        "text_layers": (0, 64),
-        "dropout": (0, 0.9),
-        "steps": (1, schedules.TIMES),
-        "guidance": GUIDANCE,
-        "t_mean": (-3, 6),
-    },
+    "text_layers": (0, 64),
+    "dropout": (0, 0.9),
+    "steps": (1, schedules.TIMES),
+    "guidance": GUIDANCE,
+    "t_mean": (-3, 6),
 }
 
 
@@ -60,6 +58,7 @@ class DDPMOptions(DiffusionOptions):
 class DDPMConfig(Led):
     """What is learned and how, how it is sampled, and the sizes of the network."""
 
+    ranges: ClassVar[Mapping[str, bounds.Range]] = BOUNDS
     image_size: int = 16  # pixels a side
     sizes: tuple[str, ...] = ()  # that pictures have, like 40x24; empty: squares alone
     channels: int = 3
@@ -98,7 +97,7 @@ class DDPMConfig(Led):
 
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
-        bounds.check(self, BOUNDS)
+        bounds.check(self, self.ranges)
         for what, side in self._sides():
             check_sizes(
                 what,

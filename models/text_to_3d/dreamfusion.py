@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.diffusion import objectives, samplers
+from models.diffusion import ddpm, objectives, samplers
 from models.diffusion.ddpm import DDPM, DDPMConfig
 from models.family import Capabilities, Rows
 from models.parts import bounds
@@ -31,9 +31,10 @@ from models.request import DiffusionOptions, Request
 from models.text_to_3d import volumes
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
+    **ddpm.BOUNDS,
     "resolution": (4, 256),
     "cameras": (1, 64),
-    "iterations": (1, 20_000),
+    "steps": (1, 20_000),
     "rate": (1e-4, 1),
     "sparsity": bounds.WEIGHT,
 }
@@ -60,10 +61,11 @@ class DreamFusionOptions(DiffusionOptions):
 class DreamFusionConfig(DDPMConfig):
     """That of the diffusion model of pictures, and how volumes are made by it."""
 
+    ranges: ClassVar[Mapping[str, bounds.Range]] = BOUNDS
     guidance: float = 5.0  # the paper's 100 is of a model of all pictures that there are
     resolution: int = 24  # R
     cameras: int = 4  # V, at each step
-    iterations: int = 200
+    steps: int = 200  # of the volume
     rate: float = 0.1  # of Adam
     sparsity: float = 0.02  # weight of the opacity, against haze about a thing
     views: tuple[str, ...] = ()  # words behind a prompt: from the side, and from above
@@ -72,7 +74,6 @@ class DreamFusionConfig(DDPMConfig):
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         DDPMConfig.__post_init__(self)
-        bounds.check(self, BOUNDS)
         if self.low_size is not None or self.sizes or self.channels != 3:
             got = f"channels {self.channels}, low_size {self.low_size} and sizes {self.sizes}"
             raise ValueError(
@@ -98,7 +99,7 @@ class DreamFusion(DDPM):
             heads=2,
             resolution=8,
             cameras=2,
-            iterations=4,
+            steps=4,
         ),
         "base": DreamFusionConfig(),
     }
@@ -117,11 +118,6 @@ class DreamFusion(DDPM):
     def inputs(self) -> Mapping[str, Port]:
         """Return what it draws from: perhaps a text."""
         return {name: port for name, port in super().inputs.items() if port.kind == "text"}
-
-    @property
-    def outputs(self) -> Mapping[str, Port]:
-        """Return what it gives: a volume."""
-        return {"volume": Port("volume", (4, *[self.config.resolution] * 3))}
 
     def check(self, request: Request) -> None:
         """Refuse what any family refuses, and a prompt that is too long once a view stands behind it.
@@ -146,9 +142,9 @@ class DreamFusion(DDPM):
         """
         self.check(request)
         c, count = self.config, len(request.seeds)
-        steps = request.options.get("steps", c.iterations)
+        steps = request.options.get("steps", c.steps)
         guidance = request.options.get("guidance", c.guidance)
-        bounds.within("steps", steps, BOUNDS["iterations"])
+        bounds.within("steps", steps, BOUNDS["steps"])
         if request.options.get("negative_prompt") is None:
             c.check_guidance(guidance)
         device = next(self.parameters()).device
@@ -184,11 +180,6 @@ class DreamFusion(DDPM):
             replace(request, prompts=tuple(f"{prompt} {view}" for prompt in request.prompts))
             for view in self.config.views
         ]
-
-    def steps_of(self, request: Request) -> int:
-        """Return the steps of the volume."""
-        steps: int = request.options.get("steps", self.config.iterations)
-        return steps
 
     @torch.no_grad()
     def step(self, rows: Rows) -> Rows:

@@ -141,6 +141,13 @@ def test_meshes_are_judged_by_their_own_module(prepared: Path) -> None:
     assert module_of("mesh", prepared) is judging
 
 
+def test_a_recipe_may_ask_for_as_many_steps_as_a_volume_takes() -> None:
+    path = ROOT / "flows/recipes/solids-dreamfusion.yaml"
+    check(load(path, ["stages.dreamfusion.steps=15000"]), ROOT)
+    with pytest.raises(RecipeError, match="steps must be between 1 and 20000, got 20001"):
+        check(load(path, ["stages.dreamfusion.steps=20001"]), ROOT)
+
+
 def test_a_gate_may_ask_for_what_is_measured_of_meshes_and_for_nothing_else() -> None:
     path = ROOT / "flows/recipes/solids-dreamfusion.yaml"
     assert not {*load(path).gate.metrics} - {*check(load(path), ROOT)}

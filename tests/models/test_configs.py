@@ -196,7 +196,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
     "dreamfusion": (
         ({"resolution": 2}, "resolution must be between 4 and 256, got 2"),
         ({"cameras": 0}, "cameras must be between 1 and 64, got 0"),
-        ({"iterations": 0}, "iterations must be between 1 and 20000, got 0"),
+        ({"steps": 0}, "steps must be between 1 and 20000, got 0"),
         ({"rate": 0.0}, "rate must be between 0.0001 and 1, got 0.0"),
         ({"sparsity": -1.0}, "sparsity must be at least 0, got -1.0"),
         ({"channels": 1}, "seen in squares of three colours, .* got channels 1"),

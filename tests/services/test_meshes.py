@@ -52,7 +52,7 @@ def dreaming() -> DreamFusion:
     torch.manual_seed(0)
     tiny = DreamFusion.presets["tiny"]
     words = ("a", "red", "ball")
-    return DreamFusion(dataclasses.replace(tiny, vocabulary=words, rate=1.0, iterations=16)).eval()
+    return DreamFusion(dataclasses.replace(tiny, vocabulary=words, rate=1.0, steps=16)).eval()
 
 
 def made(house: Any, **more: Any) -> dict[str, Any]:
