@@ -29,8 +29,9 @@ def axes(azimuth_V: Tensor, elevation_V: Tensor) -> Tensor:
         elevation_V: radians above the horizon.
 
     Example:
-        >>> axes(torch.zeros(1), torch.zeros(1))[0].tolist()
-        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+        >>> front, side = axes(torch.tensor([0.0, 1.5708]), torch.zeros(2)).round().int()
+        >>> front[2].tolist(), side[2].tolist()
+        ([0, 0, 1], [1, 0, 0])
     """
     (sa, ca), (se, ce) = ((one.sin(), one.cos()) for one in (azimuth_V, elevation_V))
     right = torch.stack([ca, torch.zeros_like(ca), -sa], -1)

@@ -73,7 +73,7 @@ def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() ->
         (
             "shapes-clip",
             "judge={family: attribute-judge, training: {steps: 9}}",
-            "judge: it sees pictures or clips, and embedding comes out: leave the judge out",
+            "judge: it sees pictures, clips or meshes, and embedding comes out: leave the judge out",
         ),
         ("shapes", "judge=null", "alignment_trained will not be measured: the recipe has no judge"),
         (

@@ -34,7 +34,7 @@ from tests.services.served_kit import publish_each_modality, with_toys
 logger = logging.getLogger(__name__)
 Ask = Callable[..., httpx.Response]
 DOT = f"data:image/png;base64,{base64.b64encode(png(np.full((2, 2, 3), 99, np.uint8))).decode()}"
-REQUESTS = int(os.environ.get("API_REQUESTS", "390"))  # of all operations together, at least
+REQUESTS = int(os.environ.get("API_REQUESTS", "420"))  # of all operations together, at least
 ANSWER: dict[str, list[dict[str, Any]]] = {
     "/v1/images/generations": [
         {"model": "shapes", "prompt": "a small red circle", "size": "16x16", "steps": 2},
