@@ -46,6 +46,8 @@ BETAS: Final = (0.9, 0.99)  # of Adam
 CAMERAS: Final = 1  # the stage of the numbers that cameras, times and backgrounds are drawn by
 HARD: Final = 24.0  # how much steeper opacity is at the end, of a surface, than at first, of a haze
 SET: Final = 0.75  # the share of the steps after which it is as steep as that
+PICTURES: Final = {"eta": 0.0, "variance": "small", "shift": 1.0}
+"""Fields of a DDPM's Config that no volume is drawn by, as they are where nobody asks for them."""
 MOVED: Final = ("volume", "mean", "square")  # what a step changes of a row
 
 
@@ -79,6 +81,12 @@ class DreamFusionConfig(DDPMConfig):
             raise ValueError(
                 f"things are seen in squares of three colours, by no low picture, got {got}"
             )
+        asked = {"eta": self.eta, "variance": self.variance, "shift": self.shift}
+        for name, usual in PICTURES.items():
+            if asked[name] != usual:
+                raise ValueError(
+                    f"{name} is of how pictures are drawn, and volumes are, got {asked[name]}"
+                )
         if len(self.views) not in {0, 2}:
             raise ValueError(f"views are two, from the side and from above, got {self.views}")
         for view in self.views if self.reads_text else ():

@@ -202,6 +202,9 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"channels": 1}, "seen in squares of three colours, .* got channels 1"),
         ({"low_size": 4}, "by no low picture, got .* low_size 4"),
         ({"sizes": ("8x16",)}, r"seen in squares of three colours, .* sizes \('8x16',\)"),
+        ({"shift": 3.0}, "shift is of how pictures are drawn, and volumes are, got 3.0"),
+        ({"variance": "large"}, "variance is of how pictures are drawn, .* got large"),
+        ({"eta": 0.5, "objective": "v", "sampler": "ddim"}, "eta is of how pictures .* got 0.5"),
         ({"views": ("from above",)}, r"views are two, .* got \('from above',\)"),
         (
             {"views": ("low", "hihg"), "vocabulary": ("low", "high")},
