@@ -1,7 +1,8 @@
 """JSON and YAML from outside: bounded in bytes, depth and what aliases unfold to, before anything walks through it.
 
 Nobody else parses either (tests/test_layout.py): 3 MB of `[` would end in a RecursionError, and ten lines of YAML
-aliases in a document of billions.
+aliases in a document of billions. Of a name said twice in one object others keep the last and say nothing: it is
+refused, since one of the two would be ignored, and two readers might keep another each.
 """
 
 import json
@@ -50,15 +51,23 @@ def parse_json(content: bytes | str, what: str, *, most: int = MOST_BYTES) -> An
     """Return a JSON document.
 
     Raises:
-        DocumentError: no JSON, above `most` bytes, or nested more than 100 deep; `what` names it.
+        DocumentError: no JSON, above `most` bytes, nested more than 100 deep, or with a name said twice in one object;
+            `what` names it.
+
+    Example:
+        >>> parse_json('{"seed": 1, "seed": 2}', "the body")
+        Traceback (most recent call last):
+        infra.documents.DocumentError: the body says 'seed' twice
     """
     given = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     _check_size(len(given), most, what)
     _check_depth(given, what)
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_once)
     except RecursionError:
         raise _too_deep(what) from None
+    except _Twice as error:
+        raise DocumentError(f"{what} says {error} twice") from None
     except ValueError as error:
         raise DocumentError(f"{what} is not JSON: {error}") from None
 
@@ -67,7 +76,8 @@ def parse_yaml(content: bytes | str, what: str) -> Any:
     """Return a YAML document in UTF-8, without tags for Python's own types.
 
     Raises:
-        DocumentError: no YAML, above 4 MiB, nested more than 100 deep, or unfolding to more than 100,000 nodes.
+        DocumentError: no YAML, above 4 MiB, nested more than 100 deep, unfolding to more than 100,000 nodes, or with a
+            name said twice in one mapping.
     """
     _check_size(len(content), MOST_YAML_BYTES, what)
     try:
@@ -107,12 +117,41 @@ def _check_depth(content: bytes, what: str) -> None:
         raise _too_deep(what)
 
 
-class _Size:
-    """A node's own nodes and levels, aliases unfolded."""
+class _Twice(ValueError):
+    """A name that an object has more than once."""
 
-    def __init__(self, anchor: str | None) -> None:
-        self.anchor = anchor
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object from its members."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Twice(repr(name[:80]))
+        found[name] = value
+    return found
+
+
+class _Open:
+    """A node that is not at its end: its own nodes and levels, aliases unfolded, and of a mapping the names so far."""
+
+    def __init__(self, event: yaml.NodeEvent | None = None) -> None:
+        self.anchor = event and event.anchor
         self.nodes = self.levels = 1
+        self.names: set[str] | None = set() if isinstance(event, yaml.MappingStartEvent) else None
+        self.named = False
+
+    def check_once(self, event: yaml.NodeEvent, what: str) -> None:
+        """Refuse a node that begins in this one where it is a name which this has."""
+        if self.names is None:
+            return
+        self.named = not self.named  # names and values take turns
+        if not self.named or not isinstance(event, yaml.ScalarEvent):
+            return
+        if event.value in self.names:
+            line = event.start_mark.line + 1 if event.start_mark else "?"
+            name = repr(event.value[:80])
+            raise DocumentError(f"{what} says {name} twice, the second time in line {line}")
+        self.names.add(event.value)
 
     def take(self, nodes: int, levels: int) -> None:
         self.nodes += nodes
@@ -122,8 +161,10 @@ class _Size:
 def _check_unfolded(text: str, what: str) -> None:
     """Go through the events, which no alias makes longer, and count what they would unfold to."""
     anchors: dict[str, tuple[int, int]] = {}
-    open_: list[_Size] = [_Size(None)]
+    open_ = [_Open()]
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.NodeEvent):
+            open_[-1].check_once(event, what)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
                 raise DocumentError(f"{what} has an alias {event.anchor!r} of nothing before it")
@@ -133,7 +174,7 @@ def _check_unfolded(text: str, what: str) -> None:
                 anchors[event.anchor] = (1, 1)
             open_[-1].take(1, 1)
         elif isinstance(event, yaml.CollectionStartEvent):
-            open_.append(_Size(event.anchor))
+            open_.append(_Open(event))
         elif isinstance(event, yaml.CollectionEndEvent):
             done = open_.pop()
             if done.anchor:

@@ -147,6 +147,9 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[_Part]:
             raise ValueError("the clip is cut short: half a chunk at its end")
         kind, length = struct.unpack("<4sI", head)
         end = place + 8 + length + length % 2
+        file.seek(place + 8 + length)
+        if length % 2 and file.read(1) not in {b"", b"\0"}:  # no signature covers that of a receipt
+            raise ValueError(f"the clip's chunk {kind!r} is padded with what is no zero")
         yield _Part(place, end, kind == CHUNK)
         place = end
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Final, Literal, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from infra.documents import parse_json
+from infra.documents import DocumentError, parse_json
 from infra.receipts import clip_receipts, mesh_receipts, sound_receipts
 from infra.receipts.contents import PNG as SIGNATURE
 from infra.receipts.contents import text_sha256
@@ -222,16 +222,18 @@ def parse(text: bytes, what: str) -> Receipt:
     """Return a receipt from its JSON, as it stands in a file or in the header beside one.
 
     Raises:
-        ReceiptError: above 64 KiB, or not ours; `what` names it.
+        ReceiptError: above 64 KiB, no JSON, or not ours; `what` names it.
     """
     if len(text) > MOST_BYTES:
         raise ReceiptError(f"{what} is above {MOST_BYTES} bytes: refused")
     try:
-        return Receipt.model_validate_json(text)
+        return Receipt.model_validate(parse_json(text, what))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ReceiptError(f"{what} is not valid: {field} {first['msg']}") from None
+    except DocumentError as error:
+        raise ReceiptError(str(error)) from None
 
 
 def _of_answer(content: bytes, where: str) -> list[bytes]:

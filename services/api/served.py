@@ -8,8 +8,8 @@ from typing import TypeVar, cast
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 
+from infra.documents import parse_json
 from infra.jobs.jobs import Jobs
 from infra.jobs.webhooks import Webhooks
 from infra.receipts.signing import Signing
@@ -57,15 +57,15 @@ async def read_order(request: Request, kind: type[Body]) -> Body:
     """Return the body.
 
     Raises:
-        ApiError: 415, it is no JSON; 400 that names its first wrong field.
+        ApiError: 415, it is no JSON; 400 that names its first wrong field, or one that it says twice.
     """
     content = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content != "application/json":
         raise ApiError(415, "send the body as application/json", code="unsupported_media_type")
     try:
-        given = from_json(await request.body())
+        given = parse_json((await request.body()).decode(), "the body")
     except ValueError as error:
-        raise errors.invalid(f"no JSON: {error}", "body", "invalid_json") from None
+        raise errors.invalid(str(error), "body", "invalid_json") from None
     try:
         return kind.model_validate(whole(given))
     except ValidationError as error:

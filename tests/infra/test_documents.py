@@ -57,8 +57,10 @@ LADDER = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1
         ("{", "is not JSON"),
         (b"\xff", "is not JSON"),
         ('"' + '\\"' * 100_000, "is not JSON"),
+        ('{"a": [{"seed": 1, "b": 2, "seed": 1}]}', "says 'seed' twice"),
+        ('{"seed": 1, "\\u0073eed": 2}', "says 'seed' twice"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_json_that_is_none_or_too_deep_ends_in_one_line(content: str | bytes, says: str) -> None:
     with pytest.raises(DocumentError, match=f"^it.* {says}") as refused:
@@ -83,8 +85,10 @@ def test_json_that_is_none_or_too_deep_ends_in_one_line(content: str | bytes, sa
         ("a: 2026-13-45", "is not YAML"),
         ("!!python/object/apply:os.system [ls]", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML"),
+        ("a: 1\nb:\n  seed: 1\n  seed: 2", "says 'seed' twice, the second time in line 4"),
+        ("[{seed: [seed], 'seed': 2}]", "says 'seed' twice, the second time in line 1"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_yaml_that_is_none_or_too_much_ends_in_one_line(content: str | bytes, says: str) -> None:
     with pytest.raises(DocumentError, match=f"^it {says}") as refused:
@@ -111,6 +115,13 @@ def test_strings_of_brackets_quotes_and_backslashes_are_no_levels(
 def test_an_honest_alias_is_unfolded() -> None:
     found = parse_yaml("base: &b {x: 1}\nmore: {<<: *b, y: 2}\nsame: *b", "it")
     assert found == {"base": {"x": 1}, "more": {"x": 1, "y": 2}, "same": {"x": 1}}
+
+
+def test_names_may_come_again_in_another_object_and_over_what_is_merged() -> None:
+    again = '{"a": {"a": "a"}, "b": [{"a": 1}, {"a": 2}]}'
+    assert parse_json(again, "it") == parse_yaml(again, "it") == json.loads(again)
+    found = parse_yaml("one: &a {x: 1, y: 1}\ntwo: {<<: *a, x: 2}", "it")
+    assert found["two"] == {"x": 2, "y": 1}
 
 
 def test_a_file_above_its_bound_is_not_read_whole(tmp_path: Path) -> None:

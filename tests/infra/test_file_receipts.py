@@ -79,6 +79,15 @@ def test_one_changed_byte_of_a_signed_file_is_found(
     assert found != GOOD
 
 
+@pytest.mark.parametrize("prompt", ["a", "ab"])
+def test_the_byte_that_evens_a_receipt_in_webp_is_found_changed(
+    prompt: str, signing: Signing
+) -> None:
+    made = stamped("webp", CLIP.model_copy(update={"prompt": prompt}), signing)
+    with pytest.raises(ReceiptError):
+        outcome(made[:-1] + bytes([made[-1] ^ 1]), signing)
+
+
 @pytest.mark.parametrize("kind", MESHES)
 @given(added=st.sampled_from([b"\0", b" ", b"\n", b"v 0 0 0\n", b"# atelier receipt {}\n"]))
 def test_nothing_is_added_to_a_signed_mesh(kind: str, signing: Signing, added: bytes) -> None:

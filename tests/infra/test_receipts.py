@@ -115,7 +115,8 @@ def with_chunk(*texts: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ((b"{",), "not valid"),
+        ((b"{",), "is not JSON"),
+        ((RECEIPT.model_dump_json().replace("{", '{"seed":7,', 1).encode(),), "says 'seed' twice"),
         ((b'{"format":2}',), "not valid: format"),
         ((RECEIPT.model_dump_json().replace('"seed"', '"sead"').encode(),), "not valid"),
         ((b" " * (MOST_BYTES + 1),), "above 65536 bytes"),

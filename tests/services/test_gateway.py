@@ -32,7 +32,6 @@ from services.stages.deployment import Stage
 from tests.services.conftest import Workshop
 
 IMAGES = "/v1/images/generations"
-JSON_TYPE = {"content-type": "application/json"}
 INVALID_JSON = (400, "invalid_json", "body")
 TABLES = ("jobs", "webhook_endpoints", "transitions")
 Ask = Callable[..., httpx.Response]
@@ -40,6 +39,10 @@ Ask = Callable[..., httpx.Response]
 
 def pixels(encoded: str) -> Any:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+
+
+def raw(content: bytes) -> dict[str, Any]:
+    return {"content": content, "headers": {"content-type": "application/json"}}
 
 
 def error(response: httpx.Response) -> tuple[int, Any, Any]:
@@ -247,14 +250,11 @@ def test_an_unknown_word_is_named_with_what_the_model_knows(app: Any, ask: Ask) 
         ("POST", IMAGES, {"json": [1]}, (400, "invalid_type", "body")),
         ("POST", IMAGES, {"json": {}}, (400, "missing_required_parameter", "prompt")),
         ("POST", IMAGES, {"json": "x" * 1_100_000}, (413, "body_too_large", None)),
-        ("POST", IMAGES, {"content": b"[" * 1_000_000, "headers": JSON_TYPE}, INVALID_JSON),
-        ("POST", IMAGES, {"content": b'{"user":' * 100_000, "headers": JSON_TYPE}, INVALID_JSON),
-        (
-            "POST",
-            IMAGES,
-            {"content": b"[" * 3_000_000, "headers": JSON_TYPE},
-            (413, "body_too_large", None),
-        ),
+        ("POST", IMAGES, raw(b"[" * 1_000_000), INVALID_JSON),
+        ("POST", IMAGES, raw(b'{"user":' * 100_000), INVALID_JSON),
+        ("POST", IMAGES, raw(b'{"seed": 1, "seed": 2}'), INVALID_JSON),
+        ("POST", IMAGES, raw(b'{"prompt": "\\ud83d"}'), (400, "invalid_value", "prompt")),
+        ("POST", IMAGES, raw(b"[" * 3_000_000), (413, "body_too_large", None)),
         ("GET", "/v1/models/nope", {}, (404, "model_not_found", "model")),
         ("GET", "/v1/models/a/b", {}, (404, "model_not_found", "model")),
         (
