@@ -38,7 +38,7 @@ class Options:
 
 
 RANGES: Final[Mapping[str, tuple[float, float]]] = {"speed": (0.25, 4), "pitch": (-12, 12)}
-"""The least and the most of options that no Config has."""
+"""The least and the most of options that no Config has: times as fast as its own, and semitones above it."""
 
 
 def type_of(options: type[Options], name: str) -> type:

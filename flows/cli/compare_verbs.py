@@ -117,9 +117,9 @@ def vote(
 
     first, second = comparing.side(a), comparing.side(b)
     for side in (first, second):
-        if (kind := side.pipeline.modality) != "image":
+        if (kind := side.pipeline.modality) not in {"image", "mesh"}:
             raise comparing.Incomparable(
-                f"{side.version.ref} gives {kind}: blind votes are for pictures alone"
+                f"{side.version.ref} gives {kind}: blind votes are for pictures, and meshes from four sides"
             )
     one, other = first.version.digest, second.version.digest
     votes = Votes(settings().database, one, other)

@@ -1,6 +1,5 @@
 """What two pipeline versions make of the same prompts and seeds: pictures, what is seen of sounds, or texts."""
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from models.family import Family
 
 PICTURES: Final = 24
-HEIGHT: Final = math.radians(20)  # from which meshes are looked down on
 FACTORS: Final = (32, 16, 8, 4, 2, 1)
 
 
@@ -126,14 +124,10 @@ def _spectrograms(sound_NT: "Tensor") -> "Tensor":
 
 def _around(volumes_N4RRR: "Tensor") -> "Tensor":
     """Return volumes from four sides, side by side, (N, 3, H, 4 W) in [0, 1]: what is solid of them."""
-    import torch
-
     from models.text_to_3d import volumes
 
-    turn_V = math.pi / 2 * torch.arange(4)
-    axes_V33 = volumes.axes(turn_V, torch.full_like(turn_V, HEIGHT))
     side = 2 * volumes_N4RRR.shape[-1]
-    return _side_by_side(volumes.seen(volumes.solid(volumes_N4RRR), axes_V33, side))
+    return _side_by_side(volumes.seen(volumes.solid(volumes_N4RRR), volumes.around(4), side))
 
 
 def _side_by_side(frames_NFCHW: "Tensor") -> "Tensor":

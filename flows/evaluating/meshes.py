@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 SEEN: Final = " seen from "
 """What a caption says behind the thing: from where a picture shows it."""
 AROUND: Final = 12  # views from which each volume is judged, evenly about it
-HEIGHT: Final = math.radians(20)  # from which they look down
 ELEVATIONS: Final = (
     math.radians(-10),
     math.radians(90),
@@ -111,9 +110,7 @@ def _by_judge(
     """Add alignment: of the views all about a thing those in which all that its caption says is seen."""
     if not prompts or not facts["attributes"]:
         return
-    turn = torch.arange(AROUND) * (2 * math.pi / AROUND)
-    axes_V33 = volumes.axes(turn, torch.full_like(turn, HEIGHT))
-    shown = volumes.seen(whole, axes_V33, side, GREY)
+    shown = volumes.seen(whole, volumes.around(AROUND), side, GREY)
     with torch.no_grad():
         predicted = judge.predict(shown.flatten(0, 1)).cpu()
     wanted = pictures.wanted_attributes(prompts, facts["attributes"])
@@ -158,8 +155,6 @@ def _familiar(prepared: Path, facts: Mapping[str, Any], side: int) -> list[Tenso
 
 def _gallery(made: Tensor, prompts: Sequence[str], count: int) -> bytes:
     """Return strips of views all about the first volumes."""
-    turn = torch.arange(SHOWN) * (2 * math.pi / SHOWN)
-    axes_V33 = volumes.axes(turn, torch.full_like(turn, HEIGHT))
     few = max(1, count // 2)
-    shown = volumes.seen(made[:few], axes_V33, 2 * made.shape[-1])
+    shown = volumes.seen(made[:few], volumes.around(SHOWN), 2 * made.shape[-1])
     return of_clips(shown, prompts[:few], len(shown))

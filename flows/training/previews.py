@@ -13,12 +13,15 @@ from flows.evaluating.sheets import of_sounds, of_texts, png
 from infra.documents import MOST_OF_OURS, read_json
 from models.family import Family, Modality, Trainable
 from models.request import Request
+from models.text_to_3d import volumes
 
-SHOWN: Final = {"pixels", "sound", "text", "clip"}
+SHOWN: Final = {"pixels", "sound", "text", "clip", "volume"}
 COUNT: Final = 16  # pictures
 COLUMNS: Final = 4
 TILE_PX: Final = 96  # a small picture is enlarged by a whole factor to about this, to be seen
 CLIPS: Final = 4
+VOLUMES: Final = 2  # of hundreds of steps each
+SIDES: Final = 6  # from which a volume is shown
 SOUNDS: Final = 4
 TEXTS: Final = 6
 TOKENS: Final = 96  # of a text, at most
@@ -53,6 +56,13 @@ def _clips(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
     frames = model.sample(_asked(model, prepared, batch, CLIPS)).float().cpu()
     scale = max(1, round(TILE_PX / 2 / frames.shape[-1]))
     return png(grid(frames.flatten(0, 1), columns=frames.shape[1], scale=scale))
+
+
+def _volumes(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
+    """Return views all about what is solid of volumes, a volume a line."""
+    made = model.sample(_asked(model, prepared, batch, VOLUMES)).float().cpu()
+    shown = volumes.seen(volumes.solid(made), volumes.around(SIDES), 2 * made.shape[-1])
+    return png(grid(shown.flatten(0, 1), SIDES, max(1, round(TILE_PX / shown.shape[-1]))))
 
 
 def _asked(model: Family, prepared: Path, batch: Mapping[str, Tensor], count: int) -> Request:
@@ -104,6 +114,7 @@ def _texts(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes 
 _KINDS: Final[Mapping[Modality, Callable[[Family, Path, Mapping[str, Tensor]], bytes | None]]] = {
     "image": _pictures,
     "clip": _clips,
+    "mesh": _volumes,
     "audio": _sounds,
     "text": _texts,
 }

@@ -10,6 +10,7 @@ Pictures are made by volume rendering (Max 1995; Mildenhall et al. 2020, arXiv:2
 Shape letters: N volumes, V views, R voxels a side, H and W pixels, S samples of a ray, one a voxel's thickness.
 """
 
+import math
 from typing import Final
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 FRAME: Final = 1.1  # half the side of what a picture shows, in the plane through the centre
 SOLID: Final = 1 - 1e-4  # the most opacity that is told from more
 SURFACE: Final = 0.5  # the opacity at which there is something
+HEIGHT: Final = math.radians(20)  # from which views all about a thing look down
 
 
 def axes(azimuth_V: Tensor, elevation_V: Tensor) -> Tensor:
@@ -38,6 +40,12 @@ def axes(azimuth_V: Tensor, elevation_V: Tensor) -> Tensor:
     up = torch.stack([-sa * se, ce, -ca * se], -1)
     towards = torch.stack([sa * ce, se, ca * ce], -1)
     return torch.stack([right, up, towards], 1)
+
+
+def around(count: int) -> Tensor:
+    """Return the directions of cameras evenly about a volume, the front first, (count, 3, 3), a little from above."""
+    azimuth_V = torch.arange(count) * (2 * math.pi / count)
+    return axes(azimuth_V, torch.full_like(azimuth_V, HEIGHT))
 
 
 def points(axes_V33: Tensor, side: int, samples: int) -> Tensor:

@@ -23,7 +23,7 @@ from models.parts.mel import PRESETS, Mel
 from models.parts.noise import normals
 from models.parts.rows import drawn, join, to_end
 from models.ports import Port
-from models.request import Request, SpeechOptions
+from models.request import RANGES, Request, SpeechOptions
 from models.text_to_speech.acoustic import (
     TOKENS,
     Decoder,
@@ -44,8 +44,7 @@ BOUNDS: Final[Mapping[str, bounds.Range]] = {
     "spread": (0.01, 10),
     "temperature": (0, 2),
     "steps": (1, 100),
-    "speed": (0.25, 4),
-    "pitch": (-12, 12),
+    **RANGES,
 }
 USUAL_HZ: Final = 150.0  # of a voice
 USUAL_ENERGY: Final = (-3.5, 1.0)  # mean and deviation, log of a share of full scale
@@ -82,7 +81,7 @@ class MatchaConfig(Spoken):
         object.__setattr__(self, "mel", Mel.of(self.mel))
         self.mel.must_hear(self.sample_rate)
         self.check_spoken()
-        bounds.check(self, {name: BOUNDS[name] for name in BOUNDS.keys() - {"speed", "pitch"}})
+        bounds.check(self, {name: BOUNDS[name] for name in BOUNDS.keys() - RANGES.keys()})
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be divisible by heads, got {self.heads}")
 
@@ -300,7 +299,7 @@ class Matcha(Family):
         """
         self.check(request)
         asked = request.options
-        for name in {"steps", "speed", "pitch"} & asked.keys():
+        for name in {"steps", *RANGES} & asked.keys():
             bounds.within(name, asked[name], BOUNDS[name])
         device = self.seen.device
         rows = []

@@ -22,7 +22,7 @@ from models.parts import bounds, pitch, wsola
 from models.parts.mel import PRESETS, Mel
 from models.parts.noise import uniforms
 from models.ports import Source
-from models.request import Request, SpeechOptions
+from models.request import RANGES, Request, SpeechOptions
 from models.text_to_speech.alignment import CEPSTRA, FlatStart, cepstra
 from models.text_to_speech.front_end import MARKS, SYMBOLS, Spoken
 from models.text_to_speech.phones import distance
@@ -45,7 +45,6 @@ TIE: Final = 0.1  # target costs that differ by less are alike: the seed chooses
 OVERLAP_S: Final = 0.01  # of two pieces
 EDGE_S: Final = 0.005  # in which a phrase begins and ends
 LOTS: Final = 8  # paths that say what joins cost by lot
-SPEEDS: Final[bounds.Range] = (0.25, 4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,7 +201,7 @@ class UnitSelection(Family):
             ValueError: a prompt, voice or speed that it cannot speak; see `check`.
         """
         speed = request.options.get("speed", 1.0)
-        bounds.within("speed", speed, SPEEDS)
+        bounds.within("speed", speed, RANGES["speed"])
         sounds = [self._put_together(pieces, speed) for pieces in self._chosen(request)]
         return torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True).clamp(-1, 1)
 

@@ -27,7 +27,7 @@ from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.mel import PRESETS
 from models.parts.noise import normals
-from models.request import Request, SpeechOptions
+from models.request import RANGES, Request, SpeechOptions
 from models.text_to_speech.acoustic import TOKENS, Durations, Encoder, mels_of, noise, path_of
 from models.text_to_speech.alignment import monotonic_path, uniform_path
 from models.text_to_speech.critics import Critics, inside, weighed
@@ -36,7 +36,6 @@ from models.text_to_speech.front_end import SYMBOLS, Spoken
 from models.text_to_speech.latents import Flow, Generator, Posterior
 from models.text_to_speech.vocoder import VocoderConfig, cut, cut_sound, played, starts
 
-SPEEDS: Final = (0.25, 4)
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
     **dict.fromkeys(("latent", "width", "heads", "layers"), (1, 4096)),
     **dict.fromkeys(("couplings", "generator_width", "generator_layers"), (1, 4096)),
@@ -304,7 +303,7 @@ class VITS(Family):
         """
         self.check(request)
         speed, device = request.options.get("speed", 1.0), self.prior.weight.device
-        bounds.within("speed", speed, SPEEDS)
+        bounds.within("speed", speed, RANGES["speed"])
         frame_s = self.config.mel.hop / self.config.sample_rate
         speaker_1 = self.config.encode_voices([request.options.get("voice", "")]).to(device)
         rows = []

@@ -21,13 +21,12 @@ from torch.nn.utils.rnn import pad_sequence
 from models.family import Batch, Capabilities, Family, Losses
 from models.parts import bounds
 from models.parts.noise import Seeded
-from models.request import Request, SpeechOptions
+from models.request import RANGES, Request, SpeechOptions
 from models.text_to_speech.alignment import monotonic_path
 from models.text_to_speech.signs import Signs
 from models.text_to_speech.voices import Voiced
 
 LEARNING: Final = ("network.text_encoder.", "network.flow.", "network.duration_predictor.")
-SPEEDS: Final[bounds.Range] = (0.25, 4)
 LONGEST_S: Final = 60  # of one sample
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz' "
 
@@ -253,7 +252,7 @@ class VitsCheckpoint(Family):
         self.check(request)
         asked = request.options
         speed = asked.get("speed", 1.0)
-        bounds.within("speed", speed, SPEEDS)
+        bounds.within("speed", speed, RANGES["speed"])
         voice = int(self.config.encode_voices([asked.get("voice", "")])[0])
         rows = [
             self._said(seed, text, voice, speed)

@@ -1,6 +1,7 @@
 """Previews of families that start from real samples: what they are shown of them is what they can be drawn from."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,13 @@ def test_clips_are_shown_as_film_strips(name: str, frames: int, tmp_path: Path) 
     assert found is not None
     tile = 8 * 6 + 4  # enlarged six times, two dark pixels around it
     assert Image.open(io.BytesIO(found)).size == (frames * tile, 2 * tile)
+
+
+def test_volumes_are_shown_from_all_sides(tmp_path: Path) -> None:
+    model: Any = tiny("dreamfusion")
+    asks = {"captions": ["a thing", "nothing"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(asks))
+    found = png_of_samples(model, tmp_path, batch_of(model, 2))
+    assert found is not None
+    tile = 16 * 6 + 4
+    assert Image.open(io.BytesIO(found)).size == (6 * tile, 2 * tile)

@@ -190,6 +190,6 @@ def test_votes_on_text_are_refused_in_one_line(
     monkeypatch.setattr(compare_verbs, "use_stack", lambda: None)
     refs = [texts(here, seed).ref for seed in (0, 1)]
     with pytest.raises(
-        Incomparable, match="prose:1 gives text: blind votes are for pictures alone"
+        Incomparable, match="prose:1 gives text: blind votes are for pictures, and meshes"
     ):
         compare_verbs.vote(*refs)
