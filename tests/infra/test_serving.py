@@ -220,7 +220,7 @@ def test_the_example_files_are_what_is_written_of_the_example_placement() -> Non
     )
     written = manifests.write(example, "atelier:latest")
     here = {name: (FOLDER / name).read_text() for name in written}
-    assert here == written, "write them again: README, On a cluster"
+    assert here == written, "write them again: infra/README, On a cluster"
 
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
