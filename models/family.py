@@ -126,6 +126,7 @@ class Trainable(nn.Module, ABC):
     adapts: ClassVar[tuple[str, ...]] = ()  # linear layers that adapters may change, of any config
     lora: Any = None  # a LoRA of `parts.lora`, where it is an adapter's network
     adapter_place: Any = None  # a Place of `parts.adapter_rows`, where adapters share its steps
+    lone: ClassVar[bool] = False  # `step` takes each row by itself: it has its bits in any batch
     call_sizes: tuple[int, ...] | None = None
     """Rows of a call of the network that were found to give a row equal bits, where `step` fills its calls up to one of
     them and so takes any batch; () as long as none were tried. None: a step's call is of the batch's size."""

@@ -112,9 +112,8 @@ class DreamFusion(DDPM):
         "base": DreamFusionConfig(),
     }
     adapts: ClassVar[tuple[str, ...]] = ()
-    call_sizes: tuple[int, ...] | None = (
-        None  # a volume's calls are its own, whatever is drawn beside it
-    )
+    lone = True
+    call_sizes: tuple[int, ...] | None = None
     config: DreamFusionConfig
 
     @property

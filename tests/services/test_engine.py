@@ -157,6 +157,19 @@ def test_a_call_size_that_changes_the_bits_is_left_out_and_a_batch_may_have_any_
     assert 8 not in model.call_sizes
 
 
+def test_a_volume_has_its_bits_in_a_batch_of_any_size(engine: Engine) -> None:
+    """None is filled up: a volume beside those that were asked for would cost as much as each of them."""
+    model = tiny("dreamfusion").eval()
+    sizes = agreeing(model, (1, 8))
+    assert sizes == tuple(range(1, 9))
+    found = []
+    for seeds in ((5,), (3, 4, 5)):
+        inbox = Inbox()
+        engine.submit(model, Request(seeds=seeds), inbox.put, buckets=sizes)
+        found.append(inbox.pictures(len(seeds))[-1])
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_row_keeps_its_bits_whoever_is_guided_beside_it_and_joins_when(
     engine: Engine, networks: Callable[..., Family]
 ) -> None:
