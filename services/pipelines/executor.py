@@ -185,14 +185,16 @@ class Executor:
                 async with aclosing(stages.watch(task)) as events:
                     async for made in events:
                         if isinstance(made, Preview):
-                            yield run.sketch(made, await self._decoded(run, made))
+                            picture = await self._decoded(run, made)
+                            yield await asyncio.to_thread(run.sketch, made, picture)
                         elif isinstance(made, Piece):
                             yield made
             if isinstance(made, Refused):
                 raise _raised(run.refused(made))
             assert isinstance(made, Made)
             run.take(made)
-        yield await self._best(pipeline, spec, run.complete())
+        whole = await asyncio.to_thread(run.complete)
+        yield await self._best(pipeline, spec, whole)
 
     async def _best(self, pipeline: Pipeline, spec: GenerationSpec, made: Complete) -> Complete:
         """Return of each picture's candidates the one with the highest cosine to its prompt."""
@@ -251,7 +253,7 @@ async def walked(
         if isinstance(made, Refused):
             return run.refused(made)
         run.take(made)
-    return run.complete()
+    return await asyncio.to_thread(run.complete)  # a clip is seconds of arithmetic
 
 
 class _Run:

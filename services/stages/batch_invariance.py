@@ -25,8 +25,8 @@ def agreeing(model: Family, buckets: Sequence[int]) -> tuple[int, ...]:
     depends on the size and not on the numbers. All that the model keeps between steps is compared, since equal
     tokens and levels may come of unequal numbers. A model that draws nothing (it only embeds) keeps all sizes.
 
-    One that fills up its own calls is told the sizes of them that agree, and takes a batch of any size; so does one that
-    takes each row by itself.
+    One that fills up its own calls is told the sizes of them that agree, and takes a batch of any size; so does one
+    that takes each row by itself.
     """
     if model.lone:
         return tuple(range(1, buckets[-1] + 1))
