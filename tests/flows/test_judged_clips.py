@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.loaders import Loader, clips, facts_of
+from data.loaders import clips
 from flows.checking import check
 from flows.evaluating import clips as judging
 from flows.evaluating.evaluate import judging as module_of
@@ -19,11 +19,11 @@ from flows.evaluating.pipeline import ports_of
 from flows.recipe import Evaluation
 from flows.recipes.loader import RecipeError, load
 from infra.pipelines import PinnedStage, Pipeline
-from models import configure
 from models.family import Family
 from models.judges.clip_judge import ClipJudge
 from models.text_to_video.make_a_video import Interpolation, VideoUpsampler
 from tests.data.prepare_kit import prepare
+from tests.flows.judges_kit import learned
 from tests.models.families_kit import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -38,17 +38,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def judge(prepared: Path) -> ClipJudge:
-    torch.manual_seed(0)
-    found = ClipJudge(configure("clip-judge", "base", {}, facts_of(prepared)))
-    loader, steps = Loader(prepared, "train", batch_size=24), 90
-    optimizer = torch.optim.AdamW(found.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    for step in range(steps):
-        optimizer.zero_grad()
-        found(loader.batch(step)).total.backward()
-        optimizer.step()
-        schedule.step()
-    return found.eval()
+    found: ClipJudge = learned(ClipJudge, "clip-judge", prepared, rate=4e-3, rows=24, steps=90)
+    return found
 
 
 def pinned(models: Mapping[str, Family]) -> Pipeline:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.loaders import Loader, facts_of
 from data.makers.solids import SOLIDS
 from flows.checking import check
 from flows.evaluating import meshes as judging
@@ -18,9 +17,9 @@ from flows.evaluating.pipeline import ports_of
 from flows.recipe import Evaluation
 from flows.recipes.loader import RecipeError, load
 from infra.pipelines import PinnedStage, Pipeline
-from models import configure
 from models.judges.attribute_judge import AttributeJudge
 from tests.data.prepare_kit import prepare
+from tests.flows.judges_kit import learned
 from tests.models.families_kit import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -37,17 +36,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def judge(prepared: Path) -> AttributeJudge:
-    torch.manual_seed(0)
-    found = AttributeJudge(configure("attribute-judge", "base", {}, facts_of(prepared)))
-    loader, steps = Loader(prepared, "train", batch_size=32), 120
-    optimizer = torch.optim.AdamW(found.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for step in range(steps):
-        optimizer.zero_grad()
-        found(loader.batch(step)).total.backward()
-        optimizer.step()
-        schedule.step()
-    return found.eval()
+    found: AttributeJudge = learned(
+        AttributeJudge, "attribute-judge", prepared, rate=3e-3, rows=32, steps=120
+    )
+    return found
 
 
 def real(thing: str) -> Tensor:
