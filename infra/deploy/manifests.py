@@ -4,8 +4,11 @@
 the placement and writes them again.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 import yaml
@@ -19,6 +22,7 @@ SERVE: Final = "cluster.yaml"
 KUBERAY: Final = "rayservice.yaml"
 PROJECT: Final = "/opt/atelier"  # in the image
 CPUS_A_NODE: Final = 4  # of a node without a GPU, at least
+SHARES: Final = 10_000  # of a CPU or GPU, as Ray counts
 _SERVE_SAYS: Final = """\
 # Written by `atelier deploy --write`: Ray Serve on a cluster, by `serve deploy {name}`, once. `atelier deploy` then
 # changes only what the pools hold loaded. Sizes stand in the placement: change them there and write this again.
@@ -99,45 +103,75 @@ def _ray_service(
 def _groups(settings: Settings, placement: Placement, image: str) -> list[dict[str, Any]]:
     """Return the kinds of nodes: those without a GPU, and those with one each, as many as the replicas need."""
     sizes = [_size(options) for options in placement.deployments().values()]
-    plain = [size for size in sizes if not size["gpus"]]
-    fast = [size for size in sizes if size["gpus"]]
+    plain = [size for size in sizes if not size.gpus]
+    fast = [size for size in sizes if size.gpus]
     groups = []
     if plain:
-        least = sum(size["cpus"] * size["min"] for size in plain) / CPUS_A_NODE
-        most = sum(size["cpus"] * size["max"] for size in plain) / CPUS_A_NODE
-        groups.append(_group(settings, image, "cpu", least, most, CPUS_A_NODE))
+        cpus = max(CPUS_A_NODE, *(ceil(size.cpus) for size in plain))
+        groups.append(_group(settings, image, "cpu", plain, cpus))
     if fast:
-        least = sum(size["gpus"] * size["min"] for size in fast)
-        most = sum(size["gpus"] * size["max"] for size in fast)
-        cpus = sum(size["cpus"] * size["max"] for size in fast) / most
-        groups.append(_group(settings, image, "gpu", least, most, max(1, ceil(cpus)), gpus=1))
+        # whichever replicas share a GPU, their CPUs are there too
+        densest = min(
+            max(size.cpus / size.gpus for size in fast), sum(s.cpus * s.most for s in fast)
+        )
+        groups.append(_group(settings, image, "gpu", fast, max(1, ceil(densest)), gpus=1))
     return groups
 
 
-def _size(options: dict[str, Any]) -> dict[str, float]:
-    actor, scaling = options["ray_actor_options"], options.get("autoscaling_config")
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What a replica of a deployment takes, and how many there are."""
+
+    cpus: float
+    gpus: float
+    fewest: int
+    most: int
+
+
+def _size(options: dict[str, Any]) -> _Size:
+    actor, scaling = options["ray_actor_options"], options.get("autoscaling_config", {})
     count = options.get("num_replicas")
-    return {
-        "cpus": actor["num_cpus"],
-        "gpus": actor.get("num_gpus", 0),
-        "min": scaling["min_replicas"] if scaling else count,
-        "max": scaling["max_replicas"] if scaling else count,
-    }
+    return _Size(
+        actor["num_cpus"],
+        actor.get("num_gpus", 0),
+        scaling.get("min_replicas", count),
+        scaling.get("max_replicas", count),
+    )
 
 
 def _group(
-    settings: Settings, image: str, name: str, least: float, most: float, cpus: int, gpus: int = 0
+    settings: Settings, image: str, name: str, sizes: Sequence[_Size], cpus: int, gpus: int = 0
 ) -> dict[str, Any]:
     # the gateway's replicas are never none; nodes with GPUs may be, where all their pools sleep
-    fewest = ceil(least) if gpus else max(1, ceil(least))
+    fewest, most = (
+        _nodes([(one.cpus, one.gpus) for one in sizes for _ in range(count(one))], cpus, gpus)
+        for count in (attrgetter("fewest"), attrgetter("most"))
+    )
     return {
         "groupName": name,
         "replicas": fewest,
         "minReplicas": fewest,
-        "maxReplicas": max(1, fewest, ceil(most)),
+        "maxReplicas": max(1, most),
         "rayStartParams": {},
         "template": {"spec": _pod(settings, image, "ray-worker", cpus=cpus, gpus=gpus)},
     }
+
+
+def _nodes(replicas: Sequence[tuple[float, float]], cpus: int, gpus: int) -> int:
+    """Return how many nodes hold these replicas, (CPUs, GPUs) each and none on two nodes; the largest are put first.
+
+    Example:
+        >>> _nodes([(1, 0.6)] * 3, cpus=4, gpus=1)
+        3
+    """
+    left: list[list[int]] = []
+    for needs in sorted(replicas, key=itemgetter(1, 0), reverse=True):
+        asked = [round(one * SHARES) for one in needs]
+        room = next((n for n in left if n[0] >= asked[0] and n[1] >= asked[1]), None)
+        if room is None:
+            left.append(room := [cpus * SHARES, gpus * SHARES])
+        room[:] = (has - one for has, one in zip(room, asked, strict=True))
+    return len(left)
 
 
 def _pod(settings: Settings, image: str, name: str, *, cpus: int, gpus: int = 0) -> dict[str, Any]:

@@ -237,6 +237,49 @@ def test_kubernetes_is_given_the_same_config_and_nodes_for_every_replica() -> No
     assert [nodes["cpu"][name] for name in ("minReplicas", "maxReplicas")] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("gateway", "pools", "nodes"),
+    [
+        # a replica is on one node: three of .6 GPUs share none
+        ({"cpus": 1}, [{"gpus": 0.6, "cpus": 1, "replicas": {"min": 3, "max": 4}}], [(1, 1, 4), (3, 4, 2)]),
+        # four that share a GPU have their CPUs there, beside pools with one a GPU
+        (
+            {"cpus": 1},
+            [
+                {"gpus": 0.25, "cpus": 1, "replicas": {"min": 4, "max": 4}},
+                {"gpus": 1, "cpus": 1, "replicas": {"min": 4, "max": 4}, "families": ["gpt"]},
+            ],
+            [(1, 1, 4), (5, 5, 4)],
+        ),
+        # no more than one of three CPUs is on a node with four, and one of six needs a larger node
+        ({"cpus": 3, "replicas": {"min": 4, "max": 4}}, [{}], [(4, 4, 4)]),
+        ({"cpus": 6, "replicas": {"min": 2, "max": 2}}, [{}], [(2, 2, 6)]),
+        ({"cpus": 1}, [{"gpus": 0.05, "cpus": 1, "replicas": {"min": 0, "max": 2}}], [(1, 1, 4), (0, 1, 2)]),
+    ],
+)  # fmt: skip
+def test_every_replica_has_room_on_a_node(
+    tmp_path: Path, gateway: Any, pools: Any, nodes: list[tuple[int, int, int]]
+) -> None:
+    named = [{"name": f"pool-{number}", **pool} for number, pool in enumerate(pools)]
+    placement = {"layout": "staged", "gateway": gateway, "pools": named}
+    (tmp_path / "placement.yaml").write_text(yaml.safe_dump(placement))
+    asked = settings(
+        tmp_path,
+        placement="placement.yaml",
+        ray_address="head:6379",
+        host="0.0.0.0",
+        database_url="postgresql://atelier@postgres/atelier",
+        tracking_uri="http://mlflow:5000",
+    )
+    service = yaml.safe_load(manifests.write(asked, "atelier:latest")[manifests.KUBERAY])
+    found = []
+    for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+        [container] = group["template"]["spec"]["containers"]
+        cpus = int(container["resources"]["limits"]["cpu"])
+        found.append((group["minReplicas"], group["maxReplicas"], cpus))
+    assert found == nodes
+
+
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
 def test_the_cluster_config_builds_a_deployment_a_pool(operator: dict[str, Any]) -> None:
     assert operator["import_path"] == serving.IMPORT_PATH
