@@ -77,20 +77,29 @@ def score(
 ) -> Judged:
     """Return every metric with its interval, per-sample outcomes for paired comparison, and the gallery."""
     facts = read_header(prepared)
-    made = torch.from_numpy(np.concatenate(drawn)).float() / 255
+    made = [volume for part in drawn for volume in part]
     scores = Scores(spec)
-    connected = torch.tensor([_connected(one[3] > volumes.SURFACE) for one in made.numpy()])
+    connected = torch.tensor([_connected(one[3] > volumes.SURFACE * 255) for one in made])
     scores.mean("connected", connected, over=prompts)
     if judge is not None:
-        whole, side = volumes.solid(made), judge.config.image_size
-        _by_judge(scores, judge, whole, prompts, facts, side)
-        seen = _as_real(whole, side)
+        side = judge.config.image_size
+        _by_judge(scores, judge, made, prompts, facts, side)
+        seen = _as_real(made, side)
         held_out = {thing(one) for one in facts["held_out"]}
         asked = [place for place, one in enumerate(prompts) if one not in held_out]
         shown = seen[asked].flatten(0, 1) if prompts else seen.flatten(0, 1)
         pictures.distribution(scores, judge, shown, *_familiar(prepared, facts, side))
     files = {"gallery.png": _gallery(made, prompts, spec.gallery)}
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+
+
+def _solid(packed: "NDArray[np.uint8]") -> Tensor:
+    """Return what a mesh is cut from, (1, 4, R, R, R); unpacked one at a time, a number four bytes in place of one."""
+    return volumes.solid(_unpacked(packed))
+
+
+def _unpacked(packed: "NDArray[np.uint8]") -> Tensor:
+    return torch.from_numpy(packed)[None].float() / 255
 
 
 def _connected(there: "NDArray[np.bool_]") -> float:
@@ -102,7 +111,7 @@ def _connected(there: "NDArray[np.bool_]") -> float:
 def _by_judge(
     scores: Scores,
     judge: "AttributeJudge",
-    whole: Tensor,
+    made: "Sequence[NDArray[np.uint8]]",
     prompts: Sequence[str],
     facts: Mapping[str, Any],
     side: int,
@@ -110,7 +119,8 @@ def _by_judge(
     """Add alignment: of the views all about a thing those in which all that its caption says is seen."""
     if not prompts or not facts["attributes"]:
         return
-    shown = volumes.seen(whole, volumes.around(AROUND), side, GREY)
+    sides = volumes.around(AROUND)
+    shown = torch.cat([volumes.seen(_solid(one), sides, side, GREY) for one in made])
     with torch.no_grad():
         predicted = judge.predict(shown.flatten(0, 1)).cpu()
     wanted = pictures.wanted_attributes(prompts, facts["attributes"])
@@ -131,11 +141,12 @@ def _of_things(views: Tensor) -> Tensor:
     return views.float().reshape(-1, AROUND).mean(1)
 
 
-def _as_real(whole: Tensor, side: int) -> Tensor:
+def _as_real(made: "Sequence[NDArray[np.uint8]]", side: int) -> Tensor:
     """Return a few pictures of each volume (N, V, C, H, W), from where and before what the real ones are seen."""
     least, most = ELEVATIONS
     found, generator = [], torch.Generator().manual_seed(0)
-    for volume in whole:
+    for one in made:
+        [volume] = _solid(one)
         draws = torch.rand(3, FEW, generator=generator)
         axes_V33 = volumes.axes(2 * math.pi * draws[0], least + (most - least) * draws[1])
         shown, opaque = volumes.render(volume[:3], volumes.thickness(volume[3]), axes_V33, side)
@@ -153,8 +164,9 @@ def _familiar(prepared: Path, facts: Mapping[str, Any], side: int) -> list[Tenso
     ]
 
 
-def _gallery(made: Tensor, prompts: Sequence[str], count: int) -> bytes:
+def _gallery(made: "Sequence[NDArray[np.uint8]]", prompts: Sequence[str], count: int) -> bytes:
     """Return strips of views all about the first volumes."""
-    few = max(1, count // 2)
-    shown = volumes.seen(made[:few], volumes.around(SHOWN), 2 * made.shape[-1])
+    few, sides = max(1, count // 2), volumes.around(SHOWN)
+    large = 2 * made[0].shape[-1]
+    shown = torch.cat([volumes.seen(_unpacked(one), sides, large) for one in made[:few]])
     return of_clips(shown, prompts[:few], len(shown))
