@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 ROWS: Final = 8
 ANIMATED: Final = ("webp", "gif", "mp4")
-RATE: Final = 8.0  # frames a second, of clips that do not say
+MOVES: Final = ("clip", "mesh")
+RATE: Final = 8.0  # frames a second, of clips that do not say and of what is turned
 Picture = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")]
 Drawn = Annotated[Path, typer.Option("-o", "--output", help="Where to write the PNG.")]
 Seed = Annotated[int | None, typer.Option(min=0)]
@@ -24,7 +25,9 @@ Steps = Annotated[int | None, typer.Option(min=1)]
 Guidance = Annotated[float | None, typer.Option(min=0)]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", help="Where to write the PNG; of clips a WebP, GIF or MP4."),
+    typer.Option(
+        "-o", "--output", help="Where to write the PNG; of what moves or turns a WebP, GIF or MP4."
+    ),
 ]
 
 
@@ -103,7 +106,9 @@ def sheet(
     seed: Annotated[int, typer.Option(min=0, help="Of the first column; the others follow.")] = 0,
     output: Output = None,
 ) -> None:
-    """Draw a pipeline stage by stage: a column a prompt, a row a stage that shows something; of clips an animation.
+    """Draw a pipeline stage by stage: a column a prompt, a row a stage that shows something.
+
+    Of clips it is an animation, and of meshes: they are turned once around.
 
     Of what speaks: spectrograms of recordings, of these through its vocoder, and of what it and those --beside say; a
     FLAC file of the same name has all of it to be heard.
@@ -120,9 +125,9 @@ def sheet(
         return
     if beside or voice:
         raise Incomparable(f"{one.version.ref} does not speak: leave --beside and --voice out")
-    if one.pipeline.modality not in {"image", "clip"}:
+    if one.pipeline.modality not in {"image", *MOVES}:
         raise Incomparable(
-            f"{one.version.ref} gives {one.pipeline.modality}: a sheet is of pictures, clips or speech"
+            f"{one.version.ref} gives {one.pipeline.modality}: a sheet is of pictures, clips, meshes or speech"
         )
     if prompt and not one.pipeline.reads_text:
         raise Incomparable(f"{one.version.ref} reads no text: leave --prompt out")
@@ -131,7 +136,7 @@ def sheet(
         raise Incomparable(f"{one.version.ref} has no prompts to try: give some by --prompt")
     seeds = [seed + row for row in range(len(prompts) or ROWS)]
     labels = prompts or [f"seed {number}" for number in seeds]
-    moves = one.pipeline.modality == "clip"
+    moves = one.pipeline.modality in MOVES
     name = f"{one.version.ref.replace(':', '-')}-stages.{'webp' if moves else 'png'}"
     path = output or settings().state / "pages" / name
     kind = kind_of_file(path, *(ANIMATED if moves else ("png",)))
@@ -185,7 +190,7 @@ def gallery(
     use_stack()
     from flows.comparing.compare import Incomparable
     from flows.comparing.gallery import by_family, drawn, prompts_of
-    from flows.reports.stages import Row, table
+    from flows.reports.stages import Row, table, turning
 
     path = output or settings().state / "pages" / "gallery.png"
     kind_of_file(path, "png")
@@ -193,7 +198,8 @@ def gallery(
     for family, one in by_family().items():
         made = drawn(one, prompts_of(one, columns), range(columns))
         last = [*made.values()][-1]
-        pictures = last[:, last.shape[1] // 2] if one.pipeline.modality == "clip" else last
+        seen = turning(last, 1) if one.pipeline.modality == "mesh" else last
+        pictures = seen[:, seen.shape[1] // 2] if one.pipeline.modality in MOVES else seen
         rows.append(Row(f"{family}\n{one.version.ref}", list(pictures)))
         console.print(f"{family}: {one.version.ref}")
     if not rows:

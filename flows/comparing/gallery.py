@@ -16,7 +16,7 @@ PASSED: Final = "passed"
 
 
 def by_family() -> dict[str, Side]:
-    """Return, for every family whose pictures or clips are promoted or passed a gate, the version that stands for it.
+    """Return, for every family whose pictures, clips or meshes are promoted or passed a gate, the version to show.
 
     One in production before one that is not, then the newest. A family is that of the stage that a request's options
     are for: of a cascade the first that draws.
@@ -25,7 +25,7 @@ def by_family() -> dict[str, Side]:
     found: dict[str, tuple[tuple[bool, float], Side]] = {}
     for version in _candidates(produced):
         one = side(version.ref)
-        if one.pipeline.modality not in {"image", "clip"}:
+        if one.pipeline.modality not in {"image", "clip", "mesh"}:
             continue
         rank = ((version.name, version.number) in produced, version.created.timestamp())
         family = one.pipeline.lead.family

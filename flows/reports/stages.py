@@ -19,6 +19,8 @@ LABEL_PX: Final = 150  # before the rows
 SIDE_PX: Final = 132  # of a picture with a head
 FONT_PX: Final = 11
 LINE_PX: Final = 14
+TURN: Final = 24  # frames once around a volume
+MOVING: Final = 5  # dimensions of what has frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,42 +64,50 @@ def table(rows: Sequence[Row], heads: Sequence[str] = ()) -> Image.Image:
 
 
 def by_stages(
-    pipeline: Pipeline,
-    prompts: Sequence[str],
-    made: "Mapping[str, Tensor]",
-    moment: float = 0.5,
+    pipeline: Pipeline, prompts: Sequence[str], made: "Mapping[str, Tensor]"
 ) -> Image.Image:
     """Return a column a prompt, a row a node that makes what can be seen: what each adds.
 
     Args:
         pipeline: whose nodes they are.
         prompts: what the columns were asked for.
-        made: by node, one a prompt: pictures, clips, codes or latents; embeddings are left out.
-        moment: of clips, from 0 at their begin to 1 at their end.
+        made: by node, one a prompt: pictures, clips, codes, latents or volumes; embeddings are left out.
     """
-    seen = {}
-    for name, tensor in made.items():
-        output = next(iter(pipeline.ports("generate", name).outputs.values()))
-        kind = output.partition(" ")[0]
-        if kind not in LOOKS:
-            continue
-        look = LOOKS[kind](tensor)
-        seen[name] = look[:, round(moment * (look.shape[1] - 1))] if look.ndim == 5 else look
-    nodes = pipeline.entrances["generate"].nodes
-    rows = [
-        Row(f"{name}\n{pipeline.stage(nodes[name].stage).pin.ref}", list(pictures))
-        for name, pictures in seen.items()
-    ]
-    return table(rows, prompts)
+    return table(_rows(pipeline, _looks(pipeline, made), 0.5), prompts)
 
 
 def moving(
     pipeline: Pipeline, prompts: Sequence[str], made: "Mapping[str, Tensor]"
 ) -> "NDArray[np.uint8]":
-    """Return the sheet of a pipeline that draws clips, at the moment of each of their frames, (F, H, W, 3)."""
-    count = [*made.values()][-1].shape[1]
+    """Return the sheet of a pipeline that draws clips or volumes, at each frame of what moves longest, (F, H, W, 3)."""
+    looks = _looks(pipeline, made)
+    count = max(look.shape[1] for look in looks.values() if look.ndim == MOVING)
     moments = (place / max(1, count - 1) for place in range(count))
-    return np.stack([np.asarray(by_stages(pipeline, prompts, made, moment)) for moment in moments])
+    return np.stack(
+        [np.asarray(table(_rows(pipeline, looks, moment), prompts)) for moment in moments]
+    )
+
+
+def _looks(pipeline: Pipeline, made: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Return what is seen of each node that makes what can be seen, pictures (N, C, H, W) or frames (N, F, C, H, W)."""
+    found = {}
+    for name, tensor in made.items():
+        output = next(iter(pipeline.ports("generate", name).outputs.values()))
+        if look := LOOKS.get(output.partition(" ")[0]):
+            found[name] = look(tensor)
+    return found
+
+
+def _rows(pipeline: Pipeline, looks: "Mapping[str, Tensor]", moment: float) -> list[Row]:
+    """Return a row a node, as it looks at a moment from 0, the begin, to 1, the end."""
+    nodes = pipeline.entrances["generate"].nodes
+    return [
+        Row(
+            f"{name}\n{pipeline.stage(nodes[name].stage).pin.ref}",
+            list(look[:, round(moment * (look.shape[1] - 1))] if look.ndim == MOVING else look),
+        )
+        for name, look in looks.items()
+    ]
 
 
 def _of_codes(codes_NP: "Tensor") -> "Tensor":
@@ -113,10 +123,19 @@ def _of_latents(latents: "Tensor") -> "Tensor":
     return (first / (4 * first.std().clamp(min=1e-6)) + 0.5).clamp(0, 1)
 
 
+def turning(volumes_N4RRR: "Tensor", frames: int = TURN) -> "Tensor":
+    """Return what is solid of volumes from so many sides once around them, the front first, (N, F, 3, H, W)."""
+    from models.text_to_3d import volumes
+
+    side = 2 * volumes_N4RRR.shape[-1]
+    return volumes.seen(volumes.solid(volumes_N4RRR), volumes.around(frames), side)
+
+
 LOOKS: Final[Mapping[str, "Callable[[Tensor], Tensor]"]] = {
     "pixels": lambda pixels: pixels,
     "clip": lambda frames: frames,
     "codes": _of_codes,
     "latent": _of_latents,
+    "volume": turning,
 }
 """How what a node gives is looked at, by its kind."""

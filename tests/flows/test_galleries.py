@@ -115,6 +115,32 @@ def test_a_sheet_of_clips_moves_and_keeps_pictures_still() -> None:
     assert [int(frames[place, middles[3], left, 0]) for place in range(5)] == [0, 64, 128, 191, 255]
 
 
+def test_a_sheet_of_volumes_turns_them_once_around() -> None:
+    pipeline = Pipeline.model_validate(
+        {
+            "endpoint": "x",
+            "modality": "mesh",
+            "stages": [
+                {
+                    **{"stage": "a", "name": "x.a", "version": 1, "sha256": "0" * 64},
+                    **{"family": "x", "outputs": {"volume": "volume 4x8x8x8"}},
+                }
+            ],
+            "entrances": {
+                "generate": {"nodes": {"a": {"stage": "a", "wires": {}}}, "output": "a.volume"}
+            },
+        }
+    )
+    halves = torch.ones(1, 4, 8, 8, 8)
+    halves[0, :3, 4:] = 0  # black in front, white behind
+    frames = moving(pipeline, ["one"], {"a": halves})
+    middle = frames[:, 52 + 66, 150 + 66, 0]
+    assert len(frames) == 24
+    assert middle[0] < 60
+    assert middle[12] > 200
+    assert frames[0].tobytes() != frames[23].tobytes()
+
+
 def test_a_file_is_of_the_kind_that_its_name_says() -> None:
     assert kind_of_file(Path("x/y.WEBP"), "webp", "gif") == "webp"
     with pytest.raises(
