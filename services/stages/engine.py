@@ -22,7 +22,8 @@ beside it (`models.parts.adapter_rows`), each with its own.
 Pictures of different sizes do not go into one batch: each size of a model has a lane, and they share the model's time.
 
 Models get equal shares of time (`services.stages.shares`): the one that has had least takes the next step, and long
-work counts for more. A family that draws in one go does so for as few rows at a time as that is short.
+work counts for more. A family that draws in one go does so for as few rows at a time as that is short. A GPU is waited
+for at the end of each step: else the next model's would be charged with it.
 
 Buckets: the arithmetic of a row depends on the batch's size (kernels differ), so batches only have sizes that were
 found to give equal bits (`batch_invariance.agreeing`); with them a seed gives its sample alone or in a batch.
@@ -63,6 +64,7 @@ from services.stages.scheduler import (
     Wrote,
     bucket,
     rows_of,
+    settle,
     together,
 )
 from services.stages.shares import BEHIND_COSTS, FRESH_S, TRUSTED, Account
@@ -309,6 +311,7 @@ class Engine:
         began = time.perf_counter()
         try:
             found = question.call()
+            settle()
         except NotFinite:
             found = Failed("not_finite", NOT_FINITE)
         except BROKEN as error:
@@ -322,6 +325,8 @@ class Engine:
             return
         if not question.over:
             question.deliver(found)
+        if isinstance(found, Failed):
+            settle()  # see _advance
 
     def _admit(self, lane: Lane) -> None:
         """Take waiting rows, oldest first, as far as there is room: of a family without steps, those for one call."""
@@ -343,12 +348,14 @@ class Engine:
         began = time.perf_counter()
         try:
             size, finished = _step(lane) if lane.model.capabilities.stepwise else _sample(lane)
+            settle()
         except BROKEN as error:
             for row in (*lane.members, *lane.fresh):
                 if "inf, nan" in str(error) or "nan" in str(error).split():  # torch.multinomial's
                     _fail(row.ticket, "not_finite", NOT_FINITE)
                 _fail(row.ticket, _fault(error), f"the model broke: {_line(error)}")
             lane.members, lane.fresh, lane.rows, lane.under_way = [], [], None, None
+            settle()  # a GPU that is lost to this process ends the worker, and Serve starts another
             return
         passed = time.perf_counter() - began
         if size:

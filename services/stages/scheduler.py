@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from models.family import Family, Rows
@@ -266,6 +267,16 @@ def together(model: Family, requests: Sequence[Request], buckets: Sequence[int])
 def bucket(count: int, buckets: Sequence[int]) -> int:
     """Return the smallest batch size that has room for so many rows."""
     return next(size for size in buckets if size >= count)
+
+
+def settle() -> None:
+    """Wait until a GPU has done what it was told, where one is used: only then is known how long it took.
+
+    Raises:
+        RuntimeError: something of it failed.
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.current_stream().synchronize()
 
 
 async def all_there(results: asyncio.Queue[Result]) -> list[Result]:

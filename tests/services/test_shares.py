@@ -7,6 +7,7 @@ from queue import Queue
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -193,6 +194,87 @@ def test_what_cannot_be_done_in_time_is_refused_at_the_door_with_the_estimate(
     engine.submit(model, order(10), Inbox().put, within_s=20.5)
     with pytest.raises(TooLong, match="about 200 s here, and an answer may take 120 s"):
         engine.submit(model, order(100), Inbox().put, within_s=120)
+
+
+class Stream:
+    """Stands in for a GPU's: it is told what to do at once, and does it as the clock goes on."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self.left_s = clock, 0.0
+        self.lost = ""
+
+    def synchronize(self) -> None:
+        if self.lost:
+            raise torch.AcceleratorError(self.lost)
+        self._clock.now, self.left_s = self._clock.now + self.left_s, 0.0
+
+
+class Queued(Timed):
+    """A model whose steps return before a GPU has done them."""
+
+    def __init__(self, model: Family, clock: Clock, stream: Stream) -> None:
+        super().__init__(model, clock, lambda _: 2.0)
+        self.told: Callable[[float], object] = lambda s: setattr(
+            stream, "left_s", stream.left_s + s
+        )
+
+    def _pass(self, size: int) -> None:
+        self.told(self._seconds(size))
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Stream:
+    stream = Stream(clock)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    return stream
+
+
+@pytest.fixture
+def queued(networks: Callable[..., Family], clock: Clock, stream: Stream) -> Any:
+    return Queued(networks("base"), clock, stream)
+
+
+def test_a_step_is_charged_with_what_a_gpu_does_after_its_call_has_returned(
+    engine: Engine, queued: Any, stream: Stream
+) -> None:
+    """And so is a call: whoever comes next, and waits for a number, would be charged with it else."""
+    known(engine, queued)
+    with pytest.raises(TooLong, match="about 200 s here"):
+        engine.submit(queued, order(100), Inbox().put, within_s=120)
+    inbox = Inbox()
+    engine.ask(lambda: [queued.told(5.0)], inbox.put)
+    inbox.last()
+    engine.ask(lambda: stream.left_s, inbox.put)
+    assert inbox.last() == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("by", ["step", "call"])
+def test_a_gpu_that_is_lost_to_its_process_ends_the_engine_so_that_a_new_one_has_it(
+    engine: Engine, queued: Any, stream: Stream, by: str
+) -> None:
+    """As after an index out of range. What broke it has failed, and is not drawn elsewhere; what waited is."""
+
+    def lose(_: float = 0) -> list[None]:
+        queued.stepping.set()
+        assert queued.go.wait(PATIENCE_S)
+        stream.lost = "CUDA error: device-side assert triggered"
+        return []
+
+    queued.told, broke, waited = lose, Inbox(), Inbox()
+    if by == "step":
+        engine.submit(queued, order(2), broke.put)
+    else:
+        engine.ask(lose, broke.put)
+    assert queued.stepping.wait(PATIENCE_S)
+    engine.ask(lambda: "answered", waited.put)
+    queued.go.set()
+    first, second = broke.last(), waited.last()
+    assert (first.kind, "device-side" in first.message, second.kind) == ("failed", True, "stopped")
+    assert not engine.alive
+    with pytest.raises(RuntimeError, match="stopped"):
+        engine.submit(queued, order(1), waited.put)
 
 
 def test_what_turns_out_to_take_too_long_is_ended_as_soon_as_that_is_known(
