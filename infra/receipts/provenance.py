@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 
 from infra.receipts import clip_receipts, contents, mesh_receipts, sound_receipts
 from infra.receipts.contents import ContentError
-from infra.receipts.receipts import START, Receipt, ReceiptError, parse, read
+from infra.receipts.receipts import START, Receipt, ReceiptError, opened, parse, read
 from infra.receipts.signing import Signing, Untrusted
 
 NOUNS: Final = {
@@ -65,7 +65,7 @@ def sign(receipt: Receipt, made: bytes | str, signing: Signing, *, beside: bool 
 
 
 def check(
-    source: Path | bytes, signing: Signing, beside: Path | None = None, trust: str = ""
+    source: Path | bytes | BinaryIO, signing: Signing, beside: Path | None = None, trust: str = ""
 ) -> tuple[Receipt, tuple[Check, ...]]:
     """Return a file's receipt and whether signature, signer and content are right.
 
@@ -108,7 +108,7 @@ def _known(signing: Signing, signer: str, trust: str) -> Check:
     return Check("signer", False, says)
 
 
-def _content(source: Path | bytes, receipt: Receipt, *, beside: bool) -> Check:
+def _content(source: Path | bytes | BinaryIO, receipt: Receipt, *, beside: bool) -> Check:
     """Compare what the receipt names with what is there."""
     named = {name: digest for name in DIGESTS if (digest := getattr(receipt, name))}
     if len(named) != 1:
@@ -126,8 +126,8 @@ def _content(source: Path | bytes, receipt: Receipt, *, beside: bool) -> Check:
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+def _opened(source: Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    with opened(source) as file:
         size = file.seek(0, io.SEEK_END)
         if size > contents.MOST_BYTES:
             raise ContentError(f"the file has {size} bytes, at most {contents.MOST_BYTES} are read")

@@ -12,6 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, Literal, Protocol
 
@@ -157,7 +158,24 @@ def _text(receipt: Receipt) -> bytes:
     return text
 
 
-def read(source: Path | bytes) -> Receipt:
+@contextmanager
+def opened(source: Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    """Yield a file at its begin; one that is open already stays open.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+    elif isinstance(source, Path):
+        with source.open("rb") as file:
+            yield file
+    else:
+        source.seek(0)
+        yield source
+
+
+def read(source: Path | bytes | BinaryIO) -> Receipt:
     """Return the receipt of a PNG, MP4, GIF, WebP, GLB, OBJ, WAV, FLAC, MP3 or AAC, or of the JSON of one text.
 
     Reads no pixels, of sound at most a WAV's last 256 KiB, and else never more than 64 KiB at once; of JSON 16 MiB.
@@ -165,13 +183,12 @@ def read(source: Path | bytes) -> Receipt:
     Raises:
         ReceiptError: no such file, of another kind, damaged, without a receipt, or with one that is not ours.
     """
-    if isinstance(source, bytes):
-        return _read(io.BytesIO(source), "the file")
+    where = str(source) if isinstance(source, Path) else "the file"
     try:
-        with source.open("rb") as file:
-            return _read(file, str(source))
+        with opened(source) as file:
+            return _read(file, where)
     except OSError as error:
-        raise ReceiptError(f"cannot read {source}: {error.strerror}") from None
+        raise ReceiptError(f"cannot read {where}: {error.strerror}") from None
 
 
 class Carrier(Protocol):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -12,7 +12,7 @@ from infra.receipts.provenance import Check, check
 from infra.receipts.receipts import NoReceipt, Receipt, ReceiptError
 from infra.receipts.signing import Signing, fingerprint_of
 from services.api.answers import Provenance
-from services.api.edits import read_form
+from services.api.edits import form_of
 from services.api.requests import Strict
 from services.api.served import parts_of
 from services.gateway.openapi import ANYWHERE, Routes, answers
@@ -50,8 +50,8 @@ async def answer_provenance(request: Request, signing: Signing) -> Response:
     Raises:
         ApiError: 415, no form; 400, no file in it, or more than that.
     """
-    _, sent = await read_form(request, Strict, {"file": True}, MOST_BYTES)
-    found = await asyncio.to_thread(_result, sent["file"], signing)
+    async with form_of(request, Strict, {"file": True}, MOST_BYTES) as (_, sent):
+        found = await asyncio.to_thread(_result, sent["file"].file, signing)
     return JSONResponse(
         {
             "object": "content_provenance_check",
@@ -61,7 +61,7 @@ async def answer_provenance(request: Request, signing: Signing) -> Response:
     )
 
 
-def _result(content: bytes, signing: Signing) -> dict[str, Any]:
+def _result(content: BinaryIO, signing: Signing) -> dict[str, Any]:
     try:
         receipt, checks = check(content, signing)
     except NoReceipt as error:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from infra.receipts import provenance, receipts
 from infra.receipts.signing import Signing
+from tests.infra.test_receipts import RECEIPT
 
 CHECKS = "/v1/content_provenance_checks"
 Ask = Callable[..., httpx.Response]
@@ -81,6 +84,16 @@ def test_what_is_altered_another_s_or_without_receipt_is_not_detected(
         assert found["says"]
 
 
+def test_a_large_file_of_ours_is_taken(app: Any, ask: Ask, signing: Signing) -> None:
+    """Ten MiB of sound, as an answer may have."""
+    sound, plain = io.BytesIO(), np.zeros(5 * 2**20, np.int16)
+    soundfile.write(sound, plain, 24000, format="WAV", subtype="PCM_16")
+    receipt = RECEIPT.model_copy(update={"sample_rate": 24000})
+    signed = provenance.sign(receipt, sound.getvalue(), signing)
+    found = checked(app, ask, receipts.attach(sound.getvalue(), signed))
+    assert found["validation_state"] == "trusted", found
+
+
 def test_the_openai_client_reads_the_answer(app: Any, picture: bytes) -> None:
     from openai import AsyncOpenAI
     from openai.types import ContentProvenanceCheck
@@ -119,7 +132,7 @@ def test_the_openai_client_reads_the_answer(app: Any, picture: bytes) -> None:
             {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
             (400, "invalid_value", "body"),
         ),
-        ({"files": {"file": b"x" * 9_000_000}}, (413, "body_too_large", None)),
+        ({"files": {"file": b"x" * 69_000_000}}, (413, "body_too_large", None)),
     ],
 )
 def test_what_is_no_upload_is_refused(app: Any, ask: Ask, options: Any, expected: Any) -> None:
