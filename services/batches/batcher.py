@@ -141,7 +141,13 @@ class Batcher:
                 finally:
                     for task in tasks:
                         task.cancel()
-                await asyncio.to_thread(self._commit, lease, start, answers)
+                sealing = asyncio.create_task(
+                    asyncio.to_thread(self._commit, lease, start, answers)
+                )
+                try:
+                    await asyncio.shield(sealing)
+                finally:  # before anybody gathers: what counts as answered is in the batch's files
+                    await asyncio.wait({sealing})
 
     def _asked(self, lease: Lease, work: Work) -> Iterator[Line]:
         file = files.file_of(self._jobs, lease.job.owner, work.input_file_id, "input_file_id")

@@ -193,6 +193,39 @@ def test_who_goes_on_sends_nothing_again_and_a_cancel_keeps_what_is_there(
         sent(idle, b"{}")
 
 
+def test_what_is_committed_while_its_batch_is_called_off_is_in_its_files(
+    house: Any, idle: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it were counted as answered and nowhere to be had."""
+    monkeypatch.setattr(batching, "BEAT_S", 0.01)
+    jobs, heard = house.workshop.jobs, threading.Event()
+    batch = batch_of(idle, CHAT, turn("a"))
+    lease = jobs.claim("one", kind="batch")
+    beat = lease.beat
+
+    class CalledOff(Store):
+        def put(self, job: str, name: str, content: bytes) -> tuple[str, str]:
+            jobs.cancel(batch.id)
+            assert heard.wait(5)
+            return super().put(job, name, content)
+
+    def told(progress: float) -> bool:
+        found: bool = beat(progress)
+        if found:
+            heard.set()
+        return found
+
+    lease.beat = told
+    store = CalledOff(str(house.workshop.folder / "files" / "jobs"))
+    asyncio.run(Batcher(jobs, store, house.app._app).work(lease))
+    over = idle.batches.retrieve(batch.id)
+    assert over.status == "cancelled"
+    assert over.request_counts is not None
+    assert over.request_counts.completed == 1
+    assert over.output_file_id is not None
+    assert list(answers(idle, over.output_file_id)) == ["r0"]
+
+
 class Slow(Store):
     """A store where something happens `meanwhile`, before a batch's file is written."""
 
