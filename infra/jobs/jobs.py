@@ -25,6 +25,7 @@ from infra.jobs.table import (
     FILE,
     JOBS,
     STAGES,
+    Error,
     Job,
     Output,
     Result,
@@ -453,16 +454,15 @@ class Jobs:
         lost = row["state"] == "in_progress"
         late = row["deadline"] is not None and row["deadline"] < now
         often = lost and row["tries"] >= MOST_TRIES
-        if (row["cancel"] or late) and gathered(row) and not often:
-            return False
+        if gathered(row) and (row["cancel"] or late or often) and row["tries"] <= MOST_TRIES:
+            return False  # once more, for its files
         if row["cancel"]:
             end(connection, row, now, self._kept_s, "cancelled")
         elif late:
             say = f"it was not done by its deadline, {now - row['deadline']:.3g} s ago"
             end(connection, row, now, self._kept_s, "failed", ("deadline_exceeded", say))
         elif often:
-            say = f"{row['tries']} runners in a row were lost while they worked on the same stage"
-            end(connection, row, now, self._kept_s, "failed", ("lost", say), cause="lost")
+            end(connection, row, now, self._kept_s, "failed", _lost(row), cause="lost")
         else:
             return False
         return True
@@ -470,7 +470,9 @@ class Jobs:
     def _lease(
         self, connection: Connection, row: Mapping[str, Any], runner: str, now: float
     ) -> Lease:
+        lost = None
         if row["state"] == "in_progress":  # its lease ran out
+            lost = Error(*_lost(row)) if row["tries"] >= MOST_TRIES else None
             row = {**row, **give_back(row, "lost")}
         values = {
             "state": "in_progress",
@@ -493,6 +495,7 @@ class Jobs:
             kept_s=self._kept_s,
             most_tries=MOST_TRIES,
             clock=self._clock,
+            lost=lost,
         )
 
     def _get(self, connection: Connection, id: str) -> Job:
@@ -519,6 +522,12 @@ def _make_sure_of_batch(connection: Connection, batch: str) -> None:
     query = sa.select(JOBS).where(JOBS.c.id == batch, JOBS.c.due.is_not(None), ~JOBS.c.cancel)
     if _first(connection, query.with_for_update(read=True)) is None:
         raise BatchOver(f"{batch} is called off, or over: it asks for nothing more")
+
+
+def _lost(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the code and message of a job whose runners were lost too often."""
+    say = f"{row['tries']} runners in a row were lost while they worked on the same stage"
+    return "lost", say
 
 
 def _set(connection: Connection, id: str, **values: Any) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 from infra.database import reading, writing
 from infra.documents import parse_json
 from infra.jobs.outbox import announce
-from infra.jobs.table import BATCH, JOBS, STAGES, Job, Output, Result, outputs
+from infra.jobs.table import BATCH, JOBS, STAGES, Error, Job, Output, Result, outputs
 from infra.storage import faultpoint
 
 ALMOST: Final = 99.0  # no more than this before the result is written down
@@ -35,8 +35,10 @@ class Lease:
         kept_s: float,
         most_tries: int,
         clock: Callable[[], float],
+        lost: Error | None = None,
     ) -> None:
         self.job, self.fence = job, fence
+        self.lost = lost  # why nothing more is to be made of a batch: its files are to be gathered
         self._engine, self._clock = engine, clock
         self._lease_s, self._kept_s, self._most_tries = lease_s, kept_s, most_tries
         self._until = clock() + lease_s

@@ -116,10 +116,12 @@ class Batcher:
             raise
         except BROKEN as error:
             return _broke(lease, error)
-        return None
+        return lease.lost
 
     async def _sent(self, lease: Lease) -> None:
-        """Send what is not answered yet, a part after the other."""
+        """Send what is not answered yet, a part after the other; nothing where too many were lost over it."""
+        if lease.lost is not None:
+            return
         work = work_of(lease.job)
         asked = await asyncio.to_thread(self._asked, lease, work)
         done = parts(await asyncio.to_thread(lease.stages))

@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from infra.jobs.jobs import Jobs
+from infra.jobs.jobs import MOST_TRIES, Jobs
 from infra.jobs.leases import LeaseLost
 from services.api import files as api
 from services.batches import batcher as batching
@@ -298,6 +298,32 @@ def test_who_was_taken_for_dead_while_he_wrote_a_batch_s_files_leaves_his_succes
     assert list(answers(idle, made[0].id)) == ["r0"]
     folder = house.workshop.folder / "files" / "jobs" / made[0].id
     assert len(list(folder.iterdir())) == 1
+
+
+def test_what_was_answered_is_in_the_files_of_a_batch_whose_gateways_were_lost_too_often(
+    house: Any, idle: OpenAI
+) -> None:
+    """As by a request that kills each: nobody sends it again, and what was answered before is not lost with it."""
+    batch, store, clock = batch_of(idle, CHAT, turn("a")), store_of(house), Clock()
+    clock.now = time.time()
+    with Jobs(house.workshop.database, clock=clock) as jobs:
+        lease: Any = jobs.claim("one", kind="batch")
+        told = lines.answer(
+            batch.id, 0, lines.Line(custom_id="r0", url=CHAT, body={}), 200, "x", b"{}"
+        )
+        digest, uri = store.put(batch.id, "0-1.jsonl", lines.sealed([told]))
+        lease.stage_done("from 0: 1 right, 0 wrong", digest, uri)
+        for _ in range(MOST_TRIES):
+            clock.now += 2 * LEASE_S
+            lease = jobs.claim("next", kind="batch")
+        asyncio.run(Batcher(jobs, store, scripted()).work(lease))
+        assert jobs.claim("next", kind="batch") is None
+    over = idle.batches.retrieve(batch.id)
+    assert over.status == "failed"
+    assert over.errors is not None
+    assert over.errors.data is not None
+    assert (over.errors.data[0].code, over.output_file_id is not None) == ("lost", True)
+    assert list(answers(idle, over.output_file_id or "")) == ["r0"]
 
 
 @pytest.mark.parametrize(("end", "status"), [("removed", "failed"), ("altered", "validating")])
