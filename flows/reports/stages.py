@@ -1,5 +1,6 @@
 """Pictures of whole pipelines: one of a version by its stages, and one of every family that draws."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -124,11 +125,22 @@ def _of_latents(latents: "Tensor") -> "Tensor":
 
 
 def turning(volumes_N4RRR: "Tensor", frames: int = TURN) -> "Tensor":
-    """Return what is solid of volumes from so many sides once around them, the front first, (N, F, 3, H, W)."""
-    from models.text_to_3d import volumes
+    """Return the meshes of volumes from so many sides once around them, the front first, (N, F, 3, H, W) on white."""
+    import torch
 
-    side = 2 * volumes_N4RRR.shape[-1]
-    return volumes.seen(volumes.solid(volumes_N4RRR), volumes.around(frames), side)
+    from infra.media.mesh_views import ELEVATION, view
+    from infra.media.meshes import EmptyMeshError, mesh_of
+
+    found = np.full((len(volumes_N4RRR), frames, SIDE_PX, SIDE_PX, 3), 255, np.uint8)
+    for row, volume in zip(found, volumes_N4RRR.numpy(), strict=True):
+        try:
+            mesh = mesh_of(volume)
+        except EmptyMeshError:
+            continue
+        for number, picture in enumerate(row):
+            seen = view(mesh, 2 * math.pi * number / frames, ELEVATION, SIDE_PX)
+            picture[:] = np.where(seen[..., 3:], seen[..., :3], 255)
+    return torch.from_numpy(found).permute(0, 1, 4, 2, 3).float() / 255
 
 
 LOOKS: Final[Mapping[str, "Callable[[Tensor], Tensor]"]] = {
