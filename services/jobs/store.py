@@ -5,6 +5,7 @@ nothing of its successor's. What no row names does not exist, and goes with its 
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +28,8 @@ class Store:
 
     def __init__(self, address: str) -> None:
         try:
-            self._files, self._root = fsspec.url_to_fs(address)
+            # others put there and remove what a list that is kept does not know of
+            self._files, self._root = fsspec.url_to_fs(address, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             why = " ".join(str(error).split())
             raise StoreError(f"cannot keep what jobs make at {address!r}: {why}") from None
@@ -76,7 +78,8 @@ class Store:
         """
         found = hashlib.sha256()
         try:
-            with self._files.open(uri, "rb") as file:
+            # in a bucket a file's own readline knows no limit
+            with self._files.open(uri, "rb") as opened, io.BufferedReader(opened, BLOCK) as file:
                 while block := file.read(BLOCK):
                     found.update(block)
                 if found.hexdigest() != digest:

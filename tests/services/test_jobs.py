@@ -1,6 +1,7 @@
 """A runner makes jobs by the executor of pictures, each stage once, whoever is killed in between."""
 
 import asyncio
+import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from services.jobs.store import Store, StoreError
 from services.pipelines.payload import Drawn, Sounded, Text, Written
 from tests.command_kit import commands
 from tests.databases_kit import Database
+from tests.s3_kit import BUCKET, bucket, keys
 from tests.services.jobs_kit import calls, counted, runner
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +188,22 @@ def test_a_store_may_be_anywhere_that_fsspec_knows() -> None:
         store.get(uri, digest)
     with pytest.raises(StoreError, match="nowhere://"):
         Store("nowhere://jobs")
+
+
+def test_in_a_bucket_is_found_and_removed_what_others_have_put_there_since() -> None:
+    """And a file is read line by line, long ones in pieces, as from a folder."""
+    with bucket() as client:
+        store, content = Store(f"s3://{BUCKET}/jobs"), b"a long one\nb\n"
+        store.put("file_1", "content", content)
+        assert store.jobs() == ["file_1"]
+        client.put_object(Bucket=BUCKET, Key="jobs/image_2/base-1", Body=b"x")
+        assert store.jobs() == ["file_1", "image_2"]
+        store.clear("image_2")
+        client.put_object(Bucket=BUCKET, Key="jobs/file_1/content-2", Body=content)
+        uri, digest = f"s3://{BUCKET}/jobs/file_1/content-2", hashlib.sha256(content).hexdigest()
+        assert [*store.rows(uri, digest, 5)] == [b"a long", b" one\n", b"b\n"]
+        store.remove(uri)
+        assert keys(client, "jobs") == ["jobs/file_1/content"]
 
 
 def test_progress_goes_by_what_the_stages_cost_before() -> None:
