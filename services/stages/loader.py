@@ -30,6 +30,7 @@ class Held:
     buckets: tuple[int, ...]
     finite: bool  # of text, since tokens cannot show what they were drawn from; else what is drawn tells
     entries: Mapping[str, Entry]  # taken once: their spaces are a hash of all weights
+    base: str | None = None  # the digest of what an adapter adds to, and holds with it
 
 
 class Unloadable(ValueError):
@@ -96,11 +97,13 @@ class Versions:
             self._evict()
 
     def _evict(self, keep: str = "") -> None:
-        spare = [digest for digest in self._held if digest not in self._pinned and digest != keep]
-        for digest in spare:
-            if sum(held.bytes for held in self._held.values()) <= self._max_bytes:
+        while sum(held.bytes for held in self._held.values()) > self._max_bytes:
+            # a base that goes before its adapters frees nothing, and the next of them would load it again
+            kept = {keep, *self._pinned, *(held.base for held in self._held.values())}
+            spare = next((digest for digest in self._held if digest not in kept), None)
+            if spare is None:
                 return
-            del self._held[digest]  # rows under way keep the model until they are done
+            del self._held[spare]  # rows under way keep the model until they are done
 
     def _read(self, pin: Pin) -> Held:
         from safetensors import SafetensorError
@@ -140,7 +143,8 @@ class Versions:
         writes = model.capabilities.modality == "text"
         finite = not writes or all(bool(tensor.isfinite().all()) for tensor in model.parameters())
         buckets = agreeing(model, self._buckets) if finite else self._buckets
-        return Held(model, size, buckets, finite, model.entries)
+        base = None if model.lora is None else model.lora.digest
+        return Held(model, size, buckets, finite, model.entries, base)
 
     def _base(self, adapter: lora.LoRA) -> Family:
         """Return the network that an adapter adds to, which is loaded once for all of them."""

@@ -226,6 +226,20 @@ def _deliver(made: "queue.Queue[Any]", number: int, result: Any) -> None:
     made.put((number, result.made))
 
 
+def test_a_base_stays_as_long_as_one_of_its_adapters_and_is_loaded_once(adapters: Adapters) -> None:
+    """Where there is room for one alone: the memory of a base that they hold is not free, whoever lets it go."""
+    room = sum(one.numel() * one.element_size() for one in adapters.base.parameters()) // 2
+    versions = Versions(adapters.workshop.registry, max_bytes=room)
+    teal, mint = (versions.load(adapters.pins[word]) for word in WORD)
+    base = versions.held(adapters.pins["shapes"].digest)
+    assert base is not None
+    assert host_of(teal.model) is host_of(mint.model) is base.model
+    versions.load(adapters.pins["shapes"])
+    upscaler = adapters.pipeline.stages[1]
+    versions.load(upscaler.pin)
+    assert versions.digests == [upscaler.sha256]
+
+
 def test_an_adapter_of_other_weights_than_it_names_is_not_loaded(adapters: Adapters) -> None:
     stage = adapters.pipeline.stages[0]
     wrong = dataclasses.replace(adapters.adapted["teal"].lora, digest=adapters.pins["mint"].digest)
