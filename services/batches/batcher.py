@@ -30,7 +30,7 @@ from services.batches.work import KIND, Work, file_id, node, parts, work_of
 from services.gateway.errors import ApiError
 from services.jobs.runner import BROKEN
 from services.jobs.store import Store
-from services.jobs.working import ended, lasting
+from services.jobs.working import beaten, ended, lasting
 
 logger = logging.getLogger("ray.serve")
 
@@ -86,7 +86,7 @@ class Batcher:
             await ended(working)
             working = asyncio.create_task(asyncio.to_thread(self._gathered, lease))
             while not working.done():
-                await asyncio.to_thread(lease.beat, lease.job.progress)
+                await beaten(lease, lease.job.progress)
                 await asyncio.wait({working}, timeout=BEAT_S)
             await asyncio.to_thread(_end, lease, working.result(), why)
         except (LeaseLost, DatabaseError):
@@ -103,7 +103,7 @@ class Batcher:
     async def _watched(self, lease: Lease, sending: "asyncio.Task[None]") -> Error | None:
         """Keep the lease while requests are sent; return why no more are to be, None where all were."""
         while not sending.done():
-            if await asyncio.to_thread(lease.beat, lease.job.progress):
+            if await beaten(lease, lease.job.progress):
                 return CANCELLED
             if lease.job.deadline is not None and time.time() > lease.job.deadline:
                 return LATE

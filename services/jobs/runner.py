@@ -28,7 +28,7 @@ from services.gateway.errors import ApiError
 from services.jobs.outputs import Outputs
 from services.jobs.progress import Progress
 from services.jobs.store import Store
-from services.jobs.working import ended, lasting
+from services.jobs.working import beaten, ended, lasting
 from services.pipelines.executor import Executor
 from services.pipelines.payload import GenerationSpec
 from services.pipelines.request import Complete
@@ -178,7 +178,7 @@ class Runner:
             await asyncio.wait({making}, timeout=BEAT_S)
             if making.done():
                 break
-            if await asyncio.to_thread(lease.beat, progress.percent):
+            if await beaten(lease, progress.percent):
                 return "cancelled"
             if deadline is not None and time.time() > deadline:
                 return "deadline_exceeded"

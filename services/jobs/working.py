@@ -7,9 +7,13 @@ from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.database import DatabaseError
+from infra.jobs.leases import Lease
+
 logger = logging.getLogger("ray.serve")
 
 AGAIN_S: Final = 5.0  # before work that broke begins again
+UNHEARD_S: Final = 1.0  # before a database that did not answer is asked again
 
 
 async def lasting(work: Callable[[], Coroutine[Any, Any, None]], what: str) -> None:
@@ -28,6 +32,23 @@ async def ended(task: "asyncio.Task[Any]") -> None:
     """Cancel a task and wait until it has gone."""
     task.cancel()
     await asyncio.wait({task})
+
+
+async def beaten(lease: Lease, progress: float) -> bool:
+    """Renew a lease and return whether its job is to be cancelled.
+
+    A database that does not answer now ends nothing: whoever claims the job meanwhile takes the lease, and who had it
+    is told so when it answers again.
+
+    Raises:
+        LeaseLost: somebody else has the job.
+    """
+    try:
+        return await asyncio.to_thread(lease.beat, progress)
+    except DatabaseError as error:
+        logger.warning("job %s goes on without a beat: %s", lease.job.id, error)
+        await asyncio.sleep(UNHEARD_S)
+        return False
 
 
 class Beside(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from infra.jobs.table import Job
 from models.diffusion.ddpm import DDPM
 from models.family import Rows
 from models.request import Request
+from services.jobs import working as working_of_jobs
 from services.jobs.runner import Runner
 from services.jobs.working import Working
 from services.stages.deployment import Stage
@@ -148,6 +150,36 @@ def test_what_is_called_off_leaves_the_engine(house: House, stage: Stage, by: st
     found = house.jobs.get(made.id)
     assert found.state == expected[by]
     assert not found.causes if by == "stop" else found.over
+
+
+def test_a_database_that_does_not_answer_for_a_while_ends_no_attempt(
+    house: House, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a Postgres is started anew; a stage may be hours of work."""
+    monkeypatch.setattr(working_of_jobs, "UNHEARD_S", 0.01)
+    made = house.submit(1, prompt="a red circle", options={"steps": ENDLESS})
+    unheard: list[str] = []
+
+    def down(*event: Any) -> None:
+        unheard.append(event[2])
+        raise sa.exc.OperationalError(event[2], {}, Exception("the connection was closed"))
+
+    async def act(_: Runner) -> None:
+        while not (await stage.status())["drawing"]:
+            await asyncio.sleep(0.02)
+        sa.event.listen(sa.Engine, "before_cursor_execute", down)
+        try:
+            while len(unheard) < 8:
+                await asyncio.sleep(0.02)
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", down)
+        assert (await stage.status())["drawing"]
+        house.jobs.cancel(made.id)
+        await ended(house, made)
+
+    working(house, stage, act)
+    found = house.jobs.get(made.id)
+    assert (found.state, found.attempt, found.causes) == ("cancelled", 1, {})
 
 
 def test_a_word_nobody_knows_is_not_tried_again(house: House, stage: Stage) -> None:
