@@ -285,6 +285,12 @@ class Jobs:
             _set(connection, id, deleted=True, idempotency_key=None)
             cancel(connection, {**row, "deleted": True}, self._clock(), self._kept_s)
 
+    def prolong(self, id: str, until: float) -> None:
+        """Keep what came of a job until then at least, in Unix seconds; what is gone stays so."""
+        here = (JOBS.c.id == id, JOBS.c.result.is_not(None), JOBS.c.expires < until)
+        with writing(self._engine) as connection:
+            connection.execute(sa.update(JOBS).where(*here).values(expires=until))
+
     def retry(self, id: str) -> Job:
         """Queue a job that failed or was cancelled once more; its finished stages are kept.
 

@@ -79,6 +79,7 @@ def _submitted(parts: Parts, owner: str, order: BatchOrder, key: str | None) -> 
         metadata=order.metadata,
     )
     until, request = time.time() + WINDOW_S, work.model_dump(mode="json")
+    parts.jobs.prolong(file.id, until)  # whoever goes on after a kill reads it again
     return parts.jobs.submit(
         KIND, request, owner=owner, pipeline="", digests={}, seed=0, deadline=until,
         idempotency_key=key, asked=asked,

@@ -280,6 +280,20 @@ def test_a_batch_that_waits_is_cancelled_or_expires(house: Any, idle: OpenAI) ->
     assert idle.batches.retrieve(late.id).status == "expired"
 
 
+def test_a_file_is_kept_for_as_long_as_a_batch_may_read_it(house: Any, idle: OpenAI) -> None:
+    jobs, sent_one = house.workshop.jobs, sent(idle, requests(CHAT, turn("a")))
+    made = jobs.get(sent_one.id)
+    kept: dict[str, Any] = {"owner": made.owner, "result": made.result}
+    old = jobs.record(made.request, id=new_id("file", time.time()), kept_s=60.0, **kept)
+    asked: Any = {"endpoint": CHAT, "completion_window": "24h"}
+    for file in (old, made):
+        batch = idle.batches.create(input_file_id=file.id, **asked)
+        assert batch.expires_at is not None
+        assert int(jobs.get(file.id).expires) >= batch.expires_at
+        idle.batches.cancel(batch.id)
+    assert jobs.get(made.id) == made  # no less than it was
+
+
 def test_a_batch_is_made_once_by_its_key(house: Any, idle: OpenAI) -> None:
     file = sent(idle, requests(CHAT, turn("a")))
 
