@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import sys
 import traceback
 from contextlib import suppress
@@ -24,7 +25,7 @@ from flows.cli import (
     tune_verbs,
     version_verbs,
 )
-from flows.cli.terminal import aside, show_json
+from flows.cli.terminal import aside, show_error
 from infra.settings import NoProjectError, require_project, settings
 
 TOPICS = {
@@ -58,6 +59,8 @@ def main() -> None:
     """Run the command line; what a user can cause ends in one line, not a traceback."""
     atexit.register(gc.freeze)  # the end need not look at a million imported objects
     as_json = "--json" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no sign ends a command
     try:
         sys.exit(app(standalone_mode=False) if as_json else app())
     except KeyboardInterrupt:
@@ -66,15 +69,12 @@ def main() -> None:
     except typer.Abort:
         sys.exit(1)
     except typer.TyperException as error:  # wrong usage, which is JSON like any other answer
-        show_json({"error": {"message": str(error), "type": "UsageError"}})
+        show_error(str(error), "UsageError", as_json=True)
         sys.exit(2)
     except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:
         if not isinstance(error, NoProjectError):
             _keep_traceback()
-        if as_json:
-            show_json({"error": {"message": told(error), "type": type(error).__name__}})
-        else:
-            aside.print(f"error: {told(error)}", style="red", markup=False, soft_wrap=True)
+        show_error(told(error), type(error).__name__, as_json=as_json)
         sys.exit(1)
 
 
@@ -83,6 +83,9 @@ def told(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         error = cause
+    if isinstance(error, OSError) and str(error).startswith("[Errno"):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}"
     lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
     return "\n  ".join(lines) or type(error).__name__
 

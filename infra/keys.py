@@ -161,7 +161,9 @@ def _key(row: dict[str, Any]) -> Key:
 
 
 def _hint(which: str, keys: Sequence[Key]) -> str:
-    shown = ", ".join(f"{key.id} ({key.prefix}, {key.label})" for key in keys) or "none"
+    shown = ", ".join(f"{key.id} ({key.prefix}, {key.label})" for key in keys)
+    if not shown:
+        return f"there is no key {which!r}, nor any other: make one with `atelier keys add NAME`"
     return f"{which!r} does not name one key; give one id of: {shown}"
 
 

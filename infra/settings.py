@@ -1,18 +1,30 @@
 """Where the outside world is: one class, read from `ATELIER_*`, with defaults that need no server beforehand."""
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, computed_field, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    computed_field,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 """Hosts that are listened on and never dialled."""
 MARKS: Final = ("dvc.yaml", "params.yaml", "flows/recipes")
 """What the folder of a project holds."""
+PORTS: Final = ("gateway_port", "mlflow_port", "prefect_port", "ray_port", "dashboard_port")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class NoProjectError(ValueError):
@@ -32,7 +44,7 @@ def require_project() -> None:
         NoProjectError: says where it looked, and what to do.
     """
     here = Path.cwd()
-    if "ATELIER_PROJECT" not in os.environ and project_above(here) is None:
+    if not os.environ.get("ATELIER_PROJECT") and project_above(here) is None:
         raise NoProjectError(
             f"no Atelier project in {here} or above it (a folder with {', '.join(MARKS)}):"
             " go into one, or name it with ATELIER_PROJECT"
@@ -40,17 +52,26 @@ def require_project() -> None:
 
 
 class Settings(BaseSettings):
-    """Addresses, folders and ports; a laptop needs none of them set, a cluster sets the first five."""
+    """Addresses, folders and ports; a laptop needs none of them set, a cluster sets the first five.
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", extra="forbid", frozen=True)
+    A variable that is empty is not set.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="ATELIER_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     tracking_uri: str | None = None  # MLflow; None: the local server on mlflow_port
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     ray_address: str | None = None  # None: the local cluster that `atelier up` starts
-    ray_scale_s: float | None = Field(default=None, ge=0)  # wait for an autoscaler's nodes; 0: none
-    worker_silence_s: float = Field(default=60, gt=2)  # then a worker beside live ones is hung
+    ray_scale_s: Seconds | None = Field(
+        default=None, ge=0
+    )  # wait for an autoscaler's nodes; 0: none
+    worker_silence_s: Seconds = Field(default=60, gt=2)  # then a worker beside live ones is hung
     database_url: str | None = None  # ledger; None: SQLite in home
-    storage_uri: str | None = None  # runs, checkpoints, kept answers; None: in home
+    storage_uri: str | None = (
+        None  # runs, checkpoints, kept answers, relative to project; None: in home
+    )
 
     project: Path = Field(  # the folder with dvc.yaml: the one that the current folder is in
         default_factory=lambda: project_above(Path.cwd()) or Path.cwd()
@@ -58,7 +79,7 @@ class Settings(BaseSettings):
     home: Path = Path(".atelier")  # state of this installation, relative to project
 
     host: str = "127.0.0.1"  # where the gateway listens
-    gateway_port: int = 8000
+    gateway_port: Port = 8000
     public_url: str | None = (
         None  # where clients reach it, without /v1; None: host and gateway_port
     )
@@ -72,11 +93,53 @@ class Settings(BaseSettings):
         "refuse"  # of prompts; mapped ones are said in the answer
     )
     private_webhooks: bool = False  # webhooks may go to private networks, and without TLS
-    mlflow_port: int = 5000
-    prefect_port: int = 4200
-    ray_port: int = 6379
-    dashboard_port: int = 8265
+    mlflow_port: Port = 5000
+    prefect_port: Port = 4200
+    ray_port: Port = 6379
+    dashboard_port: Port = 8265
     api_key_file: Path | None = None  # for clients: the key is the file's content
+
+    @field_validator("project")
+    @classmethod
+    def _is_there(cls, value: Path) -> Path:
+        if not value.is_dir():
+            raise ValueError("there is no such folder")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _is_a_host(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]+", value):
+            raise ValueError("give a host's name or address alone, as 0.0.0.0")
+        return value
+
+    @field_validator("tracking_uri", "prefect_api_url")
+    @classmethod
+    def _is_a_server(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError("give a server's address, as http://mlflow:5000")
+        return value
+
+    @field_validator("tracking_uri", "prefect_api_url", "public_url")
+    @classmethod
+    def _has_a_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            _ = urlsplit(value).port  # what is no port is refused
+        return value
+
+    @model_validator(mode="after")
+    def _have_ports_of_their_own(self) -> Self:
+        """Refuse a port said twice; those that nobody set may stand for servers that are elsewhere."""
+        said: dict[int, str] = {}
+        for name in PORTS:
+            if name not in self.model_fields_set:
+                continue
+            port = getattr(self, name)
+            if port in said:
+                both = f"ATELIER_{said[port].upper()} and ATELIER_{name.upper()}"
+                raise ValueError(f"{both} are both {port}: each needs a port of its own")
+            said[port] = name
+        return self
 
     @field_validator("storage_uri")
     @classmethod
@@ -138,12 +201,17 @@ class Settings(BaseSettings):
     @property
     def runs(self) -> Path:
         """Where runs keep their checkpoints: local, or a mount that every node shares."""
-        return Path(self.storage_uri) if self.storage_uri else self.state / "runs"
+        return self._mount or self.state / "runs"
 
     @property
     def samples(self) -> Path:
         """Where the gateways keep answers for `atelier drift`: local, or below the mount that every node shares."""
-        return (Path(self.storage_uri) if self.storage_uri else self.state) / "samples"
+        return (self._mount or self.state) / "samples"
+
+    @property
+    def _mount(self) -> Path | None:
+        """`storage_uri` from wherever a process stands."""
+        return (self.project / self.storage_uri).resolve() if self.storage_uri else None
 
     @property
     def gateway_url(self) -> str:
@@ -158,10 +226,20 @@ class Settings(BaseSettings):
 
     @property
     def api_key(self) -> SecretStr:
-        """The client's key: from its file, or a word that a gateway without keys accepts."""
+        """The client's key: from its file, or a word that a gateway without keys accepts.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
         if self.api_key_file is None:
             return SecretStr("none")
-        return SecretStr(self.api_key_file.read_text().strip())
+        try:
+            return SecretStr(self.api_key_file.read_text().strip())
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ValueError(
+                f"ATELIER_API_KEY_FILE: {self.api_key_file} cannot be read: {why}"
+            ) from None
 
 
 QUIET = {
@@ -190,9 +268,11 @@ def settings() -> Settings:
         found = Settings()
     except ValidationError as error:
         first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # it is about several
+            raise ValueError(reason) from None
         name = str(first["loc"][0]).upper()
         variable = name if name.startswith("PREFECT_") else f"ATELIER_{name}"
-        reason = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"{variable}: {reason}, got {first['input']!r}") from None
     os.environ["ATELIER_PROJECT"] = str(found.project.resolve())
     for name, value in QUIET.items():

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -22,6 +22,9 @@ from infra.times import utc
 if TYPE_CHECKING:
     from flows.training.journal import Progress
 
+for _stream in ("stdin", "stdout", "stderr"):  # else the next file that is opened takes its number
+    if getattr(sys, _stream) is None:
+        setattr(sys, _stream, Path(os.devnull).open("r+"))  # noqa: SIM115 - as long as the process
 ENDLESS: Final = 100_000  # columns: what goes to a file or a program is not wrapped
 console = Console(highlight=False, width=None if sys.stdout.isatty() else ENDLESS)  # what was asked
 aside = Console(  # how it goes: never mixed into --json
@@ -38,6 +41,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=c", help="Override a recipe field (YAML value)."),
 ]
+
+
+def show_error(message: str, kind: str, *, as_json: bool = False) -> None:
+    """Say what went wrong: on stderr, or as the one JSON document of stdout, where that takes it."""
+    if as_json:
+        with suppress(OSError):
+            show_json({"error": {"message": message, "type": kind}})
+            return
+    aside.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
 
 
 def show_json(value: Any) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from flows.cli import completing, terminal
 from flows.cli.client import _words
 from flows.training.journal import Progress
 from flows.training.loop import Diverged
-from infra.settings import project_above
+from infra.keys import Keys
+from infra.settings import Settings, project_above
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +31,35 @@ def test_an_error_is_one_line_on_stderr_however_long() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("error: cannot read recipe long-long-")
+
+
+def test_a_full_or_closed_output_ends_in_one_line_and_no_traceback() -> None:
+    asked = f"{sys.executable} -m flows data list --json"
+    for into, code, lines in (
+        ("> /dev/full", 1, ["error: No space left on device"]),
+        (">&-", 0, []),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{asked} {into}"], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr.splitlines()) == (code, lines)
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_no_command(tmp_path: Path) -> None:
+    with closing(Keys(Settings(home=tmp_path).database)) as keys:
+        keys.create("é")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "keys", "list"],
+        capture_output=True, text=True, timeout=60,
+        env={**os.environ, "ATELIER_HOME": str(tmp_path), "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, "\\xe9" in done.stdout) == (0, True)
+
+
+def test_an_error_of_the_system_is_told_without_its_number() -> None:
+    with pytest.raises(OSError, match="No such file") as missing:
+        Path("/nowhere/file").read_text()
+    assert told(missing.value) == "/nowhere/file: No such file or directory"
 
 
 def test_what_a_model_wrote_gives_the_terminal_no_orders() -> None:

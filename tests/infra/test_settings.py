@@ -5,7 +5,7 @@ import pytest
 from infra.database import open_engine
 from infra.settings import Settings
 from infra.settings import settings as read
-from infra.stack import doctor
+from infra.stack import doctor, spec
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,19 @@ from infra.stack import doctor
     [
         ("ATELIER_GATEWAY_PORT", "abc", r"ATELIER_GATEWAY_PORT: .*integer.*, got 'abc'"),
         ("ATELIER_STORAGE_URI", "s3://bucket/runs", r"ATELIER_STORAGE_URI: give a folder"),
+        ("ATELIER_GATEWAY_PORT", "0", r"ATELIER_GATEWAY_PORT: .* equal to 1, got '0'"),
+        ("ATELIER_RAY_PORT", "70000", r"ATELIER_RAY_PORT: .* equal to 65535, got '70000'"),
+        ("ATELIER_HOST", " ", r"ATELIER_HOST: give a host's name or address alone, .* got ' '"),
+        ("ATELIER_HOST", "http://x", r"ATELIER_HOST: give a host's name"),
+        ("ATELIER_TRACKING_URI", "mlflow", r"ATELIER_TRACKING_URI: .*http://mlflow:5000, got"),
+        ("ATELIER_PUBLIC_URL", "http://x:99999", r"ATELIER_PUBLIC_URL: Port out of range"),
+        ("PREFECT_API_URL", "http://x:a", r"PREFECT_API_URL: Port could not be cast"),
+        (
+            "ATELIER_PROJECT",
+            "/nowhere",
+            r"ATELIER_PROJECT: there is no such folder, got '/nowhere'",
+        ),
+        ("ATELIER_WORKER_SILENCE_S", "inf", r"ATELIER_WORKER_SILENCE_S: .*finite.*, got 'inf'"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(
@@ -28,8 +41,44 @@ def test_a_wrong_setting_is_named_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-def test_runs_may_lie_on_a_mount(tmp_path: Path) -> None:
+def test_two_parts_have_no_port_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_GATEWAY_PORT", "8001")
+    monkeypatch.setenv("ATELIER_MLFLOW_PORT", "8001")
+    read.cache_clear()
+    with pytest.raises(ValueError, match=r"^ATELIER_GATEWAY_PORT and ATELIER_MLFLOW_PORT are both"):
+        read()
+    read.cache_clear()
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "HOST", "GATEWAY_PORT", "API_KEY_FILE", "PUBLIC_URL"):
+        monkeypatch.setenv(f"ATELIER_{name}", "")
+    found = Settings()
+    assert (found.home, found.host, found.gateway_port) == (Path(".atelier"), "127.0.0.1", 8000)
+    assert (found.api_key.get_secret_value(), found.public_url) == ("none", None)
+
+
+def test_runs_may_lie_on_a_mount_which_is_the_same_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert Settings(storage_uri=str(tmp_path)).runs == tmp_path
+    found = Settings(project=tmp_path, storage_uri="mount")
+    monkeypatch.chdir("/")
+    assert (found.runs, found.samples) == (tmp_path / "mount", tmp_path / "mount" / "samples")
+
+
+def test_a_key_that_cannot_be_read_is_named_with_its_variable(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ATELIER_API_KEY_FILE: .* cannot be read: Is a dir"):
+        _ = Settings(api_key_file=tmp_path).api_key
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(spec, "settings", lambda: Settings(home=tmp_path / "file"))
+    with pytest.raises(spec.StackError, match=r"ATELIER_HOME: .*file cannot be made a folder"):
+        spec.state_folder()
 
 
 def test_the_doctor_says_which_stage_runs_where_or_why_nobody_knows(
