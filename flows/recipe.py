@@ -6,13 +6,14 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from flows.training.adapting import Lora, Ref
-from flows.tuning.space import Found, Positive, Search, Strict
+from flows.tuning.space import Found, Number, Positive, Search, Seed, Strict, Whole
 from infra.pipelines import SAMPLING
 
 NAME: Final = r"^[a-z][a-z0-9-]{0,40}$"  # of a recipe, and of the model that it makes
+STAGE: Final = r"^[a-z][a-z0-9_-]{0,40}$"
 ENDLESS: Final = 1e18  # samples: a half-life after which nothing has changed
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
 
 
 class Control(Strict):
@@ -27,15 +28,15 @@ class Peer(Strict):
 
     name: str
     metric: str  # of the gate
-    value: float
+    value: Number
 
 
 class Resources(Strict):
     """What a training asks of the cluster. `num_workers: 0` trains in this process, without Ray."""
 
-    num_workers: Annotated[int, Field(ge=0)] = 1
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = (
+    num_workers: Annotated[Whole, Field(ge=0, le=4096)] = 1
+    cpus_per_worker: Annotated[Number, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[Number, Field(ge=0)] | Literal["auto"] = (
         "auto"  # auto: one where found
     )
     elastic: tuple[Positive, Positive] | None = None
@@ -54,10 +55,10 @@ class Resources(Strict):
 class Optimizer(Strict):
     """AdamW, warmed up linearly, then as the schedule says; norms, biases and embeddings have no weight decay."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # the highest
+    learning_rate: Annotated[Number, Field(gt=0)] = 1e-3  # the highest
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[Whole, Field(ge=0)] = 50
     schedule: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
     """cosine: down to `final_fraction` of the rate in the last step. constant: the rate as it is. inverse_sqrt: the
     rate by the root of warmup_steps / step (Vaswani et al. 2017), whatever the number of steps."""
@@ -96,16 +97,16 @@ class Training(Strict):
     or a stage (shapes.base:3). None: weights by lot."""
     lora: Lora | None = None
     steps: Positive
-    batch_size: Positive = 64
+    batch_size: Annotated[Positive, Field(le=2**20)] = 64
     accumulate: Positive = 1
     optimizers: dict[str, Optimizer] = Field(
         default_factory=dict
     )  # by player; the default where absent
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
     max_skipped: Positive = (
         10  # steps in a row with a gradient that is not finite; then it diverged
     )
-    ema_half_life: Annotated[float, Field(ge=0)] = 44_340
+    ema_half_life: Annotated[Number, Field(ge=0)] = 44_340
     """Samples after which weights count half in the averaged ones, which are published; 0: the last weights. The
     default is a decay of .999 a step of 64 samples. At the start the last weights count more."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
@@ -114,7 +115,7 @@ class Training(Strict):
     log_every: Positive = 20
     sample_every: Positive | None = None  # sample grids; None: at the end only
     checkpoint_every: Positive = 200
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_checkpoints: Annotated[Whole, Field(ge=2)] = 2
     validate_every: Positive | None = None  # the loss on the validation split; None: never
     keep: Literal["last", "best"] = (
         "last"  # the averaged weights of the end, or of the least such loss
@@ -196,12 +197,12 @@ class Stage(Strict):
     training: Training
     resources: Resources = Resources()
     steps: Positive | None = None  # sampler steps; None: the family's default
-    guidance: Annotated[float, Field(ge=0)] | None = None
-    seconds: Annotated[float, Field(gt=0, le=60)] | None = None  # of sound
+    guidance: Annotated[Number, Field(ge=0)] | None = None
+    seconds: Annotated[Number, Field(gt=0, le=60)] | None = None  # of sound
     max_tokens: Positive | None = None  # of text; None: as many as the context has room for
-    temperature: Annotated[float, Field(ge=0, le=10)] | None = None  # of text; 0: the likeliest
+    temperature: Annotated[Number, Field(ge=0, le=10)] | None = None  # of text; 0: the likeliest
     top_k: Positive | None = None  # only the k likeliest tokens
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None  # the likeliest of this probability
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None  # the likeliest of this probability
     options: dict[str, Any] = Field(default_factory=dict)  # further ones that the family has
 
     @model_validator(mode="after")
@@ -243,17 +244,24 @@ class Judge(Stage):
 class Evaluation(Strict):
     """The fixed prompts x seeds that every version of this recipe is judged on."""
 
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    samples: Positive = 512  # drawn where there are no prompts
-    bootstrap: Positive = 1000
-    gallery: Positive = 32
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    samples: Annotated[Positive, Field(le=2**20)] = 512  # drawn where there are no prompts
+    bootstrap: Annotated[Positive, Field(le=100_000)] = 1000
+    gallery: Annotated[Positive, Field(le=1024)] = 32
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed said twice draws the same samples twice")
+        return value
 
 
 class Bound(Strict):
     """A condition on one metric: both ends of its 95 % interval must lie inside."""
 
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: Number | None = None
+    at_most: Number | None = None
 
     @model_validator(mode="after")
     def _has_a_side(self) -> "Bound":
@@ -281,7 +289,7 @@ class Approvals(Strict):
 
     count: Positive = 1
     by: tuple[str, ...] = ()  # who may; empty: everybody else
-    hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24  # then the promotion is over
+    hours: Annotated[Number, Field(gt=0, le=24 * 90)] = 24  # then the promotion is over
 
     @model_validator(mode="after")
     def _can_be_met(self) -> "Approvals":
@@ -296,12 +304,12 @@ class Gate(Strict):
     metrics: dict[str, Bound] = Field(default_factory=dict)
     no_worse_than: Literal["production", "base"] | None = None
     """base: of adapters, the pipeline that they adapt, on its own prompts, seeds, data and judge."""
-    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    margin: Annotated[Number, Field(gt=0, lt=1)] = 0.05
     """What may be lost at most against production, as a share of its value, by the interval's lower end."""
-    baseline: Annotated[int, Field(gt=0)] | None = None
+    baseline: Annotated[Whole, Field(gt=0)] | None = None
     """The version of this name that must hold as well; None: the first that stood in production."""
-    judge_accuracy: Annotated[float, Field(ge=0.95, le=1)] = 0.95
-    max_slowdown: Annotated[float, Field(gt=1)] = 1.5  # of served latency, over production's
+    judge_accuracy: Annotated[Number, Field(ge=0.95, le=1)] = 0.95
+    max_slowdown: Annotated[Number, Field(gt=1)] = 1.5  # of served latency, over production's
     wins: Wins | None = None
     approvals: Approvals | None = None
 
@@ -319,9 +327,11 @@ class Recipe(Strict):
 
     name: Annotated[str, Field(pattern=NAME)]
     description: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     data: Data
-    stages: Annotated[dict[str, Stage], Field(min_length=1, max_length=8)]
+    stages: Annotated[
+        dict[Annotated[str, Field(pattern=STAGE)], Stage], Field(min_length=1, max_length=8)
+    ]
     pipeline: (
         Annotated[
             dict[
@@ -359,7 +369,14 @@ class Recipe(Strict):
     @field_validator("control", mode="before")
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, dict) else value or ()
+        return [value] if isinstance(value, dict) else () if value is None else value
+
+    @field_validator("stages")
+    @classmethod
+    def _are_no_judge(cls, value: dict[str, Stage]) -> dict[str, Stage]:
+        if "judge" in value:
+            raise ValueError("judge is the name of the recipe's judge: call the stage otherwise")
+        return value
 
 
 def split(node: str) -> tuple[str, str]:

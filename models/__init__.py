@@ -123,9 +123,12 @@ def configure(
     fields = {field.name for field in dataclasses.fields(cls.Config)}
     if unknown := sorted(set(overrides) - fields):
         raise ValueError(f"{name} has no setting {unknown[0]!r}{near(unknown[0], sorted(fields))}")
-    known = {key: value for key, value in facts.items() if key in fields}
-    values = {name: _tuples(value) for name, value in {**known, **overrides}.items()}
-    return dataclasses.replace(cls.presets[preset], **values)
+    from models.parts import kinds
+
+    asked = {name: _tuples(value) for name, value in overrides.items()}
+    kinds.check(cls.Config, asked)
+    known = {key: _tuples(value) for key, value in facts.items() if key in fields}
+    return dataclasses.replace(cls.presets[preset], **{**known, **asked})
 
 
 def describe(model: "Trainable") -> dict[str, Any]:

@@ -38,10 +38,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(str(error)) from None
     if not isinstance(document, dict):
         raise RecipeError(f"{path} must hold a mapping, like flows/recipes/shapes.yaml")
+    said: set[str] = set()
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise RecipeError(f"--set takes a.b=value, got {override!r}")
+        if key in said:
+            raise RecipeError(f"--set {override}: {key} is set twice")
+        said.add(key)
         try:
             _set(document, key.split("."), parse_yaml(value, repr(value)), f"--set {override}")
         except DocumentError as error:

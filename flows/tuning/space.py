@@ -2,9 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+
+def _no_truth(value: Any) -> Any:
+    """Refuse what pydantic would read as 1 or 0."""
+    if isinstance(value, bool):
+        raise ValueError("give a number, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(_no_truth)]
+Positive = Annotated[Whole, Field(gt=0, lt=2**31)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**53)]  # every reader of JSON keeps it as it is
 
 
 class Strict(BaseModel):
@@ -18,9 +29,9 @@ class Strict(BaseModel):
 class Range(Strict):
     """Where a searched value may lie: one of four."""
 
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    int_uniform: tuple[int, int] | None = None  # both ends may be drawn
+    log_uniform: tuple[Number, Number] | None = None
+    uniform: tuple[Number, Number] | None = None
+    int_uniform: tuple[Whole, Whole] | None = None  # both ends may be drawn
     choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -53,7 +64,7 @@ class Search(Strict):
     trials: Positive = 16  # drawn from the space; the recipe's own values are tried besides
     max_steps: Positive  # of a trial
     grace_steps: Positive  # before which no trial is stopped
-    reduction: Annotated[int, Field(ge=2)] = 3  # of this many trials, one goes on at each rung
+    reduction: Annotated[Whole, Field(ge=2)] = 3  # of this many trials, one goes on at each rung
     validate_every: Positive
 
     @model_validator(mode="after")
@@ -70,5 +81,5 @@ class Found(Strict):
     """Which search found a recipe's values."""
 
     search: str  # the MLflow run of the search
-    trial: Annotated[int, Field(ge=0)]
+    trial: Annotated[Whole, Field(ge=0)]
     values: dict[str, Any]  # by path in the stage

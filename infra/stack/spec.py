@@ -237,15 +237,14 @@ def state_folder() -> Path:
     """Return the state folder, made readable for its owner alone.
 
     Raises:
-        StackError: it cannot be made.
+        OSError: it cannot be made; names it and its variable.
     """
     folder = settings().state
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StackError(
-            f"ATELIER_HOME: {folder} cannot be made a folder: {error.strerror}"
-        ) from None
+        why = f"cannot be made the folder of ATELIER_HOME: {error.strerror}"
+        raise OSError(error.errno, why, str(folder)) from None
     if (facts := folder.stat()).st_mode & 0o077 and facts.st_uid == os.getuid():
         folder.chmod(0o700)  # another verb was first, and made it as the umask says
     return folder

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.parts import bounds
+from models.parts import bounds, kinds
 from models.ports import Port
 
 FLOOR: Final = 1e-5  # of a mel's magnitude
@@ -82,6 +82,7 @@ class Mel:
         known = [field.name for field in dataclasses.fields(cls)]
         if odd := sorted(set(value) - set(known)):
             raise ValueError(f"mel has no setting {odd[0]!r}; it has {', '.join(known)}")
+        kinds.check(cls, value)
         return cls(**value)
 
     def must_hear(self, sample_rate: int) -> None:

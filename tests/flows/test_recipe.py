@@ -36,6 +36,17 @@ def test_an_override_reaches_its_field() -> None:
         ),
         ("gate.judge_accuracy=0.5", r"gate\.judge_accuracy: .*0\.95, got 0\.5"),
         ("name=Bad Name", r"name: "),
+        ("seed=true", r"seed: give a number, not true or false, got True"),
+        ("seed=9007199254740992", r"seed: .*less than 9007199254740992, got"),
+        ("evaluation.seeds=[true]", r"evaluation\.seeds\.0: give a number, not true or false"),
+        ("evaluation.seeds=[3, 3]", r"evaluation\.seeds: a seed said twice draws the same samples"),
+        ("evaluation.samples=100000000000", r"evaluation\.samples: .*got 100000000000"),
+        ("stages.base.training.batch_size=1048577", r"batch_size: .*1048576, got 1048577"),
+        ("stages.base.training.steps=true", r"steps: give a number, not true or false"),
+        ("gate.metrics.spread.at_least=false", r"at_least: give a number, not true or false"),
+        ("stages={a/b: {}}", r"stages\.a/b\.\[key\]: .*match pattern"),
+        ("control=0", r"control: .*got 0"),
+        (".seed=1", r"--set takes a\.b=value, got '\.seed=1'"),
         ("nonsense", r"--set takes a\.b=value, got 'nonsense'"),
         ("seed.deep=1", r"'seed' is a value, not a section"),
         ("description=@", r"--set description=@: '@' is not YAML"),
@@ -48,6 +59,15 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
     with pytest.raises(RecipeError, match=message) as refused:
         load(SHAPES, [override])
     assert "\n" not in str(refused.value)
+
+
+def test_what_would_be_passed_over_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--set seed=2: seed is set twice"):
+        load(SHAPES, ["seed=1", "seed=2"])
+    document = load(SHAPES).model_dump(mode="json")
+    document["stages"]["judge"] = document["stages"].pop("upsampler")
+    with pytest.raises(ValueError, match="judge is the name of the recipe's judge"):
+        Recipe.model_validate_json(json.dumps(document))
 
 
 @pytest.mark.parametrize(

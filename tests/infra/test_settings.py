@@ -77,7 +77,7 @@ def test_a_state_folder_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(spec, "settings", lambda: Settings(home=tmp_path / "file"))
-    with pytest.raises(spec.StackError, match=r"ATELIER_HOME: .*file cannot be made a folder"):
+    with pytest.raises(OSError, match=r"made the folder of ATELIER_HOME: File exists: '.*file'"):
         spec.state_folder()
 
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Final
 
 import pytest
 
-from models import FAMILIES, JUDGES, trainable
+from models import FAMILIES, JUDGES, configure, trainable
 from models.language.causal import tiny
+from models.parts import kinds
 from models.parts.bounds import SHARE, SIZE, WEIGHT, within
 
 Refused = tuple[Mapping[str, Any], str]
@@ -368,3 +370,37 @@ def test_the_ends_of_a_range_are_inside_and_what_is_no_number_is_not() -> None:
         for allowed in (SIZE, WEIGHT, SHARE, (2, 5)):
             with pytest.raises(ValueError, match=f"it must be .*, got {value}"):
                 within("it", value, allowed)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *JUDGES])
+def test_every_preset_is_of_the_kinds_that_its_config_declares(name: str) -> None:
+    cls = trainable(name)
+    for preset in cls.presets.values():
+        kinds.check(cls.Config, {one.name: getattr(preset, one.name) for one in fields(preset)})
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "message"),
+    [
+        ("made", {"mask": "C"}, r"^mask must be one of A, B, got 'C'"),
+        ("made", {"mask": ["A"]}, r"^mask must be one of A, B, got \('A',\)"),
+        ("made", {"hidden": "1e9"}, r"^hidden must be a list, each a whole number, got '1e9' as a"),
+        ("made", {"hidden": [64, True]}, r"^hidden must be a list, each a whole number, got"),
+        ("vae", {"latent": True}, r"^latent must be a whole number, got True"),
+        ("vae", {"latent": 2.0}, r"^latent must be a whole number, got 2.0"),
+        ("vae", {"kl_weight": "1e-3"}, r"got '1e-3' as a text: YAML's numbers have a dot, as 1.0e"),
+        ("vae", {"kl_weight": math.nan}, r"^kl_weight must be a number, got nan"),
+        ("ddpm", {"low_size": "8"}, r"^low_size must be a whole number or null, got '8'"),
+        (
+            "latent-diffusion",
+            {"latent_shape": [4, 8]},
+            r"^latent_shape must be a list of 3, each a",
+        ),
+        ("matcha", {"mel": {"hop": "80"}}, r"^hop must be a whole number, got '80'"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_by_its_name(
+    family: str, asked: Mapping[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        configure(family, "tiny", asked, {})
