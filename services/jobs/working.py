@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,6 +14,8 @@ from infra.jobs.leases import Lease
 logger = logging.getLogger("ray.serve")
 
 AGAIN_S: Final = 5.0  # before work that broke begins again
+BEATS: Final = ThreadPoolExecutor(4, thread_name_prefix="beats")
+"""Threads of their own: where those of requests are all busy for longer than a lease, no job is lost by that."""
 UNHEARD_S: Final = 1.0  # before a database that did not answer is asked again
 
 
@@ -44,7 +47,7 @@ async def beaten(lease: Lease, progress: float) -> bool:
         LeaseLost: somebody else has the job.
     """
     try:
-        return await asyncio.to_thread(lease.beat, progress)
+        return await asyncio.get_running_loop().run_in_executor(BEATS, lease.beat, progress)
     except DatabaseError as error:
         logger.warning("job %s goes on without a beat: %s", lease.job.id, error)
         await asyncio.sleep(UNHEARD_S)

@@ -4,9 +4,11 @@ import asyncio
 import base64
 import io
 import json
+import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -292,6 +294,28 @@ def test_a_file_is_kept_for_as_long_as_a_batch_may_read_it(house: Any, idle: Ope
         assert int(jobs.get(file.id).expires) >= batch.expires_at
         idle.batches.cancel(batch.id)
     assert jobs.get(made.id) == made  # no less than it was
+
+
+def test_files_of_new_batches_are_read_one_at_a_time(
+    house: Any, clients: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a few large ones had all threads, and whatever else waits for one, leases among it, waited with them."""
+    body, beside, read = requests(CHAT, turn("a")), [0], lines.count
+    file = sent(clients[0], body)
+
+    def watched(*given: Any) -> int:
+        beside.append(beside[-1] + 1)
+        threading.Event().wait(0.05)
+        beside.append(beside[-1] - 1)
+        return read(*given)
+
+    monkeypatch.setattr(lines, "count", watched)
+    asked: Any = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+    with ThreadPoolExecutor(3) as many:
+        made = [*many.map(lambda _: clients[0].batches.create(**asked), range(3))]
+    assert (len(made), max(beside)) == (3, 1)
+    for one in made:
+        ended(clients[0], one.id)
 
 
 def test_a_batch_is_made_once_by_its_key(house: Any, idle: OpenAI) -> None:

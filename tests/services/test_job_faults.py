@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,25 @@ def test_a_database_that_does_not_answer_for_a_while_ends_no_attempt(
     working(house, stage, act)
     found = house.jobs.get(made.id)
     assert (found.state, found.attempt, found.causes) == ("cancelled", 1, {})
+
+
+def test_a_lease_is_renewed_also_where_every_thread_of_requests_is_busy(house: House) -> None:
+    house.submit(1)
+    lease = house.jobs.claim("one")
+    assert lease is not None
+
+    async def renewed() -> bool:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        until = threading.Event()
+        busy = asyncio.create_task(asyncio.to_thread(until.wait))
+        await asyncio.sleep(0)
+        try:
+            return await asyncio.wait_for(working_of_jobs.beaten(lease, 0.0), 10)
+        finally:
+            until.set()
+            await busy
+
+    assert not asyncio.run(renewed())
 
 
 def test_a_word_nobody_knows_is_not_tried_again(house: House, stage: Stage) -> None:
