@@ -76,7 +76,7 @@ class Pool(_Part):
     families: tuple[str, ...] = ()  # patterns of families' names: "wavenet", "pixel*"
     gpus: float = Field(default=0, ge=0, le=1)  # a replica's part of one
     cpus: float = Field(
-        default=0, ge=0
+        default=0, ge=0, le=64
     )  # reserved for a replica; a step computes on so many, on 1 at least
     batch: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
         BATCHES  # rows; tried, see services.stages.batch_invariance

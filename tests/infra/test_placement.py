@@ -96,6 +96,7 @@ def test_a_pool_computes_on_the_gpu_that_it_asks_for_and_uses_its_part_of_the_me
     ("change", "why"),
     [
         (("gpus: 0.5", "gpus: 2"), r"pools\.0\.gpus: .*less than or equal to 1, got 2"),
+        (("cpus: 2", "cpus: 80"), r"pools\.0\.cpus: .*less than or equal to 64, got 80"),
         (("batch: [16, 4]", "batch: []"), r"pools\.0\.batch: "),
         (("{min: 1, max: 4}", "{min: 5, max: 4}"), r"pools\.0\.replicas: min is 5, more than max, 4"),
         (("name: large", "name: Large Pool"), r"pools\.0\.name: .*pattern"),
