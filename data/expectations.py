@@ -64,7 +64,8 @@ class Verdict:
     def lines(self) -> list[str]:
         """Return the broken expectations and their rows, as they are said to the user."""
         found = [
-            f"expectation {check.rule!r} is broken by {check.broken} of {check.checked} samples"
+            f"expectation {check.rule!r} is "
+            + (f"broken by {check.broken} of {check.checked} samples" if check.broken else "not met")
             for check in self.checks
             if not check.ok
         ]

@@ -58,7 +58,7 @@ def read_captions(folder: Path) -> list[tuple[str, str]]:
     found = _listed(folder) or [row for part in parts for row in _listed(part)]
     if not found:
         raise MakerError(
-            f"{folder} has none of {', '.join(LISTS)}: list every picture with its caption in one"
+            f"{folder} has none of {', '.join(LISTS)}: list every file with its caption in one"
         )
     return [(file.relative_to(folder).as_posix(), caption) for file, caption in found]
 

@@ -287,7 +287,7 @@ def link(part: str) -> str:
     for door in (pages[name] for name in doors):
         if not door.external and door.probe():
             return guard.sign_in_link(door.page, secret(), part)
-    raise StackError(f"{' and '.join(doors)} here do not answer: start them with `atelier up`")
+    raise StackError(f"no local {' or '.join(doors)} answers: start it with `atelier up`")
 
 
 def private_page(part: str, address: str) -> Path:

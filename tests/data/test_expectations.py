@@ -126,6 +126,7 @@ def test_every_expectation_can_be_broken_and_names_the_row(
 def test_a_split_without_samples_is_refused() -> None:
     facts = relate(pa.Table.from_pylist([good(0), good(1)], COLUMNS), ["three"], None, classed=True)
     found = judge("few", facts, MADE)
+    assert "expectation 'every split has samples' is not met" in found.lines()  # no -1 samples
     assert any("at least 3 different pictures are needed" in line for line in found.lines())
 
 
