@@ -1,5 +1,6 @@
 """`rollout`: try a version on some of the requests before it is promoted."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -91,6 +92,28 @@ def rollout(
     _show(name, as_json)
 
 
+def limits_of(said: Sequence[str]) -> dict[str, Any]:
+    """Return --limit NAME=VALUE as `Limits` takes them.
+
+    Raises:
+        typer.BadParameter: no such name, one said twice, or no value.
+    """
+    from infra.ledger.rollout_rules import Limits
+
+    given: dict[str, Any] = {}
+    for one in said:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--limit takes NAME=VALUE, got {one!r}")
+        if name not in Limits.model_fields:
+            known = ", ".join(Limits.model_fields)
+            raise typer.BadParameter(f"--limit {one}: no limit {name!r}; choose one of {known}")
+        if name in given:
+            raise typer.BadParameter(f"--limit {one}: {name} is set twice")
+        given[name] = parse_yaml(value, f"--limit {one}")
+    return given
+
+
 def _start(
     ref: str,
     name: str,
@@ -106,10 +129,7 @@ def _start(
     place: Place = "shadow" if canary is None else "canary"
     percent = shadow if canary is None else canary
     assert percent is not None
-    given = {
-        key: parse_yaml(value, f"--limit {key}={value}")
-        for key, _, value in (one.partition("=") for one in limits)
-    }
+    given = limits_of(limits)
     try:
         Terms.model_validate({"percent": percent, "limits": given})
     except ValidationError as error:

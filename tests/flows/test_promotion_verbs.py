@@ -9,7 +9,7 @@ from flows.cli import promotion_verbs
 from flows.cli.bench_verbs import families
 from flows.cli.promotion_verbs import history
 from flows.cli.recipe_verbs import new
-from flows.cli.rollout_verbs import rollout
+from flows.cli.rollout_verbs import limits_of, rollout
 from flows.context import ledger
 from flows.recipes.loader import RecipeError, load
 from infra.settings import settings
@@ -76,3 +76,22 @@ def test_a_recipe_that_is_not_there_is_told_with_the_one_that_was_meant() -> Non
 def test_experiments_of_no_recipe_are_refused_before_the_stack_starts() -> None:
     with pytest.raises(ValueError, match="no recipe 'shape'; choose from"):
         families(only="shape")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (["max_flat"], "--limit takes NAME=VALUE, got 'max_flat'"),
+        (["max_flats=1"], "no limit 'max_flats'; choose one of .*max_flat"),
+        (["max_flat=1", "max_flat=2"], "--limit max_flat=2: max_flat is set twice"),
+    ],
+)
+def test_a_limit_of_a_rollout_that_would_be_passed_over_is_refused(
+    said: list[str], message: str
+) -> None:
+    with pytest.raises(typer.BadParameter, match=message):
+        limits_of(said)
+
+
+def test_limits_of_a_rollout_are_read_as_yaml() -> None:
+    assert limits_of(["max_flat=3", "max_slowdown=2.5"]) == {"max_flat": 3, "max_slowdown": 2.5}
