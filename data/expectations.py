@@ -65,7 +65,11 @@ class Verdict:
         """Return the broken expectations and their rows, as they are said to the user."""
         found = [
             f"expectation {check.rule!r} is "
-            + (f"broken by {check.broken} of {check.checked} samples" if check.broken else "not met")
+            + (
+                f"broken by {check.broken} of {check.checked} samples"
+                if check.broken
+                else "not met"
+            )
             for check in self.checks
             if not check.ok
         ]
