@@ -1,6 +1,7 @@
 """Previews: a fixed set of prompts and seeds, sampled now and then to see how far training is, always as a PNG file."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -59,8 +60,12 @@ def _clips(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
 
 
 def _volumes(model: Family, prepared: Path, batch: Mapping[str, Tensor]) -> bytes:
-    """Return views all about what is solid of volumes, a volume a line."""
-    made = model.sample(_asked(model, prepared, batch, VOLUMES)).float().cpu()
+    """Return views all about what is solid of volumes, a volume a line; from where it is seen no prompt says."""
+    from flows.evaluating.meshes import thing
+
+    asked = _asked(model, prepared, batch, VOLUMES)
+    asked = replace(asked, prompts=tuple(map(thing, asked.prompts)))
+    made = model.sample(asked).float().cpu()
     shown = volumes.seen(volumes.solid(made), volumes.around(SIDES), 2 * made.shape[-1])
     return png(grid(shown.flatten(0, 1), SIDES, max(1, round(TILE_PX / shown.shape[-1]))))
 

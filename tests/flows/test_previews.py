@@ -27,8 +27,10 @@ def test_clips_are_shown_as_film_strips(name: str, frames: int, tmp_path: Path) 
 
 
 def test_volumes_are_shown_from_all_sides(tmp_path: Path) -> None:
-    model: Any = tiny("dreamfusion")
-    asks = {"captions": ["a thing", "nothing"]}
+    words = ("red", "thing", "seen", "from", "above", "below")
+    views = ("seen from below", "seen from above")
+    model: Any = tiny("dreamfusion", vocabulary=words, views=views, max_words=5)
+    asks = {"captions": ["red thing seen from above", "red thing seen from below"]}
     (tmp_path / "dataset.json").write_text(json.dumps(asks))
     found = png_of_samples(model, tmp_path, batch_of(model, 2))
     assert found is not None
