@@ -193,7 +193,7 @@ def test_another_loss_is_other_work_for_its_family_alone(
         ("flows/training/ranks.py", "self.world > 1", "self.world > 2"),
         ("flows/training/skips.py", "min(rules.max_skipped, rules.steps)", "rules.max_skipped"),
         ("flows/training/best.py", "loss < self.loss", "loss <= self.loss"),
-        ("flows/recipe.py", "learning_rate: Annotated[float, Field(gt=0)] = 1e-3", "learning_rate: float = 2e-3"),
+        ("flows/recipe.py", "learning_rate: Annotated[Number, Field(gt=0)] = 1e-3", "learning_rate: float = 2e-3"),
         ("data/reading/order.py", "(self._seed, epoch)", "(epoch, self._seed)"),
         ("models/family.py", "return list(self.parameters())", "return []"),
     ],

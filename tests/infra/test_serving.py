@@ -151,34 +151,28 @@ def starting(
     with ThreadingHTTPServer(("127.0.0.1", 0), Stand) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server.server_port, asked
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{server.server_port}")
+            yield server.server_port, asked
         server.shutdown()
         thread.join()
 
 
-@pytest.fixture
-def dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the dashboard is is in the settings alone."""
-    monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
-
-
-@pytest.mark.usefixtures("dashboard")
 def test_the_gateway_is_asked_how_far_it_is_and_serve_seldom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "STATE_S", 1e6)
     digest = PIN["digest"]
     with starting("DEPLOYING", lambda n: {digest: "not loaded"} if n < 4 else {}) as (port, asked):
-        serving.deploy(settings(tmp_path, dashboard_port=port, gateway_port=port), [PIN])
+        serving.deploy(settings(tmp_path, gateway_port=port), [PIN])
     assert asked == ["state", "PUT", "ready", "state", "ready", "ready", "ready"]
 
 
-@pytest.mark.usefixtures("dashboard")
 def test_what_an_endpoint_holds_that_nobody_can_look_up_now_stays_held(tmp_path: Path) -> None:
     lost = {**PIN, "name": "lost.base", "digest": "b" * 64}
     other = {**PIN, "number": 2, "digest": "c" * 64}
     with starting("RUNNING", lambda _: {}) as (port, _):
-        mine = settings(tmp_path, dashboard_port=port, gateway_port=port)
+        mine = settings(tmp_path, gateway_port=port)
         serving.deploy(mine, [PIN, lost])
         serving.deploy(mine, [other], left_alone={"lost"})
         found = serving.status(mine)
@@ -190,7 +184,6 @@ def test_what_an_endpoint_holds_that_nobody_can_look_up_now_stays_held(tmp_path:
     assert found["versions"] == {"Gateway": [other]}
 
 
-@pytest.mark.usefixtures("dashboard")
 @pytest.mark.parametrize(
     ("status", "why", "error", "says"),
     [
@@ -202,7 +195,7 @@ def test_what_will_never_be_ready_is_not_waited_for(
     status: str, why: str, error: type[Exception], says: str, tmp_path: Path
 ) -> None:
     with starting(status, lambda _: {PIN["digest"]: why}) as (port, _):
-        mine = settings(tmp_path, dashboard_port=port, gateway_port=port)
+        mine = settings(tmp_path, gateway_port=port)
         with pytest.raises(error, match=says):
             serving.deploy(mine, [PIN])
 
