@@ -6,8 +6,10 @@ import io
 import sys
 import traceback
 from contextlib import suppress
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from flows.cli import (
     bench_verbs,
@@ -18,6 +20,7 @@ from flows.cli import (
     picture_verbs,
     promotion_verbs,
     recipe_verbs,
+    request_verbs,
     rollout_verbs,
     schedule_verbs,
     stack_verbs,
@@ -31,12 +34,31 @@ from infra.settings import NoProjectError, require_project, settings
 TOPICS = {
     "Data and recipes": (data_verbs, recipe_verbs),
     "Training": (training_verbs, tune_verbs, schedule_verbs),
-    "Versions and their promotion": (version_verbs, compare_verbs, promotion_verbs, rollout_verbs),
-    "What is served": (picture_verbs, job_verbs),
+    "Versions and their promotion": (
+        *(version_verbs, compare_verbs, picture_verbs, promotion_verbs, rollout_verbs),
+    ),
+    "What is served": (request_verbs, job_verbs),
     "Where it comes from and goes": (lineage_verbs,),
     "The stack": (stack_verbs, bench_verbs),
 }
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class InOrder(TyperGroup):
+    """Help in the order of TOPICS: Typer's own has single commands before all groups."""
+
+    def __init__(self, **options: Any) -> None:
+        """Put what Typer found of the commands in order."""
+        super().__init__(**options)
+        places = {topic: place for place, topic in enumerate(TOPICS)}
+        found = sorted(self.commands.items(), key=lambda one: places[_topic(one[1])])
+        self.commands = dict(found)
+
+
+def _topic(command: object) -> str:
+    return str(getattr(command, "rich_help_panel", ""))
+
+
+app = typer.Typer(cls=InOrder, no_args_is_help=True, pretty_exceptions_enable=False)
 for topic, modules in TOPICS.items():
     for verbs in modules:
         commands, groups = len(app.registered_commands), len(app.registered_groups)

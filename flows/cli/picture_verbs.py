@@ -1,4 +1,4 @@
-"""`edit`, `vary`: a picture from a picture; `sheet`, `gallery`: what a pipeline draws by stages, and every family."""
+"""`sheet`, `gallery`: what a pipeline draws stage by stage, and what every family draws."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
@@ -18,11 +18,6 @@ ROWS: Final = 8
 ANIMATED: Final = ("webp", "gif", "mp4")
 MOVES: Final = ("clip", "mesh")
 RATE: Final = 8.0  # frames a second, of clips that do not say and of what is turned
-Picture = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")]
-Drawn = Annotated[Path, typer.Option("-o", "--output", help="Where to write the PNG.")]
-Seed = Annotated[int | None, typer.Option(min=0)]
-Steps = Annotated[int | None, typer.Option(min=1)]
-Guidance = Annotated[float | None, typer.Option(min=0)]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -33,62 +28,8 @@ Output = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (edit, vary, sheet, gallery):
+    for verb in (sheet, gallery):
         app.command()(verb)
-
-
-def edit(
-    name: Ref,
-    picture: Picture,
-    output: Drawn,
-    prompt: Annotated[
-        str, typer.Argument(help='What is to be there; "" where no text is read.')
-    ] = "",
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="A PNG as large as the picture, transparent where it is to be drawn anew; else the picture itself is.",
-        ),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="How far from what is there; 1: from noise alone."),
-    ] = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-) -> None:
-    """Draw a picture anew where it is transparent, through the served API; the rest stays, bit by bit."""
-    from flows.cli import client
-
-    kind_of_file(output, "png")
-    wishes = {"strength": strength, "seed": seed, "steps": steps, "guidance": guidance}
-    _keep(client.edit(name, picture, prompt, mask, **wishes), output)
-
-
-def vary(
-    name: Ref,
-    picture: Picture,
-    output: Drawn,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-) -> None:
-    """Draw another picture of what a picture shows, through the served API."""
-    from flows.cli import client
-
-    kind_of_file(output, "png")
-    _keep(client.vary(name, picture, seed=seed, steps=steps, guidance=guidance), output)
-
-
-def _keep(picture: bytes, output: Path) -> None:
-    from infra.storage import atomic_write
-
-    with atomic_write(output) as file:
-        file.write(picture)
-    console.print(f"{output}  (where it came from: atelier verify {output})")
 
 
 def sheet(

@@ -1,45 +1,28 @@
-"""`models`, `show`, `generate`: the verbs about versions."""
+"""`models`, `show`: which versions there are, and what one of them is."""
 
-from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.terminal import (
     AsJson,
     Ref,
-    aside,
     console,
-    kind_of_file,
-    printable,
     show_json,
     show_markdown,
     show_table,
     use_stack,
 )
-from infra.documents import parse_json, read_json
+from infra.documents import read_json
 
 if TYPE_CHECKING:
     from infra.registry.registry import Version
 
-TAKES: Final[Mapping[str, Set[str]]] = {
-    **{"image": {"steps", "guidance", "size"}, "clip": {"steps", "guidance", "seconds"}},
-    **{"audio": {"seconds"}, "text": frozenset(), "mesh": {"steps", "guidance"}},
-}
-"""Which options `generate` has for what a model makes."""
-WRITTEN: Final = {
-    **{"image": ("png",), "audio": ("wav",)},
-    **{"clip": ("mp4", "gif", "webp"), "mesh": ("glb", "obj")},
-}
-"""How the files are called that it writes; a text's as one likes."""
-JOBS: Final = {"clip": "/videos", "mesh": "/meshes"}
-"""Where what takes long is asked for."""
-
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (models, show, generate):
+    for verb in (models, show):
         app.command()(verb)
 
 
@@ -195,89 +178,3 @@ def _gate_table(ref: str, report: dict[str, Any]) -> None:
     against = f", against {found.against}" if found.against else ""
     title = f"gate of {ref}{against}: {'passed' if found.passed else 'failed'}"
     show_table(title, ("verdict", "condition", "value", "95 %", "bound", "in words"), rows)
-
-
-def generate(
-    name: Ref,
-    prompt: Annotated[
-        str, typer.Argument(help='e.g. "a small red circle on the left"; "" where none is read')
-    ] = "",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="Where to write the PNG or WAV; a clip as .mp4, .gif or .webp; "
-            "a mesh as .glb or .obj; "
-            "a text, with its receipt if FILE.json.",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture, clip or mesh.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Of a picture, clip or mesh.")
-    ] = None,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Of a sound or clip.")] = None,
-    size: Annotated[str | None, typer.Option(help="Of a picture: one of the model's own.")] = None,
-) -> None:
-    """Make one picture, clip, mesh, sound or text through the served API; text comes as it is written."""
-    from flows.cli import client
-    from infra.storage import atomic_write
-
-    card = client.card(name)
-    modality = card.get("modality", "image")
-    if modality == "embedding":
-        raise typer.BadParameter(
-            f"{name} makes nothing of a prompt but embeddings: ask /v1/embeddings"
-        )
-    told = {"steps": steps, "guidance": guidance, "seconds": seconds, "size": size}
-    asked = {option: value for option, value in told.items() if value is not None}
-    if odd := asked.keys() - TAKES[modality]:
-        raise typer.BadParameter(f"{name} makes {modality}: it takes no --{min(odd)}")
-    if output is not None and modality in WRITTEN:
-        kind_of_file(output, *WRITTEN[modality])
-    chats = "chat" in card.get("abilities", ())
-    if modality == "text" and output is not None and output.suffix == ".json":
-        made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)
-        choice = parse_json(made, "the answer")["choices"][0]
-        said = choice["message"]["content"] if chats else choice["text"]
-        console.print(printable(said), markup=False, soft_wrap=True)
-        console.print(f"{output}  (where it came from: atelier verify {output})")
-    elif modality == "text":
-        pieces = []
-        for piece in client.write(name, prompt, chats=chats, seed=seed):
-            pieces.append(piece)
-            console.print(printable(piece), end="", markup=False, highlight=False, soft_wrap=True)
-        console.print()
-        made = "".join(pieces).encode()
-    elif output is None:
-        raise typer.BadParameter(f"{name} makes {modality}: say where to write it with -o FILE")
-    elif modality == "audio":
-        made = client.speak(name, prompt, seed=seed, **asked)
-    elif modality in JOBS:
-        made = _awaited(JOBS[modality], name, prompt, output, {"seed": seed, **asked})
-    else:
-        made = client.paint(name, prompt, seed=seed, **asked)
-    if output is None:
-        return
-    with atomic_write(output) as file:
-        file.write(made)
-    if modality != "text":
-        console.print(f"{output}  (where it came from: atelier verify {output})")
-
-
-def _awaited(route: str, name: str, prompt: str, output: Path, asked: Mapping[str, Any]) -> bytes:
-    """Return what a job makes, and say meanwhile how far it is and which stages are done."""
-    from flows.cli import client
-
-    done: list[str] = []
-    with aside.status(f"{name}: queued") as line:
-
-        def told(job: Mapping[str, Any]) -> None:
-            line.update(f"{name}: {job['status'].replace('_', ' ')}, {job['progress']} %")
-            for stage in job["stages"][len(done) :]:
-                done.append(stage)
-                aside.print(f"  {stage} is done, {job['progress']} %", style="dim")
-
-        kind = kind_of_file(output)
-        return client.await_job(route, name, prompt, told, output_format=kind, **asked)

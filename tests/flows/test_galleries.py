@@ -7,7 +7,7 @@ import torch
 import typer
 
 from flows import context
-from flows.cli.picture_verbs import vary
+from flows.cli.request_verbs import vary
 from flows.cli.terminal import kind_of_file
 from flows.comparing.compare import side
 from flows.comparing.gallery import by_family, drawn, prompts_of

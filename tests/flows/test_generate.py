@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from flows.cli.client import NoGateway, Unanswered, speak
-from flows.cli.version_verbs import generate
+from flows.cli.request_verbs import generate
 from infra.receipts.receipts import read
 from infra.settings import settings
 from tests.services.clips_kit import publish_clips
@@ -104,6 +104,9 @@ def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
     assert (tmp_path / "two.wav").read_bytes() == b"RIFF"
     body = {"model": "voice", "prompt": "two", "seed": 3, "seconds": 0.5}
     assert asked == [("/v1/samples", body)]
+    generate("voice", "two", tmp_path / "two.wav", voice="nicolas")
+    [_, (path, body)] = asked
+    assert (path, body["voice"], body["input"]) == ("/v1/audio/speech", "nicolas", "two")
     with pytest.raises(typer.BadParameter, match="voice makes audio: say where"):
         generate("voice", "two")
 
@@ -116,6 +119,7 @@ def test_a_sound_is_written_as_a_wav(asked: list[Any], tmp_path: Path) -> None:
         ("voice", "a.wav", {"guidance": 2.0}, "voice makes audio: it takes no --guidance"),
         ("voice", "a.wav", {"size": "40x24"}, "voice makes audio: it takes no --size"),
         ("prose", None, {"size": "40x24"}, "prose makes text: it takes no --size"),
+        ("prose", None, {"voice": "nicolas"}, "prose makes text: it takes no --voice"),
         ("voice", "a.mp3", {}, r"a\.mp3: this is written as \.wav"),
     ],
 )

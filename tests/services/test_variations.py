@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.cli import picture_verbs
+from flows.cli import request_verbs
 from flows.cli.client import Unanswered
 from flows.evaluating.pipeline import check_fit, draw
 from infra.receipts import receipts
@@ -216,11 +216,11 @@ def commands(app: Any, private_home: Path) -> Iterator[None]:
 def test_the_command_line_varies_a_picture(app: Any, ask: Ask, tmp_path: Path) -> None:
     given, drawn = tmp_path / "given.png", tmp_path / "drawn.png"
     given.write_bytes(picture(0))
-    picture_verbs.vary("unclip", given, drawn, seed=7, steps=3)
+    request_verbs.vary("unclip", given, drawn, seed=7, steps=3)
     there = np.asarray(Image.open(drawn))
     np.testing.assert_array_equal(there, pixels(vary(app, ask, steps="3")))
     with pytest.raises(Unanswered, match="old gives no variations of pictures"):
-        picture_verbs.vary("old", given, drawn)
+        request_verbs.vary("old", given, drawn)
 
 
 @pytest.mark.usefixtures("commands")
@@ -235,8 +235,8 @@ def test_the_command_line_edits_what_is_transparent_of_a_picture_or_of_a_mask(
     clear = Image.open(given)
     clear.putalpha(Image.fromarray(alpha))
     clear.save(mask)
-    picture_verbs.edit("unclip", given, by_mask, RED, mask=mask, seed=7)
-    picture_verbs.edit("unclip", mask, by_itself, RED, seed=7)
+    request_verbs.edit("unclip", given, by_mask, RED, mask=mask, seed=7)
+    request_verbs.edit("unclip", mask, by_itself, RED, seed=7)
     before, after = (np.asarray(Image.open(one).convert("RGB")) for one in (given, by_mask))
     np.testing.assert_array_equal(after[:, :4], before[:, :4])
     assert (after[:, 4:] != before[:, 4:]).any()
@@ -245,7 +245,7 @@ def test_the_command_line_edits_what_is_transparent_of_a_picture_or_of_a_mask(
     assert receipt.inputs.keys() == {"image", "mask"}
     assert receipts.read(by_itself.read_bytes()).inputs.keys() == {"image"}
     with pytest.raises(Unanswered, match="mask: nothing in it is transparent"):
-        picture_verbs.edit("unclip", given, by_mask, RED)
+        request_verbs.edit("unclip", given, by_mask, RED)
 
 
 def test_a_larger_picture_is_brought_to_what_clip_sees(app: Any, ask: Ask) -> None:
