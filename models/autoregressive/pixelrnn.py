@@ -6,15 +6,15 @@ pixel to the left and the one above, so that one layer sees every pixel before; 
 above, so that its view is a triangle. "Every pixel" takes a blank column at the right edge, which the paper does not
 have: features of a pixel exclude it, so the last pixel of a row is in none that the scan from the right starts from.
 
-Shape letters: B pictures, H and W pixels, K levels, T words, P features of a state, E = 2 P between the layers, G = 4 P
-of the gates o, f, i and g, D the two directions, S = H + W - 1 diagonals. Pixels are in [0, 1]; likelihoods and losses
-are exact sums over a picture's pixels, in nats a picture.
+Shape letters: B pictures, H and W pixels, N = H W of them by diagonals, K levels, T words, P features of a state,
+E = 2 P between the layers, G = 4 P of the gates o, f, i and g, D the two directions. Pixels are in [0, 1]; likelihoods
+and losses are exact sums over a picture's pixels, in nats a picture.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,6 @@ from models.parts.levels import Binarize, drawn, observed
 from models.parts.noise import uniforms
 from models.parts.words import Captioned
 from models.request import Request
-
-SHUT: Final = -1e4  # of a gate outside of the picture: its sigmoid is 0, so the state there is 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +85,18 @@ class MaskedConv(nn.Conv2d):
 def lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Return a cell's state h and memory c (..., P) from its gates (..., 4 P) and the memory before (eq. 3)."""
     size = c.shape[-1]
-    o, f, i = gates[..., : 3 * size].sigmoid().chunk(3, -1)
-    c = f * c + i * gates[..., 3 * size :].tanh()
+    open_, write = gates.split_with_sizes([3 * size, size], -1)
+    o, f, i = open_.sigmoid().chunk(3, -1)
+    c = f * c + i * write.tanh()
     return o * c.tanh(), c
 
 
 class DiagonalBiLSTM(nn.Module):
-    """Two scans over the diagonals, from both upper corners; each cell hears of its neighbours beside and above."""
+    """Two scans over the diagonals, from both upper corners; each cell hears of its neighbours beside and above.
+
+    The paper skews its maps (figure 3), of which half is then outside of the picture. Here pixels come in the order of
+    their diagonals, from top to bottom, and nothing is computed that is none.
+    """
 
     def __init__(self, inputs: int, state: int) -> None:
         super().__init__()
@@ -103,36 +106,51 @@ class DiagonalBiLSTM(nn.Module):
 
     def forward(self, x_BEHW: Tensor) -> Tensor:
         """Return states (B, P, H, W) that have heard of all pixels before, of the inputs' own included."""
-        right_BGHW, left_BGHW = self.input_to_state(x_BEHW).chunk(2, 1)
-        gates_DBGHW = skewed(torch.stack([right_BGHW, left_BGHW.flip(3)]))
-        gates_SDBHG = gates_DBGHW.permute(4, 0, 1, 3, 2).contiguous()
-        states = []
-        h = c = torch.zeros_like(gates_SDBHG[0, ..., ::4])
-        for gates_DBHG in gates_SDBHG:
-            above = F.pad(h, (0, 0, 1, 0))[:, :, :-1]
-            neighbours_DNE = torch.cat([h, above], -1).flatten(1, 2)
-            gates_DNG = torch.baddbmm(
-                gates_DBHG.flatten(1, 2), neighbours_DNE, self.state_to_state_DEG
-            )
-            h, c = lstm(gates_DNG.view_as(gates_DBHG), c)
+        count, wide, height, width = x_BEHW.shape
+        order_DN = diagonal_order(height, width, x_BEHW.device)
+        x_NBE = x_BEHW.permute(2, 3, 0, 1).reshape(-1, count, wide)
+        x_DNE = x_NBE.index_select(0, order_DN.flatten()).view(2, -1, wide)
+        bias_D1G = _bias(self.input_to_state).view(2, 1, -1)
+        gates_DNG = torch.baddbmm(bias_D1G, x_DNE, self.filters)
+        h_DNBP = self._scan(gates_DNG.view(2, -1, count, gates_DNG.shape[-1]), height, width)
+        place_DN = order_DN.argsort(1)
+        h_HWBP = h_DNBP[0].index_select(0, place_DN[0]).view(height, width, count, -1)
+        left_HWBP = h_DNBP[1].index_select(0, place_DN[1]).view_as(h_HWBP)
+        below_HWBP = F.pad(left_HWBP, (0, 0, 0, 0, 0, 0, 1, -1))  # row r hears of rows < r
+        return (h_HWBP + below_HWBP).permute(2, 3, 0, 1)
+
+    @property
+    def filters(self) -> Tensor:
+        """What each scan makes its gates of the input with."""
+        return self.input_to_state.weight.view(2, -1, self.input_to_state.in_channels).mT
+
+    def _scan(self, gates_DNBG: Tensor, height: int, width: int) -> Tensor:
+        """Return the states (D, N, B, P) of the pixels, diagonal after diagonal."""
+        first = [max(0, diagonal - width + 1) for diagonal in range(height + width - 1)]  # rows
+        last = [min(height - 1, diagonal) for diagonal in range(height + width - 1)]
+        sizes = [below - above + 1 for above, below in zip(first, last, strict=True)]
+        h = c = torch.zeros_like(gates_DNBG[:, :1, :, ::4])  # beside the first pixel
+        states, gone, come = [], 0, 0  # rows at the diagonal's two ends
+        for diagonal, gates in enumerate(gates_DNBG.split_with_sizes(sizes, 1)):
+            if diagonal:
+                gone = first[diagonal] - first[diagonal - 1]
+                come = last[diagonal] - last[diagonal - 1]
+            beside = F.pad(h, (0, 0, 0, 0, -gone, come))
+            above = F.pad(h, (0, 0, 0, 0, 1 - gone, come - 1))
+            neighbours_DNE = torch.cat([beside, above], -1).flatten(1, 2)
+            gates = torch.baddbmm(gates.flatten(1, 2), neighbours_DNE, self.state_to_state_DEG)
+            c = F.pad(c, (0, 0, 0, 0, -gone, come))
+            h, c = lstm(gates.view(*c.shape[:-1], -1), c)
             states.append(h)
-        h_DBPHW = straightened(torch.stack(states, -1).transpose(2, 3))
-        below_BPHW = F.pad(h_DBPHW[1].flip(3), (0, 0, 1, 0))[:, :, :-1]  # row r hears of rows < r
-        return h_DBPHW[0] + below_BPHW
+        return torch.cat(states, 1)
 
 
-def skewed(x: Tensor) -> Tensor:
-    """Return (..., H, S): row r moved r places to the right, gates shut before and after it (figure 3)."""
-    height, width = x.shape[-2:]
-    flat = F.pad(x, (0, height), value=SHUT).flatten(-2)[..., :-height]
-    return flat.reshape(*x.shape[:-2], height, width + height - 1)
-
-
-def straightened(x: Tensor) -> Tensor:
-    """Return (..., H, W) from (..., H, S): what `skewed` has moved, back in its place."""
-    height, width = x.shape[-2], x.shape[-1] - x.shape[-2] + 1
-    flat = F.pad(x.flatten(-2), (0, height))
-    return flat.reshape(*x.shape[:-2], height, width + height)[..., :width]
+def diagonal_order(height: int, width: int, device: torch.device) -> Tensor:
+    """Return raster places by diagonal, each from top to bottom, (D, N): from the left corner, and from the right."""
+    row = torch.arange(height, device=device)[:, None]
+    column = torch.arange(width, device=device)
+    diagonals = torch.stack([row + column, row + column.flip(0)]).flatten(1)
+    return diagonals.argsort(stable=True)
 
 
 class RowLSTM(nn.Module):
@@ -189,7 +207,7 @@ class CachedDiagonalCell:
 
     def __init__(self, cell: DiagonalBiLSTM, count: int, columns: int) -> None:
         wide, state = cell.input_to_state.in_channels, cell.state_to_state_DEG.shape[1] // 2
-        filter_DEG = cell.input_to_state.weight.view(2, -1, wide).mT
+        filter_DEG = cell.filters
         self.bias_DG = _bias(cell.input_to_state).view(2, -1)
         self.beside_DPG, self.above_DPG = cell.state_to_state_DEG.chunk(2, 1)
         self.filter_EG = torch.cat([filter_DEG[0], self.beside_DPG[0]]).contiguous()

@@ -14,9 +14,8 @@ from models.autoregressive.pixelrnn import (
     DiagonalBiLSTM,
     PixelRNN,
     RowLSTM,
+    diagonal_order,
     lstm,
-    skewed,
-    straightened,
 )
 from tests.models.densities_kit import (
     influence,
@@ -67,15 +66,14 @@ def test_a_row_layer_sees_a_triangle() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(height=st.integers(1, 6), width=st.integers(1, 6), count=st.integers(1, 2))
-def test_skewing_moves_a_row_by_its_number_and_back(height: int, width: int, count: int) -> None:
-    x = torch.rand(count, height, width)
-    moved = skewed(x)
-    assert moved.shape == (count, height, width + height - 1)
-    for row in range(height):
-        assert torch.equal(moved[:, row, row : row + width], x[:, row])
-    assert int((moved > -1).sum()) == x.numel()
-    assert torch.equal(straightened(moved), x)
+@given(height=st.integers(1, 6), width=st.integers(1, 6))
+def test_pixels_come_by_diagonal_and_from_top_to_bottom(height: int, width: int) -> None:
+    orders = diagonal_order(height, width, torch.device("cpu"))
+    for way, order in enumerate(orders.tolist()):
+        places = [divmod(place, width) for place in order]
+        diagonals = [(r + (width - 1 - c if way else c), r) for r, c in places]
+        assert diagonals == sorted(diagonals)
+        assert len({*places}) == height * width
 
 
 def by_definition(cell: DiagonalBiLSTM, x_EHW: Tensor) -> Tensor:
@@ -98,9 +96,10 @@ def by_definition(cell: DiagonalBiLSTM, x_EHW: Tensor) -> Tensor:
     return total
 
 
-def test_the_diagonal_scans_are_the_equations_pixel_by_pixel() -> None:
+@pytest.mark.parametrize(("height", "width"), [(4, 5), (5, 4), (1, 3), (3, 1), (2, 6)])
+def test_the_diagonal_scans_are_the_equations_pixel_by_pixel(height: int, width: int) -> None:
     torch.manual_seed(0)
-    cell, x = DiagonalBiLSTM(6, 3), torch.randn(6, 4, 5)
+    cell, x = DiagonalBiLSTM(6, 3), torch.randn(6, height, width)
     torch.testing.assert_close(cell(x[None])[0], by_definition(cell, x), rtol=0, atol=1e-6)
 
 
