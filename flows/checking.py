@@ -356,6 +356,9 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
             lines.append(f"stages: {error}")
         for model in models.values():
             lines += _unreadable(recipe, data, model)
+        reads = {port.kind for model in models.values() for port in model.inputs.values()}
+        if recipe.try_prompts and data["modality"] != "text" and "text" not in reads:
+            lines.append("try_prompts: no stage of this recipe reads text; leave them out")
     return models, lines
 
 

@@ -296,7 +296,8 @@ def kind_of(folder: Path, index: Any) -> tuple[str, Mapping[str, str]]:
 
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(kind, str) or kind not in NEEDS:
-        what = "a pipeline of its own" if isinstance(kind, list) else f"a {kind}"
+        told: dict[type, str] = {list: "a pipeline of its own", str: f"a {kind}"}
+        what = told.get(type(kind), "no JSON object with a _class_name")
         raise CheckpointError(f"{folder / INDEX} is {what}; taken are {', '.join(NEEDS)}")
     for part, pair in index.items():
         if part.startswith("_") or not isinstance(pair, list) or pair == [None, None]:

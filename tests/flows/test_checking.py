@@ -218,6 +218,11 @@ def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() ->
             "training.augment.edm: ddpm cannot be told how a picture was changed",
         ),
         (
+            "shapes-vqvae",
+            "try_prompts=[a red circle]",
+            "try_prompts: no stage of this recipe reads text; leave them out",
+        ),
+        (
             "digits-edm",
             "stages.edm.config.augmented=true",
             "training.augment.edm: config.augmented follows from it; leave that out",

@@ -264,6 +264,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: changed(f / "model_index.json", _class_name=["pipeline", "Mine"]),
         "is a pipeline of its own; taken are StableDiffusionPipeline",
     ),
+    "no object": (
+        lambda f: (f / "model_index.json").write_text("[]"),
+        "is no JSON object with a _class_name; taken are StableDiffusionPipeline",
+    ),
     "custom class": (
         lambda f: changed(f / "model_index.json", unet=["my_unet", "UNet"]),
         "takes unet from 'my_unet', code of its own",
