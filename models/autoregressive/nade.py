@@ -110,11 +110,11 @@ class NADE(Family):
             *(torch.split(w, size) for w in (self.W_DU, self.V_DU)),
         ]
         for x_BN, W_NU, V_NU in zip(*parts, strict=True):
-            heard_NBU = x_BN.T[:, :, None] * W_NU[:, None]
             if self.config.mask == "A":  # one later: a_d has heard of the bits before d
-                heard_NBU = torch.cat([a_BU[None], heard_NBU[:-1]]).cumsum(0)
+                heard_NBU = x_BN.T[:-1, :, None] * W_NU[:-1, None]
+                heard_NBU = torch.cat([a_BU[None], heard_NBU]).cumsum(0)
             else:
-                heard_NBU = a_BU + heard_NBU.cumsum(0)
+                heard_NBU = a_BU + (x_BN.T[:, :, None] * W_NU[:, None]).cumsum(0)
             logits.append(torch.einsum("nbu,nu->bn", heard_NBU.sigmoid(), V_NU))
             with torch.autocast(x_BD.device.type, enabled=False):  # a sum over all bits before
                 a_BU = a_BU + x_BN @ W_NU

@@ -91,12 +91,14 @@ class GatedLayer(nn.Module):
         self, v_BPHW: Tensor, h_BPHW: Tensor, tokens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return both stacks' outputs (B, P, H, W): v of rows <= r, h of rows < r and of columns <= c in row r."""
-        reach, side = self.reach, h_BPHW.shape[3]
-        bias_v, bias_h = self.biases(tokens)
-        v2_BPHW = self.vertical(F.pad(v_BPHW, (reach, reach, reach, 0))) + bias_v
-        above_BPHW = F.pad(v2_BPHW, (0, 0, 1, 0))[:, :, :-1]  # row r hears of rows < r
-        left_BPHW = self.horizontal(F.pad(h_BPHW, (reach, 0, 0, 0)))[..., :side]
-        gated_BPHW = gate(left_BPHW + self.down(above_BPHW) + bias_h)
+        reach = self.reach
+        v2_BPHW = self.vertical(F.pad(v_BPHW, (reach, reach, reach, 0)))
+        left_BPHW = self.horizontal(F.pad(h_BPHW, (reach, self.columns - reach - 1)))
+        if self.caption is not None and tokens is not None:
+            bias_v, bias_h = self.biases(tokens)
+            v2_BPHW, left_BPHW = v2_BPHW + bias_v, left_BPHW + bias_h
+        above_BPHW = F.pad(v2_BPHW, (0, 0, 1, -1))  # row r hears of rows < r
+        gated_BPHW = gate(left_BPHW + self.down(above_BPHW))
         out: Tensor = self.out(self.dropout(gated_BPHW))
         return gate(v2_BPHW), out + h_BPHW if self.residual else out
 
@@ -174,6 +176,7 @@ class PixelCNN(Family):
         ),
         "large": PixelCNNConfig(width=128, layers=16, head=512),
     }
+    channels_last: ClassVar[bool] = True  # its features are; see `Family.ready`
     config: PixelCNNConfig
 
     def __init__(self, config: PixelCNNConfig) -> None:
@@ -218,7 +221,7 @@ class PixelCNN(Family):
 
     def logits(self, x_B1HW: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return every pixel's logits (B, K, H, W) given the levels before it, all at once."""
-        v = h = self._input(x_B1HW)
+        v = h = self._input(x_B1HW).contiguous(memory_format=torch.channels_last)
         for layer in self._layers():
             v, h = layer(v, h, tokens)
         logits_BKHW: Tensor = self.head2(self.head1(h.relu()).relu())
