@@ -23,6 +23,8 @@ IMPORT_PATH: Final = "services.application:build"
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 ROUTE: Final = "/api/serve/applications/"
 DEPLOY_S: Final = 180.0
+STREAM_S: Final = 86_400
+"""The most that an answer takes: a job is watched, or a large file fetched. Requests have the gateway's own time."""
 CALL_S: Final = 60.0  # the first call starts Serve
 POLL_S: Final = 0.15
 STATE_S: Final = 1.0
@@ -197,7 +199,7 @@ def front(settings: Settings) -> dict[str, Any]:
         "http_options": {
             "host": settings.host,
             "port": settings.gateway_port,
-            "request_timeout_s": 180,  # the gateway's own comes first, with an envelope
+            "request_timeout_s": STREAM_S,
             "keep_alive_timeout_s": 75,
         },
     }
