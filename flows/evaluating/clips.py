@@ -58,6 +58,7 @@ def score(
     real = {name: _real(prepared, name, made) for name in ("test", "validation")}
     scores = Scores(spec)
     scores.mean("jerk", c.jerk(made), over=prompts, keep=True)
+    _travel(scores, made, prompts, real["test"][0])
     if judge is not None:
         by_judge(scores, judge, made, prompts, facts)
         held_out = set(facts["held_out"])
@@ -97,6 +98,17 @@ def by_judge(
     shown = list(judge.config.shown)
     right = (of_frames == wanted[:, None, shown]).all(2).float().mean(1)
     scores.mean("frame_alignment", right, over=prompts, keep=True)
+
+
+def _travel(scores: Scores, made: Tensor, prompts: Sequence[str], real: Tensor) -> None:
+    """Add travel: how far the thing in a clip goes from its first frame to its last, over how far it does in real ones.
+
+    What VBench calls dynamic degree (arXiv:2311.17982), beside real clips: a judge of directions is content with a clip
+    half of which stands still, and jerk with one that hardly moves.
+    """
+    usual = float(c.moved(real).mean())
+    if usual > 0:
+        scores.mean("travel", c.moved(made) / usual, over=prompts)
 
 
 def _real(prepared: Path, name: str, made: Tensor) -> tuple[Tensor, list[str]]:

@@ -90,7 +90,7 @@ def measured(
         if able.likelihood:
             found[f"{name}_nats"] = ""
             found |= _told(name, able, data, alone=len(stages) == 1)
-            if len(stages) == 1 and data["modality"] == "image":
+            if len(stages) == 1 and data["modality"] in {"image", "audio"}:
                 drawn[f"{name}_sample_gap"] = few
         found |= {f"{name}_{one}": few for one in able.measures}
         if data["modality"] == "image":
@@ -134,7 +134,7 @@ def _of_clips(
     seeds: int,
 ) -> dict[str, str]:
     """Return as `measured`, of clips."""
-    found = dict.fromkeys((*COSTS, "jerk"), "") | {"memorised": few}
+    found = dict.fromkeys((*COSTS, "jerk", "travel"), "") | {"memorised": few}
     for name, able in stages.items():
         found |= {f"{name}_{one}": few for one in able.measures}
         if able.upscales or able.between:
@@ -229,7 +229,7 @@ def _spoken(data: Mapping[str, Any], prompted: bool | None) -> dict[str, str]:
     mute = "no stage reads texts" if prompted is False else ""
     open_ = "" if "text" in data["attributes"] else f"the texts of {data['name']} are no classes"
     words = dict.fromkeys(("recognised_words", "word_accuracy"), mute or open_)
-    names = ("recognised_speakers", "speaker_accuracy", "real_time_factor")
+    names = ("recognised_speakers", "speaker_accuracy", "relative_duration", "real_time_factor")
     return words | dict.fromkeys(names, mute)
 
 

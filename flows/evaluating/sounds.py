@@ -16,7 +16,9 @@ from flows.evaluating.scores import (
     Scores,
     caption_gain,
     evenly,
+    gap,
     likelihood,
+    nats_of,
     own,
     rated,
     taken,
@@ -90,6 +92,8 @@ def score(
             nats = likelihood(scores, model, stage.stage, rated_rows, AT_ONCE)
             if model.capabilities.condition == "text":
                 caption_gain(scores, model, stage.stage, heard, captions, nats, AT_ONCE)
+            if len(models) == 1:
+                _sample_gap(scores, model, stage.stage, made, prompts, nats / heard["length"])
         own(scores, model, stage.stage, rated_rows, rows=AT_ONCE)
     rate = pipeline.sample_rate
     assert rate is not None
@@ -98,6 +102,21 @@ def score(
         f"samples/{number:02d}.wav": wav(x_T.numpy(), rate) for number, x_T in enumerate(made)
     }
     return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+
+
+def _sample_gap(
+    scores: Scores,
+    model: Family,
+    stage: str,
+    made: Tensor,
+    prompts: Sequence[str],
+    real_nats_N: Tensor,
+) -> None:
+    """Add STAGE_sample_gap of nats a sample, since made sounds and real ones are not equally long."""
+    length = torch.full((len(made),), made.shape[1])
+    rows = rated(model, {"sound": made, "length": length}, list(prompts)[: len(made)])
+    own_nats = nats_of(model, rows, AT_ONCE) / made.shape[1]
+    gap(scores, f"{stage}_sample_gap", own_nats, real_nats_N)
 
 
 def _alignment(

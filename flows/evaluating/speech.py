@@ -146,6 +146,32 @@ def _judged(
             if name == "speaker_accuracy" and own_voices:
                 continue  # the judge knows none of them
             scores.mean(name, torch.tensor(right), keep=name.endswith("accuracy"))
+    if not own_voices:
+        _duration(scores, real, made)
+
+
+def _duration(scores: Scores, real: Said, made: Made) -> None:
+    """Add relative_duration: how long speech lasts, over what recordings of the same text and voice do.
+
+    Of a text that is in no such recording, over what its characters take the voice. It is a ratio of sums, told as what
+    each utterance contributes to it. A judge that hears spectra in parts of a sound is content with words said twice as
+    fast.
+    """
+    lasted: dict[tuple[str, str], list[float]] = {}
+    samples, characters = dict.fromkeys(real[2], 0), dict.fromkeys(real[2], 0)
+    for sound_T, text, who in zip(*real, strict=True):
+        lasted.setdefault((text, who), []).append(len(trimmed(sound_T)))
+        samples[who] += len(trimmed(sound_T))
+        characters[who] += len(text)
+    known = []
+    for sound_T, text, voice in zip(*made, strict=True):
+        if voice in samples:
+            alike = lasted.get((text, voice)) or [samples[voice] / characters[voice] * len(text)]
+            known.append((len(trimmed(sound_T)), sum(alike) / len(alike)))
+    if known:
+        found_N, usual_N = torch.tensor(known, dtype=torch.float).T
+        ratio = found_N.sum() / usual_N.sum()
+        scores.mean("relative_duration", ratio + (found_N - ratio * usual_N) / usual_N.mean())
 
 
 def _batch(model: Family, real: Said) -> dict[str, Tensor]:

@@ -14,12 +14,16 @@ from data.loaders import clips
 from flows.checking import check
 from flows.evaluating import clips as judging
 from flows.evaluating.evaluate import judging as module_of
+from flows.evaluating.gate import Evaluation as EvaluationRecord
+from flows.evaluating.gate import check as gated
 from flows.evaluating.measured import Able, measured
 from flows.evaluating.pipeline import ports_of
+from flows.evaluating.scores import Scores
 from flows.recipe import Evaluation
 from flows.recipes.loader import RecipeError, load
 from infra.pipelines import PinnedStage, Pipeline
 from models.family import Family
+from models.judges import clip_metrics
 from models.judges.clip_judge import ClipJudge
 from models.text_to_video.make_a_video import Interpolation, VideoUpsampler
 from tests.data.prepare_kit import prepare
@@ -79,6 +83,14 @@ def broken(made: Tensor, how: str) -> Tensor:
         return torch.stack([clip[one] for clip, one in zip(made, order, strict=True)])
     if how == "constant":
         return made[:, 2:3].expand_as(made)
+    if how == "stops":  # its second half stands still
+        middle = made.shape[1] // 2
+        return torch.cat(
+            [made[:, :middle], made[:, middle : middle + 1].expand_as(made[:, middle:])], 1
+        )
+    if how == "slow":
+        late = torch.arange(made.shape[1])
+        return (made[:, late // 2] + made[:, (late + 1) // 2]) / 2
     if how == "incoherent":  # every frame is another clip's
         rows = [(torch.arange(len(made)) + 7 * frame) % len(made) for frame in range(made.shape[1])]
         return torch.stack([made[row, frame] for frame, row in enumerate(rows)], 1)
@@ -106,6 +118,24 @@ def test_real_clips_pass_and_each_broken_kind_fails_by_its_own_number(
     assert values["incoherent"]["constancy"] < 0.1 < real["constancy"]
     for how in ("shuffled", "constant", "incoherent"):
         assert found[how]["fd_judge"].low > found["real"]["fd_judge"].high, how
+
+
+def test_a_clip_that_stands_still_or_is_too_slow_goes_half_as_far_as_real_ones(
+    prepared: Path,
+) -> None:
+    """A judge of directions is content with the last two, and so is jerk."""
+    real, captions, _ = clips(prepared, "test")
+    gate = load(ROOT / "flows/recipes/moving-shapes.yaml").gate
+    asked = gate.model_copy(update={"metrics": {"travel": gate.metrics["travel"]}})
+    for how in ("", "constant", "stops", "slow"):
+        scores = Scores(Evaluation(bootstrap=50))
+        made = broken(real, how)
+        judging._travel(scores, made, captions, real)
+        record = EvaluationRecord(
+            evaluation_set="", judge=None, metrics=scores.metrics, outcomes={}
+        )
+        assert gated(asked, record, None).passed == (not how), how
+        assert clip_metrics.jerk(made).mean() < gate.metrics["jerk"].at_most
 
 
 class Straight(Interpolation):

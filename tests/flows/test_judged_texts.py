@@ -16,12 +16,14 @@ from torch import Tensor
 from data import loaders
 from flows.evaluating import sounds, texts
 from flows.evaluating.evaluate import Order, evaluation_set
+from flows.evaluating.gate import Evaluation as EvaluationRecord
+from flows.evaluating.gate import check
 from flows.evaluating.modalities import judging
 from flows.evaluating.pipeline import draw
 from flows.evaluating.scores import Judged
 from flows.evaluating.sheets import lines_of, of_texts, spectrogram
 from flows.evaluating.written import copied
-from flows.recipe import Evaluation
+from flows.recipe import Bound, Evaluation, Gate
 from flows.training.previews import png_of_samples
 from infra.pipelines import PinnedStage, Pipeline
 from models.family import Family
@@ -198,6 +200,36 @@ def test_held_out_sound_is_rated_up_to_where_it_ends_and_can_be_heard(hums: Path
     assert (rate, len(x_T)) == (RATE, 400)
     made = draw([fitted], pipeline_of(fitted), [], [2])[0]
     assert np.abs(x_T - made.numpy()).max() < 1e-4
+
+
+class Loud(Hiss):
+    """Draws twice as loud as it says that sounds are."""
+
+    def sample(self, request: Any) -> Tensor:
+        return (2 * super().sample(request)).clamp(-1, 1)
+
+
+class Mute(Hiss):
+    """Draws silence, which is likelier than any sound."""
+
+    def sample(self, request: Any) -> Tensor:
+        return 0 * super().sample(request)
+
+
+def test_a_sampler_of_other_sounds_than_the_likelihood_says_is_refused(tmp_path: Path) -> None:
+    noise = 0.1 * torch.randn(40, 400, generator=torch.Generator().manual_seed(0))
+    rows = [("hiss", one) for one in noise]
+    hisses = sound_folder(tmp_path / "hisses", {"train": rows[:10], "test": rows[10:]})
+    sound, length, *_ = loaders.sounds(hisses, "train")
+    fitted = fit(Hiss(HissConfig()), {"sound": sound, "length": length})
+    gate = Gate(metrics={"toy_sample_gap": Bound(at_least=-2, at_most=2)})  # of four sounds
+    for kind, passes in ((Hiss, True), (Loud, False), (Mute, False)):
+        model = kind(HissConfig())
+        model.load_state_dict(fitted.state_dict())
+        found = judged(model, hisses).metrics
+        assert found["toy_nats"].value == pytest.approx(-353, rel=0.1)
+        record = EvaluationRecord(evaluation_set="", judge=None, metrics=found, outcomes={})
+        assert check(gate, record, None).passed == passes, found
 
 
 def test_a_model_of_captioned_sound_is_asked_by_captions_and_told_them(hums: Path) -> None:
