@@ -154,7 +154,7 @@ def test_a_digit_that_is_never_drawn_is_missed(digits: Digits) -> None:
     assert all("least_class" in refused_by(report) for report in reports.values())
 
 
-@pytest.mark.parametrize("recipes", [COUNTED, AUTOENCODED])
+@pytest.mark.parametrize("recipes", [(*COUNTED, "digits-ddpm", "digits-edm"), AUTOENCODED])
 def test_few_pictures_again_and_again_are_refused(digits: Digits, recipes: tuple[str, ...]) -> None:
     """They cover six in seven of the real ones, and are as good as these."""
     reports = judged_by(digits, recipes, lambda name, seed: digits.unknown[name][seed % 6])
