@@ -103,8 +103,9 @@ def by_judge(
 def _travel(scores: Scores, made: Tensor, prompts: Sequence[str], real: Tensor) -> None:
     """Add travel: how far the thing in a clip goes from its first frame to its last, over how far it does in real ones.
 
-    What VBench calls dynamic degree (arXiv:2311.17982), beside real clips: a judge of directions is content with a clip
-    half of which stands still, and jerk with one that hardly moves.
+    Asks what VBench's dynamic degree does (arXiv:2311.17982), by optical flow: here the one thing's centre says
+    it, in shares of real clips' way. A judge of directions is content with a clip half of which stands still, and jerk
+    with one that hardly moves.
     """
     usual = float(c.moved(real).mean())
     if usual > 0:
