@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from tests.ports_kit import free_ports
 from tests.services.clips_kit import publish_clips
 from tests.services.conftest import Workshop, network
 from tests.services.served_kit import publish_each_modality, with_toys
@@ -97,7 +98,7 @@ def proxy(folder: Path, url: str) -> Iterator[str]:
     settings = {"general_settings": {"master_key": KEY}, "model_list": served}
     config.write_text(json.dumps(settings))
     with httpx.Client() as client, log.open("w") as out:
-        port = free_port()
+        [port] = free_ports(1)
         program = environment(".venv-proxy", HERE / "clients_proxy.txt") / "litellm"
         command = [
             str(program),
@@ -135,15 +136,6 @@ def tokenizer(folder: Path) -> Path:
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(kind))
     return folder
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def asked(python: Path, client: str, url: str) -> list[dict[str, str]]:

@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from infra.stack import probes, spec
 from infra.storage import seal
 from models import describe
 from models.diffusion.ddpm import DDPM
+from tests.ports_kit import free_ports
 
 ROOT = Path(__file__).parents[1]
 MARK = "ATELIER_BENCHMARK"
@@ -117,12 +117,6 @@ def kind_of(process: psutil.Process) -> str:
     """Return which of our processes it is."""
     title = " ".join(process.cmdline())
     return next((kind for part, kind in KINDS.items() if part in title), "ray")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def publish(cache: Path, preset: str, steps: int) -> Pins:
@@ -203,7 +197,7 @@ def start_ours(name: str, settings: Settings, folder: str, **variables: str) -> 
 
 
 def start_peer(kind: str, directory: Path, log: Path) -> Server:
-    port = free_port()
+    [port] = free_ports(1)
     module = {"bare": "benchmarks.serving_peers", "litserve": "benchmarks.serving_litserve"}[kind]
     command = [sys.executable, "-m", module, str(directory), str(port)]
     process = start(kind, command, log)
@@ -283,12 +277,13 @@ def ours(one: str, folder: Path, pins: Pins) -> Iterator[Server]:
     variables = dict(pair.split("=", 1) for pair in pairs)
     os.environ.update(variables)  # Settings reads them
     stages, pipelines = pins
+    gateway, ray, dashboard = free_ports(3)
     settings = Settings(
         project=folder,
         tracking_uri="http://127.0.0.1:9",  # everything is in the cache
-        gateway_port=free_port(),
-        ray_port=free_port(),
-        dashboard_port=free_port(),
+        gateway_port=gateway,
+        ray_port=ray,
+        dashboard_port=dashboard,
     )
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
         server = start_ours(name, settings, short, **variables)

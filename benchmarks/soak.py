@@ -30,8 +30,8 @@ from infra.registry.registry import Registry
 from infra.settings import Settings
 from infra.stack import daemons, stack
 from infra.stack.spec import beat_file
-from tests.conftest import PORTS, free_ports
 from tests.integration.serving_kit import NAME, PROMPT, House, publish
+from tests.ports_kit import PORTS, free_ports
 
 SMALL: Final = 5000
 HALF_SENT: Final = 512

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import psutil
 
 from flows.recipe import Resources, Training
 from flows.training.spec import TrainingSpec
+from tests.ports_kit import free_ports
 
 WARM: Final = 20  # steps that are not counted
 
@@ -120,9 +120,7 @@ def offspring(word: str) -> list[psutil.Process]:
 
 def bare(prepared: Path, workers: int, folder: Path) -> Side:
     """Start the bare loop in `workers` plain processes; it trains until it is killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     spec = spec_of(prepared, workers, 10**6).model_dump_json()
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = [

@@ -14,6 +14,7 @@ from flows.promotion.release import project_aliases
 from flows.recipe import Recipe
 from flows.recipes.loader import load
 from flows.train import train_stages
+from infra import serving
 from infra.settings import settings
 
 
@@ -23,7 +24,9 @@ def lifecycle(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         flows.promote.Refused: the gate failed; the version stays a candidate.
+        infra.serving.ServingError: the gateway could not start, which is told before anything is trained.
     """
+    serving.check(settings())
     prepared = prepare_dataset(recipe.data.name)
     trained = train_stages(recipe, prepared)
     version = judge_pipeline(recipe, trained, prepared)

@@ -87,18 +87,15 @@ def address(settings: Settings) -> str:
     return elsewhere or settings.gateway_here
 
 
-def start(settings: Settings) -> None:
-    """Begin to start Serve and the application where there is none, without waiting for it.
-
-    Its processes take half a minute on two cores: called before a training, they are up when it ends.
+def check(settings: Settings) -> None:
+    """Refuse what would keep the gateway from starting, before time is spent on what it shall serve.
 
     Raises:
-        ServingError: no dashboard answers, or no key on an open host.
+        ServingError: no dashboard answers, no key on an open host, or somebody has the gateway's port.
     """
     _check_host(settings, settings.host)
     with _dashboard(settings) as client:
-        if APPLICATION not in (found := _serve(client))["applications"]:
-            _put(client, settings, [], found)
+        _listening(settings, _serve(client).get("http_options"))
 
 
 def status(settings: Settings) -> dict[str, Any] | None:
@@ -168,8 +165,8 @@ def _put(
     before: Mapping[str, Any],
 ) -> None:
     mine = application(settings, versions, before["applications"].get(APPLICATION))
-    if before.get("http_options"):
-        mine["args"]["host"] = _listening(settings, before["http_options"])
+    if host := _listening(settings, before.get("http_options")):
+        mine["args"]["host"] = host
     others = _others(before)
     whole = {**front(settings), **_kept(before), "applications": [*others, mine]}
     if others:  # Serve would write our way of logging into their applications
@@ -223,12 +220,17 @@ def _others(before: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _listening(settings: Settings, options: Mapping[str, Any]) -> str:
+def _listening(settings: Settings, options: Mapping[str, Any] | None) -> str | None:
     """Return the host of a Serve that runs already, which may be another team's and moves for nobody.
 
     Raises:
-        ServingError: our own Serve listens elsewhere than the settings say, or it is open and has no key.
+        ServingError: our own Serve listens elsewhere than the settings say, or it is open and has no key; or it would
+            have to start, and somebody has its port: it would try for minutes, and not say who.
     """
+    if not options:
+        if settings.ray_address is None and (problem := _port_problem(settings)):
+            raise ServingError(f"the gateway cannot start: {problem}")
+        return None
     host, port = str(options["host"]), int(options["port"])
     if settings.ray_address is None and (host, port) != (settings.host, settings.gateway_port):
         raise ServingError(
@@ -237,6 +239,14 @@ def _listening(settings: Settings, options: Mapping[str, Any]) -> str:
         )
     _check_host(settings, host)
     return host
+
+
+def _port_problem(settings: Settings) -> str | None:
+    """Return who has the port of a gateway on this machine, where nobody answers there."""
+    from infra.stack.daemons import taken
+
+    problem = taken(settings.gateway_port, settings.host)
+    return problem and f"{problem}; end it, or choose another with ATELIER_GATEWAY_PORT"
 
 
 def _apply(client: "httpx.Client", document: Mapping[str, Any]) -> None:
@@ -379,6 +389,8 @@ def _trouble(
     problem = f"it is {state}" + (f": {_reason(found)}" if found and _reason(found) else "")
     if missing is None and state == "RUNNING":
         problem += f", and nobody answers at {address(settings)} (ATELIER_PUBLIC_URL sets where)"
+        if settings.ray_address is None and (taken := _port_problem(settings)):
+            problem += f": {taken}"
     return problem
 
 

@@ -7,7 +7,6 @@ Three processes share the tests; each has a stack of its own if it needs one.
 import gc
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
@@ -22,6 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.command_kit import commands
 from tests.databases_kit import KINDS, Database, Databases
+from tests.ports_kit import PORTS, free_ports
 
 hypothesis.settings.register_profile(
     "suite",
@@ -33,7 +33,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
 
 ROOT: Final = Path(__file__).parents[1]
-PORTS = ("GATEWAY", "MLFLOW", "PREFECT", "RAY", "DASHBOARD")
 OUTSIDE = ("ATELIER_TRACKING_URI", "ATELIER_RAY_ADDRESS", "PREFECT_API_URL", "RAY_ADDRESS")
 LATER = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 """Read by the tools at each use: set only once the stack is up, so that other tests are not drawn to it."""
@@ -75,15 +74,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {one: place for place, one in enumerate((*LOTS, None))}
     known = {file: places[lot(file)] for file in {one.nodeid.partition("::")[0] for one in items}}
     items.sort(key=lambda item: known[item.nodeid.partition("::")[0]])
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, all different."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def pytest_configure(config: pytest.Config) -> None:

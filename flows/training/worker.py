@@ -71,6 +71,7 @@ def _join(device: Any) -> Any:
     from ray.train import get_context
 
     from flows.training.ranks import PATIENCE, Ranks
+    from flows.training.rendezvous import meeting_point
 
     context = get_context()
     if context.get_world_size() == 1:
@@ -89,20 +90,3 @@ def _join(device: Any) -> Any:
         timeout=PATIENCE,
     )
     return Ranks.joined(device)
-
-
-def meeting_point(rank: int, world: int) -> Any:
-    """Return the store where the ranks find one another, served by rank 0 at MASTER_ADDR alone.
-
-    Without a socket of ours torch would listen on every address of the machine, and the store asks for no credential.
-    """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    from flows.training.ranks import PATIENCE
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    listener = None
-    if rank == 0:
-        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((address, port), family=family).detach()
-    return TCPStore(address, port, world, rank == 0, PATIENCE, master_listen_fd=listener)

@@ -1,7 +1,9 @@
 """Long-lived processes of ours: in a session of their own, known by a mark, stopped with all their offspring."""
 
+import errno
 import os
 import signal
+import socket
 import sys
 import time
 import uuid
@@ -125,7 +127,19 @@ def memory_of(processes: Sequence[psutil.Process]) -> int:
     return total
 
 
-def listener(port: int) -> str | None:
+def taken(port: int, host: str = "127.0.0.1") -> str | None:
+    """Say who has a TCP port, "port 8000 on 127.0.0.1 is taken by python (pid 12)"; None where one could listen."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return f"nothing can listen on port {port} of {host}: {os.strerror(error.errno or 0)}"
+        return f"port {port} on {host} is taken by {_listener(port) or 'another process'}"
+    return None
+
+
+def _listener(port: int) -> str | None:
     """Say who listens on a TCP port of this machine, "python (pid 12)"; None if nobody visible does."""
     try:
         connections = psutil.net_connections("tcp")

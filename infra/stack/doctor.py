@@ -14,8 +14,7 @@ from typing import Final, Literal
 from infra.documents import read_json
 from infra.placement import PlacementError, placement_of
 from infra.settings import EVERYWHERE, Settings, settings
-from infra.stack import probes
-from infra.stack.daemons import MARK, listener
+from infra.stack.daemons import MARK, taken
 from infra.stack.spec import Part, credential_file, parts, token_file
 
 GIB: Final = 2**30
@@ -176,11 +175,9 @@ def _parts() -> Iterator[Check]:
 
 
 def _startable(part: Part) -> Check:
-    for setting, port in part.ports.items():
-        if not probes.is_free(port):
-            owner = listener(port) or "another process"
-            advice = f"end it, or choose another port with {setting}"
-            return Check(part.name, "fail", f"port {port} is taken by {owner}", advice)
+    for setting, (host, port) in part.ports.items():
+        if problem := taken(port, host):
+            return Check(part.name, "fail", problem, f"end it, or choose another with {setting}")
     found = "not started; its ports are free" if part.ports else "not started"
     return Check(part.name, "warn", found, "atelier up")
 

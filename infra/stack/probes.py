@@ -95,14 +95,3 @@ def accepts(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on 127.0.0.1:`port` now."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

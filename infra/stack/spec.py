@@ -53,7 +53,9 @@ class Part:
     page: str  # where a person looks
     probe: Callable[[], bool]
     external: str | None = None  # the setting that names somebody else's server; None: ours
-    ports: Mapping[str, int] = field(default_factory=dict)  # by the setting that changes it
+    ports: Mapping[str, tuple[str, int]] = field(
+        default_factory=dict
+    )  # host and port, by the setting of the port
     options: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)  # of the server process alone
     starts: int = 1  # how often it may be tried
@@ -144,7 +146,7 @@ def _prefect() -> Part:
         page=page,
         probe=lambda: probes.answers(f"{now.prefect_url}/health", _prefect_header()),
         external="PREFECT_API_URL" if elsewhere else None,
-        ports={"ATELIER_PREFECT_PORT": now.prefect_port},
+        ports={"ATELIER_PREFECT_PORT": ("127.0.0.1", now.prefect_port)},
         options=("--port", str(now.prefect_port), "--folder", str(folder), *_door()),
         variables={
             "PREFECT_HOME": str(folder),
@@ -168,7 +170,7 @@ def _mlflow() -> Part:
         page=now.mlflow_uri,
         probe=lambda: probes.tracking_answers(now.mlflow_uri, _mlflow_header()),
         external="ATELIER_TRACKING_URI" if now.tracking_uri else None,
-        ports={"ATELIER_MLFLOW_PORT": now.mlflow_port},
+        ports={"ATELIER_MLFLOW_PORT": ("127.0.0.1", now.mlflow_port)},
         options=("--port", str(now.mlflow_port), "--folder", str(folder), *_door()),
     )
 
@@ -184,7 +186,11 @@ def _ray() -> Part:
         address=now.ray_url,
         page=page,
         probe=lambda: probes.ray_answers(page, token_file()),
-        ports={"ATELIER_RAY_PORT": now.ray_port, "ATELIER_DASHBOARD_PORT": now.dashboard_port},
+        ports={
+            "ATELIER_RAY_PORT": ("127.0.0.1", now.ray_port),
+            "ATELIER_DASHBOARD_PORT": ("127.0.0.1", now.dashboard_port),
+            "ATELIER_GATEWAY_PORT": (now.host, now.gateway_port),  # Serve takes it later
+        },
         options=(
             *("--port", str(now.ray_port), "--dashboard-port", str(now.dashboard_port)),
             *("--folder", str(ray_folder())),

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from infra.documents import read_json
 from infra.settings import settings
 from infra.stack import probes
-from infra.stack.daemons import Daemon, listener, memory_of, recall, remember, start
+from infra.stack.daemons import Daemon, memory_of, recall, remember, start, taken
 from infra.stack.spec import KEPT, Part, StackError, environment, parts, ray_folder, state_folder
 from infra.storage import write_json
 from infra.times import utc
@@ -253,8 +253,7 @@ def _refuse(problems: Iterable[str]) -> None:
 
 
 def _start(part: Part) -> Daemon:
-    if dead := recall(part.record):
-        dead.stop()  # a killed server may have left offspring
+    _end_remains(part)
     if part.name == "ray":
         ray_folder(make=True)
     command = (sys.executable, "-m", "infra.stack.servers", part.name, *part.options)
@@ -284,15 +283,17 @@ def _problem(part: Part, daemon: Daemon | None, passed: float) -> str | None:
 def _port_problem(part: Part) -> str | None:
     if part.daemon:
         return None  # its own ports are taken, by itself
-    for setting, port in part.ports.items():
-        if probes.is_free(port):
-            continue
-        owner = listener(port) or "another process"
-        return (
-            f"{part.name}: port {port} on 127.0.0.1 is taken by {owner};"
-            f" end it, or choose another with {setting}"
-        )
+    _end_remains(part)
+    for setting, (host, port) in part.ports.items():
+        if problem := taken(port, host):
+            return f"{part.name}: {problem}; end it, or choose another with {setting}"
     return None
+
+
+def _end_remains(part: Part) -> None:
+    """End what a killed server of ours left behind: its offspring may hold its ports."""
+    if dead := recall(part.record):
+        dead.stop()
 
 
 def _last_word(part: Part) -> str:

@@ -29,7 +29,6 @@ from models.parts.rows import join, take
 from models.parts.tokens import CONTROL, EOS, UNK, tokenizer
 from models.request import Request
 from tests.command_kit import commands
-from tests.conftest import free_ports
 from tests.data import prepare_kit
 from tests.flows.checkpoint_kit import changed, model_of
 from tests.flows.conftest import Install
@@ -37,6 +36,7 @@ from tests.flows.language_kit import BUILT
 from tests.flows.test_travelling import served
 from tests.flows.training_kit import spec_of
 from tests.flows.versions_kit import Installation
+from tests.ports_kit import free_ports
 
 FIRST = len(CONTROL)
 PROMPTS = ("the cat", "a red square is on", "the dog ran home !")

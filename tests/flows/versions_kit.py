@@ -29,7 +29,7 @@ from models.diffusion.ddpm import DDPM
 from models.family import Family
 from models.judges.gallery import to_image
 from models.parts.lora import own
-from tests.conftest import free_ports
+from tests.ports_kit import free_ports
 from tests.services.conftest import Workshop
 from tests.services.served_kit import listening
 

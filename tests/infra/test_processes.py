@@ -1,4 +1,5 @@
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.stack.daemons import Daemon, listener, memory_of, recall, remember, start
+from infra.stack.daemons import Daemon, memory_of, recall, remember, start, taken
 
 PARENT = """
 import os, signal, subprocess, sys
@@ -120,5 +121,13 @@ def test_the_log_before_is_kept(run: Callable[[str], Daemon], tmp_path: Path) ->
     assert (tmp_path / "log.1").read_text() == "first\n"
 
 
-def test_nobody_listens_on_port_one() -> None:
-    assert listener(1) is None
+def test_a_port_is_free_taken_by_a_process_or_nothing_to_listen_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        owner = f"{psutil.Process().name()} (pid {os.getpid()})"
+        assert taken(port) == f"port {port} on 127.0.0.1 is taken by {owner}"
+        assert taken(port, "::1") is None
+    assert taken(port) is None
+    assert taken(port, "192.0.2.1") == (  # an address of nobody (RFC 5737)
+        f"nothing can listen on port {port} of 192.0.2.1: Cannot assign requested address"
+    )

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 from infra.registry.registry import Registry, RegistryError, Unreachable, Version, no_such
 from infra.settings import QUIET
 from infra.storage import MANIFEST, IntegrityError, seal, sha256_of
+from tests.ports_kit import free_ports
 from tests.s3_kit import BUCKET, bucket, keys
 
 FACTS = {"kind": "model", "data_identity": "d0", "code_identity": "c0", "seed": 3}
@@ -424,17 +424,11 @@ class DroppingProxy(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def server(home: Path, uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A real MLflow server of one worker on a copy of the database; its port."""
     Registry(uri, home).names()
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    folder, [port] = tmp_path_factory.mktemp("server"), free_ports(1)
     shutil.copy(home / "mlflow.db", folder / "mlflow.db")
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--allowed-hosts", f"127.0.0.1:{port}"]

@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,11 +117,12 @@ def test_a_gateway_on_ipv6_loopback_is_asked_by_a_valid_address(tmp_path: Path) 
 
 @contextmanager
 def starting(
-    status: str, missing: Callable[[int], dict[str, str]]
+    status: str, missing: Callable[[int], dict[str, str]], serve: int | None = 0
 ) -> Iterator[tuple[int, list[str]]]:
     """Be Ray's dashboard and the gateway of an application that starts; yield the port, and what was asked.
 
-    `missing` tells what is not loaded at each question of how far the gateway is, from 1.
+    `missing` tells what is not loaded at each question of how far the gateway is, from 1; `serve` is
+    the port where Serve says that it listens, 0: the gateway's here, None: it does not run.
     """
     asked: list[str] = []
     found: dict[str, Any] = {"status": status, "message": "no room", "deployments": {}}
@@ -135,7 +138,11 @@ def starting(
 
         def do_GET(self) -> None:
             if not self.path.startswith("/readyz"):
-                self.answer("state", 200, {"applications": {serving.APPLICATION: found}})
+                state: dict[str, Any] = {"applications": {serving.APPLICATION: found}}
+                if serve is not None:
+                    at = serve or server.server_port
+                    state["http_options"] = {"host": "127.0.0.1", "port": at}
+                self.answer("state", 200, state)
                 return
             lacks = missing(1 + asked.count("ready"))
             self.answer("ready", 503 if lacks else 200, {"missing": lacks})
@@ -198,6 +205,40 @@ def test_what_will_never_be_ready_is_not_waited_for(
         mine = settings(tmp_path, gateway_port=port)
         with pytest.raises(error, match=says):
             serving.deploy(mine, [PIN])
+
+
+def test_a_gateway_whose_port_somebody_has_is_refused_by_name_before_serve_is_asked(
+    tmp_path: Path,
+) -> None:
+    with (
+        starting("DEPLOYING", lambda _: {}, serve=None) as (port, asked),
+        pytest.raises(serving.ServingError) as refused,
+    ):
+        serving.deploy(settings(tmp_path, gateway_port=port), [PIN])
+    assert re.fullmatch(
+        rf"the gateway cannot start: port {port} on 127\.0\.0\.1 is taken by \S+ \(pid {os.getpid()}\);"
+        " end it, or choose another with ATELIER_GATEWAY_PORT",
+        str(refused.value),
+    )
+    assert asked == ["state"]
+
+
+def test_a_gateway_that_runs_and_does_not_answer_is_told_with_who_has_its_port(
+    tmp_path: Path,
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.serve_forever, args=(0.01,))
+        thread.start()
+        mine = settings(tmp_path, gateway_port=other.server_port)
+        with (
+            starting("RUNNING", lambda _: {}, serve=other.server_port),
+            pytest.raises(
+                serving.ServingError, match=rf"nobody answers .* \(pid {os.getpid()}\); end it"
+            ),
+        ):
+            serving.deploy(mine, [PIN], timeout_s=1)
+        other.shutdown()
+        thread.join()
 
 
 def test_the_example_files_are_what_is_written_of_the_example_placement() -> None:

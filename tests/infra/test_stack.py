@@ -3,6 +3,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import pytest
 
 from infra.settings import settings
 from infra.stack import probes, stack
-from infra.stack.daemons import Daemon
+from infra.stack.daemons import Daemon, remember, start, taken
 from infra.stack.doctor import doctor
 from infra.stack.spec import Part, ray_folder, token_file
 from tests.command_kit import commands
@@ -25,16 +26,17 @@ def listening(port: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize(("part", "name"), [("mlflow", "mlflow"), ("ray", "gateway")])
 def test_a_taken_port_is_named_with_its_owner_and_the_setting_and_nothing_starts(
-    private_home: Path,
+    private_home: Path, part: str, name: str
 ) -> None:
-    port = settings().mlflow_port
+    port = getattr(settings(), f"{name}_port")
     with listening(port), pytest.raises(stack.StackError) as refusal:
         stack.up()
     text = str(refusal.value)
-    assert text.startswith(f"mlflow: port {port} on 127.0.0.1 is taken by ")
+    assert text.startswith(f"{part}: port {port} on 127.0.0.1 is taken by ")
     assert f"(pid {os.getpid()})" in text
-    assert "ATELIER_MLFLOW_PORT" in text
+    assert f"ATELIER_{name.upper()}_PORT" in text
     assert not (private_home / "run").exists()
 
 
@@ -273,6 +275,24 @@ def test_a_killed_part_comes_back_by_itself_and_down_leaves_nothing(mlflow_alone
     assert "the local stack is down" in done.stdout
     assert not [process for one in daemons if one for process in one.offspring()]
     assert mlflow().restarted is None
+
+
+@pytest.mark.cluster
+def test_what_a_killed_server_left_behind_gives_its_port_back(mlflow_alone: Path) -> None:
+    [part] = (one for one in stack.parts() if one.name == "mlflow")
+    port = settings().mlflow_port
+    leaves = f"""
+import os, socket, time
+server = socket.create_server(("127.0.0.1", {port}))
+if os.fork() == 0:
+    time.sleep(600)
+"""
+    daemon = start((sys.executable, "-c", leaves), dict(os.environ), part.log)
+    remember(part.record, daemon)
+    while daemon.alive:
+        pass
+    assert taken(port)
+    assert list(stack.up()) == ["mlflow"]
 
 
 def kill(part: Part) -> Daemon:
