@@ -69,6 +69,7 @@ def score(
         if len(set(prompts)) < len(prompts):
             pictures.variety(scores, judge, (made, prompts), real["test"])
     _memorisation(scores, made, prepared)
+    pictures.pixel_values(scores, made.transpose(1, 2), real["test"][0].transpose(1, 2))
     by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     whole = clips(prepared, "test")[:2]
     for stage in pipeline.stages:

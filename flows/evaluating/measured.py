@@ -104,8 +104,7 @@ def measured(
     else:
         drawn["memorised"] = few
     if data["modality"] == "image":
-        drawn["distinct"] = few
-    if data["modality"] == "image":
+        drawn["distinct"] = drawn["pixel_distance"] = few
         drawn |= _judged(data, few if judged else "the recipe has no judge", prompted)
         alone = "" if seeds > 1 else "evaluation.seeds has one seed, and it needs two"
         no_judge = "" if judged else "the recipe has no judge"
@@ -134,7 +133,8 @@ def _of_clips(
     seeds: int,
 ) -> dict[str, str]:
     """Return as `measured`, of clips."""
-    found = dict.fromkeys((*COSTS, "jerk", "travel"), "") | {"memorised": few}
+    found = dict.fromkeys((*COSTS, "jerk", "travel"), "")
+    found |= dict.fromkeys(("memorised", "pixel_distance"), few)
     for name, able in stages.items():
         found |= {f"{name}_{one}": few for one in able.measures}
         if able.upscales or able.between:

@@ -159,6 +159,7 @@ def score(
         seen = pictures[asked.expand(len(pictures))]
         distribution(scores, judge, seen, test[familiar], validation[known])
     _memorisation(scores, pictures, train, test[familiar])
+    pixel_values(scores, pictures, test)
     for stage in pipeline.stages:
         model = by_stage[stage.stage]
         if model.capabilities.upscales:
@@ -352,6 +353,16 @@ def variety(
         usual = sum(theirs[caption] for caption in both) / len(both)
         if usual > 0:
             scores.mean("spread", torch.tensor([ours[caption] for caption in both]) / usual)
+
+
+def pixel_values(scores: Scores, drawn: Tensor, real: Tensor) -> None:
+    """Add pixel_distance: how far the values of drawn pixels (N, C, ...) lie from those of real ones."""
+    if len(real) < LEAST_HELD_OUT:
+        return
+    reached, usual = m.levels_reached(drawn), m.levels_reached(real).mean(0, keepdim=True)
+    apart = partial(m.pixel_distance, real=usual)
+    found = m.bootstrap(reached, apart, count=scores.resamples, seed=0)
+    scores.add("pixel_distance", found.value, found.low, found.high, len(drawn))
 
 
 def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:

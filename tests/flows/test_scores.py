@@ -131,7 +131,7 @@ def test_few_pictures_are_judged_by_what_they_can_tell(
         pipeline=Pipeline(endpoint="toy", stages=(stage,), vocabulary=(), image_size=(8, 8)),
     )
     metrics = judged.metrics
-    of_many = {"memorised", "fd_judge", "precision", "recall", "coverage"}
+    of_many = {"memorised", "pixel_distance", "fd_judge", "precision", "recall", "coverage"}
     assert of_many & metrics.keys() == (set() if count == 1 else of_many)
     assert metrics["vae_nats"].count == count
     if count > 1:

@@ -287,6 +287,39 @@ def test_psnr_is_twenty_decibels_for_a_tenth_and_bounded_for_equal_pictures() ->
     assert (metrics.psnr(pictures, pictures) == metrics.PEAK_DB).all()
 
 
+@given(seed=st.integers(0, 2**31), by=st.floats(0, 1), channels=st.integers(1, 3))
+@settings(max_examples=30)
+def test_pixel_values_lie_as_far_apart_as_one_has_to_move_them(
+    seed: int, by: float, channels: int
+) -> None:
+    """Pixels in the order of their values, beside those of the other set: the distance by its definition."""
+    pictures = torch.rand(5, channels, 6, 7, generator=torch.Generator().manual_seed(seed))
+    others = pictures.flip(0, 2) * by
+    reached, real = metrics.levels_reached(others), metrics.levels_reached(pictures)
+    sorted_CM = [one.transpose(0, 1).flatten(1).sort(1).values for one in (others, pictures)]
+    moved = float((sorted_CM[0] - sorted_CM[1]).abs().mean())
+    assert metrics.pixel_distance(reached, real) == pytest.approx(moved, abs=1 / 255)
+    assert metrics.pixel_distance(real, real) == 0
+
+
+def test_paler_darker_and_noisy_pictures_lie_ten_times_as_far_from_real_ones_as_honest_ones(
+    digits: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    _, held_out, honest = digits
+    real = metrics.levels_reached(held_out)
+    some_noise = honest.clone()
+    some_noise[::10] = torch.rand(
+        len(honest[::10]), 1, 8, 8, generator=torch.Generator().manual_seed(1)
+    )
+
+    def apart(pictures: Tensor) -> float:
+        return metrics.pixel_distance(metrics.levels_reached(pictures), real)
+
+    assert apart(honest) < 0.003
+    for broken in (0.5 + 0.6 * (honest - 0.5), 0.8 * honest, honest**0.7, some_noise):
+        assert apart(broken) > 0.018
+
+
 # gallery
 
 
