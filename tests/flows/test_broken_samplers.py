@@ -165,3 +165,25 @@ def test_few_pictures_again_and_again_are_refused(digits: Digits, recipes: tuple
 def test_three_fixed_pictures_a_digit_are_refused(digits: Digits, recipe: str) -> None:
     report = judged(digits, recipe, lambda name, seed: digits.unknown[name][seed % 3])
     assert "coverage" in refused_by(report)
+
+
+LIT = ("digits-edm", *AUTOENCODED)
+
+
+def test_pale_dark_and_some_noisy_pictures_are_refused_by_the_values_of_their_pixels(
+    digits: Digits,
+) -> None:
+    def pale(name: str, seed: int) -> Tensor:
+        return 0.5 + 0.6 * (digits.unknown[name][seed] - 0.5)
+
+    def dark(name: str, seed: int) -> Tensor:
+        return 0.8 * digits.unknown[name][seed]
+
+    def every_fourth_is_noise(name: str, seed: int) -> Tensor:
+        noise = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return noise if seed % 4 == 0 else digits.unknown[name][seed]
+
+    for sampler in (pale, dark, every_fourth_is_noise):
+        for recipes in (LIT[:1], LIT[1:]):
+            reports = judged_by(digits, recipes, sampler)
+            assert all("pixel_distance" in refused_by(report) for report in reports.values())
