@@ -16,6 +16,7 @@ from flows.evaluating.pipeline import ports_of
 from flows.recipe import Evaluation as EvaluationSpec
 from flows.recipes.loader import load
 from infra.pipelines import PinnedStage, Pipeline
+from models.judges import metrics as m
 from models.variational.vae import VAE
 from tests.data import prepare_kit
 from tests.models.test_judges import digit_judge
@@ -184,3 +185,23 @@ def test_pale_dark_and_some_noisy_pictures_are_refused_by_the_values_of_their_pi
         for recipes in ((*CAPTIONED, "digits-edm"), (*PLAIN, *AUTOENCODED)):
             reports = judged_by(digits, recipes, sampler)
             assert all("pixel_distance" in refused_by(report) for report in reports.values())
+
+
+def test_pale_dark_and_some_noisy_shapes_are_refused_by_the_values_of_their_pixels(
+    tmp_path: Path,
+) -> None:
+    prepared = prepare_kit.prepare(
+        tmp_path, {"maker": "shapes", "count": 1200, "image_size": 32, "seed": 0}
+    )
+    bound = load(RECIPES / "shapes.yaml").gate.metrics["pixel_distance"].at_most
+    assert bound is not None
+    honest, real = (everything(prepared, split, image_size=32)[0] for split in ("train", "test"))
+    noisy = honest.clone()
+    noisy[::8] = torch.rand(len(noisy[::8]), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def apart(pictures: Tensor) -> float:
+        return m.pixel_distance(m.levels_reached(pictures), m.levels_reached(real))
+
+    assert apart(honest) < bound / 2
+    for broken in (0.5 + 0.6 * (honest - 0.5), 0.5 + 0.9 * (honest - 0.5), 0.8 * honest, noisy):
+        assert apart(broken) > bound
