@@ -388,9 +388,11 @@ def _trouble(
         raise VersionRefused(f"a stage refuses a version: {broken[0]}")
     problem = f"it is {state}" + (f": {_reason(found)}" if found and _reason(found) else "")
     if missing is None and state == "RUNNING":
-        problem += f", and nobody answers at {address(settings)} (ATELIER_PUBLIC_URL sets where)"
-        if settings.ray_address is None and (taken := _port_problem(settings)):
-            problem += f": {taken}"
+        if settings.ray_address is None:
+            hint = _port_problem(settings) or "`atelier down` and `atelier up` start Serve anew"
+        else:
+            hint = "ATELIER_PUBLIC_URL sets where"
+        problem += f", and nobody answers at {address(settings)}: {hint}"
     return problem
 
 

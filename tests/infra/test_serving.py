@@ -223,7 +223,7 @@ def test_a_gateway_whose_port_somebody_has_is_refused_by_name_before_serve_is_as
     assert asked == ["state"]
 
 
-def test_a_gateway_that_runs_and_does_not_answer_is_told_with_who_has_its_port(
+def test_a_gateway_that_runs_and_does_not_answer_is_told_with_who_has_its_port_or_the_way_out(
     tmp_path: Path,
 ) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
@@ -239,6 +239,11 @@ def test_a_gateway_that_runs_and_does_not_answer_is_told_with_who_has_its_port(
             serving.deploy(mine, [PIN], timeout_s=1)
         other.shutdown()
         thread.join()
+    with (
+        starting("RUNNING", lambda _: {}, serve=mine.gateway_port),
+        pytest.raises(serving.ServingError, match=r"nobody answers .* start Serve anew"),
+    ):
+        serving.deploy(mine, [PIN], timeout_s=1)
 
 
 def test_the_example_files_are_what_is_written_of_the_example_placement() -> None:
