@@ -45,7 +45,10 @@ def retrain(
     Raises:
         flows.recipe.RecipeError: the recipe can no longer be used.
         flows.promote.Refused: the gate failed on the way to production.
+        infra.serving.ServingError: as `lifecycle`, on the way to production.
     """
+    if to_production:
+        serving.check(settings())
     wanted = load(settings().project / recipe, overrides)
     prepared = prepare_dataset(wanted.data.name)
     version = judge_pipeline(wanted, train_stages(wanted, prepared), prepared)

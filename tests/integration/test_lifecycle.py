@@ -1,6 +1,9 @@
 """The command line as a stranger uses it, over the run's own stack and a project of its own."""
 
+import re
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,17 @@ def test_the_gate_refuses_a_forced_promotion_is_recorded_and_what_nobody_took_ca
     picture = workshop.folder / "kept.png"
     workshop.run("generate", "tiny", "three", "-o", str(picture))
     assert receipts.read(picture).version == f"tiny:{newest}"
+
+
+def test_a_gateway_that_cannot_start_is_told_before_anything_is_trained(
+    workshop: Workshop,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = {"ATELIER_GATEWAY_PORT": str(other.getsockname()[1])}
+        moved = replace(workshop, environment={**workshop.environment, **port})
+        printed = moved.run("run", str(RECIPE), "--set", "seed=7", code=1)
+    assert re.search(r"error: (the gateway cannot start: port|Serve listens on) ", printed)
+    assert "tiny.base: step" not in printed
 
 
 @pytest.mark.parametrize(
