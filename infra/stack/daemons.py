@@ -132,6 +132,8 @@ def taken(port: int, host: str = "127.0.0.1") -> str | None:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
+    except socket.gaierror as error:
+        return f"nothing can listen on {host}: {error.strerror}"
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             return f"nothing can listen on port {port} of {host}: {os.strerror(error.errno or 0)}"

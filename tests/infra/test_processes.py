@@ -128,6 +128,8 @@ def test_a_port_is_free_taken_by_a_process_or_nothing_to_listen_on() -> None:
         assert taken(port) == f"port {port} on 127.0.0.1 is taken by {owner}"
         assert taken(port, "::1") is None
     assert taken(port) is None
+    assert str(taken(port, "no.such.invalid")).startswith("nothing can listen on no.such.invalid: ")
+    assert "Unknown" not in str(taken(port, "no.such.invalid"))
     assert taken(port, "192.0.2.1") == (  # an address of nobody (RFC 5737)
         f"nothing can listen on port {port} of 192.0.2.1: Cannot assign requested address"
     )
