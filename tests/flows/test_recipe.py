@@ -29,7 +29,7 @@ DRAW_NOTHING = {
     "shapes-vqvae": "codes by lot: what it is for is reconstruction",
 }
 NOT_YET = {
-    *("fsdd-wavenet", "mnist-nade", "mnist-nade-gpu", "mnist-pixelcnn", "mnist-pixelcnn-gpu"),
+    *("mnist-nade-gpu", "mnist-pixelcnn-gpu"),
     *("mnist-vae-gpu", "multi30k-transformer", "shakespeare-gpt-gpu"),
 }
 """Recipes whose honest samples were not measured yet: a likelihood says nothing of them."""
