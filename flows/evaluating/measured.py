@@ -98,7 +98,7 @@ def measured(
             if able.ranks:
                 drawn[f"{name}_score"] = _unprompted(prompted)
     if data["modality"] == "audio":
-        drawn |= _heard(data, prompted)
+        drawn |= _heard(data, prompted) | {"memorised": few, "distinct": few}
     elif data["modality"] == "speech":
         drawn |= _spoken(data, prompted)
     else:
@@ -114,8 +114,9 @@ def measured(
 
 
 def _few(data: Mapping[str, Any]) -> str:
-    """Return why little can be said of a small test split of pictures or clips."""
-    noun = {"image": "pictures", "clip": "clips"}.get(data["modality"])
+    """Return why little can be said of a small test split of pictures, clips or sounds."""
+    nouns = {"image": "pictures", "clip": "clips", "audio": "sounds"}
+    noun = nouns.get(data["modality"])
     if "splits" not in data or noun is None:
         return ""
     rows = data["splits"]["test"]["rows"]

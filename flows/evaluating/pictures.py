@@ -158,7 +158,7 @@ def score(
         known = torch.tensor([caption not in held_out for caption in others])
         seen = pictures[asked.expand(len(pictures))]
         distribution(scores, judge, seen, test[familiar], validation[known])
-    _memorisation(scores, pictures, train, test[familiar])
+    copies(scores, pictures, train, test[familiar])
     pixel_values(scores, pictures, test)
     for stage in pipeline.stages:
         model = by_stage[stage.stage]
@@ -365,7 +365,8 @@ def pixel_values(scores: Scores, drawn: Tensor, real: Tensor) -> None:
     scores.add("pixel_distance", found.value, found.low, found.high, len(drawn))
 
 
-def _memorisation(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
+def copies(scores: Scores, pictures: Tensor, train: Tensor, test: Tensor) -> None:
+    """Add memorised and distinct: which drawn pictures are copies of learned ones, and which of one another."""
     if len(test) < LEAST_HELD_OUT:
         return  # a small folder can be learned from all the same; a gate that asks for this says so
     scores.mean("memorised", m.memorisation(pictures, train, test))

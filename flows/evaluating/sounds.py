@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data import loaders
-from flows.evaluating.pictures import wanted_attributes
+from flows.evaluating.pictures import copies, wanted_attributes
 from flows.evaluating.pipeline import as_asked, joined
 from flows.evaluating.scores import (
     Judged,
@@ -28,8 +28,9 @@ from flows.recipe import Evaluation as EvaluationSpec
 from infra.media.sounds import wav
 from infra.pipelines import Pipeline
 from models.family import Family
+from models.judges import LEAST_HELD_OUT
 from models.judges import metrics as m
-from models.judges.recogniser import Recogniser
+from models.judges.recogniser import Recogniser, spectra
 
 ROWS: Final = 512  # held-out sounds that are rated, at most
 AT_ONCE: Final = 16  # sounds of a forward pass
@@ -86,15 +87,17 @@ def score(
     captions = [captions[place] for place in chosen.tolist()]
     if prompts and attributes.shape[1]:
         _alignment(scores, prepared, made, prompts, (sound, length, attributes))
+    _copies(scores, prepared, made, sound)
     for model, stage in zip(models, pipeline.stages, strict=True):
         rated_rows = rated(model, heard, captions)
         if model.capabilities.likelihood:
             nats = likelihood(scores, model, stage.stage, rated_rows, AT_ONCE)
             if model.capabilities.condition == "text":
                 caption_gain(scores, model, stage.stage, heard, captions, nats, AT_ONCE)
-            if len(models) == 1:
+            if len(models) == 1 and len(sound) >= LEAST_HELD_OUT:
                 _sample_gap(scores, model, stage.stage, made, prompts, nats / heard["length"])
-        own(scores, model, stage.stage, rated_rows, rows=AT_ONCE)
+        if len(sound) >= LEAST_HELD_OUT:  # one sound has no distribution
+            own(scores, model, stage.stage, rated_rows, rows=AT_ONCE)
     rate = pipeline.sample_rate
     assert rate is not None
     files = {"gallery.png": of_sounds(made, rate, list(prompts)[: len(made)])}
@@ -117,6 +120,13 @@ def _sample_gap(
     rows = rated(model, {"sound": made, "length": length}, list(prompts)[: len(made)])
     own_nats = nats_of(model, rows, AT_ONCE) / made.shape[1]
     gap(scores, f"{stage}_sample_gap", own_nats, real_nats_N)
+
+
+def _copies(scores: Scores, prepared: Path, made: Tensor, test: Tensor) -> None:
+    """Add memorised and distinct, by spectra of what is as long as a made sound."""
+    learned, *_ = loaders.sounds(prepared, "train")
+    rate = loaders.read_header(prepared)["sample_rate"]
+    copies(scores, *(spectra(part[:, : made.shape[1]], rate) for part in (made, learned, test)))
 
 
 def _alignment(

@@ -1,7 +1,7 @@
-"""A recogniser of a sound's attributes, in closed form: linear discriminants of its log-mel spectrum.
+"""What is heard in a sound, in closed form: its log-mel spectrum, and linear discriminants of that by attribute.
 
-It is fitted to real sounds alone, in a second, and judges made ones: a network that does not hear what it is asked for
-has the accuracy of chance, however likely its sounds are.
+The recogniser is fitted to real sounds alone, in a second, and judges made ones: a network that does not hear what it
+is asked for has the accuracy of chance, however likely its sounds are.
 
 Shape letters: N sounds, T samples, A attributes, M mel bands, P parts of a sound. Sound is in [-1, 1].
 """
@@ -16,6 +16,7 @@ WINDOW_S: Final = 0.032  # of a spectrum; the next one begins a quarter later
 BANDS: Final = 24
 PARTS: Final = 4  # of a sound, whose spectra are averaged: what comes first and what last
 FLOOR: Final = 1e-6  # power that counts as silence
+FAINT: Final = 0.01  # of a sound's loudest place: below it noise would hide a copy
 
 
 class Recogniser:
@@ -59,19 +60,42 @@ class Recogniser:
 
 def features(sound_NT: Tensor, length_N: Tensor, sample_rate: int) -> Tensor:
     """Return (N, (P + 1) M): log-mel spectra averaged over each part of a sound, and how much they vary."""
-    window = round(WINDOW_S * sample_rate)
-    sound_NT = torch.nn.functional.pad(sound_NT.float(), (0, max(0, window - sound_NT.shape[1])))
-    hop = window // 4
-    power = torch.stft(
-        sound_NT, window, hop, window=torch.hann_window(window), return_complex=True
-    ).abs().square()  # fmt: skip
-    mel_NMF = (_bands(window, sample_rate) @ power + FLOOR).log()
-    rows = []
+    mel_NMF = (_power(sound_NT, sample_rate) + FLOOR).log()
+    hop, rows = _hop(sample_rate), []
     for mel_MF, length in zip(mel_NMF, length_N.tolist(), strict=True):
         frames_MF = mel_MF[:, : max(PARTS, length // hop + 1)]
         parts = [part.mean(1) for part in frames_MF.tensor_split(PARTS, dim=1)]
         rows.append(torch.cat([*parts, frames_MF.std(1)]))
     return torch.stack(rows)
+
+
+def spectra(sound_NT: Tensor, sample_rate: int) -> Tensor:
+    """Return (N, 1, M, F): log-mel power of frames of 8 ms, against a sound's loudest place, as pictures to compare.
+
+    A copy that is louder, shifted by a few samples or a little noisy looks like the sound that it is of.
+
+    Example:
+        >>> time = torch.arange(2000) / 8000
+        >>> tone = (2 * math.pi * 440 * time).sin()[None]
+        >>> torch.allclose(spectra(tone, 8000), spectra(tone / 2, 8000), atol=1e-5)
+        True
+    """
+    power = _power(sound_NT, sample_rate)
+    loudest = power.amax((1, 2), keepdim=True).clamp(min=FLOOR)
+    return (power / loudest + FAINT).log()[:, None]
+
+
+def _hop(sample_rate: int) -> int:
+    return round(WINDOW_S * sample_rate) // 4
+
+
+def _power(sound_NT: Tensor, sample_rate: int) -> Tensor:
+    """Return the power in each mel band (N, M, F)."""
+    window = round(WINDOW_S * sample_rate)
+    sound_NT = torch.nn.functional.pad(sound_NT.float(), (0, max(0, window - sound_NT.shape[1])))
+    hann = torch.hann_window(window)
+    found = torch.stft(sound_NT, window, _hop(sample_rate), window=hann, return_complex=True)
+    return _bands(window, sample_rate) @ found.abs().square()
 
 
 def _bands(window: int, sample_rate: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""Whether made sounds are what was asked for: a recogniser of real ones tells, and a network deaf to captions fails."""
+"""Whether made sounds are what was asked for, and made: one deaf to captions fails, a player of recordings too."""
 
 from pathlib import Path
+from typing import Final
 
 import pytest
 import torch
@@ -82,3 +83,40 @@ def test_a_network_deaf_to_its_captions_is_refused_by_the_gate_of_the_recipe(vow
         record = Evaluation(evaluation_set="", judge=None, metrics=found, outcomes={})
         assert check(gate, record, None).passed == passes
         assert (found["alignment_vowel"].value > 0.5) == passes
+
+
+REFUSED: Final = {
+    "one sound a caption, whatever the seed": "distinct",
+    "recordings that are played back": "memorised",
+    "... at half the loudness": "memorised",
+    "... a few samples later": "memorised",
+    "... with a little noise": "memorised",
+}
+
+
+@pytest.mark.parametrize("said", ["sounds that nobody learned", *REFUSED])
+@pytest.mark.parametrize("recipe", ["vowels-wavenet", "fsdd-wavenet"])
+def test_sounds_that_are_repeated_or_played_back_are_refused(
+    vowels: Path, said: str, recipe: str
+) -> None:
+    learned, *_ = loaders.sounds(vowels, "train")
+    unseen, _, captions, _ = loaders.sounds(vowels, "validation")
+    noise = torch.randn(learned.shape, generator=torch.Generator().manual_seed(0))
+    made = {
+        "sounds that nobody learned": unseen,
+        "one sound a caption, whatever the seed": unseen[
+            [captions.index(caption) for caption in captions]
+        ],
+        "recordings that are played back": learned,
+        "... at half the loudness": learned / 2,
+        "... a few samples later": learned.roll(5, dims=1),
+        "... with a little noise": learned + 0.005 * noise,
+    }[said]
+    scores = Scores(EvaluationSpec(bootstrap=200))
+    sounds._copies(scores, vowels, made, loaders.sounds(vowels, "test")[0])
+    gate = load(RECIPES / f"{recipe}.yaml").gate
+    bounds = {name: gate.metrics[name] for name in ("distinct", "memorised")}
+    record = Evaluation(evaluation_set="", judge=None, metrics=scores.metrics, outcomes={})
+    report = check(gate.model_copy(update={"metrics": bounds}), record, None)
+    refused = {REFUSED[said]} if said in REFUSED else set()
+    assert {one.name for one in report.conditions if not one.passed} == refused
