@@ -245,8 +245,8 @@ def _port_problem(settings: Settings) -> str | None:
     """Return who has the port of a gateway on this machine, where nobody answers there."""
     from infra.stack.daemons import taken
 
-    problem = taken(settings.gateway_port, settings.host)
-    return problem and f"{problem}; end it, or choose another with ATELIER_GATEWAY_PORT"
+    problem = taken(settings.gateway_port, settings.host, "ATELIER_GATEWAY_PORT")
+    return problem and "; ".join(problem)
 
 
 def _apply(client: "httpx.Client", document: Mapping[str, Any]) -> None:

@@ -28,4 +28,4 @@ OWN_PORTS: Final = own_ports()
 
 def free_ports(count: int) -> list[int]:
     """Return free ports, all different."""
-    return list(islice((port for port in OWN_PORTS if not taken(port)), count))
+    return list(islice((port for port in OWN_PORTS if not taken(port, "127.0.0.1", "")), count))

@@ -127,17 +127,26 @@ def memory_of(processes: Sequence[psutil.Process]) -> int:
     return total
 
 
-def taken(port: int, host: str = "127.0.0.1") -> str | None:
-    """Say who has a TCP port, "port 8000 on 127.0.0.1 is taken by python (pid 12)"; None where one could listen."""
+def taken(port: int, host: str, setting: str) -> tuple[str, str] | None:
+    """Say who has a TCP port that `setting` names, and the way out; None where one could listen.
+
+    "port 8000 on 127.0.0.1 is taken by python (pid 12)", "end it, or choose another with ATELIER_GATEWAY_PORT".
+    """
+    other, elsewhere = (
+        f"choose another with {setting}",
+        "set ATELIER_HOST to an address of this machine",
+    )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except socket.gaierror as error:
-        return f"nothing can listen on {host}: {error.strerror}"
+        return f"nothing can listen on {host}: {error.strerror}", elsewhere
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            return f"nothing can listen on port {port} of {host}: {os.strerror(error.errno or 0)}"
-        return f"port {port} on {host} is taken by {_listener(port) or 'another process'}"
+        if error.errno == errno.EADDRINUSE:
+            who = _listener(port) or "another process"
+            return f"port {port} on {host} is taken by {who}", f"end it, or {other}"
+        said = f"nothing can listen on port {port} of {host}: {os.strerror(error.errno or 0)}"
+        return said, elsewhere if error.errno == errno.EADDRNOTAVAIL else other
     return None
 
 

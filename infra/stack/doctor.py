@@ -176,8 +176,8 @@ def _parts() -> Iterator[Check]:
 
 def _startable(part: Part) -> Check:
     for setting, (host, port) in part.ports.items():
-        if problem := taken(port, host):
-            return Check(part.name, "fail", problem, f"end it, or choose another with {setting}")
+        if problem := taken(port, host, setting):
+            return Check(part.name, "fail", *problem)
     found = "not started; its ports are free" if part.ports else "not started"
     return Check(part.name, "warn", found, "atelier up")
 

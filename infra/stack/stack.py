@@ -285,8 +285,8 @@ def _port_problem(part: Part) -> str | None:
         return None  # its own ports are taken, by itself
     _end_remains(part)
     for setting, (host, port) in part.ports.items():
-        if problem := taken(port, host):
-            return f"{part.name}: {problem}; end it, or choose another with {setting}"
+        if problem := taken(port, host, setting):
+            return f"{part.name}: {'; '.join(problem)}"
     return None
 
 

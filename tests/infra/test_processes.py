@@ -122,14 +122,22 @@ def test_the_log_before_is_kept(run: Callable[[str], Daemon], tmp_path: Path) ->
 
 
 def test_a_port_is_free_taken_by_a_process_or_nothing_to_listen_on() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    local, setting = "127.0.0.1", "ATELIER_RAY_PORT"
+    with socket.create_server((local, 0)) as server:
         port = server.getsockname()[1]
         owner = f"{psutil.Process().name()} (pid {os.getpid()})"
-        assert taken(port) == f"port {port} on 127.0.0.1 is taken by {owner}"
-        assert taken(port, "::1") is None
-    assert taken(port) is None
-    assert str(taken(port, "no.such.invalid")).startswith("nothing can listen on no.such.invalid: ")
-    assert "Unknown" not in str(taken(port, "no.such.invalid"))
-    assert taken(port, "192.0.2.1") == (  # an address of nobody (RFC 5737)
-        f"nothing can listen on port {port} of 192.0.2.1: Cannot assign requested address"
+        assert taken(port, local, setting) == (
+            f"port {port} on {local} is taken by {owner}",
+            "end it, or choose another with ATELIER_RAY_PORT",
+        )
+        assert taken(port, "::1", setting) is None
+    assert taken(port, local, setting) is None
+    here = "set ATELIER_HOST to an address of this machine"
+    said, way_out = taken(port, "no.such.invalid", setting) or ("", "")
+    assert said.startswith("nothing can listen on no.such.invalid: ")
+    assert "Unknown" not in said
+    assert way_out == here
+    assert taken(port, "192.0.2.1", setting) == (  # an address of nobody (RFC 5737)
+        f"nothing can listen on port {port} of 192.0.2.1: Cannot assign requested address",
+        here,
     )

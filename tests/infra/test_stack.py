@@ -291,7 +291,7 @@ if os.fork() == 0:
     remember(part.record, daemon)
     while daemon.alive:
         pass
-    assert taken(port)
+    assert taken(port, "127.0.0.1", "")
     assert list(stack.up()) == ["mlflow"]
 
 
