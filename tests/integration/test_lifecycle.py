@@ -12,9 +12,15 @@ from PIL import Image
 from infra import serving
 from infra.receipts import receipts
 from infra.settings import Settings
+from tests.command_kit import commands
 from tests.integration.project_kit import Workshop
 
 RECIPE = Path(__file__).with_name("tiny.yaml")
+SCHEDULED = """
+import sys
+from flows.lifecycle import retrain
+retrain(sys.argv[1], ["seed=7"], to_production=True)
+"""
 pytestmark = pytest.mark.cluster
 
 
@@ -110,8 +116,13 @@ def test_a_gateway_that_cannot_start_is_told_before_anything_is_trained(
         port = {"ATELIER_GATEWAY_PORT": str(other.getsockname()[1])}
         moved = replace(workshop, environment={**workshop.environment, **port})
         printed = moved.run("run", str(RECIPE), "--set", "seed=7", code=1)
-    assert re.search(r"error: (the gateway cannot start: port|Serve listens on) ", printed)
-    assert "tiny.base: step" not in printed
+        scheduled = workshop.folder / "scheduled.py"
+        scheduled.write_text(SCHEDULED)
+        done = commands.script(scheduled, str(RECIPE), env=moved.environment)
+    assert done.returncode == 1
+    for told in (printed, done.stderr):
+        assert re.search(r"(the gateway cannot start: port|Serve listens on) ", told)
+        assert "tiny.base: step" not in told
 
 
 @pytest.mark.parametrize(
