@@ -61,7 +61,8 @@ types: $(STAMP)
 lock: $(STAMP) ## Write requirements.lock: names and versions, for every group
 	@$(BIN)/uv pip compile pyproject.toml --group dev --group peers --no-annotate --quiet --python-version 3.11 \
 	  --upgrade --custom-compile-command "make lock" --output-file requirements.lock
-	@sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak
+	@# torch pins its CUDA wheels to the number itself, and a machine without a GPU installs none of them
+	@sed -i.bak -e 's/+cpu$$//' -e '/^\(cuda-\|nvidia-\|triton==\)/d' requirements.lock && rm requirements.lock.bak
 	@git --no-pager diff --stat -- requirements.lock
 
 clean: ## Remove what make and the tools wrote; keeps data/ and .atelier/
