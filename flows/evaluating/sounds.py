@@ -1,8 +1,8 @@
 """Judging sound: the likelihood of held-out sound and what the family measures on it; a gallery one can hear."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 import torch
@@ -35,6 +35,8 @@ from models.judges.recogniser import Recogniser, spectra
 ROWS: Final = 512  # held-out sounds that are rated, at most
 AT_ONCE: Final = 16  # sounds of a forward pass
 LEARNED: Final = 2000  # real sounds that the recogniser is fitted to, about
+
+Split: TypeAlias = tuple[Tensor, Tensor, list[str], Tensor]  # as `loaders.sounds` returns it
 
 
 drawn = as_asked
@@ -78,16 +80,14 @@ def score(
     """Return the metrics of every stage on the test split, and the sounds that were made."""
     scores = Scores(spec)
     made = joined([torch.from_numpy(part) for part in drawn], 0)[: spec.gallery]
-    sound, length, captions, attributes = loaders.sounds(prepared, "test")
+    sound, length, captions, attributes = real = loaders.sounds(prepared, "test")
     rows = {"sound": sound, "length": length}
     if attributes.shape[1]:
         rows["attributes"] = attributes
     heard = taken(rows, ROWS)
     chosen = evenly(torch.arange(len(captions)), min(len(captions), ROWS))
     captions = [captions[place] for place in chosen.tolist()]
-    if prompts and attributes.shape[1]:
-        _alignment(scores, prepared, made, prompts, (sound, length, attributes))
-    _copies(scores, prepared, made, sound)
+    _heard(scores, prepared, made, prompts, real)
     for model, stage in zip(models, pipeline.stages, strict=True):
         rated_rows = rated(model, heard, captions)
         if model.capabilities.likelihood:
@@ -122,28 +122,33 @@ def _sample_gap(
     gap(scores, f"{stage}_sample_gap", own_nats, real_nats_N)
 
 
-def _copies(scores: Scores, prepared: Path, made: Tensor, test: Tensor) -> None:
-    """Add memorised and distinct, by spectra of what is as long as a made sound."""
-    learned, *_ = loaders.sounds(prepared, "train")
-    rate = loaders.read_header(prepared)["sample_rate"]
-    copies(scores, *(spectra(part[:, : made.shape[1]], rate) for part in (made, learned, test)))
+def _heard(
+    scores: Scores, prepared: Path, made: Tensor, prompts: Sequence[str], real: Split
+) -> None:
+    """Add alignment, where captions are classes, and by spectra of what is as long as a made sound its copies."""
+    facts, learned = loaders.read_header(prepared), loaders.sounds(prepared, "train")
+    rate = facts["sample_rate"]
+    if prompts and facts["attributes"]:
+        _alignment(scores, facts, learned, made, prompts, real)
+    parts = (part[:, : made.shape[1]] for part in (made, learned[0], real[0]))
+    copies(scores, *(spectra(part, rate) for part in parts))
 
 
 def _alignment(
     scores: Scores,
-    prepared: Path,
+    facts: Mapping[str, Any],
+    learned: Split,
     made: Tensor,
     prompts: Sequence[str],
-    real: tuple[Tensor, Tensor, Tensor],
+    real: Split,
 ) -> None:
     """Whether a recogniser of real sounds hears what was asked for; and how often it is right on held-out ones."""
-    facts = loaders.read_header(prepared)
-    learned, lengths, _, attributes = loaders.sounds(prepared, "train")
-    every = max(1, len(learned) // LEARNED)
+    every = max(1, len(learned[0]) // LEARNED)
+    sound, length, _, attributes = learned
     recogniser = Recogniser(
-        learned[::every], lengths[::every], attributes[::every], facts["sample_rate"]
+        sound[::every], length[::every], attributes[::every], facts["sample_rate"]
     )
-    sound, length, wanted = real
+    sound, length, _, wanted = real
     right, _ = m.alignment(recogniser.predict(sound, length), wanted)
     scores.mean("recognised", right)
     asked = list(prompts)[: len(made)]

@@ -27,9 +27,8 @@ def vowels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def heard(vowels: Path, asked: list[str], made: torch.Tensor) -> dict[str, Interval]:
-    sound, length, _, attributes = loaders.sounds(vowels, "test")
     scores = Scores(EvaluationSpec(bootstrap=200))
-    sounds._alignment(scores, vowels, made, asked, (sound, length, attributes))
+    sounds._heard(scores, vowels, made, asked, loaders.sounds(vowels, "test"))
     return scores.metrics
 
 
@@ -112,11 +111,9 @@ def test_sounds_that_are_repeated_or_played_back_are_refused(
         "... a few samples later": learned.roll(5, dims=1),
         "... with a little noise": learned + 0.005 * noise,
     }[said]
-    scores = Scores(EvaluationSpec(bootstrap=200))
-    sounds._copies(scores, vowels, made, loaders.sounds(vowels, "test")[0])
     gate = load(RECIPES / f"{recipe}.yaml").gate
     bounds = {name: gate.metrics[name] for name in ("distinct", "memorised")}
-    record = Evaluation(evaluation_set="", judge=None, metrics=scores.metrics, outcomes={})
+    record = Evaluation(evaluation_set="", judge=None, metrics=heard(vowels, [], made), outcomes={})
     report = check(gate.model_copy(update={"metrics": bounds}), record, None)
     refused = {REFUSED[said]} if said in REFUSED else set()
     assert {one.name for one in report.conditions if not one.passed} == refused
