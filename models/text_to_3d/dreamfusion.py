@@ -152,6 +152,7 @@ class DreamFusion(DDPM):
         steps = request.options.get("steps", c.steps)
         guidance = request.options.get("guidance", c.guidance)
         bounds.within("steps", steps, BOUNDS["steps"])
+        bounds.within("guidance", guidance, BOUNDS["guidance"])
         if request.options.get("negative_prompt") is None:
             c.check_guidance(guidance)
         device = next(self.parameters()).device

@@ -196,6 +196,13 @@ def test_steps_out_of_range_are_refused(steps: int) -> None:
         tiny("dreamfusion").sample(Request(seeds=(1,), steps=steps))
 
 
+@pytest.mark.parametrize("guidance", [-1.0, 51.0, math.nan])
+def test_guidance_out_of_range_is_refused_also_away_from_a_prompt(guidance: float) -> None:
+    asked = Request(seeds=(1,), prompts=("red",), guidance=guidance, negative_prompt="green")
+    with pytest.raises(ValueError, match=f"guidance must be between 0 and 50, got {guidance}"):
+        tiny("dreamfusion", vocabulary=WORDS).sample(asked)
+
+
 def test_the_control_that_does_not_turn_looks_right_from_the_front_alone() -> None:
     wanted = torch.stack([disc(), 0 * disc(), 0 * disc()])
     still = distilling(wanted, turning=False).sample(Request(seeds=(3,), steps=60))
