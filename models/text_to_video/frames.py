@@ -21,7 +21,6 @@ from models.diffusion.dit import zeroed
 from models.diffusion.unet import UNet, sinusoids
 from models.family import Batch, Capabilities, Losses, Rows
 from models.parts import bounds
-from models.parts.noise import normals
 from models.ports import Port
 from models.request import Request
 from models.text_to_video.pseudo3d import FrameUNet, VideoUNet
@@ -67,6 +66,11 @@ class Timed:
             raise ValueError(f"sizes: frames of clips are squares, got {self.sizes}")
         if self.backbone != self.only:
             raise ValueError(f"backbone must be {self.only!r} for clips, got {self.backbone!r}")
+        if self.shared_noise and self.temporal:
+            raise ValueError(
+                "shared_noise: each frame has noise of its own in training, so frames that hear of one"
+                " another (temporal: true) cannot share it; leave it out, got True"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -271,12 +275,13 @@ class Clips(DDPM):
     def _noise(
         self, seeds: Sequence[int], draws: Sequence[int], shape: Sequence[int], device: torch.device
     ) -> Tensor:
-        c = self.config
-        if not c.shared_noise:
+        if not self.config.shared_noise:
             return super()._noise(seeds, draws, shape, device)
-        frame = (c.channels, c.image_size, c.image_size)
-        one = normals(seeds, frame, device, stage=c.low_size or 0, draws=draws)
-        return one.repeat(1, c.frames, 1, 1)
+        planes, *sides = shape
+        frames = self.config.frames
+        return (
+            super()._noise(seeds, draws, (planes // frames, *sides), device).repeat(1, frames, 1, 1)
+        )
 
     def _inside(self, picture: Tensor) -> Tensor:
         """Return clips (B, F, C, H, W) of [0, 1] as (B, F C, H, W) in [-1, 1]."""

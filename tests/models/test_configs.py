@@ -84,6 +84,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
     "make-a-video-upsampler": (
         ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
         ({"image_size": 16, "low_size": 5}, "low_size must divide image_size 16, got 5"),
+        ({"shared_noise": True}, "shared_noise: each frame has noise of its own in training"),
     ),
     "dalle": (
         ({"codes": 1}, "codes must be at least 2, got 1"),

@@ -179,6 +179,12 @@ def test_rows_of_all_kinds_share_a_batch(kind: dict[str, Any]) -> None:
         torch.testing.assert_close(ended, model.sample(one), rtol=0, atol=1e-4)
 
 
+def test_the_same_noise_for_every_frame_of_latents_draws_the_same_latents() -> None:
+    drawn = clips(**ALONE, shared_noise=True).sample(Request(seeds=(1, 2), guidance=0.0))
+    torch.testing.assert_close(drawn, drawn[:, :1].expand_as(drawn), rtol=0, atol=1e-5)
+    assert (drawn[0] - drawn[1]).abs().max() > 1e-2
+
+
 def test_it_learns_what_is_cut_of_longer_clips() -> None:
     """The latents of the frames that are seen, at their rate."""
     model = clips(skips=(2,), frames=2)
