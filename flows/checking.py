@@ -448,6 +448,8 @@ def _check_option(model: "Family", name: str, value: Any, prepared: bool) -> Non
         bounds.within(name, value, RANGES[name])
     elif name == "guidance" and hasattr(config, "check_guidance"):
         config.check_guidance(value)
+    elif name == "frame_rate" and hasattr(config, "check_frame_rate"):
+        config.check_frame_rate(value)
     elif name in RANGED and hasattr(config, name):
         replace(config, **{name: value})
     elif prepared and name == "size":

@@ -36,7 +36,8 @@ class VideoOptions(DDPMOptions):
     """What a caller may say of how a clip is drawn."""
 
     frame_rate: float | None = None
-    """Frames a second of the whole clip, of which D draws some: the fewer, the more happens from one to the next."""
+    """Frames a second of the whole clip, of which D draws some: the fewer, the more happens from one to the next.
+    Between those that training was told: a network that learned one rate draws at that alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,20 @@ class Timed:
     def planes(self) -> int:
         """Channels of a frame."""
         return self.channels
+
+    def check_frame_rate(self, rate: float) -> None:
+        """Refuse a rate of the whole clip at which none of training was cut; frame by frame none is told but its own.
+
+        Raises:
+            ValueError: says which were.
+        """
+        slowest = self.skips[-1] / max(self.skips) if self.temporal else 1
+        fastest = self.skips[-1] / min(self.skips) if self.temporal else 1
+        if not self.frame_rate * slowest <= rate <= self.frame_rate * fastest:
+            learned = dict.fromkeys(f"{self.frame_rate * one:g}" for one in (slowest, fastest))
+            raise ValueError(
+                f"frame_rate: this model learned clips of {' to '.join(learned)} frames a second, got {rate:g}"
+            )
 
     @property
     def span(self) -> int:
@@ -267,7 +282,7 @@ class Clips(DDPM):
         """Return rows of pure noise, each told the frame rate that is asked for."""
         rows = super().begin(request)
         rate = request.options.get("frame_rate", self.config.frame_rate)
-        bounds.within("frame_rate", rate, RATES)
+        self.config.check_frame_rate(rate)
         told = rate / self.config.skips[-1]
         rate_B = torch.full((len(request.seeds),), told, device=rows["x"].device)
         return {**rows, "of_times": self._at_rate(rows["of_times"], rate_B)}

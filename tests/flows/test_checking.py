@@ -176,6 +176,11 @@ def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() ->
             "stages.base.strength: it is of a change to a picture",
         ),
         (
+            "moving-shapes",
+            "stages.decoder.options={frame_rate: 4.0}",
+            "stages.decoder.frame_rate: this model learned clips of 8 to 16 frames a second, got 4",
+        ),
+        (
             "spoken-units",
             "stages.speech.options={speed: fast}",
             "stages.speech.speed must be a number, got 'fast'",

@@ -163,10 +163,10 @@ def test_the_share_that_it_says_learns_to_go_on() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_all_kinds_share_a_batch(kind: dict[str, Any]) -> None:
     """Guided or not, away from a text or not, from frames or not, at other rates and steps: each ends as alone."""
-    model = clips(**kind, knows=0.5)
+    model = clips(**kind, knows=0.5, skips=(1, 2))
     asked = [
         Request(seeds=(1,), prompts=("red",), steps=5, negative_prompt="left"),
-        Request(seeds=(2,), prompts=("red left",), steps=3, guidance=1.0, frame_rate=4.0),
+        Request(seeds=(2,), prompts=("red left",), steps=3, guidance=1.0, frame_rate=16.0),
         Request(seeds=(3,), prompts=("red",), given={"start": some(5)}),
         Request(seeds=(4,), given={"first": some(1)[:, 0]}),
     ]

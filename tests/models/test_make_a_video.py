@@ -1,6 +1,7 @@
 """Make-A-Video's parts: pictures' networks at first, layers over time, frames that are known, noise that is shared."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -195,18 +196,38 @@ def test_the_control_learns_frames_in_any_order() -> None:
 def test_a_clip_that_is_told_another_rate_is_another_and_a_frame_s_embedding_may_be_any_of_its_clip() -> (
     None
 ):
-    model: Any = shaken(FAMILY.format("decoder"))
+    model: Any = shaken(FAMILY.format("decoder"), skips=(1, 2))
     given = {"embedding": torch.randn(1, 8, generator=torch.Generator().manual_seed(0))}
     slow, fast, usual = (
         model.sample(Request((1,), given=given, options=one))
-        for one in ({"frame_rate": 1.0}, {"frame_rate": 8.0}, {})
+        for one in ({"frame_rate": 8.0}, {"frame_rate": 16.0}, {})
     )
-    assert torch.equal(fast, usual)
+    assert torch.equal(slow, usual)
     assert (slow - fast).abs().max() > 1e-3
-    with pytest.raises(ValueError, match=r"frame_rate must be between 0\.1 and 240, got 0"):
-        model.sample(Request((1,), given=given, frame_rate=0.0))
-    batch = {"frames": torch.rand(2, 4, 3, 8, 8), "embedding": torch.randn(2, 4, 8)}
+    batch = {"frames": torch.rand(2, 5, 3, 8, 8), "embedding": torch.randn(2, 5, 8)}
     assert model(batch).total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate", "learned"),
+    [
+        ({}, 4.0, "8"),
+        ({}, math.nan, "8"),
+        ({"skips": (1, 4, 2)}, 3.9, "4 to 16"),
+        ({"skips": (1, 4, 2)}, 16.1, "4 to 16"),
+        ({"temporal": False, "skips": (1, 2)}, 16.0, "8"),
+    ],
+)
+def test_a_rate_that_no_clip_of_training_had_is_refused(
+    changes: dict[str, Any], rate: float, learned: str
+) -> None:
+    """The network knows of it nothing but what it was told; frame by frame it is told of none."""
+    model = tiny(FAMILY.format("decoder"), **changes)
+    given = {"embedding": torch.zeros(1, 8)}
+    says = f"^frame_rate: this model learned clips of {learned} frames a second, got {rate:g}$"
+    with pytest.raises(ValueError, match=says):
+        model.sample(Request((1,), given=given, frame_rate=rate))
+    model.sample(Request((1,), given=given, frame_rate=8.0))
 
 
 @pytest.mark.parametrize(

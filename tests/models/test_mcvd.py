@@ -81,7 +81,7 @@ def test_frames_that_come_faster_are_others() -> None:
     given = {"first": clip(5, 1)[:, 0]}
     slow, fast = (
         model.sample(Request((1,), given=given, options={"frame_rate": rate}))
-        for rate in (1.0, 8.0)
+        for rate in (8.0, 16.0)
     )
     assert (slow - fast).abs().max() > 1e-3
 
