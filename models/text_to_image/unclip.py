@@ -252,7 +252,8 @@ class Prior(Family):
         """
         c, device = self.config, next(self.parameters()).device
         text_BE = text_BE.to(device)
-        kinds = [False] if guidance == 1 else [False, True]  # with the caption, without one
+        # with the caption, without one
+        kinds = {1.0: [False], 0.0: [True]}.get(guidance, [False, True])
         said = self._said(tokens_BT, text_BE, kinds)
         table_S7 = samplers.table(c.sampler, self.alpha_T.cpu(), schedules.trailing(steps))
         shape = (c.candidates, c.embedding)

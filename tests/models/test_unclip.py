@@ -105,6 +105,17 @@ def test_guidance_of_a_prior_goes_from_any_caption_to_this_one() -> None:
         drawn(one, 60)
 
 
+@pytest.mark.parametrize(("guidance", "rows"), [(0, 2), (1, 2), (3, 4)])
+def test_a_prior_that_nothing_guides_asks_its_network_once_a_candidate(
+    guidance: float, rows: int
+) -> None:
+    prior, seen = changed(learned(), candidates=2), list[int]()
+    prior.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    given = {"text_embedding": torch.eye(E)[:1]}
+    prior.sample(Request((1,), prompts=("red",), given=given, steps=2, guidance=guidance))
+    assert seen == [rows, rows]
+
+
 def test_a_walk_between_embeddings_stays_on_the_sphere_and_ends_at_its_ends_bit_by_bit() -> None:
     start, end = F.normalize(
         torch.randn(2, 5, E, generator=torch.Generator().manual_seed(1)), dim=2
