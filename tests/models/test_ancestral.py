@@ -8,7 +8,7 @@ import torch
 
 from models.parts.rows import join
 from models.request import Request
-from models.text_to_image.diffusers_unclip import ancestral
+from models.text_to_image.diffusers_unclip import ancestral, tiny
 from tests.models.families_kit import shaken
 
 LEARNED = {"variance_type": "learned_range"}
@@ -73,6 +73,13 @@ def test_a_decoder_s_row_has_the_same_bits_however_its_neighbours_are_guided_and
     for row, alone in enumerate(alike):
         assert torch.equal(alone[row], mixed[row])
         torch.testing.assert_close(model.sample(asked[row])[0], mixed[row], rtol=0, atol=1e-4)
+
+
+def test_a_decoder_that_does_not_say_how_much_noise_a_step_adds_is_refused() -> None:
+    networks = tiny.decoder()
+    networks["unet"]["out_channels"] = 4
+    with pytest.raises(ValueError, match="unet: out_channels must be 8, got 4"):
+        shaken("diffusers-decoder", networks=networks)
 
 
 def test_a_scheduler_that_no_table_has_is_refused_with_those_that_there_are() -> None:

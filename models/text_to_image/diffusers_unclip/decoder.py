@@ -26,7 +26,7 @@ from models.parts.noise import normals
 from models.parts.rows import drawn, filled
 from models.ports import Port
 from models.request import DiffusionOptions, Request
-from models.text_to_image.checkpoint_parts import network
+from models.text_to_image.checkpoint_parts import agreed, network
 from models.text_to_image.diffusers_unclip import ancestral, karlo, tiny
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
@@ -125,6 +125,9 @@ class DiffusersDecoder(Family):
         c, channels = self.config, self.config.channels
         learns = ancestral.learns_variance(c.scheduler)
         networks = dict(self.named_children())
+        if c.part == "unet":
+            planes = c.latent_shape[0]
+            agreed(networks, {"unet": {"in_channels": planes, "out_channels": 2 * planes}})
         if c.part == "decoder":
             karlo.check_decoder(networks, channels, c.embedding)
             if not learns:
