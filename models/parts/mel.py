@@ -173,7 +173,8 @@ class Mel:
         filters_MK = _filters(self, mel_BMF.device)
         level_BMF = mel_BMF.float().exp() / filters_MK.sum(1, keepdim=True)
         share_MK = filters_MK / filters_MK.sum(0).clamp(min=1e-9)
-        return share_MK.T @ level_BMF
+        with torch.autocast(mel_BMF.device.type, enabled=False):
+            return torch.matmul(share_MK.T, level_BMF)
 
     def magnitudes(self, mel_BMF: Tensor, usual_K: Tensor | None = None) -> Tensor:
         """Return magnitudes (B, K, F), at least 0, with these mels: least squares, by multiplicative updates.

@@ -42,6 +42,19 @@ def monotonic_path(log_p_BSF: Tensor, token_length_B: Tensor, frames_B: Tensor) 
     return (state_BF[:, None] == token_S1).to(log_p_BSF.dtype)
 
 
+def nearest_path(
+    mean_BSX: Tensor, x_BXF: Tensor, token_length_B: Tensor, frames_B: Tensor
+) -> Tensor:
+    """Return the likeliest hard alignment (B, S, F) of features under Gaussians of deviation 1 around tokens' means.
+
+    In float32 under autocast, too: 8 bits of a score do not tell neighbours apart.
+    """
+    with torch.autocast(x_BXF.device.type, enabled=False):
+        # the frame's own square is the same for all tokens
+        near_BSF = mean_BSX @ x_BXF - mean_BSX.square().sum(2, keepdim=True) / 2
+    return monotonic_path(near_BSF, token_length_B, frames_B)
+
+
 def uniform_path(token_length_B: Tensor, frames_B: Tensor, size: tuple[int, int]) -> Tensor:
     """Return an alignment (B, S, F) of this size, in which all tokens of a row have equally many frames: a control."""
     tokens, frames = size

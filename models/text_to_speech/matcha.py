@@ -34,7 +34,7 @@ from models.text_to_speech.acoustic import (
     noise,
     path_of,
 )
-from models.text_to_speech.alignment import monotonic_path, uniform_path
+from models.text_to_speech.alignment import nearest_path, uniform_path
 from models.text_to_speech.front_end import SYMBOLS, Spoken
 
 BOUNDS: Final[Mapping[str, bounds.Range]] = {
@@ -224,9 +224,7 @@ class Matcha(Family):
         count_B = (tokens_BS > 0).sum(1)
         if self.config.alignment == "uniform":
             return uniform_path(count_B, frames_B, (tokens_BS.shape[1], mel_BMF.shape[2]))
-        # the frame's own square is the same for all phonemes
-        near_BSF = mean_BSM @ mel_BMF - mean_BSM.square().sum(2, keepdim=True) / 2
-        return monotonic_path(near_BSF, count_B, frames_B)
+        return nearest_path(mean_BSM, mel_BMF, count_B, frames_B)
 
     @torch.no_grad()
     def _heard(self, sound_BT: Tensor, path_BSF: Tensor) -> Heard:
@@ -237,7 +235,8 @@ class Matcha(Family):
         energy_BF = (energy_BF - USUAL_ENERGY[0]) / USUAL_ENERGY[1]
         voiced_BF = (hertz_BF > 0).float()
         octave_BF = (hertz_BF.clamp(min=1) / USUAL_HZ).log2() * voiced_BF
-        summed_BS3 = path_BSF @ torch.stack([octave_BF, voiced_BF, energy_BF], 2)
+        with torch.autocast(path_BSF.device.type, enabled=False):
+            summed_BS3 = path_BSF @ torch.stack([octave_BF, voiced_BF, energy_BF], 2)
         octave_BS, voiced_BS, energy_BS = summed_BS3.unbind(2)
         count_BS = path_BSF.sum(2).clamp(min=1)
         return Heard(octave_BS / voiced_BS.clamp(min=1), voiced_BS / count_BS, energy_BS / count_BS)

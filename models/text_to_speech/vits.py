@@ -29,7 +29,7 @@ from models.parts.mel import PRESETS
 from models.parts.noise import normals
 from models.request import RANGES, Request, SpeechOptions
 from models.text_to_speech.acoustic import TOKENS, Durations, Encoder, mels_of, noise, path_of
-from models.text_to_speech.alignment import monotonic_path, uniform_path
+from models.text_to_speech.alignment import nearest_path, uniform_path
 from models.text_to_speech.critics import Critics, inside, weighed
 from models.text_to_speech.drawn_durations import DrawnDurations
 from models.text_to_speech.front_end import SYMBOLS, Spoken
@@ -274,9 +274,7 @@ class VITS(Family):
         count_B, mel_BMF = (tokens_BS > 0).sum(1), usual(seen.log_mel)
         if self.config.alignment == "uniform":
             return uniform_path(count_B, seen.frames, (tokens_BS.shape[1], mel_BMF.shape[2]))
-        # the frame's own square is the same for all phonemes
-        near_BSF = mean_BSM @ mel_BMF - mean_BSM.square().sum(2, keepdim=True) / 2
-        return monotonic_path(near_BSF, count_B, seen.frames)
+        return nearest_path(mean_BSM, mel_BMF, count_B, seen.frames)
 
     def _drawn(self, seeds: Sequence[int], x_BSW: Tensor, path_BSF: Tensor) -> Tensor:
         """Return latents (B, Z, F) of the prior's space, each row from its own seed."""

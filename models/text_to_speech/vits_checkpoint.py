@@ -225,7 +225,8 @@ class VitsCheckpoint(Family):
         """Return which sign each frame is of (B, S, F): the likeliest path under the signs' Gaussians."""
         weight_BSC = (-2 * log_std_BSC).exp()
         own_BS1 = (log_std_BSC + mean_BSC.square() * weight_BSC / 2).sum(2, keepdim=True)
-        near_BSF = (mean_BSC * weight_BSC) @ z_BCF - weight_BSC @ z_BCF.square() / 2 - own_BS1
+        with torch.autocast(z_BCF.device.type, enabled=False):  # differences of large sums
+            near_BSF = (mean_BSC * weight_BSC) @ z_BCF - weight_BSC @ z_BCF.square() / 2 - own_BS1
         return monotonic_path(near_BSF, count_B, frames_B)
 
     def _durations(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from models import FAMILIES, JUDGES, trainable
-from tests.models.families_kit import batch_of, tiny
+from models.parts.mel import Mel
+from models.text_to_speech.alignment import uniform_path
+from tests.models.families_kit import batch_of, shaken, tiny
 
 SPREAD: Final = 0.02  # of a loss, relative: networks round their products to 8 bits
 LEARNED: Final = [name for name in FAMILIES if not trainable(name).counts]
@@ -62,6 +64,48 @@ def test_codes_of_the_same_latents_are_the_same_under_autocast(name: str) -> Non
     with half():
         chosen = given.codes(pixels)
     assert torch.equal(chosen, given.codes(pixels))
+
+
+@pytest.mark.parametrize("name", ["matcha", "vits", "vits-checkpoint"])
+def test_an_alignment_with_the_same_means_is_the_same_under_autocast(name: str) -> None:
+    """Where phonemes are as alike as at the beginning of a training, scores in bf16 give frames to neighbours."""
+    model: Any = shaken(name)
+    batch = batch_of(model, 4)
+    tokens = model.encode(["ewe and ewe"] * 4)
+    generator = torch.Generator().manual_seed(0)
+    far_BSX = torch.randn(4, tokens.shape[1], 64, generator=generator) * 0.1
+    x_BXF = torch.randn(4, 64, 60, generator=generator) + 1.0
+    length_B, frames_B = (tokens > 0).sum(1), torch.full((4,), 60)
+    given: dict[str, tuple[Any, ...]] = {
+        "matcha": (far_BSX + 1.0, x_BXF, tokens, frames_B),
+        "vits-checkpoint": (far_BSX + 1.0, 0 * far_BSX, x_BXF, length_B, frames_B),
+    }
+    if name == "vits":
+        seen = model._seen(batch)._replace(log_mel=2 * x_BXF - 6, frames=frames_B)
+        given["vits"] = (far_BSX + 1.0, seen, tokens)
+    exact = model._aligned(*given[name])
+    assert exact.sum() == 4 * 60
+    with half():
+        rounded = model._aligned(*given[name])
+    assert torch.equal(rounded, exact)
+
+
+def test_pitch_and_energy_of_phonemes_are_not_rounded_under_autocast() -> None:
+    model: Any = shaken("matcha")
+    sound = batch_of(model, 4)["sound"]
+    frames = torch.full((4,), model.config.mel.frames_of(sound.shape[1]))
+    path = uniform_path(torch.full((4,), 5), frames, (5, int(frames[0])))
+    exact = model._heard(sound, path)
+    with half():
+        rounded = model._heard(sound, path)
+    assert all(torch.equal(one, other) for one, other in zip(rounded, exact, strict=True))
+
+
+def test_magnitudes_of_mels_are_not_rounded_under_autocast() -> None:
+    log_mel = torch.randn(2, 40, 9, generator=torch.Generator().manual_seed(0)) * 3
+    with half():
+        rounded = Mel().envelope(log_mel)
+    assert torch.equal(rounded, Mel().envelope(log_mel))
 
 
 class Fixed(nn.Module):
