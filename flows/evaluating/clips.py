@@ -88,17 +88,18 @@ def by_judge(
     """Add alignment, as of pictures, with that of what moves, frame_alignment and constancy.
 
     frame_alignment: frames of which every attribute that a frame shows is as asked. constancy: clips all of whose
-    frames show the same.
+    frames show the same. Neither where no frame shows any: all clips would be right.
     """
-    of_frames = judge.predict_frames(made)
-    scores.mean("constancy", c.constancy(of_frames), over=prompts)
+    of_frames, shown = judge.predict_frames(made), list(judge.config.shown)
+    if shown:
+        scores.mean("constancy", c.constancy(of_frames), over=prompts)
     if not prompts or not facts["attributes"]:
         return
     pictures.alignment(scores, judge, made, prompts, facts)
-    wanted = pictures.wanted_attributes(prompts, facts["attributes"]).to(of_frames.device)
-    shown = list(judge.config.shown)
-    right = (of_frames == wanted[:, None, shown]).all(2).float().mean(1)
-    scores.mean("frame_alignment", right, over=prompts, keep=True)
+    if shown:
+        wanted = pictures.wanted_attributes(prompts, facts["attributes"]).to(of_frames.device)
+        right = (of_frames == wanted[:, None, shown]).all(2).float().mean(1)
+        scores.mean("frame_alignment", right, over=prompts, keep=True)
 
 
 def _travel(scores: Scores, made: Tensor, prompts: Sequence[str], real: Tensor) -> None:

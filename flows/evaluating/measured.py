@@ -147,7 +147,10 @@ def _of_clips(
     told = _judged(data, few if judged else no_judge, prompted)
     alone = "" if seeds > 1 else "evaluation.seeds has one seed, and it needs two"
     told["spread"] = no_judge or _unprompted(prompted) or alone
-    told["constancy"], told["frame_alignment"] = no_judge, told["alignment"]
+    unseen = (
+        "" if _shown(data) else f"no single frame of {data['name']} shows what its caption says"
+    )
+    told["constancy"], told["frame_alignment"] = no_judge or unseen, told["alignment"] or unseen
     for name in ("judge_confidence", "least_class"):
         told.pop(name)
     return found | told

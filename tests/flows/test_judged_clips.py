@@ -227,6 +227,21 @@ def test_a_predictor_that_sees_more_frames_than_are_given_is_told_so_and_judged_
     )
 
 
+def test_frames_that_show_nothing_of_what_is_said_are_not_found_right() -> None:
+    """Where all that captions say moves: of no attribute whatever is drawn would be as asked."""
+    ways = ("left", "right")
+    config = replace(ClipJudge.presets["tiny"], attributes=(("direction", ways),))
+    scores, made = Scores(Evaluation(bootstrap=20)), torch.rand(4, 3, 1, 8, 8)
+    facts = {"attributes": {"direction": ways}, "held_out": []}
+    judging.by_judge(scores, ClipJudge(config).eval(), made, ways * 2, facts)
+    assert {"alignment", "alignment_direction"} == scores.metrics.keys()
+    data = {"modality": "clip", "name": "ways", "frames": 3, "moving": ["direction"], **facts}
+    told = measured(data, {}, judged=True, prompted=True, seeds=1)
+    for name in ("constancy", "frame_alignment"):
+        assert told[name] == "no single frame of ways shows what its caption says"
+    assert not told["alignment_direction"]
+
+
 def test_clips_are_judged_by_their_own_module() -> None:
     assert module_of("clip", ROOT) is judging
 
