@@ -52,15 +52,10 @@ class Absent:
             raise PydanticCustomError("unsupported", message, {"what": self.what})
 
 
-def whole(value: Any) -> Any:
-    """Return JSON with its whole numbers as such: to a JSON schema, and so to clients, 3.0 is an integer."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    if isinstance(value, list):
-        return [whole(one) for one in value]
-    if isinstance(value, dict):
-        return {name: whole(one) for name, one in value.items()}
-    return value
+def number(text: str) -> float:
+    """Return a number of a body: to a JSON schema, and so to clients, 3.0 is an integer."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def apart(*names: str) -> JsonSchemaValue:

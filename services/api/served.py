@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -13,7 +13,7 @@ from infra.documents import parse_json
 from infra.jobs.jobs import Jobs
 from infra.jobs.webhooks import Webhooks
 from infra.receipts.signing import Signing
-from services.api.requests import Order, whole
+from services.api.requests import Order, number
 from services.gateway import errors
 from services.gateway.errors import ApiError
 from services.gateway.guard import KeyStore
@@ -26,6 +26,11 @@ from services.routing.canary import Arms
 from services.routing.endpoints import Endpoint, Endpoints
 from services.routing.request_session import Exchange
 from services.settings import Arguments
+
+SHORT: Final = 2**16  # bytes of a body that is read at once, not in a thread: some ms at most
+MOST_BRACKETS: Final = (
+    2**18
+)  # of a body: each list or object is a piece of memory, 9 MiB of them are seconds
 
 Body = TypeVar("Body", bound=BaseModel)
 Asked = TypeVar("Asked", bound=Order)
@@ -62,14 +67,22 @@ async def read_order(request: Request, kind: type[Body]) -> Body:
     content = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content != "application/json":
         raise ApiError(415, "send the body as application/json", code="unsupported_media_type")
+    body = await request.body()
+    if body.count(b"[") + body.count(b"{") > MOST_BRACKETS:
+        message = f"the body has more than {MOST_BRACKETS} lists and objects"
+        raise errors.invalid(message, "body", "invalid_json")
+    if len(body) <= SHORT:
+        return _order(body, kind)
+    return await asyncio.to_thread(_order, body, kind)
+
+
+def _order(body: bytes, kind: type[Body]) -> Body:
     try:
-        given = parse_json((await request.body()).decode(), "the body")
-    except ValueError as error:
-        raise errors.invalid(str(error), "body", "invalid_json") from None
-    try:
-        return kind.model_validate(whole(given))
+        return kind.model_validate(parse_json(body.decode(), "the body", number=number))
     except ValidationError as error:
         raise errors.from_validation(error) from None
+    except ValueError as error:
+        raise errors.invalid(str(error), "body", "invalid_json") from None
 
 
 async def exchange_of(

@@ -1,5 +1,7 @@
 """Whatever JSON comes to a route of text, sound or numbers, the answer is no failure of the server."""
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +10,8 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from services.api.served import SHORT
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -55,3 +59,30 @@ def test_no_json_is_answered_with_a_server_error(
     assert answer.status_code < 500, answer.text
     if answer.status_code != 200:
         assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_no_large_body_is_read_while_others_wait(
+    app: Any, ask: Callable[..., httpx.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_up: list[int] = []
+    real = json.loads
+
+    def seen(content: str, **more: Any) -> Any:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            held_up.append(len(content))
+        return real(content, **more)
+
+    monkeypatch.setattr(json, "loads", seen)
+    told = ask(app, "POST", "/v1/completions", json={"prompt": "x" * 2 * SHORT})
+    assert (told.status_code, told.json()["error"]["param"]) == (400, "prompt")
+    assert max(held_up, default=0) <= SHORT
+
+
+def test_what_unfolds_to_too_many_lists_is_no_request(
+    app: Any, ask: Callable[..., httpx.Response]
+) -> None:
+    content = b"[" + b"[]," * 300_000 + b"0]"
+    headers = {"content-type": "application/json"}
+    told = ask(app, "POST", "/v1/embeddings", content=content, headers=headers)
+    assert (told.status_code, told.json()["error"]["code"]) == (400, "invalid_json")
