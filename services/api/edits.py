@@ -35,6 +35,7 @@ from services.routing.endpoints import Endpoint
 FORM: Final = "multipart/form-data"
 JSON: Final = "application/json"
 MOST_FIELDS: Final = 32
+CHARSET: Final = re.compile(r"charset\s*=\s*\"?([^\s;\"]*)")
 NESTED: Final = re.compile(r"([a-z_]{1,40})\[([a-z_]{1,40})\]")
 FILES: Final = {"image": True, "mask": False}
 """The files of the form, and whether they must be there."""
@@ -131,12 +132,16 @@ async def form_of(
     A field `video[id]` is the field `id` of `video`, as OpenAI's clients write it.
 
     Raises:
-        ApiError: 415, no form; 400 that names its first wrong field.
+        ApiError: 415, no form, or not in UTF-8; 400 that names its first wrong field.
     """
-    if not request.headers.get("content-type", "").lower().startswith(FORM):
+    sent = request.headers.get("content-type", "").lower()
+    if not sent.startswith(FORM):
         name = next(iter(wanted))
         message = f"send the file as multipart/form-data, in the field `{name}`"
         raise ApiError(415, message, code="unsupported_media_type", param=name)
+    if odd := {*CHARSET.findall(sent)} - {"utf-8"}:  # Python has some that break, or take for ever
+        message = f"send the form in UTF-8, got charset {min(odd)[:40]!r}"
+        raise ApiError(415, message, code="unsupported_media_type")
     try:
         form = await request.form(max_files=4, max_fields=MOST_FIELDS)
     except HTTPException as error:  # starlette's, of a broken form

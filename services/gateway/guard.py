@@ -28,6 +28,7 @@ LINKED: Final = "/v1/files/"  # whose route checks a link's signature (services.
 LARGEST_UPLOADS: Final = {
     "/v1/content_provenance_checks": 65 * 2**20,
     "/v1/images/edits": 12 * 2**20,
+    "/v1/images/variations": 5 * 2**20,
     "/v1/embeddings": 9 * 2**20,
     "/v1/videos": 9 * 2**20,
     "/v1/videos/edits": 17 * 2**20,
@@ -35,7 +36,7 @@ LARGEST_UPLOADS: Final = {
     "/v1/files": 201 * 2**20,
 }
 """Bytes of the bodies that may be larger than others: files as we answer them; a picture and its
-mask; pictures as data URLs; a clip; the requests of a batch."""
+mask; a picture; pictures as data URLs; a clip; the requests of a batch."""
 ANYBODY: Final = "anybody"  # whose jobs are those that came while there was no key
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 REMEMBERED_S: Final = 1.0  # how long a verdict on a key holds

@@ -262,6 +262,16 @@ def as_json(app: Any, ask: Ask, **fields: Any) -> httpx.Response:
     return ask(app, "POST", EDITS, json={**asked, "images": [url(PICTURE)], **fields})
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", '"utf-16"'])
+def test_a_form_is_in_utf_8(app: Any, ask: Ask, charset: str) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na-b\r\n--x--\r\n'
+    form = "multipart/form-data; boundary=x; Charset="
+    answer = ask(app, "POST", EDITS, content=body, headers={"content-type": form + charset})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    answer = ask(app, "POST", EDITS, content=body, headers={"content-type": f"{form}UTF-8"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+
+
 def test_json_with_data_urls_is_what_a_form_is(app: Any, ask: Ask) -> None:
     answer = as_json(app, ask, mask=url(MASK), strength=0.5)
     assert answer.status_code == 200, answer.text
