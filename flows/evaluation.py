@@ -18,9 +18,9 @@ from flows.evaluating.pipeline import (
     MODALITIES,
     able_of,
     check_fit,
+    clips_of,
     entrances_of,
     facts_of_tokenizer,
-    frames_of,
     interface_hash,
     opened,
     output_of,
@@ -72,6 +72,8 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         return whole
     entrances = entrances_of(recipe, stages)
     made = output_of(entrances["generate"], stages)
+    timed = made.kind == "clip"
+    clips = clips_of(entrances["generate"], models, facts["frame_rate"]) if timed else {}
     able = able_of(entrances["generate"], models)
     pipeline = Pipeline(
         endpoint=recipe.name,
@@ -81,8 +83,7 @@ def pin(recipe: Recipe, trained: dict[str, Any], facts: dict[str, Any]) -> Pipel
         entrances=entrances,
         vocabulary=tuple(facts.get("vocabulary", ())),
         **sizes_of(entrances["generate"], stages, models),
-        frames=frames_of(entrances["generate"], models) if made.kind == "clip" else None,
-        frame_rate=facts["frame_rate"] if made.kind == "clip" else None,
+        **clips,
         sample_rate=int(made.space.removesuffix(" Hz")) if made.kind == "sound" else None,
         resolution=made.shape[-1] if made.kind == "volume" else None,
         tokenizer=facts_of_tokenizer(models[last_of(recipe)]) if made.kind == "text" else None,

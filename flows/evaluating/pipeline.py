@@ -107,11 +107,16 @@ def able_of(generate: Entrance, models: "Mapping[str, Family]") -> tuple[Ability
     return ("videos",) if "clip" in kinds else ("images", "samples")
 
 
-def frames_of(generate: Entrance, models: "Mapping[str, Family]") -> int:
-    """Return how many frames a pipeline's clips have: what decodes takes any, so it is who drew them that says."""
+def clips_of(generate: Entrance, models: "Mapping[str, Family]", rate: float) -> dict[str, Any]:
+    """Return how many frames a pipeline's clips have and how many a second, for its document; `rate` is the data's.
+
+    What decodes takes any, so it is who drew them that says; and what upscales keeps the rate of who did before it,
+    which may be that of each n-th frame alone.
+    """
     drew = [models[node.stage] for node in generate.nodes.values() if not node.entry]
-    frames: int = drew[-1].config.frames
-    return frames
+    timed = [model for model in drew if not model.capabilities.upscales] or drew
+    skip = getattr(timed[-1].config, "skips", (1,))[-1]
+    return {"frames": drew[-1].config.frames, "frame_rate": rate / skip}
 
 
 def sizes_of(

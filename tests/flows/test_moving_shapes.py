@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from data.makers.moving import CAPTIONS
-from flows.evaluating.pipeline import able_of, draw, frames_of
-from infra.pipelines import Pipeline
+from flows.evaluating.pipeline import able_of, clips_of, draw
+from infra.pipelines import Entrance, Node, Pipeline
 from models.family import Family
 from tests.flows.moving_kit import OF_LATENTS, SMALL_DIT, small_cascade
+from tests.models.families_kit import tiny
 
 
 @pytest.fixture(scope="module")
@@ -71,5 +72,14 @@ def test_how_many_frames_a_clip_has_says_who_drew_it() -> None:
     for models, pipeline in (small_cascade(SMALL_DIT, recipe=OF_LATENTS, side=32), small_cascade()):
         generate = pipeline.entrances["generate"]
         by_stage = {one.stage: model for one, model in zip(pipeline.stages, models, strict=True)}
-        assert frames_of(generate, by_stage) == 9
+        assert clips_of(generate, by_stage, 8.0) == {"frames": 9, "frame_rate": 8.0}
         assert able_of(generate, by_stage) == ("videos",)
+
+
+def test_a_clip_of_each_second_frame_is_played_half_as_fast_also_enlarged() -> None:
+    decoder = tiny("make-a-video-decoder", frames=3, skips=(1, 2))
+    models = {"decoder": decoder, "upsampler": tiny("make-a-video-upsampler")}
+    nodes = {name: Node(stage=name, wires={}) for name in models}
+    for few in (nodes, {"decoder": nodes["decoder"]}):
+        way = Entrance(nodes=few, output=f"{[*few][-1]}.frames")
+        assert clips_of(way, models, 8.0) == {"frames": 3, "frame_rate": 4.0}
