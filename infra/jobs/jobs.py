@@ -229,16 +229,13 @@ class Jobs:
         self,
         owner: str | None = None,
         kind: str | None = None,
-        after: str | None = None,
+        after: Job | None = None,
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> Page:
         """Return a part of the list of jobs, by when they were made; None: of all owners, of all kinds but files.
 
-        A file is listed for as long as it is there.
-
-        Raises:
-            NotFound: there is no job `after` which to begin.
+        A file is listed for as long as it is there. The job `after` which the part begins may be gone meanwhile.
         """
         query = sa.select(JOBS).where(sa.not_(JOBS.c.deleted))
         if owner is not None:
@@ -247,13 +244,12 @@ class Jobs:
         query = query.where(JOBS.c.result.is_not(None)) if kind == FILE else query
         place = sa.tuple_(JOBS.c.created, JOBS.c.id)
         up = order == "asc"
+        if after is not None:
+            here = sa.tuple_(sa.literal(after.created), sa.literal(after.id))
+            query = query.where(place > here if up else place < here)
+        columns = (JOBS.c.created, JOBS.c.id)
+        query = query.order_by(*(one.asc() if up else one.desc() for one in columns))
         with reading(self._engine) as connection:
-            if after is not None:
-                last = self._get(connection, after)
-                here = sa.tuple_(sa.literal(last.created), sa.literal(last.id))
-                query = query.where(place > here if up else place < here)
-            columns = (JOBS.c.created, JOBS.c.id)
-            query = query.order_by(*(one.asc() if up else one.desc() for one in columns))
             rows = connection.execute(query.limit(limit + 1)).mappings().all()
         return Page([job(dict(row)) for row in rows[:limit]], len(rows) > limit)
 

@@ -83,10 +83,11 @@ async def listed(
 ) -> Response:
     """List the files of this key that are kept, the newest first unless asked otherwise."""
     parts, owner = parts_of(request), str(request.scope["owner"])
+    last = None
     if after is not None:
-        await asyncio.to_thread(files.file_of, parts.jobs, owner, after, "after")
+        last = await asyncio.to_thread(files.file_of, parts.jobs, owner, after, "after")
     found = await asyncio.to_thread(
-        files.page, parts.jobs, owner, after, limit, order, purpose=purpose
+        files.page, parts.jobs, owner, last, limit, order, purpose=purpose
     )
     return JSONResponse(listing(*found))
 

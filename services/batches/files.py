@@ -4,6 +4,7 @@ So they lie in the artifact store, belong to a key, are listed and paged, expire
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 from infra.jobs.idempotency import Conflict
@@ -119,13 +120,14 @@ def remove(jobs: Jobs, file: Job) -> None:
         if work_of(batch).input_file_id == file.id and not batch.cancel:
             message = f"{batch.id} has requests in it that are not answered yet; cancel it, or wait"
             raise ApiError(409, message, code="file_in_use", param="file_id", retry=False)
-    jobs.delete(file.id)
+    with suppress(NotFound):  # somebody was faster: gone is gone
+        jobs.delete(file.id)
 
 
 def page(
     jobs: Jobs,
     owner: str,
-    after: str | None,
+    after: Job | None,
     limit: int,
     order: Literal["asc", "desc"],
     *,
@@ -137,7 +139,7 @@ def page(
         part = jobs.page(owner, FILE, after, max(limit, MOST), order)
         told = [shown(job) for job in part.jobs]
         found += [one for one in told if purpose in {None, one["purpose"]}]
-        more, after = part.has_more, told[-1]["id"] if told else None
+        more, after = part.has_more, part.jobs[-1] if part.jobs else None
     return found[:limit], len(found) > limit
 
 

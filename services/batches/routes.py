@@ -98,10 +98,9 @@ async def listed(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List the batches of this key, the newest first."""
-    if after is not None:
-        await _of(request, after)
+    last = None if after is None else await _of(request, after)
     parts, owner = parts_of(request), str(request.scope["owner"])
-    page = await asyncio.to_thread(parts.jobs.page, owner, KIND, after, limit)
+    page = await asyncio.to_thread(parts.jobs.page, owner, KIND, last, limit)
     data = await asyncio.to_thread(shown, parts.jobs, page.jobs)
     return JSONResponse(listing(data, page.has_more))
 

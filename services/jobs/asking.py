@@ -20,6 +20,7 @@ from services.jobs.store import Store
 from services.jobs.work import Input, Work
 from services.pipelines.executor import Executor
 from services.routing.endpoints import Endpoint
+from services.routing.request_session import Deadline, patience
 
 LONGEST_S: Final = 24 * 3600  # until a deadline
 
@@ -29,14 +30,15 @@ def owner_of(request: Request) -> str:
     return str(request.scope["owner"])
 
 
-async def check(parts: Parts, work: Work, endpoint: Endpoint) -> None:
+async def check(request: Request, work: Work, endpoint: Endpoint) -> None:
     """Refuse what a stage would refuse once the job is under way.
 
     Raises:
-        ApiError: 400 that names the parameter.
+        ApiError: 400 that names the parameter; 504, no stage said in time.
     """
-    spec = work.spec(endpoint.pipeline, seed=0)
-    await Executor(parts.stage_of).check(endpoint.pipeline, spec)
+    parts, spec = parts_of(request), work.spec(endpoint.pipeline, seed=0)
+    async with Deadline(patience(request, parts.arguments.timeout_s)):
+        await Executor(parts.stage_of).check(endpoint.pipeline, spec)
 
 
 async def earlier(request: Request, kind: str, asked: Mapping[str, Any]) -> Job | None:

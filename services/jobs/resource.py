@@ -188,10 +188,9 @@ class Resource:
             order: Literal["asc", "desc"] = "desc",
         ) -> Response:
             """List the jobs of this key, the newest first unless asked otherwise."""
-            if after is not None:
-                await self.job_of(request, after)
+            last = None if after is None else await self.job_of(request, after)
             page = await asyncio.to_thread(
-                parts_of(request).jobs.page, owner_of(request), self.kind, after, limit, order
+                parts_of(request).jobs.page, owner_of(request), self.kind, last, limit, order
             )
             return JSONResponse(listing([self.shown(job) for job in page.jobs], page.has_more))
 

@@ -14,6 +14,8 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import httpx
@@ -30,6 +32,8 @@ ANSWER_S: Final = 10.0
 LOOK_S: Final = 1.0  # between two looks into the outbox
 SWEEP_S: Final = 3600.0
 AT_ONCE: Final = 16  # owners who are told something, of each one thing
+LOOKUPS: Final = ThreadPoolExecutor(2 * AT_ONCE, thread_name_prefix="lookups")
+"""Threads of their own: names are looked up at whose servers they are, which answer as late as they like."""
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 """What IANA gives out; Python takes more for global."""
@@ -70,9 +74,12 @@ async def address_of(url: httpx.URL, *, private: bool) -> str:
         raise Unwelcome(f"a webhook goes to https://..., got {str(url)!r}")
     if url.userinfo:
         raise Unwelcome("a webhook's address holds no password")
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
+        look = partial(socket.getaddrinfo, url.host, url.port or 443, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(ANSWER_S):
+            found = await asyncio.get_running_loop().run_in_executor(LOOKUPS, look)
+    except TimeoutError:
+        raise Unwelcome(f"{url.host} was not found within {ANSWER_S:g} s") from None
     except (OSError, UnicodeError) as error:
         host, why = url.raw_host.decode(), getattr(error, "strerror", None) or error
         raise Unwelcome(f"{host} cannot be found: {why}") from None

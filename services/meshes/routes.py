@@ -77,5 +77,5 @@ async def _ask(request: Request, order: MeshOrder) -> Job:
     work = MeshWork.asked(
         endpoint, prompt, order.options, output_format=order.output_format or "glb"
     )
-    await check(parts, work, endpoint)
+    await check(request, work, endpoint)
     return await submit(request, KIND, work, endpoint, seed, asked)

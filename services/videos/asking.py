@@ -49,7 +49,7 @@ async def ask(
     work, given = await asyncio.to_thread(
         _planned, route.endpoint, order, files, entrance, seed, source
     )
-    await check(parts, work, route.endpoint)
+    await check(request, work, route.endpoint)
     return await submit(request, KIND, work, route.endpoint, seed, said, given)
 
 
@@ -187,7 +187,7 @@ async def again(request: Request, source: Job, prompt: str) -> Job:
     endpoint = replace(endpoint, model=work.model)
     said = "".join(caption(prompt, (source.seed,), endpoint))
     remix = work.model_copy(update={"prompt": said, "remixed_from": source.id})
-    await check(parts, remix, endpoint)
+    await check(request, remix, endpoint)
     try:
         given = {name: await asyncio.to_thread(read, one.uri) for name, one in work.inputs.items()}
     except OSError:

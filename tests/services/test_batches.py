@@ -374,6 +374,20 @@ def test_a_list_of_files_ends_with_the_last_of_its_purpose(house: Any, idle: Ope
         idle.files.delete(id)
 
 
+def test_a_file_that_is_removed_twice_at_once_is_gone_for_both(
+    idle: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, real = sent(idle, b"x"), Jobs.unended
+
+    def meanwhile(jobs: Jobs, owner: str, kind: str) -> Any:
+        monkeypatch.undo()
+        assert idle.files.delete(file.id).deleted
+        return real(jobs, owner, kind)
+
+    monkeypatch.setattr(Jobs, "unended", meanwhile)
+    assert idle.files.delete(file.id).deleted
+
+
 def test_the_files_of_an_old_batch_are_no_strays_while_they_are_written(house: Any) -> None:
     store = store_of(house)
     runner = Runner(house.workshop.jobs, store, None, None, {})  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The real `openai` client asks for clips: they are jobs, seen by their owner's key alone, and fetched in any way."""
 
+import asyncio
 import io
 import json
 import time
@@ -485,6 +486,20 @@ def test_deleting_cancels_what_is_under_way(house: Any, client: OpenAI) -> None:
     lease.cancelled()
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(video.id)
+
+
+def test_a_stage_that_does_not_say_what_it_can_make_keeps_nobody_waiting(
+    house: Any, ask: Any
+) -> None:
+    class Silent:
+        async def check(self, _task: Any) -> None:
+            await asyncio.sleep(5)
+
+    app = house.workshop.gateway(Silent(), timeout_s=0.1)
+    headers = {"authorization": f"Bearer {house.keys[1]}"}
+    asked = {"model": "moving", "prompt": PROMPT}
+    answer = ask(app, "POST", "/v1/videos", json=asked, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 
 
 def test_too_many_are_refused_until_later(house: Any, client: OpenAI) -> None:

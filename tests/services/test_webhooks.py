@@ -1,6 +1,7 @@
 """Webhooks leave from the outbox until they are taken or given up, signed as OpenAI's client verifies it."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -317,6 +318,29 @@ def test_a_public_address_is_called_and_a_private_one_where_it_is_allowed() -> N
     for ours in ("2606:4700::1111", "64:ff9b::101:101"):
         assert asyncio.run(address_of(httpx.URL(f"https://[{ours}]/x"), private=False)) == ours
     assert asyncio.run(address_of(httpx.URL("http://127.0.0.1:9/"), private=True)) == "127.0.0.1"
+
+
+def test_names_that_are_found_late_keep_nothing_else_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = threading.Event()
+
+    def late(*_: Any, **__: Any) -> Any:
+        found.wait()
+        return [(2, 1, 6, "", ("1.1.1.1", 443))]
+
+    async def lookups() -> list[str]:
+        url = httpx.URL("https://late.example/")
+        asked = [asyncio.create_task(address_of(url, private=False)) for _ in range(99)]
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(int), 30)  # as every request asks for its key
+        finally:
+            found.set()
+        return await asyncio.gather(*asked)
+
+    monkeypatch.setattr(socket, "getaddrinfo", late)
+    assert set(asyncio.run(lookups())) == {"1.1.1.1"}
 
 
 def test_what_may_not_be_called_is_a_failed_try_and_nothing_is_sent(post: Post) -> None:
