@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import IO, Final, Protocol
 
 import fsspec
 from fastapi import Request
@@ -45,8 +45,7 @@ def result_of(job: Job) -> Result:
         ApiError: 409, there is nothing yet, or never will be; 410, it was kept for its time.
     """
     if job.state == "expired" and job.error is None:
-        message = f"{job.id} was kept for its time and is gone; ask for it again with its seed"
-        raise ApiError(410, message, code=f"{job.kind}_expired", retry=False)
+        raise _gone(job)
     if job.result is None:
         state = "failed" if job.state in {"cancelled", "expired"} else job.state
         message = f"{job.id} is {state}, not completed: there is no file to be had"
@@ -58,11 +57,20 @@ async def content(request: Request, job: Job) -> Response:
     """Return what a job made, whole or a range of it.
 
     Raises:
-        ApiError: as `result_of`; 416, there are no such bytes.
+        ApiError: as `result_of`; 410, its file is not there any more; 416, there are no such bytes.
     """
     result = result_of(job)
     common = {**_headers(result.digest), "accept-ranges": "bytes"}
-    return _unchanged(request, common) or _ranged(request, result, common)
+    if (unchanged := _unchanged(request, common)) is not None:
+        return unchanged
+    span, headers = _ranged(request, result, common)
+    try:
+        file = await asyncio.to_thread(_opened, result.uri)  # before the head leaves
+    except FileNotFoundError:
+        raise _gone(job) from None
+    status = 206 if "content-range" in headers else 200
+    blocks = _blocks(file, *span)
+    return StreamingResponse(blocks, status, media_type=result.media_type, headers=headers)
 
 
 async def made_of(
@@ -71,21 +79,43 @@ async def made_of(
     """Return what is made, in a thread, of what a job made: its variant `name`.
 
     Raises:
-        ApiError: as `result_of`; whatever `making` raises.
+        ApiError: as `kept`; whatever `making` raises.
     """
     result = result_of(job)
     common = _headers(f"{result.digest}-{name}")
     if (unchanged := _unchanged(request, common)) is not None:
         return unchanged
-    made = await asyncio.to_thread(lambda: making(read(result.uri)))
+    made = await asyncio.to_thread(lambda: making(kept(job)))
     return Response(made.content, media_type=made.media_type, headers=common)
+
+
+def kept(job: Job) -> bytes:
+    """Return what a job made, whole.
+
+    Raises:
+        ApiError: as `result_of`; 410, its file is not there any more.
+    """
+    try:
+        return read(result_of(job).uri)
+    except FileNotFoundError:
+        raise _gone(job) from None
 
 
 def read(uri: str) -> bytes:
     """Return a kept file's bytes."""
-    with fsspec.open(uri, "rb") as file:
-        content: bytes = file.read()
-    return content
+    with _opened(uri) as file:
+        return file.read()
+
+
+def _opened(uri: str) -> IO[bytes]:
+    files, path = fsspec.url_to_fs(uri)
+    found: IO[bytes] = files.open(path, "rb")
+    return found
+
+
+def _gone(job: Job) -> ApiError:
+    message = f"{job.id} was kept for its time and is gone; ask for it again with its seed"
+    return ApiError(410, message, code=f"{job.kind}_expired", retry=False)
 
 
 def _headers(tag: str) -> dict[str, str]:
@@ -100,7 +130,10 @@ def _unchanged(request: Request, headers: dict[str, str]) -> Response | None:
     return Response(status_code=304, headers=headers)
 
 
-def _ranged(request: Request, result: Result, common: dict[str, str]) -> Response:
+def _ranged(
+    request: Request, result: Result, common: dict[str, str]
+) -> tuple[tuple[int, int], dict[str, str]]:
+    """Return from where up to where a file is asked for, and the headers of that."""
     asked = request.headers.get("range", "")
     if request.headers.get("if-range", common["etag"]) != common["etag"]:
         asked = ""  # of another file: all of this one
@@ -109,12 +142,7 @@ def _ranged(request: Request, result: Result, common: dict[str, str]) -> Respons
     headers = {**common, "content-length": str(end - start)}
     if span is not None:
         headers["content-range"] = f"bytes {start}-{end - 1}/{result.bytes}"
-    return StreamingResponse(
-        _blocks(result.uri, start, end),
-        status_code=200 if span is None else 206,
-        media_type=result.media_type,
-        headers=headers,
-    )
+    return (start, end), headers
 
 
 def _span(asked: str, size: int) -> tuple[int, int] | None:
@@ -133,8 +161,8 @@ def _span(asked: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-def _blocks(uri: str, start: int, end: int) -> Iterator[bytes]:
-    with fsspec.open(uri, "rb") as file:
+def _blocks(file: IO[bytes], start: int, end: int) -> Iterator[bytes]:
+    with file:
         file.seek(start)
         while start < end and (block := file.read(min(BLOCK, end - start))):
             start += len(block)

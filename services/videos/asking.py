@@ -16,7 +16,7 @@ from services.api.images import caption
 from services.api.served import parts_of
 from services.gateway.errors import ApiError, invalid
 from services.jobs.asking import check, earlier, submit
-from services.jobs.content import read, result_of
+from services.jobs.content import kept, read, result_of
 from services.routing.endpoints import Endpoint
 from services.videos.answers import VIDEOS
 from services.videos.requests import Sampling, VideoEditOrder, VideoExtensionOrder, VideoOrder
@@ -126,7 +126,7 @@ def _clip(
     if ("video" in files) == (source is not None):
         message = "video: send one clip, as a file or by the id of one that was made here"
         raise invalid(message, "video", "missing_required_parameter")
-    content = files["video"] if source is None else read(result_of(source).uri)
+    content = files["video"] if source is None else kept(source)
     return content, opened_clip(content, pipeline, entrance, options)
 
 

@@ -536,6 +536,22 @@ def test_progress_is_told_as_it_goes_on(house: Any, client: OpenAI) -> None:
     assert seen == [("video.progress", 0), ("video.progress", 40), ("video.completed", 100)]
 
 
+def test_a_clip_whose_file_is_lost_is_gone_before_anything_of_it_was_sent(
+    house: Any, client: OpenAI, made: Any
+) -> None:
+    result = house.workshop.jobs.get(made.id).result
+    Path(result.uri.removeprefix("file://")).unlink()
+    asked: Any = {"prompt": PROMPT, "video": {"id": made.id}, "model": "changing"}
+    for ask in (
+        lambda: client.videos.download_content(made.id),
+        lambda: client.videos.download_content(made.id, variant="thumbnail"),
+        lambda: client.post("/videos/edits", body=asked, cast_to=object),
+    ):
+        with pytest.raises(openai.APIStatusError) as told:
+            ask()
+        assert (told.value.status_code, told.value.code) == (410, "video_expired")
+
+
 def test_an_expired_clip_is_gone_and_says_so(house: Any, client: OpenAI) -> None:
     video = client.videos.create(model="moving", prompt=PROMPT)
     house.hand.work()
