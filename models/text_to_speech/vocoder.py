@@ -26,6 +26,7 @@ from models.ports import Port
 from models.request import Request
 from models.text_to_speech.critics import Critics, inside, mean, weighed
 
+LEAST_WINDOW: Final = 16  # a quarter's frames are a quarter of it apart
 QUIET: Final = 1e-7  # power of a coefficient, added so that silence has a logarithm
 
 
@@ -52,6 +53,17 @@ class VocoderConfig:
         bounds.within("scales", self.scales, (1, 8))
         weights = ("mel_weight", "spectra_weight", "feature_weight", "adversary")
         bounds.check(self, dict.fromkeys(weights, bounds.WEIGHT))
+        samples, coarsest = self.segment * self.mel.hop, 2 ** (self.scales - 1)
+        if self.adversary and samples < coarsest:
+            raise ValueError(
+                f"segment: its {samples} samples are none at the lowest of {self.scales} scales, which"
+                f" takes {coarsest}: raise segment or lower scales"
+            )
+        if self.spectra_weight and self.mel.n_fft < LEAST_WINDOW:
+            raise ValueError(
+                f"spectra_weight: mel.n_fft must be at least {LEAST_WINDOW} for three resolutions, got"
+                f" {self.mel.n_fft}"
+            )
 
 
 class OfMels(Family):

@@ -185,6 +185,10 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"mel": "22khz"}, "mel is of sound of 22050 Hz, and sample_rate is 8000 Hz"),
         ({"scales": 9}, "scales must be between 1 and 8, got 9"),
         ({"adversary": -1.0}, "adversary must be at least 0, got -1.0"),
+        (
+            {"segment": 1, "scales": 8},
+            "its 80 samples are none at the lowest of 8 scales, which takes 128",
+        ),
     ),
     "kl-autoencoder": (
         ({"image_size": 30}, "multiple of 4 for 2 convolutions, got 30"),
@@ -339,6 +343,10 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"segment": 0}, "segment must be at least 1, got 0"),
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"mel": {"hop": 300}}, "window must be between 300 and 256, got 256"),
+        (
+            {"spectra_weight": 1.0, "mel": {"n_fft": 14, "hop": 4, "window": 14, "mels": 2}},
+            "mel.n_fft must be at least 16 for three resolutions, got 14",
+        ),
     ),
     "vqvae": (
         ({"image_size": 10}, "multiple of 4 for 2 convolutions, got 10"),
