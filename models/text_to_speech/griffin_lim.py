@@ -83,11 +83,12 @@ class GriffinLim(OfMels):
 
     @torch.no_grad()
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
-        """Return the error of magnitudes that come from mels, as a share of the real ones."""
+        """Return the error of magnitudes that come from mels, as a share of the real ones, whose sum it counts for."""
         real_BKF = self._magnitudes(batch)
         made_BKF = self.config.mel.magnitudes(self.given_of(batch)["mel"], self.usual_K)
-        error = (made_BKF - real_BKF).abs().sum() / real_BKF.sum().clamp(min=1e-9)
-        return Losses(error, self.config.mel.frames_of(batch["length"]).sum())
+        whole = real_BKF.double().sum()
+        error = (made_BKF - real_BKF).abs().double().sum() / whole.clamp(min=1e-9)
+        return Losses(error.float(), whole)
 
     def _magnitudes(self, batch: Batch) -> Tensor:
         """Return real ones (B, K, F), 0 after a sound's last frame."""

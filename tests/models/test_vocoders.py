@@ -83,6 +83,16 @@ def test_a_loss_is_the_mean_of_its_rows_each_weighed_by_its_frames(name: str) ->
         assert together.count == counts.sum() == model.config.mel.frames_of(batch["length"]).sum()
 
 
+def test_an_error_is_a_share_of_all_magnitudes_however_rows_are_shared() -> None:
+    model, batch = tiny("griffin-lim"), spoken()
+    together = model(batch)
+    alone = [model({key: value[row : row + 1] for key, value in batch.items()}) for row in range(3)]
+    count = sum(one.count for one in alone)
+    shared = sum(one.total * one.count for one in alone) / count
+    assert float(count) == pytest.approx(float(together.count))
+    assert float(shared) == pytest.approx(float(together.total))
+
+
 def test_the_critics_game_is_of_least_squares() -> None:
     model = game("hifi-gan", segment=25, mel_weight=0.0, feature_weight=0.0)
     batch: Batch = {key: rows[:1] for key, rows in spoken().items()}
