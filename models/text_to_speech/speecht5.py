@@ -236,9 +236,12 @@ class SpeechT5(Family):
         frames_B = self.config.mel.frames_of(batch["length"])
         log_mel_BMF = self.config.mel.log_mel(batch["sound"], batch["length"]) / math.log(10)
         mel_BFM = F.pad(log_mel_BMF, (0, -log_mel_BMF.shape[2] % step)).mT
-        before_BFM, after_BFM, end_BF = self._predicted(tokens_BS, mel_BFM, batch.get("speaker"))
         place_F = torch.arange(mel_BFM.shape[1], device=frames_B.device)
         inside_BF = (place_F < frames_B[:, None]).float()
+        # a step makes all of its frames, the last one too
+        made_BF = (place_F < (-(-frames_B // step) * step)[:, None]).float()
+        told = mel_BFM, made_BF, batch.get("speaker")
+        before_BFM, after_BFM, end_BF = self._predicted(tokens_BS, *told)
         off_BFM = (before_BFM - mel_BFM).abs() + (after_BFM - mel_BFM).abs()
         last_BF = (place_F >= frames_B[:, None] - 1).float()
         weight = torch.tensor(END_WEIGHT, device=frames_B.device)
@@ -253,7 +256,7 @@ class SpeechT5(Family):
         return Losses(torch.stack([*parts.values()]).sum(), frames_B.sum(), parts)
 
     def _predicted(
-        self, tokens_BS: Tensor, mel_BFM: Tensor, speaker_B: Tensor | None
+        self, tokens_BS: Tensor, mel_BFM: Tensor, made_BF: Tensor, speaker_B: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mels before and after the last layers (B, F, M), and logits of the end (B, F), told the real past."""
         trunk, step = self.network.speecht5, self.network.config.reduction_factor
@@ -270,9 +273,12 @@ class SpeechT5(Family):
             encoder_attention_mask=inside_BS,
             use_cache=False,
         ).last_hidden_state
-        found = self.network.speech_decoder_postnet(hidden_BGW)
-        before_BFM, after_BFM, end_BF = (one.float() for one in found)
-        return before_BFM, after_BFM, end_BF
+        last = self.network.speech_decoder_postnet
+        before_BFM = last.feat_out(hidden_BGW).view(mel_BFM.shape).float()
+        x_BMF = before_BFM.mT
+        for layer in last.layers:  # in use there is nothing beyond a row's end
+            x_BMF = layer(x_BMF * made_BF[:, None])
+        return before_BFM, before_BFM + x_BMF.mT, last.prob_out(hidden_BGW).flatten(1).float()
 
     def _heard(self, past_BGM: Tensor, voice_BE: Tensor) -> Tensor:
         """Return what the decoder sees of the past (B, G, W): of what is dropped in use, what is seen on average."""

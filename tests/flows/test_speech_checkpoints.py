@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from flows.context import registry
 from flows.evaluating.pipeline import load_model
@@ -28,6 +29,7 @@ from tests.flows.checkpoint_kit import changed, model_of
 from tests.flows.speech_checkpoint_kit import BUILT, pieces
 from tests.flows.test_travelling import served
 from tests.flows.versions_kit import Installation
+from tests.models.families_kit import batch_of, shaken
 
 SAID = {
     "many": ("kind A words, skin", "Kick the-black  ox!", "Aaron's"),
@@ -153,6 +155,14 @@ def test_what_would_take_minutes_to_say_is_refused_before_it_is_made(
     with pytest.raises(ValueError, match=r"prompt: it takes \d+ s to say; at most 60 s are made"):
         model.sample(Request(seeds=(1,), prompts=("мир",)))
     bias.data.copy_(before)
+
+
+def test_padding_changes_no_loss_of_a_speecht5() -> None:
+    """Its last layers see frames on both sides; beyond a row's end there are none in use."""
+    model = shaken("speecht5")
+    batch = batch_of(model, 2)
+    padded = {**batch, "sound": F.pad(batch["sound"], (0, 800))}
+    torch.testing.assert_close(model(padded).total, model(batch).total, rtol=1e-6, atol=0)
 
 
 def test_the_text_s_side_learns_and_what_makes_sound_stays(models: dict[str, Any]) -> None:
