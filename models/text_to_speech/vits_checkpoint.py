@@ -102,7 +102,6 @@ class VitsCheckpoint(Family):
         super().__init__()
         self.config, self._signs = config, Signs(**config.reader)
         self.network: Any = VitsModel(VitsConfig(**config.network))
-        self.network.duration_predictor.register_forward_hook(self._refuse_long)
         for name, parameter in self.named_parameters():
             parameter.requires_grad = name.startswith(LEARNING)
 
@@ -261,11 +260,9 @@ class VitsCheckpoint(Family):
         ]
         return pad_sequence(rows, batch_first=True).clamp(-1, 1)
 
-    def _refuse_long(self, module: nn.Module, asked: object, log_B1S: Tensor) -> None:  # noqa: ARG002 - a hook
+    def _refuse_long(self, log_B1S: Tensor, rate: float) -> None:
         """Refuse durations that would fill the memory, before sound is made of them."""
-        if torch.is_grad_enabled():
-            return
-        seconds = float(log_B1S.exp().sum()) * self.hop / self.config.sample_rate
+        seconds = float(log_B1S.exp().sum()) / rate * self.hop / self.config.sample_rate
         if not seconds <= LONGEST_S:
             raise ValueError(
                 f"prompt: it takes {seconds:.0f} s to say; at most {LONGEST_S} s are made"
@@ -273,11 +270,15 @@ class VitsCheckpoint(Family):
 
     def _said(self, seed: int, text: str, voice: int, speed: float) -> Tensor:
         tokens_1S = self.encode([text]).to(self.network.device)
-        with Seeded(seed):
+        rate, durations = self.network.speaking_rate * speed, self.network.duration_predictor
+        refuse = durations.register_forward_hook(
+            lambda *called: self._refuse_long(called[-1], rate)
+        )
+        with Seeded(seed), refuse:
             found = self.network(
                 tokens_1S - 1,
                 speaker_id=voice if self.config.speakers else None,
-                speaking_rate=self.network.speaking_rate * speed,
+                speaking_rate=rate,
             )
         sound_T: Tensor = found.waveform[0].float()
         return sound_T

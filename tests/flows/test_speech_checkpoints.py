@@ -154,6 +154,11 @@ def test_what_would_take_minutes_to_say_is_refused_before_it_is_made(
     bias.data.fill_(12.0)
     with pytest.raises(ValueError, match=r"prompt: it takes \d+ s to say; at most 60 s are made"):
         model.sample(Request(seeds=(1,), prompts=("мир",)))
+    bias.data.fill_(8.5)  # 40 s at its own speed
+    with pytest.raises(
+        ValueError, match=r"prompt: it takes (7|8)\d s to say; at most 60 s are made"
+    ):
+        model.sample(Request(seeds=(1,), prompts=("мир",), speed=0.5))
     bias.data.copy_(before)
 
 
