@@ -1,6 +1,6 @@
 """Judging clips: what the judge says of drawn ones, how they move, and what each stage adds to real ones; a gallery.
 
-Real clips are taken at the drawn ones' number of frames, each n-th from the first on.
+Real clips are taken at the drawn ones' number of frames and rate, each n-th from the first on.
 
 Shape letters: N clips, F frames, C channels, H and W pixels.
 """
@@ -55,7 +55,8 @@ def score(
     """Return every metric with its interval, per-sample outcomes for paired comparison, and the gallery."""
     facts = read_header(prepared)
     made = torch.from_numpy(np.concatenate(drawn)).float() / 255
-    real = {name: _real(prepared, name, made) for name in ("test", "validation")}
+    step = each_of(facts["frame_rate"], pipeline)
+    real = {name: _real(prepared, name, made, step) for name in ("test", "validation")}
     scores = Scores(spec)
     scores.mean("jerk", c.jerk(made), over=prompts, keep=True)
     _travel(scores, made, prompts, real["test"][0])
@@ -68,7 +69,7 @@ def score(
         pictures.distribution(scores, judge, seen, *known)
         if len(set(prompts)) < len(prompts):
             pictures.variety(scores, judge, (made, prompts), real["test"])
-    _memorisation(scores, made, prepared)
+    _memorisation(scores, made, prepared, step)
     pictures.pixel_values(scores, made.transpose(1, 2), real["test"][0].transpose(1, 2))
     by_stage = dict(zip((stage.stage for stage in pipeline.stages), models, strict=True))
     whole = clips(prepared, "test")[:2]
@@ -114,27 +115,31 @@ def _travel(scores: Scores, made: Tensor, prompts: Sequence[str], real: Tensor) 
         scores.mean("travel", c.moved(made) / usual, over=prompts)
 
 
-def _real(prepared: Path, name: str, made: Tensor) -> tuple[Tensor, list[str]]:
+def _real(prepared: Path, name: str, made: Tensor, step: int) -> tuple[Tensor, list[str]]:
     """Return real clips as many frames long and as large as the drawn ones, with their captions."""
     frames, captions, _ = clips(prepared, name, image_size=made.shape[-1])
-    return as_long(frames, made.shape[1]), captions
+    return as_long(frames, made.shape[1], step), captions
 
 
-def as_long(frames: Tensor, count: int) -> Tensor:
-    """Return clips (N, F, C, H, W) of `count` frames: each n-th from the first on, n as large as it goes."""
-    step = max(1, (frames.shape[1] - 1) // max(1, count - 1))
-    return frames[:, : step * count : step]
+def each_of(rate: float, pipeline: Pipeline) -> int:
+    """Return n, where what is drawn has each n-th frame of data that have `rate` frames a second."""
+    return max(1, round(rate / (pipeline.frame_rate or rate)))
+
+
+def as_long(frames: Tensor, count: int, step: int) -> Tensor:
+    """Return clips (N, F, C, H, W) of `count` frames: each n-th from the first on."""
+    return frames[:, ::step][:, :count]
 
 
 def _familiar(captions: Sequence[str], held_out: set[str]) -> list[int]:
     return [place for place, caption in enumerate(captions) if caption not in held_out]
 
 
-def _memorisation(scores: Scores, made: Tensor, prepared: Path) -> None:
+def _memorisation(scores: Scores, made: Tensor, prepared: Path, step: int) -> None:
     side = made.shape[-1]
     size = COARSE if side > COARSE and side % COARSE == 0 else side
     train, test = (
-        as_long(clips(prepared, name, image_size=size)[0], made.shape[1]).flatten(1, 2)
+        as_long(clips(prepared, name, image_size=size)[0], made.shape[1], step).flatten(1, 2)
         for name in ("train", "test")
     )
     if len(test) < LEAST_HELD_OUT:
@@ -233,7 +238,7 @@ def _upscaling(
     scores: Scores, model: Family, stage: PinnedStage, real: Tensor, said: Sequence[str]
 ) -> None:
     """Measure an upsampler on real clips against bicubic interpolation."""
-    real = as_long(real, model.config.frames)
+    real = as_long(real, model.config.frames, model.config.skips[-1])
     flat = real.flatten(0, 1)
     low = F.adaptive_avg_pool2d(flat, model.config.low_size)
     cubic = F.interpolate(low, size=flat.shape[-2:], mode="bicubic", align_corners=False)
@@ -245,7 +250,7 @@ def _interpolation(
     scores: Scores, model: Family, stage: PinnedStage, real: Tensor, said: Sequence[str]
 ) -> None:
     """Measure frames between each second one of real clips against those on a straight line between both."""
-    real = as_long(real, model.config.frames)
+    real = as_long(real, model.config.frames, model.config.skips[-1])
     given = real[:, ::2]
     made = _drawn(model, stage, said, {"half": given})[:, 1::2]
     line = (given[:, :-1] + given[:, 1:]) / 2

@@ -138,6 +138,16 @@ def test_a_clip_that_stands_still_or_is_too_slow_goes_half_as_far_as_real_ones(
         assert clip_metrics.jerk(made).mean() < gate.metrics["jerk"].at_most
 
 
+def test_real_clips_are_compared_at_the_rate_of_drawn_ones() -> None:
+    """Nine frames at the data's own rate are the first nine of 17, and not each second one, which goes twice as far."""
+    pipeline = pinned({"up": VideoUpsampler(VideoUpsampler.presets["tiny"])})
+    for rate, step in ((None, 1), (8.0, 1), (4.0, 2)):
+        assert judging.each_of(8.0, pipeline.model_copy(update={"frame_rate": rate})) == step
+    frames = torch.arange(17.0)[None, :, None, None, None]
+    assert judging.as_long(frames, 9, 1).flatten().tolist() == [*range(9)]
+    assert judging.as_long(frames, 5, 2).flatten().tolist() == [*range(0, 9, 2)]
+
+
 class Straight(Interpolation):
     """Puts between two frames what lies on a straight line between them."""
 
