@@ -96,7 +96,7 @@ async def listed(
     "/v1/files/{name}/content",
     response_class=Response,
     response_model=None,
-    responses=answers(None, [*FOUND, 416], {JSONL: BINARY}),
+    responses=answers(None, [*FOUND, 410, 416], {JSONL: BINARY}),
 )
 async def download(request: Request, name: str) -> Response:
     """Return what is in a file of this key, by whole or by range."""
