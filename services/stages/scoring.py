@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.family import Batch, Family, Rows
+from models.family import Batch, Family, Rows, mixed
 from models.parts import words
 from models.parts.rows import entered
 from models.parts.tokens import CONTROL, tokenizer
@@ -106,10 +106,13 @@ def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:
     """
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    heard = (
+        seed if 0 <= seed < 2**32 else mixed(seed)
+    )  # of a longer one torch's generator keeps 32 bits
     nats, rows = 0.0, len(next(iter(batch.values())))
     for start in range(0, rows, TOGETHER):  # a long text is several rows
         part = {name: tensor[start : start + TOGETHER] for name, tensor in batch.items()}
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(heard)
         for nats_B in model.rating(part, generator):
             if nats_B is not None:
                 nats += float(nats_B.double().sum())
