@@ -132,8 +132,8 @@ class Runner:
         """End and expire what is due, and remove the files that nobody can ask for any more."""
         self._jobs.sweep()
         for id in self._jobs.leftovers():
-            self._store.clear(id)
-            self._jobs.cleared(id)
+            if self._emptied(id):
+                self._jobs.cleared(id)
         if self._strayed is None or time.monotonic() - self._strayed > STRAY_S:
             self._strayed = time.monotonic()
             self._clear_strays()
@@ -143,7 +143,16 @@ class Runner:
         made = {id: made_at(id) for id in self._store.jobs()}
         old = [id for id, at in made.items() if at is not None and at < time.time() - STRAY_S]
         for id in self._jobs.unknown(old):
+            self._emptied(id)
+
+    def _emptied(self, id: str) -> bool:
+        """Remove a job's files; where one stays, say so, and keep nobody else's."""
+        try:
             self._store.clear(id)
+        except OSError as error:
+            logger.warning("files of %s cannot be removed: %s", id, error)
+            return False
+        return True
 
     async def _worked(self, lease: Lease) -> None:
         try:

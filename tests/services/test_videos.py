@@ -1,8 +1,10 @@
 """The real `openai` client asks for clips: they are jobs, seen by their owner's key alone, and fetched in any way."""
 
 import asyncio
+import errno
 import io
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -411,6 +413,32 @@ def test_what_a_clip_was_made_of_goes_with_it(house: Any, client: OpenAI, made: 
     client.videos.delete(remix.id)
     sweeper.sweep()
     assert not (kept / remix.id).exists()
+
+
+class Stuck(Store):
+    """A disk that keeps the files of one job."""
+
+    held = ""
+
+    def clear(self, job: str) -> None:
+        if job == self.held:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), job)
+        super().clear(job)
+
+
+def test_files_that_cannot_be_removed_keep_no_other_s(house: Any, client: OpenAI) -> None:
+    kept = house.workshop.folder / "files" / "jobs"
+    endpoints, store = Endpoints(house.workshop.ledger, house.workshop.registry), Stuck(str(kept))
+    sweeper = Runner(house.workshop.jobs, store, endpoints, Executor(lambda _: None), {})
+    store.held, *others = (client.videos.create(model="moving", prompt=PROMPT).id for _ in range(3))
+    for id in (store.held, *others):
+        store.put(id, "given-clip", b"clip")
+        client.videos.delete(id)
+    sweeper.sweep()
+    assert [(kept / id).exists() for id in (store.held, *others)] == [True, False, False]
+    stuck, store.held = store.held, ""
+    sweeper.sweep()
+    assert not (kept / stuck).exists(), "it is tried again"
 
 
 def test_a_file_whose_job_was_never_written_down_goes_when_it_is_old(
