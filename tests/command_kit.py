@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,16 @@ PRELOADED: Final = (
 )
 AT_IMPORT: Final = {"COLUMNS": "200", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 """What a command sets, or is given, before it imports the tools that read it once."""
+
+
+@contextmanager
+def begun(arguments: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
+    """A process that ends with the block: one that waits for a test that has failed is waited for without end."""
+    with subprocess.Popen(arguments, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Commands:

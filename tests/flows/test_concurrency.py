@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from flows.recipe import Resources
 from flows.scheduling.concurrency import slots_of
+from tests.command_kit import begun
+from tests.flows.training_kit import wait_until
 
 TRAINS = """
 import sys, time
@@ -30,8 +33,8 @@ trains()
 """
 
 
-def training() -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+def training() -> AbstractContextManager["subprocess.Popen[str]"]:
+    return begun(
         [sys.executable, "-c", TRAINS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
@@ -52,9 +55,7 @@ def test_a_second_training_waits_for_the_first_and_not_for_a_killed_one(
         assert streams(first)[1].readline() == "trains\n"
         with training() as second:
             with get_client(sync_client=True) as client:
-                ends = time.monotonic() + 30
-                while client.count_flow_runs() < 2:
-                    assert time.monotonic() < ends
+                wait_until(lambda: client.count_flow_runs() >= 2)
                 limit = client.read_global_concurrency_limit_by_name("training")
                 assert (limit.limit, limit.active_slots) == (1, 1)
             first.kill()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flows.scheduling import crash_recovery
+from tests.command_kit import begun
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -67,7 +68,7 @@ def test_a_run_is_dead_only_where_its_own_machine_has_no_such_process(
 
     code = "import sys; print('up', flush=True); sys.stdin.read()"
     environment = {"PREFECT__FLOW_RUN_ID": str(run.id)}
-    with subprocess.Popen(
+    with begun(
         [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from infra.stack.probes import beats
+from tests.command_kit import begun
 
 CHILD = "import time\nprint('begun', flush=True)\ntime.sleep(600)\n"
 
@@ -39,7 +40,7 @@ def test_a_killed_worker_is_started_again_within_seconds_and_nicely(
     (tmp_path / "working.py").write_text(CHILD)
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
     command = ["-m", "infra.stack.servers", "worker", "--module", "working", "--after", prefect]
-    with subprocess.Popen(
+    with begun(
         [sys.executable, *command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE, text=True,
     ) as supervisor:  # fmt: skip

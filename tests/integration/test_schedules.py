@@ -26,6 +26,7 @@ from flows.scheduling.dataset_watch import (
 )
 from flows.scheduling.deployments import Deployment, put, submit
 from flows.scheduling.worker import look_at
+from tests.command_kit import begun
 from tests.integration.schedule_kit import NAME, RECIPE, ScheduledHouse, scheduled_house
 from tests.integration.serving_kit import wait_for
 
@@ -62,7 +63,7 @@ def house(
 @pytest.fixture(scope="module")
 def killed_at(house: ScheduledHouse) -> float:
     """When a flow of no deployment was killed, after a heartbeat of its own: only its silence tells."""
-    with subprocess.Popen(
+    with begun(
         [sys.executable, "-c", SILENT], cwd=house.folder, env=house.environment,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as process:  # fmt: skip
