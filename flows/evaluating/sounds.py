@@ -34,6 +34,7 @@ from models.judges.recogniser import Recogniser, spectra
 
 ROWS: Final = 512  # held-out sounds that are rated, at most
 AT_ONCE: Final = 16  # sounds of a forward pass
+SILENT: Final = 0.001  # of full scale
 LEARNED: Final = 2000  # real sounds that the recogniser is fitted to, about
 
 Split: TypeAlias = tuple[Tensor, Tensor, list[str], Tensor]  # as `loaders.sounds` returns it
@@ -130,8 +131,14 @@ def _heard(
     rate = facts["sample_rate"]
     if prompts and facts["attributes"]:
         _alignment(scores, facts, learned, made, prompts, real)
-    parts = (part[:, : made.shape[1]] for part in (made, learned[0], real[0]))
-    copies(scores, *(spectra(part, rate) for part in parts))
+    others = (beginnings(part, made.shape[1]) for part in (learned[0], real[0]))
+    copies(scores, *(spectra(part, rate) for part in (made, *others)))
+
+
+def beginnings(sound_NT: Tensor, samples: int) -> Tensor:
+    """Return the first `samples` of each sound but of those that begin in silence: one is as all others are."""
+    begun_NT = sound_NT[:, :samples]
+    return begun_NT[begun_NT.abs().amax(1) > SILENT]
 
 
 def _alignment(

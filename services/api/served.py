@@ -28,9 +28,8 @@ from services.routing.request_session import Exchange
 from services.settings import Arguments
 
 SHORT: Final = 2**16  # bytes of a body that is read at once, not in a thread: some ms at most
-MOST_BRACKETS: Final = (
-    2**18
-)  # of a body: each list or object is a piece of memory, 9 MiB of them are seconds
+MOST_BRACKETS: Final = 2**18
+"""Of a body: each list or object is a piece of memory, and 9 MiB of them are seconds."""
 
 Body = TypeVar("Body", bound=BaseModel)
 Asked = TypeVar("Asked", bound=Order)

@@ -106,9 +106,8 @@ def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:
     """
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    heard = (
-        seed if 0 <= seed < 2**32 else mixed(seed)
-    )  # of a longer one torch's generator keeps 32 bits
+    # of a longer one torch's generator keeps 32 bits
+    heard = seed if 0 <= seed < 2**32 else mixed(seed)
     nats, rows = 0.0, len(next(iter(batch.values())))
     for start in range(0, rows, TOGETHER):  # a long text is several rows
         part = {name: tensor[start : start + TOGETHER] for name, tensor in batch.items()}

@@ -117,3 +117,15 @@ def test_sounds_that_are_repeated_or_played_back_are_refused(
     report = check(gate.model_copy(update={"metrics": bounds}), record, None)
     refused = {REFUSED[said]} if said in REFUSED else set()
     assert {one.name for one in report.conditions if not one.passed} == refused
+
+
+def test_recordings_that_begin_in_silence_are_no_copies_of_one_another(vowels: Path) -> None:
+    learned, _, _, _ = loaders.sounds(vowels, "train")
+    unseen, *rest = loaders.sounds(vowels, "test")
+    late = torch.cat([torch.zeros(len(unseen), 1200), unseen[:, 1200:]], 1)
+    both = torch.cat([unseen, late])
+    scores = Scores(EvaluationSpec(bootstrap=200))
+    sounds._heard(scores, vowels, learned[:40, :1200], [], (both, *rest))
+    assert scores.metrics["memorised"].value == 1
+    assert sounds.beginnings(both, 1200).equal(unseen[:, :1200])
+    assert sounds.beginnings(both, 2400).equal(both)
