@@ -573,3 +573,8 @@ def mixed(value: int) -> int:
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
     return (value ^ (value >> 31)) >> 1
+
+
+def heard(seed: int) -> int:
+    """Return a seed for torch's generators, which keep 32 bits of one: itself, or a hash of a longer or negative one."""
+    return seed if 0 <= seed < 2**32 else mixed(seed)

@@ -33,6 +33,7 @@ from flows.training.spec import TrainingSpec
 from flows.training.validation import OnValidation, Validation
 from infra.storage import IntegrityError, faultpoint, write_json
 from models import describe, trainable
+from models.family import heard
 from models.parts.lora import own
 
 
@@ -104,7 +105,7 @@ class Loop:
     def _fresh(self) -> State:
         spec = self.spec
         config = starting.config_of(spec, self._loader().facts)
-        torch.manual_seed(spec.seed)  # the same first weights on every rank
+        torch.manual_seed(heard(spec.seed))  # the same first weights on every rank
         model = trainable(spec.family)(config)
         if spec.base is not None:
             starting.load(model, spec, spec.base)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.family import Batch, Family, Rows, mixed
+from models.family import Batch, Family, Rows, heard
 from models.parts import words
 from models.parts.rows import entered
 from models.parts.tokens import CONTROL, tokenizer
@@ -106,12 +106,10 @@ def score(model: Family, batch: Batch, seed: int) -> Iterator[float | None]:
     """
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    # of a longer one torch's generator keeps 32 bits
-    heard = seed if 0 <= seed < 2**32 else mixed(seed)
     nats, rows = 0.0, len(next(iter(batch.values())))
     for start in range(0, rows, TOGETHER):  # a long text is several rows
         part = {name: tensor[start : start + TOGETHER] for name, tensor in batch.items()}
-        generator = torch.Generator(device).manual_seed(heard)
+        generator = torch.Generator(device).manual_seed(heard(seed))
         for nats_B in model.rating(part, generator):
             if nats_B is not None:
                 nats += float(nats_B.double().sum())

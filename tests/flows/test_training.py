@@ -89,6 +89,18 @@ def test_finished_work_is_recognised(prepared: Path, undisturbed: Trained) -> No
     assert again.seconds["fit"] < 1
 
 
+def test_every_bit_of_a_seed_decides_the_first_weights(prepared: Path, tmp_path: Path) -> None:
+    still = {"model": Optimizer(learning_rate=1e-30)}
+    short, long = (
+        load_file(
+            train(prepared, tmp_path, seed=seed, steps=1, optimizers=still).directory
+            / "model.safetensors"
+        )
+        for seed in (7, 2**32 + 7)
+    )
+    assert max(float((tensor - long[name]).abs().max()) for name, tensor in short.items()) > 1e-3
+
+
 def test_the_callers_generators_and_threads_are_left_alone(prepared: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
