@@ -2,7 +2,8 @@
 
 A request id, headers that may not come in, the key, the body, the number of requests under way. Closed unless opened:
 only the two health routes answer without a key once there is one, and links that are signed. The platform itself, which
-tries a version before it is promoted, is let in however many requests are under way.
+tries a version before it is promoted, is let in however many requests are under way; a key that has fewer than its even
+share of them is, too, so that no key's flood keeps the others out.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import hashlib
 import re
 import time
 import uuid
+from collections import Counter
 from io import BytesIO
 from typing import IO, Final, Literal, Protocol, TypeAlias
 
@@ -80,7 +82,7 @@ class Guard:
         self._behind_proxy = (
             behind_proxy  # Serve's: it gives every request its id and answers with it
         )
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()  # of a client
         self._verdicts: dict[str, tuple[float, Admission, str]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,24 +111,26 @@ class Guard:
             await send(message)
 
         try:
-            body = await self._read(scope, headers, receive)
+            client, body = await self._read(scope, headers, receive)
         except ApiError as error:
             await error.response()(scope, receive, answer)
             return
-        self._under_way += 1
+        self._under_way[client] += 1
         try:
             await self._app(scope, again(body, receive), answer)
         finally:
-            self._under_way -= 1
+            self._under_way -= Counter([client])  # keeps those above 0
             body.close()
 
-    async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> IO[bytes]:
-        """Return the body, or raise why this request may not come in."""
+    async def _read(
+        self, scope: Scope, headers: Headers, receive: Receive
+    ) -> tuple[str, IO[bytes]]:
+        """Return whose it is and the body, or raise why this request may not come in."""
         if (refused := refusal_of(headers)) is not None:
             raise refused
         scope["house"], scope["owner"] = False, ""
         if scope["path"] in OPEN:
-            return BytesIO()
+            return "", BytesIO()
         key = _key(headers)
         linked = scope["path"].startswith(LINKED) and b"signature=" in scope["query_string"]
         admitted, scope["owner"] = ("link", "") if linked else await self._authorize(key, headers)
@@ -138,15 +142,18 @@ class Guard:
         address, _ = scope.get("client") or ("", 0)
         client = address if admitted in {"open", "link"} else _hash(key)
         body = await self._bodies.read(client, receive, most, int(length))
-        if self._under_way >= self._max_under_way and admitted != "house":
+        if admitted != "house" and (full := self._full(client)):
             body.close()
-            raise ApiError(
-                429,
-                f"{self._under_way} requests are under way, at most {self._max_under_way} may be",
-                code="queue_full",
-                retry_after_s=2,
-            )
-        return body
+            raise ApiError(429, full, code="queue_full", retry_after_s=2)
+        return client, body
+
+    def _full(self, client: str) -> str:
+        """Return why a client must wait: the gateway is full, and it has its even share of what fits; else nothing."""
+        total, most = self._under_way.total(), self._max_under_way
+        sharing = len(self._under_way.keys() | {client})
+        if total < most or self._under_way[client] < most // sharing:
+            return ""
+        return f"{total} requests are under way, at most {most} may be"
 
     async def _authorize(self, key: str, headers: Headers) -> tuple[Admission, str]:
         """Return how a request comes in, and whose jobs it may see."""

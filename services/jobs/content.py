@@ -125,7 +125,7 @@ def _headers(tag: str) -> dict[str, str]:
 def _unchanged(request: Request, headers: dict[str, str]) -> Response | None:
     """Return the answer to who has these bytes already."""
     known = request.headers.get("if-none-match", "").split(",")
-    if headers["etag"] not in {one.strip().removeprefix("W/") for one in known}:
+    if not {"*", headers["etag"]} & {one.strip().removeprefix("W/") for one in known}:
         return None
     return Response(status_code=304, headers=headers)
 

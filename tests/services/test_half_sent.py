@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from infra.keys import Keys
 from services.gateway import bodies
 from services.gateway.bodies import MOST, MOST_OF_ONE, Bodies, again
 from services.gateway.errors import ApiError
@@ -190,7 +192,7 @@ def test_who_tries_a_version_is_let_in_when_the_gateway_is_full(
 
     async def run() -> None:
         long = [asyncio.ensure_future(post(app, body(n=8, steps=250)))]
-        while app._under_way == 0:
+        while not app._under_way:
             await asyncio.sleep(0)
         full = await post(app, body(steps=1))
         assert error(full) == (429, "queue_full", None)
@@ -198,6 +200,34 @@ def test_who_tries_a_version_is_let_in_when_the_gateway_is_full(
         assert not long[0].done()
         long[0].cancel()
         await asyncio.gather(*long, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_no_key_s_flood_keeps_another_key_out(
+    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = Keys(f"sqlite:///{tmp_path / 'keys.db'}")
+    one, other = ({"authorization": f"Bearer {keys.create(name)}"} for name in "ab")
+    monkeypatch.setattr(app, "_keys", keys)
+    monkeypatch.setattr(app, "_max_under_way", 4)
+
+    async def run() -> None:
+        def ask(**key: str) -> Any:
+            return asyncio.ensure_future(post(app, body(n=8, steps=250), **key))
+
+        flood = [ask(**one) for _ in range(4)]
+        while app._under_way.total() < 4:
+            await asyncio.sleep(0)
+        assert error(await post(app, body(steps=1), **one)) == (429, "queue_full", None)
+        fair = [ask(**other) for _ in range(2)]
+        while app._under_way.total() < 6:
+            await asyncio.sleep(0)
+        assert error(await post(app, body(steps=1), **other)) == (429, "queue_full", None)
+        for task in flood + fair:
+            task.cancel()
+        await asyncio.gather(*flood, *fair, return_exceptions=True)
+        assert not app._under_way
 
     asyncio.run(run())
 
