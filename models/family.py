@@ -576,5 +576,5 @@ def mixed(value: int) -> int:
 
 
 def heard(seed: int) -> int:
-    """Return a seed for torch's generators, which keep 32 bits of one: itself, or a hash of a longer or negative one."""
+    """Return a seed for torch's generators, which keep 32 bits of one: itself, or the hash of a longer one."""
     return seed if 0 <= seed < 2**32 else mixed(seed)

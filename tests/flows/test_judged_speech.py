@@ -92,23 +92,22 @@ def test_a_judge_of_real_speech_hears_words_and_voices_and_what_is_wrong_with_ei
     assert found(words, other, asked, voices)["word_accuracy"] == 0
 
 
+@pytest.mark.parametrize(("recipe", "shorter"), [("fsdd-units", 2 / 3), ("fsdd-speech", 0.85)])
 def test_speech_that_is_too_fast_too_slow_or_cut_lasts_otherwise_than_recordings(
-    words: Path,
+    words: Path, recipe: str, shorter: float
 ) -> None:
     """The judge hears the same words: it hears spectra in parts of a sound, however long they are."""
-    asked, voices = ["oh", "oh", "eight", "eight"] * 3, ["ann", "bob"] * 6
-    spoken = list(zip(asked, voices, range(12), strict=True))
-    right = [said(word, who, 4 + number) for word, who, number in spoken]
-    bound = load(RECIPES / "fsdd-units.yaml").gate.metrics["relative_duration"]
+    recorded = right, asked, voices = speech._some(words, "test", 100)
+    bound = load(RECIPES / f"{recipe}.yaml").gate.metrics["relative_duration"]
     gate = Gate(metrics={"relative_duration": bound})
     for sounds, passes in (
         (right, True),
         ([one[::2] for one in right], False),
         ([one.repeat_interleave(2) for one in right], False),
-        ([one[: 2 * len(one) // 3] for one in right], False),
+        ([one[: int(shorter * len(one))] for one in right], False),
     ):
         scores = Scores(EvaluationSpec(bootstrap=50))
-        speech._duration(scores, speech._some(words, "test", 100), (sounds, asked, voices))
+        speech._duration(scores, recorded, (sounds, asked, voices))
         record = Evaluation(evaluation_set="", judge=None, metrics=scores.metrics, outcomes={})
         assert check(gate, record, None).passed == passes, scores.metrics
 
