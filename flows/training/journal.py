@@ -126,7 +126,8 @@ class Reporter:
             return
         rate = line["metrics"]["samples_per_s"]
         left = (self.steps - line["step"]) * self.batch_size / max(rate, 1e-9)
-        self.last = Progress(line["step"], self.steps, line["metrics"]["loss"], rate, left)
+        loss = line["metrics"].get("loss", self.last.loss)  # none where no step was taken yet
+        self.last = Progress(line["step"], self.steps, loss, rate, left)
         self.on_progress(self.last)
 
     def resumed(self, step: int) -> None:

@@ -314,11 +314,14 @@ class Loop:
                 " training.optimizers.*.learning_rate or training.clip_norm"
             )
         self.state.means[TOTAL] = float(self.skips.total)
-        if not (means := self.skips.means(table, self.names)):
+        means = self.skips.means(table, self.names)
+        if not means and not validates:
             return
-        if "loss" not in means:
-            losses = (f"{player}.loss" for player in self.state.optimizers)
-            means["loss"] = sum(means[name] for name in losses if name in means)
+        # where no step was taken the weights are measured all the same
+        means = means or dict(self.state.means)
+        losses = [f"{player}.loss" for player in self.state.optimizers]
+        if known := [means[name] for name in losses if name in means]:
+            means["loss"] = sum(known)
         now = time.monotonic()
         then, done = self._since
         self._since = now, step

@@ -104,6 +104,28 @@ def test_a_training_that_took_no_step_has_diverged_however_short_it_was(
         trained(spec(prepared, (0, 1), steps=2), tmp_path)
 
 
+@pytest.mark.parametrize("gone", [0, 5], ids=["before the first", "before the last"])
+def test_weights_are_measured_also_where_no_step_was_taken_since_the_last_line(
+    tmp_path: Path, gone: int
+) -> None:
+    """Else a training that keeps the best weights ends with none."""
+    prepared = prepare(tmp_path / "validated" / "shades", validation=16)
+    losses: dict[int, float] = {}
+    every = 6 if gone else 1
+    wanted = spec(prepared, (gone,), keep="best", validate_every=every)
+    found = fit(
+        wanted,
+        run_id=None,
+        tracking_uri=None,
+        runs=tmp_path,
+        on_validation=losses.__setitem__,
+        on_progress=lambda _: None,
+    )
+    assert [*losses] == [*range(every, 7, every)]
+    assert found.metrics["validation_loss"] == min(losses.values())
+    assert found.metrics["skipped_steps"] == 1
+
+
 def test_a_row_of_skipped_steps_goes_over_lines_of_metrics_and_ends_at_one_that_is_taken() -> None:
     rules = spec_of(Path("nowhere"), max_skipped=3).training
     names, good, bad = ("loss", "skipped"), (1.0, 0.0), (float("nan"), 1.0)
