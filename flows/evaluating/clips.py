@@ -76,7 +76,12 @@ def score(
     for stage in pipeline.stages:
         _of_stage(scores, stage, by_stage, *whole)
     files = {"gallery.png": of_clips(made, prompts, max(1, spec.gallery // 4))}
-    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+    return Judged(
+        metrics=scores.metrics,
+        outcomes=scores.outcomes,
+        files=files,
+        left_out=tuple(scores.left_out),
+    )
 
 
 def by_judge(
@@ -145,7 +150,7 @@ def _memorisation(scores: Scores, made: Tensor, prepared: Path, step: int) -> No
     if len(test) < LEAST_HELD_OUT:
         return  # a small folder can be learned from all the same
     small = F.adaptive_avg_pool2d(made.flatten(1, 2), size)
-    scores.mean("memorised", m.memorisation(small, train, test))
+    pictures.memorised(scores, small, train, test)
 
 
 def _of_stage(

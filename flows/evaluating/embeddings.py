@@ -65,7 +65,12 @@ def score(
     asked_KE = torch.from_numpy(np.concatenate(drawn))
     found_K = (asked_KE @ of_pixels(model, pixels).T).argmax(1)
     files = {"gallery.png": of_pictures(pixels[found_K], prompts, spec.gallery)}
-    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+    return Judged(
+        metrics=scores.metrics,
+        outcomes=scores.outcomes,
+        files=files,
+        left_out=tuple(scores.left_out),
+    )
 
 
 def retrieval(

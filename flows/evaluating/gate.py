@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.recipe import Bound, Gate, Wins
 
+NO_NUMBER: Final = ", which is no finite number"
+"""How a line of what is left out goes on behind a metric's name."""
 LESS_IS_BETTER: Final = ("_nats", "jerk", "_mse")  # endings of such outcomes; of others more is
 
 
@@ -195,6 +197,10 @@ def compare(found: Evaluation, other: Evaluation, what: str, margin: float) -> l
                 says=says,
             )
         )
+    for name in sorted(other.outcomes.keys() - found.outcomes.keys()):
+        if name + NO_NUMBER in found.left_out:
+            says = f"{name}{NO_NUMBER}, cannot be compared with {what}"
+            conditions.append(Condition(name=f"{name} against {what}", passed=False, says=says))
     if not conditions:
         says = f"nothing was measured sample by sample, so it cannot be compared with {what}"
         conditions.append(Condition(name=f"against {what}", passed=False, says=says))

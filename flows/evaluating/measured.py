@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from flows.recipe import Evaluation
 from models.declared import Declared
 from models.judges import LEAST_HELD_OUT
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from models.family import Family
 
 COSTS = ("seconds_per_sample", "cpu_seconds_per_sample")
+DISTRIBUTION: Final = ("fd_judge", "precision", "recall", "coverage")
 GIVEN: Final = 10  # frames that a prediction has, and as many that it gives
 
 
@@ -113,6 +115,37 @@ def measured(
     return found | {name: nothing or why for name, why in drawn.items()}
 
 
+def asked_of(captions: Sequence[str], spec: Evaluation) -> list[str]:
+    """Return the captions that are asked for, each with every seed: evenly taken, about `samples` in all."""
+    return list(captions)[:: max(1, len(captions) * len(spec.seeds) // spec.samples)]
+
+
+def unmeasured(data: Mapping[str, Any], spec: Evaluation, *, prompted: bool) -> dict[str, str]:
+    """Return the metrics that too few drawn pictures, or clips, keep from being measured, each with what does.
+
+    Args:
+        data: as `data.catalog.known` returns it; nothing is said where its captions are not known yet.
+        spec: what is drawn.
+        prompted: whether the first stage reads captions.
+    """
+    count, found = spec.samples, dict[str, str]()
+    if prompted:
+        if "captions" not in data:
+            return {}
+        asked, held_out = asked_of(data["captions"], spec), set(data["held_out"])
+        known = [caption for caption in asked if caption not in held_out]
+        count = len(known) * len(spec.seeds)
+        why = f"none of the {len(asked)} captions that are asked for is such a one: raise evaluation.samples"
+        found["alignment_trained"] = "" if known else why
+        found["alignment_held_out"] = "" if len(known) < len(asked) else why
+        rows = sum(part["rows"] for part in data["splits"].values())
+        alone = f"no two rows of {data['name']} have one caption"
+        found["spread"] = "" if len(data["captions"]) < rows else alone
+    more = "give evaluation.seeds more of them" if prompted else "raise evaluation.samples"
+    few = f"{count} samples are drawn, and it needs {LEAST_HELD_OUT}: {more}"
+    return found | dict.fromkeys(DISTRIBUTION, few if count < LEAST_HELD_OUT else "")
+
+
 def _few(data: Mapping[str, Any]) -> str:
     """Return why little can be said of a small test split of pictures, clips or sounds."""
     nouns = {"image": "pictures", "clip": "clips", "audio": "sounds"}
@@ -198,7 +231,7 @@ def _of_pictures(
 def _judged(data: Mapping[str, Any], why: str, prompted: bool | None) -> dict[str, str]:
     """Return what the judge says of drawn pictures; `why` keeps it from that."""
     no_judge = why if "judge" in why else ""
-    found = dict.fromkeys(("fd_judge", "precision", "recall", "coverage"), why)
+    found = dict.fromkeys(DISTRIBUTION, why)
     aligned = no_judge or _unclassed(data) or _unprompted(prompted)
     found |= {f"alignment_{name}": aligned for name in data["attributes"]}
     found["alignment"] = aligned

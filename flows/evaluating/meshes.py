@@ -90,7 +90,12 @@ def score(
         shown = seen[asked].flatten(0, 1) if prompts else seen.flatten(0, 1)
         pictures.distribution(scores, judge, shown, *_familiar(prepared, facts, side))
     files = {"gallery.png": _gallery(made, prompts, spec.gallery)}
-    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+    return Judged(
+        metrics=scores.metrics,
+        outcomes=scores.outcomes,
+        files=files,
+        left_out=tuple(scores.left_out),
+    )
 
 
 def _solid(packed: "NDArray[np.uint8]") -> Tensor:

@@ -1,13 +1,14 @@
 """The numbers of an evaluation of any modality: means with bootstrap intervals, and what a family tells itself."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flows.evaluating.gate import Interval
+from flows.evaluating.gate import NO_NUMBER, Interval
 from flows.recipe import Evaluation as EvaluationSpec
 from infra.ledger.intervals import wilson
 from models.family import Family
@@ -33,6 +34,7 @@ class Scores:
     def __init__(self, spec: EvaluationSpec) -> None:
         self.metrics: dict[str, Interval] = {}
         self.outcomes: dict[str, list[float]] = {}
+        self.left_out: list[str] = []  # what is in no metric, and why
         self.resamples = spec.bootstrap
 
     def mean(
@@ -50,11 +52,14 @@ class Scores:
         if values.dtype == torch.bool and int(values.sum()) in (0, count):
             low, high = wilson(int(values.sum()), count)
         self.add(name, found.value, low, high, count)
-        if keep:
+        if keep and name in self.metrics:
             self.outcomes[name] = [round(float(value), 4) for value in rows]
 
     def add(self, name: str, value: float, low: float, high: float, count: int) -> None:
-        """Add a metric with its interval."""
+        """Add a metric with its interval; what is no finite number is left out, which no bound of it passes."""
+        if not all(map(math.isfinite, (value, low, high))):
+            self.left_out.append(name + NO_NUMBER)
+            return
         self.metrics[name] = Interval(value=value, low=low, high=high, count=count)
 
 

@@ -105,7 +105,12 @@ def score(
     files |= {
         f"samples/{number:02d}.wav": wav(x_T.numpy(), rate) for number, x_T in enumerate(made)
     }
-    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+    return Judged(
+        metrics=scores.metrics,
+        outcomes=scores.outcomes,
+        files=files,
+        left_out=tuple(scores.left_out),
+    )
 
 
 def _sample_gap(
@@ -126,13 +131,14 @@ def _sample_gap(
 def _heard(
     scores: Scores, prepared: Path, made: Tensor, prompts: Sequence[str], real: Split
 ) -> None:
-    """Add alignment, where captions are classes, and by spectra of what is as long as a made sound its copies."""
+    """Add alignment, where captions are classes, and by spectra of as much as made and real sounds have its copies."""
     facts, learned = loaders.read_header(prepared), loaders.sounds(prepared, "train")
     rate = facts["sample_rate"]
     if prompts and facts["attributes"]:
         _alignment(scores, facts, learned, made, prompts, real)
-    others = (beginnings(part, made.shape[1]) for part in (learned[0], real[0]))
-    copies(scores, *(spectra(part, rate) for part in (made, *others)))
+    samples = min(made.shape[1], learned[0].shape[1])
+    others = (beginnings(part, samples) for part in (learned[0], real[0]))
+    copies(scores, *(spectra(part, rate) for part in (made[:, :samples], *others)))
 
 
 def beginnings(sound_NT: Tensor, samples: int) -> Tensor:

@@ -111,7 +111,12 @@ def score(
     files |= {
         f"samples/{number:02d}.wav": wav(x_T.numpy(), rate) for number, x_T in enumerate(shown)
     }
-    return Judged(metrics=scores.metrics, outcomes=scores.outcomes, files=files)
+    return Judged(
+        metrics=scores.metrics,
+        outcomes=scores.outcomes,
+        files=files,
+        left_out=tuple(scores.left_out),
+    )
 
 
 Said = tuple[list[Tensor], list[str], list[str]]

@@ -128,7 +128,7 @@ def score(
         metrics=scores.metrics,
         outcomes=scores.outcomes,
         files=files,
-        left_out=tuple(left_out),
+        left_out=(*left_out, *scores.left_out),
         cut=cut.hexdigest()[:16],
     )
 
@@ -139,7 +139,8 @@ def memorised(
     """Return whether each written text copies more of the training split than 95 % of held-out texts do.
 
     What is compared is the longest stretch of 100 characters that stands in the training split word for word; people
-    use others' words too, so held-out text says how long a stretch is usual. None: there are too few texts so long.
+    use others' words too, so held-out text says how long a stretch is usual. None: there are too few texts so long, or
+    so many held-out ones stand there whole that nothing could copy more.
     """
     texts = [one[:COPIED] for one in written if len(one) >= COPIED]
     own_text = "\n".join(text for record in held_out for _, text in record)
@@ -151,4 +152,6 @@ def memorised(
     source = "\n".join(text for record in learned for _, text in record)[:SEARCHED]
     real = [real[number * len(real) // 64] for number in range(64)] if len(real) > 64 else real
     usual = float(np.quantile([copied(text, source) for text in real], USUAL))
+    if usual >= COPIED:
+        return None
     return torch.tensor([copied(text, source) > usual for text in texts]).float()

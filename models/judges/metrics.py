@@ -31,6 +31,17 @@ class Interval:
     high: float
 
 
+class Copied(ValueError):
+    """So many held-out pictures are training ones, too, that copies cannot be told; `unseen` are the others."""
+
+    def __init__(self, held_out: int, unseen: Tensor) -> None:
+        self.found = (
+            f"{held_out - len(unseen)} of {held_out} held-out ones are also training pictures"
+        )
+        self.unseen = unseen
+        super().__init__(f"{self.found}: hold out others, or no copy can be told from chance")
+
+
 def alignment(predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Return which samples have every attribute right (N,) and which attributes are right (N, A), as bools.
 
@@ -199,8 +210,9 @@ def memorisation(
         chance: the share of unseen pictures that may count.
 
     Raises:
-        ValueError: too few held-out pictures, pictures of different sizes, pixels that are not finite, a chance outside
-            (0, 1), or so many held-out pictures copied from the training ones that copies cannot be told.
+        ValueError: too few held-out pictures, pictures of different sizes, pixels that are not finite, or a chance
+            outside (0, 1).
+        Copied: so many held-out pictures are copies of training ones that copies cannot be told.
 
     Example:
         >>> pixels = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -221,10 +233,7 @@ def memorisation(
     honest_K = _ratio(_apart(unseen, train), _apart(unseen, unseen, own_K))
     limit = honest_K.quantile(chance)
     if limit <= 0:
-        raise ValueError(
-            f"over {chance:.0%} of the held-out pictures are also training pictures: "
-            "hold out others, or no copy can be told from chance"
-        )
+        raise Copied(len(unseen), unseen[honest_K > 0])
     return _ratio(_apart(generated, train), _apart(generated, unseen)) < limit
 
 

@@ -70,6 +70,19 @@ def test_a_version_worse_than_production_on_the_same_prompts_is_refused() -> Non
     assert check(COMPARED, worse, worse).passed
 
 
+def test_a_version_that_finds_something_impossible_is_no_better_than_one_that_does_not() -> None:
+    production = evaluation(0.95)
+    production = production.model_copy(
+        update={"outcomes": {**production.outcomes, "vae_nats": [9.0] * 240}}
+    )
+    assert check(COMPARED, evaluation(0.95), production).passed, "measured by others alone"
+    found = evaluation(0.95).model_copy(
+        update={"left_out": ["vae_nats, which is no finite number"]}
+    )
+    refused = check(COMPARED, found, production).refusal()
+    assert refused == "vae_nats, which is no finite number, cannot be compared with production"
+
+
 def test_a_loss_of_two_points_is_refused_however_often_it_is_tried() -> None:
     """Versions right in 0.97 and in 0.95 of 1,000 prompts, by a margin of one point: one in a thousand is let in."""
     gate = COMPARED.model_copy(update={"margin": 0.01})

@@ -119,6 +119,16 @@ def test_sounds_that_are_repeated_or_played_back_are_refused(
     assert {one.name for one in report.conditions if not one.passed} == refused
 
 
+def test_sounds_that_last_longer_than_recordings_are_compared_by_their_beginnings(
+    vowels: Path,
+) -> None:
+    learned, *_ = loaders.sounds(vowels, "train")
+    unseen, *_ = loaders.sounds(vowels, "validation")
+    for begun, low, high in ((learned[:40], 1, 1), (unseen, 0, 0.2)):
+        made = torch.cat([begun, begun.flip(1)], 1)
+        assert low <= heard(vowels, [], made)["memorised"].value <= high
+
+
 def test_recordings_that_begin_in_silence_are_no_copies_of_one_another(vowels: Path) -> None:
     learned, _, _, _ = loaders.sounds(vowels, "train")
     unseen, *rest = loaders.sounds(vowels, "test")

@@ -178,6 +178,9 @@ def test_who_copies_the_training_split_is_told_from_who_writes_alike() -> None:
     assert copies.mean() == 1
     assert own.mean() < 0.2  # one in twenty by chance
     assert texts.memorised(parrot[:5], held_out, train) is None
+    assert texts.memorised(parrot, train, train) is None, (
+        "nothing could copy more than held-out text"
+    )
 
 
 def test_the_longest_copied_stretch_is_found() -> None:

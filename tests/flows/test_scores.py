@@ -1,6 +1,7 @@
 """What is measured of few pictures, and on which device."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,52 @@ def test_the_frechet_distance_is_of_all_that_is_drawn_and_all_that_nobody_learne
         assert found.metrics["fd_judge"].count == few
         assert found.metrics["coverage"].count == few
     assert ends[1] < ends[0] / 3, ends
+
+
+def test_held_out_pictures_that_were_learned_too_are_set_aside_and_told() -> None:
+    """Such as things that stand a pixel further: data are checked for equal pictures alone. No training is lost."""
+    pixels = torch.rand(90, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    learned, unseen, honest = pixels.split(30)
+    for held_out, there in ((torch.cat([unseen, learned[:10]]), True), (learned, False)):
+        found = scoring.Scores(Evaluation(bootstrap=5))
+        pictures.copies(found, learned, learned, held_out)
+        assert ("memorised" in found.metrics) == there
+        assert "distinct" in found.metrics
+        count = 10 if there else 30
+        of = f"{count} of {len(held_out)}"
+        assert found.left_out == [f"memorised: {of} held-out ones are also training pictures"]
+        if there:
+            assert found.metrics["memorised"].value == 1
+            own = scoring.Scores(Evaluation(bootstrap=5))
+            pictures.copies(own, honest, learned, held_out)
+            assert own.metrics["memorised"].value < 0.2
+
+
+class OneSided(AttributeJudge):
+    """Sees the first value of every attribute."""
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        return torch.zeros(len(pixels), 1, dtype=torch.int64)
+
+
+def test_captions_that_all_were_held_out_have_an_alignment_of_their_own() -> None:
+    facts = {"attributes": {"hue": ["red", "blue"]}, "held_out": ["blue"]}
+    for prompts, part in ((["blue"] * 3, "held_out"), (["red"] * 3, "trained")):
+        found = scoring.Scores(Evaluation(bootstrap=5))
+        judge = OneSided(AttributeJudge.presets["tiny"])
+        pictures.alignment(found, judge, torch.zeros(3, 1, 8, 8), prompts, facts)
+        assert {name for name in found.metrics if name.startswith("alignment_")} == {
+            "alignment_hue",
+            f"alignment_{part}",
+        }
+
+
+def test_what_is_no_finite_number_is_in_no_metric_and_ends_no_evaluation() -> None:
+    found = scoring.Scores(Evaluation(bootstrap=5))
+    found.mean("vae_nats", torch.tensor([1.0, math.inf]), keep=True)
+    found.mean("vae_cost", torch.tensor([1.0, 2.0]), keep=True)
+    assert [*found.metrics] == [*found.outcomes] == ["vae_cost"]
+    assert found.left_out == ["vae_nats, which is no finite number"]
 
 
 def test_one_sample_has_no_gap_and_equal_likelihoods_a_finite_one() -> None:
