@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from data.catalog import CatalogError, known
 from data.modalities import modality
 from flows.context import environment, registry
-from flows.evaluating.measured import Able, measured, refusals
+from flows.evaluating.measured import Able, measured, refusals, unmeasured
 from flows.evaluating.modalities import unseen
 from flows.identity.code import stamp
 from flows.recipe import Judge, Recipe, Stage, drawing, last_of, split
 from flows.recipes.loader import RecipeError, control_of, load
+from flows.training.rows import check_rows
 from flows.training.spec import TrainingSpec
 from infra.documents import read_json
 from infra.imports import at_rest
@@ -25,6 +26,7 @@ from infra.stack.spec import state_folder
 from infra.storage import write_json
 from models import FAMILIES, JUDGES, near
 from models.declared import Declared, declared
+from models.ports import Port
 
 if TYPE_CHECKING:
     from models.family import Family, Trainable
@@ -108,23 +110,23 @@ def check_for(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
     with at_rest():  # torch, and each family's
         models, lines = _built(recipe, data)
     _refuse(lines)
-    kind = _kind(recipe, models)
-    if kind not in MODALITIES:
-        given = "what another stage makes of it: pictures, clips, meshes, sound or text"
-        _refuse(
-            [f"stages: {kind} comes out of {last_of(recipe)}, and can only be given as {given}"]
-        )
-    made = MODALITIES[kind]
-    _refuse(_misjudged(recipe, made))
+    out = _out(recipe, models)
+    _refuse(_unjudged(recipe, models, out))
+    made = MODALITIES[out.kind]
+    _refuse(_misjudged(recipe, made, out, data))
+    prompted = any(model.capabilities.condition == "text" for model in models.values())
     found = measured(
         data,
         {name: Able.surely(model) for name, model in models.items()},
         judged=recipe.judge is not None,
-        prompted=any(model.capabilities.condition == "text" for model in models.values()),
+        prompted=prompted,
         seeds=len(recipe.evaluation.seeds),
-        draws=kind != "embedding",
+        draws=made != "embedding",
         made=made,
     )
+    if made in {"image", "clip"}:
+        undrawn = unmeasured(data, recipe.evaluation, prompted=prompted)
+        found |= {name: found[name] or undrawn[name] for name in found.keys() & undrawn.keys()}
     _refuse([f"gate.metrics: {line}" for line in refusals(tuple(recipe.gate.metrics), found)])
     if recipe.search is not None:
         from flows.tuning.plan import check as check_search
@@ -362,16 +364,30 @@ def _built(recipe: Recipe, data: Mapping[str, Any]) -> "tuple[dict[str, Family],
     return models, lines
 
 
-def _kind(recipe: Recipe, models: "Mapping[str, Family]") -> str:
-    """Return the kind of what comes out of a recipe's stages."""
+def _out(recipe: Recipe, models: "Mapping[str, Family]") -> Port:
+    """Return what comes out of a recipe's stages."""
     wires = recipe.pipeline["generate"] if recipe.pipeline else recipe.stages
     stage, entry = split([*wires][-1])
     ways = models[stage].entries[entry] if entry else models[stage]
-    return next(iter(ways.outputs.values())).kind
+    return next(iter(ways.outputs.values()))
 
 
-def _misjudged(recipe: Recipe, made: Modality) -> list[str]:
-    """Return that a judge sees clips where pictures come out, or the other way round, or where neither does."""
+def _unjudged(recipe: Recipe, models: "Mapping[str, Family]", out: Port) -> list[str]:
+    """Return that what comes out is nothing to give out, or that nobody could judge it."""
+    from flows.evaluating.pipeline import MODALITIES
+
+    last = last_of(recipe)
+    if out.kind not in MODALITIES:
+        given = "what another stage makes of it: pictures, clips, meshes, sound or text"
+        return [f"stages: {out.kind} comes out of {last}, and can only be given as {given}"]
+    if out.kind == "embedding" and not (len(models) == 1 and models[last].ranks):
+        alone = "of one stage alone that embeds captions and pictures alike, as clip does"
+        return [f"stages: embeddings come out of {last}, and can be judged {alone}"]
+    return []
+
+
+def _misjudged(recipe: Recipe, made: Modality, out: Port, data: Mapping[str, Any]) -> list[str]:
+    """Return that a judge sees clips where pictures come out, or the other way round, or another size."""
     if recipe.judge is None:
         return []
     if why := unseen(made):
@@ -379,9 +395,21 @@ def _misjudged(recipe: Recipe, made: Modality) -> list[str]:
     sees = "clip" if "frames" in declared(recipe.judge.family).settings else "image"
     shown = "image" if made == "mesh" else made  # it is seen in pictures
     if sees == shown:
-        return []
+        return _missized_judge(recipe, recipe.judge, out, data)
     right = {"clip": "clip-judge", "image": "attribute-judge"}[shown]
     return [f"judge: {recipe.judge.family} sees {sees}s, and {made}s come out: take {right}"]
+
+
+def _missized_judge(recipe: Recipe, judge: Judge, out: Port, data: Mapping[str, Any]) -> list[str]:
+    """Return that a judge sees another size than comes out; of several sizes each is made its own."""
+    adapts = any(stage.training.lora for stage in recipe.stages.values())  # a pipeline stays around
+    drawn = None if adapts or out.kind == "volume" or not out.shape else out.shape[-1]
+    side = judge.image_size or _own_data(judge, data)["image_size"]
+    if drawn is None or side == drawn:
+        return []
+    return [
+        f"judge.image_size must be {drawn}, the size that comes out of {last_of(recipe)}, got {side}"
+    ]
 
 
 def _network(
@@ -410,6 +438,7 @@ def _network(
         from flows.training.counting import check_passes
 
         check_passes(stage, model)
+    check_rows(stage, model)
     return model
 
 
@@ -504,11 +533,34 @@ def _base(stage: Stage, name: str) -> tuple[str, Path | None]:
 
 
 def _unreadable(recipe: Recipe, data: Mapping[str, Any], model: "Family") -> list[str]:
-    """Return what a stage cannot read of the prompts to try, where the captions are known."""
-    if data["modality"] == "text" or model.capabilities.condition != "text" or "splits" not in data:
+    """Return what a stage cannot read of the prompts to try, where captions, or the tokenizer, are known."""
+    if model.capabilities.condition != "text" or "splits" not in data:
         return []
     try:
-        model.encode(recipe.try_prompts)
+        if data["modality"] == "text":
+            _begin(model, recipe.try_prompts or (model.readable,))
+        else:
+            model.encode(recipe.try_prompts)
     except ValueError as error:
         return [f"try_prompts: {error}"]
     return []
+
+
+def _begin(model: "Family", prompts: Sequence[str]) -> None:
+    """Have a network on no device read prompts; beyond that it computes nothing.
+
+    Raises:
+        ValueError: it could not write on from one, or answer it.
+    """
+    from models.request import Request
+
+    chats = model.capabilities.chats
+    with suppress(RuntimeError):  # of the device
+        model.sample(
+            Request(
+                seeds=tuple(range(len(prompts))),
+                prompts=() if chats else tuple(prompts),
+                dialogues=tuple((("user", one),) for one in prompts) if chats else (),
+                max_tokens=1,
+            )
+        )

@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.context import registry
 from flows.evaluation import judge_pipeline
-from flows.prepare import prepare_dataset
+from flows.prepare import prepare_for
 from flows.promote import promote
 from flows.promotion.release import project_aliases
 from flows.recipe import Recipe
@@ -23,11 +23,12 @@ def lifecycle(recipe: Recipe) -> dict[str, Any]:
     """Walk `recipe` to production; returns the pipeline version and the ledger's answer.
 
     Raises:
+        flows.recipes.loader.RecipeError: the prepared data tell why it would fail later.
         flows.promote.Refused: the gate failed; the version stays a candidate.
         infra.serving.ServingError: the gateway could not start, which is told before anything is trained.
     """
     serving.check(settings())
-    prepared = prepare_dataset(recipe.data.name)
+    prepared = prepare_for(recipe)
     trained = train_stages(recipe, prepared)
     version = judge_pipeline(recipe, trained, prepared)
     promoted = promote(f"{version['name']}:{version['version']}")
@@ -43,14 +44,14 @@ def retrain(
     It stops there, or with `to_production` goes on through the gate. The run's labels name the version.
 
     Raises:
-        flows.recipe.RecipeError: the recipe can no longer be used.
+        flows.recipes.loader.RecipeError: the recipe can no longer be used, or would fail later.
         flows.promote.Refused: the gate failed on the way to production.
         infra.serving.ServingError: as `lifecycle`, on the way to production.
     """
     if to_production:
         serving.check(settings())
     wanted = load(settings().project / recipe, overrides)
-    prepared = prepare_dataset(wanted.data.name)
+    prepared = prepare_for(wanted)
     version = judge_pipeline(wanted, train_stages(wanted, prepared), prepared)
     project_aliases(version["name"])
     ref = f"{version['name']}:{version['version']}"

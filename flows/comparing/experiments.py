@@ -11,7 +11,7 @@ from data.params import CatalogError
 from flows.context import registry
 from flows.evaluating.gate import Condition, GateReport
 from flows.evaluation import judge_pipeline
-from flows.prepare import prepare_dataset
+from flows.prepare import prepare_for
 from flows.recipe import Bound, Recipe, Stage
 from flows.recipes.loader import control_of
 from flows.train import needed, train_stages
@@ -109,7 +109,7 @@ def experiment(recipe: Recipe, seeds: int = 1) -> Row:
     One training after the other, so that the CPU-seconds of each are its own. Equal work done before is found, so what
     was killed is taken up again. The recipe's own judge looks at all.
     """
-    prepared = prepare_dataset(recipe.data.name)
+    prepared = prepare_for(recipe)
     trained: dict[str, Any] = {}
     honest = []
     for number in range(seeds):

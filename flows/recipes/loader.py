@@ -58,6 +58,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _check_needs(recipe)
         _check_judge(recipe)
         _check_bases(recipe)
+        _check_adapters(recipe)
         if recipe.search is not None:
             _check_search(recipe, recipe.search)
         for number in range(len(recipe.control)):
@@ -216,9 +217,10 @@ def _check_starts(recipe: Recipe) -> None:
 
 
 def _check_judge(recipe: Recipe) -> None:
-    """Refuse a judge of pictures of another size before anything is trained."""
+    """Refuse a judge of pictures of another size, where the stages stand one behind the other."""
     last = [*recipe.stages.values()][-1]
-    drawn = None if last.training.lora else last.image_size  # a pipeline stays around an adapter
+    wired = recipe.pipeline is not None or last.training.lora  # then ports say what comes out
+    drawn = None if wired else last.image_size
     if recipe.judge is not None and drawn is not None and recipe.judge.image_size != drawn:
         found = recipe.judge.image_size or "none, which is the dataset's"
         raise RecipeError(
@@ -234,6 +236,29 @@ def _check_bases(recipe: Recipe) -> None:
                 f"{name}: training.from {ref} is another version after each run of this recipe:"
                 f" name one, {recipe.name}:1 or {recipe.name}@production"
             )
+
+
+def _check_adapters(recipe: Recipe) -> None:
+    """Refuse adapters around which no one pipeline could stay, and to be compared with a base that there is not."""
+    refs = {
+        name: stage.training.lora and stage.training.lora.base
+        for name, stage in recipe.stages.items()
+    }
+    named = sorted({ref for ref in refs.values() if ref})
+    if len(named) > 1:
+        raise RecipeError(
+            f"training.lora.base: adapters of one pipeline name one base, got {', '.join(named)}"
+        )
+    of_pipeline = [ref for ref in named if "." not in ref]  # the other names are stages'
+    if of_pipeline and None in refs.values():
+        whole = next(name for name, ref in refs.items() if ref is None)
+        raise RecipeError(
+            f"stages.{whole}: {named[0]} stays around its adapters, and {whole} is none: leave it out"
+        )
+    if recipe.gate.no_worse_than == "base" and not of_pipeline:
+        raise RecipeError(
+            "gate.no_worse_than: with its base an adapter of a pipeline is compared, and no stage is one"
+        )
 
 
 def _check_control(recipe: Recipe, number: int) -> None:

@@ -60,10 +60,10 @@ def fit(
         flows.training.loop.Diverged: the loss is no longer a number.
         infra.storage.IntegrityError: every checkpoint was altered.
     """
-    from flows.training.rows import rows_of
+    from flows.training.rows import check_rows
 
     began = time.monotonic()
-    rows_of(spec, max(1, spec.resources.num_workers))
+    check_rows(spec)
     folder = RunFolder(runs.resolve() / spec.identity)
     reporter = Reporter(on_progress or _silent, spec.training.steps, spec.training.batch_size)
     busy = "the same training runs in another process; waiting for it"

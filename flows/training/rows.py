@@ -1,10 +1,26 @@
 """How a batch is shared: among workers, their accumulated parts, and the turns of a player at one step."""
 
+from typing import TYPE_CHECKING
+
+from flows.recipe import Stage
 from flows.training.spec import TrainingSpec
-from models.family import Trainable
+
+if TYPE_CHECKING:
+    from models.family import Trainable
 
 
-def rows_of(spec: TrainingSpec, world: int) -> int:
+def check_rows(spec: Stage | TrainingSpec, model: "Trainable | None" = None) -> None:
+    """Refuse a batch that the workers asked for, their parts and, of a model, the turns of its players cannot share.
+
+    Raises:
+        ValueError: says what the batch, or a worker's rows of it, must be a multiple of.
+    """
+    rows = rows_of(spec, max(1, spec.resources.num_workers))
+    if model is not None:
+        check_turns(model, rows, spec.training.accumulate)
+
+
+def rows_of(spec: Stage | TrainingSpec, world: int) -> int:
     """Return how many rows of a batch each of `world` ranks has.
 
     Raises:
@@ -19,7 +35,7 @@ def rows_of(spec: TrainingSpec, world: int) -> int:
     return rules.batch_size // world
 
 
-def check_turns(model: Trainable, rows: int, accumulate: int) -> None:
+def check_turns(model: "Trainable", rows: int, accumulate: int) -> None:
     """Refuse a worker's rows that the turns of a step cannot share evenly.
 
     Raises:

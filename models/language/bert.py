@@ -289,9 +289,10 @@ class BERT(Family):
         """
         self.check(request)
         device, count = self.token.weight.device, len(request.texts)
-        tokens_BT, segment_BT = (x.to(device) for x in self._inputs(request.texts))
-        if not (tokens_BT == MASK).any(1).all():
+        inputs = self._inputs(request.texts)
+        if not (inputs[0] == MASK).any(1).all():
             raise ValueError(f"every prompt needs a blank, written {BLANK}")
+        tokens_BT, segment_BT = (x.to(device) for x in inputs)
         u_BT = uniforms(request.seeds, (self.config.max_tokens,), device)
         rules = sampling_rules(request, 0.0, device)
         row_B = torch.arange(count, device=device)

@@ -12,7 +12,8 @@ import yaml
 
 from data.catalog import known
 from flows.checking import check, check_for
-from flows.evaluating.measured import Able, measured, refusals
+from flows.evaluating.measured import Able, measured, refusals, unmeasured
+from flows.recipe import Evaluation, Gate
 from flows.recipes.loader import RecipeError, load
 from infra.documents import read_yaml
 from infra.settings import settings
@@ -50,7 +51,11 @@ def test_a_recipe_may_wire_its_stages_itself() -> None:
 
 def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() -> None:
     wires = "{base: {text: request.text}, upsampler: {low: base.pixels}}"
-    clip = ["stages.clip.family=clip", "stages.clip.training.steps=300"]
+    clip = [
+        "stages.clip.family=clip",
+        "stages.clip.image_size=16",
+        "stages.clip.training.steps=300",
+    ]
     found = check(load(RECIPES / "shapes.yaml", [*clip, f"pipeline={{generate: {wires}}}"]), ROOT)
     assert not [found[f"clip_{name}"] for name in ("score", "caption_r1") if found[f"clip_{name}"]]
     assert "base_score" not in found
@@ -95,6 +100,31 @@ def test_clip_may_stand_beside_what_draws_and_says_how_well_prompts_are_met() ->
             "shapes",
             "stages.base.image_size=8",
             "stages: upsampler takes pixels 3x16x16 as low, but base.pixels is pixels 3x8x8",
+        ),
+        (
+            "shapes",
+            "stages.upsampler.training.accumulate=3",
+            "stages.upsampler: batch_size 16 must be a multiple of",
+        ),
+        (
+            "digits-gan",
+            "control={set: {stages.gan.training.accumulate: 3}, refused_by: [memorised]}",
+            "control: stages.gan: batch_size 64 must be a multiple of 3",
+        ),
+        (
+            "shapes",
+            "judge.image_size=16",
+            "judge.image_size must be 32, the size that comes out of upsampler, got 16",
+        ),
+        (
+            "shapes-dalle",
+            "judge.image_size=null",
+            "judge.image_size must be 16, the size that comes out of vqvae, got 32",
+        ),
+        (
+            "moving-shapes",
+            "judge.image_size=16",
+            "judge.image_size must be 64, the size that comes out of frames, got 16",
         ),
         (
             "shapes",
@@ -242,6 +272,17 @@ def test_what_would_fail_later_is_told_in_a_line_that_names_the_field(
     assert message in str(refused.value)
 
 
+def test_embeddings_that_another_stage_makes_of_captions_are_judged_by_nobody() -> None:
+    wires = "{clip/text: {text: request.text}, prior: {text: request.text, text_embedding: clip/text.embedding}}"
+    prior = load(RECIPES / "shapes-unclip.yaml").model_copy(
+        update={"pipeline": {"generate": yaml.safe_load(wires)}, "judge": None, "control": ()}
+    )
+    stages = {name: stage for name, stage in prior.stages.items() if name in {"clip", "prior"}}
+    alone = prior.model_copy(update={"stages": stages, "gate": Gate()})
+    with pytest.raises(RecipeError, match="embeddings come out of prior, and can be judged of one"):
+        check(alone, ROOT)
+
+
 def test_a_step_of_speech_has_no_one_shape_for_a_graph() -> None:
     changes = ["data.name=spoken", "stages.acoustic.training.cuda_graph=true"]
     with pytest.raises(RecipeError, match="cuda_graph holds a step of one shape, and rows of spee"):
@@ -379,6 +420,22 @@ def test_a_small_test_split_says_little() -> None:
     assert line.endswith("the test split of flowers has 7 pictures, and it needs 20")
     enough = measured(pictures(20), stages, judged=False, prompted=True, seeds=1)
     assert refusals(["memorised", "edm_nats", "edm_bits_per_dim"], enough) == []
+
+
+def test_few_drawn_pictures_say_little_too() -> None:
+    captions = ["rose", "tulip", "daisy"]
+    data = {**pictures(40, caption=captions), "captions": captions, "held_out": ["daisy"]}
+    few = unmeasured(data, Evaluation(), prompted=True)
+    assert few["coverage"].startswith("2 samples are drawn, and it needs 20")
+    assert (few["alignment_trained"], few["alignment_held_out"]) == ("", "")
+    each = {**data, "captions": [f"flower {number}" for number in range(40)]}
+    assert unmeasured(each, Evaluation(), prompted=True)["spread"].endswith("have one caption")
+    enough = Evaluation(seeds=tuple(range(10)))
+    assert not any(unmeasured(data, enough, prompted=True).values())
+    first = unmeasured(data, Evaluation(samples=1), prompted=True)
+    assert first["alignment_held_out"].startswith("none of the 1 captions")
+    assert unmeasured(data, Evaluation(samples=10), prompted=False)["recall"].startswith("10 samp")
+    assert unmeasured(pictures(40), Evaluation(), prompted=True) == {}, "not prepared"
 
 
 def test_alignment_needs_captions_that_are_classes_and_a_judge() -> None:

@@ -142,6 +142,30 @@ def test_a_judge_of_pictures_of_another_size_is_refused_before_anything_is_train
         load(path, [f"judge.image_size={size}"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["stages.other={family: ddpm, training: {steps: 1, lora: {base: digits}}}"],
+            r"adapters of one pipeline name one base, got digits, shapes@production",
+        ),
+        (
+            ["stages.other={family: ddpm, training: {steps: 1}}"],
+            r"stages\.other: shapes@production stays around its adapters, and other is none",
+        ),
+        (
+            ["stages.base.training.lora.base=shapes.base:3"],
+            r"gate\.no_worse_than: with its base an adapter of a pipeline is compared",
+        ),
+    ],
+)
+def test_adapters_around_which_no_pipeline_could_stay_are_refused_before_they_are_trained(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(SHAPES.with_stem("shapes-teal"), overrides)
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot read recipe .*none\.yaml: No such file"):
         load(tmp_path / "none.yaml")

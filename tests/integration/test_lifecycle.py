@@ -21,6 +21,11 @@ import sys
 from flows.lifecycle import retrain
 retrain(sys.argv[1], ["seed=7"], to_production=True)
 """
+RETRAINED = """
+import sys
+from flows.lifecycle import retrain
+retrain(sys.argv[1], ["seed=8", "evaluation.samples=8", "gate.metrics.coverage.at_least=0.1"])
+"""
 pytestmark = pytest.mark.cluster
 
 
@@ -123,6 +128,19 @@ def test_a_gateway_that_cannot_start_is_told_before_anything_is_trained(
     for told in (printed, done.stderr):
         assert re.search(r"(the gateway cannot start: port|Serve listens on) ", told)
         assert "tiny.base: step" not in told
+
+
+def test_what_a_gate_could_never_be_told_ends_a_schedules_run_before_anything_is_trained(
+    workshop: Workshop,
+) -> None:
+    """Its recipe, or its data, may have changed since it was added."""
+    scheduled = workshop.folder / "retrained.py"
+    scheduled.write_text(RETRAINED)
+    done = commands.script(scheduled, str(RECIPE), env=workshop.environment)
+    assert done.returncode == 1
+    assert "coverage will not be measured: " in done.stderr
+    assert "samples are drawn, and it needs 20" in done.stderr
+    assert "tiny.base: step" not in done.stderr
 
 
 @pytest.mark.parametrize(
