@@ -14,6 +14,7 @@ from models.judges import LEAST_HELD_OUT
 LEVELS: Final = 256  # of a pixel's number, of a sample of sound
 INNER: Final = 16  # places a side on which a network of pictures works, at most
 PROMPTS: Final = 6
+DRAWN: Final = 60  # pictures that are judged, at least: of a handful no share is sure
 HALF_LIFE: Final = 69  # steps, of averaged weights
 STEPS: Final = {
     **{"edm": 1000, "ddpm": 1000, "gpt": 1000, "transformer": 1000},
@@ -105,12 +106,20 @@ def _pictures(
             *_stage(family, "base", _config(side, _unit(data)), batch=16, rate=0.002),
             *(["    guidance: 2.0"] if data["vocabulary"] else []),
             *(judge.rstrip().split("\n") if data["attributes"] else []),
+            *(_seeds(data["captions"]) if data["vocabulary"] else []),
             *_gate(gate),
             *(["", control.rstrip()] if control else []),
             *_prompts(data["captions"]),
             "",
         ]
     )
+
+
+def _seeds(captions: Sequence[str]) -> list[str]:
+    """Return how often each caption is asked for, where they are few."""
+    count = -(-DRAWN // max(1, len(captions)))
+    seeds = f"evaluation: {{seeds: {list(range(count))}}} # of each of the {len(captions)} captions"
+    return ["", seeds] if count > 1 else []
 
 
 def _unit(data: Mapping[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Recipes that are written for data at hand."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from data.tokenizing import train
 from flows.checking import check_for
 from flows.cli.drafting import DraftError, draft
+from flows.evaluating.gate import Evaluation, Interval, check
+from flows.evaluating.measured import asked_of
 from flows.recipe import Recipe
-from flows.recipes.loader import control_of
+from flows.recipes.loader import RecipeError, control_of
+from infra.ledger.intervals import wilson
 
 SPLITS = {"train": {"rows": 180}, "validation": {"rows": 8}, "test": {"rows": 24}}
 FEW = {**SPLITS, "test": {"rows": 3}}
@@ -86,6 +90,24 @@ def test_a_draft_asks_for_what_its_data_let_one_measure_and_breaks_it_in_a_contr
     assert control_of(recipe).stages != recipe.stages
 
 
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_a_gate_of_few_classes_can_be_passed(count: int) -> None:
+    """Where all that is drawn is right and none of it a copy; of two pictures no share is surely above a half."""
+    classes = WORDS[:count]
+    recipe = written(pictures(captions=classes, attributes={"caption": classes}))
+    drawn = len(asked_of(classes, recipe.evaluation)) * len(recipe.evaluation.seeds)
+    shares = {"alignment": drawn, "memorised": 0}
+    metrics = {
+        name: Interval(value=right / drawn, low=low, high=high, count=drawn)
+        for name, right in shares.items()
+        for low, high in [wilson(right, drawn)]
+    }
+    asked = {name: recipe.gate.metrics[name] for name in shares}
+    found = Evaluation(evaluation_set="", judge=None, metrics=metrics, outcomes={})
+    report = check(recipe.gate.model_copy(update={"metrics": asked}), found, None)
+    assert report.passed, report.refusal()
+
+
 @settings(max_examples=40, deadline=None)
 @given(side=st.integers(8, 128))
 def test_a_draft_fits_pictures_of_any_size(side: int) -> None:
@@ -104,6 +126,30 @@ def test_a_draft_speaks_at_any_rate_and_is_broken_where_words_are_judged(rate: i
     sentences = {**words, "attributes": {"speaker": ["ann", "bob"]}}
     assert list(written(sentences).gate.metrics) == ["acoustic_mel_l1"]
     check_for(written(sentences), sentences)
+
+
+@pytest.mark.parametrize(
+    ("family", "prompts", "message"),
+    [
+        ("bert", [], "try_prompts: every prompt needs a blank, written [MASK]"),
+        ("bert", ["the [MASK] sat"], ""),
+        ("gpt", ["the cat " * 9], "try_prompts: a prompt has 73 tokens, but this model sees 32"),
+        ("gpt", [], ""),
+        ("transformer", ["the cat " * 9], "try_prompts: the prompt 'the cat the cat"),
+        ("transformer", ["the cat"], ""),
+    ],
+)
+def test_a_prompt_to_try_that_a_network_of_text_could_not_read_is_refused(
+    family: str, prompts: list[str], message: str
+) -> None:
+    stage = {"family": family, "preset": "tiny", "training": {"steps": 1}}
+    document = {"name": "mine", "data": {"name": "book"}, "stages": {family: stage}}
+    asked = Recipe.model_validate({**document, "try_prompts": prompts})
+    if not message:
+        assert check_for(asked, TEXT)
+        return
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        check_for(asked, TEXT)
 
 
 def test_prompts_to_try_are_the_datas_own_captions_whatever_yaml_makes_of_such_words() -> None:
