@@ -7,7 +7,7 @@ from prefect import flow, task
 from flows import progress
 from flows.context import registry
 from flows.evaluation import judge_pipeline
-from flows.prepare import prepare_dataset
+from flows.prepare import prepare_for
 from flows.promotion.release import project_aliases
 from flows.recipe import Recipe
 from flows.recipes.loader import searched_stage
@@ -16,7 +16,7 @@ from flows.train import train_stages
 from flows.training.journal import Progress
 from flows.training.spec import TrainingSpec
 from flows.training.specifying import training_spec
-from flows.tuning.plan import Plan, found, plan, trial_recipe, values_of
+from flows.tuning.plan import Plan, check_batches, found, plan, trial_recipe, values_of
 from flows.tuning.search import document, search
 from infra.settings import settings
 
@@ -29,6 +29,7 @@ def plan_of(recipe: Recipe, prepared: dict[str, Any], trials: int | None = None)
     stage, rules = searched_stage(recipe), recipe.search
     assert rules is not None
     count = 1 + (rules.trials if trials is None else trials)
+    check_batches(recipe, count)
     firsts: dict[str | None, TrainingSpec] = {}  # by what they start from
     specs = []
     for number in range(count):
@@ -67,7 +68,7 @@ def run_search(recipe: Recipe, wanted: Plan) -> dict[str, Any]:
 @flow(flow_run_name="tune {recipe.name}")
 def tune(recipe: Recipe, trials: int | None = None) -> dict[str, Any]:
     """Search, then train and judge the recipe with the values found; returns {"search", "version", "trained"}."""
-    prepared = prepare_dataset(recipe.data.name)
+    prepared = prepare_for(recipe)
     wanted = plan_of(recipe, prepared, trials)
     with training_slots(wanted.specs):
         searched = run_search(recipe, wanted)

@@ -122,10 +122,8 @@ def _trial(document: str, runs: Path, known: Curve | None) -> None:
 
     spec = TrainingSpec.model_validate_json(document)
     folder = RunFolder(runs / spec.identity)
-    last: list[tuple[int, float]] = []
 
     def tell(step: int, loss: float) -> None:
-        last[:] = [(step, loss)]
         if step < spec.training.steps:
             tune.report({"step": step, "validation_loss": loss})
 
@@ -134,12 +132,13 @@ def _trial(document: str, runs: Path, known: Curve | None) -> None:
         if step <= reached:
             tell(step, loss)
     try:
-        fit(spec, run_id=None, tracking_uri=None, runs=runs, on_validation=tell)
+        trained = fit(spec, run_id=None, tracking_uri=None, runs=runs, on_validation=tell)
     except PERMANENT as error:
         tune.report({"failed": f"{type(error).__name__}: {error}"})
         return
-    step, loss = last[-1]  # told after the result is sealed, because Tune may end the process then
-    tune.report({"step": step, "validation_loss": loss})
+    # told after the result is sealed, because Tune may end the process then; of the weights that are the result
+    loss = trained.metrics["validation_loss"]
+    tune.report({"step": trained.steps, "validation_loss": loss, "whole": True})
 
 
 def _measured(folder: RunFolder) -> dict[int, float]:
@@ -203,7 +202,7 @@ class _Follower(tune.Callback):
         # an attempt of a killed driver may have come further than where ASHA now stops the trial
         curve = tuple(sorted((_measured(RunFolder(self.runs / spec.identity)) | told).items()))
         why = str(trial.last_result.get("failed", ""))
-        whole = max(told, default=0) >= spec.training.steps
+        whole = bool(trial.last_result.get("whole"))  # perhaps by its own patience
         self.on_end(
             Trial(
                 number=number,

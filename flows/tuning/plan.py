@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.identity.code import search_code
 from flows.recipe import Recipe
 from flows.recipes.loader import RecipeError, changed, searched_stage
+from flows.training.rows import check_rows
 from flows.training.spec import TrainingSpec
 from flows.tuning.space import Found, Range, Search
 from infra.storage import atomic_write
@@ -104,6 +105,22 @@ def trial_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return with_values(recipe, {**values, **budget})
 
 
+def check_batches(recipe: Recipe, count: int) -> None:
+    """Refuse one of the first `count` trials whose batch the stage's workers could not share, trained in full.
+
+    Raises:
+        RecipeError: names the trial.
+    """
+    assert recipe.search is not None
+    name = searched_stage(recipe)
+    for number in range(count):
+        values = values_of(recipe.search, recipe.seed, number)
+        try:
+            check_rows(with_values(recipe, values).stages[name])
+        except ValueError as error:
+            raise RecipeError(f"search.space: trial {number} of {values}: {error}") from None
+
+
 def plan(rules: Search, seed: int, specs: tuple[TrainingSpec, ...]) -> Plan:
     """Return the search whose trial n trains `specs[n]`, of `trial_recipe` with `values_of` n."""
     document = {
@@ -118,10 +135,10 @@ def plan(rules: Search, seed: int, specs: tuple[TrainingSpec, ...]) -> Plan:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a space that the family would refuse in the middle of a search; imports torch.
+    """Refuse a space that the family or the workers would refuse in a search or after it; imports torch.
 
     Raises:
-        RecipeError: no search, or a field that the family's config or its optimisers do not have.
+        RecipeError: no search, a field that the family's config or its optimisers do not have, or as `check_batches`.
     """
     from models import configure, trainable
 
@@ -143,6 +160,7 @@ def check(recipe: Recipe) -> None:
                 configure(stage.family, stage.preset, {**stage.config, rest: value}, {})
             except (ValueError, TypeError) as error:
                 raise RecipeError(f"search.space: {field}: {error}") from None
+    check_batches(recipe, 1 + recipe.search.trials)
 
 
 class Records:

@@ -86,8 +86,7 @@ def search(
 
 
 def _outcome(plan: Plan, run_id: str, ended: dict[int, Trial]) -> Outcome:
-    order = {"finished": 0, "stopped": 1, "failed": 2}
-    trials = sorted(ended.values(), key=lambda one: (order[one.state], -one.step, one.loss))
+    trials = sorted(ended.values(), key=_rank)
     if not trials or trials[0].state != "finished":
         why = next((trial.why for trial in trials if trial.why), "none was let to its end")
         raise SearchFailed(f"no trial of {plan.identity} came to its end: {why}")
@@ -98,6 +97,12 @@ def _outcome(plan: Plan, run_id: str, ended: dict[int, Trial]) -> Outcome:
         sum(trial.step for trial in trials),
         sum(spec.training.steps for spec in plan.specs),
     )
+
+
+def _rank(trial: Trial) -> tuple[int, int, float]:
+    """Return what is less for the better trial: of those that were not let to their end the longest come first."""
+    order = {"finished": 0, "stopped": 1, "failed": 2}
+    return order[trial.state], 0 if trial.state == "finished" else -trial.step, trial.loss
 
 
 def _clear(plan: Plan, folder: Path, runs: Path, best: int) -> None:

@@ -74,6 +74,25 @@ def test_the_best_went_to_the_end_however_good_a_stopped_one_looked(
     assert run(tmp_path, registry, trials).run_id == outcome.run_id
 
 
+def test_a_trial_that_its_own_patience_ended_went_to_its_end(
+    tmp_path: Path, registry: Registry
+) -> None:
+    """And is the best where its loss is, however few steps it took."""
+    trials = [
+        Trial(number=0, values={}, state="finished", curve=((4, 9.0), (12, 8.0))),
+        Trial(number=1, values={}, state="finished", curve=((4, 6.0), (8, 7.0))),
+    ]
+    outcome = run(tmp_path, registry, trials)
+    assert [trial.number for trial in outcome.trials] == [1, 0]
+    told: list[Trial] = []
+    follower = _Follower(planned(tmp_path, trials), tmp_path, {}, lambda *_: None, told.append)
+    tune_s = SimpleNamespace(config={"number": 1}, last_result={"whole": True})
+    follower.on_trial_start(0, [], tune_s)
+    follower.on_trial_result(0, [], tune_s, {"step": 8, "validation_loss": 7.0})
+    follower.on_trial_complete(1, [], tune_s)
+    assert (told[0].state, told[0].step) == ("finished", 8)
+
+
 def test_a_search_whose_trials_all_failed_says_how_and_leaves_no_run_open(
     tmp_path: Path, registry: Registry
 ) -> None:

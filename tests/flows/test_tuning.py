@@ -158,6 +158,17 @@ def test_a_space_that_the_family_would_refuse_is_refused_before_a_trial(
         check(recipe(tmp_path, **searching(space=space)))
 
 
+def test_a_batch_that_the_workers_of_the_whole_training_cannot_share_is_refused_before_a_trial(
+    tmp_path: Path,
+) -> None:
+    """Trials train alone: they would not find it out."""
+    shared = {"vae": {**TINY["stages"]["vae"], "resources": {"num_workers": 2}}}
+    with pytest.raises(RecipeError, match=r"trial \d+ of .*batch_size \d+ must be a multiple of 2"):
+        check(recipe(tmp_path, stages=shared))
+    even = {"training.batch_size": {"choice": [8, 16]}}
+    check(recipe(tmp_path, stages=shared, **searching(space=even)))
+
+
 def test_a_recipe_without_a_search_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no `search:` section"):
         searched_stage(recipe(tmp_path, search=None))
