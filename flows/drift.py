@@ -129,8 +129,8 @@ def understood(prompt: str, attributes: dict[str, list[str]]) -> bool:
 def _asked(
     attributes: dict[str, list[str]], evaluated: list[str], served: list[str]
 ) -> list[Finding]:
-    """Return a finding an attribute: how often each value was asked for, then and now."""
-    from models.judges.drift import stability_index
+    """Return a finding an attribute: is each value asked for as often as then, but for what chance does?"""
+    from models.judges.drift import stability_index, stability_test
 
     tables = [wanted_attributes(prompts, attributes) for prompts in (evaluated, served)]
     findings = []
@@ -139,15 +139,15 @@ def _asked(
             {value: int((table[:, column] == place).sum()) for place, value in enumerate(values)}
             for table in tables
         )
-        index = stability_index(then, now)
-        moved = index > STABILITY_LIMIT
+        index, p = stability_index(then, now), stability_test(then, now)
+        moved = index > STABILITY_LIMIT and p < SIGNIFICANT  # of many values few prompts move it
         findings.append(
             Finding(
                 about=f"{name} asked for",
                 value=index,
-                limit=f"<= {STABILITY_LIMIT:g}",
+                limit=f"<= {STABILITY_LIMIT:g}, or p >= {SIGNIFICANT:g}",
                 drifted=moved,
-                says=f"{name} asked for: stability index {index:.3f}",
+                says=f"{name} asked for: stability index {index:.3f}, p = {p:.3f}",
                 expected=then,
                 found=now,
             )

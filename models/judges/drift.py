@@ -23,15 +23,52 @@ def stability_index(expected: Mapping[str, int], found: Mapping[str, int]) -> fl
         >>> stability_index({"red": 50, "green": 50}, {"red": 90, "green": 10}) > 0.25
         True
     """
+    return float(_index(*_tables(expected, found)))
+
+
+def stability_test(
+    expected: Mapping[str, int], found: Mapping[str, int], draws: int = 2000, seed: int = 0
+) -> float:
+    """Return the p-value of a stability index: the share of draws by the expected shares alone that reach it.
+
+    As many are drawn as were found, by a fixed seed, and the found ones counted among the draws. By chance the index
+    is about (k - 1) / n of k categories and n counts, so that a few counts of many categories pass any fixed limit
+    (Yurdakul & Naranjo 2020, Journal of Risk Model Validation 14(4)).
+
+    Raises:
+        ValueError: a side has no counts.
+
+    Example:
+        >>> stability_test({"red": 50, "green": 50}, {"red": 52, "green": 48}) > 0.5
+        True
+        >>> stability_test({"red": 50, "green": 50}, {"red": 90, "green": 10}) < 0.01
+        True
+    """
+    then, now = _tables(expected, found)
+    shares = ((then + 0.5) / (then + 0.5).sum()).expand(draws, -1)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(shares, int(now.sum()), replacement=True, generator=generator)
+    counts = torch.zeros_like(shares).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+    reached = (_index(then, counts) >= _index(then, now) - 1e-12).sum()
+    return (1 + int(reached)) / (1 + draws)
+
+
+def _tables(expected: Mapping[str, int], found: Mapping[str, int]) -> tuple[Tensor, Tensor]:
+    """Return both sides' counts of all categories, (K,) float64."""
     names = sorted(expected.keys() | found.keys())
-    p, q = (
+    then, now = (
         torch.tensor([counts.get(name, 0) for name in names], dtype=torch.float64)
         for counts in (expected, found)
     )
-    if not names or p.sum() == 0 or q.sum() == 0:
+    if not names or then.sum() == 0 or now.sum() == 0:
         raise ValueError("a stability index needs counts on both sides")
-    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (p, q))
-    return float(((q - p) * (q / p).log()).sum())
+    return then, now
+
+
+def _index(then: Tensor, now: Tensor) -> Tensor:
+    """Return the index of counts (K,) and counts (..., K)."""
+    p, q = ((counts + 0.5) / (counts + 0.5).sum(-1, keepdim=True) for counts in (then, now))
+    return ((q - p) * (q / p).log()).sum(-1)
 
 
 def energy_test(

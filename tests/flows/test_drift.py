@@ -4,13 +4,14 @@ import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from flows.drift import DriftReport, Sample, TooFew, compare, kept
+from flows.drift import DriftReport, Sample, TooFew, _asked, compare, kept
 from flows.reports.drift import write_page
 from infra.pipelines import PinnedStage
 from infra.receipts.receipts import Receipt, attach
@@ -71,6 +72,19 @@ def test_a_colour_that_everybody_asks_for_is_drift_of_the_prompts_alone(
     prompts = [prompt for prompt in PROMPTS if "red" in prompt] * 50 + PROMPTS * 4
     found = examined(judge, prompts, pictures(prompts, 7))
     assert [about for about, drifted in found.items() if drifted] == ["colour asked for"]
+
+
+def test_few_prompts_of_many_values_are_no_drift_by_chance() -> None:
+    values = [3 * letter for letter in "abcdefghijklmnopqrst"]
+    evaluated = [f"a {value} patch" for value in values] * 4
+
+    def drifted(served: list[str]) -> bool:
+        [finding] = _asked({"colour": values}, evaluated, served)
+        return finding.drifted
+
+    alike = (Random(seed).choices(evaluated, k=60) for seed in range(60))
+    assert sum(map(drifted, alike)) <= 3
+    assert drifted(Random(0).choices(evaluated[:8], k=60))
 
 
 def test_pictures_that_turned_dark_or_show_something_else_are_drift(judge: AttributeJudge) -> None:

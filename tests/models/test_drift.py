@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.judges.drift import energy_test, stability_index
+from models.judges.drift import energy_test, stability_index, stability_test
 
 COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 500), min_size=1)
 
@@ -26,6 +26,21 @@ def test_a_word_that_takes_over_raises_the_stability_index_above_the_common_limi
     assert stability_index(even, {"red": 300, "green": 40, "blue": 30, "white": 30}) > 0.25
     with pytest.raises(ValueError, match="counts on both sides"):
         stability_index(even, {})
+
+
+def test_what_chance_does_to_few_counts_of_many_categories_is_no_shift() -> None:
+    names = [str(number) for number in range(20)]
+    even, generator = dict.fromkeys(names, 50), torch.Generator().manual_seed(1)
+    index, p = [], []
+    for _ in range(200):
+        counts = torch.randint(20, (60,), generator=generator).bincount(minlength=20).tolist()
+        found = dict(zip(names, counts, strict=True))
+        index.append(stability_index(even, found))
+        p.append(stability_test(even, found, draws=500))
+    assert sum(one > 0.25 for one in index) > 60
+    assert sum(one < 0.01 for one in p) <= 6
+    assert 0.4 < sum(p) / len(p) < 0.6
+    assert stability_test(even, dict.fromkeys(names[:8], 8)) < 0.01
 
 
 def test_the_energy_test_keeps_its_level_on_equal_samples() -> None:
