@@ -93,11 +93,22 @@ def main() -> None:
     except typer.TyperException as error:  # wrong usage, which is JSON like any other answer
         show_error(str(error), "UsageError", as_json=True)
         sys.exit(2)
-    except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:
+    except _caused() as error:
         if not isinstance(error, NoProjectError):
             _keep_traceback()
         show_error(told(error), type(error).__name__, as_json=as_json)
         sys.exit(1)
+
+
+def _caused() -> tuple[type[Exception], ...]:
+    """Return the errors that a user, or a server that is gone, can cause; of clients' own kinds those imported."""
+    known = {
+        "httpx": "HTTPError",
+        "prefect.exceptions": "PrefectException",
+        "ray.exceptions": "RayError",
+    }
+    theirs = [getattr(sys.modules[name], of) for name, of in known.items() if name in sys.modules]
+    return (ValueError, OSError, RuntimeError, LookupError, ArithmeticError, *theirs)
 
 
 def told(error: BaseException) -> str:

@@ -192,6 +192,8 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Draw what a version or a picture came from: data, runs, versions, pipeline, endpoint, receipt."""
+    if as_json and mermaid:
+        raise typer.BadParameter("give one of --json and --mermaid")
     use_stack()
     from flows.provenance.lineage import graph_of, mermaid_text
     from flows.reports.lineage import page

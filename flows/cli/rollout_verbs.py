@@ -76,7 +76,7 @@ def rollout(
         ready()
         from flows.promotion.rollout import promote_challenger
 
-        found = promote_challenger(name, force)
+        found = promote_challenger(ref, force)
         message = f"[bold]{found['ref']}[/] is in {found['place']}; take it back with: atelier rollback {name}"
         if "waiting" in found:
             message = f"it waits for approval, the rollout goes on; then: atelier rollout {name} --promote"
@@ -86,7 +86,7 @@ def rollout(
         ready()
         from flows.promotion.rollout import end_rollout
 
-        row = end_rollout(name, reason or "taken back")
+        row = end_rollout(ref, reason or "taken back")
         show_json(row) if as_json else console.print(f"the {row['stage']} of {name} has ended")
         return
     _show(name, as_json)

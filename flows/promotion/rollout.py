@@ -76,18 +76,26 @@ def start_rollout(
     return row.as_json()
 
 
-@flow(flow_run_name="end the rollout of {name}")
-def end_rollout(name: str, reason: str) -> dict[str, Any]:
-    """Send all requests to the champion again; returns the ledger's row as JSON."""
-    return _end(_must_run(name), reason).as_json()
+@flow(flow_run_name="end the rollout of {ref}")
+def end_rollout(ref: str, reason: str) -> dict[str, Any]:
+    """Send all requests to the champion again; returns the ledger's row as JSON.
+
+    Raises:
+        RolloutError: none of that name, or of that version where `ref` names one, is running.
+    """
+    return _end(_must_run(ref), reason).as_json()
 
 
-@flow(flow_run_name="promote the challenger of {name}")
-def promote_challenger(name: str, force: str = "") -> dict[str, Any]:
-    """Promote what is being rolled out and, once it is in production, end the rollout; returns what `promote` does."""
-    running = _must_run(name)
-    found = promote(f"{name}:{running.to_version}", "production", force)
-    now = ledger().head(name, "production")
+@flow(flow_run_name="promote the challenger of {ref}")
+def promote_challenger(ref: str, force: str = "") -> dict[str, Any]:
+    """Promote what is being rolled out and, once it is in production, end the rollout; returns what `promote` does.
+
+    Raises:
+        RolloutError: as `end_rollout`.
+    """
+    running = _must_run(ref)
+    found = promote(f"{running.name}:{running.to_version}", "production", force)
+    now = ledger().head(running.name, "production")
     if now is not None and now.to_digest == running.to_digest:
         _end(running, "promoted")
     return found
@@ -155,11 +163,16 @@ def _running(standing: Mapping[str, Row]) -> Row | None:
     return next((row for row in rows if row is not None and row.to_version is not None), None)
 
 
-def _must_run(name: str) -> Row:
+def _must_run(ref: str) -> Row:
+    name = ref.partition(":")[0].partition("@")[0]
     running = _running(ledger().standing(name))
     if running is None:
         raise RolloutError(
             f"no rollout of {name} is running: atelier rollout {name} shows the last one"
+        )
+    if ref != name and registry().get(ref).number != running.to_version:
+        raise RolloutError(
+            f"the {running.stage} that is running is of {name}:{running.to_version}, not of {ref}"
         )
     return running
 

@@ -7,12 +7,20 @@ import typer
 
 from flows.cli import promotion_verbs
 from flows.cli.bench_verbs import families
+from flows.cli.lineage_verbs import lineage
 from flows.cli.promotion_verbs import history
 from flows.cli.recipe_verbs import new
 from flows.cli.rollout_verbs import limits_of, rollout
 from flows.context import ledger
+from flows.promotion.rollout import (
+    RolloutError,
+    _must_run,
+    end_rollout,
+    promote_challenger,
+)
 from flows.recipes.loader import RecipeError, load
 from infra.settings import settings
+from tests.flows.versions_kit import Installation
 
 
 def test_history_tells_a_moment_of_any_time_zone_in_utc(
@@ -57,6 +65,22 @@ def test_an_option_of_another_way_to_roll_out_is_refused(
 ) -> None:
     with pytest.raises(typer.BadParameter, match=message):
         rollout("shapes", **given)
+
+
+def test_a_version_that_is_not_being_rolled_out_ends_no_others_rollout(here: Installation) -> None:
+    first, second = here.pipeline(), here.pipeline(seed=1)
+    here.promote(first)
+    here.promote(second, "canary")
+    for end in (end_rollout.fn, promote_challenger.fn):
+        with pytest.raises(RolloutError, match=f"is of {second.ref}, not of {first.ref}"):
+            end(first.ref, "because")
+    for ref in (second.ref, second.name):
+        assert _must_run(ref).to_version == second.number
+
+
+def test_one_answer_is_one_document() -> None:
+    with pytest.raises(typer.BadParameter, match="give one of --json and --mermaid"):
+        lineage("shapes", mermaid=True, as_json=True)
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere/mine", "My Flowers", "mine\n"])

@@ -12,6 +12,8 @@ import httpx
 import openai
 import pytest
 import typer
+from prefect.exceptions import ObjectNotFound
+from ray.exceptions import WorkerCrashedError
 
 from flows.__main__ import TOPICS, app, told
 from flows.cli import completing, terminal
@@ -117,6 +119,30 @@ def test_a_training_that_diverges_is_an_error_and_no_traceback(
         entry.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: loss is nan at step 2 of 40\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("All connection attempts failed"),
+        ObjectNotFound(ValueError("404"), help_message="there is no such run"),
+        WorkerCrashedError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_server_or_a_worker_that_is_gone_is_an_error_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    from flows import __main__ as entry
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(entry, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_what_failed_in_a_ray_task_is_told_in_its_own_words() -> None:
