@@ -16,7 +16,7 @@ from flows.checking import missampled, unsuited
 from flows.context import environment, git_commit, modality_of, named, registry
 from flows.identity.code import training_code
 from flows.identity.why import CODE, reason, training_work
-from flows.prepare import prepare_dataset
+from flows.prepare import prepare_dataset, prepare_for
 from flows.provenance.cards import model_card
 from flows.recipe import Recipe, split
 from flows.scheduling.concurrency import training_slots
@@ -24,6 +24,7 @@ from flows.training.halting import ends_with_the_caller
 from flows.training.room import lined_up
 from flows.training.spec import Need, TrainingSpec
 from flows.training.specifying import training_spec
+from infra.documents import read_json
 from infra.settings import settings
 from infra.storage import MANIFEST, seal
 
@@ -101,7 +102,8 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
         directory = Path(folder) / "version"
         shutil.copytree(final, directory, ignore=shutil.ignore_patterns(MANIFEST))
-        (directory / "card.md").write_text(model_card(spec, facts))
+        done = read_json(final / MANIFEST)["steps"]  # fewer, where patience was over
+        (directory / "card.md").write_text(model_card(spec, facts, done))
         (directory / CODE).write_text(json.dumps(code, indent=1))
         (directory / "training.json").write_text(spec.model_dump_json(indent=1, exclude=PLACES))
         seal(directory, facts)
@@ -120,7 +122,7 @@ def publish(
 @flow(flow_run_name="train {recipe.name}")
 def train(recipe: Recipe) -> dict[str, Any]:
     """Prepare the data and train all stages and the judge; returns {stage: {"name", "version", "digest"}}."""
-    return train_stages(recipe, prepare_dataset(recipe.data.name))
+    return train_stages(recipe, prepare_for(recipe))
 
 
 def train_stages(

@@ -19,7 +19,8 @@ MODEL: Final = """\
 
 A `{{ spec.family }}` ({{ spec.preset }}) trained on `{{ spec.dataset }}`\
 {% if spec.image_size %} at {{ spec.image_size }} pixels{% endif %}: \
-{{ spec.training.steps }} steps of {{ spec.training.batch_size }} samples, seed {{ spec.seed }}\
+{{ steps }}{% if steps < spec.training.steps %} of {{ spec.training.steps }}{% endif %} steps of \
+{{ spec.training.batch_size }} samples, seed {{ spec.seed }}\
 {% if spec.base %}, {{ "started" if spec.inherits else "fine-tuned" }} from {{ spec.base.says }}{% endif %}\
 {% for name, need in spec.needs.items() %}\
 {{ ", beside " if loop.first else ", " }}{{ name }} of {{ need.says }} (sha256 {{ need.digest[:12] }}){% endfor %}.
@@ -89,9 +90,9 @@ Gate ({{ "passed" if report.passed else "failed" }}):
 """
 
 
-def model_card(spec: TrainingSpec, facts: dict[str, Any]) -> str:
-    """Return card.md of a model version."""
-    return _render(MODEL, spec=spec, facts=facts)
+def model_card(spec: TrainingSpec, facts: dict[str, Any], steps: int) -> str:
+    """Return card.md of a model version that was trained for so many steps."""
+    return _render(MODEL, spec=spec, facts=facts, steps=steps)
 
 
 def pipeline_card(

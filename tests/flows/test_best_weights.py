@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flows.provenance.cards import model_card
 from flows.recipe import Training
 from flows.training.ray_train import Trained, fit
 from flows.training.run_folder import RunFolder
@@ -75,6 +76,13 @@ def test_patience_ends_a_training_that_gets_no_better(prepared: Path, tmp_path: 
     said = [json.loads(line) for line in _journal(tmp_path).splitlines()]
     notes = [line["note"] for line in said if "note" in line]
     assert notes == [f"2 validation losses in a row were no lower than at step {best}: it ends"]
+
+
+def test_a_card_says_how_many_steps_were_done(prepared: Path) -> None:
+    facts = {"git_commit": "c0", "run_id": "r", "environment": {}, "metrics": {}}
+    spec = spec_of(prepared, **RESTLESS)
+    assert ": 8 of 24 steps of 8 samples, seed" in model_card(spec, facts, 8)
+    assert ": 24 steps of 8 samples, seed" in model_card(spec, facts, 24)
 
 
 def _journal(runs: Path) -> str:
