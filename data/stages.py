@@ -46,7 +46,11 @@ class Refused(ValueError):
 
 
 def make(name: str, project: Path) -> None:
-    """Bring the samples and captions in, as found: parts of at most 64 MiB, and what the maker says of them all."""
+    """Bring the samples and captions in, as found: parts of at most 64 MiB, and what the maker says of them all.
+
+    Raises:
+        MakerError: files that the dataset cannot be made from, or no sample in them.
+    """
     from data.shards import write_table
 
     config = entry(name, project)
@@ -59,6 +63,8 @@ def make(name: str, project: Path) -> None:
         for number, part in enumerate(_parts(made.samples)):
             write_table(new / f"part-{number:05d}.parquet", part)
             rows.append(len(part))
+        if not rows:
+            raise MakerError(f"{name}: no {modality(made.modality).noun} in {config.path}")
         write_json(new / "made.json", _document(config.maker, made, rows))
         new.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
@@ -220,9 +226,12 @@ def _parts(samples: Iterable[Sample]) -> Iterator[pa.Table]:
         rows.append(
             {
                 "index": index,
-                "file": sample.file,
+                "file": file,
                 "content": sample.content,
                 "caption": sample.caption,
+        file = _written(sample.file)
+        if odd := [one for one in (sample.caption, *sample.attributes) if one != _written(one)]:
+            raise MakerError(f"{file}: {odd[0]!r:.80} is no UTF-8: write or name it anew")
                 "split": sample.split,
                 "problem": sample.problem,
                 "attributes": sample.attributes,
@@ -242,6 +251,11 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
     for row in islice(first.to_pylist(), 4 * EXAMPLES):
         try:
             found.append({**kind.example(row["content"], made), "caption": row["caption"]})
+def _written(text: str) -> str:
+    """Return a text as UTF-8 can have it: the name of a file may have other bytes, a text half of a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
         except SampleError:
             continue
     return found[:EXAMPLES]

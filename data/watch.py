@@ -26,7 +26,7 @@ def glance(name: str, project: Path) -> Glance:
     """
     digest, files = _entry(name, project), 0
     for label, path in _files(project / entry(name, project).path):
-        digest.update(f"{label}\0{_facts(path)}\0".encode())
+        digest.update(f"{label}\0{_facts(path)}\0".encode(errors="surrogateescape"))
         files += 1
     return Glance(digest.hexdigest(), files)
 
@@ -41,7 +41,8 @@ def content(name: str, project: Path) -> str:
     """
     digest = _entry(name, project)
     for label, path in _files(project / entry(name, project).path):
-        digest.update(f"{label}\0{_bytes(path, _facts(path))}\0".encode())
+        found = f"{label}\0{_bytes(path, _facts(path))}\0"
+        digest.update(found.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

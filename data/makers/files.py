@@ -13,6 +13,7 @@ from data.makers import MakerError, Split
 
 MAX_UNPACKED: Final = 1 << 30  # bytes of a file that is read whole
 MAX_BYTES: Final = 64 << 20  # of one sample's file
+LONGEST_NAME: Final = 255  # bytes of a file's name, on every disk that people have
 SPLITS: Final[dict[str, Split]] = {
     "train": "train",
     "training": "train",
@@ -73,7 +74,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def check_name(path: Path, number: int, file: str) -> None:
-    """Refuse a name in a list that is not relative to the folder, or leaves it.
+    """Refuse a name in a list that is not relative to the folder, leaves it, or is one that no file can have.
 
     Raises:
         MakerError: list and line are named.
@@ -81,6 +82,10 @@ def check_name(path: Path, number: int, file: str) -> None:
     name = PurePosixPath(file)
     if not file or "\0" in file or "\\" in file or name.is_absolute() or ".." in name.parts:
         raise MakerError(f"{path}:{number}: {file!r} does not stay inside the folder")
+    if any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_NAME for part in name.parts):
+        raise MakerError(
+            f"{path}:{number}: {file[:40]!r}... is longer than the {LONGEST_NAME} bytes that a file's name can have"
+        )
 
 
 def check_there(root: Path, files: Iterable[str]) -> None:
@@ -128,5 +133,5 @@ def _spelled(root: Path, file: str) -> Path:
     path = root
     for part in PurePosixPath(file).parts:
         forms = [part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
-        path = next((path / one for one in forms if (path / one).exists()), path / part)
+        path = next((path / one for one in forms if os.path.lexists(path / one)), path / part)
     return path

@@ -97,12 +97,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
         if "text" not in row and "caption" not in row:
             columns = ", ".join(filter(None, row))  # what is beyond them has None for a name
             raise MakerError(f"{path}:{number}: no column `text` or `caption`; it has {columns}")
+        if None in row:
+            raise MakerError(
+                f"{path}:{number}: more values than columns: put a text with commas in quotes"
+            )
         yield number, file, caption or ""
 
 
-def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str | None, object]]]:
     if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             columns = reader.fieldnames or ()
             if "file_name" not in columns:

@@ -32,7 +32,8 @@ def made(config: Config, project: Path) -> Made:
     """Return the pictures of the folder's files, in the order of their names.
 
     Raises:
-        MakerError: no folder, no file or one that cannot be read, or that has no such columns (those there are named).
+        MakerError: no folder, no file or one that cannot be read, that has no such columns (those there are named), or
+            captions that are no text.
     """
     folder = project / config.path
     files = sorted({*folder.glob("*.parquet"), *folder.glob("data/*.parquet")})
@@ -54,22 +55,35 @@ def made(config: Config, project: Path) -> Made:
 def _columns(file: Path, config: Config) -> tuple[str, str]:
     """Return the columns of pictures and of captions."""
     try:
-        known = pq.read_schema(file).names
+        schema = pq.read_schema(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise MakerError(f"cannot read {file}: {error}") from None
+    known = schema.names
     wanted = (config.caption,) if config.caption else CAPTIONS
     caption = next((name for name in wanted if name in known), None)
     if config.image not in known or caption is None:
         missing = " or ".join(wanted) if config.image in known else config.image
         raise MakerError(f"{file} has no column {missing}; it has {', '.join(known)}")
+    if not _is_text(kind := schema.field(caption).type):
+        raise MakerError(
+            f"{file}: the captions in column {caption} are of type {kind}, not text; it has {', '.join(known)}"
+        )
     return config.image, caption
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Return whether a column has texts, or nothing at all; of Hugging Face's class labels it has numbers."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(text or pa.types.is_string_view(kind) or pa.types.is_null(kind))
 
 
 def _rows(file: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
     try:
         for batch in pq.ParquetFile(file).iter_batches(ROWS, columns=columns):
             yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError) as error:  # ArrowInvalid, and of a text that is no UTF-8
         raise MakerError(f"cannot read {file}: {error}") from None
 
 

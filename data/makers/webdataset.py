@@ -108,7 +108,7 @@ def _members(archive: Path) -> "Iterator[tuple[tarfile.TarInfo, Reader]]":
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 if member.isfile():
-                    yield member, Reader(tar, member)
+                    yield member, Reader(archive, tar, member)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise MakerError(f"cannot read {archive}: {error}") from None
 
@@ -116,13 +116,20 @@ def _members(archive: Path) -> "Iterator[tuple[tarfile.TarInfo, Reader]]":
 class Reader:
     """Reads one member of an archive."""
 
-    def __init__(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        self._tar, self._member = tar, member
+    def __init__(self, archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        self._archive, self._tar, self._member = archive, tar, member
 
     def __call__(self) -> bytes:
-        """Return its bytes."""
-        file = self._tar.extractfile(self._member)
-        return b"" if file is None else file.read()
+        """Return its bytes.
+
+        Raises:
+            MakerError: the archive is cut short in it.
+        """
+        try:
+            file = self._tar.extractfile(self._member)
+            return b"" if file is None else file.read()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise MakerError(f"cannot read {self._archive}: {error}") from None
 
 
 def _parted(name: str) -> tuple[str, str]:

@@ -281,6 +281,21 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
         ("metadata.csv", f"file_name,text\na,{'x' * 140_000}\n", r"metadata.csv:2: not CSV: field"),
     ],
 )
+        (
+            "metadata.csv",
+            "file_name,text\na,a dog, asleep\n",
+            r"metadata.csv:2: more values than colu",
+        ),
+        (
+            "metadata.csv",
+            'file_name,text\na,"a dog\nb,a cat\n',
+            r"metadata.csv:2: not CSV: unexpec",
+        ),
+        (
+            "captions.tsv",
+            f"{'a' * 300}.png\tx\n",
+            r"captions.tsv:1: 'a+'\.\.\. is longer than the 255",
+        ),
 def test_a_list_that_cannot_be_used_names_the_line(
     tmp_path: Path, kind: str, text: str, message: str
 ) -> None:

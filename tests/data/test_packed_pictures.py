@@ -194,3 +194,52 @@ def test_columns_that_are_not_there_and_pictures_elsewhere_are_named(tmp_path: P
     (tmp_path / "y.parquet").write_bytes(b"PAR1")
     with pytest.raises(MakerError, match=r"cannot read .*y\.parquet"):
         made_of(tmp_path, parquet)
+
+
+@pytest.mark.parametrize(
+    ("captions", "kind"),
+    [(pa.array([7, 8]), "int64"), (pa.array([["a", "b"], ["c"]]), "list<.*: string>")],
+)
+def test_captions_that_are_no_text_are_told_with_their_type(
+    tmp_path: Path, captions: pa.Array, kind: str
+) -> None:
+    """Class labels are numbers on Hugging Face's hub, and COCO has five captions a picture."""
+    pq.write_table(
+        pa.table({"image": [picture(n) for n in range(2)], "text": captions}),
+        tmp_path / "x.parquet",
+    )
+    with pytest.raises(MakerError, match=rf"x.parquet: .* text are of type {kind}, not text"):
+        made_of(tmp_path, parquet)
+    named = pa.table({"image": [picture(0)], "text": pa.array(["a cat"]).dictionary_encode()})
+    pq.write_table(named, tmp_path / "x.parquet")
+    assert [one.caption for one in made_of(tmp_path, parquet).samples] == ["a cat"]
+
+
+def test_an_archive_that_is_cut_short_in_a_caption_is_told(tmp_path: Path) -> None:
+    archive(tmp_path / "x.tar", {"1.png": picture(1), "1.txt": b"a" * 4000})
+    content = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(content[: content.index(b"a" * 4000) + 100])
+    with pytest.raises(MakerError, match=r"cannot read .*x\.tar: unexpected end of data"):
+        made_of(tmp_path)
+
+
+def test_a_name_of_other_letters_than_utf_8_is_told_by_its_bytes(tmp_path: Path) -> None:
+    with tarfile.open(
+        tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:
+        for number in range(20):
+            for ending, content in (("png", picture(number)), ("txt", b"a cat")):
+                info = tarfile.TarInfo(f"caf\xe9-{number}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    entry = {"maker": "webdataset", "path": str(tmp_path), "image_size": 8}
+    prepare(tmp_path, entry)
+    facts = pq.read_table(tmp_path / "data" / "made" / "mine" / "facts.parquet")
+    assert facts["file"][0].as_py() == "x.tar/caf\\udce9-0.png"
+
+
+def test_a_source_without_a_sample_is_told(tmp_path: Path) -> None:
+    archive(tmp_path / "x.tar", {"1.txt": b"a cat", "1.heic": b"of another kind"})
+    entry = {"maker": "webdataset", "path": str(tmp_path), "image_size": 8}
+    with pytest.raises(MakerError, match="mine: no picture in"):
+        prepare(tmp_path, entry)

@@ -1,5 +1,6 @@
 import gzip
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -522,3 +523,28 @@ def test_shuffled_pairs_have_other_targets_and_plain_text_has_none(
     plain = prepare(tmp_path, own("text", tmp_path / "book.txt", piece=100))
     with pytest.raises(DatasetError, match="is plain text: it has no captions, targets or answers"):
         Loader(plain, "train", batch_size=1, learner=Characters(), shuffle_captions=True)
+
+
+def test_a_split_whose_texts_are_all_left_out_is_refused(tmp_path: Path) -> None:
+    """Its one text is in the test split, too, which keeps it: nothing would be left to validate by."""
+    (tmp_path / "train.tsv").write_text("".join(f"{said}\tyes\n" for said in many(100)))
+    (tmp_path / "val.tsv").write_text("the same\tyes\n")
+    (tmp_path / "test.tsv").write_text("the same\tyes\nanother\tyes\n")
+    told = refused(tmp_path, own("pairs", tmp_path))
+    assert "expectation 'every split has samples' is not met" in told
+    assert any(line.startswith("mine: not every one of train, validation, test") for line in told)
+
+
+def test_control_characters_are_those_of_unicode_but_tab_and_line_feed() -> None:
+    signs = [chr(place) for place in range(0x300)]
+    odd = [s for s in signs if unicodedata.category(s) == "Cc" and s not in "\n\t"]
+    looked = modality("text").look(record_bytes([("text", "".join(signs))]), {})
+    assert looked["control"] == len(odd) == 63
+
+
+def test_a_file_whose_name_is_no_utf_8_is_read_and_told_by_its_bytes(tmp_path: Path) -> None:
+    for number, said in enumerate(many()):
+        (tmp_path / f"caf\udce9 {number:02d}.txt").write_text(said)
+    (tmp_path / "caf\udce9 05.txt").write_text("")
+    told = refused(tmp_path, own("text", tmp_path))
+    assert "caf\\udce9 05.txt: empty file" in told

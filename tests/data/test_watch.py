@@ -56,6 +56,13 @@ def test_every_change_of_what_a_dataset_is_made_from_is_seen(project: Path, chan
     assert content("mine", project) != before[1]
 
 
+def test_a_name_that_is_no_utf_8_is_seen_like_any_other(project: Path) -> None:
+    before = glance("mine", project), content("mine", project)
+    (project / "pictures" / "caf\udce9.png").write_bytes(b"x")
+    assert glance("mine", project).files == before[0].files + 1
+    assert content("mine", project) != before[1]
+
+
 def test_another_dataset_s_change_is_none(project: Path) -> None:
     before = glance("mine", project), content("mine", project)
     text = (project / "params.yaml").read_text()
