@@ -1,4 +1,4 @@
-"""A user's own sounds with labels: a folder of WAV, FLAC or Ogg files.
+"""A user's own sounds with labels: a folder of WAV, FLAC, Ogg or MP3 files.
 
 The labels are in `labels.csv` (`file_name`, `text`; any other column is an attribute, but `split`), or in the files'
 names, after a pattern such as `{digit}_{speaker}_{index}.wav`. A caption is the text and after it the attributes'
@@ -24,7 +24,7 @@ from data.makers.files import check_name, check_there, read_file
 from data.makers.words import normal
 
 LIST: Final = "labels.csv"
-ENDINGS: Final = (".wav", ".flac", ".ogg")
+ENDINGS: Final = (".wav", ".flac", ".ogg", ".mp3")
 LJSPEECH: Final = "metadata.csv"
 KNOWN: Final = ("file_name", "text", "split")
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
@@ -137,7 +137,7 @@ def named(folder: Path, pattern: str, test: Mapping[str, Sequence[str]]) -> Iter
     """Yield the folder's sounds, their labels by their names.
 
     Raises:
-        MakerError: a pattern without fields, no sound, or one of another name.
+        MakerError: a pattern without fields, no sound, or one of another name or with a label that is no word.
     """
     expression, fields = _expression(pattern)
     if unknown := sorted(set(test) - set(fields)):
@@ -157,7 +157,10 @@ def named(folder: Path, pattern: str, test: Mapping[str, Sequence[str]]) -> Iter
         split: Split | None = None
         if test:
             split = "test" if any(found[name] in test[name] for name in test) else "train"
-        yield Labelled(file, "", {name: _word(found[name]) for name in labels}, split)
+        words = {name: _word(found[name]) for name in labels}
+        if empty := [name for name, word in words.items() if not word]:
+            raise MakerError(f"{folder / file}: its {empty[0]} {found[empty[0]]!r} is no word")
+        yield Labelled(file, "", words, split)
 
 
 def _expression(pattern: str) -> tuple[re.Pattern[str], list[str]]:

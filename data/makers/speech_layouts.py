@@ -68,7 +68,7 @@ def ljspeech(folder: Path) -> list[Said]:
     if not path.is_file() or "|" not in (text := _read(path)).partition("\n")[0]:
         return []
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text), 1):
         if not line.strip():
             continue
         values = [value.strip() for value in line.split("|")]
@@ -230,7 +230,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str | None]]]:
         except csv.Error as error:
             raise MakerError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text), 1):
         if not line.strip():
             continue
         try:
@@ -260,6 +260,11 @@ def _with_ending(folder: Path, name: str) -> str:
         return name
     there = (ending for ending in ENDINGS if (folder / f"{name}{ending}").is_file())
     return f"{name}{next(there, '.wav')}"
+
+
+def _lines(text: str) -> io.StringIO:
+    """Return a text's lines; what else `str.splitlines` takes for an end, as U+2028, may stand in a transcript."""
+    return io.StringIO(text, newline=None)
 
 
 def _sounds(folder: Path) -> list[Path]:

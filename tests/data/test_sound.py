@@ -376,3 +376,13 @@ def test_vowels_repeat_for_a_seed_and_have_their_formants() -> None:
         return float(power[(hertz > 1900) & (hertz < 2600)].sum() / power[hertz > 600].sum())
 
     assert share(high) > 0.5 > share(low)
+
+
+def test_mp3s_are_found_by_their_names_and_a_label_is_a_word(tmp_path: Path) -> None:
+    sound_file(tmp_path / "one_ann_0.mp3", kind="MP3")
+    assert made(tmp_path, pattern="{word}_{speaker}_{index}.mp3") == [
+        ("one_ann_0.mp3", "one ann", None)
+    ]
+    sound_file(tmp_path / "!_ann_0.mp3", kind="MP3")
+    with pytest.raises(MakerError, match=r"!_ann_0.mp3: its word '!' is no word"):
+        made(tmp_path, pattern="{word}_{speaker}_{index}.mp3")

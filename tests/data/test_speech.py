@@ -1,6 +1,7 @@
 """Recordings of speech: the layouts that people have, what is refused in them, and batches of unequal rows."""
 
 import io
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +310,30 @@ def test_an_order_by_lengths_is_an_order_of_the_same_rows(rows: int, size: int, 
 
 def made(folder: Path, **settings: Any) -> Any:
     return speech.made(speech.Config(maker="speech", path=folder, **settings), HERE)
+
+
+def test_a_separator_inside_a_transcript_ends_no_line(tmp_path: Path) -> None:
+    said = "one\u2028two\x85three"  # JSON allows it, str.splitlines does not
+    kit.tone(tmp_path / "a.wav", 0, 0.5)
+    kit.tone(tmp_path / "wavs" / "a.wav", 0, 0.5)
+    line = json.dumps({"file_name": "a.wav", "text": said}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(f"{line}\n")
+    assert [one.text for one in laid_out(tmp_path, None, {})] == [said]
+    (tmp_path / "metadata.csv").write_text(f"a|{said}\n")
+    assert laid_out(tmp_path, None, {}) == [Said("wavs/a.wav", said)]
+
+
+def test_spoken_names_may_be_of_mp3s(tmp_path: Path) -> None:
+    for word in ("one", "two"):
+        sound_file(tmp_path / f"{word}_ann_0.mp3", kind="MP3")
+    assert [(one.file, one.text, one.speaker) for one in laid_out(tmp_path, None, {})] == [
+        ("one_ann_0.mp3", "one", "ann"),
+        ("two_ann_0.mp3", "two", "ann"),
+    ]
+
+
+def test_a_transcript_with_half_a_character_is_told(tmp_path: Path) -> None:
+    kit.tone(tmp_path / "a.wav", 0, 0.5)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav", "text": "so \\ud83d"}\n')
+    with pytest.raises(MakerError, match=r"a.wav: 'so \\ud83d' is no UTF-8"):
+        prepare(tmp_path, {"maker": "speech", "path": str(tmp_path)})
