@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from data.makers import DIGITS, Entry, Made, MakerError, Sample, Split
 from data.makers.files import unpacked
@@ -32,7 +33,7 @@ class Config(Entry):
 
     maker: Literal["mnist"]
     image_size: Literal[28] = 28
-    validation: int = 5000
+    validation: Annotated[int, Field(ge=1, le=55_000)] = 5000
 
 
 def made(config: Config, project: Path) -> Made:
@@ -136,10 +137,14 @@ def _unpacked(path: Path) -> Iterator[Sample]:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):  # NumPy would take it for pickled, and say so
+        raise MakerError(f"{path} is not an .npz file, or not whole: get it again")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if missing := sorted(set(PACKED.values()) - set(archive.files)):
                 raise MakerError(f"{path} has no array {missing[0]!r}")
             return {key: archive[key] for key in PACKED.values()}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except MakerError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise MakerError(f"cannot read {path}: {error}") from None

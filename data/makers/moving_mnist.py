@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from data.makers import ClipEntry, Made, Sample, Split, clips_made
+from data.makers import ClipEntry, Made, MakerError, Sample, Split, clips_made
 from data.makers.mnist import SIDE, digits_of
 from data.modalities.clip import Found, clip_bytes
 
@@ -48,6 +48,12 @@ def made(config: Config, project: Path) -> Made:
 
     def samples() -> Iterator[Sample]:
         train, test = (files[split]() for split in ("train", "test"))
+        for digits_NHW, least in ((train, KEPT + 1), (test, 1)):
+            if len(digits_NHW) < least or digits_NHW.shape[1:] != (SIDE, SIDE):
+                least_NHW, folder = (least, SIDE, SIDE), project / config.path
+                raise MakerError(
+                    f"{folder} has {digits_NHW.shape} digits, at least {least_NHW} are needed"
+                )
         digits = {"train": train[:-KEPT], "validation": train[-KEPT:], "test": test}
         counts = (config.count, config.validation, config.test)
         for number, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):

@@ -51,6 +51,8 @@ def made(config: Config, project: Path) -> Made:
 def _chosen(path: Path, config: Config) -> list[Aligned]:
     """Return the aligned files, one a split."""
     if path.is_file() and path.name.removesuffix(".gz").endswith(".tsv"):
+        if config.test is not None:
+            raise MakerError(f"{path} is one file, there are no files called {config.test}")
         return [Aligned(path.name.partition(".")[0], (path,), None)]
     if not path.is_dir():
         raise MakerError(f"no folder or .tsv file {path}: give your pairs with --path")
@@ -60,7 +62,7 @@ def _chosen(path: Path, config: Config) -> list[Aligned]:
             f"{path} has neither NAME.{config.source} with NAME.{config.target} nor NAME.tsv"
             " (.gz too): name the endings with --source and --target"
         )
-    if len(found) == 1:
+    if len(found) == 1 and config.test is None:
         return [Aligned(name, files, None) for name, files in found.items()]
     chosen: dict[Split, Aligned] = {}
     for name, files in found.items():

@@ -139,6 +139,10 @@ def test_clips_of_a_test_split_have_digits_of_mnists_own(
         assert set(captions) == {""}
     with pytest.raises(MakerError, match="no folder"):
         moving_mnist.made(moving_mnist.Config(maker="moving-mnist", path=Path("no")), tmp_path)
+    for few in ((2, 28, 28), (6, 14, 14)):
+        idx(tmp_path / "train-images-idx3-ubyte", np.zeros(few, np.uint8))
+        with pytest.raises(MakerError, match=r"at least \(3, 28, 28\) are needed"):
+            prepare(tmp_path, entry)
 
 
 def clip(frames: Any, rate: float = 8, size: int = 16) -> bytes:

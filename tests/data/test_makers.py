@@ -116,6 +116,8 @@ def test_mnist_names_what_is_missing_or_broken(tmp_path: Path) -> None:
         MakerError, match=r"t10k-labels-idx1-ubyte has 17 bytes, its header says 18"
     ):
         list(mnist.made(from_mnist(path), HERE).samples)
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        mnist.Config(maker="mnist", path=path, validation=-1)
     labels.unlink()
     with pytest.raises(MakerError, match=rf"t10k-labels-idx1-ubyte\[.gz\] is missing in {path}"):
         mnist.made(from_mnist(path), HERE)
@@ -279,8 +281,6 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
         ("captions.tsv", "a.png a cat\n", r"captions.tsv:1: no tab between file and caption"),
         ("captions.tsv", "\n", r"captions.tsv lists no picture"),
         ("metadata.csv", f"file_name,text\na,{'x' * 140_000}\n", r"metadata.csv:2: not CSV: field"),
-    ],
-)
         (
             "metadata.csv",
             "file_name,text\na,a dog, asleep\n",
@@ -296,6 +296,8 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
             f"{'a' * 300}.png\tx\n",
             r"captions.tsv:1: 'a+'\.\.\. is longer than the 255",
         ),
+    ],
+)
 def test_a_list_that_cannot_be_used_names_the_line(
     tmp_path: Path, kind: str, text: str, message: str
 ) -> None:
@@ -389,3 +391,15 @@ def test_requests_are_cut_as_captions_are(text: str) -> None:
     assert words.split(text) == normal(text).split()
     for known in (vocabulary, ["red", "heart"]):
         assert words.cut(text, known) == cut(normal(text), known)
+
+
+def test_a_packed_file_that_is_something_else_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "packed.npz"
+    for content in (b"<html>not found</html>", b""):
+        path.write_bytes(content)
+        with pytest.raises(MakerError, match=r"packed.npz is not an .npz file"):
+            list(mnist.made(from_mnist(tmp_path), HERE).samples)
+    rows = np.zeros((2, 98), np.uint8)
+    np.savez(path, train=np.array([{}], object), valid=rows, test=rows)
+    with pytest.raises(MakerError, match=r"cannot read .*packed.npz: Object arrays"):
+        list(mnist.made(from_mnist(tmp_path), HERE).samples)

@@ -319,6 +319,9 @@ def test_pairs_that_are_not_aligned_are_named(tmp_path: Path) -> None:
     for name in ("a.source", "a.target"):
         (tmp_path / name).unlink()
     assert "b.tsv:2: 0 tabs, one between source and target is needed" in message()
+    (tmp_path / "b.tsv").rename(path := tmp_path / "train.tsv")
+    assert "has no files called test_2016" in message(test="test_2016")
+    assert "there are no files called test_2016" in message(path=str(path), test="test_2016")
 
 
 def test_a_pair_of_which_half_is_missing_is_refused(tmp_path: Path) -> None:
