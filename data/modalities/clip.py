@@ -77,7 +77,7 @@ class Clip(Modality):
         pa.field("rate", pa.float64()),
         pa.field("frames", pa.int32()),  # as prepared
         pa.field("mean", pa.float64()),  # of the levels 0 to 255
-        pa.field("std", pa.float64()),
+        pa.field("std", pa.float64()),  # of the channel that has the most
         pa.field("motion", pa.float64()),  # between a frame and the next, in the mean
     )
 
@@ -91,7 +91,7 @@ class Clip(Modality):
             "rate": found.rate,
             "frames": len(x),
             "mean": float(x.mean()) if x.size else 0.0,
-            "std": float(x.std()) if x.size else 0.0,
+            "std": float(x.reshape(-1, x.shape[3]).std(0).max()) if x.size else 0.0,
             "motion": float(np.abs(np.diff(x, axis=0)).mean()) if len(x) > 1 else 0.0,
             "digest": hashlib.sha256(found.frames.tobytes()).hexdigest(),
         }

@@ -16,6 +16,7 @@ from data.modalities import Modality, SampleError
 from data.rules import Row, Rule, between, contains
 from infra.media.pictures import MAX_SIDE, Decoded, PictureError, Size, decode, png, size_of
 
+LEAST_STD: Final = 1.0  # of the levels 0 to 255
 MOST_CROPPED: Final = 0.5  # of a picture that has the best of several sizes
 
 
@@ -40,7 +41,7 @@ class Image(Modality):
         pa.field("low", pa.int16()),  # of the levels 0 to 255, after cropping and resizing
         pa.field("high", pa.int16()),
         pa.field("mean", pa.float64()),
-        pa.field("std", pa.float64()),
+        pa.field("std", pa.float64()),  # of the channel that has the most
     )
 
     def look(self, content: bytes, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class Image(Modality):
             "low": int(x.min()),
             "high": int(x.max()),
             "mean": float(x.mean()),
-            "std": float(x.std()),
+            "std": float(x.reshape(-1, x.shape[2]).std(0).max()),
             "digest": hashlib.sha256(x.tobytes()).hexdigest(),
         }
 
@@ -85,7 +86,7 @@ class Image(Modality):
         ]
         return [
             *(fits if sizes else large),
-            Rule("not flat", *between("std", 1, 128), _flat),
+            Rule("not flat", *between("std", LEAST_STD, 128), _flat),
             Rule("levels in range", *between("high", 1, 255), _flat),
         ]
 
@@ -239,4 +240,7 @@ def _unlearned(_: Row) -> str:
 
 
 def _flat(row: Row) -> str:
-    return f"flat picture: all levels between {int(row['low'])} and {int(row['high'])}"
+    low, high = int(row["low"]), int(row["high"])
+    if high - low <= 2 * LEAST_STD:
+        return f"flat picture: all levels between {low} and {high}"
+    return f"flat picture: no channel's levels spread by more than {row['std']:.2f} of 255"

@@ -78,6 +78,12 @@ BLIND = {"decodes": False, "width": None, "height": None, "low": None, "high": N
             {"std": 0.0, "low": 9, "high": 9},
             "flat picture: all levels between 9 and 9",
         ),
+        (
+            "not flat",
+            True,
+            {"std": 0.2, "low": 9, "high": 90},
+            "flat picture: no channel's levels spread by more than 0.20 of 255",
+        ),
         ("levels in range", True, {"high": 0}, "flat picture: all levels between 0 and 0"),
         (
             "no duplicates",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data.facts import LITTLE, SHARES, cluster, columns, gather, look, relate, split_of
 from data.modalities import modality
+from data.modalities.clip import Found, clip_bytes
 from data.stages import SCHEMA
 from infra.media.pictures import png
 from infra.settings import settings
@@ -262,3 +263,12 @@ def test_ray_data_finds_the_same_facts(stack: Mapping[str, float], tmp_path: Pat
     finally:
         ray.shutdown()  # Ray ends a process that is still joined when the stack goes down
     assert found.equals(gather(paths, None, MADE))
+
+
+def test_a_picture_or_a_clip_of_one_colour_is_flat_whatever_the_colour() -> None:
+    x = np.full((4, 16, 16, 3), (255, 128, 0), np.uint8)
+    made = {"image_size": 16, "channels": 3}
+    assert modality("image").look(png(x[0]), made)["std"] == 0
+    assert modality("clip").look(clip_bytes(Found(x, 16, 16, 8)), made)["std"] == 0
+    x[:, 4:8, :, 2] = 200
+    assert modality("image").look(png(x[0]), made)["std"] > 80
