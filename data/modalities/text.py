@@ -7,7 +7,7 @@ cut into pieces can be read on. The tokenizer is trained on the training split.
 
 import hashlib
 import json
-import unicodedata
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -23,6 +23,7 @@ MAX_CHARACTERS: Final = 1 << 20  # of a record
 MAX_LINE: Final = 1 << 16  # characters; a longer one is no prose, and no context holds it
 MAX_UNKNOWN: Final = 0.5  # share of a record's tokens
 SHOWN: Final = 400  # characters of an example on the report
+CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # Unicode's Cc but tab and line feed
 
 
 class Text(Modality):
@@ -53,7 +54,7 @@ class Text(Modality):
             "segments": len(record),
             "characters": sum(map(len, texts)),
             "empty_segments": sum(not text.strip() for text in texts),
-            "control": sum(_is_control(sign) for text in texts for sign in text),
+            "control": sum(len(CONTROL.findall(text)) for text in texts),
             "longest_line": max(
                 (len(line) for text in texts for line in text.split("\n")), default=0
             ),
@@ -171,10 +172,6 @@ def role_fault(roles: Sequence[str]) -> str:
 def _texts(record: Record) -> list[str]:
     """Return the texts apart, as every family reads them: a turn's first word has nothing before it."""
     return [text for _, text in record]
-
-
-def _is_control(sign: str) -> bool:
-    return sign not in "\n\t" and unicodedata.category(sign) == "Cc"
 
 
 def _empty(row: Row) -> str:
