@@ -16,7 +16,7 @@ from data.makers import MAKERS, MakerError, maker
 from data.modalities import modality
 from data.params import CatalogError, add, checked, entries, entry, remove, written
 from data.repro import PrepareError, locked, repair_locks, reproduce, unlock
-from data.stages import report_path
+from data.stages import quarantine_path, report_path
 from infra.documents import MOST_OF_OURS, parse_json, read_json
 
 __all__ = [
@@ -214,6 +214,8 @@ def forget(name: str, project: Path) -> None:
     for folder in (project / "data" / part / name for part in ("made", "prepared")):
         if folder.exists():
             shutil.rmtree(folder)
+    for page in (report_path(name, project), quarantine_path(name, project)):
+        page.unlink(missing_ok=True)
 
 
 def point(name: str, path: Path, project: Path) -> None:

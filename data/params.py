@@ -1,14 +1,18 @@
 """params.yaml: which datasets there are, checked, and how a user's own is added."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from filelock import FileLock
 from pydantic import ValidationError
 
 from data.makers import MAKERS, Entry, MakerError, maker
 from infra.documents import DocumentError, parse_yaml, read_yaml
+from infra.settings import settings
 from infra.storage import atomic_write
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,40}")
@@ -64,15 +68,16 @@ def remove(name: str, project: Path) -> None:
     Raises:
         CatalogError: the name is unknown; the message lists the known ones.
     """
-    entry(name, project)
-    document = _document(project)
-    del document["datasets"][name]
     path = project / "params.yaml"
-    text = "".join(_without_line(path.read_text(), name))
-    if parse_yaml(text, str(path)) != document:  # not laid out as we write it
-        text = yaml.safe_dump(document, sort_keys=False)
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    with _alone(project):
+        entry(name, project)
+        document = _document(project)
+        del document["datasets"][name]
+        text = "".join(_without_line(path.read_text(), name))
+        if parse_yaml(text, str(path)) != document:  # not laid out as we write it
+            text = yaml.safe_dump(document, sort_keys=False)
+        with atomic_write(path) as file:
+            file.write(text.encode())
 
 
 def _without_line(text: str, name: str) -> list[str]:
@@ -90,6 +95,11 @@ def add(name: str, values: dict[str, Any], project: Path) -> None:
             f"dataset name {name!r}: use lower-case letters, digits and -, 41 at most"
         )
     checked(name, values)
+    with _alone(project):
+        _add(name, values, project)
+
+
+def _add(name: str, values: dict[str, Any], project: Path) -> None:
     document = _document(project)
     old = document["datasets"].get(name)
     if old == values:
@@ -108,6 +118,15 @@ def add(name: str, values: dict[str, Any], project: Path) -> None:
         text = yaml.safe_dump(document, sort_keys=False)
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+@contextmanager
+def _alone(project: Path) -> Iterator[None]:
+    """Let nobody else change params.yaml meanwhile: of two who read the same one, the first's entry would be lost."""
+    folder = (project / settings().home).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "params.lock"):
+        yield
 
 
 def _with_line(text: str, name: str, line: str) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,8 @@ def reproduce(
 
 def _reproduce(name: str, project: Path, on_stage: Callable[[str], None]) -> list[str]:
     repair_locks(project)
+    for leftover in (project / "data" / "made" / name).glob(".samples-*"):  # of a killed maker
+        shutil.rmtree(leftover, ignore_errors=True)
     environment = {
         **os.environ,
         "ATELIER_PROJECT": str(project.resolve()),

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -192,6 +193,17 @@ def test_a_full_disk_publishes_nothing_and_a_torn_lock_is_mended(
     json.loads(torn.read_text())
 
 
+@pytest.mark.slow
+def test_what_a_killed_maker_left_is_gone_at_the_next_try(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATELIER_FAULT", "storage.rename:kill")
+    for _ in range(2):
+        with pytest.raises(PrepareError, match="cannot prepare digits: stage make of digits"):
+            prepare("digits", project)
+        assert len(list((project / "data" / "made" / "digits").glob(".samples-*"))) == 1
+
+
 def test_a_lock_that_is_whole_or_being_written_is_left_alone(tmp_path: Path) -> None:
     import fcntl
 
@@ -294,6 +306,20 @@ def test_adding_keeps_the_other_lines_of_params(tmp_path: Path) -> None:
     ]
 
 
+def test_of_many_who_add_at_once_each_is_added(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("datasets:\n  shapes: {maker: shapes}\n")
+    together = threading.Barrier(8)
+
+    def add_one(number: int) -> None:
+        together.wait()
+        add(f"shapes-{number}", {"maker": "shapes", "count": 100 + number}, tmp_path)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add_one, range(8)))
+    found = yaml.safe_load((tmp_path / "params.yaml").read_text())["datasets"]
+    assert found.keys() == {"shapes", *(f"shapes-{number}" for number in range(8))}
+
+
 @pytest.mark.parametrize("before", [None, 16])
 def test_a_refused_dataset_leaves_params_as_they_were(tmp_path: Path, before: int | None) -> None:
     params = tmp_path / "params.yaml"
@@ -322,7 +348,13 @@ def test_a_forgotten_dataset_leaves_the_files_it_was_made_from(tmp_path: Path) -
     (tmp_path / "dvc.lock").write_text(lock + "  make@cats:\n    deps:\n    - path: photos\n")
     for folder in ("photos", "data/made/cats/samples", "data/prepared/cats", "data/made/shapes"):
         (tmp_path / folder).mkdir(parents=True)
+    told = stages.report_path("cats", tmp_path), stages.quarantine_path("cats", tmp_path)
+    for page in told:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("with pictures of cats")
     forget("cats", tmp_path)
+    assert not [page for page in told if page.exists()]
+    told[1].parent.rmdir()
     assert (tmp_path / "params.yaml").read_text() == others
     assert (tmp_path / "dvc.lock").read_text() == lock
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
