@@ -144,20 +144,24 @@ def shards(name: str, project: Path) -> None:
     """Cut the accepted samples into splits and shards."""
     from pyarrow import compute
 
-    from data.shards import SPLITS, Header, samples, write
+    from data.shards import SPLITS, Header, sample_id, samples, write
 
     folder = _made(name, project)
     made, table = _read_made(folder), pq.read_table(folder / "facts.parquet")
     kind, attributes = modality(made["modality"]), dict(made["attributes"])
     contents = [kind.pack(content, made) for content in _column(folder, "content")]
+    values = _column(folder, "attributes")
+    if not kind.ordered:  # before they are columns: Arrow sorts no more than 2 GiB of them
+        ids = map(sample_id, contents, table["caption"].to_pylist())
+        order = [place for _, place in sorted(zip(ids, range(len(contents)), strict=True))]
+        table = table.take(order)
+        contents, values = ([column[place] for place in order] for column in (contents, values))
     captions, files = table["caption"].to_pylist(), table["file"].to_pylist()
-    rows = samples(contents, captions, _column(folder, "attributes"), attributes, files, kind)
+    rows = samples(contents, captions, values, attributes, files, kind)
     rows = rows.append_column("split", table["split"])
     if "sizes" in made:
         rows = rows.append_column("size", table["size"])
     rows = rows.filter(compute.invert(table["left_out"]))
-    if not kind.ordered:
-        rows = rows.sort_by("id")
     splits = {
         split: rows.filter(compute.field("split") == split).drop_columns("split")
         for split in SPLITS
@@ -217,9 +221,17 @@ def _read_made(folder: Path) -> dict[str, Any]:
 
 
 def _parts(samples: Iterable[Sample]) -> Iterator[pa.Table]:
+    """Yield the samples as tables.
+
+    Raises:
+        MakerError: a caption or an attribute that is no UTF-8; a file's name that is none is written with escapes.
+    """
     rows: list[dict[str, Any]] = []
     size = 0
     for index, sample in enumerate(samples):
+        file = _written(sample.file)
+        if odd := [one for one in (sample.caption, *sample.attributes) if one != _written(one)]:
+            raise MakerError(f"{file}: {odd[0]!r:.80} is no UTF-8: write or name it anew")
         if rows and (len(rows) >= PART_ROWS or size + len(sample.content) > PART_BYTES):
             yield pa.Table.from_pylist(rows, SCHEMA)
             rows, size = [], 0
@@ -229,9 +241,6 @@ def _parts(samples: Iterable[Sample]) -> Iterator[pa.Table]:
                 "file": file,
                 "content": sample.content,
                 "caption": sample.caption,
-        file = _written(sample.file)
-        if odd := [one for one in (sample.caption, *sample.attributes) if one != _written(one)]:
-            raise MakerError(f"{file}: {odd[0]!r:.80} is no UTF-8: write or name it anew")
                 "split": sample.split,
                 "problem": sample.problem,
                 "attributes": sample.attributes,
@@ -240,6 +249,11 @@ def _parts(samples: Iterable[Sample]) -> Iterator[pa.Table]:
         size += len(sample.content)
     if rows:
         yield pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _written(text: str) -> str:
+    """Return a text as UTF-8 can have it: the name of a file may have other bytes, a text half of a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _examples(folder: Path) -> list[dict[str, Any]]:
@@ -251,11 +265,6 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
     for row in islice(first.to_pylist(), 4 * EXAMPLES):
         try:
             found.append({**kind.example(row["content"], made), "caption": row["caption"]})
-def _written(text: str) -> str:
-    """Return a text as UTF-8 can have it: the name of a file may have other bytes, a text half of a surrogate pair."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
         except SampleError:
             continue
     return found[:EXAMPLES]
