@@ -96,8 +96,9 @@ def encoded(frames_FHWC: Frames, frame_rate: float, kind: Kind) -> ClipFile:
     count, height, width, channels = frames_FHWC.shape
     if not (count and height and width and channels in {1, 3}):
         raise ClipError(f"no clip has the shape {frames_FHWC.shape}: (F, H, W, 1 or 3)")
-    if not 0 < frame_rate <= HIGHEST_RATE:
-        raise ClipError(f"{frame_rate:g} frames a second, more than 0 and at most {HIGHEST_RATE:g}")
+    if not 1 / LONGEST_S <= frame_rate <= HIGHEST_RATE:
+        least = f"one in {LONGEST_S:g} s at least"
+        raise ClipError(f"{frame_rate:g} frames a second, {least} and at most {HIGHEST_RATE:g}")
     colour = np.broadcast_to(frames_FHWC, (count, height, width, 3))
     if kind == "mp4":
         return _mp4(colour, frame_rate)
@@ -262,12 +263,37 @@ def _of_video(content: bytes, kind: str) -> Iterator[_Shown]:
     import av
 
     name = kind.upper()
+    if kind == "webm" and _ends_early(content):
+        raise ClipError(f"truncated {name} (cannot be decoded fully)")
     try:
         with av.open(io.BytesIO(content), "r", format=DEMUXERS[kind]) as file:
             yield from _decoded(file, name)
     except (av.FFmpegError, UnicodeDecodeError, OverflowError) as error:
         says = str(error).split("]")[-1].partition(":")[0].strip().lower()
         raise ClipError(f"damaged {name} (cannot be decoded fully: {says})") from None
+
+
+def _ends_early(content: bytes) -> bool:
+    """Return whether a Matroska file is shorter than it says (RFC 8794, sections 4 and 6), which FFmpeg passes over.
+
+    One that was sent while it was made does not say.
+    """
+    place = 0
+    for _ in range(2):  # the head, and the segment with all the rest
+        _, place = _vint(content, place)
+        size, place = _vint(content, place)
+        if size is None:
+            return False
+        place += size
+    return place > len(content)
+
+
+def _vint(content: bytes, place: int) -> tuple[int | None, int]:
+    """Return a number of EBML, None where it stands for unknown, and where it ends."""
+    length = 9 - content[place : place + 1].ljust(1, b"\0")[0].bit_length()
+    whole = (1 << 7 * length) - 1
+    value = int.from_bytes(content[place : place + length]) & whole
+    return None if value == whole else value, place + length
 
 
 def _decoded(file: "InputContainer", name: str) -> Iterator[_Shown]:

@@ -201,3 +201,34 @@ def test_a_damaged_clip_is_read_or_refused(data: st.DataObject, kind: Any) -> No
     with contextlib.suppress(ClipError):
         found = decode(bytes(content[: data.draw(st.integers(1, len(content)))]))
         assert 1 <= len(found.frames) <= clips.MOST_FRAMES
+
+
+def matroska(kind: str, codec: str, **options: str) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind, options=options) as output:
+        stream: Any = output.add_stream(codec, rate=8, width=32, height=24)
+        stream.pix_fmt = "yuv420p"
+        for one in moving(9):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(one, format="rgb24")))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("webm", "libvpx-vp9"), ("matroska", "mpeg4")])
+def test_a_webm_that_is_cut_short_is_never_taken_for_a_shorter_one(kind: str, codec: str) -> None:
+    whole = matroska(kind, codec)
+    assert len(decode(whole).frames) == 9
+    for size in range(30, len(whole), 97):
+        with pytest.raises(ClipError, match="truncated WEBM"):
+            decode(whole[:size])
+    assert len(decode(matroska(kind, codec, live="1")).frames) == 9, (
+        "one that does not say how long"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rate_that_no_file_can_have_is_refused(kind: Any) -> None:
+    for rate in (0.0, 1e-5, 1e-3, 241.0):
+        with pytest.raises(ClipError, match="one in 600 s at least and at most 240"):
+            encoded(moving(2), rate, kind)
+    assert len(decode(encoded(moving(2), 1 / 600, kind).content).frames) == 2
