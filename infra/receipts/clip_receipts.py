@@ -86,12 +86,20 @@ def rest_sha256(file: BinaryIO) -> str:
     """Return the hash over a file's bytes, its receipts left out.
 
     Raises:
-        ValueError: damaged.
+        ValueError: damaged, or a receipt before the end: it moves what stands behind it.
     """
-    parts = [one for one in _parts(file) if not one.receipt]
+    found = _parts(file)
+    parts = [one for one in found if not one.receipt]
     digest = hashlib.sha256()
     file.seek(0)
-    if file.read(4) == b"RIFF":  # whose head counts the receipt, too
+    kind = file.read(4)
+    if any(
+        one.receipt for one in found[: -2 if kind == b"GIF8" else -1]
+    ):  # of a GIF its trailer is last
+        raise ValueError(
+            "its receipt stands before the end: the clip was altered after it was made"
+        )
+    if kind == b"RIFF":  # whose head counts the receipt, too
         whole = sum(one.end - one.start for one in parts) - 8
         digest.update(b"RIFF" + struct.pack("<I", whole) + b"WEBP")
         parts = parts[1:]

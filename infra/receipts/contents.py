@@ -99,8 +99,8 @@ def samples(file: BinaryIO, sample_rate: int) -> bytes:
     """Return a WAV's or FLAC's samples as 16-bit little-endian numbers, without a WAV's receipt behind them.
 
     Raises:
-        ContentError: not one channel of 16 bits at this rate (Hz), too long, damaged, or a WAV with a chunk that may
-            change how it sounds.
+        ContentError: not one channel of 16 bits at this rate (Hz), too long, damaged, a WAV with a chunk that may
+            change how it sounds, or a FLAC that goes on where its head says that it ends.
     """
     import soundfile
 
@@ -128,7 +128,25 @@ def samples(file: BinaryIO, sample_rate: int) -> bytes:
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise ContentError(f"the sound is damaged: {error}") from None
     content = bytes(made)
-    return content[: stream_receipts.sound_end(content)] if wav else content
+    if wav:
+        return content[: stream_receipts.sound_end(content)]
+    if (played := _played(file)) != len(content) // 2:
+        raise ContentError(
+            f"some players play {played} samples, its head names {len(content) // 2}"
+        )
+    return content
+
+
+def _played(file: BinaryIO) -> int:
+    """Return how many samples a FLAC has for who plays it to its last byte: libsndfile stops where its head says."""
+    import av
+
+    file.seek(0)
+    try:
+        with av.open(io.BytesIO(file.read()), "r", format="flac") as sound:
+            return sum(one.samples for one in sound.decode(audio=0))
+    except av.FFmpegError as error:
+        raise ContentError(f"the sound is damaged: {error}") from None
 
 
 def frames_sha256(file: BinaryIO) -> str:

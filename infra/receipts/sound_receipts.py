@@ -17,6 +17,7 @@ MAKER: Final = b"ISFT\x08\x00\x00\x00atelier\x00"
 COMMENT: Final = b"ATELIER="
 VORBIS_COMMENT: Final = 4  # kind of a FLAC metadata block
 ID3: Final = b"ID3\x04\x00\x00"  # version 2.4, no flags
+ID3_VERSIONS: Final = (2, 3, 4)
 ID3_TEXT: Final = b"TXXX"
 ID3_NAME: Final = b"\x03ATELIER\x00"  # UTF-8
 MOST_PARTS: Final = 10_000
@@ -41,7 +42,16 @@ def skip_tag(file: BinaryIO) -> None:
     """Move a file to behind the tag that it begins with, if there is one."""
     file.seek(0)
     header = file.read(10)
-    file.seek(10 + _number(header[6:]) if header[:3] == b"ID3" else 0)
+    file.seek(10 + _number(header[6:]) if _is_tag(header) else 0)
+
+
+def _is_tag(header: bytes) -> bool:
+    """Return whether every player passes over a tag with this header, and over as much of it as we do.
+
+    Of what is not as id3.org/id3v2.4.0-structure has it, or has a footer, some play what is said to be in the tag.
+    """
+    known = len(header) == 10 and header[3] in ID3_VERSIONS and header[4] != 0xFF
+    return known and header[:3] == b"ID3" and not header[5] & 0x1F and max(header[6:]) < 0x80
 
 
 def attach(file: bytes, receipt: bytes) -> bytes:
@@ -217,7 +227,7 @@ def _before_frames(file: bytes, receipt: bytes) -> bytes:
 
 def _of_tag(header: bytes, file: BinaryIO, most: int) -> list[bytes]:
     found: list[bytes] = []
-    if header[:3] != b"ID3" or len(header) < 10:
+    if not _is_tag(header):
         return found
     left = _number(header[6:10])
     while left >= 10:

@@ -1,5 +1,6 @@
 """A clip and a mesh carry their receipt at the end, and every byte before it counts."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.media import clips, meshes
+from infra.receipts import clip_receipts
 from infra.receipts.provenance import sign
 from infra.receipts.receipts import NoReceipt, Receipt, ReceiptError, attach, read
 from infra.receipts.signing import Signing
@@ -120,3 +122,20 @@ def test_every_truncation_of_a_signed_file_is_refused(
 def test_any_prompt_survives_in_any_file(prompt: str, kind: str) -> None:
     receipt = CLIP.model_copy(update={"prompt": prompt})
     assert read(attach(attach(FILES[kind], CLIP), receipt)) == receipt
+
+
+def parts_of(kind: str, made: bytes) -> list[bytes]:
+    """Return the parts that a signed clip is made of, its receipt the last but for a GIF's trailer."""
+    found = clip_receipts._parts(io.BytesIO(made))
+    return [made[one.start : one.end] for one in found]
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_a_receipt_that_moves_what_stands_behind_it_is_found(kind: str, signing: Signing) -> None:
+    """An MP4's head says where its frames begin, from the file's first byte on."""
+    parts = parts_of(kind, stamped(kind, CLIP, signing))
+    receipt = parts.pop(-2 if kind == "gif" else -1)
+    parts.insert(-2 if kind == "gif" else -1, receipt)
+    moved = b"".join(parts)
+    assert outcome(moved, signing) == {**GOOD, "content": False}
+    assert "its receipt stands before the end" in said(moved, signing)

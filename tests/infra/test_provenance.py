@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from infra.receipts.contents import ContentError
 from infra.receipts.provenance import check, sign
-from infra.receipts.receipts import Receipt, ReceiptError, attach, read
+from infra.receipts.receipts import Receipt, ReceiptError, attach, behind, read
 from infra.receipts.signing import Signing
 from tests.infra.test_receipts import RECEIPT, flac, packed, png, wav
 
@@ -287,3 +288,55 @@ def test_what_is_taken_for_the_signed_picture_shows_its_pixels(
     if found == GOOD:  # a checksum that no reader looks at
         shown = [Image.open(io.BytesIO(bytes(file))).tobytes() for file in (made, damaged)]
         assert shown[0] == shown[1]
+
+
+def frames_of(content: bytes) -> bytes:
+    """Return what comes behind a FLAC's metadata."""
+    place = 4
+    while True:
+        last, length = content[place] & 0x80, int.from_bytes(content[place + 1 : place + 4], "big")
+        place += 4 + length
+        if last:
+            return content[place:]
+
+
+def played(content: bytes) -> int:
+    """Return how many samples ffmpeg plays."""
+    with av.open(io.BytesIO(content)) as file:
+        return sum(frame.samples for frame in file.decode(audio=0))
+
+
+def test_sound_behind_a_flac_s_end_is_found(signing: Signing) -> None:
+    """libsndfile stops where the head says, others play on."""
+    made = stamped(flac(), SOUND, signing)
+    longer = made + frames_of(flac())
+    assert played(longer) == 2 * played(made)
+    assert outcome(longer, signing) == {**GOOD, "content": False}
+    assert "some players play 4000 samples, its head names 2000" in said(longer, signing)
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize(
+    ("place", "value"), [(3, 0xFF), (4, 0xFF), (6, 0x80), (9, 0xFF), (3, 5), (5, 0x10)]
+)
+def test_sound_in_what_only_looks_like_a_tag_is_found(
+    signing: Signing, where: str, place: int, value: int
+) -> None:
+    """A tag's sound is passed over, and no part of the content; a player plays what is no tag to it."""
+    receipt = sign(SOUND, packed("mp3"), signing)
+    if where == "before":
+        made = attach(packed("mp3"), receipt)
+        start = 10 + 128 * made[8] + made[9]
+        tag, sound = made[10:start], made[start:]
+    else:
+        tag, sound = b"", packed("mp3") + behind(packed("mp3"), receipt)
+    size = len(tag) + len(packed("mp3"))
+    head = bytearray(b"ID3\x04\x00\x00" + bytes(size >> bits & 0x7F for bits in (21, 14, 7, 0)))
+    whole = bytes(head) + tag + packed("mp3") + sound
+    assert outcome(whole, signing) == GOOD, "everybody passes over it"
+    head[place] = value if place < 6 else head[place] | value
+    try:
+        found = outcome(bytes(head) + tag + packed("mp3") + sound, signing)
+    except ReceiptError:
+        return
+    assert found["content"] is False
