@@ -43,6 +43,7 @@ MOST_QUEUED: Final = 1000  # jobs that wait, all owners together
 LONGEST_WAIT_S: Final = 120.0  # the OpenAI client does not retry after longer ones
 ASKED: Final = 500  # ids in one question
 COSTED: Final = 20  # jobs from which a stage's cost is known
+FURTHEST_S: Final = 2 * LONGEST_WAIT_S  # ahead of any time that is given to a job that waits
 SUBMIT_LOCK: Final = 0x6A6F6273  # "jobs": on Postgres whoever counts and inserts holds it
 
 
@@ -367,7 +368,10 @@ class Jobs:
         too often.
         """
         now = self._clock()
-        waits = sa.select(JOBS).where(JOBS.c.due <= now).order_by(JOBS.c.due, JOBS.c.id).limit(1)
+        # a time further ahead than any that is given came from a clock that was set back
+        ahead = JOBS.c.due > now + max(FURTHEST_S, 2 * self._lease_s)
+        due = (JOBS.c.due <= now) | ahead
+        waits = sa.select(JOBS).where(due).order_by(JOBS.c.due, JOBS.c.id).limit(1)
         waits = waits if kind is None else waits.where(JOBS.c.kind == kind)
         waits = waits if but is None else waits.where(JOBS.c.kind != but)
         with reading(self._engine) as connection:

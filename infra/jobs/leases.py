@@ -54,7 +54,8 @@ class Lease:
         """
         progress = min(ALMOST, max(self._progress, progress))
         now = self._clock()
-        renew = self._until - now < self._lease_s * 2 / 3
+        left = self._until - now
+        renew = not self._lease_s * 2 / 3 <= left <= self._lease_s  # more: the clock was set back
         if not renew and progress < self._progress + 1:
             with reading(self._engine) as connection:
                 query = sa.select(JOBS.c.cancel).where(*self._mine)

@@ -80,9 +80,9 @@ def ray_gpus(page: str, token: Path) -> int:
 
 
 def beats(path: Path) -> bool:
-    """Whether a process has touched its file lately."""
+    """Whether a process has touched its file lately, and not by a clock that was set back since."""
     try:
-        return time.time() - path.stat().st_mtime < BEAT_LIMIT_S
+        return abs(time.time() - path.stat().st_mtime) < BEAT_LIMIT_S
     except OSError:
         return False
 

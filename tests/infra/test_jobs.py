@@ -16,7 +16,15 @@ from alembic.config import Config
 from infra.jobs import jobs as jobs_module
 from infra.jobs.idempotency import Conflict
 from infra.jobs.ids import new_id
-from infra.jobs.jobs import MOST_TRIES, BatchOver, Full, JobError, Jobs, NotFound
+from infra.jobs.jobs import (
+    LONGEST_WAIT_S,
+    MOST_TRIES,
+    BatchOver,
+    Full,
+    JobError,
+    Jobs,
+    NotFound,
+)
 from infra.jobs.leases import Lease, LeaseLost
 from infra.jobs.table import BATCH, CANCELLED, FILE, JOBS, Job
 from tests.databases_kit import KINDS, Database, Databases
@@ -483,3 +491,33 @@ def test_pages_hold_every_job_once_in_order(jobs: Jobs, clock: Clock) -> None:
     newest, *rest = jobs.page("anna").jobs
     jobs.delete(newest.id)
     assert jobs.page("anna", after=newest).jobs == rest, "the next part, though the last went"
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_waiting(jobs: Jobs, clock: Clock) -> None:
+    submit(jobs)
+    clock.now -= 3600
+    lease = claim(jobs)
+    clock.now -= 3600
+    assert lease.beat(1.0) is False  # renewed, by the clock as it is now
+    assert jobs.claim("two") is None
+    clock.now -= 3600  # and its runner is lost
+    assert claim(jobs, "two").job.causes == {"lost": 1}
+    with pytest.raises(LeaseLost):
+        lease.beat(2.0)
+
+
+def test_a_job_that_is_put_off_for_long_is_not_taken_for_one_of_another_clock(
+    jobs: Jobs, clock: Clock
+) -> None:
+    submit(jobs)
+    claim(jobs).release(after_s=LONGEST_WAIT_S)
+    assert jobs.claim("two") is None
+    clock.now += LONGEST_WAIT_S
+    assert jobs.claim("two") is not None
+
+
+@pytest.mark.parametrize("id", ["video_\0", "video_\ud800", "\0"])
+def test_an_id_that_no_database_keeps_is_an_unknown_one(jobs: Jobs, id: str) -> None:
+    for ask in (jobs.get, jobs.cancel, jobs.delete, jobs.retry):
+        with pytest.raises(NotFound, match="there is no job"):
+            ask(id)

@@ -66,3 +66,5 @@ def test_a_worker_beats_while_its_file_is_young(tmp_path: Path) -> None:
     assert beats(path)
     os.utime(path, (time.time() - 16, time.time() - 16))
     assert not beats(path)
+    os.utime(path, (time.time() + 3600, time.time() + 3600))  # and its clock was set back since
+    assert not beats(path)

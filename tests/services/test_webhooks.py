@@ -170,6 +170,22 @@ def test_a_delivery_whose_courier_was_killed_is_another_s_a_minute_later(post: P
     assert len(told.got) == 1
 
 
+def test_a_clock_that_was_set_back_keeps_no_news(post: Post) -> None:
+    with receiving() as told:
+        post.listen(told.url)
+        post.end()
+        post.now -= 3600
+        assert post.deliver()
+        assert not post.deliver()
+    assert len(told.got) == 1
+
+
+def test_an_id_that_no_database_keeps_is_an_unknown_endpoint(post: Post) -> None:
+    for id in ("we_\0", "we_\ud800"):
+        with pytest.raises(WebhookError, match="there is no webhook endpoint"):
+            post.webhooks.get(id, "anna")
+
+
 async def opened(answer: Any) -> tuple[asyncio.Server, str]:
     """A receiver that does with each connection what `answer` does."""
 
