@@ -93,6 +93,14 @@ def writing(engine: Engine) -> Iterator[Connection]:
         raise _translate(error, engine.url) from error
 
 
+def keeps(text: str) -> bool:
+    """Return whether every database can keep a text: Postgres no NUL character, and none half of a surrogate pair.
+
+    Nothing has a name that none keeps; to look for one there would be an error.
+    """
+    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def take_turns(connection: Connection, lock: int) -> None:
     """Wait until no other transaction that takes turns under this number is open; on SQLite none that writes is."""
     if connection.dialect.name == "postgresql":

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from infra.database import METADATA, open_engine, reading, writing
+from infra.database import METADATA, DatabaseError, keeps, open_engine, reading, writing
 
 START: Final = "sk-atelier-"
 OURS: Final = "atelier:"  # how the labels of the platform's own keys begin
@@ -120,7 +120,7 @@ class Keys:
 
         The time does not tell how much of a key was right.
         """
-        if not key.isascii():
+        if not key.isascii() or not keeps(key):
             return None
         digest = _digest(key)
         prefix = key.removeprefix(START)[:PREFIX]

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from infra.database import open_engine, reading, take_turns, writing
+from infra.database import keeps, open_engine, reading, take_turns, writing
 from infra.jobs.idempotency import asked_before, words
 from infra.jobs.ids import new_id
 from infra.jobs.leases import Lease, cancel, end, gathered, give_back
@@ -509,7 +509,7 @@ class Jobs:
 
     def _row(self, connection: Connection, id: str, *, lock: bool = True) -> dict[str, Any]:
         query = sa.select(JOBS).where(JOBS.c.id == id, sa.not_(JOBS.c.deleted))
-        row = _first(connection, query.with_for_update() if lock else query)
+        row = _first(connection, query.with_for_update() if lock else query) if keeps(id) else None
         if row is None:
             raise NotFound(f"there is no job {id!r}, or not any more")
         return row

@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from infra.database import open_engine, reading, take_turns, writing
+from infra.database import keeps, open_engine, reading, take_turns, writing
 from infra.documents import parse_json
 from infra.jobs.idempotency import asked_before, make_sure_of_words, words
 from infra.jobs.ids import new_id
@@ -234,7 +234,11 @@ def _get(connection: Connection, id: str, owner: str) -> WebhookEndpoint:
 
 def _row(connection: Connection, id: str, owner: str) -> dict[str, Any]:
     here = (ENDPOINTS.c.id == id) & (ENDPOINTS.c.owner == owner)
-    row = connection.execute(sa.select(ENDPOINTS).where(here)).mappings().first()
+    row = (
+        connection.execute(sa.select(ENDPOINTS).where(here)).mappings().first()
+        if keeps(id)
+        else None
+    )
     if row is None:
         raise WebhookError(f"there is no webhook endpoint {id!r}, or not any more")
     return dict(row)

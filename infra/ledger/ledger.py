@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Self, TypeAlias, get_args
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from infra.database import METADATA, open_engine, reading, writing
+from infra.database import METADATA, keeps, open_engine, reading, writing
 from infra.documents import parse_json
 from infra.ledger.hash_chain import LedgerError, canonical, check, hash_of, move, sha256, stamp
 from infra.storage import faultpoint
@@ -193,6 +193,8 @@ class Ledger:
     def standing(self, name: str) -> dict[str, Row]:
         """Return the newest transition of each of a name's stages, all as of one moment."""
         order = self._standing_order
+        if not keeps(name):
+            return {}
         with reading(self._engine) as connection:
             found = connection.exec_driver_sql(
                 self._standing_sql, (name,) * len(order) if order else {"n": name}
@@ -243,7 +245,8 @@ class Ledger:
     def history(self, name: str) -> list[Row]:
         """Return every transition of `name`, oldest first."""
         here = TRANSITIONS.c.name == name
-        return self._rows(sa.select(TRANSITIONS).where(here).order_by(TRANSITIONS.c.id))
+        query = sa.select(TRANSITIONS).where(here).order_by(TRANSITIONS.c.id)
+        return self._rows(query) if keeps(name) else []
 
     def about(self, name: str, version: int) -> list[Row]:
         """Return the transitions of `name` to a version and away from it, oldest first."""
@@ -255,14 +258,18 @@ class Ledger:
         """Return the transition that was in force at a moment (with a time zone), or None before the first.
 
         Raises:
-            LedgerError: `when` has no time zone.
+            LedgerError: `when` has no time zone, or is before or after all time in UTC.
         """
         if when.tzinfo is None:
             raise LedgerError(f"{when.isoformat()} has no time zone; add one, as in +00:00")
+        try:
+            moment = stamp(when)
+        except OverflowError:
+            raise LedgerError(f"{when.isoformat()} is before or after all time in UTC") from None
         here = (TRANSITIONS.c.name == name) & (TRANSITIONS.c.stage == stage)
         query = (
             sa.select(TRANSITIONS)
-            .where(here, TRANSITIONS.c.at <= stamp(when))
+            .where(here, TRANSITIONS.c.at <= moment)
             .order_by(TRANSITIONS.c.epoch.desc())
             .limit(1)
         )

@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from infra.database import METADATA, open_engine, reading, writing
+from infra.database import METADATA, keeps, open_engine, reading, writing
 from infra.documents import parse_json
 from infra.ledger.hash_chain import canonical, stamp
 
@@ -367,7 +367,8 @@ def _free(now: datetime) -> sa.ColumnElement[bool]:
 
 def _get(connection: Connection, id: str, *, lock: bool = False) -> Promotion:
     query = sa.select(PROMOTIONS).where(PROMOTIONS.c.id == id)
-    found = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    query = query.with_for_update() if lock else query
+    found = connection.execute(query).mappings().first() if keeps(id) else None
     if found is None:
         raise PromotionError(
             f"no promotion has the id {id!r}; list those that wait: atelier approvals"

@@ -36,7 +36,9 @@ TESTED: Final = "00000000000000000000000000"  # the id, behind its kind, of no j
 HINT: Final = 4  # last signs of a secret that are shown
 T = TypeVar("T")
 
-Name = Annotated[str, Field(min_length=1, max_length=100)]
+Name = Annotated[
+    str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
+]  # Postgres keeps no NUL
 Url = Annotated[str, Field(max_length=500)]
 Events = Annotated[list[Event], Field(min_length=1, max_length=10)]
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,16 @@ def test_the_ledger_answers_what_was_in_production_at_a_moment(ledger: Ledger) -
         assert ledger.at("shapes", "production", when) == row
     with pytest.raises(LedgerError, match="no time zone"):
         ledger.at("shapes", "production", datetime(2026, 11, 20))
+    east = timezone(timedelta(hours=5))
+    with pytest.raises(LedgerError, match="is before or after all time in UTC"):
+        ledger.at("shapes", "production", datetime(1, 1, 1, tzinfo=east))
+
+
+def test_a_name_that_no_database_keeps_stands_nowhere(ledger: Ledger) -> None:
+    for name in ("shapes\0", "shapes\ud800"):
+        assert ledger.standing(name) == {}
+        assert ledger.head(name, "production") is None
+        assert ledger.history(name) == []
 
 
 def test_a_clock_that_is_set_back_does_not_reorder_history(

@@ -239,6 +239,9 @@ def test_what_nobody_approves_in_time_expires_once(journal: Promotions) -> None:
 def test_an_unknown_id_says_where_to_look(journal: Promotions) -> None:
     with pytest.raises(PromotionError, match=r"'nope'.*atelier approvals"):
         journal.get("nope")
+    for id in ("no\0", "no\ud800"):
+        with pytest.raises(PromotionError, match=r"no promotion has the id .*atelier approvals"):
+            journal.get(id)
 
 
 class JournalMachine(RuleBasedStateMachine):

@@ -1,5 +1,6 @@
 """Webhooks by the real client: made, changed, rotated and tested; what they are told, `webhooks.unwrap` believes."""
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -152,6 +153,18 @@ def test_endpoints_are_listed_changed_and_forgotten(client: OpenAI, ear: Any) ->
         assert client.webhooks.delete(one.id).deleted
     with pytest.raises(openai.NotFoundError, match="no webhook endpoint"):
         client.webhooks.retrieve(hooks[0].id)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "a\ud800", "a\nb"])
+def test_a_name_that_no_database_keeps_is_refused(own_workshop: Any, ask: Any, name: str) -> None:
+    stage = own_workshop.stage()
+    app = own_workshop.gateway(stage)
+    body = {"name": name, "url": "https://example.org/", "event_types": ["video.completed"]}
+    head = {"content-type": "application/json"}
+    answer = ask(app, "POST", "/v1/webhook_endpoints", content=json.dumps(body), headers=head)
+    stage.close()
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "name"
 
 
 @pytest.mark.parametrize(
