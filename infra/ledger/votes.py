@@ -5,8 +5,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from infra.database import METADATA, open_engine, reading, writing
+from infra.database import METADATA, open_engine, reading, take_turns, writing
 
+CAST_LOCK: Final = 0x766F7465  # "vote": on Postgres whoever looks and inserts holds it
 VOTES: Final = sa.Table(
     "votes",
     METADATA,
@@ -53,6 +54,7 @@ class Votes:
         row = {"prompt": prompt, "seed": seed, "voter": voter}
         same = [VOTES.c[name] == value for name, value in row.items()]
         with writing(self._engine) as connection:
+            take_turns(connection, CAST_LOCK)
             changed = connection.execute(sa.update(VOTES).where(self._here, *same).values(values))
             if not changed.rowcount:
                 first, second = self._pair

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -51,6 +53,18 @@ def test_a_tie_counts_half_and_each_side_sees_its_own_wins(votes: Votes, url: st
     assert wins(url, B, A) == (1.5, 5)
     assert wins(url, A, "c" * 64) == (0, 0)
     assert wins(url, A, A) == (0, 0)
+
+
+def test_a_vote_that_is_cast_twice_at_once_is_one(votes: Votes) -> None:
+    together = threading.Barrier(8)
+
+    def cast(_: int) -> None:
+        together.wait()
+        votes.cast("red", 1, A, "ann")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(cast, range(8)))
+    assert votes.wins(A) == (1, 1)
 
 
 def test_a_voter_has_one_vote_a_pair_and_may_change_it(votes: Votes, url: str) -> None:

@@ -21,7 +21,7 @@ def test_a_key_passes_and_others_do_not(keys: Keys) -> None:
     assert key.startswith("sk-atelier-")
     assert len(key) == len("sk-atelier-") + 43
     assert keys.find(key)
-    for other in ("", "sk-atelier-", key[:-1], key + "x", key.swapcase(), "clé", "\ud800"):
+    for other in ("", "sk-atelier-", key[:-1], key + "x", key.swapcase(), "clé", "\ud800", "\0"):
         assert not keys.find(other)
 
 
@@ -107,3 +107,25 @@ def test_revoking_names_the_choices(keys: Keys) -> None:
 def test_a_label_is_needed(keys: Keys) -> None:
     with pytest.raises(ValueError, match="1 to 100 characters"):
         keys.create(" ")
+
+
+NO_ROOM = {
+    "sqlite": [
+        "CREATE TRIGGER full_disk BEFORE UPDATE ON api_keys BEGIN"
+        " SELECT RAISE(ABORT, 'database or disk is full'); END"
+    ],
+    "postgresql": [
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE disk_full; END $$",
+        "CREATE TRIGGER full_disk BEFORE UPDATE ON api_keys FOR EACH ROW"
+        " EXECUTE FUNCTION full_disk()",
+    ],
+}
+
+
+def test_a_key_passes_where_its_use_cannot_be_noted(keys: Keys, database: Database) -> None:
+    key = keys.create("laptop")
+    database.run(*NO_ROOM[database.kind])
+    assert keys.find(key)
+    assert keys.list()[0].used is None
+    assert not keys.find(key + "x")
