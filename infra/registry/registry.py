@@ -19,6 +19,7 @@ from infra.documents import read_json
 from infra.registry.mlflow_client import KEY, Mlflow, RegistryError, Unreachable, pages, require
 from infra.registry.runs import Runs, Status, folder_of
 from infra.registry.versions import (
+    DIGEST,
     NAME,
     PUBLISHABLE,
     Version,
@@ -324,7 +325,12 @@ class Registry(Runs):
                 raise
 
     def _kept(self, digest: str) -> Path | None:
-        """Return the cached directory of a digest, verified once by this process; set a damaged one aside."""
+        """Return the cached directory of a digest, verified once by this process; set a damaged one aside.
+
+        Raises:
+            RegistryError: it is no digest: a pipeline.json that somebody wrote may name another folder.
+        """
+        require(DIGEST, "sha256", digest)
         kept = self._cache / digest
         if digest in self._verified and kept.is_dir():
             return kept

@@ -495,3 +495,13 @@ def test_a_lost_answer_makes_no_second_run(through_proxy: Registry) -> None:
     through_proxy.log_metrics(run_id, {"loss": 0.5}, step=1)
     through_proxy.end_run(run_id)
     assert through_proxy.start_run("lost", "lost-run", {}) != run_id
+
+
+def test_a_digest_that_names_another_folder_moves_nothing(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    registry = Registry(uri, tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    for digest in ("../mine", str(tmp_path / "mine"), "..", "A" * 64):
+        with pytest.raises(RegistryError, match="cannot be a sha256"):
+            registry.fetch("shapes:1", digest=digest)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "cache"}
