@@ -109,7 +109,7 @@ class Pool(_Part):
 class Door(_Part):
     """The replicas of the gateway itself."""
 
-    cpus: float = Field(default=0, ge=0)
+    cpus: float = Field(default=0, ge=0, le=64)
     replicas: Replicas = Replicas()
 
     @field_validator("replicas")

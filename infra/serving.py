@@ -437,25 +437,25 @@ def _deployed(client: "httpx.Client") -> dict[str, Any] | None:
 
 def refused(settings: Settings) -> str | None:
     """Return why Ray's dashboard cannot be used with what this process would show it, None where it can."""
-    with _dashboard(settings) as client:
-        try:
+    try:
+        with _dashboard(settings) as client:
             answer = _call(client, "GET", route="/api/version")
-        except ServingError as error:
-            return str(error)
-        if answer.status_code == 200:
-            return None
-        return f"{client.base_url} answers {answer.status_code}: {_line(answer.text)}"
+    except ServingError as error:
+        return str(error)
+    if answer.status_code == 200:
+        return None
+    return f"{client.base_url} answers {answer.status_code}: {_line(answer.text)}"
 
 
 def nodes(settings: Settings) -> set[str]:
     """Return the IP addresses of a cluster's living nodes; empty where its dashboard does not say."""
-    with _dashboard(settings) as client:
-        try:
+    try:
+        with _dashboard(settings) as client:
             answer = _call(client, "GET", route="/api/v0/nodes?limit=1000")
-            found = answer.json()["data"]["result"]["result"]
-            return {node["node_ip"] for node in found if node["state"] == "ALIVE"}
-        except (ServingError, ValueError, KeyError, TypeError):
-            return set()
+        found = answer.json()["data"]["result"]["result"]
+        return {node["node_ip"] for node in found if node["state"] == "ALIVE"}
+    except (ServingError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _serve(client: "httpx.Client") -> dict[str, Any]:
@@ -482,12 +482,16 @@ def _call(
 
 
 def _dashboard(settings: Settings) -> "httpx.Client":
-    """Return a client of the dashboard, with the cluster's token where there is one."""
+    """Return a client of the dashboard, with the cluster's token where there is one.
+
+    Raises:
+        ServingError: the file with the token cannot be read.
+    """
     import httpx
 
     token = _token(settings)
     return httpx.Client(
-        base_url=os.environ.get("RAY_DASHBOARD_ADDRESS", settings.dashboard_url),
+        base_url=os.environ.get("RAY_DASHBOARD_ADDRESS") or settings.dashboard_url,
         headers={"authorization": f"Bearer {token}"} if token else {},
         timeout=httpx.Timeout(CALL_S, connect=5),
         trust_env=False,
@@ -495,11 +499,13 @@ def _dashboard(settings: Settings) -> "httpx.Client":
 
 
 def _token(settings: Settings) -> str:
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", settings.state / "ray_token"))
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or settings.state / "ray_token")
     try:
         return path.read_text().strip()
     except FileNotFoundError:
         return os.environ.get("RAY_AUTH_TOKEN", "")
+    except OSError as error:
+        raise ServingError(f"{path} with Ray's token cannot be read: {error.strerror}") from None
 
 
 def _line(text: str) -> str:

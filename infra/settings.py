@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     def _is_a_server(cls, value: str | None) -> str | None:
         if value is not None and "://" not in value:
             raise ValueError("give a server's address, as http://mlflow:5000")
-        return value
+        return value.rstrip("/") if value is not None and value.startswith("http") else value
 
     @field_validator("tracking_uri", "prefect_api_url", "public_url")
     @classmethod

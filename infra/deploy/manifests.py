@@ -11,6 +11,7 @@ from math import ceil
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
+import sqlalchemy as sa
 import yaml
 
 from infra.placement import Placement, placement_of
@@ -23,6 +24,11 @@ KUBERAY: Final = "rayservice.yaml"
 PROJECT: Final = "/opt/atelier"  # in the image
 CPUS_A_NODE: Final = 4  # of a node without a GPU, at least
 SHARES: Final = 10_000  # of a CPU or GPU, as Ray counts
+PASSWORDS: Final = {
+    "ATELIER_DATABASE_URL": "PGPASSWORD",
+    "ATELIER_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
+"""Where nodes have the passwords of servers from, which stand in no file."""
 _SERVE_SAYS: Final = """\
 # Written by `atelier deploy --write`: Ray Serve on a cluster, by `serve deploy {name}`, once. `atelier deploy` then
 # changes only what the pools hold loaded. Sizes stand in the placement: change them there and write this again.
@@ -47,7 +53,8 @@ def write(settings: Settings, image: str) -> dict[str, str]:
     """Return the text of each file by its name.
 
     Raises:
-        ServingError: the settings name servers that only this machine reaches, or no host that others do.
+        ServingError: the settings name servers that only this machine reaches, or no host that others do, or they have
+            a password, which the files would show.
         infra.placement.PlacementError: there is no such placement.
     """
     _check_reachable(settings)
@@ -66,16 +73,30 @@ def write(settings: Settings, image: str) -> dict[str, str]:
 
 
 def _check_reachable(settings: Settings) -> None:
-    needed = {
+    servers = {
         "ATELIER_DATABASE_URL": settings.database_url,
         "ATELIER_TRACKING_URI": settings.tracking_uri,
-        "ATELIER_HOST": None if settings.host in LOOPBACK else settings.host,
     }
-    missing = [name for name, value in needed.items() if value is None]
+    missing = [name for name, value in servers.items() if value is None or _is_local(value)]
+    missing += ["ATELIER_HOST"] * (settings.host in LOOPBACK)
     if missing:
         raise ServingError(
             f"a cluster's nodes cannot reach what this machine keeps for itself: set {', '.join(missing)}"
         )
+    for name, variables in PASSWORDS.items():
+        if sa.make_url(str(servers[name])).password:
+            raise ServingError(
+                f"{name} has a password, which the files would show: leave it out, nodes have it from {variables}"
+            )
+
+
+def _is_local(address: str) -> bool:
+    """Return whether an address is of a file, a socket or a server of this machine alone."""
+    try:
+        found = sa.make_url(address)
+    except sa.exc.ArgumentError:
+        return True  # no address at all
+    return found.host in LOOPBACK or not (found.host or "host" in found.query)
 
 
 def _ray_service(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from infra.documents import read_json
+from infra.documents import MOST_OF_OURS, read_json
 from infra.placement import PlacementError, placement_of
 from infra.settings import EVERYWHERE, Settings, settings
 from infra.stack.daemons import MARK, taken
@@ -146,15 +146,16 @@ def _tools() -> Iterator[Check]:
 
 def _settings() -> Iterator[Check]:
     now = settings()
+    known = {MARK, "ATELIER_FAULT"}
     for name, about in Settings.model_fields.items():
         alias = about.validation_alias
         variable = alias if isinstance(alias, str) else f"ATELIER_{name.upper()}"
+        known.add(variable)
         source = variable if name in now.model_fields_set else f"default ({variable} sets it)"
         found = getattr(now, name)
-        value = re.sub(r"//[^/@]*@", "//***@", str(found))  # no password on a screen
+        value = re.sub(r"//[^/]*@", "//***@", str(found))  # no password on a screen
         value = "not set" if found is None else value
         yield Check(f"setting {name}", "ok", f"{value}, from {source}")
-    known = {f"ATELIER_{name.upper()}" for name in Settings.model_fields} | {MARK, "ATELIER_FAULT"}
     for variable in sorted(os.environ):
         if variable.startswith("ATELIER_") and variable not in known:
             yield Check("settings", "warn", f"{variable} is no setting", "see the names above")
@@ -254,7 +255,7 @@ def _datasets() -> Iterator[Check]:
     found = []
     for path in sorted(folder.glob("*/dataset.json")):
         try:
-            splits = read_json(path)["splits"]
+            splits = read_json(path, most=MOST_OF_OURS)["splits"]
             rows = sum(split["rows"] for split in splits.values())
         except (OSError, ValueError, KeyError, TypeError):
             advice = f"atelier data prepare {path.parent.name}"

@@ -107,6 +107,7 @@ def test_a_pool_computes_on_the_gpu_that_it_asks_for_and_uses_its_part_of_the_me
         (("stages: [\"*.up*\"]", "stages: [a], families: [b]"), r"give stages or families, not both"),
         (("layout: staged", "layout: fused"), r"rare cannot scale to zero in the gateway's process"),
         (("replicas: {min: 2, max: 2}", "replicas: {min: 0}"), r"gateway\.replicas: the gateway cannot"),
+        (("{cpus: 1, replicas", "{cpus: .inf, replicas"), r"gateway\.cpus: .*less than or equal to 64"),
         (("pools:", "pool:"), r"pool: Extra inputs"),
         (("layout: staged", "layout: [staged"), r"placement\.yaml"),
     ],

@@ -332,6 +332,36 @@ def test_a_cluster_is_not_given_addresses_of_this_machine_alone(tmp_path: Path) 
     missing = "ATELIER_DATABASE_URL, ATELIER_TRACKING_URI, ATELIER_HOST"
     with pytest.raises(serving.ServingError, match=f"set {missing}"):
         manifests.write(settings(tmp_path), "atelier:latest")
+    for database in ("sqlite:////tmp/x.db", "postgresql:///atelier", "postgresql://a@localhost/a"):
+        own = {"host": "0.0.0.0", "database_url": database, "tracking_uri": "http://127.0.0.1:5000"}
+        with pytest.raises(
+            serving.ServingError, match=r"set ATELIER_DATABASE_URL, ATELIER_TRACKING_URI$"
+        ):
+            manifests.write(settings(tmp_path, **own), "atelier:latest")
+
+
+@pytest.mark.parametrize("name", ["database_url", "tracking_uri"])
+def test_a_password_is_written_into_no_file(tmp_path: Path, name: str) -> None:
+    servers = {"database_url": "postgresql://a@pg/a", "tracking_uri": "http://mlflow:5000"}
+    servers[name] = servers[name].replace("://", "://anna:sesame@").replace("@a@", "@")
+    with pytest.raises(
+        serving.ServingError, match=f"ATELIER_{name.upper()} has a password, .* nodes have it"
+    ) as refused:
+        manifests.write(settings(tmp_path, host="0.0.0.0", **servers), "atelier:latest")
+    assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("path", "told"), [("", None), (".", "Is a directory")])
+def test_a_token_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: str | None
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", path)  # an empty variable is none
+    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:9")
+    told = f"with Ray's token cannot be read: {told}" if told else "no Ray dashboard answers"
+    assert told in (serving.refused(settings(tmp_path)) or "")
+    with pytest.raises(serving.ServingError, match=told):
+        serving.check(settings(tmp_path))
+    assert serving.nodes(settings(tmp_path)) == set()
 
 
 def test_an_open_host_without_a_key_is_not_deployed(tmp_path: Path) -> None:

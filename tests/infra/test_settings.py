@@ -102,8 +102,30 @@ def test_the_doctor_names_a_variable_that_is_no_setting(monkeypatch: pytest.Monk
     monkeypatch.setenv("ATELIER_GATEWAY_PROT", "8001")
     odd = [check.found for check in doctor._settings() if check.verdict == "warn"]
     assert odd == ["ATELIER_GATEWAY_PROT is no setting"]
+    monkeypatch.setenv(
+        "ATELIER_PREFECT_API_URL", "http://prefect:4200/api"
+    )  # PREFECT_API_URL is one
+    odd = [check.found for check in doctor._settings() if check.verdict == "warn"]
+    assert odd[1:] == ["ATELIER_PREFECT_API_URL is no setting"]
+
+
+def test_the_doctor_shows_no_part_of_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "postgresql://anna:open@sesame@pg/atelier"
+    monkeypatch.setattr(doctor, "settings", lambda: Settings(database_url=address))
+    [shown] = [one.found for one in doctor._settings() if one.name == "setting database_url"]
+    assert shown.startswith("postgresql://***@pg/atelier, from")
 
 
 def test_the_driver_that_the_cluster_config_names_is_installed() -> None:
     with pytest.raises(RuntimeError, match="connection"):
         open_engine("postgresql+psycopg://atelier@127.0.0.1:9/atelier")
+
+
+def test_a_server_s_address_may_end_in_a_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api/")
+    found = Settings(tracking_uri="http://mlflow:5000/")
+    assert (found.prefect_url, found.mlflow_uri) == (
+        "http://prefect:4200/api",
+        "http://mlflow:5000",
+    )
+    assert Settings(tracking_uri="sqlite:////m.db").mlflow_uri == "sqlite:////m.db"
