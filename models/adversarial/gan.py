@@ -78,6 +78,9 @@ class GANConfig(Captioned):
             check_halving(self.image_size, self.hidden)
             if odd := [width for width in self.hidden if width % GROUPS]:
                 raise ValueError(f"dcgan's hidden must be multiples of {GROUPS}, got {odd[0]}")
+            if self.norm == "group":
+                side = self.image_size >> len(self.hidden)
+                bounds.check_norm("the last of hidden", self.hidden[-1], side, GROUPS)
 
 
 def mlp(config: GANConfig, inputs: int) -> tuple[nn.Module, nn.Module, int]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from models.diffusion import flow, objectives, samplers, schedules, super_resolution
 from models.diffusion.dit import Block, DiT
 from models.diffusion.super_resolution import Low
-from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
+from models.diffusion.unet import TextEncoder, UNet, check_norms, check_sizes, sinusoids
 from models.family import Batch, Capabilities, Family, Losses, Rows
 from models.parts import bounds
 from models.parts.noise import normals
@@ -108,16 +108,15 @@ class DDPMConfig(Led):
                 heads=self.heads,
                 context=self.text_width,
             )
-        if self.backbone == "dit" and (len(self.widths), self.attention) != (1, 1):
+        if self.backbone == "unet":
+            check_norms(self.shape[1], patch=self.patch, widths=self.widths)
+        elif (len(self.widths), self.attention) != (1, 1):
             raise ValueError(
                 "backbone 'dit' has one width, with attention, got"
                 f" widths {self.widths} and attention {self.attention}"
             )
-        low = self.low_size
-        if low is not None and (low < 1 or self.image_size % low):
-            raise ValueError(f"low_size must divide image_size {self.image_size}, got {low}")
-        if low is not None and self.sizes:
-            raise ValueError(f"low_size belongs to squares, got {low} with {self.sizes}")
+        if self.low_size is not None:
+            super_resolution.check(self.low_size, self.image_size, self.patch, self.sizes)
         _check_sampling(self)
 
     @property
@@ -182,7 +181,7 @@ class Denoiser(nn.Module):
         self.config, embedding = config, 2 * config.widths[0]
         pixels = config.planes * config.patch**2
         planes, side = config.low_shape or (0, 0)
-        self.low_patch = max(1, side * config.patch // config.shape[1])
+        self.low_patch = super_resolution.folded(side, config.shape[1], config.patch)
         low = planes * self.low_patch**2
         context = config.context_width
         self.time1, self.time2 = nn.Linear(64, embedding), nn.Linear(embedding, embedding)

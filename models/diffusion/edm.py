@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.diffusion import heun, likelihood, samplers, schedules
-from models.diffusion.unet import TextEncoder, UNet, check_sizes, sinusoids
+from models.diffusion.unet import TextEncoder, UNet, check_norms, check_sizes, sinusoids
 from models.family import (
     Batch,
     Capabilities,
@@ -105,6 +105,7 @@ class EDMConfig(Led):
             heads=self.heads,
             context=self.text_width,
         )
+        check_norms(self.image_size, patch=self.patch, widths=self.widths)
         if self.sigma_min >= self.sigma_max:
             raise ValueError(
                 f"sigma_min must be below sigma_max {self.sigma_max}, got {self.sigma_min}"

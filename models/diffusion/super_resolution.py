@@ -8,6 +8,7 @@ arXiv:2104.14951), times a gain that brings it to the deviation of a picture.
 Shape letters: B rows, C channels, H and W pixels, h and w those of the low picture. All are in [-1, 1].
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -18,6 +19,25 @@ from models.diffusion import schedules
 
 Low: TypeAlias = tuple[Tensor, Tensor]
 """A low-resolution picture (B, C, h, w) and the strength (B,) of the noise in it."""
+
+
+def check(low_size: int, image_size: int, patch: int, sizes: Sequence[str]) -> None:
+    """Refuse low pictures that no network of patches of this side can see beside its pictures.
+
+    Raises:
+        ValueError: names the size and what it must be.
+    """
+    if low_size < 1 or image_size % low_size:
+        raise ValueError(f"low_size must divide image_size {image_size}, got {low_size}")
+    if low_size % (unit := folded(low_size, image_size, patch)):
+        raise ValueError(f"low_size must be a multiple of {unit} for patch {patch}, got {low_size}")
+    if sizes:
+        raise ValueError(f"low_size belongs to squares, got {low_size} with {sizes}")
+
+
+def folded(low_size: int, image_size: int, patch: int) -> int:
+    """Return the side of the squares of low pixels that stand beside a patch of the picture, as channels."""
+    return max(1, low_size * patch // image_size)
 
 
 def training_pair(

@@ -9,14 +9,17 @@ Shape letters: B rows, W width, h and w places, N tokens, T words, D context wid
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.parts import bounds
 from models.parts.dropout import Dropout
 from models.parts.tables import Table
+
+GROUPS: Final = 8  # of its norms
 
 
 def check_sizes(
@@ -44,6 +47,16 @@ def check_sizes(
             raise ValueError(f"widths must be multiples of 8 and of heads {heads}, got {width}")
     if not 0 <= attention <= len(widths):
         raise ValueError(f"attention must be 0 to {len(widths)} resolutions, got {attention}")
+
+
+def check_norms(side: int, *, patch: int, widths: Sequence[int]) -> None:
+    """Refuse squares of which a resolution's norms leave nothing.
+
+    Raises:
+        ValueError: names the width and what it must be.
+    """
+    for depth, width in enumerate(widths):
+        bounds.check_norm("each of widths", width, side // (patch * 2**depth), GROUPS)
 
 
 def sinusoids(time_B: Tensor, width: int = 64) -> Tensor:
@@ -139,10 +152,10 @@ class Block(nn.Module):
 
     def __init__(self, width: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, width)
+        self.norm1 = nn.GroupNorm(GROUPS, width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * width)
-        self.norm2, self.dropout = nn.GroupNorm(8, width), Dropout(dropout)
+        self.norm2, self.dropout = nn.GroupNorm(GROUPS, width), Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(
             self.conv2.weight
@@ -215,7 +228,7 @@ class UNet(nn.Module):
         steps = list(itertools.pairwise(widths))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in steps)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in steps)
-        self.norm = nn.GroupNorm(8, widths[0])
+        self.norm = nn.GroupNorm(GROUPS, widths[0])
         self.out = nn.Conv2d(widths[0], outputs, 3, padding=1)
         nn.init.zeros_(self.out.weight)
 

@@ -5,6 +5,7 @@ A network of pictures sees each frame, another one each with what changes until 
 Shape letters: B clips, F frames, C channels, H and W pixels, A attributes, S of them that a frame shows, E features.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from models.family import Batch, Losses, Trainable
 from models.judges.attribute_judge import AttributeJudge, AttributeJudgeConfig, soften
+from models.parts import bounds
 
 CHUNK: Final = 64  # clips judged at a time
 
@@ -34,6 +36,7 @@ class ClipJudgeConfig:
     def __post_init__(self) -> None:
         """Refuse what would fail late."""
         _ = self.of_frames
+        bounds.within("frames", self.frames, (2, math.inf))
         if few := [name for name, values in self.attributes if len(values) < 2]:
             raise ValueError(f"attribute {few[0]!r} needs at least 2 values to be judged")
 

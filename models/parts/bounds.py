@@ -39,6 +39,19 @@ def within(name: str, value: float, allowed: Range) -> None:
         raise ValueError(f"{name} must be {_limit(allowed, value)}, got {value}")
 
 
+def check_norm(what: str, width: int, side: int, groups: int) -> None:
+    """Refuse features of side x side places where a group norm has one number a group, of which it leaves 0.
+
+    Raises:
+        ValueError: names the width and what it must be.
+    """
+    if width * side**2 <= groups:
+        raise ValueError(
+            f"{what} must be at least {2 * groups} where pictures have come down to one place, for a"
+            f" norm of {groups} groups leaves nothing of fewer; got {width}"
+        )
+
+
 def _inside(value: float, allowed: Range) -> bool:
     return math.isfinite(value) and allowed[0] <= value <= allowed[1]
 

@@ -65,6 +65,9 @@ class CLIPConfig:
             raise ValueError(
                 f"image_size must be a multiple of patch {self.patch}, got {self.image_size}"
             )
+        for number, wide in enumerate(self.hidden):
+            side = -(-(self.image_size // self.patch) // 2**number)
+            bounds.check_norm("each of hidden", wide, side, GROUPS)
         if self.width < 1 or self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
 

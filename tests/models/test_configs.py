@@ -15,6 +15,8 @@ from models.parts.bounds import SHARE, SIZE, WEIGHT, within
 Refused = tuple[Mapping[str, Any], str]
 THREE_HALVINGS: Final = {"network": "conv", "hidden": (8, 8, 8)}
 WIDE_DCGAN: Final = {"network": "dcgan", "image_size": 28, "hidden": (8, 12)}
+ONE_PLACE: Final = "must be at least 16 where pictures have come down to one place, .* got 8"
+"""A norm of one number is 0: in a batch all rows would be the same, and torch refuses to norm one row alone."""
 UNLIKELY: Final = r"must be above 0, got .* probability 0"
 """Without smoothing, one pixel that training never saw on makes a picture impossible: -log p is infinite."""
 
@@ -25,6 +27,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         (THREE_HALVINGS, "multiple of 8 for 3 convolutions, got 28"),
     ),
     "clip-judge": (
+        ({"frames": 1}, "frames must be at least 2, got 1"),
         ({"attributes": (("direction", ("left",)),)}, "'direction' needs at least 2 values"),
         ({"width": 12}, "multiple of 8, got 12"),
         ({"image_size": 33}, "a multiple of 2, got 33"),
@@ -56,6 +59,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"image_size": 33}, "image_size must be a multiple of patch 2, got 33"),
         ({"width": 30}, "width must be a multiple of heads 4, got 30"),
         ({"embedding": 0}, "embedding must be at least 1, got 0"),
+        ({"image_size": 3, "patch": 1, "hidden": (32, 16, 8)}, f"each of hidden {ONE_PLACE}"),
     ),
     "make-a-video-decoder": (
         ({"frames": 0}, "frames must be between 1 and 1024, got 0"),
@@ -105,6 +109,11 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"image_size": 15}, "image_size must be a multiple of 4 .*got 15"),
         ({"widths": (20, 24)}, "widths must be multiples of 8 .*got 20"),
         ({"low_size": 3}, "low_size must divide image_size 16, got 3"),
+        (
+            {"image_size": 10, "patch": 5, "widths": (64,), "low_size": 5},
+            "low_size must be a multiple of 2 for patch 5, got 5",
+        ),
+        ({"image_size": 4, "widths": (64, 8)}, f"each of widths {ONE_PLACE}"),
         ({"caption_drop": 1.5}, "caption_drop must be between 0 and 1, got 1.5"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"guidance": math.nan}, "guidance must be between 0 and 50, got nan"),
@@ -154,6 +163,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"sigma_min": 90.0}, "sigma_min must be below sigma_max 80.0, got 90.0"),
         ({"attention": 3}, "attention must be 0 to 2 resolutions, got 3"),
         ({"levels": 1}, "levels must be between 2 and 65536, got 1"),
+        ({"image_size": 2, "widths": (8,)}, f"each of widths {ONE_PLACE}"),
     ),
     "gan": (
         ({"hidden": ()}, "each of hidden must be at least 1"),
@@ -161,6 +171,7 @@ REFUSED: Final[Mapping[str, tuple[Refused, ...]]] = {
         ({"gradient_penalty": math.inf}, "gradient_penalty must be at least 0 and finite, got inf"),
         ({**WIDE_DCGAN, "image_size": 30, "hidden": (8, 16)}, "multiple of 4 .* got 30"),
         (WIDE_DCGAN, "multiples of 8, got 12"),
+        ({"network": "dcgan", "hidden": (16, 16, 8)}, f"the last of hidden {ONE_PLACE}"),
     ),
     "gpt": (
         ({"width": 30}, "width 30 must be divisible by heads, got 4"),
