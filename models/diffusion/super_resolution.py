@@ -57,10 +57,12 @@ def training_pair(
 
 
 def blur(low: Tensor, sigma: float = 0.6) -> Tensor:
-    """Return the picture blurred by 3 x 3 pixels of a Gaussian, its edges mirrored.
+    """Return the picture blurred by 3 x 3 pixels of a Gaussian, its edges mirrored; one of one pixel stays.
 
     As DALL-E 2 does (Ramesh et al. 2022, arXiv:2204.06125, section 2.1).
     """
+    if low.shape[2:] == (1, 1):
+        return low
     offset_3 = torch.arange(-1, 2, device=low.device)
     weight_3 = torch.exp(-0.5 * (offset_3 / sigma).square())
     weight_33 = torch.outer(weight_3, weight_3) / weight_3.sum() ** 2

@@ -204,6 +204,14 @@ def test_a_blur_leaves_a_plain_picture_alone_and_spreads_a_dot() -> None:
     torch.testing.assert_close(blurred, torch.outer(weights, weights), rtol=0, atol=1e-3)
 
 
+def test_a_low_picture_of_one_pixel_is_as_sharp_as_its_blur() -> None:
+    """The mean around a pixel whose edges are mirrored is that pixel."""
+    dot = torch.rand(2, 3, 1, 1)
+    assert torch.equal(super_resolution.blur(dot), dot)
+    config = dataclasses.replace(DDPM.presets["tiny"], low_size=1, low_blur=1.0)
+    assert DDPM(config)({"pixels": torch.rand(2, 3, 8, 8)}).total.isfinite()
+
+
 def test_a_share_of_the_low_pictures_is_blurred_in_training() -> None:
     picture = torch.rand(200, 3, 8, 8) * 2 - 1
     sharp = F.interpolate(picture, 4, mode="area")
