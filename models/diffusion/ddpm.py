@@ -464,10 +464,11 @@ class DDPM(Family):
             raise ValueError("image: a picture is changed where a mask says so: give both")
         device = rows["x"].device
         rows["known"] = self._inside(request.given["image"].to(device))
-        if rows["known"].shape != rows["x"].shape:
-            found, drawn = (f"{w}x{h}" for *_, h, w in (rows["known"].shape, rows["x"].shape))
-            raise ValueError(f"image: it has {found} places, what is drawn has {drawn}")
         rows["kept"] = 1 - self._open(request.given["mask"].to(device))
+        for name, value in (("image", rows["known"]), ("mask", rows["kept"])):
+            found, drawn = (f"{w}x{h}" for *_, h, w in (value.shape, rows["x"].shape))
+            if found != drawn:
+                raise ValueError(f"{name}: it has {found} places, what is drawn has {drawn}")
         if strength is not None:
             bounds.within("strength", strength, (0, 1))
             first = int(rows["count"][0]) - self.steps_of(request)

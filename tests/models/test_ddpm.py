@@ -318,6 +318,15 @@ def test_a_change_lands_on_what_the_network_sees_whichever_sampler_begins_in_the
         torch.testing.assert_close(moved, after * target, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("side", [1, 4, 16])
+def test_a_mask_of_another_size_than_the_picture_is_refused(side: int) -> None:
+    """One of one pixel would stand for all of them, and another would end the step of all rows beside it."""
+    made = model(sizes=("8x8", "16x8"))
+    given = {"image": torch.rand(1, 3, 8, 8), "mask": torch.ones(1, 1, 8, side)}
+    with pytest.raises(ValueError, match=f"^mask: it has {side}x8 places, what is drawn has 8x8"):
+        made.begin(Request(seeds=(1,), given=given))
+
+
 def test_the_strength_of_a_change_is_where_its_sampling_begins() -> None:
     """At a share of the steps, the picture and the noise of that level are what is drawn from: SDEdit."""
     made = model()
