@@ -267,10 +267,11 @@ class Transformer(Family):
         Greedy, or by beam search with config.beams, unless the request's temperature is above 0.
 
         Raises:
-            ValueError: prompts are missing or too long.
+            ValueError: prompts are missing or too long, or a number of the request is out of range.
         """
         if self.config.beams > 1 and not request.options.get("temperature"):
             source_NS = self._sources(request)
+            sampling_rules(request, 0.0, source_NS.device)  # refused here as they are step by step
             most = request.options.get("max_tokens")
             return self.beam_search(source_NS, self.config.beams, most)[0]
         return to_end(self, self.begin(request))

@@ -219,6 +219,16 @@ def test_a_config_with_beams_searches_and_does_not_go_step_by_step() -> None:
     assert (found[:, 5:] == -1).all()
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_is_out_of_range_is_refused_whether_a_token_or_a_beam_is_looked_for(
+    beams: int,
+) -> None:
+    model = transformer(beams=beams)
+    for name, value in (("top_k", 0), ("top_p", 1.5), ("max_tokens", 0)):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            model.sample(Request(seeds=(0,), prompts=("one two",), **{name: value}))
+
+
 def test_smoothed_labels_have_the_closed_form() -> None:
     """KL to (1 - s) one-hot + s / K, plus that mixture's entropy, is torch's label_smoothing and ours."""
     for smoothing in (0.0, 0.1, 0.5):
