@@ -133,8 +133,13 @@ class Request:
         for name, value in values.items():
             object.__setattr__(self, name, value)
         texts = {"prompts": prompts, "prompt_tokens": prompt_tokens, "dialogues": dialogues}
-        for name, rows in {**texts, **self.given}.items():
-            if len(rows) not in {0, len(seeds)}:
+        asked_in = {name: rows for name, rows in texts.items() if rows}
+        if len(asked_in) > 1:
+            raise ValueError(
+                f"a row is asked for once, got {' and '.join(asked_in)}: give one of them"
+            )
+        for name, rows in {**asked_in, **self.given}.items():
+            if len(rows) != len(seeds):
                 raise ValueError(f"{len(seeds)} seeds but {len(rows)} {name}: give one a seed")
 
     @property
