@@ -112,11 +112,24 @@ class Tokenizer:
         if isinstance(text, str):
             ends = self._ends(text)
         else:
-            tokens, text = text, self.decode(text)
-            heads = (self.decode(tokens[: place + 1]) for place in range(len(tokens)))
-            ends = [len(head.rstrip(UNFINISHED)) for head in heads]
+            ends, text = self._shown(text), self.decode(text)
         places = [*accumulate(ends[:-1], max, initial=0), len(text)]
         return [text[a:b] for a, b in pairwise(places)] if ends else []
+
+    def _shown(self, tokens: Sequence[int]) -> list[int]:
+        """Return how many whole characters each of the tokens and those before it show.
+
+        A token is decoded behind the last ones alone that showed something whole: all of them, time and again, would
+        take seconds of a prompt of thousands.
+        """
+        found, whole, known, before, first = [], 0, 0, 0, 0
+        for place in range(1, len(tokens) + 1):
+            part = self.decode(tokens[before:place])[known:]
+            found.append(whole + len(part.rstrip(UNFINISHED)))
+            if part and not part.endswith(UNFINISHED):
+                before, first, whole = first, place, whole + len(part)
+                known = len(self.decode(tokens[before:first]))
+        return found
 
     def _ends(self, text: str) -> list[int]:
         """Return where in a text each of its tokens ends, in characters."""

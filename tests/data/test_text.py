@@ -1,7 +1,7 @@
 import gzip
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,28 @@ def test_each_token_has_its_part_of_a_text_and_the_parts_are_the_text(kind: str,
     for token, part in zip(tokens, found.pieces(said), strict=True):
         alone = found.decode([token])
         assert "\ufffd" in alone or part.strip() == alone.strip()
+
+
+class Counting(Tokenizer):
+    """One that counts the tokens that it decodes."""
+
+    decoded = 0
+
+    def decode(self, tokens: Iterable[int], *, continued: bool = False) -> str:
+        tokens = list(tokens)
+        self.decoded += len(tokens)
+        return super().decode(tokens, continued=continued)
+
+
+def test_the_parts_of_twice_as_many_tokens_take_twice_the_work() -> None:
+    """lm-evaluation-harness sends prompts as tokens, as long as a context, and has each token's part told."""
+    found = Counting(tokenizing.train([TEXT], "bytes", tokenizing.LEAST_BYTES))
+    tokens, work = found.encode("é 😀 a " * 40), []
+    for count in (len(tokens) // 2, len(tokens)):
+        found.decoded = 0
+        found.pieces(tuple(tokens[:count]))
+        work.append(found.decoded)
+    assert work[1] < 2.5 * work[0]
 
 
 def test_a_tokenizer_of_words_as_it_was_stored_before_completes_with_its_space() -> None:
