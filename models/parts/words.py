@@ -113,7 +113,8 @@ def unknown(caption: str, vocabulary: Sequence[str]) -> list[str]:
     """Return the words of a caption that are not in the vocabulary, each once; none where it is of pieces."""
     if UNKNOWN in vocabulary:
         return []
-    return [word for word in dict.fromkeys(split(caption)) if word not in vocabulary]
+    known = frozenset(vocabulary)
+    return [word for word in dict.fromkeys(split(caption)) if word not in known]
 
 
 def encode(captions: Sequence[str], vocabulary: Sequence[str], max_words: int) -> Tensor:
