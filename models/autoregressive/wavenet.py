@@ -198,8 +198,8 @@ class WaveNet(Family):
     def forward(self, batch: Batch, player: str = "model") -> Losses:  # noqa: ARG002 - one player
         """Return the mean nats of a sample, over a random window of each row, inside its length.
 
-        A window may begin before the sound does, so that its first samples are learned as often as others; the first
-        samples of one that begins later only serve to predict the others from.
+        A window that would begin before the sound, by a receptive field at most, begins with it, so that its first
+        samples are learned often, too; the first ones of a later window only serve to predict the others from.
         """
         level_BT, length_B = self._levels(batch)
         window = min(self.config.window, level_BT.shape[1])
