@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 def check_rows(spec: Stage | TrainingSpec, model: "Trainable | None" = None) -> None:
     """Refuse a batch that the workers asked for, their parts and, of a model, the turns of its players cannot share.
 
+    Of an elastic training the fewest workers must be able to as well: that many are left where nodes are lost.
+
     Raises:
         ValueError: says what the batch, or a worker's rows of it, must be a multiple of.
     """
-    rows = rows_of(spec, max(1, spec.resources.num_workers))
-    if model is not None:
-        check_turns(model, rows, spec.training.accumulate)
+    asked = spec.resources
+    for workers in {max(1, asked.num_workers), *(asked.elastic or ())[:1]}:
+        rows = rows_of(spec, workers)
+        if model is not None:
+            check_turns(model, rows, spec.training.accumulate)
 
 
 def rows_of(spec: Stage | TrainingSpec, world: int) -> int:

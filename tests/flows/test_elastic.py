@@ -1,5 +1,6 @@
 """A training that goes on with another number of workers learns the same batches in the same order."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flows.recipe import Resources
 from flows.training.attempt import train
 from flows.training.nodes import Thing, inspect, things
 from flows.training.ranks import Ranks
+from flows.training.rows import check_rows
 from flows.training.run_folder import RunFolder
 from flows.training.spec import TrainingSpec
 from tests.flows.training_kit import TOY, prepare, spec_of, train_without_ray
@@ -61,6 +63,16 @@ def test_bounds_of_an_elastic_training_hold_its_number_of_workers() -> None:
     for elastic in ((3, 4), (1, 1), (4, 1)):
         with pytest.raises(ValueError, match=r"elastic \[.*\] must hold num_workers, which is 2"):
             Resources(num_workers=2, elastic=elastic)
+
+
+def test_the_fewest_workers_of_an_elastic_training_must_share_its_batch_too(prepared: Path) -> None:
+    """Else it ends when a node is lost."""
+    spec = spec_of(prepared, workers=4)
+    for elastic, says in (((2, 4), ""), ((3, 4), "batch_size 8 must be a multiple of 3")):
+        resources = spec.resources.model_copy(update={"elastic": elastic})
+        changed = spec.model_copy(update={"resources": resources})
+        with pytest.raises(ValueError, match=says) if says else nullcontext():
+            check_rows(changed)
 
 
 def test_how_elastic_a_training_is_does_not_change_what_it_is(prepared: Path) -> None:
