@@ -64,14 +64,14 @@ def families(
             if write is not None:
                 _into(write, [one])
             for cells in experiments.lines(one):
-                aside.print("  " + "  ".join(cells), markup=False, soft_wrap=True)
+                aside.print("  " + "  ".join(cells), soft_wrap=True)
     if as_json:
         show_json([{**row.model_dump(mode="json"), "good": row.good} for row in rows])
     else:
         shown = [cells for row in rows for cells in experiments.lines(row)]
         show_table("experiments", experiments.COLUMNS, shown)
         for note in (note for row in rows for note in row.notes):
-            console.print(note, style="dim", markup=False, soft_wrap=True)
+            console.print(note, style="dim", soft_wrap=True)
     if any(row.good is False or row.note.startswith("failed") for row in rows):
         raise typer.Exit(1)
 

@@ -208,7 +208,7 @@ def _warn(answer: Any) -> None:
     """Say what of a request the gateway did not read, beside what was asked for."""
     found = answer if isinstance(answer, dict) else answer.model_extra or {}
     for one in found.get("warnings") or ():
-        aside.print(f"warning: {printable(one)}", style="yellow", markup=False, soft_wrap=True)
+        aside.print(f"warning: {printable(one)}", style="yellow", soft_wrap=True)
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def prepare(
         )
     splits = ", ".join(f"{split} {s['rows']}" for split, s in ready.header["splits"].items())
     did = f"ran {', '.join(ready.ran)}" if ready.ran else "nothing changed"
-    console.print(f"[bold]{name}[/]: {splits} ({did})")
+    console.print(f"[bold]{name}[/]: {splits} ({did})", markup=True)
     console.print(f"identity {ready.identity}, in {ready.path}", style="dim")
     if ready.report is not None:
         console.print(f"report: {ready.report}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from flows.cli.terminal import (
     AsJson,
@@ -204,14 +205,15 @@ def lineage(
     if as_json:
         show_json(graph.as_json())
     if mermaid:
-        console.print(mermaid_text(graph), markup=False, soft_wrap=True, end="")
+        console.print(mermaid_text(graph), soft_wrap=True, end="")
     if as_json or mermaid:
         if output is None:
             return
     else:
         for node in graph.nodes:
             lines = ", ".join(node.lines)
-            console.print(f"  {node.column:<9} [bold]{node.title}[/]  {lines}", soft_wrap=True)
+            line = Text.assemble(f"  {node.column:<9} ", (node.title, "bold"), f"  {lines}")
+            console.print(line, soft_wrap=True)
     path = output or settings().state / "pages" / f"lineage-{graph.name}.html"
     with atomic_write(path) as file:
         file.write(page(graph).encode())
@@ -255,7 +257,7 @@ def import_version(
         )
         return
     did = ", ".join(found.published) if found.published else "nothing: all of it was here"
-    console.print(f"[bold]{ref}[/]  sha256 {found.version.digest}", soft_wrap=True)
+    console.print(f"[bold]{ref}[/]  sha256 {found.version.digest}", soft_wrap=True, markup=True)
     console.print(f"published {did}; signed by {found.signer}", style="dim", soft_wrap=True)
     console.print(f"next: atelier show {ref}, atelier promote {ref}")
 
@@ -307,11 +309,11 @@ def import_checkpoint(
         said = {"ref": version.ref, "digest": version.digest, "gate": gate}
         show_json({**said, "licence": found.licence, "left_out": found.left_out})
         return
-    console.print(f"[bold]{version.ref}[/]  sha256 {version.digest}", soft_wrap=True)
+    console.print(f"[bold]{version.ref}[/]  sha256 {version.digest}", soft_wrap=True, markup=True)
     left = f"; not taken in: {', '.join(found.left_out)}" if found.left_out else ""
-    console.print(f"licence {found.licence}{left}", style="dim", markup=False, soft_wrap=True)
+    console.print(f"licence {found.licence}{left}", style="dim", soft_wrap=True)
     after = f"atelier promote {version.ref}" if asked else "judge it: --recipe RECIPE"
-    console.print(f"gate {gate}; next: {after}", markup=False, soft_wrap=True)
+    console.print(f"gate {gate}; next: {after}", soft_wrap=True)
 
 
 def export_lora(name: Ref, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
@@ -320,7 +322,7 @@ def export_lora(name: Ref, file: Annotated[Path, typer.Argument(metavar="FILE")]
     from flows.provenance import lora_files
 
     version, layers = lora_files.write(name, file)
-    console.print(f"{file}: {layers} layers of {version.ref}", markup=False, soft_wrap=True)
+    console.print(f"{file}: {layers} layers of {version.ref}", soft_wrap=True)
 
 
 def import_lora(
@@ -338,4 +340,4 @@ def import_lora(
     from flows.provenance import lora_files
 
     version = lora_files.take_in(file, base, name)
-    console.print(f"[bold]{version.ref}[/]  sha256 {version.digest}", soft_wrap=True)
+    console.print(f"[bold]{version.ref}[/]  sha256 {version.digest}", soft_wrap=True, markup=True)

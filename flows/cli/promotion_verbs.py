@@ -86,7 +86,7 @@ def _make_sure_of(name: str) -> None:
     try:
         registry().get(name)
     except Unreachable as error:
-        aside.print(f"whether {name} is registered is not known: {error}", markup=False)
+        aside.print(f"whether {name} is registered is not known: {error}")
 
 
 def _moment(text: str) -> datetime:
@@ -150,7 +150,7 @@ def rollback(
     if as_json:
         show_json(found)
     else:
-        console.print(f"[bold]{found['ref']}[/] is in {place} again")
+        console.print(f"[bold]{found['ref']}[/] is in {place} again", markup=True)
 
 
 def approve(promotion: Promotion, reason: Reason = "", as_json: AsJson = False) -> None:
@@ -205,7 +205,8 @@ def _show(found: dict[str, Any]) -> None:
     elif found["changed"]:
         name = found["ref"].split(":")[0]
         console.print(
-            f"[bold]{found['ref']}[/] is in {found['place']}; take it back with: atelier rollback {name}"
+            f"[bold]{found['ref']}[/] is in {found['place']}; take it back with: atelier rollback {name}",
+            markup=True,
         )
     else:
         console.print(f"{found['ref']} is in {found['place']} already")
@@ -221,9 +222,7 @@ def waiting(found: dict[str, Any]) -> None:
     count, by = row.policy["count"], row.policy["by"]
     who = f"one of {', '.join(by)}" if by else f"somebody other than {row.actor}"
     many = "" if count == 1 else f", {count} in all"
-    console.print(
-        f"[bold]{row.ref}[/] passed its gate and waits until {utc(row.expires)} for {who}{many}"
-    )
+    console.print(f"{row.ref} passed its gate and waits until {utc(row.expires)} for {who}{many}")
     console.print(
         f"they type: atelier approve {row.id} --reason WHY   (or: atelier reject {row.id})"
     )

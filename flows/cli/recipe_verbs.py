@@ -67,4 +67,4 @@ def new(
         path.unlink()
         raise
     shown = os.path.relpath(path)
-    console.print(f"[bold]{shown}[/] is written; next: atelier run {shown}", soft_wrap=True)
+    console.print(f"{shown} is written; next: atelier run {shown}", soft_wrap=True)

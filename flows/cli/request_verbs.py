@@ -95,13 +95,13 @@ def _text(name: str, prompt: str, output: Path | None, seed: int | None, *, chat
         made = client.answer(name, prompt, [("user", prompt)] if chats else None, seed=seed)
         choice = parse_json(made, "the answer")["choices"][0]
         said = choice["message"]["content"] if chats else choice["text"]
-        console.print(printable(said), markup=False, soft_wrap=True)
+        console.print(printable(said), soft_wrap=True)
         _keep(made, output)
         return
     pieces = []
     for piece in client.write(name, prompt, chats=chats, seed=seed):
         pieces.append(piece)
-        console.print(printable(piece), end="", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(piece), end="", highlight=False, soft_wrap=True)
     console.print()
     if output is not None:
         with atomic_write(output) as file:

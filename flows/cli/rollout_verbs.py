@@ -80,7 +80,7 @@ def rollout(
         message = f"[bold]{found['ref']}[/] is in {found['place']}; take it back with: atelier rollback {name}"
         if "waiting" in found:
             message = f"it waits for approval, the rollout goes on; then: atelier rollout {name} --promote"
-        show_json(found) if as_json else console.print(message)
+        show_json(found) if as_json else console.print(message, markup=True)
         return
     if abort:
         ready()
@@ -147,7 +147,8 @@ def _start(
     does = "answers" if place == "canary" else "is compared on"
     console.print(
         f"[bold]{name}:{row['to_version']}[/] {does} {percent:g} % of the requests for {name};"
-        f" watch it with: atelier rollout {name}"
+        f" watch it with: atelier rollout {name}",
+        markup=True,
     )
 
 

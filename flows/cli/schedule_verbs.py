@@ -64,7 +64,9 @@ def add(
     if as_json:
         show_json({"name": name})
     else:
-        console.print(f"[bold]{name}[/] is scheduled; look at it with: atelier schedule list")
+        console.print(
+            f"[bold]{name}[/] is scheduled; look at it with: atelier schedule list", markup=True
+        )
 
 
 def list_schedules(as_json: AsJson = False) -> None:

@@ -114,7 +114,7 @@ def logs(
     from infra.stack.stack import logs as read
 
     for line in read(part, follow=follow):
-        console.print(line, markup=False, end="", soft_wrap=True)
+        console.print(line, end="", soft_wrap=True)
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -197,7 +197,7 @@ def prune(
         return
     show_table("removed" if really else "can go", columns, rows)
     total = sum(piece.megabytes for piece in found)
-    console.print(f"{total:.0f} MB in {len(found)} pieces; DVC's cache: {swept}", markup=False)
+    console.print(f"{total:.0f} MB in {len(found)} pieces; DVC's cache: {swept}")
     if not really:
         console.print("nothing was removed; do it with: atelier prune --yes")
 

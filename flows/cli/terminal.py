@@ -26,10 +26,11 @@ for _stream in ("stdin", "stdout", "stderr"):  # else the next file that is open
     if getattr(sys, _stream) is None:
         setattr(sys, _stream, Path(os.devnull).open("r+"))  # noqa: SIM115 - as long as the process
 ENDLESS: Final = 100_000  # columns: what goes to a file or a program is not wrapped
-console = Console(highlight=False, width=None if sys.stdout.isatty() else ENDLESS)  # what was asked
-aside = Console(  # how it goes: never mixed into --json
-    highlight=False, stderr=True, width=None if sys.stderr.isatty() else ENDLESS
-)
+# a path or a prompt with [brackets] or :colons: is shown as it is
+_SHOWN: Final[dict[str, Any]] = {"highlight": False, "markup": False, "emoji": False}
+console = Console(**_SHOWN, width=None if sys.stdout.isatty() else ENDLESS)  # what was asked
+# how it goes: never mixed into --json
+aside = Console(**_SHOWN, stderr=True, width=None if sys.stderr.isatty() else ENDLESS)
 CONTROLS = {  # but tabs and line ends
     code: 0x2400 + code if code < 0x20 else 0xFFFD
     for code in (*range(0x20), *range(0x7F, 0xA0))
@@ -49,7 +50,7 @@ def show_error(message: str, kind: str, *, as_json: bool = False) -> None:
         with suppress(OSError):
             show_json({"error": {"message": message, "type": kind}})
             return
-    aside.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    aside.print(f"error: {message}", style="red", soft_wrap=True)
 
 
 def show_json(value: Any) -> None:
@@ -69,7 +70,7 @@ def printable(text: str) -> str:
 def show_markdown(text: str) -> None:
     """Print a card: laid out on a terminal, as it was written in a pipe, which has no width to centre in."""
     if not sys.stdout.isatty():
-        console.print(printable(text), markup=False, soft_wrap=True)
+        console.print(printable(text), soft_wrap=True)
         return
     from rich.markdown import Markdown
 
@@ -119,7 +120,7 @@ def ready() -> None:
     from infra.stack.stack import up
 
     began = time.monotonic()
-    started = up(lambda event: aside.print(f"  {event}", style="dim", markup=False))
+    started = up(lambda event: aside.print(f"  {event}", style="dim"))
     if started:
         aside.print(f"the local stack is up ({time.monotonic() - began:.0f} s)")
     use_stack()
@@ -131,7 +132,7 @@ def tell_of_no_worker() -> None:
     from infra.stack.workers import missing
 
     if line := missing():
-        aside.print(line, style="yellow", markup=False, soft_wrap=True)
+        aside.print(line, style="yellow", soft_wrap=True)
 
 
 @contextmanager
@@ -170,7 +171,7 @@ def _shown(progress: Any) -> Iterator[None]:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=now.steps, loss=0.0, speed=0.0)
             if now.note:
-                aside.print(f"  {name}: {now.note}", markup=False)
+                aside.print(f"  {name}: {now.note}")
                 bars.update(tasks[name], completed=now.step)
                 return
             bars.update(tasks[name], completed=now.step, loss=now.loss, speed=now.samples_per_s)
@@ -187,7 +188,7 @@ class _Lines:
 
     def show(self, name: str, now: "Progress") -> None:
         if now.note:  # it does not move, and this is why
-            aside.print(f"  {name}: {now.note}", markup=False, soft_wrap=True)
+            aside.print(f"  {name}: {now.note}", soft_wrap=True)
             return
         if time.monotonic() - self.last.get(name, 0) < 10 and now.step < now.steps:
             return

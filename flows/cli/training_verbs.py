@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.text import Text
 
 from flows.cli import completing
 from flows.cli.promotion_verbs import waiting
@@ -84,7 +85,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fal
         from flows.provenance.bases import unseen
 
         for line in unseen(wanted):
-            console.print(line, style="yellow", markup=False, soft_wrap=True)
+            console.print(line, style="yellow", soft_wrap=True)
     bounds = wanted.gate.metrics
     rows = [
         (name, bounds[name].says if name in bounds else "", why)
@@ -95,7 +96,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fal
     if not wanted.gate.metrics:
         console.print("the gate has no metric: nothing could be promoted")
     again = shlex.join(["atelier", "run", str(recipe), *_set_again(overrides)])
-    console.print(f"{recipe} can run; next: {again}", markup=False, soft_wrap=True)
+    console.print(f"{recipe} can run; next: {again}", soft_wrap=True)
 
 
 def _set_again(overrides: Sequence[str] | None) -> list[str]:
@@ -114,11 +115,10 @@ def train(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fal
         show_json(trained)
         return
     for name, version in trained.items():
-        console.print(f"{name}: [bold]{version['name']}:{version['version']}[/]")
+        console.print(f"{name}: [bold]{version['name']}:{version['version']}[/]", markup=True)
     again = shlex.join(["atelier", "run", str(recipe), *_set_again(overrides)])
     console.print(
         f"next: {again}   (judges and promotes; nothing is trained twice)",
-        markup=False,
         soft_wrap=True,
     )
 
@@ -136,9 +136,9 @@ def run(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False
     if "waiting" in found["promoted"]:
         waiting(found["promoted"])
         return
-    console.print(f"[bold]{ref}[/] is in production")
+    console.print(f"[bold]{ref}[/] is in production", markup=True)
     asked = (wanted.try_prompts or ("",))[0]
-    console.print(f"next: {_asking(ref, asked)}", soft_wrap=True, markup=False)
+    console.print(f"next: {_asking(ref, asked)}", soft_wrap=True)
 
 
 def evaluate(ref: Ref, as_json: AsJson = False) -> None:
@@ -152,7 +152,8 @@ def evaluate(ref: Ref, as_json: AsJson = False) -> None:
         return
     _metrics_table(ref, found["evaluation"])
     for condition in found["report"]["conditions"]:
-        console.print(f"  {'pass' if condition['passed'] else '[red]FAIL[/]'}  {condition['says']}")
+        verdict = "pass" if condition["passed"] else ("FAIL", "red")
+        console.print(Text.assemble("  ", verdict, f"  {condition['says']}"))
 
 
 def demo(overrides: Overrides = None) -> None:
@@ -243,4 +244,4 @@ def _metrics_table(ref: str, evaluation: dict[str, Any]) -> None:
     ]
     show_table(f"{ref}, judged", ("metric", "value", "95 % interval", "samples"), rows)
     for one in evaluation.get("left_out", []):  # none in files of before
-        console.print(f"in no metric: {one}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"in no metric: {one}", style="yellow", soft_wrap=True)

@@ -76,5 +76,7 @@ def _show(made: dict[str, Any]) -> None:
         f" MLflow run {found['run']}"
     )
     ref = f"{made['version']['name']}:{made['version']['version']}"
-    console.print(f"[bold]{ref}[/] is trial {found['best']} trained in full, a candidate")
+    console.print(
+        f"[bold]{ref}[/] is trial {found['best']} trained in full, a candidate", markup=True
+    )
     console.print(f"next: atelier show {ref}   then   atelier promote {ref}")

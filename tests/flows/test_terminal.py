@@ -79,6 +79,15 @@ def test_a_table_shows_what_it_is_given_and_obeys_none_of_it(
     assert shown.startswith("[b].png")
 
 
+def test_brackets_and_colons_of_a_path_or_a_prompt_are_shown_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rich takes them for styles and emoji."""
+    for shows in (terminal.console, terminal.aside):
+        shows.print("written: cats [b].png :car: [/]")
+    assert [*capsys.readouterr()] == ["written: cats [b].png :car: [/]\n"] * 2
+
+
 def test_times_are_told_in_utc_and_to_programs_with_their_offset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
