@@ -277,6 +277,8 @@ ASKED: Mapping[str, Any] = {
     "logprobs": 0,
 }
 """A value of every text and option of a Request that asks for something."""
+NO_TEXT: Mapping[str, Any] = {"prompts": (), "prompt_tokens": (), "dialogues": ()}
+"""A row is asked for by one of them."""
 
 
 def reader(name: str) -> Family | None:
@@ -302,7 +304,7 @@ def test_nothing_that_is_asked_for_is_silently_ignored(name: str) -> None:
             {"dialogues"} if kind.chats else {"prompt_tokens"} if kind.modality == "text" else set()
         )
         for field in ASKED.keys() - set(model.takes) - (reads or set()):
-            texts = {field: ASKED[field]} if hasattr(able, field) else {}
+            texts = {**NO_TEXT, field: ASKED[field]} if field in NO_TEXT else {}
             options = able.options if texts else {**able.options, field: ASKED[field]}
             with pytest.raises(ValueError, match=f"^{field}: this model .*; leave it out, got"):
                 model.sample(dataclasses.replace(able, **texts, options=options))
