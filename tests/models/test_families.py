@@ -296,9 +296,7 @@ def reader(name: str) -> Family | None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_that_is_asked_for_is_silently_ignored(name: str) -> None:
     """What a family has no use for is refused by name; a value that asks for nothing is not."""
-    for model in (shaken(name), reader(name)):
-        if model is None:
-            continue
+    for model in filter(None, (shaken(name), reader(name))):
         able, kind = request(model, (1,)), model.capabilities
         reads = kind.condition == "text" and {"prompts"} | (
             {"dialogues"} if kind.chats else {"prompt_tokens"} if kind.modality == "text" else set()
