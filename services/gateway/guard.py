@@ -3,7 +3,7 @@
 A request id, headers that may not come in, the key, the body, the number of requests under way. Closed unless opened:
 only the two health routes answer without a key once there is one, and links that are signed. The platform itself, which
 tries a version before it is promoted, is let in however many requests are under way; a key that has fewer than its even
-share of them is, too, so that no key's flood keeps the others out.
+share of them is, too, up to twice as many, so that no one key's flood keeps the others out.
 """
 
 import asyncio
@@ -151,7 +151,7 @@ class Guard:
         """Return why a client must wait: the gateway is full, and it has its even share of what fits; else nothing."""
         total, most = self._under_way.total(), self._max_under_way
         sharing = len(self._under_way.keys() | {client})
-        if total < most or self._under_way[client] < most // sharing:
+        if total < most or (total < 2 * most and self._under_way[client] < most // sharing):
             return ""
         return f"{total} requests are under way, at most {most} may be"
 

@@ -65,6 +65,7 @@ SAID = {
     "Chapter IV of World War II": "chapter four of world war two",
     "Henry VIII and Charles I of England": "henry the eighth and charles the first of england",
     "Henry I think, class C": "henry i think, class c",
+    "Book I read in World War I was Part I.": "book i read in world war one was part one.",
     "the US, UN and IMF; FAQ": "the u s, u n and i m f, f ay q",
     "GIVE US MORE": "give us more",
     "CEOs at AT&T": "ceo's at ay t and t",
@@ -133,7 +134,7 @@ def test_symbols_keep_their_places_in_a_version() -> None:
     assert (FRONT_END, digest("\n".join(SYMBOLS)), digest(said)) == (
         "english-arpabet 2",
         "1db408dcb468",
-        "aa5c03a5f7fe",
+        "7e0cf68afe58",
     )
 
 

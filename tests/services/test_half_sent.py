@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,16 @@ def test_no_key_s_flood_keeps_another_key_out(
         assert not app._under_way
 
     asyncio.run(run())
+
+
+def test_keys_that_share_what_is_full_have_twice_of_it_at_most(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_max_under_way", 8)
+    monkeypatch.setattr(app, "_under_way", Counter(one=8, two=4))
+    assert not app._full("three")
+    monkeypatch.setattr(app, "_under_way", Counter(one=8, two=4, three=2, four=2))
+    assert "16 requests are under way" in app._full("five")
 
 
 def test_a_deadline_frees_the_model_as_a_client_that_leaves_does(workshop: Any) -> None:
