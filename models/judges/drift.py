@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,9 +30,9 @@ def stability_index(expected: Mapping[str, int], found: Mapping[str, int]) -> fl
 def stability_test(
     expected: Mapping[str, int], found: Mapping[str, int], draws: int = 2000, seed: int = 0
 ) -> float:
-    """Return the p-value of a stability index: the share of draws by the expected shares alone that reach it.
+    """Return the p-value of a stability index: the share of draws of both sides by their pooled shares that reach it.
 
-    As many are drawn as were found, by a fixed seed, and the found ones counted among the draws. By chance the index
+    As many are drawn a side as it has, by a fixed seed, and the found ones counted among the draws. By chance the index
     is about (k - 1) / n of k categories and n counts, so that a few counts of many categories pass any fixed limit
     (Yurdakul & Naranjo 2020, Journal of Risk Model Validation 14(4)).
 
@@ -45,11 +46,12 @@ def stability_test(
         True
     """
     then, now = _tables(expected, found)
-    shares = ((then + 0.5) / (then + 0.5).sum()).expand(draws, -1)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(shares, int(now.sum()), replacement=True, generator=generator)
-    counts = torch.zeros_like(shares).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    reached = (_index(then, counts) >= _index(then, now) - 1e-12).sum()
+    pooled = ((then + now) / (then + now).sum()).numpy()
+    chance = np.random.default_rng(seed)
+    # by categories, not by counts: of a hundred thousand requests those took 5 GB and 9 s
+    drawn = [chance.multinomial(int(side.sum()), pooled, size=draws) for side in (then, now)]
+    drawn_then, drawn_now = (torch.from_numpy(counts).double() for counts in drawn)
+    reached = (_index(drawn_then, drawn_now) >= _index(then, now) - 1e-12).sum()
     return (1 + int(reached)) / (1 + draws)
 
 

@@ -1,5 +1,6 @@
 """The measures of drift stay quiet on equal samples and speak up on moved ones."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,3 +73,21 @@ def test_rows_that_do_not_compare_are_refused() -> None:
         energy_test(torch.zeros(1, 2), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="not finite"):
         energy_test(torch.full((3, 2), float("nan")), torch.zeros(3, 2))
+
+
+def test_chance_moves_a_stability_index_in_one_of_a_hundred_and_many_counts_cost_no_memory() -> (
+    None
+):
+    chance, moved = np.random.default_rng(1), 0
+    for _ in range(200):
+        then, now = (
+            {
+                str(place): int(count)
+                for place, count in enumerate(chance.multinomial(size, [0.05] * 20))
+            }
+            for size in (400, 50)
+        )
+        moved += stability_test(then, now, draws=500) < 0.01
+    assert moved <= 8  # more by chance: in .0002 of such runs
+    many = dict.fromkeys(map(str, range(30)), 10**8)
+    assert stability_test(many, many) > 0.99
